@@ -1,0 +1,262 @@
+"""Depth grids: equal panels of Gauss–Legendre nodes on [0, 1], and calculus on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import count, float_tensor, positive
+
+Profile = Callable[[float], Tensor]
+
+_ORDERS = (4, 6, 8, 10, 12, 16)
+_MAX_PANELS = 64
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The Gauss–Legendre rule of one panel, on [0, 1]; all arrays are NumPy float64.
+
+    Attributes
+    ----------
+    nodes, weights : (m,)
+        Gauss nodes and weights.
+    integrate : (m, m)
+        Entry (i, j) is the integral from 0 to c_i of the j-th Lagrange polynomial: the matrix A of the Gauss
+        Runge–Kutta method (Hairer–Lubich–Wanner, Geometric Numerical Integration, II.1.3).
+    differentiate : (m, m)
+        Derivative at c_i of the j-th Lagrange polynomial.
+    to_legendre : (m, m)
+        Values at the nodes → coefficients of the Legendre polynomials P_0 … P_{m−1} on [0, 1].
+    barycentric : (m,)
+        Barycentric weights of the nodes.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    integrate: np.ndarray
+    differentiate: np.ndarray
+    to_legendre: np.ndarray
+    barycentric: np.ndarray
+
+
+@lru_cache(maxsize=None)
+def gauss_rule(order: int) -> Rule:
+    """The Gauss–Legendre rule with `order` nodes, computed through Legendre coefficients (stable to high order)."""
+    legendre = np.polynomial.legendre
+    x, w = legendre.leggauss(order)
+    degrees = np.arange(order)
+    values = legendre.legvander(x, order)  # P_0 … P_m at the nodes
+    to_legendre = (2 * degrees[:, None] + 1) / 2 * values[:, :-1].T * w
+    # ∫_{-1}^x P_k = (P_{k+1} − P_{k−1}) / (2k + 1), and x + 1 for k = 0
+    primitive = np.empty((order, order))
+    primitive[:, 0] = x + 1
+    for k in range(1, order):
+        primitive[:, k] = (values[:, k + 1] - values[:, k - 1]) / (2 * k + 1)
+    slope = np.stack([legendre.legval(x, legendre.legder(np.eye(order)[k])) for k in range(order)], axis=1)
+    # Weights of the barycentric formula on Gauss nodes: (−1)^j sqrt((1 − x_j²) w_j), Wang–Xiang 2012
+    barycentric = (-1.0) ** degrees * np.sqrt((1 - x**2) * w)
+    return Rule((x + 1) / 2, w / 2, primitive @ to_legendre / 2, slope @ to_legendre * 2, to_legendre, barycentric)
+
+
+@dataclass(frozen=True, eq=False)
+class DepthGrid:
+    """Panels of Gauss–Legendre nodes on the depth interval [0, 1].
+
+    A function of depth is held by its values on the nodes, shape `(..., N, d, d)`, N = panels · order, and stands for
+    the polynomial of degree order − 1 through them on each panel.
+
+    Attributes
+    ----------
+    panels, order : int
+        Number of equal panels and of nodes in each.
+    nodes, weights : Tensor (N,)
+        Depth nodes in (0, 1), increasing, and quadrature weights (their sum is 1).
+    """
+
+    panels: int
+    order: int
+    nodes: Tensor
+    weights: Tensor
+
+    @classmethod
+    def gauss(
+        cls, panels: int = 4, order: int = 6, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> DepthGrid:
+        """The grid of `panels` equal panels with `order` Gauss–Legendre nodes each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If panels or order is not an integer of at least 1.
+        """
+        panels, order = count("panels", panels), count("order", order)
+        rule = gauss_rule(order)
+        starts = np.arange(panels)[:, None]
+        nodes = ((starts + rule.nodes) / panels).ravel()
+        weights = np.tile(rule.weights / panels, panels)
+        return cls(panels, order, *(torch.as_tensor(a, dtype=dtype, device=device) for a in (nodes, weights)))
+
+    @classmethod
+    def auto(cls, W: Profile, tol: float) -> DepthGrid:
+        """The grid with the fewest nodes on which W, and X with X' = W X, are resolved to `tol`.
+
+        On every panel the Legendre coefficients of W and of W X are computed; a grid is accepted when the last two
+        of them are below `tol` times the largest value of the same function.
+
+        Parameters
+        ----------
+        W : callable, float s → Tensor (..., d, d)
+        tol : float
+            Relative tolerance, above 0 (values below 1e-14 are out of reach in float64).
+
+        Raises
+        ------
+        ValueError
+            If no grid of up to 64 panels of 16 nodes resolves W: it is rough, and a solver of high order is of no use.
+        """
+        positive("tol", tol)
+        from .collocation import stages  # the products are computed on a grid, so the import must wait
+
+        sizes = sorted(
+            ((2**k, m) for k in range(_MAX_PANELS.bit_length()) for m in _ORDERS), key=lambda size: size[0] * size[1]
+        )
+        for panels, order in sizes:
+            grid = cls.gauss(panels, order)
+            values = sample(W, grid.nodes)
+            forward = stages(grid, values).forward.flatten(-4, -3)
+            if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol:
+                return grid
+        raise ValueError(
+            f"W is not resolved to tol={tol} by {_MAX_PANELS} panels of {_ORDERS[-1]} nodes: it is rough or oscillates "
+            f"fast in s; raise tol, or choose a grid with DepthGrid.gauss(panels, order)"
+        )
+
+    def __len__(self) -> int:
+        return self.panels * self.order
+
+    @property
+    def rule(self) -> Rule:
+        """The rule of one panel, scaled to [0, 1]."""
+        return gauss_rule(self.order)
+
+    def panelled(self, values: Tensor) -> Tensor:
+        """`(..., N, a, b)` seen as `(..., panels, order, a, b)`."""
+        return values.unflatten(-3, (self.panels, self.order))
+
+    def integrate(self, values: Tensor) -> Tensor:
+        """∫₀¹ of a function given on the nodes: `(..., N, a, b)` → `(..., a, b)`."""
+        return torch.einsum("n,...nab->...ab", self.weights.to(values), self._check(values))
+
+    def antiderivative(self, values: Tensor) -> Tensor:
+        """∫₀^{s_i} of a function given on the nodes, at the nodes: `(..., N, a, b)` → the same shape."""
+        local = self.panelled(self._check(values))
+        within = _along_nodes(self.rule.integrate / self.panels, local)
+        whole = torch.einsum("m,...mab->...ab", self.weights[: self.order].to(values), local)
+        before = torch.cumsum(whole, dim=-3) - whole
+        return (within + before.unsqueeze(-3)).flatten(-4, -3)
+
+    def differentiate(self, values: Tensor) -> Tensor:
+        """d/ds of the panel polynomials, at the nodes: `(..., N, a, b)` → the same shape."""
+        local = self.panelled(self._check(values))
+        return _along_nodes(self.rule.differentiate * self.panels, local).flatten(-4, -3)
+
+    def legendre(self, values: Tensor) -> Tensor:
+        """Legendre coefficients on each panel: `(..., N, a, b)` → `(..., panels, order, a, b)`."""
+        return _along_nodes(self.rule.to_legendre, self.panelled(self._check(values)))
+
+    def project(self, values: Tensor, degree: int) -> Tensor:
+        """The panel polynomials cut off above `degree` (L² projection on each panel): `(..., N, a, b)` → the same shape."""
+        rule = self.rule
+        keep = np.polynomial.legendre.legvander(2 * rule.nodes - 1, degree) @ rule.to_legendre[: degree + 1]
+        return _along_nodes(keep, self.panelled(self._check(values))).flatten(-4, -3)
+
+    def tail(self, values: Tensor) -> float:
+        """The largest of the last two Legendre coefficients over all panels, relative to the largest value."""
+        scale = float(torch.linalg.matrix_norm(values).max())
+        last = torch.linalg.matrix_norm(self.legendre(values)[..., -2:, :, :])
+        return float(last.max()) / scale if scale > 0 else 0.0
+
+    def interpolate(self, values: Tensor, s: Tensor | float) -> Tensor:
+        """Values of the panel polynomials at the depths `s`.
+
+        Parameters
+        ----------
+        values : Tensor (..., N, a, b)
+        s : float or Tensor (M,)
+            Depths in [0, 1].
+
+        Returns
+        -------
+        Tensor (..., M, a, b), or (..., a, b) when s is a float.
+
+        Raises
+        ------
+        ValueError
+            If a depth is outside [0, 1] or the shape of `values` does not fit the grid.
+        """
+        points = torch.as_tensor(s, dtype=self.nodes.dtype, device=self.nodes.device).reshape(-1)
+        if not bool(((points >= 0) & (points <= 1)).all()):
+            raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
+        panel = (points * self.panels).long().clamp(max=self.panels - 1)
+        columns = panel[:, None] * self.order + torch.arange(self.order, device=panel.device)
+        matrix = torch.zeros(len(points), len(self)).to(points)
+        matrix.scatter_(1, columns, self._lagrange(points * self.panels - panel))
+        result = (matrix.to(values) @ self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
+        return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
+
+    def _lagrange(self, x: Tensor) -> Tensor:
+        """Lagrange polynomials of one panel at x in [0, 1]: (M,) → (M, order), by the barycentric formula."""
+        nodes = torch.as_tensor(self.rule.nodes).to(x)
+        difference = x[:, None] - nodes
+        exact = difference == 0
+        terms = torch.as_tensor(self.rule.barycentric).to(x) / torch.where(exact, 1.0, difference)
+        terms = torch.where(exact.any(-1, keepdim=True), exact.to(x), terms)
+        return terms / terms.sum(-1, keepdim=True)
+
+    def _check(self, values: Tensor) -> Tensor:
+        if values.ndim < 3 or values.shape[-3] != len(self):
+            raise ValueError(
+                f"values must have shape (..., N, a, b) with N = {len(self)} depth nodes, got {tuple(values.shape)}"
+            )
+        return values
+
+
+def sample(W: Profile, nodes: Tensor) -> Tensor:
+    """A profile W(s) on depth nodes.
+
+    Parameters
+    ----------
+    W : callable, float s → Tensor (..., d, d)
+        If it has a method `at`, that is called with all the nodes at once instead.
+    nodes : Tensor (N,)
+
+    Returns
+    -------
+    Tensor (..., N, d, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not a finite floating-point square matrix, or the shape changes with s.
+    """
+    at = getattr(W, "at", None)
+    if at is not None:
+        return at(nodes)
+    if not callable(W):
+        raise TypeError(f"W must be a function of a float s that returns a (d, d) tensor, got {type(W).__name__}")
+    values = [float_tensor(f"W({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
+    shapes = {tuple(v.shape) for v in values}
+    if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
+        raise ValueError(f"W(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
+    return torch.stack(values, dim=-3)
+
+
+def _along_nodes(matrix: np.ndarray, local: Tensor) -> Tensor:
+    """Applies an (m, m) matrix along the node axis of `(..., panels, m, a, b)`."""
+    return (torch.as_tensor(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])

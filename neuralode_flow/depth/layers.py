@@ -1,0 +1,115 @@
+"""Layer rules: how one layer of a finite network moves X by W_k over the depth 1/L.
+
+A rule maps A = W_k / L to the layer U = rule(A). Euler: I + A. RK2: I + A + A²/2. Cayley: (I − A/2)⁻¹(I + A/2).
+Exponential: exp(A). The convergence orders in 1/L are 1, 2, 2, 2 with midpoint sampling.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..registry import Registry
+from .chain import identity_like
+
+
+class LayerRule(Protocol):
+    """What a layer rule promises, for A of shape `(..., L, d, d)`.
+
+    1. `layer(A)` gives U = rule(A) and whatever `adjoint` wants to reuse; U is differentiable by autograd.
+    2. `adjoint(A, saved, M)` is the gradient of tr(MᵀU) with respect to A, exact to round-off.
+    3. `order` is the order of convergence in 1/L with midpoint sampling.
+    4. `quadratic_law` is True where L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) is conserved exactly by the training flow.
+    """
+
+    order: int
+    quadratic_law: bool
+
+    def layer(self, A: Tensor) -> tuple[Tensor, Any]: ...
+
+    def adjoint(self, A: Tensor, saved: Any, M: Tensor) -> Tensor: ...
+
+
+LAYERS: Registry[LayerRule] = Registry("layer rule")
+
+
+class Euler:
+    """U = I + A."""
+
+    order = 1
+    quadratic_law = True
+
+    def layer(self, A: Tensor) -> tuple[Tensor, None]:
+        return identity_like(A) + A, None
+
+    def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
+        return M
+
+
+class RK2:
+    """U = I + A + A²/2."""
+
+    order = 2
+    quadratic_law = False
+
+    def layer(self, A: Tensor) -> tuple[Tensor, None]:
+        return identity_like(A) + A + A @ A / 2, None
+
+    def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
+        return M + (A.mT @ M + M @ A.mT) / 2
+
+
+class Cayley:
+    """U = (I − A/2)⁻¹(I + A/2) = 2R − I with R = (I − A/2)⁻¹, so that dU = R dA R."""
+
+    order = 2
+    quadratic_law = False
+
+    def layer(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        identity = identity_like(A)
+        R = torch.linalg.inv(identity - A / 2)
+        return 2 * R - identity, R
+
+    def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:
+        return saved.mT @ M @ saved.mT
+
+
+class Exponential:
+    """U = exp(A) = E² with E = exp(A/2).
+
+    The adjoint of the Fréchet derivative is Eᵀ [sinh(ad/2)/(ad/2)](M) Eᵀ with ad(M) = AᵀM − MAᵀ, summed to round-off:
+    Σ_k ad²ᵏ(M) / (4ᵏ (2k+1)!). Two or three terms do for the small A of a deep network; for large A the derivative is
+    read off the exponential of [[Aᵀ, M], [0, Aᵀ]] (Al-Mohy–Higham 2009).
+    """
+
+    order = 2
+    quadratic_law = False
+
+    SERIES_NORM = 2.0  # above it the terms grow before they shrink, and digits are lost
+
+    def layer(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        E = torch.linalg.matrix_exp(A / 2)
+        return E @ E, E
+
+    def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:
+        B = A.mT
+        if float(torch.linalg.matrix_norm(B).max()) > self.SERIES_NORM:
+            d = A.shape[-1]
+            block = torch.cat((torch.cat((B, M), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
+            return torch.linalg.matrix_exp(block)[..., :d, d:]
+        square, term, total, k = B @ B, M, M, 0
+        threshold = torch.finfo(M.dtype).eps / 8 * float(M.abs().max())
+        while float(term.abs().max()) > threshold:
+            k += 1
+            twice = square @ term - 2 * (B @ term @ B) + term @ square
+            term = twice / (8 * k * (2 * k + 1))
+            total = total + term
+        return saved.mT @ total @ saved.mT
+
+
+LAYERS.register("euler")(Euler())
+LAYERS.register("rk2")(RK2())
+LAYERS.register("cayley")(Cayley())
+LAYERS.register("exp")(Exponential())

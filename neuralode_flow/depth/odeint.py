@@ -1,0 +1,88 @@
+"""Depth products by `torchdiffeq.odeint`: the second, independent route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from ..checks import positive
+from .grid import DepthGrid
+
+
+MAX_EVALUATIONS = 100_000  # in one depth solve; smooth W of moderate norm needs hundreds
+
+
+class OdeintDepth:
+    """X' = W(s) X and its adjoint by an adaptive Runge–Kutta method on the panel polynomials of W.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+        W is given on its nodes and interpolated between them.
+    method : str
+        A method of torchdiffeq with adaptive steps.
+    rtol, atol : float
+        Tolerances of the depth solve. Keep them 100 times below those of the training time: the noise of a loose
+        inner solve makes the outer solver reject steps.
+
+    Raises
+    ------
+    FloatingPointError
+        When the depth solve fails; `integrate` turns it into the status of the run.
+    """
+
+    def __init__(self, grid: DepthGrid, method: str = "dopri5", rtol: float = 1e-11, atol: float = 1e-13) -> None:
+        self.grid = grid
+        self.method = method
+        self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
+
+    def product(self, W: Tensor) -> Tensor:
+        """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
+        return self._solve(W, reverse=False)[1]
+
+    def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
+        forward, z = self._solve(W, reverse=False)
+        backward, _ = self._solve(W, reverse=True)
+        return forward, backward, z
+
+    def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
+        """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z), shape `(..., N, d, d)`."""
+        forward, backward, z = self.propagators(W)
+        return backward.mT @ outer(z).unsqueeze(-3) @ forward.mT
+
+    def _solve(self, W: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        """Values at the nodes and at the far end; in reverse, Y' = −Y W from Y(1) = I."""
+        ends = torch.tensor([0.0, 1.0]).to(self.grid.nodes)
+        times = torch.cat((ends[:1], self.grid.nodes, ends[1:]))
+        times = times.flip(0) if reverse else times
+
+        evaluations = 0
+
+        def right_hand_side(s: Tensor, X: Tensor) -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
+            at = self.grid.interpolate(W, float(s.clamp(0, 1)))
+            slope = -X @ at if reverse else at @ X
+            # torchdiffeq guards these cases by assert only, which `python -O` removes.
+            if evaluations > MAX_EVALUATIONS or not bool(torch.isfinite(slope).all()):
+                raise FloatingPointError(
+                    f"the depth solve with {self.method} failed at s = {float(s):.6g} after {evaluations} evaluations: "
+                    f"X or W is not finite there, or W varies too fast for rtol = {self.rtol:g}"
+                )
+            return slope
+
+        start = torch.eye(W.shape[-1]).to(W).expand(*W.shape[:-3], *W.shape[-2:]).contiguous()
+        # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes.
+        options = {"step_t": times[1:]}
+        try:
+            values = torchdiffeq.odeint(
+                right_hand_side, start, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            )
+        except AssertionError as error:
+            raise FloatingPointError(f"the depth solve with {self.method} failed: {error}") from error
+        values = values.flip(0) if reverse else values
+        return values[1:-1].movedim(0, -3), values[0] if reverse else values[-1]

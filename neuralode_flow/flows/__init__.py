@@ -1,0 +1,1 @@
+"""The vector fields of training, one file each."""

@@ -1,0 +1,67 @@
+"""The training flow of the continuous-depth linear model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checks import square
+from ..depth import DEPTH_SOLVERS, DepthSolver
+from ..depth.grid import DepthGrid, Profile, sample
+from ..laws import continuous_law
+from ..losses import Loss
+from .base import check_matrices
+
+
+class ContinuousFlow:
+    """∂ₜW(t,s) = −P(1,s)ᵀ G P(s,0)ᵀ: gradient flow in L²([0,1]; ds) of f(z), z = P(1,0) (arXiv 2508.07370).
+
+    On the grid this is exactly the gradient flow of the discretised loss in the inner product Σ w_i tr(AᵢᵀBᵢ) when the
+    depth solver is collocation.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+        N depth nodes.
+    loss : Loss
+    depth : str or DepthSolver
+        "collocation" or "torchdiffeq", or a solver made on the same grid.
+
+    Raises
+    ------
+    ValueError
+        If the depth solver is unknown or stands on another grid.
+    """
+
+    def __init__(self, grid: DepthGrid, loss: Loss, depth: str | DepthSolver = "collocation") -> None:
+        self.grid = grid
+        self.loss = loss
+        self.depth: DepthSolver = DEPTH_SOLVERS[depth](grid) if isinstance(depth, str) else depth
+        if self.depth.grid is not grid:
+            raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
+
+    def sample(self, W0: Profile) -> Tensor:
+        """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`."""
+        state = sample(W0, self.grid.nodes)
+        self.check(state)
+        return state
+
+    def check(self, state: Tensor) -> None:
+        """Raises TypeError or ValueError unless the state fits the grid and the loss."""
+        square("state", state)
+        if state.ndim < 3 or state.shape[-3] != len(self.grid):
+            raise ValueError(
+                f"state must have shape (..., N, d, d) with N = {len(self.grid)} depth nodes, got {tuple(state.shape)}"
+            )
+        check_matrices("state", state, self.loss)
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """∂ₜW on the nodes, shape `(..., N, d, d)`."""
+        return -self.depth.gradient(state, self.loss.gradient)
+
+    def product(self, state: Tensor) -> Tensor:
+        """z = P(1,0), shape `(..., d, d)`."""
+        return self.depth.product(state)
+
+    def law(self, state: Tensor) -> Tensor:
+        """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, smoothed on each panel, at the nodes: `(..., N, d, d)`."""
+        return continuous_law(self.grid, state)

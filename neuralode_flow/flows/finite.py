@@ -1,0 +1,82 @@
+"""The training flow of a finite linear network of L layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import count, square
+from ..depth import chain
+from ..depth.grid import Profile, sample
+from ..depth.layers import LAYERS, LayerRule
+from ..laws import euler_law, symmetric_law
+from ..losses import Loss
+from ..registry import unknown_name
+from .base import check_matrices
+
+SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
+
+
+class FiniteFlow:
+    """dW_k/dt = −L ∂f/∂W_k, the gradient flow of f(U_L … U_1) with U_k = rule(W_k/L).
+
+    The factor L is the L² inner product over depth; it is what makes the limit L → ∞ exist.
+
+    Parameters
+    ----------
+    depth : int
+        L >= 1.
+    loss : Loss
+    layer : str or LayerRule
+        "euler", "rk2", "cayley", "exp".
+    sampling : {"midpoint", "left"}
+        `sample` puts W0((k − ½)/L) or W0((k − 1)/L) into layer k = 1 … L.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If depth is not a positive integer or a name is unknown.
+    """
+
+    def __init__(self, depth: int, loss: Loss, layer: str | LayerRule = "euler", sampling: str = "midpoint") -> None:
+        self.depth = count("depth", depth)
+        self.loss = loss
+        self.rule: LayerRule = LAYERS[layer] if isinstance(layer, str) else layer
+        if sampling not in SAMPLINGS:
+            raise ValueError(unknown_name("sampling", sampling, list(SAMPLINGS)))
+        self.sampling = sampling
+
+    @property
+    def nodes(self) -> Tensor:
+        """The depth s_k that stands for layer k, shape (L,)."""
+        return (torch.arange(self.depth, dtype=torch.float64) + SAMPLINGS[self.sampling]) / self.depth
+
+    def sample(self, W0: Profile) -> Tensor:
+        """W0 on the layers' depths: the state `(..., L, d, d)`. A profile with a method `layers` gives them itself."""
+        layers = getattr(W0, "layers", None)
+        state = layers(self.nodes) if layers is not None else sample(W0, self.nodes)
+        self.check(state)
+        return state
+
+    def check(self, state: Tensor) -> None:
+        """Raises TypeError or ValueError unless the state has L layers and fits the loss."""
+        square("state", state)
+        if state.ndim < 3 or state.shape[-3] != self.depth:
+            raise ValueError(
+                f"state must have shape (..., L, d, d) with L = {self.depth} layers, got {tuple(state.shape)}"
+            )
+        check_matrices("state", state, self.loss)
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
+        A = state / self.depth
+        U, saved = self.rule.layer(A)
+        return -self.rule.adjoint(A, saved, chain.gradient(U, self.loss.gradient))
+
+    def product(self, state: Tensor) -> Tensor:
+        """z = U_L … U_1, shape `(..., d, d)`."""
+        return chain.product(self.rule.layer(state / self.depth)[0])
+
+    def law(self, state: Tensor) -> Tensor:
+        """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, up to O(1/L²) for the others."""
+        return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)

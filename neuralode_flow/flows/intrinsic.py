@@ -1,0 +1,44 @@
+"""The intrinsic dynamics: an ODE in the end-to-end map z alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import Kernel
+from ..losses import Loss
+from .base import check_matrices
+
+
+class IntrinsicFlow:
+    """ż = −U (K ∘ (UᵀGV)) Vᵀ with z = U diag(σ) Vᵀ and G = ∇f(z).
+
+    With the kernel `LogMean` this is the limit of infinite depth under relaxed balanced initialisation,
+    ż = −∫₀¹ (zzᵀ)^{1−s} G (zᵀz)^s ds (arXiv 2508.07370); with `DividedDifference` it is the flow of L layers.
+
+    Parameters
+    ----------
+    loss : Loss
+    kernel : Kernel
+    """
+
+    def __init__(self, loss: Loss, kernel: Kernel) -> None:
+        self.loss = loss
+        self.kernel = kernel
+
+    def check(self, state: Tensor) -> None:
+        """Raises TypeError or ValueError unless the state is a finite square matrix that fits the loss."""
+        check_matrices("state", state, self.loss)
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """ż, shape `(..., d, d)`."""
+        U, sigma, Vh = torch.linalg.svd(state)
+        return -U @ (self.kernel(sigma) * (U.mT @ self.loss.gradient(state) @ Vh.mT)) @ Vh
+
+    def product(self, state: Tensor) -> Tensor:
+        """z is the state itself."""
+        return state
+
+    def law(self, state: Tensor) -> Tensor:
+        """No function of z is conserved for every loss: an empty tensor `(..., 0, d, d)`."""
+        return state.new_empty(*state.shape[:-2], 0, *state.shape[-2:])

@@ -1,0 +1,326 @@
+"""Initialisations: profiles W0(s) of the continuous model, and relaxed balanced finite networks.
+
+A profile is a function of the depth s; it may have a method `at(nodes)` that evaluates many depths at once, and a
+method `layers(nodes)` when the layers of a finite network are not its values (rough layers).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import count, float_tensor, positive, real, square
+from .depth import chain
+from .depth.collocation import Collocation
+from .depth.grid import DepthGrid, Profile, sample
+from .kernels import log_factors
+from .matrices import orientation_preserving, polar, random_orthogonal, real_log, skew_log
+from .registry import Registry
+
+INITIALS: Registry[Callable[..., Profile]] = Registry("initialisation")
+
+# Twist and shift are integrated once on this grid: polynomials of degree 15 on 16 panels.
+_FINE_PANELS, _FINE_ORDER, _RESOLVED = 16, 16, 1e-11
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """W0(s) = W for every s; W of shape `(..., d, d)`."""
+
+    W: Tensor
+
+    def __call__(self, s: float) -> Tensor:
+        return self.W
+
+    def at(self, nodes: Tensor) -> Tensor:
+        return self.W.unsqueeze(-3).expand(*self.W.shape[:-2], len(nodes), *self.W.shape[-2:]).clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """W0(s) = Σ_k a_k cos(kπs): `coefficients` a_k of shape `(n, d, d)`."""
+
+    coefficients: Tensor
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        k = torch.arange(len(self.coefficients)).to(self.coefficients)
+        waves = torch.cos(torch.pi * nodes.to(self.coefficients)[:, None] * k)
+        return torch.einsum("nk,kab->nab", waves, self.coefficients)
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxedBalanced:
+    """W(s) = Q (log H − ½∫₀¹Λ) Qᵀ + ½Λ(s) I + Ω(s) + R B Rᵀ, with R' = ΩR, Q = R exp(sB), Λ = ∫₀ˢ λ.
+
+    Made by `relaxed_balanced`. B is the constant skew matrix that brings Q(1) to the rotation of z₀.
+    """
+
+    stretch: Tensor
+    turn: Tensor
+    twist: Callable[[float], Tensor] | None
+    grid: DepthGrid
+    rotation: Tensor
+    height: Tensor
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        s = nodes.to(self.grid.nodes)
+        R = self.grid.interpolate(self.rotation, s)
+        Q = R @ torch.linalg.matrix_exp(s[:, None, None] * self.turn.unsqueeze(-3))
+        W = Q @ self.stretch.unsqueeze(-3) @ Q.mT + R @ self.turn.unsqueeze(-3) @ R.mT
+        W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1]).to(W)
+        return W if self.twist is None else W + _sample_twist(self.twist, s, W.shape[-1]).to(W)
+
+
+def relaxed_balanced(
+    z0: Tensor, shift: Callable[[float], float] | None = None, twist: Callable[[float], Tensor] | None = None
+) -> Profile:
+    """A relaxed balanced profile, S' + [Wᵀ, W] = λ(s) I, with P(1,0) = z₀.
+
+    Parameters
+    ----------
+    z0 : Tensor (..., d, d)
+        The end-to-end map at the start, det z₀ > 0.
+    shift : callable, float s → float, optional
+        λ(s); zero (balanced) when left out.
+    twist : callable, float s → skew Tensor (d, d), optional
+        Ω(s), the rotation speed of the frame along depth. A constant one is added in the moving frame so that the
+        frame ends at the rotation of z₀ whatever Ω is; it is the only one when `twist` is left out.
+
+    Returns
+    -------
+    callable, float s → Tensor (..., d, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If z₀ is not a finite square floating-point matrix with det > 0, shift is not a finite number or twist not a
+        skew matrix of the right size somewhere.
+
+    Notes
+    -----
+    Section on relaxed balance in docs/math.md; arXiv 2508.07370. The identity P(1,0) = z₀ holds to about 1e-13 for
+    twist and shift that polynomials of degree 15 on 16 panels resolve; a RuntimeWarning says when they do not.
+    """
+    orientation_preserving("z0", z0)
+    grid = DepthGrid.gauss(_FINE_PANELS, _FINE_ORDER)
+    d = z0.shape[-1]
+    wanted, stretch = polar(z0.double().cpu())
+    if twist is None:
+        rotation, end = chain.identity_like(torch.empty(len(grid), d, d, dtype=torch.float64)), torch.eye(d).double()
+    else:
+        omega = _sample_twist(twist, grid.nodes, d)
+        _warn_unresolved("twist", grid, omega)
+        rotation, _, end = Collocation(grid).propagators(omega)
+    if shift is None:
+        height = torch.zeros(len(grid), 1, 1, dtype=torch.float64)
+    else:
+        values = [real(f"shift({s:.6g})", float(shift(s))) for s in grid.nodes.tolist()]
+        lam = torch.tensor(values, dtype=torch.float64)[:, None, None]
+        _warn_unresolved("shift", grid, lam)
+        height = grid.antiderivative(lam)
+    stretch = stretch - grid.integrate(height) / 2 * torch.eye(d).double()
+    profile = RelaxedBalanced(stretch, skew_log(end.mT @ wanted), twist, grid, rotation, height)
+    if z0.dtype == torch.float64 and z0.device.type == "cpu":
+        return profile
+    return Cast(profile, z0)
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """A profile in the dtype and on the device of another tensor."""
+
+    profile: RelaxedBalanced
+    like: Tensor
+
+    def __call__(self, s: float) -> Tensor:
+        return self.profile(s).to(self.like)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        return self.profile.at(nodes).to(self.like)
+
+
+def _sample_twist(twist: Callable[[float], Tensor], nodes: Tensor, d: int) -> Tensor:
+    values = sample(lambda s: twist(s), nodes.cpu()).double().cpu()
+    if values.shape[-1] != d:
+        raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {tuple(values.shape[1:])}")
+    asymmetry = float((values + values.mT).abs().max())
+    if asymmetry > 1e-10 * (1 + float(values.abs().max())):
+        raise ValueError(f"twist(s) must be skew (Ω + Ωᵀ = 0), got |Ω + Ωᵀ| = {asymmetry:.3g}; use (A - A.mT)/2")
+    return values
+
+
+def _warn_unresolved(name: str, grid: DepthGrid, values: Tensor) -> None:
+    tail = grid.tail(values)
+    if tail > _RESOLVED:
+        warnings.warn(
+            f"{name}(s) is resolved to {tail:.1e} only (it is rough or oscillates fast in s); "
+            f"relaxed balance and P(1,0) = z0 hold to about that accuracy",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """An exactly relaxed balanced network of Euler layers: U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I, U_L … U_1 = z₀.
+
+    U_k = Q_k diag(√(x_a + c_k)) Q_{k−1}ᵀ, where x_a solves Π_k (x_a + c_k) = σ_a², Q_0 = V, Q_L = U for
+    z₀ = U diag(σ) Vᵀ, and the frames between are free (the gauge).
+
+    Parameters
+    ----------
+    z0 : Tensor (d, d)
+        Invertible; det z₀ > 0 without a generator.
+    shifts : Tensor (L,)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0, of any signs: the argument of `DividedDifference`.
+    generator : torch.Generator, optional
+        Draws Haar-distributed frames. Without it the frames turn evenly from V to U, so that the layers sample a
+        smooth profile and converge to the continuous model.
+
+    Returns
+    -------
+    Tensor (L, d, d)
+        W_k = L(U_k − I), a state of ``FiniteFlow(L, loss, "euler")``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If z₀ is singular, a shift is not finite, or the root x_a cannot be held in floating point.
+    """
+    square("z0", z0)
+    float_tensor("shifts", shifts, ndim=1)
+    if z0.ndim != 2 or shifts.ndim != 1:
+        raise ValueError(f"z0 and shifts must have shapes (d, d) and (L,), got {tuple(z0.shape)}, {tuple(shifts.shape)}")
+    L, d = len(shifts), z0.shape[-1]
+    U, sigma, Vh = torch.linalg.svd(z0)
+    if float(sigma.min()) <= torch.finfo(z0.dtype).eps * float(sigma.max()):
+        raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
+    if generator is None:
+        orientation_preserving("z0", z0)
+        turn = skew_log(U @ Vh)
+        inner = [torch.linalg.matrix_exp(turn * (k / L)) @ Vh.mT for k in range(1, L)]
+    else:
+        inner = [random_orthogonal(d, generator).to(z0) for _ in range(1, L)]
+    frames = torch.stack([Vh.mT, *inner, U])
+    scales = torch.exp(log_factors(sigma, shifts.to(z0)) / 2).mT
+    layers = frames[1:] * scales.unsqueeze(-2) @ frames[:-1].mT
+    error = float(torch.linalg.matrix_norm(chain.product(layers) - z0))
+    if not error <= 1e-8 * float(sigma.max()):
+        raise ValueError(
+            f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
+            f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
+        )
+    return L * (layers - torch.eye(d).to(z0))
+
+
+def balanced(z0: Tensor) -> Profile:
+    """The simplest balanced profile with P(1,0) = z₀: λ = 0 and a frame that turns evenly. See `relaxed_balanced`."""
+    return relaxed_balanced(z0)
+
+
+def identity(d: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Profile:
+    """W = 0, so z₀ = I; balanced."""
+    return Constant(torch.zeros(count("d", d), d, dtype=dtype, device=device))
+
+
+def control(z0: Tensor) -> Profile:
+    """The negative control W = log z₀, constant: the same z₀, but not relaxed balanced unless z₀ is normal.
+
+    Raises
+    ------
+    ValueError
+        If z₀ has no real logarithm.
+    """
+    return Constant(real_log("z0", z0))
+
+
+def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> Profile:
+    """A smooth random profile Σ_k a_k cos(kπs), a_k with independent normal entries of size scale/(1 + k)/√d; not relaxed balanced."""
+    weights = positive("scale", scale) / (1 + torch.arange(terms, dtype=torch.float64)) / math.sqrt(count("d", d))
+    noise = torch.randn(terms, d, d, dtype=torch.float64, generator=generator)
+    return Smooth(weights[:, None, None] * noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Rough:
+    """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
+
+    The continuous model starts from W itself; finite networks reach it at order about ½ only.
+    """
+
+    profile: Profile
+    noise: float
+    members: int
+    seed: int
+
+    def __call__(self, s: float) -> Tensor:
+        return self.profile(s)
+
+    def layers(self, nodes: Tensor) -> Tensor:
+        """`(members, L, d, d)`; other depths draw other noise from the same seed."""
+        base = sample(self.profile, nodes)
+        generator = torch.Generator().manual_seed(self.seed + len(nodes))
+        noise = torch.randn(self.members, *base.shape, dtype=torch.float64, generator=generator)
+        return base + self.noise * noise.to(base)
+
+
+def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[float], Tensor]:
+    """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, scaled so that ‖A_0‖ is about `size` in the spectral norm."""
+    raw = torch.randn(4, d, d, dtype=torch.float64, generator=generator)
+    scale = size / (1 + torch.arange(4, dtype=torch.float64)) / (2 * math.sqrt(2 * d))
+    return Smooth(scale[:, None, None] * (raw - raw.mT))
+
+
+def random_shift(size: float, generator: torch.Generator) -> Callable[[float], float]:
+    """A smooth random λ(s) = size · Σ_k a_k cos(kπs)/(1+k), k < 4, with normal a_k."""
+    a = torch.randn(4, dtype=torch.float64, generator=generator).tolist()
+    return lambda s: size * sum(a[k] * math.cos(k * math.pi * s) / (1 + k) for k in range(4))
+
+
+@INITIALS.register("identity")
+def _identity(z0: Tensor) -> Profile:
+    return identity(z0.shape[-1], dtype=z0.dtype, device=z0.device)
+
+
+@INITIALS.register("balanced")
+def _balanced(z0: Tensor) -> Profile:
+    return relaxed_balanced(z0)
+
+
+@INITIALS.register("relaxed_balanced")
+def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: int = 0) -> Profile:
+    generator = torch.Generator().manual_seed(seed)
+    omega = random_twist(z0.shape[-1], real("twist", twist), generator)
+    return relaxed_balanced(z0, random_shift(real("shift", shift), generator), omega)
+
+
+@INITIALS.register("control")
+def _control(z0: Tensor, shear: float = 1.0, seed: int = 0) -> Profile:
+    """log of z₀ times a random unit upper triangular matrix, so that the start is not normal even for z₀ = I."""
+    generator = torch.Generator().manual_seed(seed)
+    d = z0.shape[-1]
+    noise = torch.randn(d, d, dtype=torch.float64, generator=generator).to(z0) / math.sqrt(d)
+    return control(z0 @ (torch.eye(d).to(z0) + real("shear", shear) * torch.triu(noise, diagonal=1)))
+
+
+@INITIALS.register("smooth")
+def _smooth(z0: Tensor, scale: float = 1.0, seed: int = 0) -> Profile:
+    return smooth(z0.shape[-1], scale, torch.Generator().manual_seed(seed))
+
+
+@INITIALS.register("rough")
+def _rough(
+    z0: Tensor, twist: float = 1.0, shift: float = 0.5, noise: float = 0.5, members: int = 16, seed: int = 0
+) -> Profile:
+    base = _relaxed_balanced(z0, twist, shift, seed)
+    return Rough(base, positive("noise", noise), count("members", members), seed)

@@ -1,0 +1,120 @@
+"""Kernels K(σ_a, σ_b) of the intrinsic dynamics ż = −U (K ∘ (UᵀGV)) Vᵀ, with z = U diag(σ) Vᵀ."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .checks import float_tensor, positive, real
+
+
+class Kernel(Protocol):
+    """What a kernel promises: `kernel(sigma)` maps singular values `(..., d)`, all >= 0, to K `(..., d, d)`, symmetric and >= 0."""
+
+    def __call__(self, sigma: Tensor) -> Tensor: ...
+
+
+class LogMean:
+    """Infinite depth under relaxed balance: K_ab = logmean(σ_a², σ_b²), K_aa = σ_a².
+
+    Written as hi² (1 − e^{−2r}) / (2r) with hi the larger of the two and r = log(hi/lo), which holds near r = 0 and at
+    σ = 0 alike (Marcotte–Peyré–Gribonval, arXiv 2508.07370; theory of the limit in docs/math.md).
+    """
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
+        hi, lo = torch.maximum(a, b), torch.minimum(a, b)
+        twice_r = 2 * torch.log1p((hi - lo) / lo)  # infinite where lo = 0, and K is 0 there
+        twice_r = torch.where(hi == lo, 0.0, twice_r)
+        ratio = torch.where(twice_r > 0, -torch.expm1(-twice_r) / twice_r, 1.0)
+        return hi.square() * ratio
+
+
+class TwoLayer:
+    """Two λ-balanced layers, W₂ᵀW₂ − W₁W₁ᵀ = λI: K_ab = √(σ_a² + λ²/4) + √(σ_b² + λ²/4).
+
+    Flow time is that of Euclidean gradient flow on (W₁, W₂).
+
+    Parameters
+    ----------
+    shift : float
+        λ, of either sign.
+    """
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = real("shift", shift)
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        root = torch.sqrt(sigma.square() + self.shift**2 / 4)
+        return root.unsqueeze(-1) + root.unsqueeze(-2)
+
+
+class DividedDifference:
+    """L relaxed balanced layers: K_ab = (p(x_a) − p(x_b))/(x_a − x_b), p(x) = Π_k (x + c_k), p(x_a) = σ_a².
+
+    The difference is never formed: with p telescoped over its factors every term is positive, so that K keeps full
+    relative accuracy for equal and for far apart singular values, at any depth.
+
+    Parameters
+    ----------
+    shifts : Tensor (L,)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.)
+    time_scale : float
+        The velocity is multiplied by it. 1 is Euclidean gradient flow on the layers; 1/L is the time of
+        `FiniteFlow` and of the limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shifts is not a finite floating-point vector or time_scale not a positive number.
+    """
+
+    def __init__(self, shifts: Tensor, time_scale: float = 1.0) -> None:
+        self.shifts = float_tensor("shifts", shifts, ndim=1)
+        if shifts.ndim != 1:
+            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+        self.time_scale = positive("time_scale", time_scale)
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        shifts = self.shifts.to(sigma)
+        logs = log_factors(sigma, shifts)  # (..., d, L)
+        index = sigma.argmax(-1)[..., None, None].expand(*sigma.shape[:-1], 1, logs.shape[-1])
+        top = torch.gather(logs, -2, index)
+        # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
+        # no partial product leaves [0, 1].
+        relative = logs - top
+        before = torch.cumsum(relative, -1) - relative
+        after = relative.sum(-1, keepdim=True) - before - relative
+        largest = torch.exp(top.sum(-1, keepdim=True))
+        K = (torch.exp(before - top) @ torch.exp(after).mT) * largest
+        return self.time_scale * (K + K.mT) / 2
+
+
+def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
+    """log(x_a + c_k) for the root x_a > −min c of Π_k (x + c_k) = σ_a².
+
+    With y = log(x + min c) the equation Σ_k log(eʸ + c_k − min c) = 2 log σ is increasing and convex in y, and Newton's
+    method from y = (2 log σ)/L, right of the root, comes down to it monotonically.
+
+    Parameters
+    ----------
+    sigma : Tensor (..., d)
+        Singular values; zero is moved to the smallest positive number.
+    shifts : Tensor (L,)
+
+    Returns
+    -------
+    Tensor (..., d, L)
+    """
+    log_gaps = torch.log(shifts - shifts.min())
+    goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
+    y = goal / len(shifts)
+    for _ in range(100):
+        logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
+        step = (logs.sum(-1) - goal) / torch.exp(y.unsqueeze(-1) - logs).sum(-1)
+        y = y - step
+        if bool((step.abs() <= 4 * torch.finfo(sigma.dtype).eps * (1 + y.abs())).all()):
+            break
+    return torch.logaddexp(y.unsqueeze(-1), log_gaps)

@@ -1,0 +1,68 @@
+"""Conserved quantities of the training flows, and their drift."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .depth.grid import DepthGrid
+
+
+def commutator(W: Tensor) -> Tensor:
+    """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`."""
+    return W.mT @ W - W @ W.mT
+
+
+def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
+    """J(s) = S(s) + ∫₀ˢ (WᵀW − WWᵀ) with S = W + Wᵀ, less its mean over depth, in its smooth part on each panel.
+
+    C(s) = S' + WᵀW − WWᵀ is conserved at every s for every loss; J is its primitive, free of differentiation, up to
+    the constant that the mean removes (docs/math.md). On the grid the k-th Legendre coefficient of J on a panel is
+    conserved to O(h^{2m−k}): the low ones far better than the highest, which only say how well m nodes resolve the
+    propagators. So those of degree below m/2 are kept.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+    W : Tensor (..., N, d, d)
+
+    Returns
+    -------
+    Tensor (..., N, d, d)
+    """
+    J = W + W.mT + grid.antiderivative(commutator(W))
+    return grid.project(J - grid.integrate(J).unsqueeze(-3), (grid.order - 1) // 2)
+
+
+def depth_curvature(grid: DepthGrid, W: Tensor) -> Tensor:
+    """C(s) = S'(s) + WᵀW − WWᵀ on the nodes: `(..., N, d, d)` → the same shape. Relaxed balance is C(s) = λ(s) I."""
+    return grid.differentiate(W + W.mT) + commutator(W)
+
+
+def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
+    """Distance from relaxed balance: the L² norm over depth of C(s) − tr(C(s))/d · I, shape `(...)`."""
+    C = depth_curvature(grid, W)
+    identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    deviation = C - C.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * identity
+    return torch.sqrt((deviation.square().sum((-2, -1)) * grid.weights.to(W)).sum(-1))
+
+
+def euler_law(W: Tensor) -> Tensor:
+    """L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) for Euler layers U_k = I + W_k/L, conserved exactly: `(..., L, d, d)` → L − 1 entries.
+
+    Expanded, so that L² does not amplify round-off: L(S_{k+1} − S_k) + W_{k+1}ᵀW_{k+1} − W_kW_kᵀ.
+    """
+    after, before = W[..., 1:, :, :], W[..., :-1, :, :]
+    return W.shape[-3] * (after + after.mT - before - before.mT) + after.mT @ after - before @ before.mT
+
+
+def symmetric_law(W: Tensor) -> Tensor:
+    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]): drifts O(1/L²) for rules of order 2; `(..., L−1, d, d)`."""
+    S, C = W + W.mT, commutator(W)
+    return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
+
+
+def drift(law: Tensor, start: Tensor) -> Tensor:
+    """How far a law has moved: the largest Frobenius distance over depth, `(..., n, d, d)` → `(...)`; 0 for n = 0."""
+    distance = torch.linalg.matrix_norm(law - start)
+    return distance.amax(-1) if distance.shape[-1] else distance.sum(-1)

@@ -1,0 +1,73 @@
+"""Functions of matrices that torch does not have: polar form, logarithms, random orthogonal matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from .checks import square
+
+
+def orientation_preserving(name: str, z: Tensor) -> Tensor:
+    """`z` as square matrices `(..., d, d)` with det z > 0; raises ValueError otherwise."""
+    square(name, z)
+    sign, logarithm = torch.linalg.slogdet(z)
+    if not bool((sign > 0).all()):
+        det = (sign * torch.exp(logarithm)).min()
+        raise ValueError(
+            f"{name} must have det > 0, got det = {float(det):.6g}: the continuous model cannot reach det <= 0; "
+            f"flip the sign of one column, or start from another matrix"
+        )
+    return z
+
+
+def polar(z: Tensor) -> tuple[Tensor, Tensor]:
+    """z = Q H: the orthogonal factor Q and log H, for invertible z `(..., d, d)`."""
+    U, sigma, Vh = torch.linalg.svd(z)
+    return U @ Vh, Vh.mT @ (torch.log(sigma).unsqueeze(-1) * Vh)
+
+
+def skew_log(Q: Tensor) -> Tensor:
+    """The skew logarithm of a rotation, with angles in [−π, π]: `(..., d, d)` → the same shape.
+
+    From the real Schur form, where eigenvalues −1 come in pairs and turn by π in a common plane; the principal
+    logarithm does not exist there.
+    """
+    flat = Q.detach().reshape(-1, *Q.shape[-2:]).cpu().double().numpy()
+    return torch.as_tensor(np.stack([_skew_log(q) for q in flat])).to(Q).reshape(Q.shape)
+
+
+def _skew_log(Q: np.ndarray) -> np.ndarray:
+    T, Z = scipy.linalg.schur(Q, output="real")
+    d, log, half_turns, k = len(Q), np.zeros_like(Q), [], 0
+    while k < d:
+        if k + 1 < d and abs(T[k + 1, k]) > 1e-14:
+            angle = np.arctan2((T[k + 1, k] - T[k, k + 1]) / 2, (T[k, k] + T[k + 1, k + 1]) / 2)
+            log[k + 1, k], log[k, k + 1] = angle, -angle
+            k += 2
+            continue
+        if T[k, k] < 0:
+            half_turns.append(k)
+        k += 1
+    for i, j in zip(half_turns[::2], half_turns[1::2], strict=True):
+        log[j, i], log[i, j] = np.pi, -np.pi
+    log = Z @ log @ Z.T
+    return (log - log.T) / 2
+
+
+def real_log(name: str, z: Tensor) -> Tensor:
+    """The principal logarithm of matrices `(..., d, d)`; raises ValueError where it is not real."""
+    square(name, z)
+    flat = z.reshape(-1, *z.shape[-2:]).cpu().double().numpy()
+    logs = [scipy.linalg.logm(matrix) for matrix in flat]
+    if any(np.abs(np.imag(log)).max() > 1e-10 * (1 + np.abs(log).max()) or not np.isfinite(log).all() for log in logs):
+        raise ValueError(f"{name} has no real logarithm: it is singular or has negative eigenvalues; choose another matrix")
+    return torch.as_tensor(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
+
+
+def random_orthogonal(d: int, generator: torch.Generator) -> Tensor:
+    """A Haar-distributed orthogonal matrix (d, d) in float64."""
+    Q, R = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator))
+    return Q * torch.sign(torch.diagonal(R))

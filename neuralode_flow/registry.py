@@ -1,0 +1,61 @@
+"""One registry per kind of thing that is chosen by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Names of one kind (layer rules, problems, …) and what they stand for.
+
+    Parameters
+    ----------
+    kind : str
+        What the names stand for, in the singular; it opens every error message.
+
+    Examples
+    --------
+    >>> SHAPES = Registry("shape")
+    >>> @SHAPES.register("square")
+    ... def square(): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files an entry under `name`; a name can be taken once."""
+
+        def file_entry(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return file_entry
+
+    def __getitem__(self, name: str) -> T:
+        if not isinstance(name, str) or name not in self._entries:
+            raise ValueError(unknown_name(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def unknown_name(kind: str, name: object, valid: Mapping[str, object] | list[str]) -> str:
+    """The sentence for a name that does not exist: what came, the nearest valid name, all valid names."""
+    near = difflib.get_close_matches(str(name), list(valid), n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} {name!r}{hint} (valid: {', '.join(valid)})"

@@ -1,0 +1,67 @@
+"""What every study is given, and what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+from torch import Tensor
+
+from ..depth.grid import DepthGrid, Profile
+from ..problems import Problem
+from ..registry import Registry
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The numerical experiment: what is trained, from where, and how it is integrated.
+
+    Attributes
+    ----------
+    problem : Problem
+        Loss and z₀.
+    initial : callable
+        Profile W0(s).
+    grid : DepthGrid
+    depth : str
+        Name of the depth solver.
+    times : Tensor (T,)
+        Output times.
+    method : str
+        Time method.
+    rtol, atol : float
+        Tolerances in time.
+    """
+
+    problem: Problem
+    initial: Profile
+    grid: DepthGrid
+    depth: str
+    times: Tensor
+    method: str
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study by name.
+
+    Attributes
+    ----------
+    run : callable
+        ``run(setup, *, <own keyword parameters>, progress=None)`` → xarray.Dataset; progress(fraction, what) is called
+        as the work goes on.
+    summarise : callable
+        The dataset's flat record for summary.json: study, status, verdict, errors, orders.
+    """
+
+    run: Callable[..., xr.Dataset]
+    summarise: Callable[[xr.Dataset], dict[str, Any]]
+
+
+STUDIES: Registry[Study] = Registry("study")
