@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from scipy.optimize import brentq
-from scipy.special import hyp2f1
 from torch import Tensor
 
 from .checks import count, float_tensor, positive, real
@@ -36,8 +36,8 @@ def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
 def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Tensor:
     """L balanced layers, aligned with the target: σ' = L σ^{2−2/L}(τ − σ), in Euclidean flow time on the layers.
 
-    Solved from t = ∫dσ / (L σ^{2−2/L}(τ − σ)), a Gauss hypergeometric function (Saxe 2014 for L = 2; Arora–Cohen–Hazan
-    2018 for the equation). Multiply times by 1/L for the time of `FiniteFlow`: σ_FiniteFlow(t) = σ(t/L).
+    Solved from t = ∫dσ / (L σ^{2−2/L}(τ − σ)), by partial fractions (Saxe 2014 for L = 2; Arora–Cohen–Hazan 2018 for
+    the equation). Multiply times by 1/L for the time of `FiniteFlow`: σ_FiniteFlow(t) = σ(t/L).
 
     Parameters
     ----------
@@ -50,8 +50,9 @@ def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Te
     -------
     Tensor (T, d)
     """
-    exponent = 2 - 2 / count("depth", depth)
-    return _modes(times, sigma0, tau, lambda sigma, target: _power_time(sigma, target, exponent) / depth)
+    if count("depth", depth) == 1:
+        return tau + (sigma0 - tau) * torch.exp(-times)[:, None]  # linear: the only depth at which σ can cross zero
+    return _modes(times, sigma0, tau, lambda sigma, target: _layers_time(sigma, target, depth))
 
 
 def saxe(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
@@ -107,20 +108,26 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
     top = torch.cat((-half * torch.eye(n_in).to(target), target.mT), 1)
     bottom = torch.cat((target, half * torch.eye(n_out).to(target)), 1)
     rates, basis = torch.linalg.eigh(torch.cat((top, bottom), 0))
-    start = basis.mT @ torch.cat((W1.mT, W2), 0)
+    Q = basis.mT @ torch.cat((W1.mT, W2), 0)
     fastest = float(rates.abs().max())
-    identity = torch.eye(start.shape[1]).to(start)
-    result = []
+    result, reached = [], 0.0
     for t in times.tolist():
-        # Everything is multiplied by e^{−fastest·t} on each side, so that nothing overflows.
-        moved = torch.exp((rates - fastest) * t).unsqueeze(-1) * start
-        still = float(np.exp(-2 * fastest * t))
-        small = rates.abs() * t < 1e-8
-        safe = torch.where(small, 1.0, rates)
-        growth = torch.where(small, 2 * t * still, (torch.exp(2 * (rates - fastest) * t) - still) / safe)
-        core = still * identity + start.mT @ (growth.unsqueeze(-1) * start) / 2
-        result.append(basis @ moved @ torch.linalg.solve(core, moved.mT) @ basis.mT)
+        # QQᵀ follows an autonomous equation: the solution is applied in steps short enough for e^{Ft} to be tame.
+        steps = max(1, math.ceil(fastest * (t - reached) / 4))
+        for _ in range(steps):
+            Q = _two_layer_step(rates, Q, (t - reached) / steps)
+        reached = t
+        result.append(basis @ Q @ Q.mT @ basis.mT)
     return torch.stack(result)
+
+
+def _two_layer_step(rates: Tensor, Q: Tensor, t: float) -> Tensor:
+    """A factor of QQᵀ after time t, in the eigenbasis of F: e^{Ft} Q C⁻ᵀ with CCᵀ the bracket of the solution."""
+    still = rates.abs() * t < 1e-9
+    growth = torch.where(still, 2 * t, torch.expm1(2 * rates * t) / torch.where(still, 1.0, rates))
+    core = torch.eye(Q.shape[1]).to(Q) + Q.mT @ (growth.unsqueeze(-1) * Q) / 2
+    moved = torch.exp(rates * t).unsqueeze(-1) * Q
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(core), moved.mT, upper=False).mT
 
 
 def _limit_time(sigma: float, tau: float) -> float:
@@ -130,15 +137,18 @@ def _limit_time(sigma: float, tau: float) -> float:
     return np.log(sigma / abs(tau - sigma)) / tau**2 - 1 / (tau * sigma)
 
 
-def _power_time(sigma: float, tau: float, a: float) -> float:
-    """A primitive of 1/(σᵃ(τ − σ)), 0 <= a < 2, as a hypergeometric series in σ/τ or τ/σ, whichever is below 1."""
-    if tau > sigma:
-        if a == 1:
-            return np.log(sigma / (tau - sigma)) / tau
-        return sigma ** (1 - a) / (tau * (1 - a)) * hyp2f1(1, 1 - a, 2 - a, sigma / tau)
-    if a == 0:
-        return -np.log(sigma - tau)
-    return sigma**-a / a * hyp2f1(1, a, a + 1, tau / sigma)
+def _layers_time(sigma: float, tau: float, L: int) -> float:
+    """A primitive of 1/(L σ^{2−2/L}(τ − σ)), L >= 2, by partial fractions in w = σ^{1/L} over the roots r of rᴸ = τ."""
+    if tau == 0:
+        return sigma ** (2 / L - 2) / (2 * L - 2)
+    w = sigma ** (1 / L)
+    angles = (2 * np.arange(L) + (tau < 0)) * np.pi / L
+    roots = abs(tau) ** (1 / L) * np.exp(1j * angles)
+    gaps = 1 - w / roots
+    if tau > 0:
+        gaps[0] = abs(np.expm1(np.log(sigma / tau) / L))  # the positive root, which σ approaches
+    logs = float((roots**2 * np.log(gaps)).sum().real) / (L * tau)
+    return ((np.log(w) if L == 2 else w ** (2 - L) / (2 - L)) - logs) / tau
 
 
 def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, primitive: Callable[[float, float], float]) -> Tensor:
@@ -174,6 +184,8 @@ def _invert(t: float, start: float, tau: float, primitive: Callable[[float, floa
         return primitive(start * np.exp(-u), tau) - origin - t
 
     top = 1.0
-    while decayed(top) < 0:
+    while top < 700 and decayed(top) < 0:
         top *= 2
+    if decayed(top) < 0:
+        return 0.0  # below the smallest positive float
     return start * float(np.exp(-brentq(decayed, 0, top, xtol=1e-15, rtol=1e-15)))

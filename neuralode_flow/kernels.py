@@ -11,7 +11,13 @@ from .checks import float_tensor, positive, real
 
 
 class Kernel(Protocol):
-    """What a kernel promises: `kernel(sigma)` maps singular values `(..., d)`, all >= 0, to K `(..., d, d)`, symmetric and >= 0."""
+    """What a kernel promises.
+
+    1. `kernel(sigma)` maps singular values `(..., d)`, all >= 0, to K `(..., d, d)`, symmetric and >= 0.
+    2. `positive_determinant` is True where its flow exists for det z > 0 only.
+    """
+
+    positive_determinant: bool
 
     def __call__(self, sigma: Tensor) -> Tensor: ...
 
@@ -20,8 +26,10 @@ class LogMean:
     """Infinite depth under relaxed balance: K_ab = logmean(σ_a², σ_b²), K_aa = σ_a².
 
     Written as hi² (1 − e^{−2r}) / (2r) with hi the larger of the two and r = log(hi/lo), which holds near r = 0 and at
-    σ = 0 alike (Marcotte–Peyré–Gribonval, arXiv 2508.07370; theory of the limit in docs/math.md).
+    σ = 0 alike (Marcotte–Peyré–Gribonval, arXiv 2508.07370; docs/math.md).
     """
+
+    positive_determinant = True
 
     def __call__(self, sigma: Tensor) -> Tensor:
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
@@ -42,6 +50,8 @@ class TwoLayer:
     shift : float
         λ, of either sign.
     """
+
+    positive_determinant = False
 
     def __init__(self, shift: float = 0.0) -> None:
         self.shift = real("shift", shift)
@@ -70,6 +80,8 @@ class DividedDifference:
     TypeError, ValueError
         If shifts is not a finite floating-point vector or time_scale not a positive number.
     """
+
+    positive_determinant = False
 
     def __init__(self, shifts: Tensor, time_scale: float = 1.0) -> None:
         self.shifts = float_tensor("shifts", shifts, ndim=1)

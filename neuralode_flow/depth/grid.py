@@ -14,7 +14,7 @@ from ..checks import count, float_tensor, positive
 
 Profile = Callable[[float], Tensor]
 
-_ORDERS = (4, 6, 8, 10, 12, 16)
+_ORDERS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
 _MAX_PANELS = 64
 
 
@@ -118,7 +118,7 @@ class DepthGrid:
         Raises
         ------
         ValueError
-            If no grid of up to 64 panels of 16 nodes resolves W: it is rough, and a solver of high order is of no use.
+            If no grid of up to 64 panels of 32 nodes resolves W: it is rough, and a solver of high order is of no use.
         """
         positive("tol", tol)
         from .collocation import stages  # the products are computed on a grid, so the import must wait

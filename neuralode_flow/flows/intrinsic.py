@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..kernels import Kernel
 from ..losses import Loss
+from ..matrices import orientation_preserving
 from .base import check_matrices
 
 
@@ -27,8 +28,10 @@ class IntrinsicFlow:
         self.kernel = kernel
 
     def check(self, state: Tensor) -> None:
-        """Raises TypeError or ValueError unless the state is a finite square matrix that fits the loss."""
+        """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""
         check_matrices("state", state, self.loss)
+        if self.kernel.positive_determinant:
+            orientation_preserving("state", state)
 
     def velocity(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""

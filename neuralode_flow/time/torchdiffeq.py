@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,6 +16,9 @@ from .base import METHODS, Control, Stopped, Velocity, substeps
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ONE_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4")
 MULTISTEP = ("explicit_adams", "implicit_adams", "fixed_adams")
+
+# Adams methods of many steps are stable for tiny steps only; torchdiffeq's default of 11 blows up at h‖J‖ = 0.05.
+ADAMS_STEPS = 4
 
 
 class _Field:
@@ -59,6 +63,8 @@ def fixed(velocity: Velocity, state: Tensor, times: list[float], control: Contro
         parts = [substeps(a, b, control.step) for a, b in itertools.pairwise(segment)]
         grid = torch.tensor(sorted(set(itertools.chain(*parts))), dtype=torch.float64, device=state.device)
         options: dict[str, object] = {"grid_constructor": lambda func, y0, t, grid=grid: grid}
+        if name in MULTISTEP:
+            options["max_order"] = ADAMS_STEPS + 1
         points = torch.tensor(segment, dtype=torch.float64, device=state.device)
         values = _odeint(field, state, points, name, options, control)
         state = values[-1]
@@ -69,10 +75,13 @@ def _odeint(
     field: _Field, state: Tensor, times: Tensor, name: str, options: dict[str, object], control: Control
 ) -> Tensor:
     try:
-        return torchdiffeq.odeint(
-            field, state, times, method=name, rtol=control.rtol, atol=control.atol, options=options
-        )
-    except AssertionError as error:
+        with warnings.catch_warnings():
+            # "… Solution may be incorrect": a failure, not a remark.
+            warnings.filterwarnings("error", message="Functional iteration did not converge")
+            return torchdiffeq.odeint(
+                field, state, times, method=name, rtol=control.rtol, atol=control.atol, options=options
+            )
+    except (AssertionError, UserWarning) as error:
         raise Stopped(f"{name} of torchdiffeq stopped after t = {float(times[0]):.6g}: {error}") from error
 
 

@@ -1,0 +1,53 @@
+"""Random cases that the tests share; everything is float64 and made from a seed."""
+
+import math
+
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow.initial import random_shift, random_twist
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
+
+
+def positive_matrix(d, seed, scale=0.5):
+    """A random matrix near the identity with det > 0 (well away from zero) that is not normal."""
+    draws = generator(seed)
+    while True:
+        z = torch.eye(d) + scale * torch.randn(d, d, generator=draws) / math.sqrt(d)
+        if torch.linalg.det(z) > 0.1:
+            return z
+
+
+def relaxed_profile(d, seed, twist=2.0, shift=1.0):
+    """z₀ and a relaxed balanced profile with random twist and shift, both entire functions of s."""
+    draws = generator(seed)
+    z0 = positive_matrix(d, seed)
+    return z0, nf.relaxed_balanced(z0, random_shift(shift, draws), random_twist(d, twist, draws))
+
+
+def smooth_profile(d, seed, scale=1.0):
+    """A smooth random profile that is not relaxed balanced."""
+    return nf.smooth(d, scale, generator(seed))
+
+
+def all_losses(d, seed):
+    x, y = randn(3 * d, d + 1, seed=seed), randn(3 * d, 2, seed=seed + 1)
+    target = randn(d, d, seed=seed + 2)
+    return {
+        "quadratic": nf.Quadratic(target),
+        "regression": nf.Regression(x, y, randn(d, d + 1, seed=seed + 3), randn(2, d, seed=seed + 4)),
+        "completion": nf.Completion(target, (randn(d, d, seed=seed + 5) > 0) | torch.eye(d, dtype=torch.bool)),
+        "custom": nf.Custom(lambda z: torch.sqrt(1 + (z - target).square()).sum()),
+    }
+
+
+def distance(a, b):
+    """The largest Frobenius distance of two stacks of matrices."""
+    return float(torch.linalg.matrix_norm(a - b).max())

@@ -1,0 +1,25 @@
+import pytest
+import torch
+from cases import randn
+
+from neuralode_flow.depth import chain
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 4, 5, 7, 16, 23, 64])
+def test_product_and_gradient_equal_the_plain_loop(L):
+    U = torch.eye(3) + randn(2, L, 3, 3, seed=L) / L
+    G = randn(2, 3, 3, seed=100)
+    before = [torch.eye(3).expand(2, 3, 3)]
+    for k in range(L):
+        before.append(U[:, k] @ before[-1])
+    after = [torch.eye(3).expand(2, 3, 3)]
+    for k in reversed(range(L)):
+        after.append(after[-1] @ U[:, k])
+    expected = torch.stack([after[L - 1 - k].mT @ G @ before[k].mT for k in range(L)], dim=1)
+    assert torch.allclose(chain.product(U), before[-1], atol=1e-14)
+    seen = []
+    assert torch.allclose(chain.gradient(U, lambda z: seen.append(z) or G), expected, atol=1e-14)
+    assert torch.allclose(seen[0], before[-1], atol=1e-14)
+    first, last, whole = chain.outside(U)
+    assert torch.allclose(last[:, 0] @ U[:, 0], whole, atol=1e-14)
+    assert torch.allclose(U[:, -1] @ first[:, -1], whole, atol=1e-14)

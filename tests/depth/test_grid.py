@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+from cases import randn, smooth_profile
+
+import neuralode_flow as nf
+from neuralode_flow.depth.grid import sample
+
+
+def column(values):
+    return values[:, None, None]
+
+
+@pytest.mark.parametrize(("panels", "order"), [(1, 1), (1, 5), (3, 4), (4, 6), (2, 24)])
+def test_quadrature_is_exact_to_degree_2m_minus_1_and_not_beyond(panels, order):
+    grid = nf.DepthGrid.gauss(panels, order)
+    for degree in range(2 * order):
+        assert float(grid.weights @ grid.nodes**degree) == pytest.approx(1 / (degree + 1), abs=1e-14)
+    if panels * order <= 12:
+        assert abs(float(grid.weights @ grid.nodes ** (2 * order)) - 1 / (2 * order + 1)) > 1e-13
+
+
+@pytest.mark.parametrize(("panels", "order"), [(1, 2), (3, 5), (4, 12), (1, 30)])
+def test_calculus_is_exact_on_polynomials_of_the_grid(panels, order):
+    grid, k = nf.DepthGrid.gauss(panels, order), order - 1
+    s = grid.nodes
+    values = column(s**k)
+    assert torch.allclose(grid.antiderivative(values), column(s**order / order), atol=1e-14)
+    assert torch.allclose(grid.differentiate(values), column(k * s ** (k - 1)), atol=1e-11)
+    points = torch.linspace(0, 1, 13)
+    assert torch.allclose(grid.interpolate(values, points), column(points**k), atol=1e-13)
+    assert torch.allclose(grid.interpolate(values, s), values, atol=0)
+    assert float(grid.integrate(values)) == pytest.approx(1 / order, abs=1e-14)
+    assert torch.allclose(grid.project(values, k), values, atol=1e-13)
+
+
+def test_interpolation_converges_spectrally():
+    errors = []
+    for order in (4, 8, 12, 16):
+        grid = nf.DepthGrid.gauss(2, order)
+        points = torch.linspace(0, 1, 101)
+        values = grid.interpolate(column(torch.sin(5 * grid.nodes)), points)
+        errors.append(float((values - column(torch.sin(5 * points))).abs().max()))
+    assert all(b < a / 100 for a, b in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < 1e-13
+
+
+def test_projection_keeps_the_low_legendre_coefficients_only():
+    grid = nf.DepthGrid.gauss(3, 7)
+    values = randn(2, 21, 3, 3, seed=0)
+    kept, all_of_them = grid.legendre(grid.project(values, 2)), grid.legendre(values)
+    assert torch.allclose(kept[..., :3, :, :], all_of_them[..., :3, :, :], atol=1e-13)
+    assert float(kept[..., 3:, :, :].abs().max()) < 1e-13
+
+
+def test_auto_resolves_what_is_smooth_with_few_nodes_and_more_for_a_smaller_tolerance():
+    W = smooth_profile(4, seed=1)
+    sizes = []
+    for tol in (1e-4, 1e-8, 1e-12):
+        grid = nf.DepthGrid.auto(W, tol)
+        sizes.append(len(grid))
+        points = torch.linspace(0, 1, 57)
+        values = grid.interpolate(sample(W, grid.nodes), points)
+        assert float((values - W.at(points)).abs().max()) < 10 * tol
+        z = nf.Collocation(grid).product(sample(W, grid.nodes))
+        fine = nf.DepthGrid.gauss(16, 16)
+        assert float((z - nf.Collocation(fine).product(W.at(fine.nodes))).abs().max()) < 10 * tol
+    assert sizes == sorted(sizes)
+    assert sizes[-1] <= 64
+
+
+def test_auto_sees_the_growth_of_the_propagator_also_where_W_is_constant():
+    assert len(nf.DepthGrid.auto(lambda s: 8 * torch.eye(2), 1e-10)) > len(nf.DepthGrid.auto(lambda s: torch.eye(2), 1e-10))
+
+
+def test_auto_refuses_a_rough_profile():
+    with pytest.raises(ValueError, match="not resolved to tol=1e-10"):
+        nf.DepthGrid.auto(lambda s: torch.eye(2) * (1.0 if s < 1 / math.pi else 2.0), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: nf.DepthGrid.gauss(0, 4), ValueError, "panels must be at least 1, got 0"),
+        (lambda: nf.DepthGrid.gauss(2, 2.5), TypeError, "order must be an integer, got 2.5"),
+        (lambda: nf.DepthGrid.auto(lambda s: torch.eye(2), 0.0), ValueError, "tol must be above 0"),
+        (lambda: nf.DepthGrid.auto(lambda s: torch.eye(2) * math.nan, 1e-6), ValueError, "must be finite"),
+        (lambda: nf.DepthGrid.gauss(2, 3).interpolate(torch.zeros(6, 2, 2), 1.5), ValueError, r"must lie in \[0, 1\]"),
+        (lambda: nf.DepthGrid.gauss(2, 3).integrate(torch.zeros(5, 2, 2)), ValueError, "N = 6 depth nodes"),
+    ],
+)
+def test_bad_input(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

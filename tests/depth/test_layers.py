@@ -1,0 +1,31 @@
+import pytest
+import torch
+from cases import randn
+
+from neuralode_flow.depth.layers import LAYERS
+
+
+def test_layers_are_their_formulas():
+    A, I = randn(5, 3, 3, seed=0) / 3, torch.eye(3)
+    assert torch.allclose(LAYERS["euler"].layer(A)[0], I + A)
+    assert torch.allclose(LAYERS["rk2"].layer(A)[0], I + A + A @ A / 2)
+    assert torch.allclose(LAYERS["cayley"].layer(A)[0], torch.linalg.inv(I - A / 2) @ (I + A / 2))
+    assert torch.allclose(LAYERS["exp"].layer(A)[0], torch.linalg.matrix_exp(A))
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_adjoint_equals_autograd(name, size):
+    rule = LAYERS[name]
+    A = (size * randn(2, 6, 4, 4, seed=1) / 4).requires_grad_()
+    M = randn(2, 6, 4, 4, seed=2)
+    U, saved = rule.layer(A)
+    (expected,) = torch.autograd.grad((M * U).sum(), A)
+    with torch.no_grad():
+        found = rule.adjoint(A, saved, M)
+    assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+
+
+def test_unknown_rule_lists_the_known_ones():
+    with pytest.raises(ValueError, match="did you mean 'cayley'.*euler, rk2, cayley, exp"):
+        LAYERS["caley"]

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from cases import all_losses, positive_matrix, randn
+
+import neuralode_flow as nf
+
+
+def power(symmetric, s):
+    values, vectors = torch.linalg.eigh(symmetric)
+    return vectors @ torch.diag(values**s) @ vectors.mT
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_limit_velocity_is_the_integral_over_depth(d):
+    z, G_loss = positive_matrix(d, seed=d, scale=1.0), all_losses(d, seed=1)["quadratic"]
+    grid = nf.DepthGrid.gauss(8, 12)
+    G = G_loss.gradient(z)
+    integrand = torch.stack([power(z @ z.mT, 1 - s) @ G @ power(z.mT @ z, s) for s in grid.nodes.tolist()])
+    velocity = nf.IntrinsicFlow(G_loss, nf.LogMean()).velocity(z)
+    assert float((velocity + grid.integrate(integrand)).abs().max()) < 1e-12
+
+
+def test_log_mean_between_its_bounds_and_at_its_limits():
+    sigma = torch.tensor([3.0, 1.0, 1.0 + 1e-9, 1e-3, 1e-200, 0.0])
+    K = nf.LogMean()(sigma)
+    a, b = sigma[:, None], sigma[None, :]
+    assert bool((K >= a * b * (1 - 1e-15)).all())
+    assert bool((K <= (a**2 + b**2) / 2 * (1 + 1e-15)).all())
+    assert torch.allclose(K.diagonal(), sigma**2)
+    assert float(K[1, 2]) == pytest.approx(1 + 1e-9, abs=1e-15)
+    assert float(K[0, 1]) == pytest.approx(8 / (2 * torch.log(torch.tensor(3.0)).item()), rel=1e-14)
+    assert bool((K[-1] == 0).all())
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 7, 64, 4096])
+@pytest.mark.parametrize("kind", ["balanced", "mixed"])
+def test_divided_difference_kernel_equals_its_definition(L, kind):
+    # High-precision values of (p(x_a) − p(x_b))/(x_a − x_b) by mpmath.
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 40
+    sigma = torch.tensor([2.5, 1.0, 0.3])
+    steps = randn(max(L - 1, 0), seed=L) / L if kind == "mixed" else torch.zeros(max(L - 1, 0))
+    shifts = torch.cat((torch.zeros(1), torch.cumsum(steps, 0)))
+    K = nf.DividedDifference(shifts)(sigma)
+    c = [mpmath.mpf(v) for v in shifts.tolist()]
+    xs = []
+    for s in sigma.tolist():
+        goal, y = 2 * mpmath.log(s), 2 * mpmath.log(s) / L
+        for _ in range(200):  # Newton in y = log(x + min c)
+            x = mpmath.exp(y) - min(c)
+            step = (mpmath.fsum(mpmath.log(x + v) for v in c) - goal) / mpmath.fsum(mpmath.exp(y) / (x + v) for v in c)
+            y -= step
+            if abs(step) < mpmath.mpf(10) ** -35:
+                break
+        xs.append(mpmath.exp(y) - min(c))
+    for i in range(3):
+        for j in range(3):
+            p = [mpmath.mpf(s) ** 2 for s in sigma.tolist()]
+            if i == j:
+                exact = p[i] * mpmath.fsum(1 / (xs[i] + v) for v in c)
+            else:
+                exact = (p[i] - p[j]) / (xs[i] - xs[j])
+            assert abs(float(mpmath.mpf(float(K[i, j])) / exact) - 1) < 2e-12
+
+
+def test_two_layer_kernel_is_the_divided_difference_of_two_layers():
+    sigma = torch.tensor([2.0, 1.0, 1.0, 0.2, 0.0])
+    for lam in (0.0, 0.7, -1.3):
+        two = nf.DividedDifference(torch.tensor([0.0, lam]))(sigma)
+        assert torch.allclose(nf.TwoLayer(lam)(sigma), two, atol=1e-12)
+
+
+def test_kernels_accept_leading_axes_in_any_order_of_sigma():
+    sigma = randn(2, 3, 4, seed=0).abs()
+    for kernel in (nf.LogMean(), nf.TwoLayer(0.5), nf.DividedDifference(torch.tensor([0.0, 0.3, -0.4]), time_scale=1 / 3)):
+        K = kernel(sigma)
+        assert torch.allclose(K[1, 2], kernel(sigma[1, 2]), atol=1e-14)
+        assert torch.allclose(K, K.mT, atol=1e-14)
+
+
+def test_adding_a_constant_to_the_shifts_changes_nothing():
+    sigma, c = torch.tensor([2.0, 0.5]), torch.tensor([0.0, 0.4, -0.2])
+    assert torch.allclose(nf.DividedDifference(c)(sigma), nf.DividedDifference(c + 3)(sigma), atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_velocity_of_z_follows_from_the_layers(seed):
+    # ż = Σ_k U_L … U̇_k … U_1 of the network equals the closed velocity in z.
+    d, L = 2 + seed % 4, 2 + seed
+    z0, shifts = randn(d, d, seed=seed), torch.cat((torch.zeros(1), torch.cumsum(randn(L - 1, seed=seed), 0)))
+    loss = all_losses(d, seed=seed)["custom"]
+    state = nf.relaxed_balanced_layers(z0, shifts, torch.Generator().manual_seed(seed))
+    flow = nf.FiniteFlow(L, loss)
+    velocity, U = flow.velocity(state), torch.eye(d) + state / L
+    moved = torch.zeros(d, d)
+    for k in range(L):
+        factors = [*U[:k], velocity[k] / L, *U[k + 1 :]]
+        product = torch.eye(d)
+        for factor in factors:
+            product = factor @ product
+        moved = moved + product
+    closed = nf.IntrinsicFlow(loss, nf.DividedDifference(shifts, time_scale=1 / L)).velocity(z0)
+    assert float((moved - closed).abs().max()) < 1e-12 * (1 + float(closed.abs().max()))
+
+
+def test_kernel_arguments_are_checked():
+    with pytest.raises(ValueError, match="shifts must be finite"):
+        nf.DividedDifference(torch.tensor([0.0, torch.inf]))
+    with pytest.raises(TypeError, match="shifts must hold floating-point numbers"):
+        nf.DividedDifference(torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="time_scale must be above 0"):
+        nf.DividedDifference(torch.zeros(2), time_scale=0.0)
+    with pytest.raises(ValueError, match="shift must be finite"):
+        nf.TwoLayer(float("nan"))

@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow.initial import INITIALS
+from neuralode_flow.problems import PROBLEMS, Problem
+from neuralode_flow.studies import STUDIES, Setup, convergence
+from neuralode_flow.studies.convergence import run, summarise
+
+
+def setup(problem="teacher", initial="relaxed_balanced", samples=5, **changes):
+    made = problem if isinstance(problem, Problem) else PROBLEMS[problem](**({"dimension": 3} if problem == "teacher" else {}))
+    fields = {
+        "problem": made,
+        "initial": INITIALS[initial](made.z0),
+        "grid": nf.DepthGrid.gauss(4, 8),
+        "depth": "collocation",
+        "times": torch.linspace(0, 2, samples),
+        "method": "DOP853",
+        "rtol": 1e-10,
+        "atol": 1e-12,
+    }
+    return Setup(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    fractions = []
+    dataset = run(setup(), depths=[8, 16, 32, 64], progress=lambda fraction, what: fractions.append(fraction))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert fractions[0] < 0.5
+    return dataset
+
+
+def test_all_edges_of_the_square_are_measured(dataset):
+    assert float(dataset.error_reference) < 1e-9
+    assert float(dataset.error_grid) < 1e-9
+    assert float(dataset.error_time) < 1e-9
+    assert float(dataset.error_finite_square.max()) < 1e-9
+    assert float(dataset.drift_continuous.max()) < 1e-9
+    assert dataset.order.values == pytest.approx([1, 2, 2, 2], abs=0.1)
+    assert dataset.order_profile.values == pytest.approx([1, 2, 2, 2], abs=0.1)
+    assert float(dataset.order_richardson) == pytest.approx(2, abs=0.15)
+    assert float(dataset.order_intrinsic_depth) == pytest.approx(1, abs=0.1)
+    assert dataset.attrs["status"] == "ok"
+    assert dataset.z_finite.dims == ("rule", "depth", "member", "time", "row", "column")
+
+
+def test_the_errors_are_those_of_the_stored_maps(dataset):
+    gap = dataset.z_finite.isel(member=0) - dataset.z_continuous
+    error = np.sqrt((gap**2).sum(("row", "column"))).max("time")
+    np.testing.assert_allclose(error, dataset.error_z, rtol=1e-12)
+
+
+def test_the_summary_is_a_flat_record_that_json_takes(dataset):
+    summary = summarise(dataset)
+    record = json.loads(json.dumps(summary))
+    assert record["study"] == "convergence"
+    assert record["status"] == "ok"
+    assert record["depths"] == [8, 16, 32, 64]
+    assert set(record["orders"]) == set(record["errors"]) == {"euler", "rk2", "cayley", "exp"}
+    assert record["relaxed_balanced"] is True
+    assert "follows the intrinsic limit" in record["verdict"]
+
+
+def test_the_control_is_reported_as_leaving_the_intrinsic_curve():
+    summary = summarise(run(setup(initial="control"), depths=[8, 16], layers=["exp"]))
+    assert summary["relaxed_balanced"] is False
+    assert summary["intrinsic_gap"] > 0.01
+    assert summary["verdict"].startswith("The initialisation is not relaxed balanced")
+    assert max(summary["finite_square_errors"]) < 1e-9
+
+
+def test_rough_layers_are_averaged_over_members():
+    dataset = run(setup(initial="rough", rtol=1e-7, atol=1e-9), depths=[16, 64, 256], layers=["euler", "cayley"])
+    assert dataset.sizes["member"] == 16
+    assert dataset.order.values == pytest.approx([0.5, 0.5], abs=0.15)
+
+
+@pytest.mark.parametrize("problem", ["linnerud", "breast_cancer"])
+def test_real_problems_meet_the_limit_at_the_default_tolerance(problem):
+    summary = summarise(run(setup(problem), depths=[4, 8], layers=["euler"]))
+    assert summary["reference_error"] < 1e-9
+
+
+def test_a_reference_that_blows_up_is_an_error_with_its_cause():
+    unbounded = Problem("unbounded", "a loss without a minimum", nf.Custom(lambda z: -z.square().sum().square()), torch.eye(2))
+    with pytest.raises(RuntimeError, match="the continuous model could not be computed: .* at t = "):
+        run(setup(problem=unbounded), depths=[4])
+
+
+def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
+    def stopping(flow, *args, **kwargs):
+        budget = {"max_evaluations": 30} if isinstance(flow, nf.FiniteFlow) and flow.depth == 8 else {}
+        return nf.integrate(flow, *args, **kwargs, **budget)
+
+    monkeypatch.setattr(convergence, "integrate", stopping)
+    dataset = run(setup(), depths=[4, 8], layers=["euler", "exp"])
+    assert dataset.attrs["status"].startswith("2 of 4 finite networks stopped early; euler, L = 8: the budget of 30")
+    assert np.isnan(dataset.error_z.sel(depth=8)).all()
+    assert np.isfinite(dataset.error_z.sel(depth=4)).all()
+    assert np.isnan(dataset.z_finite.sel(depth=8).isel(time=-1)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"depths": []}, ValueError, "depths must be a non-empty increasing list"),
+        ({"depths": [8, 4]}, ValueError, "increasing"),
+        ({"depths": [0, 4]}, ValueError, "depths must be at least 1, got 0"),
+        ({"depths": [4.0]}, TypeError, "depths must be an integer"),
+        ({"depths": [4], "layers": ["rk3"]}, ValueError, "unknown layer rule 'rk3'"),
+        ({"depths": [4], "sampling": "right"}, ValueError, "unknown sampling"),
+    ],
+)
+def test_bad_input(arguments, error, words):
+    with pytest.raises(error, match=words):
+        STUDIES["convergence"].run(setup(), **arguments)

@@ -1,0 +1,87 @@
+"""Closed solutions against the flows that they solve."""
+
+import pytest
+import torch
+from cases import distance, generator, randn
+
+import neuralode_flow as nf
+from neuralode_flow import exact
+
+TIMES = torch.linspace(0, 3, 7)
+START = torch.tensor([0.3, 1.0, 2.0, 0.05, 1.5])
+TARGET = torch.tensor([2.0, 1.0, 0.4, 1.2, -0.5])
+
+
+def aligned(values):
+    """diag(values) in fixed singular bases with det > 0."""
+    U, V = (torch.linalg.matrix_exp(m - m.mT) for m in (randn(5, 5, seed=1), randn(5, 5, seed=2)))
+    return U @ torch.diag_embed(values) @ V.mT
+
+
+def solved(kernel, times=TIMES):
+    flow = nf.IntrinsicFlow(nf.Quadratic(aligned(TARGET)), kernel)
+    return nf.integrate(flow, aligned(START), times, "DOP853", rtol=1e-12, atol=1e-14).z
+
+
+def test_aligned_limit():
+    assert distance(aligned(exact.aligned_limit(TIMES, START, TARGET)), solved(nf.LogMean())) < 1e-10
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 8, 64])
+def test_aligned_layers(L):
+    truth = aligned(exact.aligned_layers(TIMES / 2, START, TARGET, L))
+    assert distance(truth, solved(nf.DividedDifference(torch.zeros(L)), TIMES / 2)) < 1e-10
+
+
+def test_saxe_is_two_aligned_layers():
+    assert torch.allclose(exact.saxe(TIMES, START, TARGET), exact.aligned_layers(TIMES, START, TARGET, 2), atol=1e-12)
+
+
+def test_saxe_at_target_zero_and_late_times():
+    sigma = exact.saxe(torch.tensor([0.0, 2.0, 1e6]), torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))
+    assert torch.allclose(sigma[:, 0], torch.tensor([0.5, 0.5 / 3, 0.5 / (1 + 1e6)]), atol=1e-14)
+    assert float(sigma[-1, 1]) == 1.0
+
+
+def test_many_layers_tend_to_the_limit_at_order_one():
+    limit = exact.aligned_limit(TIMES, START, TARGET)
+    errors = [float((exact.aligned_layers(TIMES / L, START, TARGET, L) - limit).abs().max()) for L in (64, 128, 256)]
+    assert [a / b for a, b in zip(errors, errors[1:], strict=False)] == pytest.approx([2, 2], abs=0.06)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.8, -2.0])
+def test_two_layer_solution_against_the_network_and_the_closed_flow(lam):
+    z0, target = randn(4, 4, seed=3), randn(4, 4, seed=4)
+    shifts = torch.tensor([0.0, lam])
+    state = nf.relaxed_balanced_layers(z0, shifts, generator(5))
+    W1, W2 = torch.eye(4) + state / 2
+    times = torch.linspace(0, 2, 5)
+    Q = exact.two_layer(times, W1, W2, target)
+    loss = nf.Quadratic(target)
+    closed = nf.integrate(nf.IntrinsicFlow(loss, nf.TwoLayer(lam)), z0, times, "DOP853", rtol=1e-12, atol=1e-14)
+    assert distance(Q[:, 4:, :4], closed.z) < 1e-9
+    network = nf.integrate(nf.FiniteFlow(2, loss), state, 2 * times, "DOP853", rtol=1e-12, atol=1e-14)
+    U1, U2 = torch.eye(4) + network.state / 2
+    assert distance(Q[-1, :4, :4], U1.mT @ U1) < 1e-9
+    assert distance(Q[-1, 4:, 4:], U2 @ U2.mT) < 1e-9
+
+
+def test_two_layer_solution_survives_late_times_and_refuses_unbalanced_layers():
+    target = torch.diag(torch.tensor([2.0, 1.0]))
+    Q = exact.two_layer(torch.tensor([1e4]), 0.1 * torch.eye(2), 0.1 * torch.eye(2), target)
+    assert torch.allclose(Q[0, 2:, :2], target, atol=1e-12)
+    with pytest.raises(ValueError, match="λ-balanced"):
+        exact.two_layer(TIMES, torch.eye(2), randn(2, 2, seed=6), target)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: exact.aligned_limit(torch.tensor([-1.0]), START, TARGET), "times must be >= 0"),
+        (lambda: exact.aligned_limit(TIMES, torch.tensor([0.0]), torch.tensor([1.0])), "sigma0 must be above 0"),
+        (lambda: exact.aligned_layers(TIMES, START, TARGET, 0), "depth must be at least 1"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

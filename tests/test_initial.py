@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+from cases import generator, positive_matrix, randn, relaxed_profile
+
+import neuralode_flow as nf
+from neuralode_flow.depth import chain
+from neuralode_flow.initial import INITIALS
+from neuralode_flow.laws import depth_curvature, relaxed_balance_defect
+from neuralode_flow.matrices import random_orthogonal, skew_log
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 16])
+def test_relaxed_balanced_starts_at_z0_and_its_curvature_is_scalar(d):
+    z0, W0 = relaxed_profile(d, seed=d)
+    grid = nf.DepthGrid.gauss(4, 16)
+    W = W0.at(grid.nodes)
+    assert float((nf.Collocation(grid).product(W) - z0).abs().max()) < 1e-13 * d
+    assert float(relaxed_balance_defect(grid, W)) < 1e-8
+    assert torch.allclose(W0(0.3), W0.at(torch.tensor([0.3]))[0], atol=0)
+
+
+def test_the_shift_is_the_trace_of_the_curvature():
+    z0 = positive_matrix(4, seed=0)
+    W0 = nf.relaxed_balanced(z0, shift=lambda s: math.sin(3 * s) - 0.4)
+    grid = nf.DepthGrid.gauss(3, 16)
+    C = depth_curvature(grid, W0.at(grid.nodes))
+    expected = (torch.sin(3 * grid.nodes) - 0.4)[:, None, None] * torch.eye(4)
+    assert float((C - expected).abs().max()) < 1e-9
+
+
+def test_the_profile_is_the_formula_with_its_frame():
+    # Without shift and twist: W(s) = Q log(H) Qᵀ + log Q₁ with Q = exp(s log Q₁).
+    z0 = positive_matrix(3, seed=1)
+    U, sigma, Vh = torch.linalg.svd(z0)
+    omega = skew_log(U @ Vh)
+    Q = torch.linalg.matrix_exp(0.7 * omega)
+    expected = Q @ (Vh.mT @ torch.diag(torch.log(sigma)) @ Vh) @ Q.mT + omega
+    assert torch.allclose(nf.balanced(z0)(0.7), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 7])
+def test_skew_logarithm_of_rotations_also_by_half_turns(d):
+    for seed in range(5):
+        Q = random_orthogonal(d, generator(seed))
+        if torch.linalg.det(Q) < 0:
+            Q[:, 0] = -Q[:, 0]
+        half_turn = Q @ torch.diag(torch.tensor([-1.0, -1.0] + [1.0] * (d - 2))) @ Q.mT
+        for rotation in (Q, half_turn, torch.eye(d)):
+            log = skew_log(rotation)
+            assert torch.allclose(log, -log.mT, atol=0)
+            assert torch.allclose(torch.linalg.matrix_exp(log), rotation, atol=1e-13)
+
+
+def test_leading_axes_of_z0_make_an_ensemble():
+    z0 = torch.stack([positive_matrix(3, seed=s) for s in range(4)])
+    together = nf.relaxed_balanced(z0, shift=lambda s: s).at(torch.linspace(0, 1, 5))
+    assert together.shape == (4, 5, 3, 3)
+    alone = nf.relaxed_balanced(z0[2], shift=lambda s: s).at(torch.linspace(0, 1, 5))
+    assert torch.allclose(together[2], alone, atol=1e-13)
+
+
+def test_an_unresolved_twist_is_said():
+    omega = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    with pytest.warns(RuntimeWarning, match="twist"):
+        nf.relaxed_balanced(torch.eye(2), twist=lambda s: omega * (1.0 if s < 0.3 else 2.0))
+
+
+def test_control_has_the_same_z0_and_is_not_relaxed_balanced():
+    z0 = positive_matrix(3, seed=2)
+    grid = nf.DepthGrid.gauss(2, 12)
+    W = nf.control(z0).at(grid.nodes)
+    assert torch.allclose(nf.Collocation(grid).product(W), z0, atol=1e-12)
+    assert float(relaxed_balance_defect(grid, W)) > 0.01
+    normal = z0 @ z0.mT
+    assert float(relaxed_balance_defect(grid, nf.control(normal).at(grid.nodes))) < 1e-11
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("gauge", ["smooth", "random"])
+def test_relaxed_balanced_layers_have_their_law_and_their_product(L, gauge):
+    d = 4
+    z0 = positive_matrix(d, seed=L) if gauge == "smooth" else randn(d, d, seed=L)
+    shifts = torch.cat((torch.zeros(1), torch.cumsum(randn(L - 1, seed=L), 0) / L))
+    state = nf.relaxed_balanced_layers(z0, shifts, None if gauge == "smooth" else generator(L))
+    U = torch.eye(d) + state / L
+    assert float((chain.product(U) - z0).abs().max()) < 1e-12
+    law = U[1:].mT @ U[1:] - U[:-1] @ U[:-1].mT
+    expected = torch.diff(shifts)[:, None, None] * torch.eye(d)
+    assert float((law - expected).abs().sum()) < 1e-11 * L
+
+
+def test_random_gauges_differ_and_a_seed_repeats_them():
+    z0, shifts = positive_matrix(3, seed=3), torch.zeros(4)
+    first, again, other = (nf.relaxed_balanced_layers(z0, shifts, generator(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert float((first - other).abs().max()) > 0.1
+
+
+def test_rough_layers_scatter_around_the_profile_with_the_given_size():
+    W0 = nf.Rough(nf.identity(3), noise=0.5, members=50, seed=0)
+    layers = W0.layers(torch.linspace(0, 1, 40))
+    assert layers.shape == (50, 40, 3, 3)
+    assert float(layers.std()) == pytest.approx(0.5, rel=0.02)
+    assert torch.equal(layers, W0.layers(torch.linspace(0, 1, 40)))
+
+
+@pytest.mark.parametrize("name", list(INITIALS))
+def test_every_named_initialisation_can_be_sampled(name):
+    W0 = INITIALS[name](torch.eye(3))
+    loss = nf.Quadratic(torch.eye(3))
+    assert nf.ContinuousFlow(nf.DepthGrid.gauss(2, 4), loss).sample(W0).shape == (8, 3, 3)
+    assert nf.FiniteFlow(5, loss).sample(W0).shape[-3:] == (5, 3, 3)
+
+
+def test_dtype_follows_z0():
+    W0 = nf.relaxed_balanced(torch.eye(2, dtype=torch.float32), shift=lambda s: s)
+    assert W0(0.5).dtype == torch.float32
+    assert W0.at(torch.tensor([0.1, 0.2])).dtype == torch.float32
+
+
+SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: nf.relaxed_balanced(torch.diag(torch.tensor([1.0, -1.0]))), ValueError, "z0 must have det > 0, got det = -1"),
+        (lambda: nf.relaxed_balanced(torch.zeros(2, 2)), ValueError, "z0 must have det > 0, got det = 0"),
+        (lambda: nf.relaxed_balanced(torch.zeros(0, 0)), ValueError, "z0 must not be empty"),
+        (lambda: nf.relaxed_balanced(torch.eye(2, dtype=torch.int64)), TypeError, "z0 must hold floating-point numbers"),
+        (lambda: nf.relaxed_balanced(torch.ones(2, 3)), ValueError, "z0 must be square"),
+        (lambda: nf.relaxed_balanced([[1.0]]), TypeError, "z0 must be a torch tensor, got list"),
+        (lambda: nf.relaxed_balanced(torch.eye(2) * torch.nan), ValueError, "z0 must be finite, got 4 NaN"),
+        (lambda: nf.relaxed_balanced(torch.eye(2), shift=lambda s: float("nan")), ValueError, "shift.* must be finite"),
+        (lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: torch.eye(2)), ValueError, "twist.* must be skew"),
+        (lambda: nf.relaxed_balanced(torch.eye(3), twist=lambda s: SKEW), ValueError, "twist.* size of z0"),
+        (lambda: nf.relaxed_balanced_layers(torch.zeros(2, 2), torch.zeros(3)), ValueError, "z0 must be invertible"),
+        (lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, torch.nan])), ValueError, "shifts must be finite"),
+        (lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, -1.7e308, 1.7e308])), ValueError, "no admissible root"),
+        (lambda: nf.control(torch.diag(torch.tensor([1.0, -1.0]))), ValueError, "z0 has no real logarithm"),
+        (lambda: INITIALS["blanced"], ValueError, "did you mean 'balanced'"),
+    ],
+)
+def test_bad_input(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -1,0 +1,90 @@
+"""Conservation laws under the flows, and their signatures under time steppers."""
+
+import pytest
+import torch
+from cases import all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
+
+import neuralode_flow as nf
+from neuralode_flow.laws import depth_curvature, drift, euler_law, symmetric_law
+
+TIMES = torch.linspace(0, 2, 5)
+
+
+@pytest.mark.parametrize("loss", ["quadratic", "regression", "completion", "custom"])
+def test_the_continuous_law_holds_for_every_loss_and_start(loss):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 12), all_losses(4, seed=0)[loss])
+    for W0 in (relaxed_profile(4, seed=1)[1], smooth_profile(4, seed=2)):
+        path = nf.integrate(flow, flow.sample(W0), TIMES, "dopri8", rtol=1e-10, atol=1e-12)
+        assert path.status == "ok"
+        assert float(path.drift.max()) < 1e-9
+        moved = float((path.state - flow.sample(W0)).abs().max())
+        assert moved > 0.01  # the law says something only if W moves
+
+
+@pytest.mark.parametrize("L", [2, 5, 64])
+def test_the_euler_law_holds(L):
+    flow = nf.FiniteFlow(L, all_losses(4, seed=3)["quadratic"])
+    path = nf.integrate(flow, flow.sample(smooth_profile(4, seed=4)), TIMES, "dopri5", rtol=1e-10, atol=1e-12)
+    assert float(path.drift.max()) < 1e-9
+
+
+@pytest.mark.parametrize("layer", ["rk2", "cayley", "exp"])
+def test_the_symmetric_law_drifts_at_order_two(layer):
+    drifts = []
+    for L in (64, 128, 256):
+        flow = nf.FiniteFlow(L, all_losses(3, seed=5)["quadratic"], layer)
+        path = nf.integrate(flow, flow.sample(smooth_profile(3, seed=6)), TIMES, "DOP853", rtol=1e-9, atol=1e-11)
+        drifts.append(float(path.drift.max()))
+    assert [a / b for a, b in zip(drifts, drifts[1:], strict=False)] == pytest.approx([4, 4], rel=0.07)
+
+
+def step_drifts(method, steps):
+    """Drift of the quadratic law of Euler layers at the end, with one step per output interval."""
+    flow = nf.FiniteFlow(6, nf.Quadratic(randn(3, 3, seed=7)))
+    start = flow.sample(smooth_profile(3, seed=8))
+    return [float(nf.integrate(flow, start, torch.linspace(0, 1, n + 1), method).drift[-1]) for n in steps]
+
+
+@pytest.mark.parametrize(("method", "ratio"), [("euler", 2), ("midpoint", 4), ("rk4", 16)])
+def test_explicit_steppers_lose_the_quadratic_law_at_their_order(method, ratio):
+    drifts = step_drifts(method, (64, 128, 256))
+    assert [a / b for a, b in zip(drifts, drifts[1:], strict=False)] == pytest.approx([ratio, ratio], rel=0.1)
+    assert drifts[-1] > 1e-12
+
+
+def test_implicit_midpoint_keeps_the_quadratic_law_to_round_off_with_large_steps():
+    assert max(step_drifts("implicit_midpoint", (10, 20, 40))) < 1e-13
+
+
+def test_expanded_euler_law_is_its_definition():
+    W = randn(2, 5, 3, 3, seed=9)
+    U = torch.eye(3) + W / 5
+    law = 25 * (U[:, 1:].mT @ U[:, 1:] - U[:, :-1] @ U[:, :-1].mT)
+    assert torch.allclose(euler_law(W), law, atol=1e-12)
+    assert symmetric_law(W).shape == (2, 4, 3, 3)
+
+
+def test_laws_tend_to_the_curvature_of_the_profile():
+    # euler_law ≈ C(s) to first order, symmetric_law to second, in 1/L.
+    W0 = smooth_profile(3, seed=10)
+    grid = nf.DepthGrid.gauss(4, 16)
+    C = depth_curvature(grid, W0.at(grid.nodes))
+    for law, ratio in ((euler_law, 2), (symmetric_law, 4)):
+        errors = []
+        for L in (64, 128):
+            layers, between = (torch.arange(L) + 0.5) / L, torch.arange(1, L) / L
+            errors.append(float((law(W0.at(layers)) - grid.interpolate(C, between)).abs().max()))
+        assert errors[0] / errors[1] == pytest.approx(ratio, rel=0.1)
+
+
+def test_the_intrinsic_flow_has_no_law():
+    flow = nf.IntrinsicFlow(nf.Quadratic(torch.eye(3)), nf.LogMean())
+    law = flow.law(randn(2, 3, 3, seed=11))
+    assert law.shape == (2, 0, 3, 3)
+    assert torch.equal(drift(law, law), torch.zeros(2))
+
+
+def test_relaxed_balanced_networks_keep_their_law_under_training():
+    state = nf.relaxed_balanced_layers(positive_matrix(3, seed=12), torch.tensor([0.0, 0.5, -0.3]), generator(0))
+    path = nf.integrate(nf.FiniteFlow(3, nf.Quadratic(randn(3, 3, seed=13))), state, TIMES, "DOP853", rtol=1e-10, atol=1e-12)
+    assert float(path.drift.max()) < 1e-9
