@@ -200,7 +200,9 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     square("z0", z0)
     float_tensor("shifts", shifts, ndim=1)
     if z0.ndim != 2 or shifts.ndim != 1:
-        raise ValueError(f"z0 and shifts must have shapes (d, d) and (L,), got {tuple(z0.shape)}, {tuple(shifts.shape)}")
+        raise ValueError(
+            f"z0 and shifts must have shapes (d, d) and (L,), got {tuple(z0.shape)}, {tuple(shifts.shape)}"
+        )
     L, d = len(shifts), z0.shape[-1]
     U, sigma, Vh = torch.linalg.svd(z0)
     if float(sigma.min()) <= torch.finfo(z0.dtype).eps * float(sigma.max()):
@@ -245,7 +247,10 @@ def control(z0: Tensor) -> Profile:
 
 
 def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> Profile:
-    """A smooth random profile Σ_k a_k cos(kπs), a_k with independent normal entries of size scale/(1 + k)/√d; not relaxed balanced."""
+    """A smooth random profile Σ_k a_k cos(kπs), not relaxed balanced.
+
+    The entries of a_k are independent and normal, of size scale/(1 + k)/√d.
+    """
     weights = positive("scale", scale) / (1 + torch.arange(terms, dtype=torch.float64)) / math.sqrt(count("d", d))
     noise = torch.randn(terms, d, d, dtype=torch.float64, generator=generator)
     return Smooth(weights[:, None, None] * noise)
@@ -275,7 +280,7 @@ class Rough:
 
 
 def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[float], Tensor]:
-    """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, scaled so that ‖A_0‖ is about `size` in the spectral norm."""
+    """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, with ‖A_0‖ about `size` in the spectral norm."""
     raw = torch.randn(4, d, d, dtype=torch.float64, generator=generator)
     scale = size / (1 + torch.arange(4, dtype=torch.float64)) / (2 * math.sqrt(2 * d))
     return Smooth(scale[:, None, None] * (raw - raw.mT))

@@ -48,7 +48,7 @@ def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
 
 
 def euler_law(W: Tensor) -> Tensor:
-    """L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) for Euler layers U_k = I + W_k/L, conserved exactly: `(..., L, d, d)` → L − 1 entries.
+    """L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) for Euler layers U_k = I + W_k/L, conserved exactly; `(..., L−1, d, d)`.
 
     Expanded, so that L² does not amplify round-off: L(S_{k+1} − S_k) + W_{k+1}ᵀW_{k+1} − W_kW_kᵀ.
     """
@@ -57,7 +57,7 @@ def euler_law(W: Tensor) -> Tensor:
 
 
 def symmetric_law(W: Tensor) -> Tensor:
-    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]): drifts O(1/L²) for rules of order 2; `(..., L−1, d, d)`."""
+    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`: drifts O(1/L²) for rules of order 2."""
     S, C = W + W.mT, commutator(W)
     return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
 

@@ -76,7 +76,9 @@ class Completion:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask must be a tensor of bool, got {getattr(mask, 'dtype', type(mask).__name__)}")
         if mask.shape[-2:] != target.shape[-2:]:
-            raise ValueError(f"mask must have the matrix shape of target, {tuple(target.shape)}, got {tuple(mask.shape)}")
+            raise ValueError(
+                f"mask must have the matrix shape of target, {tuple(target.shape)}, got {tuple(mask.shape)}"
+            )
         if not bool(mask.any()):
             raise ValueError("mask must be True somewhere: an empty mask makes the loss zero everywhere")
         self.mask = mask
@@ -188,7 +190,9 @@ class Custom:
             leaf = z.detach().requires_grad_()
             value = self._value(leaf)
             if not value.requires_grad:
-                raise TypeError("f must depend on z through torch operations, but autograd finds no path from z to f(z)")
+                raise TypeError(
+                    "f must depend on z through torch operations, but autograd finds no path from z to f(z)"
+                )
             return torch.autograd.grad(value, leaf)[0]
 
     @staticmethod

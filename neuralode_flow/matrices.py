@@ -63,7 +63,9 @@ def real_log(name: str, z: Tensor) -> Tensor:
     flat = z.reshape(-1, *z.shape[-2:]).cpu().double().numpy()
     logs = [scipy.linalg.logm(matrix) for matrix in flat]
     if any(np.abs(np.imag(log)).max() > 1e-10 * (1 + np.abs(log).max()) or not np.isfinite(log).all() for log in logs):
-        raise ValueError(f"{name} has no real logarithm: it is singular or has negative eigenvalues; choose another matrix")
+        raise ValueError(
+            f"{name} has no real logarithm: it is singular or has negative eigenvalues; choose another matrix"
+        )
     return torch.as_tensor(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
 
 

@@ -126,10 +126,18 @@ SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: nf.relaxed_balanced(torch.diag(torch.tensor([1.0, -1.0]))), ValueError, "z0 must have det > 0, got det = -1"),
+        (
+            lambda: nf.relaxed_balanced(torch.diag(torch.tensor([1.0, -1.0]))),
+            ValueError,
+            "z0 must have det > 0, got det = -1",
+        ),
         (lambda: nf.relaxed_balanced(torch.zeros(2, 2)), ValueError, "z0 must have det > 0, got det = 0"),
         (lambda: nf.relaxed_balanced(torch.zeros(0, 0)), ValueError, "z0 must not be empty"),
-        (lambda: nf.relaxed_balanced(torch.eye(2, dtype=torch.int64)), TypeError, "z0 must hold floating-point numbers"),
+        (
+            lambda: nf.relaxed_balanced(torch.eye(2, dtype=torch.int64)),
+            TypeError,
+            "z0 must hold floating-point numbers",
+        ),
         (lambda: nf.relaxed_balanced(torch.ones(2, 3)), ValueError, "z0 must be square"),
         (lambda: nf.relaxed_balanced([[1.0]]), TypeError, "z0 must be a torch tensor, got list"),
         (lambda: nf.relaxed_balanced(torch.eye(2) * torch.nan), ValueError, "z0 must be finite, got 4 NaN"),
@@ -137,8 +145,16 @@ SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
         (lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: torch.eye(2)), ValueError, "twist.* must be skew"),
         (lambda: nf.relaxed_balanced(torch.eye(3), twist=lambda s: SKEW), ValueError, "twist.* size of z0"),
         (lambda: nf.relaxed_balanced_layers(torch.zeros(2, 2), torch.zeros(3)), ValueError, "z0 must be invertible"),
-        (lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, torch.nan])), ValueError, "shifts must be finite"),
-        (lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, -1.7e308, 1.7e308])), ValueError, "no admissible root"),
+        (
+            lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, torch.nan])),
+            ValueError,
+            "shifts must be finite",
+        ),
+        (
+            lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, -1.7e308, 1.7e308])),
+            ValueError,
+            "no admissible root",
+        ),
         (lambda: nf.control(torch.diag(torch.tensor([1.0, -1.0]))), ValueError, "z0 has no real logarithm"),
         (lambda: INITIALS["blanced"], ValueError, "did you mean 'balanced'"),
     ],

@@ -86,5 +86,7 @@ def test_the_intrinsic_flow_has_no_law():
 
 def test_relaxed_balanced_networks_keep_their_law_under_training():
     state = nf.relaxed_balanced_layers(positive_matrix(3, seed=12), torch.tensor([0.0, 0.5, -0.3]), generator(0))
-    path = nf.integrate(nf.FiniteFlow(3, nf.Quadratic(randn(3, 3, seed=13))), state, TIMES, "DOP853", rtol=1e-10, atol=1e-12)
+    path = nf.integrate(
+        nf.FiniteFlow(3, nf.Quadratic(randn(3, 3, seed=13))), state, TIMES, "DOP853", rtol=1e-10, atol=1e-12
+    )
     assert float(path.drift.max()) < 1e-9

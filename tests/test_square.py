@@ -105,7 +105,9 @@ def test_the_intrinsic_flows_tend_to_the_limit_at_order_one():
     for L in depths:
         s = torch.arange(1, L) / L
         shifts = torch.cat((torch.zeros(1), torch.cumsum(torch.cos(3 * s) / L**2, 0)))
-        errors.append(distance(exactly(nf.IntrinsicFlow(loss, nf.DividedDifference(shifts, time_scale=1 / L)), z0).z, limit.z))
+        errors.append(
+            distance(exactly(nf.IntrinsicFlow(loss, nf.DividedDifference(shifts, time_scale=1 / L)), z0).z, limit.z)
+        )
     assert list(local_orders(depths, errors)) == pytest.approx([1, 1, 1], abs=0.05)
 
 

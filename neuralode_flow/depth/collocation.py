@@ -60,7 +60,7 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
 
 
 def _picard(matrix: Tensor, W: Tensor) -> Tensor | None:
-    """x = I + K I + K² I + …, K x = h A (W x), summed until the terms are below round-off; None if they do not get there."""
+    """x = I + K I + K² I + …, K x = h A (W x), summed until the terms are round-off; None if they do not get there."""
     term = (matrix @ W.flatten(-2)).unflatten(-1, W.shape[-2:])
     total = identity_like(W) + term
     threshold = torch.finfo(W.dtype).eps / 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Rule:
     barycentric: np.ndarray
 
 
-@lru_cache(maxsize=None)
+@cache
 def gauss_rule(order: int) -> Rule:
     """The Gauss–Legendre rule with `order` nodes, computed through Legendre coefficients (stable to high order)."""
     legendre = np.polynomial.legendre
@@ -171,7 +171,7 @@ class DepthGrid:
         return _along_nodes(self.rule.to_legendre, self.panelled(self._check(values)))
 
     def project(self, values: Tensor, degree: int) -> Tensor:
-        """The panel polynomials cut off above `degree` (L² projection on each panel): `(..., N, a, b)` → the same shape."""
+        """The L² projection on polynomials of at most `degree` on each panel: `(..., N, a, b)` → the same shape."""
         rule = self.rule
         keep = np.polynomial.legendre.legvander(2 * rule.nodes - 1, degree) @ rule.to_legendre[: degree + 1]
         return _along_nodes(keep, self.panelled(self._check(values))).flatten(-4, -3)

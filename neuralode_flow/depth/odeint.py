@@ -11,7 +11,6 @@ from torch import Tensor
 from ..checks import positive
 from .grid import DepthGrid
 
-
 MAX_EVALUATIONS = 100_000  # in one depth solve; smooth W of moderate norm needs hundreds
 
 

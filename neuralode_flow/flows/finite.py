@@ -78,5 +78,5 @@ class FiniteFlow:
         return chain.product(self.rule.layer(state / self.depth)[0])
 
     def law(self, state: Tensor) -> Tensor:
-        """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, up to O(1/L²) for the others."""
+        """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)

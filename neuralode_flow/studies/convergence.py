@@ -1,10 +1,10 @@
 """The main study: finite networks, the continuous model and their intrinsic dynamics, all four edges of the square.
 
-            depth L → ∞
- FiniteFlow ───────────▶ ContinuousFlow        top: error_z, error_profile
-     │ product               │ product         left: error_finite_square
-     ▼                       ▼                 right: error_reference
- IntrinsicFlow(L) ─────▶ IntrinsicFlow(∞)      bottom: error_intrinsic_depth
+           depth L → ∞
+FiniteFlow ───────────▶ ContinuousFlow        top: error_z, error_profile
+    │ product               │ product         left: error_finite_square
+    ▼                       ▼                 right: error_reference
+IntrinsicFlow(L) ─────▶ IntrinsicFlow(∞)      bottom: error_intrinsic_depth
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def _check_depths(depths: Sequence[int]) -> list[int]:
 
 
 def _solve(setup: Setup, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], None] | None = None) -> Trajectory:
-    return integrate(
-        flow, state, setup.times, method=setup.method, rtol=setup.rtol, atol=setup.atol, observe=observe
-    )
+    return integrate(flow, state, setup.times, method=setup.method, rtol=setup.rtol, atol=setup.atol, observe=observe)
 
 
 def _whole(path: Trajectory, what: str) -> Trajectory:
@@ -158,9 +156,7 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
         meter.step(meter.reference / 3)
 
     path = _whole(_solve(setup, flow, flow.sample(setup.initial), keep), "continuous model")
-    intrinsic = _whole(
-        _solve(setup, IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0]), "intrinsic limit"
-    )
+    intrinsic = _whole(_solve(setup, IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0]), "intrinsic limit")
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
     doubled = ContinuousFlow(finer, setup.problem.loss, setup.depth)
     on_finer = _whole(_solve(setup, doubled, doubled.sample(setup.initial)), "continuous model on a doubled grid")
@@ -218,9 +214,7 @@ def _side_edges(setup: Setup, reference: _Reference, L: int, meter: _Meter) -> t
     between = torch.arange(1, L).to(z0) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
-    network = _solve(
-        setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts), lambda *_: meter.step(L)
-    )
+    network = _solve(setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts), lambda *_: meter.step(L))
     closed = _solve(setup, IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L)), z0)
     if network.status != "ok" or closed.status != "ok":
         return np.nan, np.nan

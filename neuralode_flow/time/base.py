@@ -46,9 +46,7 @@ class Method(Protocol):
     A method raises Stopped when it cannot go on; the states that it has yielded stay valid.
     """
 
-    def __call__(
-        self, velocity: Velocity, state: Tensor, times: list[float], control: Control
-    ) -> Iterator[Tensor]: ...
+    def __call__(self, velocity: Velocity, state: Tensor, times: list[float], control: Control) -> Iterator[Tensor]: ...
 
 
 METHODS: Registry[Method] = Registry("time method")
@@ -63,7 +61,7 @@ _STAGNATION = 1000
 class Watch:
     """Counts velocity evaluations and stops a run that leaves the finite numbers, its budget, or the spot."""
 
-    field: Callable[[Tensor], Tensor]
+    velocity: Callable[[Tensor], Tensor]
     max_evaluations: int
     evaluations: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -79,7 +77,7 @@ class Watch:
         if self._stuck > _STAGNATION:
             raise Stopped(f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         try:
-            velocity = self.field(state)
+            velocity = self.velocity(state)
         except (FloatingPointError, torch.linalg.LinAlgError) as error:
             raise Stopped(f"the velocity could not be computed at t = {t:.6g}: {error}") from error
         if not bool(torch.isfinite(velocity).all()):

@@ -81,8 +81,9 @@ def integrate(
         status = "ok"
         try:
             if len(points) > 1:
-                for state in solver(watch, state, points, control):
-                    record(state)
+                for reached in solver(watch, state, points, control):
+                    state = reached
+                    record(reached)
         except Stopped as stop:
             status = str(stop)
     z, loss, drifts = (torch.stack(column) for column in zip(*records, strict=True))

@@ -36,9 +36,7 @@ class _Field:
         self.longest = float(dt)
 
 
-def adaptive(
-    velocity: Velocity, state: Tensor, times: list[float], control: Control, *, name: str
-) -> Iterator[Tensor]:
+def adaptive(velocity: Velocity, state: Tensor, times: list[float], control: Control, *, name: str) -> Iterator[Tensor]:
     """An adaptive Runge–Kutta method, made to end a step on every output time.
 
     torchdiffeq interpolates values inside a step at 4th order, far below the tolerance, so each output interval is

@@ -71,7 +71,9 @@ def test_auto_resolves_what_is_smooth_with_few_nodes_and_more_for_a_smaller_tole
 
 
 def test_auto_sees_the_growth_of_the_propagator_also_where_W_is_constant():
-    assert len(nf.DepthGrid.auto(lambda s: 8 * torch.eye(2), 1e-10)) > len(nf.DepthGrid.auto(lambda s: torch.eye(2), 1e-10))
+    assert len(nf.DepthGrid.auto(lambda s: 8 * torch.eye(2), 1e-10)) > len(
+        nf.DepthGrid.auto(lambda s: torch.eye(2), 1e-10)
+    )
 
 
 def test_auto_refuses_a_rough_profile():

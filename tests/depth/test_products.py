@@ -46,7 +46,9 @@ def test_two_independent_routes_agree_to_their_tolerance():
     W = smooth_profile(4, seed=4, scale=2.0)
     grid = nf.DepthGrid.gauss(4, 12)
     values = W.at(grid.nodes)
-    for one, other in zip(nf.Collocation(grid).propagators(values), nf.OdeintDepth(grid).propagators(values), strict=True):
+    for one, other in zip(
+        nf.Collocation(grid).propagators(values), nf.OdeintDepth(grid).propagators(values), strict=True
+    ):
         assert float((one - other).abs().max()) < 1e-9
 
 

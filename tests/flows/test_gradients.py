@@ -60,7 +60,10 @@ def test_finite_velocity_equals_autograd_to_round_off(layer, loss):
         assert float((flow.velocity(state) - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("make", [lambda loss: nf.ContinuousFlow(nf.DepthGrid.gauss(2, 3), loss), lambda loss: nf.FiniteFlow(6, loss, "cayley")])
+@pytest.mark.parametrize(
+    "make",
+    [lambda loss: nf.ContinuousFlow(nf.DepthGrid.gauss(2, 3), loss), lambda loss: nf.FiniteFlow(6, loss, "cayley")],
+)
 def test_velocity_agrees_with_finite_differences(make):
     flow = make(all_losses(3, seed=6)["regression"])
     state, direction = randn(6, 3, 3, seed=7), randn(6, 3, 3, seed=8)

@@ -12,7 +12,11 @@ from neuralode_flow.studies.convergence import run, summarise
 
 
 def setup(problem="teacher", initial="relaxed_balanced", samples=5, **changes):
-    made = problem if isinstance(problem, Problem) else PROBLEMS[problem](**({"dimension": 3} if problem == "teacher" else {}))
+    made = (
+        problem
+        if isinstance(problem, Problem)
+        else PROBLEMS[problem](**({"dimension": 3} if problem == "teacher" else {}))
+    )
     fields = {
         "problem": made,
         "initial": INITIALS[initial](made.z0),
@@ -88,7 +92,9 @@ def test_real_problems_meet_the_limit_at_the_default_tolerance(problem):
 
 
 def test_a_reference_that_blows_up_is_an_error_with_its_cause():
-    unbounded = Problem("unbounded", "a loss without a minimum", nf.Custom(lambda z: -z.square().sum().square()), torch.eye(2))
+    unbounded = Problem(
+        "unbounded", "a loss without a minimum", nf.Custom(lambda z: -z.square().sum().square()), torch.eye(2)
+    )
     with pytest.raises(RuntimeError, match="the continuous model could not be computed: .* at t = "):
         run(setup(problem=unbounded), depths=[4])
 

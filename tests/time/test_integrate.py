@@ -32,7 +32,10 @@ def test_every_output_is_as_accurate_as_the_tolerance_also_between_steps(method)
 
 def test_fehlberg2_converges_with_its_tolerance_though_its_estimate_is_optimistic():
     times = torch.linspace(0, 3, 7)
-    errors = [distance(nf.integrate(LIMIT, torch.eye(2), times, "fehlberg2", rtol=r, atol=r).z, truth(times)) for r in (1e-4, 1e-6)]
+    errors = [
+        distance(nf.integrate(LIMIT, torch.eye(2), times, "fehlberg2", rtol=r, atol=r).z, truth(times))
+        for r in (1e-4, 1e-6)
+    ]
     assert errors[1] < errors[0] / 20
     assert errors[1] < 1e-3
 
@@ -40,7 +43,10 @@ def test_fehlberg2_converges_with_its_tolerance_though_its_estimate_is_optimisti
 @pytest.mark.parametrize(("method", "order"), FIXED.items())
 def test_fixed_step_methods_have_their_order(method, order):
     times = torch.tensor([0.0, 0.3, 1.0])
-    errors = [distance(nf.integrate(LIMIT, torch.eye(2), times, method, step=h).z, truth(times)) for h in (0.1, 0.05, 0.025, 0.0125)]
+    errors = [
+        distance(nf.integrate(LIMIT, torch.eye(2), times, method, step=h).z, truth(times))
+        for h in (0.1, 0.05, 0.025, 0.0125)
+    ]
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     assert slopes[-2:] == pytest.approx([order, order], abs=0.1)
 
@@ -48,7 +54,9 @@ def test_fixed_step_methods_have_their_order(method, order):
 @pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams", "fixed_adams"])
 def test_multistep_methods_converge(method):
     times = torch.linspace(0, 1, 3)
-    errors = [distance(nf.integrate(LIMIT, torch.eye(2), times, method, step=h).z, truth(times)) for h in (0.05, 0.0125)]
+    errors = [
+        distance(nf.integrate(LIMIT, torch.eye(2), times, method, step=h).z, truth(times)) for h in (0.05, 0.0125)
+    ]
     assert errors[1] < errors[0] / 50
     assert errors[1] < 1e-7
 
@@ -172,31 +180,67 @@ NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0, 1.0]), ValueError, "times must increase strictly, got 1"),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0, 1.0]),
+            ValueError,
+            "times must increase strictly, got 1",
+        ),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [1.0, 0.0]), ValueError, "times must increase strictly"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), []), ValueError, "times must not be empty"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, math.nan]), ValueError, "times must be finite"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [[0.0, 1.0]]), ValueError, r"times must have shape \(T,\)"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], rtol=0.0), ValueError, "rtol must be above 0, got 0.0"),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], rtol=0.0),
+            ValueError,
+            "rtol must be above 0, got 0.0",
+        ),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], atol=-1.0), ValueError, "atol must be above 0"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], rtol=math.nan), ValueError, "rtol must be finite"),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], rtol=math.nan),
+            ValueError,
+            "rtol must be finite",
+        ),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], rtol="a"), TypeError, "rtol must be a number"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], "dopri6"), ValueError, "unknown time method 'dopri6'"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], "euler", step=0.0), ValueError, "step must be above 0"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], max_evaluations=0), ValueError, "max_evaluations must be"),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], "dopri6"),
+            ValueError,
+            "unknown time method 'dopri6'",
+        ),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], "euler", step=0.0),
+            ValueError,
+            "step must be above 0",
+        ),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2), [0.0, 1.0], max_evaluations=0),
+            ValueError,
+            "max_evaluations must be",
+        ),
         (lambda: nf.integrate(FLOW, torch.zeros(5, 2, 2), [0.0, 1.0]), ValueError, "N = 4 depth nodes, got"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 3, 3), [0.0, 1.0]), ValueError, "the loss is for d = 2"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 3), [0.0, 1.0]), ValueError, "state must be square"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2) * math.nan, [0.0, 1.0]), ValueError, "state must be finite"),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2, dtype=torch.int64), [0.0, 1.0]), TypeError, "floating-point"),
-        (lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2, dtype=torch.float32), [0.0, 1.0]), TypeError, "target of the loss"),
+        (
+            lambda: nf.integrate(FLOW, torch.zeros(4, 2, 2, dtype=torch.float32), [0.0, 1.0]),
+            TypeError,
+            "target of the loss",
+        ),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 0, 0), [0.0, 1.0]), ValueError, "state must not be empty"),
         (lambda: nf.integrate(FLOW, None, [0.0, 1.0]), TypeError, "state must be a torch tensor, got NoneType"),
         (lambda: nf.integrate(NET, torch.zeros(4, 2, 2), [0.0, 1.0]), ValueError, "L = 3 layers, got"),
-        (lambda: nf.integrate(LIMIT, -torch.diag(torch.tensor([1.0, -1.0])), [0.0, 1.0]), ValueError, "state must have det > 0"),
+        (
+            lambda: nf.integrate(LIMIT, -torch.diag(torch.tensor([1.0, -1.0])), [0.0, 1.0]),
+            ValueError,
+            "state must have det > 0",
+        ),
         (lambda: nf.FiniteFlow(0, LIMIT.loss), ValueError, "depth must be at least 1"),
         (lambda: nf.FiniteFlow(2.0, LIMIT.loss), TypeError, "depth must be an integer"),
-        (lambda: nf.FiniteFlow(2, LIMIT.loss, layer="eulr"), ValueError, "unknown layer rule 'eulr'; did you mean 'euler'"),
+        (
+            lambda: nf.FiniteFlow(2, LIMIT.loss, layer="eulr"),
+            ValueError,
+            "unknown layer rule 'eulr'; did you mean 'euler'",
+        ),
         (lambda: nf.FiniteFlow(2, LIMIT.loss, sampling="right"), ValueError, "unknown sampling 'right'"),
         (lambda: nf.ContinuousFlow(GRID, LIMIT.loss, depth="magnus"), ValueError, "unknown depth solver 'magnus'"),
         (lambda: nf.ContinuousFlow(GRID, LIMIT.loss, nf.Collocation(nf.DepthGrid.gauss(1, 4))), ValueError, "own grid"),
@@ -208,12 +252,28 @@ NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
         (lambda: nf.Quadratic(torch.eye(2) * math.inf), ValueError, "target must be finite"),
         (lambda: nf.Quadratic(torch.eye(2, dtype=torch.int32)), TypeError, "target must hold floating-point"),
         (lambda: nf.Completion(torch.eye(2), torch.ones(2, 2)), TypeError, "mask must be a tensor of bool"),
-        (lambda: nf.Completion(torch.eye(2), torch.ones(3, 3, dtype=torch.bool)), ValueError, "mask must have the matrix shape"),
-        (lambda: nf.Completion(torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)), ValueError, "mask must be True somewhere"),
+        (
+            lambda: nf.Completion(torch.eye(2), torch.ones(3, 3, dtype=torch.bool)),
+            ValueError,
+            "mask must have the matrix shape",
+        ),
+        (
+            lambda: nf.Completion(torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)),
+            ValueError,
+            "mask must be True somewhere",
+        ),
         (lambda: nf.Regression(torch.ones(3, 2), torch.ones(4, 2)), ValueError, "same number of rows, got 3 and 4"),
         (lambda: nf.Regression(torch.ones(3, 2), torch.ones(3, 4)), ValueError, "map 2 inputs to 4 outputs"),
-        (lambda: nf.Regression(torch.ones(3, 2), torch.ones(3, 2, dtype=torch.float32)), TypeError, "y is torch.float32"),
-        (lambda: nf.Regression(torch.ones(3, 2), torch.ones(3, 2), torch.ones(2, 3)), ValueError, r"readin must have shape \(d, 2\)"),
+        (
+            lambda: nf.Regression(torch.ones(3, 2), torch.ones(3, 2, dtype=torch.float32)),
+            TypeError,
+            "y is torch.float32",
+        ),
+        (
+            lambda: nf.Regression(torch.ones(3, 2), torch.ones(3, 2), torch.ones(2, 3)),
+            ValueError,
+            r"readin must have shape \(d, 2\)",
+        ),
         (lambda: nf.Custom(3), TypeError, "f must be a function"),
         (lambda: nf.Custom(lambda z: z)(torch.eye(2)), TypeError, "f must return a scalar"),
         (lambda: nf.Custom(lambda z: torch.tensor(1.0)).gradient(torch.eye(2)), TypeError, "f must depend on z"),
