@@ -57,7 +57,7 @@ def euler_law(W: Tensor) -> Tensor:
 
 
 def symmetric_law(W: Tensor) -> Tensor:
-    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`: drifts O(1/L²) for rules of order 2."""
+    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2."""
     S, C = W + W.mT, commutator(W)
     return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
 

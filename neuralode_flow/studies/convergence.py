@@ -9,8 +9,12 @@ IntrinsicFlow(L) ─────▶ IntrinsicFlow(∞)      bottom: error_intrin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -50,11 +54,17 @@ class _Reference:
     intrinsic: Trajectory
     error_grid: float
     error_time: float
+    error_profile_grid: float
 
     @property
     def floor(self) -> float:
-        """Size of what is left in an error when depth has no part in it."""
+        """Size of what is left in an error of z when the number of layers has no part in it."""
         return max(self.error_grid, self.error_time, 1e-14)
+
+    @property
+    def floor_profile(self) -> float:
+        """The same for W(s), which the grid holds less accurately between its nodes than it holds z."""
+        return max(self.error_profile_grid, self.error_time, 1e-14)
 
 
 def run(
@@ -63,6 +73,7 @@ def run(
     depths: Sequence[int] = DEPTHS,
     layers: Sequence[str] = RULES,
     sampling: str = "midpoint",
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Errors of finite networks against the continuous model, and of all edges of the square.
@@ -75,6 +86,9 @@ def run(
     layers : sequence of str
         Layer rules.
     sampling : {"midpoint", "left"}
+    workers : int, optional
+        Networks that are trained side by side, one thread each; by default one per processor. The results do not
+        depend on it.
     progress : callable, optional
         progress(fraction, what).
 
@@ -94,36 +108,56 @@ def run(
     depths = _check_depths(depths)
     for layer in layers:
         LAYERS[layer]
-    meter = _Meter(progress, setup, len(layers) * sum(depths) + sum(depths))
+    flows = {(layer, L): FiniteFlow(L, setup.problem.loss, layer, sampling) for layer in layers for L in depths}
+    meter = _Meter(progress, setup, (len(layers) + 1) * sum(depths))
     reference = _reference(setup, meter)
-    top = {}
-    for layer in layers:
-        for L in depths:
-            meter.label = f"{layer}, L = {L}"
-            top[layer, L] = _top_edge(setup, reference, FiniteFlow(L, setup.problem.loss, layer, sampling), meter)
-    sides = []
-    for L in depths:
-        meter.label = f"square, L = {L}"
-        sides.append(_side_edges(setup, reference, L, meter))
+    with _side_by_side(workers, meter) as pool:
+        # The deepest first: nothing long is left for the end, when a processor may have nothing else to do.
+        top = {key: pool.submit(_top_edge, setup, reference, flows[key], meter) for key in sorted(flows, key=_deepest)}
+        sides = [pool.submit(_side_edges, setup, reference, L, meter) for L in depths]
+        edges = {key: future.result() for key, future in top.items()}
+        corners = np.array([future.result() for future in sides])
     meter.done()
-    return _dataset(setup, reference, list(depths), list(layers), sampling, top, np.array(sides))
+    return _dataset(setup, reference, list(depths), list(layers), sampling, edges, corners)
+
+
+def _deepest(key: tuple[str, int]) -> int:
+    return -key[1]
+
+
+@contextmanager
+def _side_by_side(workers: int | None, meter: _Meter) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run networks side by side; torch leaves the interpreter free while it multiplies."""
+    number = os.cpu_count() or 1 if workers is None else count("workers", workers)
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        meter.cancelled = True  # after an error or Ctrl-C the others end at their next output time
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 class _Meter:
     """Turns the output times of many runs into one fraction; a run of depth L weighs L."""
 
-    def __init__(self, progress: Progress | None, setup: Setup, total: float) -> None:
+    def __init__(self, progress: Progress | None, setup: Setup, networks: float) -> None:
         self.progress = progress
-        self.label = "continuous model"
         self.steps = len(setup.times)
         self.reference = 3 * len(setup.grid)
-        self.total = total + self.reference
+        self.total = networks + self.reference
         self.finished = 0.0
+        self.cancelled = False
+        self.lock = Lock()
 
-    def step(self, weight: float) -> None:
-        self.finished += weight / self.steps
-        if self.progress is not None:
-            self.progress(min(self.finished / self.total, 1.0), self.label)
+    def step(self, weight: float, label: str) -> None:
+        if self.cancelled:
+            raise CancelledError
+        with self.lock:
+            self.finished += weight / self.steps
+            if self.progress is not None:
+                self.progress(min(self.finished / self.total, 1.0), label)
 
     def done(self) -> None:
         if self.progress is not None:
@@ -153,17 +187,26 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
 
     def keep(_: int, state: Tensor) -> None:
         states.append(state)
-        meter.step(meter.reference / 3)
+        meter.step(meter.reference / 3, "continuous model")
 
     path = _whole(_solve(setup, flow, flow.sample(setup.initial), keep), "continuous model")
     intrinsic = _whole(_solve(setup, IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0]), "intrinsic limit")
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
     doubled = ContinuousFlow(finer, setup.problem.loss, setup.depth)
-    on_finer = _whole(_solve(setup, doubled, doubled.sample(setup.initial)), "continuous model on a doubled grid")
+    profile_gaps = []
+
+    def compare(i: int, state: Tensor) -> None:
+        gap = state - setup.grid.interpolate(states[i], finer.nodes)
+        profile_gaps.append(float((gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()))
+
+    on_finer = _whole(
+        _solve(setup, doubled, doubled.sample(setup.initial), compare), "continuous model on a doubled grid"
+    )
     tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
     tighter = _whole(_solve(tight, flow, states[0]), "continuous model at a tighter tolerance")
-    meter.step(2 * meter.reference / 3 * meter.steps)
-    return _Reference(flow, states, path, intrinsic, _distance(on_finer.z, path.z), _distance(tighter.z, path.z))
+    meter.step(2 * meter.reference / 3 * meter.steps, "continuous model")
+    error_grid, error_time = _distance(on_finer.z, path.z), _distance(tighter.z, path.z)
+    return _Reference(flow, states, path, intrinsic, error_grid, error_time, max(profile_gaps))
 
 
 def _distance(z: Tensor, other: Tensor) -> float:
@@ -179,7 +222,7 @@ def _top_edge(setup: Setup, reference: _Reference, flow: FiniteFlow, meter: _Met
         limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
         squares = (state - limit).square().sum((-2, -1)).mean(-1)
         profile_error.append(float(squares.mean().sqrt()))
-        meter.step(flow.depth)
+        meter.step(flow.depth, f"L = {flow.depth}")
 
     path = _solve(setup, flow, flow.sample(setup.initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
@@ -214,7 +257,9 @@ def _side_edges(setup: Setup, reference: _Reference, L: int, meter: _Meter) -> t
     between = torch.arange(1, L).to(z0) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
-    network = _solve(setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts), lambda *_: meter.step(L))
+    network = _solve(
+        setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts), lambda *_: meter.step(L, f"square, L = {L}")
+    )
     closed = _solve(setup, IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L)), z0)
     if network.status != "ok" or closed.status != "ok":
         return np.nan, np.nan
@@ -237,7 +282,7 @@ def _dataset(
     z_finite, error_z, error_profile = table("z"), table("error_z"), table("error_profile")
     richardson = _richardson(reference, depths, layers, z_finite)
     orders = [observed_order(L, errors, floor) for errors in error_z]
-    profile_orders = [observed_order(L, errors, floor) for errors in error_profile]
+    profile_orders = [observed_order(L, errors, reference.floor_profile) for errors in error_profile]
     path, intrinsic = reference.path, reference.intrinsic
     matrix = ("time", "row", "column")
     grid_edge = ("rule", "depth")
@@ -254,6 +299,7 @@ def _dataset(
             "error_reference": ((), _distance(path.z, intrinsic.z)),
             "error_grid": ((), reference.error_grid),
             "error_time": ((), reference.error_time),
+            "error_profile_grid": ((), reference.error_profile_grid),
             "order": ("rule", [order.value for order in orders]),
             "order_spread": ("rule", [order.spread for order in orders]),
             "order_profile": ("rule", [order.value for order in profile_orders]),
@@ -286,6 +332,7 @@ def _dataset(
         "rtol": setup.rtol,
         "atol": setup.atol,
         "floor": floor,
+        "floor_profile": reference.floor_profile,
         "relaxed_balance_defect": float(relaxed_balance_defect(reference.flow.grid, W0)),
         "defect_scale": 1 + float(torch.linalg.matrix_norm(W0).max()) ** 2,
         "intrinsic_gap": _distance(path.z, intrinsic.z) / float(torch.linalg.matrix_norm(intrinsic.z).max()),
@@ -341,6 +388,7 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
         "reference_error": float(dataset.error_reference),
         "reference_error_grid": float(dataset.error_grid),
         "reference_error_time": float(dataset.error_time),
+        "reference_error_profile": float(dataset.error_profile_grid),
         "law_drift": float(dataset.drift_continuous.max()),
         "relaxed_balanced": attrs["relaxed_balance_defect"] <= UNBALANCED * attrs["defect_scale"],
         "relaxed_balance_defect": attrs["relaxed_balance_defect"],

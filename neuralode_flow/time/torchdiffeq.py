@@ -72,13 +72,14 @@ def fixed(velocity: Velocity, state: Tensor, times: list[float], control: Contro
 def _odeint(
     field: _Field, state: Tensor, times: Tensor, name: str, options: dict[str, object], control: Control
 ) -> Tensor:
+    solve = partial(torchdiffeq.odeint, method=name, rtol=control.rtol, atol=control.atol, options=options)
     try:
+        if name not in MULTISTEP:
+            return solve(field, state, times)
         with warnings.catch_warnings():
             # "… Solution may be incorrect": a failure, not a remark.
             warnings.filterwarnings("error", message="Functional iteration did not converge")
-            return torchdiffeq.odeint(
-                field, state, times, method=name, rtol=control.rtol, atol=control.atol, options=options
-            )
+            return solve(field, state, times)
     except (AssertionError, UserWarning) as error:
         raise Stopped(f"{name} of torchdiffeq stopped after t = {float(times[0]):.6g}: {error}") from error
 
