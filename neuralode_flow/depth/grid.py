@@ -200,24 +200,36 @@ class DepthGrid:
         ValueError
             If a depth is outside [0, 1] or the shape of `values` does not fit the grid.
         """
-        points = torch.as_tensor(s, dtype=self.nodes.dtype, device=self.nodes.device).reshape(-1)
-        if not bool(((points >= 0) & (points <= 1)).all()):
-            raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
-        panel = (points * self.panels).long().clamp(max=self.panels - 1)
-        columns = panel[:, None] * self.order + torch.arange(self.order, device=panel.device)
-        matrix = torch.zeros(len(points), len(self)).to(points)
-        matrix.scatter_(1, columns, self._lagrange(points * self.panels - panel))
-        result = (matrix.to(values) @ self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
+        points = np.atleast_1d(np.asarray(s.detach().cpu() if isinstance(s, Tensor) else s, dtype=float))
+        panel, weights = self._lagrange(points)
+        matrix = np.zeros((len(points), len(self)))
+        np.put_along_axis(matrix, panel[:, None] * self.order + np.arange(self.order), weights, axis=1)
+        result = (torch.as_tensor(matrix).to(values) @ self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
         return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
 
-    def _lagrange(self, x: Tensor) -> Tensor:
-        """Lagrange polynomials of one panel at x in [0, 1]: (M,) → (M, order), by the barycentric formula."""
-        nodes = torch.as_tensor(self.rule.nodes).to(x)
-        difference = x[:, None] - nodes
+    def interpolant(self, values: Tensor) -> Callable[[float], Tensor]:
+        """`interpolate` for one depth after the other: a function float s → (..., a, b)."""
+        panels = self.panelled(self._check(values)).flatten(-2).unbind(-3)
+        shape = values.shape[-2:]
+
+        def at(s: float) -> Tensor:
+            panel, weights = self._lagrange(np.array([s]))
+            return (torch.from_numpy(weights).to(values) @ panels[panel[0]]).squeeze(-2).unflatten(-1, shape)
+
+        return at
+
+    def _lagrange(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The panels that hold the points, (M,), and the Lagrange polynomials there, (M, order): barycentric formula."""
+        if not ((points >= 0) & (points <= 1)).all():
+            raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
+        panel = np.minimum((points * self.panels).astype(int), self.panels - 1)
+        difference = (points * self.panels - panel)[:, None] - self.rule.nodes
         exact = difference == 0
-        terms = torch.as_tensor(self.rule.barycentric).to(x) / torch.where(exact, 1.0, difference)
-        terms = torch.where(exact.any(-1, keepdim=True), exact.to(x), terms)
-        return terms / terms.sum(-1, keepdim=True)
+        terms = self.rule.barycentric / np.where(exact, 1.0, difference)
+        hit = exact.any(-1, keepdims=True)
+        if hit.any():
+            terms = np.where(hit, exact, terms)
+        return panel, terms / terms.sum(-1, keepdims=True)
 
     def _check(self, values: Tensor) -> Tensor:
         if values.ndim < 3 or values.shape[-3] != len(self):

@@ -33,7 +33,7 @@ class OdeintDepth:
         When the depth solve fails; `integrate` turns it into the status of the run.
     """
 
-    def __init__(self, grid: DepthGrid, method: str = "dopri5", rtol: float = 1e-11, atol: float = 1e-13) -> None:
+    def __init__(self, grid: DepthGrid, method: str = "dopri8", rtol: float = 1e-11, atol: float = 1e-13) -> None:
         self.grid = grid
         self.method = method
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
@@ -58,13 +58,12 @@ class OdeintDepth:
         ends = torch.tensor([0.0, 1.0]).to(self.grid.nodes)
         times = torch.cat((ends[:1], self.grid.nodes, ends[1:]))
         times = times.flip(0) if reverse else times
-
-        evaluations = 0
+        model, evaluations = self.grid.interpolant(W), 0
 
         def right_hand_side(s: Tensor, X: Tensor) -> Tensor:
             nonlocal evaluations
             evaluations += 1
-            at = self.grid.interpolate(W, float(s.clamp(0, 1)))
+            at = model(min(max(float(s), 0.0), 1.0))
             slope = -X @ at if reverse else at @ X
             # torchdiffeq guards these cases by assert only, which `python -O` removes.
             if evaluations > MAX_EVALUATIONS or not bool(torch.isfinite(slope).all()):
@@ -75,8 +74,10 @@ class OdeintDepth:
             return slope
 
         start = torch.eye(W.shape[-1]).to(W).expand(*W.shape[:-3], *W.shape[-2:]).contiguous()
-        # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes.
-        options = {"step_t": times[1:]}
+        # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes; and the
+        # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
+        edges = torch.arange(1, self.grid.panels).to(times) / self.grid.panels
+        options = {"step_t": times[1:], "jump_t": edges.flip(0) if reverse else edges}
         try:
             values = torchdiffeq.odeint(
                 right_hand_side, start, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options

@@ -78,5 +78,5 @@ def test_leading_axes_are_independent_members(solver):
 
 def test_a_failing_depth_solve_says_so():
     grid = nf.DepthGrid.gauss(2, 3)
-    with pytest.raises(FloatingPointError, match="depth solve with dopri5 failed"):
+    with pytest.raises(FloatingPointError, match="depth solve with dopri8 failed"):
         nf.OdeintDepth(grid).product(torch.full((6, 2, 2), math.nan))

@@ -1,0 +1,161 @@
+"""One run: from a checked config to a folder of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from ..depth.grid import DepthGrid
+from ..figures import FIGURES, save
+from ..initial import INITIALS
+from ..problems import PROBLEMS
+from ..studies import STUDIES
+from ..studies.base import Setup, Study
+from . import terminal
+from .errors import BadInput, StudyFailed
+from .report import write_report
+from .runfolder import atomic_path, atomic_write, claim, discard_if_empty
+from .schema import Job, Machine
+
+PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
+
+
+def run(job: Job, command: str, folder: Path | None = None) -> Path:
+    """Runs the study of a checked config, prints its results and writes its folder.
+
+    Parameters
+    ----------
+    job : Job
+    command : str
+        The command line that repeats the run, for the report.
+    folder : Path, optional
+        An existing empty folder for the results; by default a new one, `<out>/<study>/<time>`, is claimed.
+
+    Returns
+    -------
+    Path of the folder, which has summary.json only if everything else was written.
+
+    Raises
+    ------
+    BadInput
+        If the problem, the initialisation or the folder cannot be made; no folder is left.
+    StudyFailed
+        If the study raises, or returns with another status than "ok" (its results are written then).
+    """
+    started = time.perf_counter()
+    try:
+        prepare(job.machine)
+        setup = build(job)
+        folder = folder or _claimed(Path(job.machine.out) / job.study.name)
+        study = STUDIES[job.study.name]
+        with _failing("the study stopped"), terminal.progress() as report:
+            dataset = study.run(setup, **job.study.parameters, progress=report)
+        with _failing(f"the results could not be written to {folder}"):
+            summary = record(study, dataset, started)
+            write(folder, job, dataset, summary, command)
+    finally:
+        if folder is not None:
+            discard_if_empty(folder)
+    terminal.show(setup.problem.title, summary, folder)
+    if summary["status"] != "ok":
+        raise StudyFailed(f"the study did not run whole: {summary['status']}")
+    return folder
+
+
+def prepare(machine: Machine) -> None:
+    """Float64 everywhere, on the device and with the number of threads of the config."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.zeros(1, device=machine.device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either where a device is missing
+        raise BadInput(f"device={machine.device} cannot be used here: {error}; set device=cpu") from error
+    if machine.device != "cpu":  # a default device makes every call of torch slower
+        torch.set_default_device(machine.device)
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+
+
+def build(job: Job) -> Setup:
+    """The problem, the initialisation and the grids of a config; whatever they refuse is the user's to mend."""
+    try:
+        problem = PROBLEMS[job.problem.name](**job.problem.parameters)
+        initial = INITIALS[job.initial.name](problem.z0, **job.initial.parameters)
+        return Setup(
+            problem=problem,
+            initial=initial,
+            grid=DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device),
+            depth=job.depth.name,
+            times=torch.linspace(0.0, job.time.horizon, job.time.samples),
+            method=job.time.method,
+            rtol=job.time.rtol,
+            atol=job.time.atol,
+        )
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:  # the last two: too large for memory
+        raise BadInput(str(error)) from error
+
+
+def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
+    """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    summary = study.summarise(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
+    return {key: _json(value) for key, value in summary.items()}
+
+
+def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
+    """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
+    with atomic_path(folder / "results.nc") as path:
+        dataset.to_netcdf(path, engine="h5netcdf")
+    config = job.to_yaml()
+    atomic_write(folder / "config.yaml", config.encode())
+    pictures = _draw(folder / "figures", job.study.name, dataset)
+    write_report(folder, summary, dataset, config, command, pictures)
+    atomic_write(
+        folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+
+
+def _draw(folder: Path, study: str, dataset: xr.Dataset) -> list[Path]:
+    """The PNG and PDF files of all figures of a study; a study without figures has none."""
+    if study not in FIGURES:
+        return []
+    folder.mkdir()
+    return [path for name, figure in FIGURES[study](dataset).items() for path in save(figure, folder / name)]
+
+
+def _claimed(parent: Path) -> Path:
+    try:
+        return claim(parent)
+    except OSError as error:
+        raise BadInput(f"{parent} cannot hold results: {error.strerror}; set out=FOLDER") from error
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Whatever is raised inside ends the run with status 1."""
+    try:
+        yield
+    except Exception as error:
+        raise StudyFailed(f"{what}: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)") from error
+
+
+def _json(value: Any) -> Any:
+    """`value` in the types that JSON has; arrays and NumPy numbers become lists and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,301 @@
+"""The config as checked values: every key, type and range is looked at before any work starts.
+
+The fields of a section are the keyword parameters of what it configures: of the dataclasses below, and of the builder
+that is registered under the section's name. A signature is thus the only place that lists names, types and defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..registry import Registry, unknown_name
+from .errors import BadInput
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The inner solve: `panels` equal panels of `order` Gauss–Legendre nodes on [0, 1]."""
+
+    name: str = "collocation"
+    panels: int = 4
+    order: int = 12
+
+    def __post_init__(self) -> None:
+        at_least(1, "depth.panels", self.panels)
+        at_least(1, "depth.order", self.order)
+
+
+@dataclass(frozen=True)
+class Time:
+    """The outer solve: `samples` equally spaced times in [0, horizon], a method and its tolerances."""
+
+    horizon: float = 2.0
+    samples: int = 21
+    method: str = "DOP853"
+    rtol: float = 1e-10
+    atol: float = 1e-12
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "rtol", "atol"):
+            above_zero(f"time.{name}", getattr(self, name))
+        at_least(2, "time.samples", self.samples)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where results go and what computes them; these fields lie at the top of the config."""
+
+    out: str = "runs"
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise BadInput("out must be the folder for results, got ''; set out=FOLDER")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise BadInput(f"unknown device {self.device!r} (valid: cpu, cuda, cuda:N); set device=cpu")
+        if self.threads is not None:
+            at_least(1, "threads", self.threads)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An entry of a registry by its name, and the keyword arguments for it."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """Name and arguments in one mapping, as in the config."""
+        return {"name": self.name, **self.parameters}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The checked config of one run."""
+
+    problem: Choice
+    initial: Choice
+    depth: Depth
+    time: Time
+    study: Choice
+    machine: Machine
+
+    def to_yaml(self) -> str:
+        """The resolved config, every field written out."""
+        sections = {
+            "problem": self.problem.flat(),
+            "initial": self.initial.flat(),
+            "depth": asdict(self.depth),
+            "time": asdict(self.time),
+            "study": self.study.flat(),
+        }
+        return OmegaConf.to_yaml(OmegaConf.create(sections | asdict(self.machine)))
+
+
+SECTIONS = ("problem", "initial", "depth", "time", "study")
+
+
+def checked(config: DictConfig) -> Job:
+    """The config of one run, checked; what needs torch is imported after the rest has passed.
+
+    Raises
+    ------
+    BadInput
+        At the first key that is unknown or missing, or value that is of the wrong type, out of range or not a valid
+        name. The message has the key, the value that came, and what is valid.
+    """
+    top = _plain(config)
+    loose = {key: value for key, value in top.items() if key not in SECTIONS}
+    machine = Machine(**_arguments("", loose, Machine))
+    sections = {name: _section(name, top.get(name)) for name in SECTIONS}
+    depth = Depth(**_arguments("depth", sections["depth"], Depth))
+    time = Time(**_arguments("time", sections["time"], Time))
+
+    # The registries import torch (2 s), so that they come last.
+    from ..depth import DEPTH_SOLVERS
+    from ..initial import INITIALS
+    from ..problems import PROBLEMS
+    from ..studies import STUDIES
+    from ..time import METHODS
+
+    _known(DEPTH_SOLVERS, "depth.name", depth.name)
+    _known(METHODS, "time.method", time.method)
+    return Job(
+        problem=_choice("problem", sections["problem"], PROBLEMS),
+        initial=_choice("initial", sections["initial"], INITIALS),
+        depth=depth,
+        time=time,
+        study=_choice("study", sections["study"], STUDIES, maker="run"),
+        machine=machine,
+    )
+
+
+def fields_of(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a dataclass or function that a config can set, with their annotations resolved."""
+    parameters = {name: p for name, p in inspect.signature(maker).parameters.items() if name not in _NOT_CONFIG}
+    # Only these annotations are resolved: the others may name what is imported for type checkers alone.
+    wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in parameters.items()})
+    hints = typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]))
+    return {name: p.replace(annotation=hints[name]) for name, p in parameters.items()}
+
+
+_NOT_CONFIG = {"z0", "setup", "progress"}  # given by the program, not by the user
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise BadInput(f"the config cannot be resolved: {error}") from error
+    return typing.cast("dict[str, Any]", plain)
+
+
+def _section(name: str, node: Any) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        raise BadInput(f"{name} must be a group of fields, got {node!r}; choose one with {name}=NAME")
+    return dict(node)
+
+
+def _choice(section: str, node: dict[str, Any], registry: Registry[Any], maker: str | None = None) -> Choice:
+    """A registered name and the arguments for what is registered; `maker` is its attribute to call, if not itself."""
+    name = node.pop("name", "???")
+    if name == "???":
+        raise BadInput(f"{section}.name is missing; set {section}=NAME (valid: {', '.join(registry)})")
+    _known(registry, f"{section}.name", name)
+    entry = registry[name]
+    builder = getattr(entry, maker) if maker else entry
+    return Choice(name, _arguments(section, node, builder, chosen=name))
+
+
+def _arguments(
+    section: str, node: Mapping[str, Any], maker: Callable[..., Any], chosen: str | None = None
+) -> dict[str, Any]:
+    """Keyword arguments for `maker`, of the types that its signature names; `chosen` is the name it is filed under."""
+    fields = fields_of(maker)
+    prefix = f"{section}." if section else ""
+    for key, value in node.items():
+        if key not in fields:
+            valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields]
+            where = f" with {section}.name={chosen}" if chosen else ""
+            raise BadInput(_unknown_key(prefix, key, value, valid, where))
+    arguments = {}
+    for name, parameter in fields.items():
+        value = node.get(name, parameter.default)
+        if value is inspect.Parameter.empty or value == "???":
+            raise BadInput(f"{prefix}{name} is missing; set {prefix}{name}=VALUE")
+        arguments[name] = typed(prefix + name, value, parameter.annotation)
+        if name in _RULES:
+            _RULES[name](prefix + name, arguments[name])
+    return arguments
+
+
+def _unknown_key(prefix: str, key: str, value: Any, valid: list[str], where: str) -> str:
+    near = difflib.get_close_matches(key, valid, n=1)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"unknown key {prefix}{key}={value}{hint} (valid{where}: {', '.join(prefix + name for name in valid)})"
+
+
+def _known(registry: Registry[Any], key: str, name: Any) -> None:
+    try:
+        registry[name]
+    except ValueError as error:
+        raise BadInput(f"{key}: {error}") from error
+
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
+
+
+def typed(key: str, value: Any, kind: Any) -> Any:
+    """`value` as the annotation `kind` says: bool, int, float, str, a sequence of these, or one of them or None.
+
+    Raises
+    ------
+    BadInput
+        If it is of another type; a float must also be finite.
+    """
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return typed(key, value, next(option for option in options if option is not type(None)))
+    if origin in (list, Sequence):
+        if not isinstance(value, (list, tuple)):
+            raise BadInput(f"{key} must be a list, got {value!r}; write {key}=[{value}]")
+        return [typed(f"{key}[{i}]", item, options[0]) for i, item in enumerate(value)]
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        value = float(value)
+    if kind is str and type(value) is int:  # a folder called 2026
+        value = str(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise BadInput(f"{key} must be {_KINDS[kind]}, got {value!r}")
+    return value
+
+
+def above_zero(key: str, value: float) -> None:
+    """Raises BadInput unless value > 0."""
+    if not value > 0:
+        raise BadInput(f"{key} must be above 0, got {value!r}")
+
+
+def at_least(least: int, key: str, value: int) -> None:
+    """Raises BadInput unless value >= least."""
+    if value < least:
+        raise BadInput(f"{key} must be at least {least}, got {value}")
+
+
+def _distinct(key: str, values: list[Any]) -> None:
+    if not values:
+        raise BadInput(f"{key} must not be empty, got []")
+    repeated = {value for value in values if values.count(value) > 1}
+    if repeated:
+        raise BadInput(f"{key} must not repeat a value, got {values}; remove one {', '.join(map(str, repeated))}")
+
+
+def _depths(key: str, values: list[int]) -> None:
+    _distinct(key, values)
+    for i, value in enumerate(values):
+        at_least(1, f"{key}[{i}]", value)
+    if values != sorted(values):
+        raise BadInput(f"{key} must increase, got {values}; write {key}={sorted(values)}")
+
+
+def _layers(key: str, values: list[str]) -> None:
+    from ..depth.layers import LAYERS
+
+    _distinct(key, values)
+    for i, value in enumerate(values):
+        _known(LAYERS, f"{key}[{i}]", value)
+
+
+def _sampling(key: str, value: str) -> None:
+    from ..flows.finite import SAMPLINGS
+
+    if value not in SAMPLINGS:
+        raise BadInput(f"{key}: {unknown_name('sampling', value, list(SAMPLINGS))}")
+
+
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value < 2**63:
+        raise BadInput(f"{key} must be at least 0 and below 2**63, got {value}")
+
+
+# A parameter of one of these names means the same wherever it occurs.
+_RULES: dict[str, Callable[[str, Any], None]] = {
+    "depths": _depths,
+    "layers": _layers,
+    "sampling": _sampling,
+    "seed": _seed,
+}

@@ -1,0 +1,78 @@
+"""What a person sees while a run goes on and when it ends: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Report = Callable[[float, str], None]
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A function of (fraction done in [0, 1], what is being done) that shows it on stderr.
+
+    A terminal gets a bar; a file or a pipe gets one plain line for every quarter of the way.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda fraction, what: bar.update(task, completed=fraction, description=what)
+
+
+def _plain_lines() -> Report:
+    quarters = -1
+
+    def report(fraction: float, what: str) -> None:
+        nonlocal quarters
+        if int(4 * fraction) > quarters:
+            quarters = int(4 * fraction)
+            print(f"{fraction:4.0%}  {what}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def show(title: str, summary: Mapping[str, Any], folder: Path) -> None:
+    """Prints the record of a run: errors by depth and rule with their orders, the checks, the verdict, the folder."""
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False)
+    if summary.get("errors") and summary.get("depths"):
+        console.print("error of the end-to-end map, sup over the output times:")
+        console.print(_errors_table(summary))
+    for name in ("reference_error", "law_drift"):
+        if name in summary:
+            console.print(f"{name.replace('_', ' ')}: {_number(summary[name])}")
+    if summary.get("verdict"):
+        console.print(summary["verdict"], style="bold green" if summary["status"] == "ok" else "bold red", markup=False)
+    # A path is printed as it is, on one line, to be copied.
+    console.print(f"{folder}", soft_wrap=True, markup=False)
+
+
+def _errors_table(summary: Mapping[str, Any]) -> Table:
+    errors, orders = summary["errors"], summary.get("orders", {})
+    table = Table()
+    table.add_column("depth L", justify="right")
+    for rule in errors:
+        table.add_column(rule, justify="right")
+    for i, depth in enumerate(summary["depths"]):
+        table.add_row(str(depth), *(_number(values[i]) for values in errors.values()))
+    table.add_section()
+    table.add_row("order", *(_number(orders.get(rule), ".2f") for rule in errors))
+    return table
+
+
+def _number(value: float | None, form: str = ".2e") -> str:
+    return "–" if value is None else format(value, form)

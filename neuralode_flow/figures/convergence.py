@@ -1,0 +1,269 @@
+"""Figures of the convergence study: the errors on the edges of the square, and finite depths fading into the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import style
+
+LABELS = {"euler": "Euler", "rk2": "RK2", "cayley": "Cayley", "exp": "exponential"}
+LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
+MOST_SINGULAR_VALUES = 12
+RMS = "root mean square over"
+
+
+class Curve(NamedTuple):
+    """One error against depth: `errors` (depth,), its measured order and spread (NaN where unknown), its look."""
+
+    label: str
+    errors: np.ndarray
+    order: float
+    spread: float
+    colour: str
+    marker: str
+    dashes: str
+
+
+@matplotlib.rc_context(style.STYLE)
+def convergence(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of a convergence study, drawn from its dataset alone.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        What `studies.convergence.run` returns, or the same read back from results.nc. NaN and zero errors are left out.
+
+    Returns
+    -------
+    dict of str to Figure
+        "square" and "profile": errors against depth; "singular_values" and "loss": against training time.
+    """
+    return {
+        "square": _square(dataset),
+        "profile": _profile(dataset),
+        "singular_values": _singular_values(dataset),
+        "loss": _loss(dataset),
+    }
+
+
+# --- errors against depth -------------------------------------------------------------------------------------------
+
+
+def _square(dataset: xr.Dataset) -> Figure:
+    curves = [*_rule_curves(dataset, "error_z", "order"), *_edge_curves(dataset)]
+    reference = float(dataset["error_reference"])
+    figure, axes = _error_figure(
+        dataset,
+        curves,
+        floor=float(dataset.attrs.get("floor", reference)),
+        title=_title(dataset, f"Finite networks and their continuous limit{_members(dataset, RMS)}"),
+        label=r"$\sup_t\ \|z_L(t) - z_\infty(t)\|_F$",
+    )
+    if reference > 0:
+        label = f"nested solve – intrinsic limit ({reference:.0e})"
+        axes.axhline(reference, color=style.BLACK, lw=1, ls=":", label=label)
+    _legend(axes, "error, and its order in $1/L$")
+    return figure
+
+
+def _profile(dataset: xr.Dataset) -> Figure:
+    figure, axes = _error_figure(
+        dataset,
+        list(_rule_curves(dataset, "error_profile", "order_profile")),
+        # The grid holds W between its nodes less accurately than it holds z: this floor is another.
+        floor=float(dataset.attrs.get("floor_profile", np.nan)),
+        title=_title(dataset, f"Layers of finite networks and the continuous profile{_members(dataset, RMS)}"),
+        label=r"$\sup_t\ \|W_L(t) - W(t)\|_{L^2[0,1]}$",
+    )
+    _legend(axes, "error, and its order in $1/L$")
+    return figure
+
+
+def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve]:
+    for index, rule in enumerate(dataset["rule"].values.tolist()):
+        colour, marker = LOOKS[index % len(LOOKS)]
+        at = {"rule": rule}
+        measured, spread = float(dataset[order].sel(at)), float(dataset[f"{order}_spread"].sel(at))
+        yield Curve(LABELS.get(rule, rule), dataset[errors].sel(at).values, measured, spread, colour, marker, "-")
+
+
+def _edge_curves(dataset: xr.Dataset) -> Iterator[Curve]:
+    edges = [
+        ("Richardson $2z_{2L} - z_L$, Euler", "richardson", style.PURPLE, "P"),
+        ("intrinsic flow of $L$ layers", "intrinsic_depth", style.SKY, "X"),
+        ("finite network – its intrinsic flow", "finite_square", style.GREY, "."),
+    ]
+    for label, name, colour, marker in edges:
+        order = float(dataset.get(f"order_{name}", np.nan))
+        yield Curve(label, dataset[f"error_{name}"].values, order, np.nan, colour, marker, "--")
+
+
+def _error_figure(
+    dataset: xr.Dataset, curves: list[Curve], floor: float, title: str, label: str
+) -> tuple[Figure, Axes]:
+    """Curves on logarithmic axes, over a shaded band where errors below `floor` (NaN: unknown) are not trusted."""
+    depths = dataset["depth"].values
+    figure, (axes,) = style.blank(title)
+    axes.set_yscale("log")
+    style.depth_axis(axes, depths.tolist())
+    axes.set_ylabel(label)
+    shown = [curve for curve in curves if np.isfinite(style.positive(curve.errors)).any()]
+    for index, curve in enumerate(shown):
+        axes.plot(
+            depths,
+            style.positive(curve.errors),
+            curve.dashes,
+            color=curve.colour,
+            marker=curve.marker,
+            **_size(index, curve),
+            label=f"{curve.label}{_order_text(curve)}",
+        )
+    if not shown:
+        axes.text(0.5, 0.5, "no error above zero to show", ha="center", transform=axes.transAxes)
+    _triangles(axes, depths, shown, floor)
+    _shade_floor(axes, floor)
+    return figure, axes
+
+
+def _size(index: int, curve: Curve) -> dict[str, Any]:
+    """Rules are drawn thinner one after the other, so that those with equal errors do not hide each other."""
+    if curve.dashes != "-":
+        return {"lw": 1.1, "markersize": 4.5}
+    return {"lw": max(2.2 - 0.4 * index, 1.0), "markersize": max(6.5 - index, 3.5)}
+
+
+def _order_text(curve: Curve) -> str:
+    if not np.isfinite(curve.order):
+        return ""
+    if not np.isfinite(curve.spread):
+        return f": {curve.order:.2f}"
+    digits = int(np.clip(np.ceil(-np.log10(max(curve.spread, 1e-3))), 1, 3))  # as many as the spread leaves
+    return f": {curve.order:.{digits}f} ± {curve.spread:.{digits}f}"
+
+
+def _shade_floor(axes: Axes, floor: float) -> None:
+    if not floor > 0:
+        return
+    low, high = axes.get_ylim()
+    low = min(low, floor / 10)
+    axes.axhspan(low, floor, color="#EFEFEF", lw=0, zorder=0)
+    axes.text(0.01, 0.015, "below the solver's own error", transform=axes.transAxes, fontsize=8)
+    axes.set_ylim(low, high)
+
+
+def _triangles(axes: Axes, depths: np.ndarray, curves: list[Curve], floor: float) -> None:
+    """One triangle for each round slope that was measured, under all the curves that have it."""
+    for slope, text in ((0.5, "½"), (1.0, "1"), (2.0, "2")):
+        parts = []
+        for curve in curves:
+            trusted = np.flatnonzero(style.positive(curve.errors) > (floor if floor > 0 else 0.0))
+            if abs(curve.order - slope) < 0.25 and len(trusted) >= 3:
+                parts.append((depths[trusted].astype(float), curve.errors[trusted]))
+        if parts:
+            lowest = min(float(errors[-1] * L[-1] ** slope) for L, errors in parts)
+            deepest = max((L for L, _ in parts), key=lambda L: L[-1])
+            _triangle(axes, deepest[-3], deepest[-1], lowest / 2.5, slope, text)
+
+
+def _triangle(axes: Axes, left: float, right: float, factor: float, slope: float, text: str) -> None:
+    """Its long side is factor · L^−slope."""
+    top, bottom = factor * left**-slope, factor * right**-slope
+    axes.fill([left, right, left], [top, bottom, bottom], facecolor="none", edgecolor=style.GREY, lw=0.8)
+    middle = np.sqrt(top * bottom)
+    axes.annotate(text, (left, middle), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+
+
+# --- training time --------------------------------------------------------------------------------------------------
+
+
+def _singular_values(dataset: xr.Dataset) -> Figure:
+    rule = _shown_rule(dataset)
+    finite = dataset["z_finite"].sel(rule=rule).isel(member=0).transpose("depth", "time", "row", "column").values
+    limits = [dataset[name].values for name in ("z_continuous", "z_intrinsic")]
+    d = limits[0].shape[-1]
+    ranks = np.unique(np.linspace(0, d - 1, min(d, MOST_SINGULAR_VALUES)).round().astype(int))
+    what = "Singular values of $z$" if len(ranks) == d else f"{len(ranks)} of the {d} singular values of $z$"
+    which = _members(dataset, "first of")
+    figure, (axes,) = style.blank(_title(dataset, f"{what}: {LABELS.get(rule, rule)} networks{which}"))
+    times = dataset["time"].values
+    _fading(axes, dataset, [_sigma(z)[:, ranks] for z in finite])
+    _lines(axes, times, _sigma(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
+    _lines(axes, times, _sigma(limits[1])[:, ranks], "intrinsic limit", color=style.BLACK, lw=1.1, ls=(0, (4, 2)))
+    axes.set_xlabel("training time $t$")
+    axes.set_ylabel(r"singular values $\sigma_a(t)$")
+    _legend(axes)
+    return figure
+
+
+def _loss(dataset: xr.Dataset) -> Figure:
+    rule = _shown_rule(dataset)
+    finite = dataset["loss_finite"].sel(rule=rule).mean("member").transpose("depth", "time").values
+    limit, times = dataset["loss_continuous"].values, dataset["time"].values
+    which = _members(dataset, "mean over")
+    title = _title(dataset, f"Loss along training: {LABELS.get(rule, rule)} networks{which}")
+    figure, (left, right) = style.blank(title, panels=2)
+    look: dict[str, Any] = {"label": "continuous depth", "color": style.BLACK, "ls": (0, (4, 2))}
+    _fading(left, dataset, list(finite))
+    _lines(left, times, limit, **look)
+    left.set_ylabel(r"loss $f(z(t))$")
+    gaps = [style.positive(abs(loss - limit)) for loss in finite]
+    _fading(right, dataset, gaps)
+    right.set_ylabel(r"$|f(z_L(t)) - f(z_\infty(t))|$")
+    if np.isfinite(gaps).any():
+        right.set_yscale("log")
+    for axes in (left, right):
+        axes.set_xlabel("training time $t$")
+    right.plot([], [], **look)  # both panels share the legend beside the right one
+    _legend(right)
+    return figure
+
+
+def _shown_rule(dataset: xr.Dataset) -> str:
+    rules = dataset["rule"].values.tolist()
+    return "euler" if "euler" in rules else rules[0]
+
+
+def _sigma(z: np.ndarray) -> np.ndarray:
+    """Singular values of `(T, d, d)`, `(T, d)`, decreasing; NaN at the times where z is not finite."""
+    whole = np.isfinite(z).all(axis=(-2, -1))
+    sigma = np.full(z.shape[:-1], np.nan)
+    sigma[whole] = np.linalg.svd(z[whole], compute_uv=False)
+    return sigma
+
+
+def _fading(axes: Axes, dataset: xr.Dataset, series: list[np.ndarray]) -> None:
+    """One colour for each depth, light to dark; `series` holds `(T,)` or `(T, lines)` for each depth."""
+    depths = dataset["depth"].values.tolist()
+    for depth, values, colour in zip(depths, series, style.fade(len(depths)), strict=True):
+        _lines(axes, dataset["time"].values, values, f"$L = {depth}$", color=colour, lw=1)
+
+
+def _lines(axes: Axes, times: np.ndarray, values: np.ndarray, label: str, **look: Any) -> None:
+    """All columns of `values` in one look, with one entry in the legend."""
+    first, *rest = axes.plot(times, values, **look)
+    first.set_label(label)
+    for line in rest:
+        line.set_label("_")
+
+
+def _legend(axes: Axes, title: str | None = None) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, alignment="left", title=title)
+
+
+def _title(dataset: xr.Dataset, what: str) -> str:
+    problem = dataset.attrs.get("problem", "")
+    return f"{what}\n{problem}" if problem else what
+
+
+def _members(dataset: xr.Dataset, how: str) -> str:
+    """How an ensemble is shown; nothing where there is one network of each kind."""
+    members = dataset.sizes["member"]
+    return f", {how} {members} members" if members > 1 else ""

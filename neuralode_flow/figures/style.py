@@ -1,0 +1,108 @@
+"""How all figures look, and how they are saved."""
+
+from __future__ import annotations
+
+import io
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+WIDTH = 6.8  # inches: the text width of a page, so that nothing is scaled in print
+HEIGHT = 4.1
+
+# The colour-blind safe palette of Okabe and Ito.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
+
+STYLE: dict[Any, Any] = {
+    # Text and formulas in one face that comes with Matplotlib; the second has the signs that the first lacks.
+    "font.family": ["STIXGeneral", "DejaVu Sans"],
+    "mathtext.fontset": "stix",
+    "font.size": 10,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "figure.titlesize": 10.5,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType: text stays text
+}
+
+
+def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the fixed width with `panels` axes side by side under the lines of a title, wrapped to fit."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    lines = [textwrap.fill(line, 105) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def fade(count: int) -> list[tuple[float, ...]]:
+    """`count` blues from light to dark."""
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.3, 0.95, count))
+    return [tuple(shade) for shade in shades]
+
+
+def positive(values: np.ndarray) -> np.ndarray:
+    """`values` with NaN wherever a logarithmic axis has no place for them."""
+    values = np.asarray(values, dtype=float)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
+    """A logarithmic axis whose ticks are depths of the data, thinned until their labels fit."""
+    axes.set_xscale("log", base=2)
+    low, high = min(depths), max(depths)
+    room = np.log2(high / low) / 11
+    ticks: list[int] = []
+    for depth in sorted(depths):
+        if not ticks or np.log2(depth / ticks[-1]) >= room:
+            ticks.append(depth)
+    axes.set_xticks(ticks, [str(depth) for depth in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(low / 1.25, high * 1.25)
+    axes.set_xlabel("number of layers $L$")
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes `stem`.png and `stem`.pdf, each whole or not at all, and without dates: equal data give equal files.
+
+    Returns
+    -------
+    list of Path
+        The PNG, then the PDF.
+    """
+    metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    paths = []
+    for suffix, entries in metadata.items():
+        image = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(image, format=suffix, metadata=entries)
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(image.getvalue())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        paths.append(path)
+    return paths

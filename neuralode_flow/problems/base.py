@@ -1,0 +1,73 @@
+"""What a problem is: a loss on the end-to-end map and the map that training starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..checks import count, square
+from ..losses import Loss
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training problem.
+
+    Attributes
+    ----------
+    name : str
+        The name it is chosen by.
+    title : str
+        One sentence for people, with the sizes.
+    loss : Loss
+        f(z) and its gradient, for maps `(..., d, d)`.
+    z0 : Tensor (d, d)
+        The end-to-end map that training starts from.
+    """
+
+    name: str
+    title: str
+    loss: Loss
+    z0: Tensor
+
+    def __post_init__(self) -> None:
+        square("problem.z0", self.z0)
+
+
+PROBLEMS: Registry[Callable[..., Problem]] = Registry("problem")
+
+
+def identity(dimension: int) -> Tensor:
+    """The map that W = 0 gives, `(d, d)` in float64, on torch's default device like all of a problem."""
+    return torch.eye(dimension, dtype=torch.float64)
+
+
+def generator(seed: int) -> torch.Generator:
+    """The only source of random numbers of a problem, made from `problem.seed` (0 ≤ seed < 2⁶³)."""
+    if count("problem.seed", seed, least=0) >= 2**63:
+        raise ValueError(f"problem.seed must be below 2**63, got {seed}")
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def normal(random: torch.Generator, *shape: int) -> Tensor:
+    """Standard normals in float64; drawn on the CPU, so that a seed means the same numbers on every device."""
+    return torch.randn(*shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
+
+
+def standardised(table: Tensor) -> Tensor:
+    """Columns of `table` (n, k) with mean 0 and variance 1 (over n); constant columns become exactly 0."""
+    size = table.abs().amax(dim=0)
+    # Dividing by the largest entry first keeps the squares of huge and tiny columns in range.
+    scaled = table / torch.where(size > 0, size, 1.0)
+    centred = scaled - scaled.mean(dim=0)
+    spread = centred.square().mean(dim=0).sqrt()
+    # The entries decide, not the spread: that of a constant column is round-off and not always 0.
+    constant = (scaled == scaled[:1]).all(dim=0)
+    return torch.where(constant, 0.0, centred / torch.where(constant, 1.0, spread))

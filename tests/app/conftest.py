@@ -1,0 +1,94 @@
+"""The command, called in this process, with a study that takes no time and ends as it is told to."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from neuralode_flow.app.main import main
+from neuralode_flow.studies import STUDIES, Study
+
+
+def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=None) -> xr.Dataset:
+    progress(0.5, "half")
+    if end == "raise":
+        raise RuntimeError("the sky fell")
+    if end == "interrupt":
+        raise KeyboardInterrupt
+    errors = [[1 / depth for depth in depths]]
+    return xr.Dataset(
+        {"error_z": (("rule", "depth"), errors)},
+        coords={"rule": ["euler"], "depth": list(depths), "time": setup.times.numpy()},
+        attrs={"status": end},
+    )
+
+
+def fake_summary(dataset: xr.Dataset) -> dict:
+    return {
+        "study": "fake",
+        "status": dataset.attrs["status"],
+        "verdict": "All is well.",
+        "depths": dataset.depth.values,
+        "errors": {"euler": dataset.error_z.values[0]},
+        "orders": {"euler": float("nan")},
+        "law_drift": np.float64("inf"),
+    }
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def config_dir(tmp_path):
+    """A user's own folder of config files, which also offers the fake study."""
+    folder = tmp_path / "own config"
+    (folder / "study").mkdir(parents=True)
+    (folder / "study" / "fake.yaml").write_text("name: fake\n")
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def command(workplace, config_dir, monkeypatch, capfd):
+    """A function that runs `neuralode-flow ARGUMENTS` and tells how it ended."""
+    monkeypatch.setitem(STUDIES._entries, "fake", Study(fake_run, fake_summary))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    at_terminate = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["neuralode-flow", f"--config-dir={config_dir}", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code
+        return Ended(status, *capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, at_terminate)
+
+
+@pytest.fixture
+def left_behind(workplace):
+    """A function that lists all files and folders that were made in the current folder."""
+    return lambda: sorted(os.path.relpath(path, workplace) for path in workplace.rglob("*"))

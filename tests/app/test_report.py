@@ -1,0 +1,141 @@
+"""The report: one page that stands alone, tells the verdict first and escapes whatever it is given."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from neuralode_flow.app import report
+from neuralode_flow.app.report import write_report
+
+PIXEL = b"\x89PNG\r\n\x1a\n made up"
+
+
+def dataset() -> xr.Dataset:
+    depths = np.array([4, 8, 16])
+    return xr.Dataset(
+        {
+            "error_z": (("rule", "depth"), np.array([1.0 / depths, 3.0 / depths**2])),
+            "error_richardson": ("depth", np.array([1e-1, 2.5e-2, np.nan])),
+            "error_finite_square": ("depth", np.array([0.0, 1e-12, 2e-12])),
+            "error_intrinsic_depth": ("depth", 0.5 / depths),
+            "error_reference": ((), 4e-11),
+            "error_grid": ((), 3e-12),
+            "error_time": ((), np.nan),
+            "order": ("rule", [1.0, 2.0]),
+            "order_spread": ("rule", [0.004, np.nan]),
+        },
+        {"rule": ["euler", "exp"], "depth": depths},
+        {"problem": "Fish & <chips>: 3 → 3", "floor": 1e-10},
+    )
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    record = {
+        "study": "convergence",
+        "status": "ok",
+        "verdict": "The square commutes to 4e-11.",
+        "law_drift": None,
+        "seconds": 12.34,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    }
+    return record | changes
+
+
+class Outline(HTMLParser):
+    """Checks that tags are balanced and collects what the page points at and says."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def written(folder: Path, data: xr.Dataset, record: dict[str, Any], config: str = "a: 1\n") -> tuple[str, Outline]:
+    (folder / "square.png").write_bytes(PIXEL)
+    (folder / "square.pdf").write_bytes(b"%PDF")
+    path = write_report(folder, record, data, config, "run x=<y>", [folder / "square.png", folder / "square.pdf"])
+    assert path == folder / "report.html"
+    page = path.read_text(encoding="utf-8")
+    return page, Outline(page)
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    page, outline = written(tmp_path, dataset(), summary())
+    assert len(outline.links) == 1
+    assert outline.links[0].startswith("data:image/png;base64,")
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_verdict_comes_first_and_the_numbers_follow(tmp_path: Path) -> None:
+    _, outline = written(tmp_path, dataset(), summary())
+    says = outline.text[outline.text.index("Convergence: Fish & <chips>") :]
+    order = ("The square commutes", "Do the training flows", "4.00e-11", "Repeat this run")
+    places = [says.index(word) for word in order]
+    assert places == sorted(places)
+    assert "2.00e-12 " not in outline.text  # no order of an error that is round-off
+    for word in ("± 4.00e-03", "4.69e-02 2.00", "3.00e-12", "12.3", "torch", "2.13.0", "run x=<y>"):
+        assert word in outline.text
+
+
+def test_everything_is_escaped(tmp_path: Path) -> None:
+    record, config = summary(verdict="a < b & <script>"), "x: <script>alert(1)</script>"
+    page, outline = written(tmp_path, dataset(), record, config)
+    assert "<script>" not in page
+    assert "a < b & <script>" in outline.text
+    assert "x: <script>alert(1)</script>" in outline.text
+
+
+def test_a_failure_is_not_hidden(tmp_path: Path) -> None:
+    page, outline = written(tmp_path, dataset(), summary(status="the step became too small at t = 1.2", verdict=None))
+    assert 'class="verdict bad"' in page
+    assert "the step became too small at t = 1.2" in outline.text
+
+
+def test_a_study_without_errors_still_has_its_page(tmp_path: Path) -> None:
+    _, outline = written(tmp_path, xr.Dataset(), {"study": "other", "status": "ok"})
+    assert "Other" in outline.text
+    assert "Errors by depth" not in outline.text
+    assert "run x=<y>" in outline.text
+
+
+def test_one_depth_has_no_local_orders(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, dataset().isel(depth=[0]), summary())
+    assert "<small>" not in page
+    assert "2.50e-01" in page
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.html").write_text("old")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "atomic_write", full)
+    with pytest.raises(OSError, match="no space"):
+        write_report(tmp_path, summary(), dataset(), "", "", [])
+    assert (tmp_path / "report.html").read_text() == "old"

@@ -1,0 +1,211 @@
+"""A run leaves one whole folder, or says why not."""
+
+import json
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from omegaconf import OmegaConf
+
+import neuralode_flow.app.job as job_module
+from neuralode_flow.app.main import forced
+from neuralode_flow.figures import FIGURES
+
+FAKE = ("study=fake", "problem=teacher", "problem.dimension=2")
+
+
+def only_folder(parent) -> Path:
+    (folder,) = (Path.cwd() / parent).iterdir()
+    return folder
+
+
+def test_a_run_writes_a_whole_folder(command):
+    ended = command(*FAKE, "time.samples=3")
+    assert ended.status == 0, ended.err
+    folder = only_folder("runs/fake")
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "report.html", "results.nc", "summary.json"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "ok"
+    assert summary["depths"] == [4, 8]
+    assert summary["errors"] == {"euler": [0.25, 0.125]}
+    assert summary["seconds"] > 0
+    names = {"python", "torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow"}
+    assert set(summary["versions"]) == names
+    with xr.open_dataset(folder / "results.nc") as dataset:
+        np.testing.assert_array_equal(dataset.time, [0.0, 1.0, 2.0])
+    assert "All is well." in ended.out
+    assert str(folder.relative_to(Path.cwd())) in ended.out
+
+
+def test_numbers_that_json_does_not_have_become_null(command):
+    command(*FAKE)
+    summary = json.loads((only_folder("runs/fake") / "summary.json").read_text())
+    assert summary["orders"] == {"euler": None}
+    assert summary["law_drift"] is None
+
+
+def test_the_saved_config_is_complete_and_can_be_read_back(command):
+    command(*FAKE, "time.rtol=1e-7", "out=there")
+    config = OmegaConf.load(only_folder("there/fake") / "config.yaml")
+    assert config.time.rtol == 1e-7
+    assert config.problem == {"name": "teacher", "dimension": 2, "seed": 0, "scale": 0.5}
+    assert config.study == {"name": "fake", "end": "ok", "depths": [4, 8]}
+    assert config.device == "cpu"
+
+
+def test_progress_is_a_few_plain_lines_where_stderr_is_no_terminal(command):
+    assert command(*FAKE).err == " 50%  half\n"
+
+
+def test_a_study_that_raises_ends_with_1_and_leaves_no_folder(command):
+    ended = command(*FAKE, "study.end=raise")
+    assert ended.status == 1
+    assert "neuralode-flow: the study stopped: RuntimeError: the sky fell" in ended.err
+    assert list((Path.cwd() / "runs/fake").iterdir()) == []
+
+
+def test_a_study_that_does_not_run_whole_ends_with_1_and_says_so_in_its_summary(command):
+    ended = command(*FAKE, "study.end=half of it is missing")
+    assert ended.status == 1
+    assert "half of it is missing" in ended.err
+    assert json.loads((only_folder("runs/fake") / "summary.json").read_text())["status"] == "half of it is missing"
+
+
+def test_an_interrupted_run_ends_with_130_and_leaves_no_folder(command):
+    ended = command(*FAKE, "study.end=interrupt")
+    assert ended.status == 130
+    assert "interrupted" in ended.err
+    assert list((Path.cwd() / "runs/fake").iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["write_report", "record"])
+def test_a_folder_that_could_not_be_written_whole_has_no_summary(command, monkeypatch, broken):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job_module, broken, full)
+    ended = command(*FAKE)
+    assert ended.status == 1
+    assert "No space left on device" in ended.err
+    assert list(Path.cwd().rglob("summary.json")) == []
+    assert [path.name for path in Path.cwd().rglob(".*")] == []
+
+
+def test_figures_are_drawn_from_the_dataset_of_the_study(command, monkeypatch):
+    from matplotlib.figure import Figure
+
+    monkeypatch.setitem(FIGURES._entries, "fake", lambda dataset: {"square": Figure(), "loss": Figure()})
+    assert command(*FAKE).status == 0
+    names = {path.name for path in (only_folder("runs/fake") / "figures").iterdir()}
+    assert names == {"square.png", "square.pdf", "loss.png", "loss.pdf"}
+
+
+def test_the_report_has_the_command_that_repeats_the_run(command, monkeypatch, config_dir):
+    commands = []
+    monkeypatch.setattr(job_module, "write_report", lambda *arguments: commands.append(arguments[4]))
+    command(*FAKE, "study.depths=[2,4]")
+    expected = ["neuralode-flow", f"--config-dir={config_dir}", *FAKE, "study.depths=[2,4]"]
+    assert shlex.split(commands[0]) == expected
+
+
+def test_files_are_looked_for_from_the_current_folder(command, workplace):
+    np.save("x.npy", np.arange(6.0).reshape(3, 2) ** 2)
+    (workplace / "y.csv").write_text("a,b\n1,2\n3,5\n8,1\n")
+    ended = command("study=fake", "problem=file", "problem.x=x.npy", "problem.y=y.csv")
+    assert ended.status == 0, ended.err
+
+
+def test_an_experiment_of_the_users_own_folder_is_found(command, config_dir):
+    (config_dir / "experiment").mkdir()
+    defaults = "defaults:\n  - override /study: fake\n  - override /problem: linnerud\n"
+    text = f"# @package _global_\n{defaults}time: {{samples: 2}}\n"
+    (config_dir / "experiment" / "mine.yaml").write_text(text)
+    assert command("experiment=mine").status == 0
+    assert OmegaConf.load(only_folder("runs/fake") / "config.yaml").time.samples == 2
+
+
+def test_a_sweep_has_a_folder_of_its_own_with_one_run_for_each_value(command):
+    ended = command("-m", *FAKE, "problem.seed=0,1")
+    assert ended.status == 0, ended.err
+    sweep = only_folder("runs/sweeps")
+    seeds = [OmegaConf.load(sweep / str(number) / "config.yaml").problem.seed for number in (0, 1)]
+    assert seeds == [0, 1]
+    assert all((sweep / str(number) / "summary.json").is_file() for number in (0, 1))
+
+
+def test_a_failed_run_of_a_sweep_does_not_stop_the_others(command):
+    ended = command("-m", *FAKE, "study.end=raise,ok")
+    assert ended.status == 1
+    assert "the sky fell" in ended.err
+    sweep = only_folder("runs/sweeps")
+    assert sorted(path.name for path in sweep.iterdir()) == ["1", "multirun.yaml"]
+
+
+def test_a_sweep_folder_that_exists_is_not_written_into(command):
+    Path("taken").mkdir()
+    ended = command("-m", *FAKE, "problem.seed=0,1", "hydra.sweep.dir=taken")
+    assert ended.status == 2
+    assert "taken exists already" in ended.err
+    assert list(Path("taken").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("time.rtol=1", "++time.rtol=1"),
+        ("out=x=y", "++out=x=y"),
+        ("problem=teacher", "problem=teacher"),
+        ("+time.rtol=1", "+time.rtol=1"),
+        ("~time.rtol", "~time.rtol"),
+        ("hydra.mode=RUN", "hydra.mode=RUN"),
+        ("hydra/launcher=basic", "hydra/launcher=basic"),
+        ("--config-dir=a", "--config-dir=a"),
+        ("-m", "-m"),
+    ],
+)
+def test_only_plain_fields_are_forced(argument, expected):
+    assert forced(argument) == expected
+
+
+SAME_SECOND = """
+import datetime
+from types import SimpleNamespace
+from neuralode_flow.app import main, runfolder
+from neuralode_flow.figures import FIGURES
+FIGURES._entries.clear()  # drawing takes most of the time
+moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
+runfolder.datetime = SimpleNamespace(now=lambda: moment)
+main.main()
+"""
+
+
+def test_four_starts_in_one_second_leave_four_whole_results(workplace):
+    quick = [
+        "problem=teacher",
+        "problem.dimension=2",
+        "study.depths=[2]",
+        "study.layers=[exp]",
+        "time.samples=2",
+        "time.rtol=1e-3",
+    ]
+    line = [sys.executable, "-c", SAME_SECOND, *quick, "time.method=RK45", "time.atol=1e-3", "threads=1"]
+
+    def start(_):
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        ended = list(pool.map(start, range(4)))
+    assert [run.returncode for run in ended] == [0] * 4, ended[0].stderr
+    folders = sorted((workplace / "runs/convergence").iterdir())
+    stamp = "2026-01-02T03-04-05"
+    assert [folder.name for folder in folders] == [stamp, f"{stamp}-2", f"{stamp}-3", f"{stamp}-4"]
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["study"] == "convergence"
+        assert summary["depths"] == [2]
+        assert (folder / "report.html").stat().st_size > 0

@@ -1,0 +1,92 @@
+"""Folders belong to one run, and files are written whole or not at all."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from neuralode_flow.app.runfolder import atomic_path, atomic_write, claim, discard_if_empty
+
+
+def test_every_claim_gets_a_folder_of_its_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: claim(tmp_path / "runs"), range(40)))
+    assert len(set(folders)) == 40
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_file_stands_where_the_parent_folder_should_be(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(OSError, match="runs"):
+        claim(tmp_path / "runs")
+
+
+def test_a_folder_with_something_in_it_is_kept(tmp_path):
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    empty.mkdir()
+    full.mkdir()
+    (full / "a").write_text("")
+    discard_if_empty(empty)
+    discard_if_empty(full)
+    assert not empty.exists()
+    assert full.exists()
+
+
+def test_a_new_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "summary.json"
+    atomic_write(path, b"old")
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.nc"
+    path.write_bytes(b"old")
+
+    def half_written():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half_written()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_of_the_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "results.nc"
+    path.write_bytes(b"old")
+
+    def fails(*_):
+        raise OSError("disk failure")
+
+    monkeypatch.setattr(os, step, fails)
+    with pytest.raises(OSError, match="disk failure"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_and_folder_reach_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle):
+        steps.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def noted_replace(source, target):
+        steps.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    atomic_write(tmp_path / "a.json", b"1")
+    assert [step if step == "replace" else os.path.dirname(step) for step in steps] == [
+        str(tmp_path),
+        "replace",
+        str(tmp_path.parent),
+    ]
