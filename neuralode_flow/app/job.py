@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
@@ -83,6 +84,7 @@ def prepare(machine: Machine) -> None:
         torch.set_default_device(machine.device)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
+        threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
 
 
 def build(job: Job) -> Setup:

@@ -59,7 +59,7 @@ class Machine:
 
     out: str = "runs"
     device: str = "cpu"
-    threads: int | None = None
+    threads: int | None = 1
 
     def __post_init__(self) -> None:
         if not self.out:

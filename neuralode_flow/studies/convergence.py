@@ -9,12 +9,8 @@ IntrinsicFlow(L) ─────▶ IntrinsicFlow(∞)      bottom: error_intrin
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -36,6 +32,7 @@ from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study
 from .orders import observed_order
+from .parallel import side_by_side
 
 DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RULES = ("euler", "rk2", "cayley", "exp")
@@ -87,8 +84,7 @@ def run(
         Layer rules.
     sampling : {"midpoint", "left"}
     workers : int, optional
-        Networks that are trained side by side, one thread each; by default one per processor. The results do not
-        depend on it.
+        Networks that are trained side by side; by default one per processor. See `side_by_side`.
     progress : callable, optional
         progress(fraction, what).
 
@@ -108,60 +104,37 @@ def run(
     depths = _check_depths(depths)
     for layer in layers:
         LAYERS[layer]
+    workers = None if workers is None else count("workers", workers)
     flows = {(layer, L): FiniteFlow(L, setup.problem.loss, layer, sampling) for layer in layers for L in depths}
-    meter = _Meter(progress, setup, (len(layers) + 1) * sum(depths))
+    squares = {("square", L): L for L in depths}
+    meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 3 * len(setup.grid))
     reference = _reference(setup, meter)
-    with _side_by_side(workers, meter) as pool:
-        # The deepest first: nothing long is left for the end, when a processor may have nothing else to do.
-        top = {key: pool.submit(_top_edge, setup, reference, flows[key], meter) for key in sorted(flows, key=_deepest)}
-        sides = [pool.submit(_side_edges, setup, reference, L, meter) for L in depths]
-        edges = {key: future.result() for key, future in top.items()}
-        corners = np.array([future.result() for future in sides])
-    meter.done()
+
+    def edge(key: tuple[str, int]) -> Any:
+        if key in squares:
+            return _side_edges(setup, reference, key[1])
+        return _top_edge(setup, reference, flows[key])
+
+    edges = {}
+    for key, result in side_by_side(edge, sorted([*flows, *squares], key=lambda key: -key[1]), workers):
+        edges[key] = result
+        meter.step(key[1], f"{key[0]}, L = {key[1]}")
+    corners = np.array([edges[key] for key in squares])
     return _dataset(setup, reference, list(depths), list(layers), sampling, edges, corners)
 
 
-def _deepest(key: tuple[str, int]) -> int:
-    return -key[1]
-
-
-@contextmanager
-def _side_by_side(workers: int | None, meter: _Meter) -> Iterator[ThreadPoolExecutor]:
-    """Threads that run networks side by side; torch leaves the interpreter free while it multiplies."""
-    number = os.cpu_count() or 1 if workers is None else count("workers", workers)
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        meter.cancelled = True  # after an error or Ctrl-C the others end at their next output time
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
 class _Meter:
-    """Turns the output times of many runs into one fraction; a run of depth L weighs L."""
+    """Turns the weights of finished work into a fraction; a network of depth L weighs L."""
 
-    def __init__(self, progress: Progress | None, setup: Setup, networks: float) -> None:
+    def __init__(self, progress: Progress | None, total: float) -> None:
         self.progress = progress
-        self.steps = len(setup.times)
-        self.reference = 3 * len(setup.grid)
-        self.total = networks + self.reference
+        self.total = total
         self.finished = 0.0
-        self.cancelled = False
-        self.lock = Lock()
 
-    def step(self, weight: float, label: str) -> None:
-        if self.cancelled:
-            raise CancelledError
-        with self.lock:
-            self.finished += weight / self.steps
-            if self.progress is not None:
-                self.progress(min(self.finished / self.total, 1.0), label)
-
-    def done(self) -> None:
+    def step(self, weight: float, what: str) -> None:
+        self.finished += weight
         if self.progress is not None:
-            self.progress(1.0, "done")
+            self.progress(min(self.finished / self.total, 1.0), what)
 
 
 def _check_depths(depths: Sequence[int]) -> list[int]:
@@ -187,7 +160,7 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
 
     def keep(_: int, state: Tensor) -> None:
         states.append(state)
-        meter.step(meter.reference / 3, "continuous model")
+        meter.step(len(setup.grid) / len(setup.times), "continuous model")
 
     path = _whole(_solve(setup, flow, flow.sample(setup.initial), keep), "continuous model")
     intrinsic = _whole(_solve(setup, IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0]), "intrinsic limit")
@@ -204,7 +177,7 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
     )
     tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
     tighter = _whole(_solve(tight, flow, states[0]), "continuous model at a tighter tolerance")
-    meter.step(2 * meter.reference / 3 * meter.steps, "continuous model")
+    meter.step(2 * len(setup.grid), "continuous model")
     error_grid, error_time = _distance(on_finer.z, path.z), _distance(tighter.z, path.z)
     return _Reference(flow, states, path, intrinsic, error_grid, error_time, max(profile_gaps))
 
@@ -214,7 +187,7 @@ def _distance(z: Tensor, other: Tensor) -> float:
     return float(torch.linalg.matrix_norm(z - other).max())
 
 
-def _top_edge(setup: Setup, reference: _Reference, flow: FiniteFlow, meter: _Meter) -> dict[str, Any]:
+def _top_edge(setup: Setup, reference: _Reference, flow: FiniteFlow) -> dict[str, Any]:
     """One finite network against the continuous model."""
     profile_error = []
 
@@ -222,7 +195,6 @@ def _top_edge(setup: Setup, reference: _Reference, flow: FiniteFlow, meter: _Met
         limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
         squares = (state - limit).square().sum((-2, -1)).mean(-1)
         profile_error.append(float(squares.mean().sqrt()))
-        meter.step(flow.depth, f"L = {flow.depth}")
 
     path = _solve(setup, flow, flow.sample(setup.initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
@@ -247,7 +219,7 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
     return result
 
 
-def _side_edges(setup: Setup, reference: _Reference, L: int, meter: _Meter) -> tuple[float, float]:
+def _side_edges(setup: Setup, reference: _Reference, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
     The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L.
@@ -257,9 +229,7 @@ def _side_edges(setup: Setup, reference: _Reference, L: int, meter: _Meter) -> t
     between = torch.arange(1, L).to(z0) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
-    network = _solve(
-        setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts), lambda *_: meter.step(L, f"square, L = {L}")
-    )
+    network = _solve(setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
     closed = _solve(setup, IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L)), z0)
     if network.status != "ok" or closed.status != "ok":
         return np.nan, np.nan
@@ -272,11 +242,11 @@ def _dataset(
     depths: list[int],
     layers: list[str],
     sampling: str,
-    top: dict[tuple[str, int], dict[str, Any]],
+    edges: dict[tuple[str, int], dict[str, Any]],
     sides: np.ndarray,
 ) -> xr.Dataset:
     def table(key: str) -> np.ndarray:
-        return np.array([[top[layer, L][key] for L in depths] for layer in layers])
+        return np.array([[edges[layer, L][key] for L in depths] for layer in layers])
 
     L, floor = np.array(depths), reference.floor
     z_finite, error_z, error_profile = table("z"), table("error_z"), table("error_profile")
@@ -319,11 +289,14 @@ def _dataset(
             "time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"}),
         },
     )
-    broken = [f"{layer}, L = {n}: {top[layer, n]['status']}" for layer, n in top if top[layer, n]["status"] != "ok"]
+    statuses = {f"{layer}, L = {n}": edges[layer, n]["status"] for layer in layers for n in depths}
+    broken = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
     W0 = reference.states[0]
     dataset.attrs = {
         "study": "convergence",
-        "status": "ok" if not broken else f"{len(broken)} of {len(top)} finite networks stopped early; {broken[0]}",
+        "status": "ok"
+        if not broken
+        else f"{len(broken)} of {len(statuses)} finite networks stopped early; {broken[0]}",
         "problem": setup.problem.title,
         "sampling": sampling,
         "depth_nodes": len(reference.flow.grid),

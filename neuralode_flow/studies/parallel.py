@@ -1,0 +1,72 @@
+"""Independent computations of a study, side by side on the processors of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+# The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
+_task: Callable[[Any], Any] | None = None
+
+
+def side_by_side(
+    task: Callable[[Key], Result], keys: Sequence[Key], workers: int | None = None
+) -> Iterator[tuple[Key, Result]]:
+    """task(key) for every key, in any order, as pairs (key, result) as they come.
+
+    Parameters
+    ----------
+    task : callable
+        Its results are pickled.
+    keys : sequence
+        Those that take longest first, so that no processor is idle at the end.
+    workers : int, optional
+        Processes of one thread each; by default one per processor. With one, or where processes cannot be forked
+        (outside Linux, or with a GPU in use), the tasks run one after the other in this process.
+    """
+    global _task
+    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if min(workers, len(keys)) == 1 or torch.cuda.is_initialized():
+        yield from ((key, task(key)) for key in keys)
+        return
+    _task = task
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start_worker)
+    try:
+        with warnings.catch_warnings():
+            # Python warns of forks beside threads; the workers use none of those that torch has.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            futures = [pool.submit(_call, key) for key in keys]
+        for future in as_completed(futures):
+            yield future.result()
+        pool.shutdown()
+    except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        _task = None
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # BLAS below NumPy and SciPy: idle threads of two workers would spin in each other's way
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+
+
+def _call(key: Any) -> tuple[Any, Any]:
+    if _task is None:
+        raise RuntimeError("the worker was not forked from the study")
+    return key, _task(key)
