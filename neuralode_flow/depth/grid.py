@@ -219,7 +219,7 @@ class DepthGrid:
         return at
 
     def _lagrange(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The panels of the points, (M,), and the Lagrange polynomials there, (M, order), by the barycentric formula."""
+        """Panels of the points, (M,), and the Lagrange polynomials there, (M, order): the barycentric formula."""
         if not ((points >= 0) & (points <= 1)).all():
             raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
         panel = np.minimum((points * self.panels).astype(int), self.panels - 1)
