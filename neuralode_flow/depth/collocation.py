@@ -20,9 +20,7 @@ from torch import Tensor
 
 from .chain import identity_like, outside
 from .grid import DepthGrid
-
-# Fixed-point iterations before a panel is handed to the direct solver; panels with h‖W‖ ≲ 4 need fewer.
-MAX_SWEEPS = 40
+from .panels import solve
 
 
 class Stages(NamedTuple):
@@ -49,39 +47,11 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
     """
     local = grid.panelled(W)
     both = torch.cat((local, local.mT.flip(-3)), dim=-4)
-    matrix = torch.as_tensor(grid.rule.integrate / grid.panels).to(W)
-    solution = _picard(matrix, both)
-    if solution is None:
-        solution = _direct(matrix, both)
+    solution = solve(torch.as_tensor(grid.rule.integrate / grid.panels).to(W), both)
     forward, backward = solution[..., : grid.panels, :, :, :], solution[..., grid.panels :, :, :, :].flip(-3)
     weights = (torch.as_tensor(grid.rule.weights) / grid.panels).to(W)
     across = identity_like(local[..., 0, :, :]) + torch.einsum("m,...mab->...ab", weights, local @ forward)
     return Stages(forward, backward, across)
-
-
-def _picard(matrix: Tensor, W: Tensor) -> Tensor | None:
-    """x = I + K I + K² I + …, K x = h A (W x), summed until the terms are round-off; None if they do not get there."""
-    term = (matrix @ W.flatten(-2)).unflatten(-1, W.shape[-2:])
-    total = identity_like(W) + term
-    threshold = torch.finfo(W.dtype).eps / 8
-    for _ in range(MAX_SWEEPS):
-        size = float(term.detach().abs().max())
-        if size <= threshold:
-            return total
-        if not size < 1e8:
-            return None
-        term = (matrix @ (W @ term).flatten(-2)).unflatten(-1, W.shape[-2:])
-        total = total + term
-    return None
-
-
-def _direct(matrix: Tensor, W: Tensor) -> Tensor:
-    """The same equations as one linear system of size m·d in each panel, for panels where h‖W‖ is large."""
-    m, d = W.shape[-3], W.shape[-1]
-    coupling = torch.einsum("ij,...jab->...iajb", matrix, W).flatten(-4, -3).flatten(-2)
-    eye = torch.eye(d, dtype=W.dtype, device=W.device)
-    system = torch.eye(m * d, dtype=W.dtype, device=W.device) - coupling
-    return torch.linalg.solve(system, eye.repeat(m, 1).expand(*W.shape[:-3], m * d, d)).unflatten(-2, (m, d))
 
 
 class Collocation:

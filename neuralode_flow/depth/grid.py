@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor, positive
+from .panels import solve
 
 Profile = Callable[[float], Tensor]
 
@@ -121,15 +122,14 @@ class DepthGrid:
             If no grid of up to 64 panels of 32 nodes resolves W: it is rough, and a solver of high order is of no use.
         """
         positive("tol", tol)
-        from .collocation import stages  # the products are computed on a grid, so the import must wait
-
         sizes = sorted(
             ((2**k, m) for k in range(_MAX_PANELS.bit_length()) for m in _ORDERS), key=lambda size: size[0] * size[1]
         )
         for panels, order in sizes:
             grid = cls.gauss(panels, order)
             values = sample(W, grid.nodes)
-            forward = stages(grid, values).forward.flatten(-4, -3)
+            matrix = torch.as_tensor(grid.rule.integrate / panels).to(values)
+            forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
             if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol:
                 return grid
         raise ValueError(
