@@ -87,6 +87,10 @@ class DividedDifference:
         self.shifts = float_tensor("shifts", shifts, ndim=1)
         if shifts.ndim != 1:
             raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+        if not bool(torch.isfinite(shifts.max() - shifts.min())):
+            raise ValueError(
+                f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
+            )
         self.time_scale = positive("time_scale", time_scale)
 
     def __call__(self, sigma: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
+from ..files import atomic_path, atomic_write
 from ..initial import INITIALS
 from ..problems import PROBLEMS
 from ..studies import STUDIES
@@ -25,7 +26,7 @@ from ..studies.base import Setup, Study
 from . import terminal
 from .errors import BadInput, StudyFailed
 from .report import write_report
-from .runfolder import atomic_path, atomic_write, claim, discard_if_empty
+from .runfolder import claim, discard_if_empty
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..files import atomic_write
 from ..studies.orders import local_orders
-from .runfolder import atomic_write
 
 QUESTIONS = {
     "convergence": "Do the training flows of finite networks tend to that of the continuous-depth model, at which rate "

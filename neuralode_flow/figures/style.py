@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
+
+from ..files import atomic_write
 
 WIDTH = 6.8  # inches: the text width of a page, so that nothing is scaled in print
 HEIGHT = 4.1
@@ -98,11 +99,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure.savefig(image, format=suffix, metadata=entries)
         path = stem.with_name(f"{stem.name}.{suffix}")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(image.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, image.getvalue())
         paths.append(path)
     return paths

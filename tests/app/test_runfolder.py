@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neuralode_flow.app.runfolder import atomic_path, atomic_write, claim, discard_if_empty
+from neuralode_flow.app.runfolder import claim, discard_if_empty
+from neuralode_flow.files import atomic_path, atomic_write
 
 
 def test_every_claim_gets_a_folder_of_its_own(tmp_path):
