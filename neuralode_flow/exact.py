@@ -8,15 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.optimize import brentq
+from scipy.special import wrightomega
 from torch import Tensor
 
-from .checks import count, float_tensor, positive, real
+from .checks import count, float_tensor, positive
 
 
 def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
     """Infinite depth, f = ½‖z − T‖², z₀ and T with the same singular vectors: σ' = σ²(τ − σ), mode by mode.
 
-    Solved from t = [τ⁻² log(σ/(τ−σ)) − 1/(τσ)] between σ(0) and σ(t) (arXiv 2508.07370).
+    Solved from t = [τ⁻² log(σ/(τ−σ)) − 1/(τσ)] between σ(0) and σ(t) (arXiv 2508.07370); below the target that
+    is inverted by Wright's omega function, σ = τ/(1 + ω).
 
     Parameters
     ----------
@@ -28,9 +30,9 @@ def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
     Returns
     -------
     Tensor (T, d)
-        σ(t); the error of t inverted is below 1e-12 relative to 1 + t.
+        σ(t), to about 1e-13 relative.
     """
-    return _modes(times, sigma0, tau, _limit_time)
+    return _modes(times, sigma0, tau, _limit_mode)
 
 
 def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Tensor:
@@ -51,8 +53,11 @@ def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Te
     Tensor (T, d)
     """
     if count("depth", depth) == 1:
-        return tau + (sigma0 - tau) * torch.exp(-times)[:, None]  # linear: the only depth at which σ can cross zero
-    return _modes(times, sigma0, tau, lambda sigma, target: _layers_time(sigma, target, depth))
+        start, target = sigma0.double(), tau.double()
+        return (
+            target + (start - target) * torch.exp(-times.double())[:, None]
+        )  # linear: the only depth at which σ can cross zero
+    return _modes(times, sigma0, tau, lambda t, start, target: _layers_mode(t, start, target, depth))
 
 
 def saxe(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
@@ -123,69 +128,121 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
 
 def _two_layer_step(rates: Tensor, Q: Tensor, t: float) -> Tensor:
     """A factor of QQᵀ after time t, in the eigenbasis of F: e^{Ft} Q C⁻ᵀ with CCᵀ the bracket of the solution."""
-    still = rates.abs() * t < 1e-9
+    still = rates == 0
     growth = torch.where(still, 2 * t, torch.expm1(2 * rates * t) / torch.where(still, 1.0, rates))
     core = torch.eye(Q.shape[1]).to(Q) + Q.mT @ (growth.unsqueeze(-1) * Q) / 2
     moved = torch.exp(rates * t).unsqueeze(-1) * Q
     return torch.linalg.solve_triangular(torch.linalg.cholesky(core), moved.mT, upper=False).mT
 
 
+# Above this ratio of σ to |τ| a primitive is summed as a series in τ/σ; its closed form would cancel.
+_FAR = 2.0
+
+
 def _limit_time(sigma: float, tau: float) -> float:
-    """A primitive of 1/(σ²(τ − σ))."""
-    if tau == 0:
-        return 1 / (2 * sigma**2)
-    return np.log(sigma / abs(tau - sigma)) / tau**2 - 1 / (tau * sigma)
+    """A primitive of 1/(σ²(τ − σ)) for σ > τ, as g(τ/σ)/σ² with g(q) = −(log(1 − q) + q)/q²."""
+    q = tau / sigma
+    if _FAR * abs(q) < 1:
+        return _series(q, 2.0) / sigma**2
+    with np.errstate(divide="ignore"):  # σ = τ is reached at t = ∞
+        return -(float(np.log((sigma - tau) / sigma)) + q) / tau**2
 
 
 def _layers_time(sigma: float, tau: float, L: int) -> float:
     """A primitive of 1/(L σ^{2−2/L}(τ − σ)), L >= 2, by partial fractions in w = σ^{1/L} over the roots r of rᴸ = τ."""
-    if tau == 0:
-        return sigma ** (2 / L - 2) / (2 * L - 2)
     w = sigma ** (1 / L)
     angles = (2 * np.arange(L) + (tau < 0)) * np.pi / L
     roots = abs(tau) ** (1 / L) * np.exp(1j * angles)
     gaps = 1 - w / roots
     if tau > 0:
         gaps[0] = abs(np.expm1(np.log(sigma / tau) / L))  # the positive root, which σ approaches
-    logs = float((roots**2 * np.log(gaps)).sum().real) / (L * tau)
+    with np.errstate(divide="ignore"):  # σ = τ is reached at t = ∞
+        logs = float((roots**2 * np.log(gaps)).sum().real) / (L * tau)
     return ((np.log(w) if L == 2 else w ** (2 - L) / (2 - L)) - logs) / tau
 
 
-def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, primitive: Callable[[float, float], float]) -> Tensor:
-    """Inverts t = primitive(σ(t)) − primitive(σ(0)) for every time and mode, in log|σ − τ| near the target."""
+def _far_layers_time(sigma: float, tau: float, L: int) -> float:
+    """Another primitive of the same, for σ > 2|τ|: σ^{−a}/L Σ_n (τ/σ)ⁿ/(a + n) with a = 2 − 2/L."""
+    a = 2 - 2 / L
+    return _series(tau / sigma, a) * sigma**-a / L
+
+
+def _series(q: float, a: float) -> float:
+    """Σ_n qⁿ/(a + n) to round-off, for |q| <= 1/2."""
+    n = np.arange(56)
+    return float((q**n / (a + n)).sum())
+
+
+def _layers_elapsed(start: float, sigma: float, tau: float, L: int) -> float:
+    """The time that σ takes from start to sigma; far above the target by the series, near it by partial fractions."""
+    border = _FAR * abs(tau)
+    if start <= border:
+        return _layers_time(sigma, tau, L) - _layers_time(start, tau, L)
+    if sigma >= border:
+        return _far_layers_time(sigma, tau, L) - _far_layers_time(start, tau, L)
+    far = _far_layers_time(border, tau, L) - _far_layers_time(start, tau, L)
+    return far + _layers_time(sigma, tau, L) - _layers_time(border, tau, L)
+
+
+def _limit_mode(t: float, start: float, tau: float) -> float:
+    """σ(t) at infinite depth."""
+    if 0 < start < tau:
+        # With v = log(σ/(τ − σ)) the time is (v − e^{−v})/τ²: Wright's omega function inverts it.
+        odds = (tau - start) / start
+        return tau / (1 + float(wrightomega(odds + np.log(odds) - tau**2 * t)))
+    return _decay(t, start, tau, lambda sigma: _limit_time(sigma, tau) - _limit_time(start, tau))
+
+
+def _layers_mode(t: float, start: float, tau: float, L: int) -> float:
+    """σ(t) of L >= 2 balanced layers."""
+
+    def elapsed(sigma: float) -> float:
+        return _layers_elapsed(start, sigma, tau, L)
+
+    if not 0 < start < tau:
+        return _decay(t, start, tau, elapsed)
+    # σ = τ/(1 + e^{−v}): near 0 and near τ alike v keeps the relative accuracy of the distance.
+    low = np.log(start / (tau - start))
+
+    def sigma_at(v: float) -> float:
+        return tau / (1 + float(np.exp(-v)))
+
+    return sigma_at(_root(lambda v: elapsed(sigma_at(v)) - t, low, max(low, 0.0) + 1.0, 33.0))
+
+
+def _decay(t: float, start: float, tau: float, elapsed: Callable[[float], float]) -> float:
+    """σ(t) from above the target (or above 0, where the target is not positive); elapsed(σ) is the time to reach σ."""
+    floor = max(tau, 0.0)
+
+    def sigma_at(u: float) -> float:
+        return floor + (start - floor) * float(np.exp(-u))
+
+    return sigma_at(_root(lambda u: elapsed(sigma_at(u)) - t, 0.0, 1.0, 40.0 if tau > 0 else 700.0))
+
+
+def _root(late: Callable[[float], float], low: float, high: float, last: float) -> float:
+    """The root of an increasing function in [low, last]; the ends stand for what lies beyond them."""
+
+    def bounded(x: float) -> float:
+        return min(late(x), 1e300)
+
+    if bounded(low) >= 0:
+        return low
+    while high < last and bounded(high) < 0:
+        high = min(2 * high, last)
+    if not bounded(high) > 0:
+        return high
+    return float(brentq(bounded, low, high, xtol=1e-15, rtol=1e-15))
+
+
+def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, mode: Callable[[float, float, float], float]) -> Tensor:
+    """mode(t, σ₀, τ) for every time and mode, (T, d)."""
     for name, value in (("times", times), ("sigma0", sigma0), ("tau", tau)):
         float_tensor(name, value, ndim=1)
+    if bool((times < 0).any()):
+        raise ValueError(f"times must be >= 0, got {float(times.min())}")
     columns = [
-        [_invert(real("times", t), positive("sigma0", s), target, primitive) for t in times.tolist()]
-        for s, target in zip(sigma0.tolist(), tau.tolist(), strict=True)
+        [start if t == 0 or start == target else mode(t, positive("sigma0", start), target) for t in times.tolist()]
+        for start, target in zip(sigma0.tolist(), tau.tolist(), strict=True)
     ]
     return torch.tensor(columns, dtype=torch.float64).mT
-
-
-def _invert(t: float, start: float, tau: float, primitive: Callable[[float, float], float]) -> float:
-    if t < 0:
-        raise ValueError(f"times must be >= 0, got {t}")
-    if t == 0 or start == tau:
-        return start
-    origin = primitive(start, tau)
-    if tau > 0:
-        # σ = τ + (start − τ) e^{−u}, u >= 0: the distance to the target keeps its relative accuracy.
-        def late(u: float) -> float:
-            return primitive(tau + (start - tau) * np.exp(-u), tau) - origin - t
-
-        top = 1.0
-        while top < 30 and late(top) < 0:
-            top *= 2
-        if late(min(top, 30.0)) < 0:
-            return tau
-        return tau + (start - tau) * float(np.exp(-brentq(late, 0, min(top, 30.0), xtol=1e-15, rtol=1e-15)))
-
-    def decayed(u: float) -> float:
-        return primitive(start * np.exp(-u), tau) - origin - t
-
-    top = 1.0
-    while top < 700 and decayed(top) < 0:
-        top *= 2
-    if decayed(top) < 0:
-        return 0.0  # below the smallest positive float
-    return start * float(np.exp(-brentq(decayed, 0, top, xtol=1e-15, rtol=1e-15)))

@@ -179,7 +179,7 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
 
     Parameters
     ----------
-    z0 : Tensor (d, d)
+    z0 : Tensor (..., d, d)
         Invertible; det z₀ > 0 without a generator.
     shifts : Tensor (L,)
         c_k = λ_1 + … + λ_{k−1}, c_1 = 0, of any signs: the argument of `DividedDifference`.
@@ -189,7 +189,7 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
 
     Returns
     -------
-    Tensor (L, d, d)
+    Tensor (..., L, d, d)
         W_k = L(U_k − I), a state of ``FiniteFlow(L, loss, "euler")``.
 
     Raises
@@ -199,24 +199,22 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     """
     square("z0", z0)
     float_tensor("shifts", shifts, ndim=1)
-    if z0.ndim != 2 or shifts.ndim != 1:
-        raise ValueError(
-            f"z0 and shifts must have shapes (d, d) and (L,), got {tuple(z0.shape)}, {tuple(shifts.shape)}"
-        )
+    if shifts.ndim != 1:
+        raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
     L, d = len(shifts), z0.shape[-1]
     U, sigma, Vh = torch.linalg.svd(z0)
-    if float(sigma.min()) <= torch.finfo(z0.dtype).eps * float(sigma.max()):
+    if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
         raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
     if generator is None:
         orientation_preserving("z0", z0)
         turn = skew_log(U @ Vh)
         inner = [torch.linalg.matrix_exp(turn * (k / L)) @ Vh.mT for k in range(1, L)]
     else:
-        inner = [random_orthogonal(d, generator).to(z0) for _ in range(1, L)]
-    frames = torch.stack([Vh.mT, *inner, U])
+        inner = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
+    frames = torch.stack([Vh.mT, *inner, U], dim=-3)
     scales = torch.exp(log_factors(sigma, shifts.to(z0)) / 2).mT
-    layers = frames[1:] * scales.unsqueeze(-2) @ frames[:-1].mT
-    error = float(torch.linalg.matrix_norm(chain.product(layers) - z0))
+    layers = frames[..., 1:, :, :] * scales.unsqueeze(-2) @ frames[..., :-1, :, :].mT
+    error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
     if not error <= 1e-8 * float(sigma.max()):
         raise ValueError(
             f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "

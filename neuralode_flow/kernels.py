@@ -34,8 +34,9 @@ class LogMean:
     def __call__(self, sigma: Tensor) -> Tensor:
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
         hi, lo = torch.maximum(a, b), torch.minimum(a, b)
-        twice_r = 2 * torch.log1p((hi - lo) / lo)  # infinite where lo = 0, and K is 0 there
-        twice_r = torch.where(hi == lo, 0.0, twice_r)
+        ratio = (hi - lo) / lo
+        r = torch.where(torch.isinf(ratio), torch.log(hi) - torch.log(lo), torch.log1p(ratio))
+        twice_r = torch.where(hi == lo, 0.0, 2 * r)  # infinite where lo = 0, and K is 0 there
         ratio = torch.where(twice_r > 0, -torch.expm1(-twice_r) / twice_r, 1.0)
         return hi.square() * ratio
 

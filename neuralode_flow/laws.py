@@ -19,7 +19,7 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     C(s) = S' + WᵀW − WWᵀ is conserved at every s for every loss; J is its primitive, free of differentiation, up to
     the constant that the mean removes (docs/math.md). On the grid the k-th Legendre coefficient of J on a panel is
     conserved to O(h^{2m−k}): the low ones far better than the highest, which only say how well m nodes resolve the
-    propagators. So those of degree below m/2 are kept.
+    propagators. So the lowest third of them is kept.
 
     Parameters
     ----------
@@ -31,7 +31,8 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     Tensor (..., N, d, d)
     """
     J = W + W.mT + grid.antiderivative(commutator(W))
-    return grid.project(J - grid.integrate(J).unsqueeze(-3), (grid.order - 1) // 2)
+    degree = min(grid.order - 1, max(1, (grid.order - 1) // 3))
+    return grid.project(J - grid.integrate(J).unsqueeze(-3), degree)
 
 
 def depth_curvature(grid: DepthGrid, W: Tensor) -> Tensor:

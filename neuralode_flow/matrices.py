@@ -69,7 +69,7 @@ def real_log(name: str, z: Tensor) -> Tensor:
     return torch.as_tensor(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
 
 
-def random_orthogonal(d: int, generator: torch.Generator) -> Tensor:
-    """A Haar-distributed orthogonal matrix (d, d) in float64."""
-    Q, R = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator))
-    return Q * torch.sign(torch.diagonal(R))
+def random_orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Haar-distributed orthogonal matrices of shape `(..., d, d)`, in float64."""
+    Q, R = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device))
+    return Q * torch.sign(R.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)

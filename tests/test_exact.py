@@ -85,3 +85,33 @@ def test_two_layer_solution_survives_late_times_and_refuses_unbalanced_layers():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("tau", [1e-4, 1e-6, 1e-8, -1e-8])
+@pytest.mark.parametrize("L", [2, 3, 64, None])
+def test_small_targets_are_a_small_change_of_the_target_zero(L, tau):
+    def solution(value):
+        arguments = torch.tensor([0.5]), torch.tensor([1.0]), torch.tensor([value])
+        return float(exact.aligned_limit(*arguments) if L is None else exact.aligned_layers(*arguments, L))
+
+    slope = (solution(1e-3) - solution(-1e-3)) / 2e-3
+    assert solution(tau) - solution(0.0) == pytest.approx(slope * tau, rel=1e-3, abs=1e-15)
+
+
+@pytest.mark.parametrize("L", [3, 8, None])
+def test_tiny_starts_keep_their_relative_accuracy(L):
+    # While σ ≪ τ the equation is σ' = L σ^{2−2/L} τ, to first order in σ/τ.
+    start = 1e-9
+    arguments = torch.tensor([1.0]), torch.tensor([start]), torch.tensor([1.0])
+    sigma = float(exact.aligned_limit(*arguments) if L is None else exact.aligned_layers(*arguments, L))
+    a, rate = (2, 1) if L is None else (2 - 2 / L, L)
+    expected = (start ** (1 - a) - (a - 1) * rate) ** (1 / (1 - a))
+    assert sigma / expected == pytest.approx(1, abs=1e-8)
+    assert sigma > start
+
+
+def test_extreme_times():
+    times = torch.tensor([0.0, 1e-300, 1e-16, 1e300])
+    sigma = exact.aligned_limit(times, torch.tensor([0.3, 2.0, 0.5]), torch.tensor([1.0, 1.0, -1.0]))
+    assert torch.allclose(sigma[:3], torch.tensor([[0.3, 2.0, 0.5]] * 3), atol=1e-15)
+    assert torch.allclose(sigma[3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-12)

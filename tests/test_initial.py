@@ -43,7 +43,7 @@ def test_the_profile_is_the_formula_with_its_frame():
 @pytest.mark.parametrize("d", [2, 3, 4, 7])
 def test_skew_logarithm_of_rotations_also_by_half_turns(d):
     for seed in range(5):
-        Q = random_orthogonal(d, generator(seed))
+        Q = random_orthogonal((d, d), generator(seed))
         if torch.linalg.det(Q) < 0:
             Q[:, 0] = -Q[:, 0]
         half_turn = Q @ torch.diag(torch.tensor([-1.0, -1.0] + [1.0] * (d - 2))) @ Q.mT
@@ -89,6 +89,15 @@ def test_relaxed_balanced_layers_have_their_law_and_their_product(L, gauge):
     law = U[1:].mT @ U[1:] - U[:-1] @ U[:-1].mT
     expected = torch.diff(shifts)[:, None, None] * torch.eye(d)
     assert float((law - expected).abs().sum()) < 1e-11 * L
+
+
+def test_relaxed_balanced_layers_of_an_ensemble():
+    z0, shifts = torch.stack([positive_matrix(3, seed=s) for s in range(4)]), torch.tensor([0.0, 0.4, -0.3])
+    for draws in (None, generator(0)):
+        U = torch.eye(3) + nf.relaxed_balanced_layers(z0, shifts, draws) / 3
+        assert torch.allclose(chain.product(U), z0, atol=1e-13)
+        law = U[:, 1:].mT @ U[:, 1:] - U[:, :-1] @ U[:, :-1].mT
+        assert torch.allclose(law, torch.diff(shifts)[:, None, None] * torch.eye(3), atol=1e-12)
 
 
 def test_random_gauges_differ_and_a_seed_repeats_them():

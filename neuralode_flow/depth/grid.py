@@ -108,7 +108,8 @@ class DepthGrid:
         """The grid with the fewest nodes on which W, and X with X' = W X, are resolved to `tol`.
 
         On every panel the Legendre coefficients of W and of W X are computed; a grid is accepted when the last two
-        of them are below `tol` times the largest value of the same function.
+        of them are below `tol` times the largest value of the same function, and W halfway between the nodes is what
+        they say.
 
         Parameters
         ----------
@@ -130,7 +131,7 @@ class DepthGrid:
             values = sample(W, grid.nodes)
             matrix = torch.as_tensor(grid.rule.integrate / panels).to(values)
             forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
-            if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol:
+            if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol and grid._misses(W, values) <= tol:
                 return grid
         raise ValueError(
             f"W is not resolved to tol={tol} by {_MAX_PANELS} panels of {_ORDERS[-1]} nodes: it is rough or oscillates "
@@ -181,6 +182,14 @@ class DepthGrid:
         scale = float(torch.linalg.matrix_norm(values).max())
         last = torch.linalg.matrix_norm(self.legendre(values)[..., -2:, :, :])
         return float(last.max()) / scale if scale > 0 else 0.0
+
+    def _misses(self, W: Profile, values: Tensor) -> float:
+        """How far W is from its panel polynomials halfway between the nodes, relative to its largest value."""
+        ends = torch.tensor([0.0, 1.0]).to(self.nodes)
+        between = torch.lerp(torch.cat((ends[:1], self.nodes)), torch.cat((self.nodes, ends[1:])), 0.5)
+        gap = torch.linalg.matrix_norm(self.interpolate(values, between) - sample(W, between)).max()
+        scale = float(torch.linalg.matrix_norm(values).max())
+        return float(gap) / scale if scale > 0 else float(gap)
 
     def interpolate(self, values: Tensor, s: Tensor | float) -> Tensor:
         """Values of the panel polynomials at the depths `s`.

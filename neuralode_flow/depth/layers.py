@@ -99,8 +99,10 @@ class Exponential:
         B = A.mT
         if not norm <= self.SERIES_NORM:
             d = A.shape[-1]
-            block = torch.cat((torch.cat((B, M), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
-            return torch.linalg.matrix_exp(block)[..., :d, d:]
+            # Linear in M, which is brought to size one: a large M would make the exponential scale A away.
+            size = M.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(M.dtype).tiny)
+            block = torch.cat((torch.cat((B, M / size), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
+            return size * torch.linalg.matrix_exp(block)[..., :d, d:]
         square, term, total = B @ B, M, M
         for k in range(1, _terms(norm, 2, torch.finfo(A.dtype).eps)):
             twice = square @ term + term @ square - 2 * (B @ term @ B)

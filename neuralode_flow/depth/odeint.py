@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import positive
 from .grid import DepthGrid
 
-MAX_EVALUATIONS = 100_000  # in one depth solve; smooth W of moderate norm needs hundreds
+MAX_EVALUATIONS = 20_000  # in one depth solve; smooth W of moderate norm needs hundreds
 
 
 class OdeintDepth:
@@ -78,9 +78,11 @@ class OdeintDepth:
         # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
         edges = torch.arange(1, self.grid.panels).to(times) / self.grid.panels
         options = {"step_t": times[1:], "jump_t": edges.flip(0) if reverse else edges}
+        floor = 100 * torch.finfo(W.dtype).eps  # of what the dtype can hold: below it no step would be accepted
+        rtol, atol = max(self.rtol, floor), max(self.atol, floor / 100)
         try:
             values = torchdiffeq.odeint(
-                right_hand_side, start, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+                right_hand_side, start, times, rtol=rtol, atol=atol, method=self.method, options=options
             )
         except AssertionError as error:
             raise FloatingPointError(f"the depth solve with {self.method} failed: {error}") from error

@@ -31,8 +31,11 @@ class Flow(Protocol):
     def law(self, state: Tensor) -> Tensor: ...
 
 
-def check_matrices(name: str, state: Tensor, loss: Loss) -> None:
-    """Raises unless `state` is finite, square in its last two axes, and of the size, dtype and device of the loss."""
+def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...]) -> None:
+    """Raises unless `state` is finite, square in its last two axes, and of the size, dtype and device of the loss.
+
+    `batch` is the shape of the leading axes of its end-to-end map, to which those of the loss must broadcast.
+    """
     square(name, state)
     if loss.dimension is not None and state.shape[-1] != loss.dimension:
         raise ValueError(
@@ -40,5 +43,13 @@ def check_matrices(name: str, state: Tensor, loss: Loss) -> None:
             f"got shape {tuple(state.shape)}"
         )
     for part, value in vars(loss).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_floating_point():
             same_kind(name, state, f"{part.lstrip('_')} of the loss", value)
+        members = tuple(value.shape[:-2])
+        if len(members) > len(batch) or any(m not in (1, b) for m, b in zip(members[::-1], batch[::-1], strict=False)):
+            raise ValueError(
+                f"{name} has leading axes {batch} but {part.lstrip('_')} of the loss has {members}: "
+                f"give one state per member, or one loss for all"
+            )

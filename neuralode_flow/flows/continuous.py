@@ -52,7 +52,7 @@ class ContinuousFlow:
             raise ValueError(
                 f"state must have shape (..., N, d, d) with N = {len(self.grid)} depth nodes, got {tuple(state.shape)}"
             )
-        check_matrices("state", state, self.loss)
+        check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""

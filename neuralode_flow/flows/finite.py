@@ -65,7 +65,7 @@ class FiniteFlow:
             raise ValueError(
                 f"state must have shape (..., L, d, d) with L = {self.depth} layers, got {tuple(state.shape)}"
             )
-        check_matrices("state", state, self.loss)
+        check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""

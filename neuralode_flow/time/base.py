@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ import torch
 from torch import Tensor
 
 from ..registry import Registry
+
+# What a flow raises when its numbers leave the range in which it can be computed.
+FAILURES = (FloatingPointError, torch.linalg.LinAlgError)
+
+_EPS = sys.float_info.epsilon
 
 
 class Stopped(Exception):
@@ -52,9 +58,11 @@ class Method(Protocol):
 METHODS: Registry[Method] = Registry("time method")
 
 
-# With the same time asked for more often than this the step size has shrunk to nothing: torchdiffeq guards that by
-# `assert` only, which `python -O` removes. Stages at one time are far fewer.
+# With one time asked for more often than this the step size has shrunk to nothing: torchdiffeq guards that by `assert`
+# only, which `python -O` removes. The stages of a step are far fewer; an implicit method asks once per entry of the
+# state for each Jacobian.
 _STAGNATION = 1000
+_JACOBIANS = 20
 
 
 @dataclass
@@ -72,13 +80,14 @@ class Watch:
         if self.evaluations >= self.max_evaluations:
             raise Stopped(f"the budget of {self.max_evaluations} velocity evaluations was used up at t = {t:.6g}")
         self.evaluations += 1
-        self._stuck = self._stuck + 1 if t == self._last else 0
-        self._last = t
-        if self._stuck > _STAGNATION:
+        if abs(t - self._last) > 8 * _EPS * abs(t):
+            self._stuck, self._last = 0, t
+        self._stuck += 1
+        if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
             raise Stopped(f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         try:
             velocity = self.velocity(state)
-        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        except FAILURES as error:
             raise Stopped(f"the velocity could not be computed at t = {t:.6g}: {error}") from error
         if not bool(torch.isfinite(velocity).all()):
             raise Stopped(f"the velocity is not finite at t = {t:.6g}: the flow blew up, or its step was too large")

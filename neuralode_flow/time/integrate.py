@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import count, float_tensor, positive
 from ..flows.base import Flow
 from ..laws import drift
-from .base import METHODS, Control, Stopped, Watch
+from .base import FAILURES, METHODS, Control, Stopped, Watch
 from .trajectory import Trajectory
 
 
@@ -66,31 +66,51 @@ def integrate(
     flow.check(state)
     control = _check_control(rtol, atol, step, state.dtype)
     watch = Watch(flow.velocity, count("max_evaluations", max_evaluations))
+    if control.step is not None and (points[-1] - points[0]) / control.step > max_evaluations:
+        raise ValueError(
+            f"step = {step:g} takes more steps than max_evaluations = {max_evaluations}: raise one of them"
+        )
     state = state.detach()
     with torch.no_grad():
         start = flow.law(state)
         records: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def record(reached: Tensor) -> None:
-            z = flow.product(reached)
-            records.append((z, flow.loss(z), drift(flow.law(reached), start)))
+            entry = _evaluate(flow, reached, start, points[len(records)])
+            records.append(entry)
             if observe is not None:
                 observe(len(records) - 1, reached)
 
-        record(state)
+        try:
+            record(state)
+        except Stopped as stop:
+            raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
         status = "ok"
         try:
             if len(points) > 1:
                 for reached in solver(watch, state, points, control):
-                    state = reached
                     record(reached)
+                    state = reached
         except Stopped as stop:
             status = str(stop)
     z, loss, drifts = (torch.stack(column) for column in zip(*records, strict=True))
     stats = {"evaluations": watch.evaluations, "seconds": watch.seconds, "method": method}
     stats |= {"rtol": control.rtol, "atol": control.atol}
-    reached_times = torch.tensor(points[: len(records)], dtype=torch.float64).to(loss)
+    reached_times = torch.tensor(points[: len(records)], dtype=torch.float64, device=loss.device)
     return Trajectory(reached_times, z, loss, drifts, state, stats, status)
+
+
+def _evaluate(flow: Flow, state: Tensor, start: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
+    """z, loss and drift of a state at time t; raises Stopped unless all of them are finite."""
+    try:
+        z = flow.product(state)
+        entry = z, flow.loss(z), drift(flow.law(state), start)
+    except FAILURES as error:
+        raise Stopped(f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
+    for name, value in zip(("end-to-end map", "loss", "law"), entry, strict=True):
+        if not bool(torch.isfinite(value).all()):
+            raise Stopped(f"the {name} is not finite at t = {t:.6g}: the flow blew up, or its step was too large")
+    return entry
 
 
 def _check_times(times: Tensor | Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from .base import METHODS, Control, Stopped, Velocity, substeps
@@ -23,13 +24,13 @@ def implicit_midpoint(velocity: Velocity, state: Tensor, times: list[float], con
 
 def _step(velocity: Velocity, state: Tensor, t: float, h: float) -> Tensor:
     slope = velocity(t, state)
-    previous = float("inf")
+    previous, round_off = float("inf"), 1e4 * torch.finfo(state.dtype).eps
     for _ in range(_MAX_SWEEPS):
         update = velocity(t + h / 2, state + h / 2 * slope)
         change = h * float((update - slope).abs().max())
         slope = update
         # The changes shrink until they are round-off; then they stop shrinking.
-        if change == 0 or (change >= previous and change < 1e-10 * (1 + float(state.abs().max()))):
+        if change == 0 or (change >= previous and change < round_off * (1 + float(state.abs().max()))):
             return state + h * slope
         previous = change
     raise Stopped(f"implicit_midpoint found no solution at t = {t:.6g} with step {h:.3g}: use a smaller step")

@@ -15,7 +15,7 @@ class Trajectory:
     Attributes
     ----------
     times : Tensor (T,)
-        The output times that were reached, in flow time.
+        The output times that were reached, in flow time; float64 whatever the state is.
     z : Tensor (T, ..., d, d)
         End-to-end maps.
     loss : Tensor (T, ...)

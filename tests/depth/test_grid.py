@@ -76,6 +76,11 @@ def test_auto_sees_the_growth_of_the_propagator_also_where_W_is_constant():
     )
 
 
+def test_auto_sees_a_spike_between_the_nodes():
+    grid = nf.DepthGrid.auto(lambda s: torch.eye(2) * (1 + math.exp(-(((s - 0.37) / 0.02) ** 2))), 1e-6)
+    assert len(grid) > 40
+
+
 def test_auto_refuses_a_rough_profile():
     with pytest.raises(ValueError, match="not resolved to tol=1e-10"):
         nf.DepthGrid.auto(lambda s: torch.eye(2) * (1.0 if s < 1 / math.pi else 2.0), 1e-10)

@@ -1,4 +1,5 @@
 import pytest
+import scipy.linalg
 import torch
 from cases import randn
 
@@ -24,6 +25,16 @@ def test_adjoint_equals_autograd(name, size):
     with torch.no_grad():
         found = rule.adjoint(A, saved, M)
     assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e8, 1e16])
+def test_the_adjoint_of_a_large_exponential_is_linear_in_what_comes_from_above(size):
+    A, M = 3 * randn(2, 4, 4, seed=3), randn(2, 4, 4, seed=4)
+    _, saved = LAYERS["exp"].layer(A)
+    found = LAYERS["exp"].adjoint(A, saved, size * M) / size
+    for k in range(2):
+        exact = scipy.linalg.expm_frechet(A[k].T.numpy(), M[k].numpy(), compute_expm=False)
+        assert float((found[k] - torch.as_tensor(exact)).abs().max()) < 1e-12 * float(found[k].abs().max())
 
 
 def test_unknown_rule_lists_the_known_ones():

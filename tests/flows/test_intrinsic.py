@@ -32,6 +32,10 @@ def test_log_mean_between_its_bounds_and_at_its_limits():
     assert bool((K[-1] == 0).all())
 
 
+def test_log_mean_of_very_different_singular_values():
+    assert float(nf.LogMean()(torch.tensor([1e3, 1e-310]))[0, 1]) == pytest.approx(693.8, abs=0.1)
+
+
 @pytest.mark.parametrize("L", [1, 2, 3, 7, 64, 4096])
 @pytest.mark.parametrize("kind", ["balanced", "mixed"])
 def test_divided_difference_kernel_equals_its_definition(L, kind):

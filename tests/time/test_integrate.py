@@ -1,5 +1,8 @@
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from cases import all_losses, distance, positive_matrix, randn, smooth_profile
@@ -143,6 +146,55 @@ def test_a_loss_that_turns_nan_is_a_status():
     assert "not finite" in path.status
 
 
+@pytest.mark.parametrize("method", ["Radau", "BDF"])
+def test_finite_difference_jacobians_of_large_states_are_no_stagnation(method):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 5), nf.Quadratic(1.5 * torch.eye(8)))
+    path = nf.integrate(flow, flow.sample(nf.identity(8)), [0.0, 0.1], method, rtol=1e-4, atol=1e-6)
+    assert path.status == "ok"
+
+
+@pytest.mark.parametrize(("method", "end"), [("euler", 1e100), ("rk4", 5.0), ("explicit_adams", 5.0)])
+def test_ok_is_never_said_of_numbers_that_are_not_finite(method, end):
+    flow = nf.IntrinsicFlow(nf.Custom(lambda z: -(z**4).sum()), nf.LogMean())
+    path = nf.integrate(flow, torch.eye(2), [0.0, 0.01, end], method)
+    assert path.status != "ok"
+    assert bool(torch.isfinite(path.z).all() and torch.isfinite(path.loss).all() and torch.isfinite(path.state).all())
+
+
+def test_a_start_that_has_no_end_to_end_map_is_an_error():
+    flow = nf.FiniteFlow(1, nf.Quadratic(torch.eye(2)), "cayley")
+    with pytest.raises(ValueError, match="state cannot be a start of this flow"):
+        nf.integrate(flow, 2 * torch.eye(2)[None], [0.0, 1.0])
+
+
+def test_a_stagnating_step_is_a_status_also_without_asserts():
+    code = """
+import torch, neuralode_flow as nf
+torch.set_default_dtype(torch.float64)
+flow = nf.IntrinsicFlow(nf.Custom(lambda z: -z.square().sum().square()), nf.LogMean())
+path = nf.integrate(flow, torch.eye(2), [0.0, 1.0], "dopri5", rtol=1e-6, atol=1e-8)
+print(path.stats["evaluations"], path.status)
+"""
+    run = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    evaluations, status = run.stdout.split(maxsplit=1)
+    assert int(evaluations) < 20_000
+    assert not status.startswith("ok")
+
+
+@pytest.mark.parametrize("layer", ["euler", "cayley"])
+def test_implicit_midpoint_in_float32(layer):
+    flow = nf.FiniteFlow(4, nf.Quadratic(TARGET.float()), layer)
+    start = torch.zeros(4, 2, 2, dtype=torch.float32)
+    path = nf.integrate(flow, start, [0.0, 1.0], "implicit_midpoint", rtol=1e-4, step=0.1)
+    assert path.status == "ok"
+
+
+def test_numbers_of_numpy_are_numbers():
+    flow = nf.FiniteFlow(np.int64(4), nf.Quadratic(TARGET))
+    path = nf.integrate(flow, torch.zeros(4, 2, 2), np.linspace(0, 1, 3), rtol=np.float32(1e-6))
+    assert path.status == "ok"
+
+
 def test_a_failing_depth_solve_reaches_the_status():
     class Failing(nf.Collocation):
         def gradient(self, W, outer):
@@ -174,6 +226,7 @@ def test_nested_torchdiffeq_follows_the_limit():
 
 GRID = nf.DepthGrid.gauss(1, 4)
 FLOW = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(2)))
+MANY = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(2).expand(3, 2, 2)))
 NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
 
 
@@ -228,6 +281,13 @@ NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
         ),
         (lambda: nf.integrate(FLOW, torch.zeros(4, 0, 0), [0.0, 1.0]), ValueError, "state must not be empty"),
         (lambda: nf.integrate(FLOW, None, [0.0, 1.0]), TypeError, "state must be a torch tensor, got NoneType"),
+        (
+            lambda: nf.integrate(LIMIT, torch.eye(2), [0.0, 1.0], "rk4", step=1e-9, max_evaluations=10),
+            ValueError,
+            "step = 1e-09 takes more steps than max_evaluations = 10",
+        ),
+        (lambda: nf.integrate(MANY, torch.zeros(4, 2, 2), [0.0, 1.0]), ValueError, r"target of the loss has \(3,\)"),
+        (lambda: nf.integrate(MANY, torch.zeros(2, 4, 2, 2), [0.0, 1.0]), ValueError, "one state per member"),
         (lambda: nf.integrate(NET, torch.zeros(4, 2, 2), [0.0, 1.0]), ValueError, "L = 3 layers, got"),
         (
             lambda: nf.integrate(LIMIT, -torch.diag(torch.tensor([1.0, -1.0])), [0.0, 1.0]),
