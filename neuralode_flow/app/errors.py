@@ -6,6 +6,7 @@ import sys
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..registry import unknown_name
 
@@ -29,7 +30,7 @@ class StudyFailed(Stop):
 
 
 # What Hydra raises where a command line or a config file is at fault; for some mistakes it is a plain ValueError.
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
 def complain(error: BaseException | str) -> None:

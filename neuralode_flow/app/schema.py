@@ -292,10 +292,16 @@ def _seed(key: str, value: int) -> None:
         raise BadInput(f"{key} must be at least 0 and below 2**63, got {value}")
 
 
+def _workers(key: str, value: int | None) -> None:
+    if value is not None:
+        at_least(1, key, value)
+
+
 # A parameter of one of these names means the same wherever it occurs.
 _RULES: dict[str, Callable[[str, Any], None]] = {
     "depths": _depths,
     "layers": _layers,
     "sampling": _sampling,
     "seed": _seed,
+    "workers": _workers,
 }

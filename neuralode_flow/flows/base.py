@@ -31,6 +31,20 @@ class Flow(Protocol):
     def law(self, state: Tensor) -> Tensor: ...
 
 
+def check_layers(state: Tensor, number: int, what: str) -> None:
+    """Raises unless `state` is a floating-point tensor `(..., number, d, d)`: cheap enough for every call."""
+    if not isinstance(state, Tensor):
+        raise TypeError(f"state must be a torch tensor, got {type(state).__name__}; use torch.as_tensor(...)")
+    if not state.is_floating_point():
+        raise TypeError(f"state must hold floating-point numbers, got dtype {state.dtype}; use state.double()")
+    if state.numel() == 0:
+        raise ValueError(f"state must not be empty, got shape {tuple(state.shape)}")
+    if state.ndim < 3 or state.shape[-3] != number:
+        raise ValueError(f"state must have shape (..., {number}, d, d) with {number} {what}, got {tuple(state.shape)}")
+    if state.shape[-1] != state.shape[-2]:
+        raise ValueError(f"state must be square in its last two axes, got shape {tuple(state.shape)}")
+
+
 def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...]) -> None:
     """Raises unless `state` is finite, square in its last two axes, and of the size, dtype and device of the loss.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import square
 from ..depth import DEPTH_SOLVERS, DepthSolver
 from ..depth.grid import DepthGrid, Profile, sample
 from ..laws import continuous_law
 from ..losses import Loss
-from .base import check_matrices
+from .base import check_layers, check_matrices
 
 
 class ContinuousFlow:
@@ -47,21 +46,20 @@ class ContinuousFlow:
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state fits the grid and the loss."""
-        square("state", state)
-        if state.ndim < 3 or state.shape[-3] != len(self.grid):
-            raise ValueError(
-                f"state must have shape (..., N, d, d) with N = {len(self.grid)} depth nodes, got {tuple(state.shape)}"
-            )
+        check_layers(state, len(self.grid), "depth nodes")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
+        check_layers(state, len(self.grid), "depth nodes")
         return -self.depth.gradient(state, self.loss.gradient)
 
     def product(self, state: Tensor) -> Tensor:
         """z = P(1,0), shape `(..., d, d)`."""
+        check_layers(state, len(self.grid), "depth nodes")
         return self.depth.product(state)
 
     def law(self, state: Tensor) -> Tensor:
         """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, smoothed on each panel, at the nodes: `(..., N, d, d)`."""
+        check_layers(state, len(self.grid), "depth nodes")
         return continuous_law(self.grid, state)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import count, square
+from ..checks import count
 from ..depth import chain
 from ..depth.grid import Profile, sample
 from ..depth.layers import LAYERS, LayerRule
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss
 from ..registry import unknown_name
-from .base import check_matrices
+from .base import check_layers, check_matrices
 
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 
@@ -60,23 +60,22 @@ class FiniteFlow:
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state has L layers and fits the loss."""
-        square("state", state)
-        if state.ndim < 3 or state.shape[-3] != self.depth:
-            raise ValueError(
-                f"state must have shape (..., L, d, d) with L = {self.depth} layers, got {tuple(state.shape)}"
-            )
+        check_layers(state, self.depth, "layers")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
+        check_layers(state, self.depth, "layers")
         A = state / self.depth
         U, saved = self.rule.layer(A)
         return -self.rule.adjoint(A, saved, chain.gradient(U, self.loss.gradient))
 
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
+        check_layers(state, self.depth, "layers")
         return chain.product(self.rule.layer(state / self.depth)[0])
 
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
+        check_layers(state, self.depth, "layers")
         return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)

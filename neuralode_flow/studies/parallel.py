@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from threadpoolctl import threadpool_limits
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
 _task: Callable[[Any], Any] | None = None
@@ -36,8 +39,10 @@ def side_by_side(
         (outside Linux, or with a GPU in use), the tasks run one after the other in this process.
     """
     global _task
-    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if min(workers, len(keys)) == 1 or torch.cuda.is_initialized():
+    if not hasattr(os, "sched_getaffinity") or torch.cuda.is_initialized():
+        workers = 1
+    workers = min(workers or len(os.sched_getaffinity(0)), len(keys))
+    if workers == 1:
         yield from ((key, task(key)) for key in keys)
         return
     _task = task
@@ -60,6 +65,7 @@ def side_by_side(
 
 
 def _start_worker() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed leaves no workers behind
     torch.set_num_threads(1)
     threadpool_limits(1)  # BLAS below NumPy and SciPy: idle threads of two workers would spin in each other's way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

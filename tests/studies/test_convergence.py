@@ -126,3 +126,16 @@ def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
 def test_bad_input(arguments, error, words):
     with pytest.raises(error, match=words):
         STUDIES["convergence"].run(setup(), **arguments)
+
+
+def test_a_solve_that_is_too_coarse_is_not_called_ok():
+    dataset = run(setup("linnerud", method="euler"), depths=[4], layers=["euler"])
+    assert dataset.attrs["status"].startswith("the solve is too coarse")
+    assert dataset.attrs["verdict"].startswith("the solve is too coarse")
+
+
+def test_workers_do_not_change_the_results(dataset):
+    alone = run(setup(), depths=[8, 16, 32, 64], workers=1)
+    np.testing.assert_allclose(alone.z_finite, dataset.z_finite, atol=1e-12)
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        run(setup(), depths=[4], workers=0)
