@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so that a second run on a folder is not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -16,7 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary file lies in the same folder (a rename across file systems is a copy), and both the file and the
     folder are flushed to disk, so that a crash leaves the old file or the new one.
     """
-    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f"{_prefix(path)}{uuid4().hex}{path.suffix}")
     try:
         yield temporary
         _sync(temporary)
@@ -31,6 +38,54 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def remove_remains(path: Path) -> None:
+    """Removes the temporary files that a process left which was killed while it wrote `path`."""
+    for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.stem}.writing-"
+
+
+class InUse(OSError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path, patience: float = 2.0) -> Iterator[None]:
+    """Holds the lock file `path` for the block; the lock ends with the process, however that ends.
+
+    Parameters
+    ----------
+    path : Path
+        An empty file of this name stays.
+    patience : float
+        Seconds to wait: the processes of a run that was killed take a moment to end.
+
+    Raises
+    ------
+    InUse
+        If another process holds it.
+    OSError
+        If the file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        last = time.monotonic() + patience
+        while fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > last:
+                    raise InUse(f"{path} is held by another process") from error
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sync(path: Path) -> None:

@@ -17,6 +17,9 @@ class Loss(Protocol):
     1. `loss(z)` is f(z), shape `(...)`.
     2. `loss.gradient(z)` is ∇f(z), shape `(..., d, d)`.
     3. `dimension` is d, or None when any d will do.
+
+    Where it is known, `boundary()` is what a flow with det z > 0 is left with where the minimiser has det < 0: the
+    least value on singular matrices, `(...)`; NaN for members whose minimiser has not.
     """
 
     dimension: int | None
@@ -28,6 +31,12 @@ class Loss(Protocol):
 
 def _half_square(residual: Tensor) -> Tensor:
     return residual.square().sum((-2, -1)) / 2
+
+
+def _nearest_singular(target: Tensor, weighted: Tensor) -> Tensor:
+    """½σ_min(weighted)², where det target < 0: half the squared distance to the singular matrices; else NaN."""
+    distance = torch.linalg.svdvals(weighted).amin(-1).square() / 2
+    return torch.where(torch.linalg.det(target) < 0, distance, torch.nan)
 
 
 class Quadratic:
@@ -53,6 +62,10 @@ class Quadratic:
 
     def gradient(self, z: Tensor) -> Tensor:
         return z - self.target
+
+    def boundary(self) -> Tensor:
+        """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN."""
+        return _nearest_singular(self.target, self.target)
 
 
 class Completion:
@@ -149,6 +162,13 @@ class Regression:
     def gradient(self, z: Tensor) -> Tensor:
         residual = self._residual(z)
         return (residual if self.readout is None else residual @ self.readout).mT @ self._x
+
+    def boundary(self) -> Tensor | None:
+        """The least loss on det z = 0 where the minimiser has det < 0, else NaN; None if there are several."""
+        if self.readout is not None or torch.linalg.matrix_rank(self._x) < self._x.shape[1]:
+            return None
+        minimiser = torch.linalg.lstsq(self._x, self._y).solution.mT
+        return self(minimiser) + _nearest_singular(minimiser, minimiser @ self._x.mT)
 
 
 class Custom:

@@ -19,7 +19,8 @@ class DepthSolver(Protocol):
     1. `product(W)` is z = P(1, 0), shape `(..., d, d)`, and autograd can differentiate it.
     2. `propagators(W)` are P(s_i, 0), P(1, s_i) and z.
     3. `gradient(W, outer)` is P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z).
-    4. A failure raises FloatingPointError with a sentence that says what failed.
+    4. `on(grid)` is the same solver on another grid.
+    5. A failure raises FloatingPointError with a sentence that says what failed.
     """
 
     grid: DepthGrid
@@ -29,6 +30,8 @@ class DepthSolver(Protocol):
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+    def on(self, grid: DepthGrid) -> DepthSolver: ...
 
 
 DEPTH_SOLVERS: Registry[Callable[[DepthGrid], DepthSolver]] = Registry("depth solver")

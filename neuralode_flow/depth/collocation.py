@@ -67,6 +67,10 @@ class Collocation:
     def __init__(self, grid: DepthGrid) -> None:
         self.grid = grid
 
+    def on(self, grid: DepthGrid) -> Collocation:
+        """The same solver on another grid."""
+        return type(self)(grid)
+
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
         return outside(stages(self.grid, W).across)[2]

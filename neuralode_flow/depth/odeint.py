@@ -38,6 +38,10 @@ class OdeintDepth:
         self.method = method
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
 
+    def on(self, grid: DepthGrid) -> OdeintDepth:
+        """The same solver on another grid."""
+        return type(self)(grid, self.method, self.rtol, self.atol)
+
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
         return self._solve(W, reverse=False)[1]

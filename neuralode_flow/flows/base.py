@@ -18,6 +18,9 @@ class Flow(Protocol):
     3. `product(state)` is z, shape `(..., d, d)`.
     4. `law(state)` is a quantity that the exact flow conserves, shape `(..., n, d, d)`; n = 0 where there is none.
     5. The four of them accept leading batch axes.
+
+    Where they make sense it also has `keeps_orientation` (det z > 0 for all time), and a flow on a depth grid has
+    `grid`, `on(grid)`, `transfer(state, grid)` and `depth_error(state)` (see ContinuousFlow).
     """
 
     loss: Loss

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..depth import DEPTH_SOLVERS, DepthSolver
+from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, sample
 from ..laws import continuous_law
 from ..losses import Loss
@@ -25,11 +27,18 @@ class ContinuousFlow:
     depth : str or DepthSolver
         "collocation" or "torchdiffeq", or a solver made on the same grid.
 
+    Attributes
+    ----------
+    keeps_orientation : bool
+        det z > 0 for all time.
+
     Raises
     ------
     ValueError
         If the depth solver is unknown or stands on another grid.
     """
+
+    keeps_orientation = True
 
     def __init__(self, grid: DepthGrid, loss: Loss, depth: str | DepthSolver = "collocation") -> None:
         self.grid = grid
@@ -43,6 +52,24 @@ class ContinuousFlow:
         state = sample(W0, self.grid.nodes)
         self.check(state)
         return state
+
+    def on(self, grid: DepthGrid) -> ContinuousFlow:
+        """The same flow on another grid."""
+        return ContinuousFlow(grid, self.loss, self.depth.on(grid))
+
+    def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
+        """The panel polynomials of a state on the nodes of another grid, `(..., N', d, d)`."""
+        return self.grid.interpolate(state, grid.nodes)
+
+    def depth_error(self, state: Tensor) -> float:
+        """How far z is from the product of the same W on twice as many nodes: Frobenius norm, the largest of a batch.
+
+        Along training this estimates the error that the grid makes in z, with all that it did before: within a factor
+        of 3 of it on random relaxed balanced profiles wherever it is below 1e-3 (docs/math.md).
+        """
+        fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
+        gap = Collocation(self.grid).product(state) - Collocation(fine).product(self.transfer(state, fine))
+        return float(torch.linalg.matrix_norm(gap).max())
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state fits the grid and the loss."""

@@ -27,6 +27,11 @@ class IntrinsicFlow:
         self.loss = loss
         self.kernel = kernel
 
+    @property
+    def keeps_orientation(self) -> bool:
+        """Whether det z > 0 for all time."""
+        return self.kernel.positive_determinant
+
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""
         check_matrices("state", state, self.loss, tuple(state.shape[:-2]))

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..registry import Registry
+from .endings import Stopped
 
 # What a flow raises when its numbers leave the range in which it can be computed.
 FAILURES = (FloatingPointError, torch.linalg.LinAlgError)
 
 _EPS = sys.float_info.epsilon
 
-
-class Stopped(Exception):
-    """A run cannot go on; the message is the sentence that becomes its status."""
+# What a method must remember, beside its time and state, to go on to the bit: numbers and arrays by name.
+Memory = Mapping[str, Any]
 
 
 class Velocity(Protocol):
     """dstate/dt at a time; it may raise Stopped."""
 
     def __call__(self, t: float, state: Tensor) -> Tensor: ...
+
+    def jacobian_product(self, t: float, state: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of the velocity at a state in a direction."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,70 @@ class Control:
     step: float | None
 
 
-class Method(Protocol):
-    """`method(velocity, state, times, control)` yields the state at times[1], times[2], …, each as accurate as a step.
+class Stepper(ABC):
+    """A time method in motion.
 
-    A method raises Stopped when it cannot go on; the states that it has yielded stay valid.
+    1. `Stepper(velocity, t, state, end, control, memory)` stands at (t, state); `end` is the last time of the run. A
+       memory that `memory()` gave lets it go on to the bit; {"h": …} alone is a proposal for the first step.
+    2. `advance(goal)` takes one accepted step. A one-step method does not go beyond `goal`, where it ends exactly; one
+       that interpolates may go as far as `end`.
+    3. `t`, `state`, `h`: where the last accepted step ended, and its size.
+    4. `at(t)` is the state inside the last step, as accurate as the step.
+    5. `history` lists in words what the method did on its own, such as a change of solver.
+    6. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
-    def __call__(self, velocity: Velocity, state: Tensor, times: list[float], control: Control) -> Iterator[Tensor]: ...
+    one_step: ClassVar[bool] = True
+
+    def __init__(
+        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
+    ) -> None:
+        self.velocity = velocity
+        self.t = t
+        self.state = state
+        self.end = end
+        self.control = control
+        self.h = float(memory.get("h", 0.0))
+        self.history: list[str] = []
+        self._before: tuple[float, Tensor, Memory] = (t, state, memory)
+
+    def advance(self, goal: float) -> None:
+        """One accepted step."""
+        self._before = (self.t, self.state, self.memory() if self.one_step else {})
+        self._step(goal)
+        self.h = self.t - self._before[0]
+
+    @abstractmethod
+    def _step(self, goal: float) -> None:
+        """Moves `t` and `state` by one accepted step."""
+
+    def at(self, t: float) -> Tensor:
+        """The state inside the last step; a one-step method repeats the step, ending at t."""
+        if t == self.t:
+            return self.state
+        start, state, memory = self._before
+        if t == start:
+            return state
+        again = self._again(start, state, t, memory)
+        while again.t < t:
+            again.advance(t)
+        return again.state
+
+    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
+        """A method of the same kind elsewhere."""
+        return type(self)(self.velocity, t, state, end, self.control, memory)
+
+    def memory(self) -> dict[str, Any]:
+        """See Memory."""
+        return {"h": self.h} if self.h else {}
+
+
+class Method(Protocol):
+    """Makes a Stepper."""
+
+    def __call__(
+        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
+    ) -> Stepper: ...
 
 
 METHODS: Registry[Method] = Registry("time method")
@@ -65,40 +128,113 @@ _STAGNATION = 1000
 _JACOBIANS = 20
 
 
-@dataclass
 class Watch:
-    """Counts velocity evaluations and stops a run that leaves the finite numbers, its budget, or the spot."""
+    """Counts velocity evaluations and stops a run that leaves the finite numbers, its budgets, or the spot.
 
-    velocity: Callable[[Tensor], Tensor]
-    max_evaluations: int
-    evaluations: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    _last: float = float("-inf")
-    _stuck: int = 0
+    Attributes
+    ----------
+    velocity : callable
+        state → dstate/dt; it may be exchanged for that of a refined flow.
+    evaluations, products : int
+        Velocity evaluations and Jacobian–vector products so far.
+    """
+
+    def __init__(
+        self,
+        velocity: Callable[[Tensor], Tensor],
+        max_evaluations: int,
+        max_seconds: float | None = None,
+    ) -> None:
+        self.velocity = velocity
+        self.max_evaluations = max_evaluations
+        self.max_seconds = max_seconds
+        self.evaluations = 0
+        self.products = 0
+        self._started = time.perf_counter()
+        self._last = float("-inf")
+        self._stuck = 0
+
+    def resume(self, evaluations: int, products: int, seconds: float) -> None:
+        """Counts on from what a run had spent before."""
+        self.evaluations, self.products = evaluations, products
+        self._started = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, also before it was resumed."""
+        return time.perf_counter() - self._started
 
     def __call__(self, t: float, state: Tensor) -> Tensor:
-        if self.evaluations >= self.max_evaluations:
-            raise Stopped(f"the budget of {self.max_evaluations} velocity evaluations was used up at t = {t:.6g}")
+        self._spend(t)
         self.evaluations += 1
         if abs(t - self._last) > 8 * _EPS * abs(t):
             self._stuck, self._last = 0, t
         self._stuck += 1
         if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
-            raise Stopped(f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        try:
-            velocity = self.velocity(state)
-        except FAILURES as error:
-            raise Stopped(f"the velocity could not be computed at t = {t:.6g}: {error}") from error
-        if not bool(torch.isfinite(velocity).all()):
-            raise Stopped(f"the velocity is not finite at t = {t:.6g}: the flow blew up, or its step was too large")
-        return velocity
+            raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
+        return self._computed(t, lambda: self.velocity(state))
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
+    def jacobian_product(self, t: float, state: Tensor, direction: Tensor) -> Tensor:
+        """The exact derivative of the velocity, by forward differentiation; it counts as one evaluation as well."""
+        self._spend(t)
+        self.evaluations += 1
+        self.products += 1
+        return self._computed(t, lambda: torch.func.jvp(self.velocity, (state,), (direction,))[1])
+
+    def _spend(self, t: float) -> None:
+        if self.evaluations >= self.max_evaluations:
+            raise Stopped(
+                "evaluations", f"the budget of {self.max_evaluations} velocity evaluations was used up at t = {t:.6g}"
+            )
+        if self.max_seconds is not None and self.seconds > self.max_seconds:
+            raise Stopped("seconds", f"the budget of {self.max_seconds:g} seconds was used up at t = {t:.6g}")
+
+    def _computed(self, t: float, work: Callable[[], Tensor]) -> Tensor:
+        try:
+            value = work()
+        except FAILURES as error:
+            raise Stopped("velocity", f"the velocity could not be computed at t = {t:.6g}: {error}") from error
+        if not bool(torch.isfinite(value).all()):
+            raise Stopped(
+                "not_finite", f"the velocity is not finite at t = {t:.6g}: the flow blew up, or its step was too large"
+            )
+        return value
 
 
 def substeps(start: float, end: float, step: float | None) -> list[float]:
     """Grid from start to end, both included, in equal steps of at most `step`."""
     n = 1 if step is None else max(1, -(-(end - start) * (1 - 1e-12) // step))
     return [*(start + (end - start) * k / n for k in range(int(n))), end]
+
+
+class FixedStepper(Stepper):
+    """Equal steps of at most `control.step` between the output times."""
+
+    def __init__(
+        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
+    ) -> None:
+        super().__init__(velocity, t, state, end, control, memory)
+        self._grid: list[float] = []
+        self._k = 0
+        if "interval" in memory:
+            self._grid = substeps(float(memory["interval"][0]), float(memory["interval"][1]), control.step)
+            self._k = int(memory["k"])
+
+    def _step(self, goal: float) -> None:
+        if self._k + 1 >= len(self._grid) or self._grid[-1] != goal:
+            self._grid, self._k = substeps(self.t, goal, self.control.step), 0
+        after = self._grid[self._k + 1]
+        self.state = self._fixed_step(self.t, after)
+        self.t, self._k = after, self._k + 1
+
+    @abstractmethod
+    def _fixed_step(self, start: float, end: float) -> Tensor:
+        """The state after one step from `self.state`."""
+
+    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
+        return super()._again(t, state, end, {})
+
+    def memory(self) -> dict[str, Any]:
+        if not self._grid:
+            return super().memory()
+        return {"h": self.h, "interval": np.array([self._grid[0], self._grid[-1]]), "k": self._k}

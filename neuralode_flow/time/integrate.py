@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor, positive
+from ..depth.grid import Profile
 from ..flows.base import Flow
-from ..laws import drift
-from .base import FAILURES, METHODS, Control, Stopped, Watch
+from .base import METHODS, Control, Watch
+from .checkpoint import Checkpoint, digest
+from .depth import MARGIN, depth_control, sampled
+from .endings import EVENTS_ASKED
+from .events import checked as checked_events
+from .interrupt import postponed
+from .progress import Report, Throttled, shown
+from .run import Run
 from .trajectory import Trajectory
+
+
+class IntegrationError(RuntimeError):
+    """A run did not end as it should; the message is its status and `trajectory` what it reached."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        super().__init__(trajectory.status)
+        self.trajectory = trajectory
+
+
+# The companion run that measures the error in time is that much more accurate.
+_TIGHTER = 30.0
 
 
 def integrate(
     flow: Flow,
-    state: Tensor,
+    state: Tensor | Profile,
     times: Tensor | Sequence[float],
     method: str = "dopri5",
     rtol: float = 1e-8,
     atol: float = 1e-10,
     *,
     step: float | None = None,
+    stop: Mapping[str, Any] | None = None,
     max_evaluations: int = 1_000_000,
-    observe: Callable[[int, Tensor], None] | None = None,
+    max_seconds: float | None = None,
+    adapt: bool = False,
+    estimate: bool = False,
+    checkpoint: str | Path | None = None,
+    every: float = 60.0,
+    observe: Callable[[int, Tensor], Tensor | None] | None = None,
+    progress: bool | Report = False,
+    throw: bool = False,
 ) -> Trajectory:
     """Integrates a training flow.
 
@@ -33,23 +64,51 @@ def integrate(
     ----------
     flow : Flow
         `ContinuousFlow`, `FiniteFlow`, `IntrinsicFlow`, or anything with velocity, product, law, check and loss.
-    state : Tensor
-        Initial state, with any leading batch axes. Members of a batch share the step size; the tolerance is met in the
-        root mean square over all entries, so for error control of its own run a member alone.
+    state : Tensor or profile
+        Initial state, with any leading batch axes; or a function of depth that `flow.sample` takes. Members of a batch
+        share the step size; the tolerance is met in the root mean square over all entries, so for error control of
+        its own run a member alone.
     times : Tensor (T,) or sequence of floats
         Output times, increasing; the first is the time of `state`.
     method : str
+        "auto": LSODA's Adams formulas until the problem turns out stiff, CVODE_BDF from then on.
         Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (torchdiffeq), RK23, RK45, DOP853, Radau, BDF, LSODA
-        (SciPy). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the 3/8 rule), explicit_adams, implicit_adams
-        (torchdiffeq), implicit_midpoint.
+        (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
+        3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint.
     rtol, atol : float
         Tolerances of adaptive methods. Tolerances below 100 ε of the state's dtype are raised to it, with a warning.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval.
+    stop : dict, optional
+        Events that end the run where they happen, located as accurately as the steps are, and their bounds (keys of
+        `EVENTS`): "loss", "gradient" (‖∇f(z)‖), "steady" (largest entry of the velocity), "sigma_min" (of z): ends
+        when it falls to the bound; "norm" (of z), "time": when it rises to it. An event of one's own has a name and a
+        function (t, z, state) → number that falls to zero. Of a batch, all members must get below a loss, gradient or
+        rate; the first to reach σ_min or a norm ends the run.
     max_evaluations : int
         Budget of velocity evaluations in the whole run.
+    max_seconds : float, optional
+        Budget of wall time in the whole run, in seconds, counted on when a run is resumed.
+    adapt : bool
+        Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z reaches a tenth
+        of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
+    estimate : bool
+        Also measures the error in time, by a second run at 30 times smaller tolerances (or half the step), with
+        budgets of its own. A status "ok" then says that depth and time error together are at most ten times
+        atol + rtol ‖z‖.
+    checkpoint : path, optional
+        A file that holds the run: written at the start, every `every` seconds of wall time, at the end, and when SIGINT
+        or SIGTERM comes (which then act as ever). If it exists the run goes on from it; one-step methods then give
+        the same numbers to the bit as an uninterrupted run. `load` reads what it has reached.
+    every : float
+        Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
-        Called as observe(i, state) at every output time i = 0, 1, … in turn.
+        Called as observe(i, state) at every output time i = 0, 1, … in turn (for the outputs after a checkpoint only).
+        Tensors that it returns are kept in `Trajectory.observed`, also through a checkpoint.
+    progress : bool or callable
+        True: a bar on stderr, if that is a terminal. A function is called with a `Progress`.
+    throw : bool
+        Raises IntegrationError, which holds the trajectory, unless the run reached its last time or an event.
 
     Returns
     -------
@@ -59,62 +118,130 @@ def integrate(
     Raises
     ------
     TypeError, ValueError
-        For bad arguments, before any work is done.
+        For bad arguments, before any work is done; also for a checkpoint that is damaged or of another run.
+    OSError
+        If the checkpoint cannot be written at the start, or is in use by another run.
+    IntegrationError
+        With ``throw=True``.
     """
-    solver = METHODS[method]
+    METHODS[method]
     points = _check_times(times)
-    flow.check(state)
-    control = _check_control(rtol, atol, step, state.dtype)
-    watch = Watch(flow.velocity, count("max_evaluations", max_evaluations))
+    flow, start, profile = _check_start(flow, state)
+    control = _check_control(rtol, atol, step, start.dtype)
+    count("max_evaluations", max_evaluations)
+    if max_seconds is not None:
+        positive("max_seconds", max_seconds)
     if control.step is not None and (points[-1] - points[0]) / control.step > max_evaluations:
         raise ValueError(
             f"step = {step:g} takes more steps than max_evaluations = {max_evaluations}: raise one of them"
         )
-    state = state.detach()
+    events = checked_events(stop)
+    path = None if checkpoint is None else _check_path(checkpoint, every)
+    for name, flag in (("adapt", adapt), ("estimate", estimate), ("throw", throw)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
     with torch.no_grad():
-        start = flow.law(state)
-        records: list[tuple[Tensor, Tensor, Tensor]] = []
+        flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
 
-        def record(reached: Tensor) -> None:
-            entry = _evaluate(flow, reached, start, points[len(records)])
-            records.append(entry)
-            if observe is not None:
-                observe(len(records) - 1, reached)
+    def run(points: list[float], control: Control, path: Path | None, report: Report | None, main: bool) -> Trajectory:
+        depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
+        watch = Watch(flow.velocity, max_evaluations, max_seconds)
+        one = Run(depth, watch, start, points, method, control)
+        if main:
+            one.events, one.observe = events, observe
+        one.progress = Throttled(report)
+        if path is None:
+            return one.whole()
+        settings = _settings(flow, start, points, method, control, stop if main else None, adapt)
+        with Checkpoint(path, float(every), settings) as one.checkpoint, postponed(True) as one.request:
+            return one.whole()
 
-        try:
-            record(state)
-        except Stopped as stop:
-            raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
-        status = "ok"
-        try:
-            if len(points) > 1:
-                for reached in solver(watch, state, points, control):
-                    record(reached)
-                    state = reached
-        except Stopped as stop:
-            status = str(stop)
-    z, loss, drifts = (torch.stack(column) for column in zip(*records, strict=True))
-    stats = {"evaluations": watch.evaluations, "seconds": watch.seconds, "method": method}
-    stats |= {"rtol": control.rtol, "atol": control.atol}
-    reached_times = torch.tensor(points[: len(records)], dtype=torch.float64, device=loss.device)
-    return Trajectory(reached_times, z, loss, drifts, state, stats, status)
+    with torch.no_grad(), shown(progress) as report:
+        result = run(points, control, path, report, main=True)
+        if estimate:
+            reached = result.times.tolist()
+            tight = _tighter(control, reached)
+            companion = path and path.with_name(f"{path.stem}.tight{path.suffix}")
+            result = _measured(result, run(reached, tight, companion, report, main=False), control)
+    if throw and result.ending not in ("ok", *EVENTS_ASKED):
+        raise IntegrationError(result)
+    return result
 
 
-def _evaluate(flow: Flow, state: Tensor, start: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
-    """z, loss and drift of a state at time t; raises Stopped unless all of them are finite."""
-    try:
-        z = flow.product(state)
-        entry = z, flow.loss(z), drift(flow.law(state), start)
-    except FAILURES as error:
-        raise Stopped(f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
-    for name, value in zip(("end-to-end map", "loss", "law"), entry, strict=True):
-        if not bool(torch.isfinite(value).all()):
-            raise Stopped(f"the {name} is not finite at t = {t:.6g}: the flow blew up, or its step was too large")
-    return entry
+def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajectory:
+    """The trajectory with the error in time that its companion measures."""
+    stats = result.stats | {"estimate_evaluations": tight.stats["evaluations"]}
+    if len(tight.times) < len(result.times):
+        status = f"the error in time could not be measured: {tight.status}"
+        if result.ending != "ok":
+            return replace(result, stats=stats)
+        return replace(result, stats=stats, status=status, ending="accuracy")
+    gap = torch.linalg.matrix_norm(tight.z - result.z)
+    size = torch.linalg.matrix_norm(result.z)
+    # Half a step of a method of order 1 leaves half the error; 30 times smaller tolerances leave next to nothing.
+    factor = 2.0 if control.step is not None else 1 + 1 / _TIGHTER
+    round_off = 100 * torch.finfo(result.z.dtype).eps * size
+    time_error = (factor * gap + round_off).reshape(len(gap), -1).amax(-1)
+    measured = replace(result, stats=stats, time_error=time_error)
+    allowed = MARGIN * (control.atol + control.rtol * size.reshape(len(size), -1).amax(-1))
+    excess = (time_error + result.depth_error) / allowed
+    worst = int(excess.argmax())
+    if result.ending == "ok" and control.step is None and float(excess[worst]) > 1:
+        time, depth = float(time_error[worst]), float(result.depth_error[worst])
+        status = (
+            f"the error of z was measured as {time + depth:.2g} at t = {float(result.times[worst]):.6g} "
+            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: use smaller tolerances than "
+            f"rtol = {control.rtol:g}, atol = {control.atol:g}"
+        )
+        return replace(measured, status=status, ending="accuracy")
+    return measured
+
+
+def _tighter(control: Control, times: list[float]) -> Control:
+    if control.step is not None:
+        return replace(control, step=control.step / 2)
+    smallest = min((b - a for a, b in zip(times, times[1:], strict=False)), default=1.0)
+    # Adaptive methods do not look at the step, methods of fixed steps not at the tolerances.
+    return Control(max(control.rtol / _TIGHTER, 2.3e-14), control.atol / _TIGHTER, smallest / 2)
+
+
+def _settings(
+    flow: Flow,
+    start: Tensor,
+    points: list[float],
+    method: str,
+    control: Control,
+    stop: Mapping[str, Any] | None,
+    adapt: bool,
+) -> dict[str, Any]:
+    """What a run is; all of it must be the same for a checkpoint to be taken up."""
+    loss = flow.loss(flow.product(start))
+    return {
+        "flow": type(flow).__name__,
+        "shape of the state": list(start.shape),
+        "dtype": str(start.dtype),
+        "initial state (hash)": digest(start),
+        "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
+        "first and last time": [points[0], points[-1]],
+        "times (hash)": digest(torch.tensor(points, dtype=torch.float64)),
+        "method": method,
+        "rtol": control.rtol,
+        "atol": control.atol,
+        "step": control.step,
+        "stop": {
+            name: bound if isinstance(bound, (int, float)) else "function" for name, bound in (stop or {}).items()
+        },
+        "adapt": adapt,
+    }
 
 
 def _check_times(times: Tensor | Sequence[float]) -> list[float]:
-    points = float_tensor("times", torch.as_tensor(times, dtype=torch.float64), ndim=1)
+    try:
+        values = torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"times must be a sequence of numbers, got {times!r}") from error
+    points = float_tensor("times", values, ndim=1)
     if points.ndim != 1:
         raise ValueError(f"times must have shape (T,), got {tuple(points.shape)}")
     steps = torch.diff(points)
@@ -124,6 +251,19 @@ def _check_times(times: Tensor | Sequence[float]) -> list[float]:
     return points.tolist()
 
 
+def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Profile | None]:
+    """The flow, its initial state, and the function of depth that it is sampled from, if any."""
+    missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
+    if missing:
+        raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
+    if isinstance(state, Tensor) or not callable(state):
+        flow.check(state)
+        return flow, state.detach(), None
+    if not hasattr(flow, "sample"):
+        raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
+    return flow, flow.sample(state).detach(), state
+
+
 def _check_control(rtol: float, atol: float, step: float | None, dtype: torch.dtype) -> Control:
     wanted = {"rtol": positive("rtol", rtol), "atol": positive("atol", atol)}
     floor = 100 * torch.finfo(dtype).eps
@@ -131,3 +271,14 @@ def _check_control(rtol: float, atol: float, step: float | None, dtype: torch.dt
         warnings.warn(f"rtol = {rtol:g} is below what {dtype} can hold; it is raised to {floor:.2g}", stacklevel=3)
         wanted["rtol"] = floor
     return Control(**wanted, step=None if step is None else positive("step", step))
+
+
+def _check_path(checkpoint: str | Path, every: float) -> Path:
+    if not isinstance(checkpoint, (str, Path)) or not str(checkpoint):
+        raise TypeError(f"checkpoint must be the path of a file, got {checkpoint!r}")
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 <= every < math.inf:
+        raise ValueError(f"every must be a number of seconds of at least 0, got {every!r}")
+    path = Path(checkpoint)
+    if path.is_dir():
+        raise ValueError(f"checkpoint={path} is a folder; give a file in it, such as {path / 'run.npz'}")
+    return path

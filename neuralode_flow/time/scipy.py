@@ -2,49 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.integrate
 import torch
+from scipy.integrate._ivp.radau import RadauDenseOutput
 from torch import Tensor
 
-from .base import METHODS, Control, Stopped, Velocity
+from .base import METHODS, Control, Memory, Stepper, Velocity
+from .endings import Stopped
 
 # Their own interpolation between steps is of lower order than the step, so steps are made to end on output times.
-ENDING_ON_OUTPUTS = ("RK23", "RK45", "DOP853", "Radau")
+RUNGE_KUTTA = ("RK23", "RK45", "DOP853")
 # Interpolation by the polynomial of the method itself is as accurate as the step.
 INTERPOLATING = ("BDF", "LSODA")
 
-
-def solve(velocity: Velocity, state: Tensor, times: list[float], control: Control, *, name: str) -> Iterator[Tensor]:
-    """Any solver class of SciPy; the state is handed over as a flat float64 array."""
-
-    def right_hand_side(t: float, y: np.ndarray) -> np.ndarray:
-        return velocity(t, to_state(y)).reshape(-1).double().cpu().numpy()
-
-    def to_state(y: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(y)).to(state).reshape(state.shape)
-
-    ending = name in ENDING_ON_OUTPUTS
-    first_bound = times[1] if ending else times[-1]
-    start = state.reshape(-1).double().cpu().numpy()
-    solver = getattr(scipy.integrate, name)(
-        right_hand_side, times[0], start, first_bound, rtol=control.rtol, atol=control.atol
-    )
-    for time in times[1:]:
-        if ending:
-            solver.t_bound, solver.status = time, "running"
-        while solver.t < time:
-            proposed = getattr(solver, "h_abs", 0.0)
-            message = solver.step()
-            if solver.status == "failed":
-                raise Stopped(f"{name} of SciPy stopped at t = {solver.t:.6g}: {message}")
-            if ending and solver.t == time:
-                solver.h_abs = max(solver.h_abs, proposed)  # a step cut short says nothing about the next one
-        yield to_state(solver.y if solver.t == time else solver.dense_output()(time))
+# Dense Jacobians above this many bytes are refused before they are asked for.
+_LARGEST_JACOBIAN = 2**32
 
 
-for _name in (*ENDING_ON_OUTPUTS, *INTERPOLATING):
-    METHODS.register(_name)(partial(solve, name=_name))
+class ScipyStepper(Stepper):
+    """A solver class of SciPy; the state is handed over as a flat float64 array."""
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        t: float,
+        state: Tensor,
+        end: float,
+        control: Control,
+        memory: Memory,
+        *,
+        name: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(velocity, t, state, end, control, memory)
+        self.name = name
+        self._options = options
+        if self.h:
+            options = options | {"first_step": min(self.h, end - t)}
+        self._solver = getattr(scipy.integrate, name)(
+            self._right_hand_side, t, to_array(state), end, rtol=control.rtol, atol=control.atol, **options
+        )
+
+    def _right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
+        return to_array(self.velocity(t, to_state(y, self.state)))
+
+    def _step(self, goal: float) -> None:
+        message = self._one_step()
+        if self._solver.status == "failed":
+            raise Stopped("underflow", f"{self.name} of SciPy stopped at t = {self._solver.t:.6g}: {message}")
+        self.t, self.state = float(self._solver.t), to_state(self._solver.y, self.state)
+
+    def _one_step(self) -> str | None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # LSODA tells of its failures by a warning
+            try:
+                return self._solver.step()
+            except UserWarning as error:
+                raise Stopped("underflow", f"{self.name} of SciPy stopped at t = {self.t:.6g}: {error}") from error
+
+    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
+        return type(self)(self.velocity, t, state, end, self.control, memory, name=self.name, **self._options)
+
+
+class EndingStepper(ScipyStepper):
+    """One of the one-step methods of SciPy: its steps end on the output times."""
+
+    def __init__(
+        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory, *, name: str
+    ) -> None:
+        spent = getattr(velocity, "evaluations", 0)
+        super().__init__(velocity, t, state, end, control, memory, name=name)
+        if "f" in memory:
+            self._restore(memory)
+            if hasattr(velocity, "evaluations"):
+                velocity.evaluations = spent  # those of the constructor had been made before
+
+    def _step(self, goal: float) -> None:
+        solver = self._solver
+        solver.t_bound, solver.status = goal, "running"
+        proposed = solver.h_abs
+        super()._step(goal)
+        if self.t == goal:
+            solver.h_abs = max(solver.h_abs, proposed)  # a step cut short says nothing about the next one
+
+    def _restore(self, memory: Memory) -> None:
+        self._solver.f, self._solver.h_abs = np.asarray(memory["f"]), float(memory["h_abs"])
+
+    def memory(self) -> dict[str, Any]:
+        return {"h": self.h, "f": self._solver.f, "h_abs": self._solver.h_abs}
+
+
+class RadauStepper(EndingStepper):
+    """Radau IIA: it also remembers its Jacobian, the factors, and the last polynomial, where the next one starts."""
+
+    _NUMBERS = ("h_abs_old", "error_norm_old")
+    _ARRAYS = ("LU_real", "LU_complex")
+
+    def _restore(self, memory: Memory) -> None:
+        super()._restore(memory)
+        solver = self._solver
+        solver.J, solver.current_jac = np.asarray(memory["J"]), bool(memory["current_jac"])
+        for name in self._NUMBERS:
+            setattr(solver, name, float(memory[name]) if name in memory else None)
+        for name in self._ARRAYS:
+            factors = (np.asarray(memory[name]), np.asarray(memory[f"{name}_pivots"])) if name in memory else None
+            setattr(solver, name, factors)
+        if "Q" in memory:
+            solver.t_old = float(memory["t_old"])
+            solver.sol = RadauDenseOutput(solver.t_old, self.t, np.asarray(memory["y_old"]), np.asarray(memory["Q"]))
+
+    def memory(self) -> dict[str, Any]:
+        solver = self._solver
+        kept = super().memory() | {"J": solver.J, "current_jac": solver.current_jac}
+        kept |= {name: getattr(solver, name) for name in self._NUMBERS if getattr(solver, name) is not None}
+        for name in self._ARRAYS:
+            if getattr(solver, name) is not None:
+                kept[name], kept[f"{name}_pivots"] = getattr(solver, name)
+        if solver.sol is not None:
+            kept |= {"t_old": solver.sol.t_old, "y_old": solver.sol.y_old, "Q": solver.sol.Q}
+        return kept
+
+
+class InterpolatingStepper(ScipyStepper):
+    """A multistep method of SciPy: it steps on as it likes, and its own polynomial gives what lies between."""
+
+    one_step = False
+
+    def at(self, t: float) -> Tensor:
+        return self.state if t == self.t else to_state(self._solver.dense_output()(t), self.state)
+
+
+def to_array(state: Tensor) -> np.ndarray:
+    """A state as a flat float64 array."""
+    return state.detach().reshape(-1).double().cpu().numpy()
+
+
+def to_state(y: np.ndarray, like: Tensor) -> Tensor:
+    """A flat array as a state of the shape, dtype and device of another."""
+    return torch.from_numpy(np.array(y)).to(like).reshape(like.shape)
+
+
+def _dense(
+    velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory, *, name: str
+) -> Stepper:
+    """A method that keeps a dense Jacobian, refused where that has no place."""
+    size = 8 * state.numel() ** 2
+    if size > _LARGEST_JACOBIAN:
+        raise ValueError(
+            f"method = {name!r} keeps a dense Jacobian, {size / 2**30:.0f} GiB for a state of {state.numel()} numbers: "
+            f"use 'auto' or 'CVODE_BDF', which need none"
+        )
+    kind = RadauStepper if name == "Radau" else InterpolatingStepper
+    return kind(velocity, t, state, end, control, memory, name=name)
+
+
+for _name in RUNGE_KUTTA:
+    METHODS.register(_name)(partial(EndingStepper, name=_name))
+for _name in ("Radau", *INTERPOLATING):
+    METHODS.register(_name)(partial(_dense, name=_name))

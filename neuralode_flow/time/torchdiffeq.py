@@ -1,17 +1,24 @@
-"""The methods of torchdiffeq, under their own names."""
+"""The methods of torchdiffeq, under their own names, driven step by step.
+
+torchdiffeq interpolates values inside a step at 4th order, far below the tolerance, and says nothing between outputs;
+so its solver classes (release 0.2.5) are made to end their steps on the output times, one call for each step.
+"""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
+from torchdiffeq._impl.misc import _rms_norm
+from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.rk_common import _RungeKuttaState
 
-from .base import METHODS, Control, Stopped, Velocity, substeps
+from .base import METHODS, Control, FixedStepper, Memory, Stepper, Velocity
+from .endings import Stopped
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ONE_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -22,69 +29,115 @@ ADAMS_STEPS = 4
 
 
 class _Field:
-    """The velocity in the form that torchdiffeq calls; it keeps the longest step of an interval."""
+    """The velocity in the form that torchdiffeq calls."""
 
     def __init__(self, velocity: Velocity) -> None:
         self.velocity = velocity
-        self.longest = 0.0
 
-    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, state: Tensor, *, perturb: object = None) -> Tensor:
         return self.velocity(float(t), state)
 
-    def callback_step(self, t0: Tensor, state: Tensor, dt: Tensor) -> None:
-        # Called with the step that the controller proposes, before it is cut to end on an output time.
-        self.longest = float(dt)
+    def callback_step(self, *_: Any) -> None: ...
+
+    callback_accept_step = callback_reject_step = callback_step
 
 
-def adaptive(velocity: Velocity, state: Tensor, times: list[float], control: Control, *, name: str) -> Iterator[Tensor]:
-    """An adaptive Runge–Kutta method, made to end a step on every output time.
-
-    torchdiffeq interpolates values inside a step at 4th order, far below the tolerance, so each output interval is
-    solved by a call of its own; the step size is carried over.
-    """
-    field = _Field(velocity)
-    for start, end in itertools.pairwise(times):
-        segment = torch.tensor([start, end], dtype=torch.float64, device=state.device)
-        options: dict[str, object] = {"step_t": segment[1:]}
-        if field.longest > 0:
-            options["first_step"] = min(field.longest, end - start)
-        values = _odeint(field, state, segment, name, options, control)
-        state = values[-1]
-        yield state
-
-
-def fixed(velocity: Velocity, state: Tensor, times: list[float], control: Control, *, name: str) -> Iterator[Tensor]:
-    """A method of fixed steps on a grid that contains the output times (multistep methods keep their memory)."""
-    field = _Field(velocity)
-    segments = [times] if name in MULTISTEP else [list(pair) for pair in itertools.pairwise(times)]
-    for segment in segments:
-        parts = [substeps(a, b, control.step) for a, b in itertools.pairwise(segment)]
-        grid = torch.tensor(sorted(set(itertools.chain(*parts))), dtype=torch.float64, device=state.device)
-        options: dict[str, object] = {"grid_constructor": lambda func, y0, t, grid=grid: grid}
-        if name in MULTISTEP:
-            options["max_order"] = ADAMS_STEPS + 1
-        points = torch.tensor(segment, dtype=torch.float64, device=state.device)
-        values = _odeint(field, state, points, name, options, control)
-        state = values[-1]
-        yield from values[1:]
-
-
-def _odeint(
-    field: _Field, state: Tensor, times: Tensor, name: str, options: dict[str, object], control: Control
-) -> Tensor:
-    solve = partial(torchdiffeq.odeint, method=name, rtol=control.rtol, atol=control.atol, options=options)
+def _translated(name: str, t: float, work: Callable[[], Any]) -> Any:
+    """torchdiffeq's assertions and warnings as the sentence of a status."""
     try:
-        if name not in MULTISTEP:
-            return solve(field, state, times)
         with warnings.catch_warnings():
             # "… Solution may be incorrect": a failure, not a remark.
             warnings.filterwarnings("error", message="Functional iteration did not converge")
-            return solve(field, state, times)
+            return work()
     except (AssertionError, UserWarning) as error:
-        raise Stopped(f"{name} of torchdiffeq stopped after t = {float(times[0]):.6g}: {error}") from error
+        code = "underflow" if "underflow" in str(error) else "implicit"
+        raise Stopped(code, f"{name} of torchdiffeq stopped after t = {t:.6g}: {error}") from error
+
+
+class AdaptiveStepper(Stepper):
+    """An adaptive Runge–Kutta method; the step size is carried over a step cut short by an output time."""
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        t: float,
+        state: Tensor,
+        end: float,
+        control: Control,
+        memory: Memory,
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(velocity, t, state, end, control, memory)
+        self.name = name
+        options: dict[str, Any] = {"rtol": control.rtol, "atol": control.atol, "norm": _rms_norm}
+        if self.h:
+            options["first_step"] = self.h
+        self._solver = SOLVERS[name](func=_Field(velocity), y0=state, **options)
+        time = self._time(t)
+        if "slope" in memory:
+            slope = torch.as_tensor(memory["slope"]).to(state).reshape(state.shape)
+            self._run = _RungeKuttaState(state, slope, time, time, self._time(float(memory["next"])), [])
+            self._solver.step_t = self._solver.jump_t = ()
+        else:
+            self._solver._before_integrate(time[None])
+            self._run = self._solver.rk_state
+
+    def _time(self, t: float) -> Tensor:
+        return torch.tensor(t, dtype=torch.float64, device=self.state.device)
+
+    def _step(self, goal: float) -> None:
+        while True:
+            proposed = float(self._run.dt)
+            cut = self.t + proposed * (1 + 1e-9) >= goal  # no sliver is left over
+            start = self._run._replace(dt=self._time(goal - self.t)) if cut else self._run
+            ended = _translated(self.name, self.t, partial(self._solver._adaptive_step, start))
+            if float(ended.t1) > self.t:
+                break
+            self._run = ended
+        if cut:
+            # A step cut short says nothing about the next one.
+            longest = self._time(max(float(ended.dt), proposed))
+            ended = ended._replace(t1=self._time(goal), dt=longest)
+        self._run = ended
+        self.t, self.state = float(ended.t1), ended.y1
+
+    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
+        return AdaptiveStepper(self.velocity, t, state, end, self.control, memory, name=self.name)
+
+    def memory(self) -> dict[str, Any]:
+        return {"h": self.h, "slope": self._run.f1, "next": float(self._run.dt)}
+
+
+class GridStepper(FixedStepper):
+    """A method of fixed steps; the multistep ones keep their memory of earlier slopes."""
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        t: float,
+        state: Tensor,
+        end: float,
+        control: Control,
+        memory: Memory,
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(velocity, t, state, end, control, memory)
+        self.name = name
+        options = {"max_order": ADAMS_STEPS + 1} if name in MULTISTEP else {}
+        self._solver = SOLVERS[name](func=_Field(velocity), y0=state, rtol=control.rtol, atol=control.atol, **options)
+
+    def _fixed_step(self, start: float, end: float) -> Tensor:
+        t0, t1 = (torch.tensor(t, dtype=torch.float64, device=self.state.device) for t in (start, end))
+        step = partial(self._solver._step_func, self._solver.func, t0, t1 - t0, t1, self.state)
+        return self.state + _translated(self.name, start, step)[0]
+
+    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
+        return GridStepper(self.velocity, t, state, end, self.control, {}, name=self.name)
 
 
 for _name in ADAPTIVE:
-    METHODS.register(_name)(partial(adaptive, name=_name))
+    METHODS.register(_name)(partial(AdaptiveStepper, name=_name))
 for _name in (*ONE_STEP, *MULTISTEP):
-    METHODS.register(_name)(partial(fixed, name=_name))
+    METHODS.register(_name)(partial(GridStepper, name=_name))

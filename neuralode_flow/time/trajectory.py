@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from .. import archive
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,8 @@ class Trajectory:
     Attributes
     ----------
     times : Tensor (T,)
-        The output times that were reached, in flow time; float64 whatever the state is.
+        The output times that were reached, in flow time; float64 whatever the state is. A run that ended before the
+        last one has the time of its last accepted step, or of the event that ended it, as its last entry.
     z : Tensor (T, ..., d, d)
         End-to-end maps.
     loss : Tensor (T, ...)
@@ -24,9 +30,19 @@ class Trajectory:
     state : Tensor
         The last state.
     stats : dict
-        "evaluations" of the velocity, "seconds", "method", "rtol", "atol".
+        "evaluations" of the velocity (Jacobian–vector products among them), "products" (the latter alone), "seconds",
+        "steps", "method", "rtol", "atol", "history" (what the method and the depth grid did on their own, in words),
+        "grid" ((panels, order) that `state` stands on; None for flows without one).
     status : str
-        "ok", or a sentence that says why the run ended before the last time.
+        "ok", or a sentence that says why the run ended before the last time or why its numbers are in doubt.
+    ending : str
+        The code of the status, a key of `ENDINGS`.
+    depth_error : Tensor (T,)
+        Estimated Frobenius error of z that comes from the depth grid, the largest so far; zero for flows without one.
+    time_error : Tensor (T,) or None
+        Measured Frobenius error of z that comes from the steps in time; only with ``estimate=True``.
+    observed : Tensor (T', …) or None
+        What `observe` returned at the output times.
     """
 
     times: Tensor
@@ -36,3 +52,56 @@ class Trajectory:
     state: Tensor
     stats: dict[str, Any]
     status: str
+    ending: str
+    depth_error: Tensor
+    time_error: Tensor | None = None
+    observed: Tensor | None = None
+
+    @property
+    def error(self) -> Tensor | None:
+        """Depth error plus time error, (T,): the distance of z from the exact flow, where it was measured."""
+        return None if self.time_error is None else self.depth_error + self.time_error
+
+    def save(self, path: str | Path) -> None:
+        """Writes one file, whole or not at all; `load` reads it."""
+        archive.write(Path(path), *pack(self))
+
+
+_WORDS = ("stats", "status", "ending")
+
+
+def pack(trajectory: Trajectory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A trajectory as header and arrays of an archive."""
+    values = {field.name: getattr(trajectory, field.name) for field in fields(Trajectory)}
+    arrays = {name: value.detach().cpu().numpy() for name, value in values.items() if isinstance(value, Tensor)}
+    return {"kind": "trajectory", **{name: values[name] for name in _WORDS}}, arrays
+
+
+def unpack(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trajectory:
+    """The trajectory of an archive; ValueError if it holds something else."""
+    try:
+        if header["kind"] != "trajectory":
+            raise KeyError(header["kind"])
+        tensors = {field.name: arrays.get(field.name) for field in fields(Trajectory) if field.name not in _WORDS}
+        found = {name: None if value is None else torch.from_numpy(value) for name, value in tensors.items()}
+        missing = [name for name in ("times", "z", "loss", "drift", "state", "depth_error") if found[name] is None]
+        if missing:
+            raise KeyError(*missing)
+        return Trajectory(**found, **{name: header[name] for name in _WORDS})  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold a trajectory: {error} is missing or unknown") from error
+
+
+def load(path: str | Path) -> Trajectory:
+    """The trajectory in a file that `Trajectory.save` wrote, or what a checkpoint has reached.
+
+    Tensors come back on the CPU. Loading runs no code.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, of another version, or something else; the message says which.
+    """
+    return unpack(Path(path), *archive.read(Path(path)))

@@ -1,0 +1,63 @@
+"""The method that chooses: explicit until the problem turns out stiff, then matrix-free and implicit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .base import METHODS, Control, Memory, Stepper, Velocity
+from .scipy import InterpolatingStepper
+from .sundials import CvodeStepper
+
+
+class _TurnedStiff(Exception):
+    """LSODA asks for a Jacobian: its own test has found that BDF would take far longer steps."""
+
+
+def _no_jacobian(t: float, y: Any) -> Any:
+    raise _TurnedStiff
+
+
+@METHODS.register("auto")
+class AutoStepper(Stepper):
+    """LSODA as long as it stays with its explicit Adams formulas, CVODE's BDF with GMRES from then on.
+
+    LSODA compares the step that its Adams formulas can take, bounded by accuracy and by stability (from the rate at
+    which their corrector converges), with that of BDF (Petzold, SIAM J. Sci. Stat. Comput. 4, 1983). Its verdict is
+    taken, but not its BDF: that would need a dense Jacobian. There is no way back: late training is contractive.
+    """
+
+    one_step = False
+
+    def __init__(
+        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
+    ) -> None:
+        super().__init__(velocity, t, state, end, control, memory)
+        self._inner: Stepper
+        if "stiff" in memory:
+            self._inner = CvodeStepper(velocity, t, state, end, control, memory, method="BDF")
+        else:
+            self._inner = InterpolatingStepper(
+                velocity, t, state, end, control, memory, name="LSODA", jac=_no_jacobian, lband=0, uband=0
+            )
+
+    def _step(self, goal: float) -> None:
+        try:
+            self._inner.advance(goal)
+        except _TurnedStiff:
+            self._switch()
+            self._inner.advance(goal)
+        self.t, self.state = self._inner.t, self._inner.state
+
+    def _switch(self) -> None:
+        stiff = {"stiff": True, "h": self.h}
+        self._inner = CvodeStepper(self.velocity, self.t, self.state, self.end, self.control, stiff, method="BDF")
+        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF, GMRES)")
+
+    def at(self, t: float) -> Tensor:
+        return self._inner.at(t)
+
+    def memory(self) -> dict[str, Any]:
+        stiff = {"stiff": True} if isinstance(self._inner, CvodeStepper) else {}
+        return super().memory() | stiff

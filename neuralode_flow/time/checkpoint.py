@@ -1,0 +1,117 @@
+"""A run on disk: what has been reached, and what is needed to go on to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import archive
+from ..files import InUse, locked, remove_remains
+from .base import Memory
+from .endings import Stopped
+from .trajectory import Trajectory, pack, unpack
+
+_MEMORY = "memory."
+
+
+def digest(state: Tensor) -> str:
+    """A short hash of the bits of a tensor."""
+    return hashlib.sha256(np.ascontiguousarray(state.detach().cpu().numpy()).tobytes()).hexdigest()[:16]
+
+
+class Checkpoint:
+    """The file of one run, locked against a second one.
+
+    Parameters
+    ----------
+    path : Path
+        It lies in an existing folder; the one before the last is kept beside it.
+    every : float
+        Seconds of wall time between two savings.
+    settings : mapping
+        What a run is: a file with other settings is refused.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or belongs to a run with other settings; the message names the first that differs.
+    OSError
+        If the folder is missing or cannot be written to, or another process has the file.
+    """
+
+    def __init__(self, path: Path, every: float, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.every = every
+        self.settings = dict(settings)
+        self._due = 0.0
+        self._held = ExitStack()
+
+    def __enter__(self) -> Checkpoint:
+        try:
+            self._held.enter_context(locked(self.path.with_name(f".{self.path.name}.lock")))
+        except InUse as error:
+            raise InUse(
+                f"checkpoint={self.path} is in use by another run; wait for it, or give another path"
+            ) from error
+        except OSError as error:
+            raise type(error)(f"checkpoint={self.path} cannot be written: {error.strerror}") from error
+        remove_remains(self.path)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._held.close()
+
+    def read(self) -> tuple[Trajectory, dict[str, Any], Memory] | None:
+        """What was saved: the trajectory so far, the position, and the memory of the method; None before the start."""
+        if not self.path.exists():
+            return None
+        header, arrays = archive.read(self.path)
+        position = header.get("position")
+        if not isinstance(position, dict):
+            raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
+        saved = header.get("settings", {})
+        for name in dict.fromkeys([*self.settings, *saved]):
+            if saved.get(name) != self.settings.get(name):
+                raise ValueError(
+                    f"checkpoint={self.path} belongs to a run with {name} = {saved.get(name)!r}, now it is "
+                    f"{self.settings.get(name)!r}: go back to the former, or give another path"
+                )
+        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+        return unpack(self.path, header, arrays), position, memory
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() >= self._due
+
+    def write(self, reached: Trajectory, position: dict[str, Any], memory: Memory) -> None:
+        """Saves; raises Stopped if that fails, and what was saved before is still there."""
+        header, arrays = pack(reached)
+        header |= {"settings": self.settings, "position": position}
+        arrays |= {
+            f"{_MEMORY}{name}": value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+            for name, value in memory.items()
+        }
+        try:
+            archive.write(self.path, header, arrays, keep=True)
+        except OSError as error:
+            raise Stopped(
+                "checkpoint",
+                f"the checkpoint {self.path} could not be written: {error.strerror or error}; "
+                f"what was saved before is untouched",
+            ) from error
+        self._due = time.monotonic() + self.every
+
+
+def moved(trajectory: Trajectory, like: Tensor) -> dict[str, Tensor]:
+    """The columns and the state of a trajectory on the device of another tensor."""
+    names = ("z", "loss", "drift", "state", "depth_error", "observed")
+    values = {name: getattr(trajectory, name) for name in names}
+    return {name: value.to(like.device) for name, value in values.items() if isinstance(value, torch.Tensor)}

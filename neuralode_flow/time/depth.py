@@ -1,0 +1,199 @@
+"""The depth grid during a run: its error is watched at accepted steps, and on request it is refined or coarsened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..depth.grid import DepthGrid, Profile
+from ..flows.base import Flow
+from .endings import Stopped
+
+_ORDERS = (4, 6, 8, 12, 16)
+_MAX_NODES = 1024
+
+# The grid may make this part of the error that the tolerance allows ...
+_SHARE = 0.1
+# ... and is coarsened when a coarser one would make far less than that.
+_WASTE = 1e-3
+
+# The error is estimated again when the last Legendre coefficients of W have grown by this factor.
+_GROWTH = 1.5
+
+# On a grid that must stay, z is called unresolved above this relative error, however loose the time tolerance is ...
+UNRESOLVED = 1e-8
+# ... and above this multiple of the tolerance.
+MARGIN = 10.0
+
+_ROUND_OFF = 100
+
+
+class FixedDepth:
+    """A flow whose grid stays, or that has none."""
+
+    def __init__(self, flow: Any, rtol: float, atol: float, misfit: float = 0.0) -> None:
+        self.flow = flow
+        self.rtol = rtol
+        self.atol = atol
+        self.largest = misfit
+        self.history: list[str] = []
+        self.has_grid = hasattr(flow, "depth_error")
+
+    def at_start(self, state: Tensor) -> Tensor:
+        """The state on the grid that the run starts with."""
+        return state
+
+    def memory(self) -> list[float]:
+        """What a resumed run must know."""
+        return [self.largest]
+
+    def resume(self, grid: list[int] | None, memory: list[float]) -> None:
+        """Takes up what a checkpoint holds."""
+        self.largest = memory[0]
+
+    def after_step(self, t: float, state: Tensor) -> Tensor | None:
+        """The state on another grid, if it must change now."""
+        return None
+
+    def at_output(self, state: Tensor, z: Tensor) -> float:
+        """The error of z that comes from depth, up to now."""
+        if self.has_grid:
+            floor = _ROUND_OFF * torch.finfo(z.dtype).eps * _norm(z)
+            self.largest = max(self.largest, self.flow.depth_error(state), floor)
+        return self.largest
+
+    def verdict(self, z: Tensor) -> str | None:
+        """What is to be said of the grid at the end."""
+        size = _norm(z)
+        allowed = max(MARGIN * (self.atol + self.rtol * size), UNRESOLVED * size)
+        if self.largest <= allowed:
+            return None
+        grid = self.flow.grid
+        return (
+            f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W: z is off by about "
+            f"{self.largest:.2g}; use more nodes, or adapt=True"
+        )
+
+
+class AdaptiveDepth(FixedDepth):
+    """A flow whose grid follows W: the depth error of z stays below a tenth of the tolerance in time."""
+
+    def __init__(self, flow: Any, rtol: float, atol: float, misfit: float = 0.0) -> None:
+        super().__init__(flow, rtol, atol, misfit)
+        if not self.has_grid:
+            raise ValueError(f"adapt=True needs a flow on a depth grid, and {type(flow).__name__} has none")
+        self._tail = 0.0
+
+    def at_start(self, state: Tensor) -> Tensor:
+        moved = self._refined(0.0, state)
+        return state if moved is None else moved
+
+    def after_step(self, t: float, state: Tensor) -> Tensor | None:
+        if self.flow.grid.tail(state) <= _GROWTH * self._tail:
+            return None
+        return self._refined(t, state)
+
+    def at_output(self, state: Tensor, z: Tensor) -> float:
+        self._tail = min(self._tail, self.flow.grid.tail(state))
+        return super().at_output(state, z)
+
+    def memory(self) -> list[float]:
+        return [self.largest, self._tail]
+
+    def resume(self, grid: list[int] | None, memory: list[float]) -> None:
+        self.largest, self._tail = memory
+        if grid is not None and tuple(grid) != (self.flow.grid.panels, self.flow.grid.order):
+            self.flow = self.flow.on(_like(self.flow.grid, *grid))
+
+    def coarsened(self, t: float, state: Tensor) -> Tensor | None:
+        """The state on a coarser grid, where that keeps it; asked for at output times."""
+        grid = self.flow.grid
+        position = _ORDERS.index(grid.order) if grid.order in _ORDERS else 0
+        if position == 0:
+            return None
+        coarse = self.flow.on(_like(grid, grid.panels, _ORDERS[position - 1]))
+        small = self.flow.transfer(state, coarse.grid)
+        lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
+        # The part of W that a grid loses enters z squared: Gauss quadrature.
+        if max(coarse.depth_error(small), lost**2) > _WASTE * self._allowed(state):
+            return None
+        return self._move(t, state, coarse)
+
+    def _allowed(self, state: Tensor) -> float:
+        return _SHARE * (self.atol + self.rtol * _norm(self.flow.product(state)))
+
+    def _refined(self, t: float, state: Tensor) -> Tensor | None:
+        allowed = self._allowed(state)
+        self._tail = self.flow.grid.tail(state)
+        error = self.flow.depth_error(state)
+        if error <= allowed:
+            return None
+        self.largest = max(self.largest, error)
+        grid = self.flow.grid
+        while (grid := _finer(grid)) is not None:
+            fine = self.flow.on(grid)
+            if fine.depth_error(self.flow.transfer(state, grid)) <= allowed:
+                return self._move(t, state, fine)
+        raise Stopped(
+            "depth",
+            f"the depth grid cannot resolve W at t = {t:.6g}: with {_MAX_NODES} nodes z is still off by more than "
+            f"{allowed:.2g}; W is rough, or a larger tolerance is wanted",
+        )
+
+    def _move(self, t: float, state: Tensor, target: Any) -> Tensor:
+        old, new = self.flow.grid, target.grid
+        self.history.append(
+            f"depth grid at t = {t:.6g}: from {old.panels} × {old.order} to {new.panels} × {new.order} nodes"
+        )
+        moved = self.flow.transfer(state, new)
+        self.flow = target
+        self._tail = target.grid.tail(moved)
+        return moved
+
+
+def depth_control(flow: Flow, adapt: bool, rtol: float, atol: float, misfit: float) -> FixedDepth:
+    """The control of the depth grid for a run; `misfit` is the error of z that it starts with."""
+    return (AdaptiveDepth if adapt else FixedDepth)(flow, rtol, atol, misfit)
+
+
+def sampled(
+    flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float
+) -> tuple[Any, Tensor, float]:
+    """Flow, initial state and the error of z that sampling a profile makes.
+
+    With `adapt` the grid is refined until that is a tenth of the tolerance; a profile too rough for all grids is left
+    to the verdict at the end.
+    """
+    if profile is None or not hasattr(flow, "depth_error"):
+        return flow, start, 0.0
+    misfit = _misfit(flow, start, profile)
+    allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
+    grid = flow.grid
+    while adapt and misfit > allowed and (grid := _finer(grid)) is not None:
+        flow = flow.on(grid)
+        start = flow.sample(profile).detach()
+        misfit = _misfit(flow, start, profile)
+    return flow, start, misfit
+
+
+def _misfit(flow: Any, start: Tensor, profile: Profile) -> float:
+    """How far z is from that of the profile sampled on twice as many nodes."""
+    fine = flow.on(_like(flow.grid, flow.grid.panels, 2 * flow.grid.order))
+    return _norm(fine.product(fine.sample(profile)) - flow.product(start))
+
+
+def _finer(grid: DepthGrid) -> DepthGrid | None:
+    """The next grid to try: of higher order, then of more panels; None at the end."""
+    larger = [m for m in _ORDERS if m > grid.order]
+    panels, order = (grid.panels, larger[0]) if larger else (2 * grid.panels, grid.order)
+    return _like(grid, panels, order) if panels * order <= _MAX_NODES else None
+
+
+def _like(grid: DepthGrid, panels: int, order: int) -> DepthGrid:
+    return DepthGrid.gauss(panels, order, dtype=grid.nodes.dtype, device=grid.nodes.device)
+
+
+def _norm(z: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(z).max())

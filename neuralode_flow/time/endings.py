@@ -1,0 +1,41 @@
+"""How a run can end: codes, and the sentences that say so."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+
+class Stopped(Exception):
+    """A run cannot, or need not, go on; `code` is a key of ENDINGS and the message the sentence of the status."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+ENDINGS = MappingProxyType(
+    {
+        "ok": "the last time was reached",
+        "loss": "the loss fell to the value that was asked for",
+        "gradient": "the gradient of the loss fell to the value that was asked for",
+        "steady": "the state moves more slowly than was asked for",
+        "sigma_min": "the smallest singular value of z fell to the bound: the boundary of det > 0 is near",
+        "norm": "the norm of z rose to the bound",
+        "time": "the time that was asked for was reached",
+        "event": "an event of the user's own happened",
+        "unreachable": "the target has det < 0 and the flow keeps det > 0: the loss tends to a value above its minimum",
+        "evaluations": "the budget of velocity evaluations was used up",
+        "seconds": "the budget of wall time was used up",
+        "underflow": "the step size underflowed: the tolerance cannot be met",
+        "implicit": "the equations of an implicit step were not solved",
+        "velocity": "the velocity could not be computed",
+        "not_finite": "numbers left the finite range",
+        "depth": "the depth grid does not resolve W",
+        "accuracy": "the measured error is above ten times the tolerance",
+        "checkpoint": "the checkpoint could not be written",
+        "interrupted": "the run has not ended: its checkpoint was read before",
+    }
+)
+
+# Endings that were asked for; the others say that something is in the way.
+EVENTS_ASKED: tuple[str, ...] = ("loss", "gradient", "steady", "sigma_min", "norm", "time", "event")

@@ -1,0 +1,138 @@
+"""Events that end a run, by name: functions that fall to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import positive, real
+from ..flows.base import Flow
+from ..registry import Registry
+from .base import Velocity
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state on the way, and what an event may ask of it; each is computed when it is asked for."""
+
+    flow: Flow
+    velocity: Velocity
+    t: float
+    state: Tensor
+
+    @cached_property
+    def z(self) -> Tensor:
+        """The end-to-end map."""
+        return self.flow.product(self.state)
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """f(z)."""
+        return self.flow.loss(self.z)
+
+
+# An event is a function of a point and of the bound that was asked for; it happens where it falls to zero or below.
+# Of a batch, the last member must get below a loss, gradient or rate; the first one to reach σ_min or a norm ends it.
+Event = Callable[[Point, float], float]
+EVENTS: Registry[Event] = Registry("event")
+
+
+@EVENTS.register("loss")
+def _loss(point: Point, bound: float) -> float:
+    return float(point.loss.max()) - bound
+
+
+@EVENTS.register("gradient")
+def _gradient(point: Point, bound: float) -> float:
+    return float(torch.linalg.matrix_norm(point.flow.loss.gradient(point.z)).max()) - bound
+
+
+@EVENTS.register("steady")
+def _steady(point: Point, bound: float) -> float:
+    return float(point.velocity(point.t, point.state).abs().max()) - bound
+
+
+@EVENTS.register("sigma_min")
+def _sigma_min(point: Point, bound: float) -> float:
+    return float(torch.linalg.svdvals(point.z).min()) - bound
+
+
+@EVENTS.register("norm")
+def _norm(point: Point, bound: float) -> float:
+    return bound - float(torch.linalg.matrix_norm(point.z).max())
+
+
+@EVENTS.register("time")
+def _time(point: Point, bound: float) -> float:
+    return bound - point.t
+
+
+_SENTENCES = {
+    "loss": "the loss fell to {:g}, as was asked for, at t = {:.6g}",
+    "gradient": "the gradient of the loss fell to {:g}, as was asked for, at t = {:.6g}",
+    "steady": "no entry of the state moves faster than {:g}, as was asked for, at t = {:.6g}",
+    "sigma_min": "the smallest singular value of z fell to {:g} at t = {:.6g}: the boundary of det > 0 is near",
+    "norm": "the norm of z rose to {:g} at t = {:.6g}",
+    "time": "the time {:g} that was asked for was reached at t = {:.6g}",
+}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One event that was asked for.
+
+    Attributes
+    ----------
+    code : str
+        Its key of ENDINGS.
+    bound : float
+        NaN for an event of the user's own.
+    falls : callable
+        Point → float, at most zero once the event has happened.
+    sentence : callable
+        float t → what the status says.
+    """
+
+    code: str
+    bound: float
+    falls: Callable[[Point], float]
+    sentence: Callable[[float], str]
+
+
+def checked(stop: Mapping[str, Any] | None) -> list[Stop]:
+    """The events of `integrate(stop=…)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a name is unknown, or a bound is not a number above zero.
+    """
+    if stop is None:
+        return []
+    if not isinstance(stop, Mapping):
+        raise TypeError(f"stop must be a dict of events and bounds such as {{'loss': 1e-6}}, got {stop!r}")
+    return [_stop(name, bound) for name, bound in stop.items()]
+
+
+def _stop(name: str, bound: Any) -> Stop:
+    if callable(bound):
+        return Stop(
+            "event", nan, partial(_user_event, name, bound), lambda t: f"the event {name!r} happened at t = {t:.6g}"
+        )
+    event = EVENTS[name]
+    limit = real("stop['time']", bound) if name == "time" else positive(f"stop[{name!r}]", bound)
+    return Stop(name, limit, lambda point: event(point, limit), lambda t: _SENTENCES[name].format(limit, t))
+
+
+def _user_event(name: str, function: Callable[[float, Tensor, Tensor], Any], point: Point) -> float:
+    value = function(point.t, point.z, point.state)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"stop[{name!r}] must return a number, got {type(value).__name__}") from error

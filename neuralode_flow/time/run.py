@@ -1,0 +1,333 @@
+"""One run of a method through its output times: steps, events, records, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from ..laws import drift
+from .base import FAILURES, METHODS, Control, Memory, Stepper, Watch
+from .checkpoint import Checkpoint, moved
+from .depth import AdaptiveDepth, FixedDepth
+from .endings import EVENTS_ASKED, Stopped
+from .events import Point, Stop
+from .interrupt import Request
+from .progress import Progress, Throttled
+from .trajectory import Trajectory
+
+_COLUMNS = ("z", "loss", "drift")
+
+# A loss within this part of its whole way from the least value that is left counts as having tended to it.
+_ARRIVED = 0.05
+
+
+class Run:
+    """Moves a state through all output times.
+
+    Parameters
+    ----------
+    depth : FixedDepth
+        The flow, and the control of its grid.
+    watch : Watch
+    start : Tensor
+        The state at points[0].
+    points : list of float
+        Output times.
+    method : str
+    control : Control
+    """
+
+    def __init__(
+        self, depth: FixedDepth, watch: Watch, start: Tensor, points: list[float], method: str, control: Control
+    ) -> None:
+        self.depth = depth
+        self.watch = watch
+        self.start = start
+        self.base = depth.flow
+        self.points = points
+        self.method = method
+        self.control = control
+        self.events: list[Stop] = []
+        self.observe: Callable[[int, Tensor], Tensor | None] | None = None
+        self.progress = Throttled(None)
+        self.checkpoint: Checkpoint | None = None
+        self.request = Request()
+        self.times: list[float] = []
+        self.columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
+        self.depth_errors: list[float] = []
+        self.observed: list[Tensor] = []
+        self.history: list[str] = []
+        self.steps = 0
+        self.outputs = 0
+        self.t = points[0]
+        self.state = start
+        self.stepper: Stepper | None = None
+
+    def whole(self) -> Trajectory:
+        """The trajectory, from the start or from the checkpoint to the end."""
+        saved = self.checkpoint and self.checkpoint.read()
+        if saved:
+            reached, position, memory = saved
+            if position["finished"]:
+                return reached
+            self._restore(reached, position)
+        else:
+            memory = {}
+            self._begin()
+            try:
+                self._save({})
+            except Stopped as stop:
+                raise OSError(str(stop)) from stop.__cause__
+        ending, status = "ok", "ok"
+        try:
+            self._advance(memory)
+        except Stopped as stop:
+            ending, status = stop.code, str(stop)
+            self._last_record()
+        if ending == "interrupted":
+            return self._trajectory(status, ending)
+        if ending == "ok":
+            ending, status = self._second_thoughts()
+        elif ending in EVENTS_ASKED:
+            sentence = self._out_of_reach()
+            status = status if sentence is None else f"{status}; {sentence}"
+        result = self._trajectory(status, ending)
+        if self.checkpoint is not None and ending != "checkpoint":
+            try:
+                self.checkpoint.write(
+                    result, self._position(finished=ending not in ("evaluations", "seconds")), self._memory()
+                )
+            except Stopped as stop:
+                return self._trajectory(str(stop), stop.code)
+        return result
+
+    def _begin(self) -> None:
+        self.state = self.depth.at_start(self.start)
+        self.watch.velocity = self.depth.flow.velocity
+        try:
+            self._record(self.t, self.state)
+        except Stopped as stop:
+            raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
+
+    def _restore(self, reached: Trajectory, position: dict[str, Any]) -> None:
+        """Takes up what a checkpoint holds."""
+        values = moved(reached, self.start)
+        self.state = values["state"]
+        self.t, self.outputs, self.steps = position["t"], position["outputs"], position["steps"]
+        self.times = reached.times.tolist()[: self.outputs]
+        for name in _COLUMNS:
+            self.columns[name] = list(values[name][: self.outputs])
+        self.depth_errors = values["depth_error"].tolist()[: self.outputs]
+        if "observed" in values:
+            self.observed = list(values["observed"])
+        self.history = list(reached.stats["history"])
+        self.watch.resume(position["evaluations"], position["products"], position["seconds"])
+        self.depth.resume(position["grid"], position["depth"])
+        self.watch.velocity = self.depth.flow.velocity
+
+    def _advance(self, memory: Memory) -> None:
+        end = self.points[-1]
+        while self.outputs < len(self.points):
+            if self.stepper is None:
+                self.stepper = METHODS[self.method](self.watch, self.t, self.state, end, self.control, memory)
+            stepper, goal = self.stepper, self.points[self.outputs]
+            if stepper.t < goal:
+                before = stepper.t
+                stepper.advance(goal)
+                self.steps += 1
+                self._meet_events(before)
+            while self.outputs < len(self.points) and stepper.t >= self.points[self.outputs]:
+                point = self.points[self.outputs]
+                self._record(point, stepper.at(point))
+            self.t, self.state = stepper.t, stepper.state
+            memory = self._look_at_depth()
+            self.progress(self._where)
+            self._pause()
+        self.progress(self._where, last=True)
+
+    def _meet_events(self, before: float) -> None:
+        """Ends the run at the first event inside the last step."""
+        if not self.events:
+            return
+        stepper = self.stepper
+        assert stepper is not None
+        flow = self.depth.flow
+        happened = []
+        for event in self.events:
+
+            def falls(t: float, event: Stop = event) -> float:
+                return event.falls(Point(flow, self.watch, t, stepper.at(t)))
+
+            if self._computed(lambda: falls(stepper.t)) <= 0:
+                inside = self._computed(lambda: falls(before)) > 0
+                span = stepper.t - before
+                at = brentq(falls, before, stepper.t, xtol=1e-12 * span, rtol=1e-12) if inside else before
+                # The far side of the root, where the event has happened.
+                while falls(at) > 0:
+                    at = min(stepper.t, at + 1e-12 * span)
+                happened.append((at, event))
+        if happened:
+            at, event = min(happened, key=lambda pair: pair[0])
+            while self.outputs < len(self.points) and self.points[self.outputs] <= at:
+                point = self.points[self.outputs]
+                self._record(point, stepper.at(point))
+            self.t, self.state = at, stepper.at(at)
+            raise Stopped(event.code, event.sentence(at))
+
+    def _computed(self, work: Callable[[], float]) -> float:
+        try:
+            return work()
+        except FAILURES as error:
+            raise Stopped("velocity", f"an event could not be computed after t = {self.t:.6g}: {error}") from error
+
+    def _look_at_depth(self) -> Memory:
+        """Moves the state to another grid where that is called for; the method starts anew there, with its step."""
+        stepper = self.stepper
+        assert stepper is not None
+        moved_state = self.depth.after_step(self.t, self.state)
+        if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1]:
+            moved_state = self.depth.coarsened(self.t, self.state)
+        if moved_state is None:
+            return {}
+        self.state, self.stepper = moved_state, None
+        self.watch.velocity = self.depth.flow.velocity
+        self.history += stepper.history
+        return {"h": stepper.h} | ({"stiff": True} if "stiff" in stepper.memory() else {})
+
+    def _pause(self) -> None:
+        """Saves when it is due, and ends when a signal has come."""
+        interrupted = self.request.signal is not None
+        if self.checkpoint is not None and (interrupted or self.checkpoint.due()):
+            self._save(self._memory())
+        if interrupted:
+            raise Stopped("interrupted", f"the run was interrupted at t = {self.t:.6g}")
+
+    def _record(self, t: float, state: Tensor) -> None:
+        self._evaluate(t, state)
+        if self.observe is not None:
+            seen = self.observe(self.outputs, state)
+            if seen is not None:
+                self.observed.append(seen)
+        self.outputs += 1
+
+    def _last_record(self) -> None:
+        """Where the run ended, if that is after the last output and can be computed."""
+        if self.times and self.t > self.times[-1]:
+            try:
+                self._evaluate(self.t, self.state)
+            except Stopped:
+                self.t = self.times[-1]
+
+    def _evaluate(self, t: float, state: Tensor) -> None:
+        """Files z, loss, drift and depth error at time t; raises Stopped unless all of them are finite."""
+        flow = self.depth.flow
+        start = self.start if flow is self.base else self.base.transfer(self.start, flow.grid)
+        try:
+            z = flow.product(state)
+            values = {"z": z, "loss": flow.loss(z), "drift": drift(flow.law(state), flow.law(start))}
+            depth_error = self.depth.at_output(state, z)
+        except FAILURES as error:
+            raise Stopped("velocity", f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
+        for name, value in zip(("end-to-end map", "loss", "law"), values.values(), strict=True):
+            if not bool(torch.isfinite(value).all()):
+                raise Stopped(
+                    "not_finite",
+                    f"the {name} is not finite at t = {t:.6g}: the flow blew up, or its step was too large",
+                )
+        self.times.append(t)
+        self.depth_errors.append(depth_error)
+        for name, value in values.items():
+            self.columns[name].append(value)
+
+    def _second_thoughts(self) -> tuple[str, str]:
+        """What is to be said of a run that reached its last time."""
+        sentence = self.depth.verdict(self.columns["z"][-1])
+        if sentence is not None:
+            return "depth", sentence
+        sentence = self._out_of_reach()
+        return ("ok", "ok") if sentence is None else ("unreachable", sentence)
+
+    def _out_of_reach(self) -> str | None:
+        """The sentence for a target with det < 0, once the loss has tended to the least value that is left."""
+        flow = self.depth.flow
+        boundary = getattr(flow.loss, "boundary", lambda: None)()
+        if boundary is None or not getattr(flow, "keeps_orientation", False):
+            return None
+        first, last = self.columns["loss"][0], self.columns["loss"][-1]
+        left = last - boundary
+        wanted = [event.bound for event in self.events if event.code == "loss"]
+        gone = (left <= _ARRIVED * (first - boundary)) | (boundary > max(wanted, default=torch.inf))
+        if not bool(gone.any()):
+            return None
+        least = float(torch.where(gone, boundary.broadcast_to(gone.shape), torch.inf).min())
+        return (
+            f"the target has det < 0, which a flow that keeps det > 0 cannot reach: the loss tends to {least:.6g}, "
+            f"its least value on the boundary det = 0 (it is {float(last.min()):.6g} at t = {self.t:.6g})"
+        )
+
+    def _where(self) -> Progress:
+        first, end = self.points[0], self.points[-1]
+        return Progress(
+            t=self.t,
+            end=end,
+            fraction=min(1.0, (self.t - first) / (end - first)) if end > first else 1.0,
+            loss=float(self.depth.flow.loss(self.depth.flow.product(self.state)).max()),
+            step=self.stepper.h if self.stepper is not None else 0.0,
+            evaluations=self.watch.evaluations,
+            seconds=self.watch.seconds,
+        )
+
+    def _save(self, memory: Memory) -> None:
+        if self.checkpoint is not None:
+            status = f"the run had reached t = {self.t:.6g} when this was saved; it can be resumed"
+            self.checkpoint.write(self._trajectory(status, "interrupted"), self._position(finished=False), memory)
+
+    def _memory(self) -> Memory:
+        return {} if self.stepper is None else self.stepper.memory()
+
+    def _position(self, *, finished: bool) -> dict[str, Any]:
+        grid = getattr(self.depth.flow, "grid", None)
+        return {
+            "finished": finished,
+            "t": self.t,
+            "outputs": self.outputs,
+            "steps": self.steps,
+            "evaluations": self.watch.evaluations,
+            "products": self.watch.products,
+            "seconds": self.watch.seconds,
+            "grid": grid and [grid.panels, grid.order],
+            "depth": self.depth.memory(),
+        }
+
+    def _trajectory(self, status: str, ending: str) -> Trajectory:
+        grid = getattr(self.depth.flow, "grid", None)
+        stats = {
+            "evaluations": self.watch.evaluations,
+            "products": self.watch.products,
+            "seconds": self.watch.seconds,
+            "steps": self.steps,
+            "method": self.method,
+            "rtol": self.control.rtol,
+            "atol": self.control.atol,
+            "history": self.history + self.depth.history + (self.stepper.history if self.stepper else []),
+            "grid": grid and [grid.panels, grid.order],
+        }
+        columns = {name: torch.stack(values) for name, values in self.columns.items()}
+        device = columns["loss"].device
+        times, depth_errors = (
+            torch.tensor(values, dtype=torch.float64, device=device) for values in (self.times, self.depth_errors)
+        )
+        return Trajectory(
+            times=times,
+            **columns,
+            state=self.state,
+            stats=stats,
+            status=status,
+            ending=ending,
+            depth_error=depth_errors,
+            observed=torch.stack(self.observed) if self.observed else None,
+        )
