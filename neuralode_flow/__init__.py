@@ -35,6 +35,7 @@ _HOMES = {
     "integrate": "time.integrate",
     "IntegrationError": "time.integrate",
     "Trajectory": "time.trajectory",
+    "open": "results",
     "load": "time.trajectory",
     "ENDINGS": "time.endings",
     "EVENTS": "time.events",

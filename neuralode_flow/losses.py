@@ -19,7 +19,8 @@ class Loss(Protocol):
     3. `dimension` is d, or None when any d will do.
 
     Where it is known, `boundary()` is what a flow with det z > 0 is left with where the minimiser has det < 0: the
-    least value on singular matrices, `(...)`; NaN for members whose minimiser has not.
+    least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `hessian(z, direction)`, the
+    derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
     """
 
     dimension: int | None
@@ -63,6 +64,9 @@ class Quadratic:
     def gradient(self, z: Tensor) -> Tensor:
         return z - self.target
 
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        return direction
+
     def boundary(self) -> Tensor:
         """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN."""
         return _nearest_singular(self.target, self.target)
@@ -102,6 +106,9 @@ class Completion:
 
     def gradient(self, z: Tensor) -> Tensor:
         return torch.where(self.mask, z - self.target, 0.0)
+
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        return torch.where(self.mask, direction, 0.0)
 
 
 class Regression:
@@ -163,6 +170,10 @@ class Regression:
         residual = self._residual(z)
         return (residual if self.readout is None else residual @ self.readout).mT @ self._x
 
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        image = self._x @ direction.mT
+        return (image if self.readout is None else image @ self.readout.mT @ self.readout).mT @ self._x
+
     def boundary(self) -> Tensor | None:
         """The least loss on det z = 0 where the minimiser has det < 0, else NaN; None if there are several."""
         if self.readout is not None or torch.linalg.matrix_rank(self._x) < self._x.shape[1]:
@@ -198,6 +209,22 @@ class Custom:
 
     def gradient(self, z: Tensor) -> Tensor:
         return self._map(self._one_gradient, z)
+
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        pair = torch.stack((z, direction.expand_as(z)), dim=-3)
+        if pair.ndim == 3:
+            return self._one_hessian(pair)
+        members = [self._one_hessian(member) for member in pair.reshape(-1, *pair.shape[-3:])]
+        return torch.stack(members).reshape(z.shape)
+
+    def _one_hessian(self, pair: Tensor) -> Tensor:
+        """The gradient of ⟨∇f(z), direction⟩."""
+        with torch.enable_grad():
+            leaf = pair[0].detach().requires_grad_()
+            slope = torch.autograd.grad(self._value(leaf), leaf, create_graph=True)[0]
+            if not slope.requires_grad:  # f is linear
+                return torch.zeros_like(leaf)
+            return torch.autograd.grad((slope * pair[1]).sum(), leaf)[0]
 
     def _value(self, z: Tensor) -> Tensor:
         value = self.f(z)

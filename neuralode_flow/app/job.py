@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ import torch
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
+from .. import results
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
-from ..files import atomic_path, atomic_write
+from ..files import atomic_write
 from ..initial import INITIALS
 from ..problems import PROBLEMS
 from ..studies import STUDIES
 from ..studies.base import Setup, Study
 from . import terminal
-from .errors import BadInput, StudyFailed
+from .errors import BadInput, StudyFailed, complain
 from .report import write_report
-from .runfolder import claim, discard_if_empty
+from .runfolder import CHECKPOINTS, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
@@ -41,7 +43,8 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     command : str
         The command line that repeats the run, for the report.
     folder : Path, optional
-        An existing empty folder for the results; by default a new one, `<out>/<study>/<time>`, is claimed.
+        An existing folder for the results, empty or that of a started run; by default that of `resume`, or a new one,
+        `<out>/<study>/<time>`, is claimed.
 
     Returns
     -------
@@ -58,13 +61,18 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     try:
         prepare(job.machine)
         setup = build(job)
-        folder = folder or _claimed(Path(job.machine.out) / job.study.name)
+        folder = folder or _folder(job)
+        if (folder / SUMMARY).exists():
+            terminal.finished(folder)
+            return folder
         study = STUDIES[job.study.name]
-        with _failing("the study stopped"), terminal.progress() as report:
-            dataset = study.run(setup, **job.study.parameters, progress=report)
-        with _failing(f"the results could not be written to {folder}"):
-            summary = record(study, dataset, started)
-            write(folder, job, dataset, summary, command)
+        with held(folder, job.to_yaml()):
+            setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
+            with _resumable(folder), _failing("the study stopped"), terminal.progress() as report:
+                dataset = study.run(setup, **job.study.parameters, progress=report)
+            with _failing(f"the results could not be written to {folder}"):
+                summary = record(study, dataset, started)
+                write(folder, job, dataset, summary, command)
     finally:
         if folder is not None:
             discard_if_empty(folder)
@@ -102,6 +110,7 @@ def build(job: Job) -> Setup:
             method=job.time.method,
             rtol=job.time.rtol,
             atol=job.time.atol,
+            step=job.time.step,
         )
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:  # the last two: too large for memory
         raise BadInput(str(error)) from error
@@ -116,30 +125,43 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
 
 def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
-    with atomic_path(folder / "results.nc") as path:
-        dataset.to_netcdf(path, engine="h5netcdf")
-    config = job.to_yaml()
-    atomic_write(folder / "config.yaml", config.encode())
+    results.write(folder / results.FILE, dataset)
     pictures = _draw(folder / "figures", job.study.name, dataset)
-    write_report(folder, summary, dataset, config, command, pictures)
-    atomic_write(
-        folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    )
+    write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
+    atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _draw(folder: Path, study: str, dataset: xr.Dataset) -> list[Path]:
     """The PNG and PDF files of all figures of a study; a study without figures has none."""
     if study not in FIGURES:
         return []
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     return [path for name, figure in FIGURES[study](dataset).items() for path in save(figure, folder / name)]
 
 
-def _claimed(parent: Path) -> Path:
+def _folder(job: Job) -> Path:
+    """The folder of a run: the one to resume, else a new one."""
+    parent, resume = Path(job.machine.out) / job.study.name, job.machine.resume
     try:
-        return claim(parent)
+        if isinstance(resume, str):
+            folder = Path(resume).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        return (unfinished(parent, job.to_yaml()) if resume else None) or claim(parent)
     except OSError as error:
-        raise BadInput(f"{parent} cannot hold results: {error.strerror}; set out=FOLDER") from error
+        where = resume if isinstance(resume, str) else parent
+        raise BadInput(f"{where} cannot hold results: {error.strerror}; set out=FOLDER") from error
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Says how a run that is ended from outside, or that fails, goes on."""
+    try:
+        yield
+    except BaseException:
+        if has_saved(folder):
+            complain(f"what was reached is saved in {folder}; the same command with resume={folder} goes on")
+        raise
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from ..files import atomic_write
 from ..studies.orders import local_orders
 
 QUESTIONS = {
+    "trajectory": "Where does this training flow go, how does it end, and how large is the error of what was computed?",
     "convergence": "Do the training flows of finite networks tend to that of the continuous-depth model, at which rate "
-    "in the number of layers L, and does its end-to-end map z follow the explicit intrinsic dynamics of the limit?"
+    "in the number of layers L, and does its end-to-end map z follow the explicit intrinsic dynamics of the limit?",
 }
 
 CAPTIONS = {

@@ -39,27 +39,35 @@ class Depth:
 
 @dataclass(frozen=True)
 class Time:
-    """The outer solve: `samples` equally spaced times in [0, horizon], a method and its tolerances."""
+    """The outer solve: `samples` equally spaced times in [0, horizon], a method, its tolerances, or its fixed step."""
 
     horizon: float = 2.0
     samples: int = 21
     method: str = "DOP853"
     rtol: float = 1e-10
     atol: float = 1e-12
+    step: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "rtol", "atol"):
-            above_zero(f"time.{name}", getattr(self, name))
+        for name in ("horizon", "rtol", "atol", "step"):
+            if getattr(self, name) is not None:
+                above_zero(f"time.{name}", getattr(self, name))
         at_least(2, "time.samples", self.samples)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where results go and what computes them; these fields lie at the top of the config."""
+    """Where results go and what computes them; these fields lie at the top of the config.
+
+    `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
+    same config, or false; `save_every` the seconds of wall time between two savings.
+    """
 
     out: str = "runs"
     device: str = "cpu"
     threads: int | None = 1
+    resume: bool | str = False
+    save_every: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -68,6 +76,10 @@ class Machine:
             raise BadInput(f"unknown device {self.device!r} (valid: cpu, cuda, cuda:N); set device=cpu")
         if self.threads is not None:
             at_least(1, "threads", self.threads)
+        if self.resume == "":
+            raise BadInput("resume must be true, false or the folder of a run, got ''; set resume=FOLDER")
+        if self.save_every < 0:
+            raise BadInput(f"save_every must be at least 0 seconds, got {self.save_every!r}")
 
 
 @dataclass(frozen=True)
@@ -230,7 +242,9 @@ def typed(key: str, value: Any, kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        return typed(key, value, next(option for option in options if option is not type(None)))
+        if bool in options and isinstance(value, bool):
+            return value
+        return typed(key, value, next(option for option in options if option not in (type(None), bool)))
     if origin in (list, Sequence):
         if not isinstance(value, (list, tuple)):
             raise BadInput(f"{key} must be a list, got {value!r}; write {key}=[{value}]")
@@ -297,6 +311,17 @@ def _workers(key: str, value: int | None) -> None:
         at_least(1, key, value)
 
 
+def _model(key: str, value: str) -> None:
+    from ..studies.trajectory import MODELS
+
+    _known(MODELS, key, value)
+
+
+def _positive_or_none(key: str, value: float | None) -> None:
+    if value is not None:
+        above_zero(key, value)
+
+
 # A parameter of one of these names means the same wherever it occurs.
 _RULES: dict[str, Callable[[str, Any], None]] = {
     "depths": _depths,
@@ -304,4 +329,11 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "sampling": _sampling,
     "seed": _seed,
     "workers": _workers,
+    "network_depth": lambda key, value: at_least(1, key, value),
+    "max_evaluations": lambda key, value: at_least(1, key, value),
+    "model": _model,
+    "rule": lambda key, value: _layers(key, [value]),
 }
+_RULES |= dict.fromkeys(
+    ("max_seconds", "stop_loss", "stop_gradient", "stop_steady", "stop_sigma_min", "stop_norm"), _positive_or_none
+)

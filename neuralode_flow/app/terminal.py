@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,13 @@ Report = Callable[[float, str], None]
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A function of (fraction done in [0, 1], what is being done) that shows it on stderr.
+    """A function of (fraction done in [0, 1], what is being done) that shows it by a bar on stderr.
 
-    A terminal gets a bar; a file or a pipe gets one plain line for every quarter of the way.
+    A file or a pipe gets nothing.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _plain_lines()
+        yield lambda fraction, what: None
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
@@ -33,16 +32,9 @@ def progress() -> Iterator[Report]:
         yield lambda fraction, what: bar.update(task, completed=fraction, description=what)
 
 
-def _plain_lines() -> Report:
-    quarters = -1
-
-    def report(fraction: float, what: str) -> None:
-        nonlocal quarters
-        if int(4 * fraction) > quarters:
-            quarters = int(4 * fraction)
-            print(f"{fraction:4.0%}  {what}", file=sys.stderr, flush=True)
-
-    return report
+def finished(folder: Path) -> None:
+    """Says that there is nothing left to do."""
+    Console(highlight=False).print(f"this run is finished: {folder}", soft_wrap=True, markup=False)
 
 
 def show(title: str, summary: Mapping[str, Any], folder: Path) -> None:

@@ -46,12 +46,28 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
         The model on the nodes.
     """
     local = grid.panelled(W)
-    both = torch.cat((local, local.mT.flip(-3)), dim=-4)
-    solution = solve(torch.as_tensor(grid.rule.integrate / grid.panels).to(W), both)
-    forward, backward = solution[..., : grid.panels, :, :, :], solution[..., grid.panels :, :, :, :].flip(-3)
-    weights = (torch.as_tensor(grid.rule.weights) / grid.panels).to(W)
-    across = identity_like(local[..., 0, :, :]) + torch.einsum("m,...mab->...ab", weights, local @ forward)
+    forward, backward = _halves(grid, solve(_matrix(grid, W), _doubled(local)))
+    across = identity_like(local[..., 0, :, :]) + _over_panels(grid, local @ forward)
     return Stages(forward, backward, across)
+
+
+def _matrix(grid: DepthGrid, W: Tensor) -> Tensor:
+    return torch.as_tensor(grid.rule.integrate / grid.panels).to(W)
+
+
+def _doubled(local: Tensor) -> Tensor:
+    """W and its mirror image, of which the stages are P(s_i, a) and P(b, s_i)ᵀ."""
+    return torch.cat((local, local.mT.flip(-3)), dim=-4)
+
+
+def _halves(grid: DepthGrid, both: Tensor) -> tuple[Tensor, Tensor]:
+    return both[..., : grid.panels, :, :, :], both[..., grid.panels :, :, :, :].flip(-3)
+
+
+def _over_panels(grid: DepthGrid, values: Tensor) -> Tensor:
+    """The integral over each panel, `(..., panels, m, d, d)` → `(..., panels, d, d)`."""
+    weights = (torch.as_tensor(grid.rule.weights) / grid.panels).to(values)
+    return torch.einsum("m,...mab->...ab", weights, values)
 
 
 class Collocation:
@@ -90,3 +106,45 @@ class Collocation:
         # One matrix per panel carries what lies outside of it, so that each node costs two products.
         middle = after.mT @ outer(z).unsqueeze(-3) @ before.mT
         return (solved.backward @ middle.unsqueeze(-3) @ solved.forward.mT).flatten(-4, -3)
+
+    def linearised(
+        self, W: Tensor, outer: Callable[[Tensor], Tensor], outer_derivative: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """The derivative of `gradient` at W: a function of a direction V, both `(..., N, d, d)`.
+
+        The stages of W are kept; those of a direction solve the same equations with h A (V x) on the right, so that
+        one product costs about as much as one gradient. `outer_derivative(z, dz)` is the derivative of `outer`.
+        """
+        grid, matrix = self.grid, _matrix(self.grid, W)
+        solved, local = stages(grid, W), grid.panelled(W)
+        doubled = _doubled(local)
+        propagators = torch.cat((solved.forward, solved.backward.flip(-3)), dim=-4)
+        before, after, z = outside(solved.across)
+        G = outer(z).unsqueeze(-3)
+        left = solved.backward @ (after.mT @ G @ before.mT).unsqueeze(-3)
+
+        def product(V: Tensor) -> Tensor:
+            direction = grid.panelled(V)
+            source = (matrix @ (_doubled(direction) @ propagators).flatten(-2)).unflatten(-1, V.shape[-2:])
+            d_forward, d_backward = _halves(grid, solve(matrix, doubled, source))
+            d_across = _over_panels(grid, direction @ solved.forward + local @ d_forward)
+            d_before, d_after, dz = _outside_derivative(solved.across, d_across, before, after)
+            dG = outer_derivative(z, dz).unsqueeze(-3)
+            d_middle = d_after.mT @ G @ before.mT + after.mT @ (dG @ before.mT + G @ d_before.mT)
+            d_left = d_backward @ (after.mT @ G @ before.mT).unsqueeze(-3) + solved.backward @ d_middle.unsqueeze(-3)
+            return (d_left @ solved.forward.mT + left @ d_forward.mT).flatten(-4, -3)
+
+        return product
+
+
+def _outside_derivative(
+    across: Tensor, d_across: Tensor, before: Tensor, after: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of `outside`: of the products before and after each panel, and of z."""
+    panels = across.shape[-3]
+    forward, backward = [torch.zeros_like(across[..., 0, :, :])], [torch.zeros_like(across[..., 0, :, :])]
+    for p in range(panels):
+        forward.append(d_across[..., p, :, :] @ before[..., p, :, :] + across[..., p, :, :] @ forward[-1])
+    for p in reversed(range(1, panels)):
+        backward.append(after[..., p, :, :] @ d_across[..., p, :, :] + backward[-1] @ across[..., p, :, :])
+    return torch.stack(forward[:-1], dim=-3), torch.stack(backward[::-1], dim=-3), forward[-1]

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from ..registry import Registry
 from .convergence import convergence
 from .style import save
+from .trajectory import trajectory
 
 __all__ = ["FIGURES", "save"]
 
 FIGURES: Registry[Callable[[xr.Dataset], dict[str, Figure]]] = Registry("figure set")
 FIGURES.register("convergence")(convergence)
+FIGURES.register("trajectory")(trajectory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,17 @@ class ContinuousFlow:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return -self.depth.gradient(state, self.loss.gradient)
+
+    def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The exact derivative of the velocity at a state, a function of a direction; None where it is not known.
+
+        It is the flow's own linearisation of the collocation equations; it needs `hessian` of the loss.
+        """
+        derivative = getattr(self.loss, "hessian", None)
+        if derivative is None or not isinstance(self.depth, Collocation):
+            return None
+        product = self.depth.linearised(state, self.loss.gradient, derivative)
+        return lambda direction: -product(direction)
 
     def product(self, state: Tensor) -> Tensor:
         """z = P(1,0), shape `(..., d, d)`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -35,6 +36,12 @@ class Setup:
         Time method.
     rtol, atol : float
         Tolerances in time.
+    step : float or None
+        Step size of fixed-step methods.
+    checkpoints : Path or None
+        Folder in which the integrations of the study are saved, each under its own name.
+    save_every : float
+        Seconds of wall time between two savings of an integration.
     """
 
     problem: Problem
@@ -45,6 +52,13 @@ class Setup:
     method: str
     rtol: float
     atol: float
+    step: float | None = None
+    checkpoints: Path | None = None
+    save_every: float = 60.0
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The file of one integration; None where nothing is saved."""
+        return self.checkpoints and self.checkpoints / f"{name}.npz"
 
 
 @dataclass(frozen=True)

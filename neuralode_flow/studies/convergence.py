@@ -140,7 +140,7 @@ def run(
     def edge(key: tuple[str, int]) -> Any:
         if key in squares:
             return _side_edges(setup, reference, key[1])
-        return _top_edge(setup, reference, flows[key])
+        return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key])
 
     edges = {}
     for key, result in side_by_side(edge, sorted([*flows, *squares], key=lambda key: -key[1]), workers):
@@ -171,42 +171,61 @@ def _check_depths(depths: Sequence[int]) -> list[int]:
     return checked
 
 
-def _solve(setup: Setup, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], None] | None = None) -> Trajectory:
-    return integrate(flow, state, setup.times, method=setup.method, rtol=setup.rtol, atol=setup.atol, observe=observe)
+def _solve(
+    setup: Setup, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
+) -> Trajectory:
+    """One integration of the study; under its name it is saved and taken up again."""
+    return integrate(
+        flow,
+        state,
+        setup.times,
+        method=setup.method,
+        rtol=setup.rtol,
+        atol=setup.atol,
+        step=setup.step,
+        observe=observe,
+        checkpoint=setup.checkpoint(name),
+        every=setup.save_every,
+    )
+
+
+def _is_whole(path: Trajectory) -> bool:
+    """Whether a path reached the last time with numbers to trust; its target may be out of reach."""
+    return path.ending in ("ok", "unreachable")
 
 
 def _whole(path: Trajectory, what: str) -> Trajectory:
-    if path.status != "ok":
+    if not _is_whole(path):
         raise RuntimeError(f"the {what} could not be computed: {path.status}")
     return path
 
 
 def _reference(setup: Setup, meter: _Meter) -> _Reference:
     flow = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
-    states: list[Tensor] = []
 
-    def keep(_: int, state: Tensor) -> None:
-        states.append(state)
+    def keep(_: int, state: Tensor) -> Tensor:
         meter.step(len(setup.grid) / len(setup.times), "continuous model")
+        return state
 
-    path = _whole(_solve(setup, flow, flow.sample(setup.initial), keep), "continuous model")
-    intrinsic = _whole(_solve(setup, IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0]), "intrinsic limit")
+    path = _whole(_solve(setup, "continuous", flow, flow.sample(setup.initial), keep), "continuous model")
+    states = list(_observed(path))
+    limit = IntrinsicFlow(setup.problem.loss, LogMean())
+    intrinsic = _whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
     doubled = ContinuousFlow(finer, setup.problem.loss, setup.depth)
-    profile_gaps = []
 
-    def compare(i: int, state: Tensor) -> None:
+    def compare(i: int, state: Tensor) -> Tensor:
         gap = state - setup.grid.interpolate(states[i], finer.nodes)
-        profile_gaps.append(float((gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()))
+        return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
 
     on_finer = _whole(
-        _solve(setup, doubled, doubled.sample(setup.initial), compare), "continuous model on a doubled grid"
+        _solve(setup, "doubled", doubled, doubled.sample(setup.initial), compare), "continuous model on a doubled grid"
     )
     tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
-    tighter = _whole(_solve(tight, flow, states[0]), "continuous model at a tighter tolerance")
+    tighter = _whole(_solve(tight, "tight", flow, states[0]), "continuous model at a tighter tolerance")
     meter.step(2 * len(setup.grid), "continuous model")
     error_grid, error_time = _distance(on_finer.z, path.z), _distance(tighter.z, path.z)
-    return _Reference(flow, states, path, intrinsic, error_grid, error_time, max(profile_gaps))
+    return _Reference(flow, states, path, intrinsic, error_grid, error_time, float(_observed(on_finer).max()))
 
 
 def _distance(z: Tensor, other: Tensor) -> float:
@@ -214,24 +233,29 @@ def _distance(z: Tensor, other: Tensor) -> float:
     return float(torch.linalg.matrix_norm(z - other).max())
 
 
-def _top_edge(setup: Setup, reference: _Reference, flow: FiniteFlow) -> dict[str, Any]:
-    """One finite network against the continuous model."""
-    profile_error = []
+def _observed(path: Trajectory) -> Tensor:
+    """What was observed at the output times."""
+    assert path.observed is not None
+    return path.observed
 
-    def compare(i: int, state: Tensor) -> None:
+
+def _top_edge(setup: Setup, reference: _Reference, name: str, flow: FiniteFlow) -> dict[str, Any]:
+    """One finite network against the continuous model."""
+
+    def compare(i: int, state: Tensor) -> Tensor:
         limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
         squares = (state - limit).square().sum((-2, -1)).mean(-1)
-        profile_error.append(float(squares.mean().sqrt()))
+        return squares.mean().sqrt()
 
-    path = _solve(setup, flow, flow.sample(setup.initial), compare)
+    path = _solve(setup, name, flow, flow.sample(setup.initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     gap = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None]).square().mean(-1).sqrt()
-    whole = path.status == "ok"
+    whole = _is_whole(path)
     return {
         "z": _padded(members, len(setup.times)),
         "loss": _padded(path.loss.reshape(len(members), -1), len(setup.times)),
         "error_z": float(gap.max()) if whole else np.nan,
-        "error_profile": max(profile_error) if whole else np.nan,
+        "error_profile": float(_observed(path).max()) if whole else np.nan,
         "drift": float(path.drift.max()),
         "evaluations": path.stats["evaluations"],
         "seconds": path.stats["seconds"],
@@ -256,9 +280,10 @@ def _side_edges(setup: Setup, reference: _Reference, L: int) -> tuple[float, flo
     between = torch.arange(1, L).to(z0) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
-    network = _solve(setup, FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
-    closed = _solve(setup, IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L)), z0)
-    if network.status != "ok" or closed.status != "ok":
+    network = _solve(setup, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
+    limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
+    closed = _solve(setup, f"square-{L}-intrinsic", limit, z0)
+    if not (_is_whole(network) and _is_whole(closed)):
         return np.nan, np.nan
     return _distance(network.z, closed.z), _distance(closed.z, reference.intrinsic.z)
 

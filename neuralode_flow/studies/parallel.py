@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
+_PATIENCE = 10.0  # seconds that a worker has for its last step
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
@@ -57,8 +58,11 @@ def side_by_side(
         pool.shutdown()
     except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()  # an integration with a checkpoint saves itself first
+        for child in children:
+            child.join(_PATIENCE)
         raise
     finally:
         _task = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,10 @@ from torch import Tensor
 from .base import METHODS, Control, Memory, Stepper, Velocity
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
+
+# LSODA holds the largest entry of its error estimate to the tolerance, others the root mean square of theirs: at equal
+# tolerances it is some ten times more accurate. This factor makes it as accurate, and cheaper.
+_LOCAL = 5.0
 
 
 class _TurnedStiff(Exception):
@@ -38,8 +43,9 @@ class AutoStepper(Stepper):
         if "stiff" in memory:
             self._inner = CvodeStepper(velocity, t, state, end, control, memory, method="BDF")
         else:
+            loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
             self._inner = InterpolatingStepper(
-                velocity, t, state, end, control, memory, name="LSODA", jac=_no_jacobian, lband=0, uband=0
+                velocity, t, state, end, loose, memory, name="LSODA", jac=_no_jacobian, lband=0, uband=0
             )
 
     def _step(self, goal: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..flows.base import Flow
 from ..registry import Registry
 from .endings import Stopped
 
@@ -30,8 +31,8 @@ class Velocity(Protocol):
 
     def __call__(self, t: float, state: Tensor) -> Tensor: ...
 
-    def jacobian_product(self, t: float, state: Tensor, direction: Tensor) -> Tensor:
-        """The derivative of the velocity at a state in a direction."""
+    def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The exact derivative of the velocity as a function of a direction; None where the flow has none."""
         ...
 
 
@@ -133,19 +134,19 @@ class Watch:
 
     Attributes
     ----------
-    velocity : callable
-        state → dstate/dt; it may be exchanged for that of a refined flow.
+    flow : Flow
+        It may be exchanged for the same flow on another depth grid.
     evaluations, products : int
         Velocity evaluations and Jacobian–vector products so far.
     """
 
     def __init__(
         self,
-        velocity: Callable[[Tensor], Tensor],
+        flow: Flow,
         max_evaluations: int,
         max_seconds: float | None = None,
     ) -> None:
-        self.velocity = velocity
+        self.flow = flow
         self.max_evaluations = max_evaluations
         self.max_seconds = max_seconds
         self.evaluations = 0
@@ -172,14 +173,25 @@ class Watch:
         self._stuck += 1
         if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        return self._computed(t, lambda: self.velocity(state))
+        return self._computed(t, lambda: self.flow.velocity(state))
 
-    def jacobian_product(self, t: float, state: Tensor, direction: Tensor) -> Tensor:
-        """The exact derivative of the velocity, by forward differentiation; it counts as one evaluation as well."""
-        self._spend(t)
-        self.evaluations += 1
-        self.products += 1
-        return self._computed(t, lambda: torch.func.jvp(self.velocity, (state,), (direction,))[1])
+    def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """See Velocity; every product counts as one evaluation, which it costs."""
+        linearised = getattr(self.flow, "linearised", lambda _: None)
+        try:
+            derivative = linearised(state)
+        except FAILURES as error:
+            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+        if derivative is None:
+            return None
+
+        def product(direction: Tensor) -> Tensor:
+            self._spend(t)
+            self.evaluations += 1
+            self.products += 1
+            return self._computed(t, lambda: derivative(direction))
+
+        return product
 
     def _spend(self, t: float) -> None:
         if self.evaluations >= self.max_evaluations:

@@ -51,7 +51,7 @@ class Checkpoint:
         self.path = path
         self.every = every
         self.settings = dict(settings)
-        self._due = 0.0
+        self._due = time.monotonic() + every
         self._held = ExitStack()
 
     def __enter__(self) -> Checkpoint:

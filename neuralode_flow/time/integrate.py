@@ -97,8 +97,8 @@ def integrate(
         budgets of its own. A status "ok" then says that depth and time error together are at most ten times
         atol + rtol ‖z‖.
     checkpoint : path, optional
-        A file that holds the run: written at the start, every `every` seconds of wall time, at the end, and when SIGINT
-        or SIGTERM comes (which then act as ever). If it exists the run goes on from it; one-step methods then give
+        A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
+        comes (which then act as ever). If it exists the run goes on from it; one-step methods then give
         the same numbers to the bit as an uninterrupted run. `load` reads what it has reached.
     every : float
         Seconds of wall time between two savings; 0 saves after every step.
@@ -146,7 +146,7 @@ def integrate(
 
     def run(points: list[float], control: Control, path: Path | None, report: Report | None, main: bool) -> Trajectory:
         depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
-        watch = Watch(flow.velocity, max_evaluations, max_seconds)
+        watch = Watch(flow, max_evaluations, max_seconds)
         one = Run(depth, watch, start, points, method, control)
         if main:
             one.events, one.observe = events, observe

@@ -78,10 +78,6 @@ class Run:
         else:
             memory = {}
             self._begin()
-            try:
-                self._save({})
-            except Stopped as stop:
-                raise OSError(str(stop)) from stop.__cause__
         ending, status = "ok", "ok"
         try:
             self._advance(memory)
@@ -107,7 +103,7 @@ class Run:
 
     def _begin(self) -> None:
         self.state = self.depth.at_start(self.start)
-        self.watch.velocity = self.depth.flow.velocity
+        self.watch.flow = self.depth.flow
         try:
             self._record(self.t, self.state)
         except Stopped as stop:
@@ -127,7 +123,7 @@ class Run:
         self.history = list(reached.stats["history"])
         self.watch.resume(position["evaluations"], position["products"], position["seconds"])
         self.depth.resume(position["grid"], position["depth"])
-        self.watch.velocity = self.depth.flow.velocity
+        self.watch.flow = self.depth.flow
 
     def _advance(self, memory: Memory) -> None:
         end = self.points[-1]
@@ -189,12 +185,12 @@ class Run:
         stepper = self.stepper
         assert stepper is not None
         moved_state = self.depth.after_step(self.t, self.state)
-        if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1]:
+        if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1] < self.points[-1]:
             moved_state = self.depth.coarsened(self.t, self.state)
         if moved_state is None:
             return {}
         self.state, self.stepper = moved_state, None
-        self.watch.velocity = self.depth.flow.velocity
+        self.watch.flow = self.depth.flow
         self.history += stepper.history
         return {"h": stepper.h} | ({"stiff": True} if "stiff" in stepper.memory() else {})
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-from sksundae.cvode import CVODE
+from sksundae.cvode import CVODE, CVODEJacTimes
 from torch import Tensor
 
 from .base import METHODS, Control, Memory, Stepper, Velocity
@@ -22,8 +23,8 @@ _NO_LIMIT = 2**31 - 1
 class CvodeStepper(Stepper):
     """Adams or BDF of variable order and step; Newton's equations by GMRES with Jacobian–vector products.
 
-    The products are exact (forward differentiation of the velocity) with `exact_products`, else CVODE takes
-    difference quotients of the velocity. Between steps its own polynomial interpolates.
+    The products are exact where the flow has a linearisation, else difference quotients of the velocity. Between
+    steps its own polynomial interpolates.
     """
 
     one_step = False
@@ -40,11 +41,14 @@ class CvodeStepper(Stepper):
         method: str,
     ) -> None:
         super().__init__(velocity, t, state, end, control, memory)
+        exact = velocity.linearised(t, state) is not None
+        self._derivative: Callable[[Tensor], Tensor] | None = None
         self._solver = CVODE(
             self._right_hand_side,
             method=method,
             linsolver="gmres",
             krylov_dim=_KRYLOV_DIMENSION,
+            jactimes=CVODEJacTimes(self._linearise, self._product) if exact else None,
             rtol=_LOCAL[method] * control.rtol,
             atol=_LOCAL[method] * control.atol,
             first_step=min(self.h, end - t),
@@ -54,6 +58,13 @@ class CvodeStepper(Stepper):
 
     def _right_hand_side(self, t: float, y: np.ndarray, yp: np.ndarray) -> None:
         yp[:] = to_array(self.velocity(t, to_state(y, self.state)))
+
+    def _linearise(self, t: float, y: np.ndarray, yp: np.ndarray) -> None:
+        self._derivative = self.velocity.linearised(t, to_state(y, self.state))
+
+    def _product(self, t: float, y: np.ndarray, yp: np.ndarray, v: np.ndarray, Jv: np.ndarray) -> None:
+        assert self._derivative is not None
+        Jv[:] = to_array(self._derivative(to_state(v, self.state)))
 
     def _step(self, goal: float) -> None:
         while True:

@@ -1,0 +1,69 @@
+"""Figures of one training flow: its singular values and its loss, with the measured errors of both."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import style
+
+_MOST_MODES = 12
+
+
+@matplotlib.rc_context(style.STYLE)
+def trajectory(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of a trajectory study, drawn from its dataset alone; of several members the first is shown.
+
+    Returns
+    -------
+    dict of str to Figure
+        "path": singular values of z and the loss; "errors": what is known of the error of z.
+    """
+    first = dataset.isel({name: 0 for name in dataset.dims if str(name).startswith("member_")})
+    return {"path": _path(first), "errors": _errors(first)}
+
+
+def _path(dataset: xr.Dataset) -> Figure:
+    sigma, times = dataset["singular_values"].transpose("time", "mode").values, dataset["time"].values
+    limit = np.linalg.svd(np.nan_to_num(dataset["z_limit"].values), compute_uv=False)
+    shown = np.unique(np.linspace(0, sigma.shape[1] - 1, min(sigma.shape[1], _MOST_MODES)).round().astype(int))
+    figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['how_it_ended']}", panels=2)
+    for i in shown:
+        left.plot(times, sigma[:, i], color=style.BLUE, label=str(dataset.attrs["model"]) if i == shown[0] else None)
+        label = "intrinsic limit" if i == shown[0] else None
+        left.plot(times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
+    left.set_ylabel(r"singular values $\sigma_a(t)$")
+    left.legend()
+    right.plot(times, dataset["loss"].values, color=style.BLUE)
+    right.set_ylabel(r"loss $f(z(t))$")
+    for axes in (left, right):
+        _time_axis(axes, times)
+    return figure
+
+
+def _errors(dataset: xr.Dataset) -> Figure:
+    curves = {
+        "distance_from_limit": ("distance from the intrinsic limit", style.BLACK),
+        "time_error": ("error in time, measured", style.VERMILION),
+        "depth_error": ("error in depth, estimated", style.BLUE),
+        "drift": ("drift of the conservation law", style.GREEN),
+    }
+    times = dataset["time"].values
+    figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nWhat is known of the error of $z$ (Frobenius norm)")
+    for name, (label, colour) in curves.items():
+        if name in dataset and np.isfinite(style.positive(dataset[name].values)).any():
+            axes.plot(times, style.positive(dataset[name].values), color=colour, label=label)
+            axes.set_yscale("log")
+    axes.legend()
+    _time_axis(axes, times)
+    return figure
+
+
+def _time_axis(axes: Axes, times: np.ndarray) -> None:
+    """Long runs, of which most happens early, get a logarithmic axis."""
+    axes.set_xlabel("training time $t$")
+    if times[-1] > 50:
+        axes.set_xscale("symlog", linthresh=1.0)

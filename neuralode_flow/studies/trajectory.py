@@ -1,0 +1,222 @@
+"""One long training flow, next to the intrinsic limit: made to be left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..checks import count
+from ..depth.grid import Profile
+from ..flows.base import Flow
+from ..flows.continuous import ContinuousFlow
+from ..flows.finite import FiniteFlow
+from ..flows.intrinsic import IntrinsicFlow
+from ..kernels import LogMean
+from ..registry import Registry
+from ..time.endings import EVENTS_ASKED
+from ..time.integrate import integrate
+from ..time.progress import Progress as Where
+from ..time.trajectory import Trajectory
+from .base import STUDIES, Progress, Setup, Study
+
+# What is trained: each makes a flow and what it starts from.
+MODELS: Registry[Any] = Registry("model")
+
+
+@MODELS.register("continuous")
+def _continuous(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
+    return ContinuousFlow(setup.grid, setup.problem.loss, setup.depth), setup.initial
+
+
+@MODELS.register("finite")
+def _finite(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
+    return FiniteFlow(layers, setup.problem.loss, rule), setup.initial
+
+
+@MODELS.register("intrinsic")
+def _intrinsic(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
+    z0 = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
+    return IntrinsicFlow(setup.problem.loss, LogMean()), z0.product(z0.sample(setup.initial))
+
+
+def run(
+    setup: Setup,
+    *,
+    model: str = "continuous",
+    network_depth: int = 64,
+    rule: str = "euler",
+    adapt: bool = True,
+    estimate: bool = True,
+    stop_loss: float | None = None,
+    stop_gradient: float | None = None,
+    stop_steady: float | None = None,
+    stop_sigma_min: float | None = None,
+    stop_norm: float | None = None,
+    max_evaluations: int = 10_000_000,
+    max_seconds: float | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """One training flow to the end, its errors measured, with the intrinsic limit at the same times.
+
+    Parameters
+    ----------
+    setup : Setup
+    model : {"continuous", "finite", "intrinsic"}
+    network_depth : int
+        Layers L of the finite model.
+    rule : str
+        Layer rule of the finite model.
+    adapt, estimate : bool
+        As in `integrate`; the grid of the continuous model may follow W.
+    stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
+        Events that end the run.
+    max_evaluations : int
+    max_seconds : float, optional
+        Budgets.
+    progress : callable, optional
+        progress(fraction, what).
+
+    Returns
+    -------
+    xarray.Dataset
+        Status "ok" if the last time or an event was reached, or the target is out of reach; else what was reached.
+    """
+    MODELS[model]
+    count("network_depth", network_depth)
+    flow, start = MODELS[model](setup, network_depth, rule)
+    wanted = {
+        "loss": stop_loss, "gradient": stop_gradient, "steady": stop_steady, "sigma_min": stop_sigma_min,
+        "norm": stop_norm,
+    }  # fmt: skip
+
+    def report(where: Where) -> None:
+        if progress is not None:
+            progress(where.fraction, str(where))
+
+    path = integrate(
+        flow,
+        start,
+        setup.times,
+        setup.method,
+        setup.rtol,
+        setup.atol,
+        step=setup.step,
+        stop={name: bound for name, bound in wanted.items() if bound is not None},
+        max_evaluations=max_evaluations,
+        max_seconds=max_seconds,
+        adapt=adapt and model == "continuous",
+        estimate=estimate,
+        checkpoint=setup.checkpoint(model),
+        every=setup.save_every,
+        progress=report,
+    )
+    return _dataset(setup, model, path, _limit(setup, path))
+
+
+def _limit(setup: Setup, path: Trajectory) -> np.ndarray:
+    """The intrinsic limit at the same times; NaN where it was not reached, or the path has several members."""
+    if path.z.ndim != 3:
+        return np.full(path.z.shape, np.nan)
+    limit = integrate(
+        IntrinsicFlow(setup.problem.loss, LogMean()),
+        path.z[0],
+        path.times,
+        setup.method,
+        setup.rtol,
+        setup.atol,
+        step=setup.step,
+        checkpoint=setup.checkpoint("limit"),
+        every=setup.save_every,
+    )
+    z = np.full(path.z.shape, np.nan)
+    z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
+    return z
+
+
+def _dataset(setup: Setup, model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
+    z = path.z.cpu().numpy()
+    members = [f"member_{i}" for i in range(z.ndim - 3)]
+    matrix, scalar = ("time", *members, "row", "column"), ("time", *members)
+    singular = torch.linalg.svdvals(path.z).cpu().numpy()
+    values = {
+        "z": (matrix, z),
+        "z_limit": (matrix, limit),
+        "singular_values": ((*scalar, "mode"), singular),
+        "loss": (scalar, path.loss.cpu().numpy()),
+        "drift": (scalar, path.drift.cpu().numpy()),
+        "depth_error": ("time", path.depth_error.cpu().numpy()),
+        "distance_from_limit": (scalar, np.linalg.norm(z - limit, axis=(-2, -1))),
+    }
+    if path.time_error is not None:
+        values["time_error"] = ("time", path.time_error.cpu().numpy())
+    dataset = xr.Dataset(
+        values,
+        coords={"time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
+    )
+    for name, meaning in LONG_NAMES.items():
+        if name in dataset:
+            dataset[name].attrs["long_name"] = meaning
+    fine = path.ending in ("ok", "unreachable", *EVENTS_ASKED)
+    dataset.attrs = {
+        "study": "trajectory",
+        "status": "ok" if fine else path.status,
+        "ending": path.ending,
+        "how_it_ended": "the last time was reached" if path.status == "ok" else path.status,
+        "problem": setup.problem.title,
+        "model": model,
+        "history": "; ".join(path.stats["history"]),
+        **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
+    }
+    dataset.attrs["verdict"] = _verdict(dataset)
+    return dataset
+
+
+LONG_NAMES = {
+    "z": "end-to-end map",
+    "z_limit": "solution of the intrinsic limit from the same map",
+    "singular_values": "singular values of z",
+    "loss": "loss",
+    "drift": "drift of the conservation law",
+    "depth_error": "estimated error of z from the depth grid, largest so far",
+    "time_error": "measured error of z from the steps in time",
+    "distance_from_limit": "Frobenius distance of z from the intrinsic limit",
+}
+
+
+def _verdict(dataset: xr.Dataset) -> str:
+    """What happened, with its error."""
+    attrs, last = dataset.attrs, dataset.isel(time=-1)
+    errors = f"depth error {float(dataset.depth_error.max()):.1e}"
+    if "time_error" in dataset:
+        errors = f"time error {float(dataset.time_error.max()):.1e}, {errors}"
+    ending = attrs["how_it_ended"]
+    history = f" On the way: {attrs['history']}." if attrs["history"] else ""
+    return (
+        f"{ending[0].upper()}{ending[1:]} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
+        f"{attrs['evaluations']} evaluations).{history}"
+    )
+
+
+def summarise(dataset: xr.Dataset) -> dict[str, Any]:
+    """The flat record of the study for summary.json."""
+    attrs = dataset.attrs
+    names = ("problem", "model", "ending", "history", "method", "rtol", "atol", "evaluations", "products", "steps")
+    return {
+        "study": "trajectory",
+        "status": attrs["status"],
+        "verdict": attrs["verdict"],
+        **{name: attrs[name] for name in names},
+        "reached_time": float(dataset.time[-1]),
+        "loss": float(dataset.loss.isel(time=-1).max()),
+        "reference_error": float(dataset.distance_from_limit.max()),
+        "depth_error": float(dataset.depth_error.max()),
+        "time_error": float(dataset.time_error.max()) if "time_error" in dataset else None,
+        "law_drift": float(dataset.drift.max()),
+    }
+
+
+STUDIES.register("trajectory")(Study(run, summarise))
