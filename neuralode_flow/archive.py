@@ -90,11 +90,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         )
     if hashlib.sha256(payload).hexdigest().encode() + b"\n" != second:
         spare = previous(path)
-        advice = f"the one before it is {spare}" if spare.exists() else "delete it to start anew"
+        advice = f"the one before it is {spare}" if spare.exists() else "it cannot be mended"
         raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        return json.loads(arrays.pop("header").tobytes()), arrays
+        header = json.loads(arrays.pop("header").tobytes())
+        if not isinstance(header, dict):
+            raise TypeError("its header is not a record")
     except Exception as error:  # whatever a forged payload makes NumPy, zipfile or json raise
-        raise ValueError(f"{path} is not a file that neuralode_flow wrote: {error}") from error
+        raise ValueError(f"{path} is not a file that neuralode_flow wrote: its contents cannot be read") from error
+    return header, arrays

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 try:
@@ -48,6 +49,27 @@ def remove_remains(path: Path) -> None:
 
 def _prefix(path: Path) -> str:
     return f".{path.stem}.writing-"
+
+
+def as_path(name: str, value: Any) -> Path:
+    """`value` as a path that the file system can hold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not text or a path, is empty, or cannot be a file's name.
+    """
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be the path of a file, got {value!r}")
+    if not str(value):
+        raise ValueError(f"{name} must be the path of a file, got ''")
+    try:
+        path = Path(value)
+        path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} cannot be {str(value)[:60]!r}: {reason}") from error
+    return path
 
 
 class InUse(OSError):

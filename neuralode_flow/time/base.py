@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -119,6 +120,12 @@ class Method(Protocol):
     ) -> Stepper: ...
 
 
+def fixed_steps(method: Method) -> bool:
+    """Whether a method has fixed steps, and no use for tolerances."""
+    kind = getattr(method, "func", method)
+    return isinstance(kind, type) and issubclass(kind, FixedStepper)
+
+
 METHODS: Registry[Method] = Registry("time method")
 
 
@@ -213,12 +220,6 @@ class Watch:
         return value
 
 
-def substeps(start: float, end: float, step: float | None) -> list[float]:
-    """Grid from start to end, both included, in equal steps of at most `step`."""
-    n = 1 if step is None else max(1, -(-(end - start) * (1 - 1e-12) // step))
-    return [*(start + (end - start) * k / n for k in range(int(n))), end]
-
-
 class FixedStepper(Stepper):
     """Equal steps of at most `control.step` between the output times."""
 
@@ -226,16 +227,18 @@ class FixedStepper(Stepper):
         self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
     ) -> None:
         super().__init__(velocity, t, state, end, control, memory)
-        self._grid: list[float] = []
+        self._interval = (t, t)
         self._k = 0
         if "interval" in memory:
-            self._grid = substeps(float(memory["interval"][0]), float(memory["interval"][1]), control.step)
+            self._interval = (float(memory["interval"][0]), float(memory["interval"][1]))
             self._k = int(memory["k"])
 
     def _step(self, goal: float) -> None:
-        if self._k + 1 >= len(self._grid) or self._grid[-1] != goal:
-            self._grid, self._k = substeps(self.t, goal, self.control.step), 0
-        after = self._grid[self._k + 1]
+        if self.t == self._interval[1] or self._interval[1] != goal:
+            self._interval, self._k = (self.t, goal), 0
+        start, end = self._interval
+        n = substeps(end - start, self.control.step)
+        after = end if self._k + 1 == n else start + (end - start) * (self._k + 1) / n
         self.state = self._fixed_step(self.t, after)
         self.t, self._k = after, self._k + 1
 
@@ -247,6 +250,9 @@ class FixedStepper(Stepper):
         return super()._again(t, state, end, {})
 
     def memory(self) -> dict[str, Any]:
-        if not self._grid:
-            return super().memory()
-        return {"h": self.h, "interval": np.array([self._grid[0], self._grid[-1]]), "k": self._k}
+        return super().memory() | {"interval": np.array(self._interval), "k": self._k}
+
+
+def substeps(length: float, step: float | None) -> int:
+    """The number of equal steps of at most `step` in an interval; 1 without a step."""
+    return 1 if step is None else max(1, math.ceil(length * (1 - 1e-12) / step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,35 @@ _MEMORY = "memory."
 def digest(state: Tensor) -> str:
     """A short hash of the bits of a tensor."""
     return hashlib.sha256(np.ascontiguousarray(state.detach().cpu().numpy()).tobytes()).hexdigest()[:16]
+
+
+def description(value: Any, depth: int = 4) -> Any:
+    """An object in plain values: kinds, numbers, names, and hashes of tensors; of a function only its name is known."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value) if value.dtype.kind in "fiub" else str(value)
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {digest(value)}"
+    if isinstance(value, (list, tuple)):
+        return [description(item, depth) for item in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    if depth == 0 or not hasattr(value, "__dict__"):
+        return type(value).__name__
+    parts = {name.lstrip("_"): description(item, depth - 1) for name, item in sorted(vars(value).items())}
+    return {"kind": type(value).__name__, **parts}
+
+
+def _differences(saved: Any, now: Any, name: str) -> Iterator[str]:
+    """What two descriptions differ in, innermost first named."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*now, *saved]):
+            yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif repr(saved) != repr(now):  # two NaN are equal here
+        yield f"{name} = {saved!r}, now it is {now!r}"
 
 
 class Checkpoint:
@@ -77,13 +106,11 @@ class Checkpoint:
         position = header.get("position")
         if not isinstance(position, dict):
             raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
-        saved = header.get("settings", {})
-        for name in dict.fromkeys([*self.settings, *saved]):
-            if saved.get(name) != self.settings.get(name):
-                raise ValueError(
-                    f"checkpoint={self.path} belongs to a run with {name} = {saved.get(name)!r}, now it is "
-                    f"{self.settings.get(name)!r}: go back to the former, or give another path"
-                )
+        for difference in _differences(header.get("settings"), self.settings, ""):
+            raise ValueError(
+                f"checkpoint={self.path} belongs to a run with {difference}: go back to the former, or give another "
+                f"path"
+            )
         memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
         return unpack(self.path, header, arrays), position, memory
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class Stop:
     sentence: Callable[[float], str]
 
 
-def checked(stop: Mapping[str, Any] | None) -> list[Stop]:
+def checked(stop: Mapping[str, Any] | None, start: float) -> list[Stop]:
     """The events of `integrate(stop=…)`.
 
     Raises
@@ -117,11 +117,18 @@ def checked(stop: Mapping[str, Any] | None) -> list[Stop]:
         return []
     if not isinstance(stop, Mapping):
         raise TypeError(f"stop must be a dict of events and bounds such as {{'loss': 1e-6}}, got {stop!r}")
-    return [_stop(name, bound) for name, bound in stop.items()]
+    events = [_stop(name, bound) for name, bound in stop.items()]
+    if "time" in stop and not callable(stop["time"]) and not stop["time"] > start:
+        raise ValueError(f"stop['time'] must be above the first time {start:g}, got {stop['time']!r}")
+    return events
 
 
 def _stop(name: str, bound: Any) -> Stop:
+    if not isinstance(name, str):
+        raise TypeError(f"the names of events in stop must be text, got {name!r}")
     if callable(bound):
+        if name in EVENTS:
+            raise TypeError(f"stop[{name!r}] must be a number: the name belongs to an event; give yours another name")
         return Stop(
             "event", nan, partial(_user_event, name, bound), lambda t: f"the event {name!r} happened at t = {t:.6g}"
         )
@@ -133,6 +140,9 @@ def _stop(name: str, bound: Any) -> Stop:
 def _user_event(name: str, function: Callable[[float, Tensor, Tensor], Any], point: Point) -> float:
     value = function(point.t, point.z, point.state)
     try:
-        return float(value)
+        number = float(value)
+        if isnan(number):
+            raise ValueError("nan")
+        return number
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"stop[{name!r}] must return a number, got {type(value).__name__}") from error
+        raise TypeError(f"stop[{name!r}] must return a number, got {value!r}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, positive
+from ..checks import count, float_tensor, positive, real
 from ..depth.grid import Profile
+from ..files import as_path
 from ..flows.base import Flow
-from .base import METHODS, Control, Watch
-from .checkpoint import Checkpoint, digest
+from .base import METHODS, Control, Watch, fixed_steps
+from .checkpoint import Checkpoint, description, digest
 from .depth import MARGIN, depth_control, sampled
 from .endings import EVENTS_ASKED
 from .events import checked as checked_events
@@ -135,8 +135,17 @@ def integrate(
         raise ValueError(
             f"step = {step:g} takes more steps than max_evaluations = {max_evaluations}: raise one of them"
         )
-    events = checked_events(stop)
-    path = None if checkpoint is None else _check_path(checkpoint, every)
+    if control.step is not None and not fixed_steps(METHODS[method]):
+        raise ValueError(
+            f"step = {step:g} is for methods of fixed steps, and {method} chooses its own: leave step out, or use "
+            f"rtol and atol"
+        )
+    events = checked_events(stop, points[0])
+    path = _check_path(checkpoint, every)
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe must be a function (i, state), got {observe!r}")
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be True, False or a function, got {progress!r}")
     for name, flag in (("adapt", adapt), ("estimate", estimate), ("throw", throw)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
@@ -218,32 +227,30 @@ def _settings(
     """What a run is; all of it must be the same for a checkpoint to be taken up."""
     loss = flow.loss(flow.product(start))
     return {
-        "flow": type(flow).__name__,
-        "shape of the state": list(start.shape),
-        "dtype": str(start.dtype),
-        "initial state (hash)": digest(start),
+        "flow": description(flow),
+        "state": f"{start.dtype} {description(start)}",
         "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
-        "first and last time": [points[0], points[-1]],
-        "times (hash)": digest(torch.tensor(points, dtype=torch.float64)),
+        "times": f"{len(points)} from {points[0]:g} to {points[-1]:g} {digest(torch.tensor(points))}",
         "method": method,
         "rtol": control.rtol,
         "atol": control.atol,
         "step": control.step,
-        "stop": {
-            name: bound if isinstance(bound, (int, float)) else "function" for name, bound in (stop or {}).items()
-        },
+        "stop": {name: description(bound) for name, bound in (stop or {}).items()},
         "adapt": adapt,
     }
 
 
 def _check_times(times: Tensor | Sequence[float]) -> list[float]:
     try:
-        values = torch.as_tensor(times, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"times must be a sequence of numbers, got {times!r}") from error
-    points = float_tensor("times", values, ndim=1)
-    if points.ndim != 1:
-        raise ValueError(f"times must have shape (T,), got {tuple(points.shape)}")
+        values = torch.as_tensor(times)
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(f"entries of kind {values.dtype}")
+        values = values.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"times must be a sequence of real numbers, got {times!r} ({error})") from error
+    if values.ndim != 1:
+        raise ValueError(f"times must have shape (T,), got {tuple(values.shape)}")
+    points = float_tensor("times", values)
     steps = torch.diff(points)
     if not bool((steps > 0).all()):
         i = int((steps <= 0).nonzero()[0])
@@ -254,6 +261,8 @@ def _check_times(times: Tensor | Sequence[float]) -> list[float]:
 def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Profile | None]:
     """The flow, its initial state, and the function of depth that it is sampled from, if any."""
     missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
+    if isinstance(flow, type):
+        raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
     if missing:
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
     if isinstance(state, Tensor) or not callable(state):
@@ -273,12 +282,12 @@ def _check_control(rtol: float, atol: float, step: float | None, dtype: torch.dt
     return Control(**wanted, step=None if step is None else positive("step", step))
 
 
-def _check_path(checkpoint: str | Path, every: float) -> Path:
-    if not isinstance(checkpoint, (str, Path)) or not str(checkpoint):
-        raise TypeError(f"checkpoint must be the path of a file, got {checkpoint!r}")
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 <= every < math.inf:
-        raise ValueError(f"every must be a number of seconds of at least 0, got {every!r}")
-    path = Path(checkpoint)
-    if path.is_dir():
-        raise ValueError(f"checkpoint={path} is a folder; give a file in it, such as {path / 'run.npz'}")
+def _check_path(checkpoint: str | Path | None, every: float) -> Path | None:
+    if real("every", every) < 0:
+        raise ValueError(f"every must be at least 0 seconds, got {every!r}")
+    if checkpoint is None:
+        return None
+    path = as_path("checkpoint", checkpoint)
+    if path.is_dir() or str(checkpoint).endswith("/"):
+        raise ValueError(f"checkpoint={checkpoint} is a folder; give a file in it, such as {path / 'run.npz'}")
     return path

@@ -80,6 +80,9 @@ class Run:
             self._begin()
         ending, status = "ok", "ok"
         try:
+            if not saved:
+                self.state = self.depth.at_start(self.start)
+                self.watch.flow = self.depth.flow
             self._advance(memory)
         except Stopped as stop:
             ending, status = stop.code, str(stop)
@@ -102,8 +105,6 @@ class Run:
         return result
 
     def _begin(self) -> None:
-        self.state = self.depth.at_start(self.start)
-        self.watch.flow = self.depth.flow
         try:
             self._record(self.t, self.state)
         except Stopped as stop:
@@ -207,8 +208,20 @@ class Run:
         if self.observe is not None:
             seen = self.observe(self.outputs, state)
             if seen is not None:
+                self._check_observed(seen)
                 self.observed.append(seen)
         self.outputs += 1
+
+    def _check_observed(self, seen: Any) -> None:
+        """Raises at once what could not be stacked at the end of a long run."""
+        if not isinstance(seen, Tensor):
+            raise TypeError(f"observe must return a tensor or None, got {type(seen).__name__}")
+        first = self.observed[0] if self.observed else seen
+        if seen.shape != first.shape or seen.dtype != first.dtype or len(self.observed) != self.outputs:
+            raise ValueError(
+                f"observe must return tensors of one shape and dtype at every output, got {tuple(first.shape)} "
+                f"{first.dtype} before and {tuple(seen.shape)} {seen.dtype} at output {self.outputs}"
+            )
 
     def _last_record(self) -> None:
         """Where the run ended, if that is after the last output and can be computed."""
@@ -232,12 +245,15 @@ class Run:
             if not bool(torch.isfinite(value).all()):
                 raise Stopped(
                     "not_finite",
-                    f"the {name} is not finite at t = {t:.6g}: the flow blew up, or its step was too large",
+                    f"the {name} is not finite at t = {t:.6g}: {self._why()}",
                 )
         self.times.append(t)
         self.depth_errors.append(depth_error)
         for name, value in values.items():
             self.columns[name].append(value)
+
+    def _why(self) -> str:
+        return "the flow blew up, or its step was too large" if self.steps else "it is so from the start"
 
     def _second_thoughts(self) -> tuple[str, str]:
         """What is to be said of a run that reached its last time."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..files import as_path
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Trajectory:
 
     def save(self, path: str | Path) -> None:
         """Writes one file, whole or not at all; `load` reads it."""
-        archive.write(Path(path), *pack(self))
+        file = as_path("path", path)
+        try:
+            archive.write(file, *pack(self))
+        except OSError as error:
+            raise type(error)(f"path={file} cannot be written: {error.strerror or error}") from error
 
 
 _WORDS = ("stats", "status", "ending")
@@ -89,7 +94,9 @@ def unpack(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) ->
             raise KeyError(*missing)
         return Trajectory(**found, **{name: header[name] for name in _WORDS})  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a trajectory: {error} is missing or unknown") from error
+        raise ValueError(
+            f"{path} does not hold a trajectory; give a file of Trajectory.save or a checkpoint"
+        ) from error
 
 
 def load(path: str | Path) -> Trajectory:
@@ -104,4 +111,5 @@ def load(path: str | Path) -> Trajectory:
     ValueError
         If it is damaged, of another version, or something else; the message says which.
     """
-    return unpack(Path(path), *archive.read(Path(path)))
+    file = as_path("path", path)
+    return unpack(file, *archive.read(file))
