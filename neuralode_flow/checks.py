@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -62,16 +63,71 @@ def positive(name: str, value: Any) -> float:
 def real(name: str, value: Any) -> float:
     """`value` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got a number beyond the range of a float") from None
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    return float(value)
+    return number
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an integer of at least `least`."""
+def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """`value` as an integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {_short(number)}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {_short(number)}")
+    return number
+
+
+def follows(name: str, value: Any, kind: str, example: str, promises: Iterable[str]) -> None:
+    """Raises TypeError unless `value` has all that a protocol promises and is no class.
+
+    `promises` are the names of its attributes; "__call__" among them means that it can be called. `example` is one way
+    to make such an object, and `kind` what it is, with its article.
+    """
+    missing = [part for part in promises if not (callable(value) if part == "__call__" else hasattr(value, part))]
+    if isinstance(value, type):
+        got = f"the class {value.__name__} itself; make an object of it, {value.__name__}(...)"
+    elif missing:
+        got = f"{_shown(value)} without {missing[0]}"
+    else:
+        return
+    raise TypeError(f"{name} must be {kind} such as {example}, got {got}")
+
+
+def placed(dtype: Any, device: Any) -> None:
+    """Raises unless tensors of floating-point `dtype` can be made on `device` here."""
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch dtype such as torch.float64, got {_shown(dtype)}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be one of floating-point numbers such as torch.float64, got {dtype}")
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a name such as 'cpu' or a torch.device, got {_shown(device)}")
+    try:
+        torch.empty(1, dtype=dtype, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch raises any of them where a device is missing
+        raise ValueError(f"device must be one that torch can use here, got {str(device)!r}; use 'cpu'") from None
+
+
+def random_source(name: str, value: Any) -> torch.Generator:
+    """`value` as a generator of random numbers."""
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{name} must be a torch.Generator, got {_shown(value)}; use torch.Generator().manual_seed(0)")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A short value itself, else its type."""
+    text = repr(value)
+    return text if len(text) <= 60 and text.isprintable() and text[0] != "<" else type(value).__name__
+
+
+def _short(value: int) -> str:
+    """A whole number in full unless it is very long."""
+    return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import wrightomega
 from torch import Tensor
 
-from .checks import count, float_tensor, positive
+from .checks import count, float_tensor
 
 
 def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
@@ -53,6 +53,7 @@ def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Te
     Tensor (T, d)
     """
     if count("depth", depth) == 1:
+        _check_modes(times, sigma0, tau)
         start, target = sigma0.double(), tau.double()
         return (
             target + (start - target) * torch.exp(-times.double())[:, None]
@@ -72,6 +73,7 @@ def saxe(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
     -------
     Tensor (T, d)
     """
+    _check_modes(times, sigma0, tau)
     t, start, target = times.double()[:, None], sigma0.double(), tau.double()
     # Divided by e^{2τt}: no overflow. (1 − e^{−2τt})/τ tends to 2t at τ = 0.
     decay = torch.exp(-2 * target * t)
@@ -88,7 +90,7 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
     Parameters
     ----------
     times : Tensor (T,)
-        Euclidean flow time on (W₁, W₂).
+        Euclidean flow time on (W₁, W₂), >= 0 and never less than the one before.
     W1 : Tensor (h, n_in)
     W2 : Tensor (n_out, h)
     target : Tensor (n_out, n_in)
@@ -100,9 +102,21 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
-        If the layers are not λ-balanced.
+    TypeError, ValueError
+        If an argument is not a finite floating-point tensor of its shape, the times decrease, or the layers are not
+        λ-balanced.
     """
+    _check_times(times)
+    if bool((times.diff() < 0).any()):
+        raise ValueError("times must not decrease, got a later one before an earlier one; sort them")
+    for name, matrix in (("W1", W1), ("W2", W2), ("target", target)):
+        if float_tensor(name, matrix, ndim=2).ndim != 2:
+            raise ValueError(f"{name} must have 2 axes, got shape {tuple(matrix.shape)}")
+    W1, W2, target = W1.double(), W2.double(), target.double()
+    if W2.shape[1] != W1.shape[0]:
+        raise ValueError(f"W2 must have shape (n_out, {W1.shape[0]}) to follow W1, got {tuple(W2.shape)}")
+    if target.shape != (len(W2), W1.shape[1]):
+        raise ValueError(f"target must have the shape of W2 W1, {(len(W2), W1.shape[1])}, got {tuple(target.shape)}")
     law = W2.mT @ W2 - W1 @ W1.mT
     lam = law.diagonal().mean()
     deviation = float((law - lam * torch.eye(len(law)).to(law)).abs().max())
@@ -235,14 +249,30 @@ def _root(late: Callable[[float], float], low: float, high: float, last: float) 
     return float(brentq(bounded, low, high, xtol=1e-15, rtol=1e-15))
 
 
-def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, mode: Callable[[float, float, float], float]) -> Tensor:
-    """mode(t, σ₀, τ) for every time and mode, (T, d)."""
-    for name, value in (("times", times), ("sigma0", sigma0), ("tau", tau)):
-        float_tensor(name, value, ndim=1)
+def _check_times(times: Tensor) -> None:
+    if float_tensor("times", times, ndim=1).ndim != 1:
+        raise ValueError(f"times must have shape (T,), got {tuple(times.shape)}")
     if bool((times < 0).any()):
         raise ValueError(f"times must be >= 0, got {float(times.min())}")
+
+
+def _check_modes(times: Tensor, sigma0: Tensor, tau: Tensor) -> None:
+    """Raises unless these are times >= 0, singular values above 0, and as many targets."""
+    _check_times(times)
+    for name, value in (("sigma0", sigma0), ("tau", tau)):
+        if float_tensor(name, value, ndim=1).ndim != 1:
+            raise ValueError(f"{name} must have shape (d,), got {tuple(value.shape)}")
+    if len(sigma0) != len(tau):
+        raise ValueError(f"sigma0 and tau must have the same length, got {len(sigma0)} and {len(tau)}")
+    if not bool((sigma0 > 0).all()):
+        raise ValueError(f"sigma0 must be above 0, got {float(sigma0.min())}")
+
+
+def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, mode: Callable[[float, float, float], float]) -> Tensor:
+    """mode(t, σ₀, τ) for every time and mode, (T, d)."""
+    _check_modes(times, sigma0, tau)
     columns = [
-        [start if t == 0 or start == target else mode(t, positive("sigma0", start), target) for t in times.tolist()]
+        [start if t == 0 or start == target else mode(t, start, target) for t in times.tolist()]
         for start, target in zip(sigma0.tolist(), tau.tolist(), strict=True)
     ]
     return torch.tensor(columns, dtype=torch.float64).mT

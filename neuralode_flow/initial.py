@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import count, float_tensor, positive, real, square
+from .checks import count, float_tensor, placed, positive, random_source, real, same_kind, square
 from .depth import chain
 from .depth.collocation import Collocation
 from .depth.grid import DepthGrid, Profile, sample
@@ -79,7 +80,7 @@ class RelaxedBalanced:
         Q = R @ torch.linalg.matrix_exp(s[:, None, None] * self.turn.unsqueeze(-3))
         W = Q @ self.stretch.unsqueeze(-3) @ Q.mT + R @ self.turn.unsqueeze(-3) @ R.mT
         W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1]).to(W)
-        return W if self.twist is None else W + _sample_twist(self.twist, s, W.shape[-1]).to(W)
+        return W if self.twist is None else W + _sample_twist(self.twist, s, self.stretch).to(W)
 
 
 def relaxed_balanced(
@@ -113,19 +114,25 @@ def relaxed_balanced(
     twist and shift that polynomials of degree 15 on 16 panels resolve; a RuntimeWarning says when they do not.
     """
     orientation_preserving("z0", z0)
+    for name, function, returned in (("shift", shift, "number"), ("twist", twist, "skew (d, d) tensor")):
+        if function is not None and (not callable(function) or isinstance(function, type)):
+            raise TypeError(
+                f"{name} must be a function of a float s that returns a {returned}, got {type(function).__name__}; "
+                f"for a constant one use lambda s: {name}"
+            )
     grid = DepthGrid.gauss(_FINE_PANELS, _FINE_ORDER)
     d = z0.shape[-1]
     wanted, stretch = polar(z0.double().cpu())
     if twist is None:
         rotation, end = chain.identity_like(torch.empty(len(grid), d, d, dtype=torch.float64)), torch.eye(d).double()
     else:
-        omega = _sample_twist(twist, grid.nodes, d)
+        omega = _sample_twist(twist, grid.nodes, z0)
         _warn_unresolved("twist", grid, omega)
         rotation, _, end = Collocation(grid).propagators(omega)
     if shift is None:
         height = torch.zeros(len(grid), 1, 1, dtype=torch.float64)
     else:
-        values = [real(f"shift({s:.6g})", float(shift(s))) for s in grid.nodes.tolist()]
+        values = [real(f"shift({s:.6g})", _item(shift(s))) for s in grid.nodes.tolist()]
         lam = torch.tensor(values, dtype=torch.float64)[:, None, None]
         _warn_unresolved("shift", grid, lam)
         height = grid.antiderivative(lam)
@@ -150,10 +157,19 @@ class Cast:
         return self.profile.at(nodes).to(self.like)
 
 
-def _sample_twist(twist: Callable[[float], Tensor], nodes: Tensor, d: int) -> Tensor:
-    values = sample(lambda s: twist(s), nodes.cpu()).double().cpu()
+def _item(value: Any) -> Any:
+    """The number in a tensor or array of one entry; anything else as it is."""
+    return value.item() if tuple(getattr(value, "shape", (0,))) in ((), (1,)) else value
+
+
+def _sample_twist(twist: Callable[[float], Tensor], nodes: Tensor, z0: Tensor) -> Tensor:
+    values = sample(lambda s: twist(s), nodes.cpu(), "twist").double().cpu()
+    d, batch, members = z0.shape[-1], tuple(z0.shape[:-2]), tuple(values.shape[:-3])
     if values.shape[-1] != d:
-        raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {tuple(values.shape[1:])}")
+        got = (*members, *values.shape[-2:])
+        raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {got}")
+    if len(members) > len(batch) or any(m not in (1, b) for m, b in zip(members[::-1], batch[::-1], strict=False)):
+        raise ValueError(f"twist(s) has leading axes {members} but z0 has {batch}: return one matrix for all of z0")
     asymmetry = float((values + values.mT).abs().max())
     if asymmetry > 1e-10 * (1 + float(values.abs().max())):
         raise ValueError(f"twist(s) must be skew (Ω + Ωᵀ = 0), got |Ω + Ωᵀ| = {asymmetry:.3g}; use (A - A.mT)/2")
@@ -201,6 +217,9 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     float_tensor("shifts", shifts, ndim=1)
     if shifts.ndim != 1:
         raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+    same_kind("shifts", shifts, "z0", z0)
+    if generator is not None:
+        random_source("generator", generator)
     L, d = len(shifts), z0.shape[-1]
     U, sigma, Vh = torch.linalg.svd(z0)
     if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
@@ -230,6 +249,7 @@ def balanced(z0: Tensor) -> Profile:
 
 def identity(d: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Profile:
     """W = 0, so z₀ = I; balanced."""
+    placed(dtype, device)
     return Constant(torch.zeros(count("d", d), d, dtype=dtype, device=device))
 
 
@@ -239,8 +259,15 @@ def control(z0: Tensor) -> Profile:
     Raises
     ------
     ValueError
-        If z₀ has no real logarithm.
+        If z₀ is singular or has no real logarithm.
     """
+    square("z0", z0)
+    sigma = torch.linalg.svdvals(z0)
+    if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
+        raise ValueError(
+            f"z0 has no real logarithm: it is singular, with singular values from {float(sigma.min()):.3g} to "
+            f"{float(sigma.max()):.3g}; choose another matrix"
+        )
     return Constant(real_log("z0", z0))
 
 
@@ -248,9 +275,15 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
     """A smooth random profile Σ_k a_k cos(kπs), not relaxed balanced.
 
     The entries of a_k are independent and normal, of size scale/(1 + k)/√d.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If d or terms is not an integer of at least 1, scale not above 0, or generator none of torch's.
     """
-    weights = positive("scale", scale) / (1 + torch.arange(terms, dtype=torch.float64)) / math.sqrt(count("d", d))
-    noise = torch.randn(terms, d, d, dtype=torch.float64, generator=generator)
+    size, k = positive("scale", scale), torch.arange(count("terms", terms), dtype=torch.float64)
+    weights = size / (1 + k) / math.sqrt(count("d", d))
+    noise = torch.randn(terms, d, d, dtype=torch.float64, generator=random_source("generator", generator))
     return Smooth(weights[:, None, None] * noise)
 
 
@@ -259,12 +292,25 @@ class Rough:
     """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
 
     The continuous model starts from W itself; finite networks reach it at order about ½ only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If profile is no function, noise is not above 0, members is no integer of at least 1, or seed none in [0, 2⁶³).
     """
 
     profile: Profile
     noise: float
     members: int
     seed: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.profile) or isinstance(self.profile, type):
+            got = type(self.profile).__name__
+            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        positive("noise", self.noise)
+        count("members", self.members)
+        count("seed", self.seed, least=0, most=2**63 - 1)
 
     def __call__(self, s: float) -> Tensor:
         return self.profile(s)
@@ -279,14 +325,14 @@ class Rough:
 
 def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[float], Tensor]:
     """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, with ‖A_0‖ about `size` in the spectral norm."""
-    raw = torch.randn(4, d, d, dtype=torch.float64, generator=generator)
+    raw = torch.randn(4, d, d, dtype=torch.float64, generator=random_source("generator", generator))
     scale = size / (1 + torch.arange(4, dtype=torch.float64)) / (2 * math.sqrt(2 * d))
     return Smooth(scale[:, None, None] * (raw - raw.mT))
 
 
 def random_shift(size: float, generator: torch.Generator) -> Callable[[float], float]:
     """A smooth random λ(s) = size · Σ_k a_k cos(kπs)/(1+k), k < 4, with normal a_k."""
-    a = torch.randn(4, dtype=torch.float64, generator=generator).tolist()
+    a = torch.randn(4, dtype=torch.float64, generator=random_source("generator", generator)).tolist()
     return lambda s: size * sum(a[k] * math.cos(k * math.pi * s) / (1 + k) for k in range(4))
 
 

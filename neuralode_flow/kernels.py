@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .checks import float_tensor, positive, real
+from .checks import float_tensor, follows, positive, real
 
 
 class Kernel(Protocol):
@@ -22,6 +22,23 @@ class Kernel(Protocol):
     def __call__(self, sigma: Tensor) -> Tensor: ...
 
 
+def check_kernel(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` follows `Kernel`."""
+    follows(name, value, "a kernel", "LogMean()", ("positive_determinant", "__call__"))
+
+
+def _check_values(sigma: Tensor) -> None:
+    """Raises unless sigma are singular values `(..., d)`: cheap enough for every call. NaN passes, as it does in z."""
+    if not isinstance(sigma, Tensor):
+        raise TypeError(f"sigma must be a torch tensor, got {type(sigma).__name__}; use torch.as_tensor(...)")
+    if not sigma.is_floating_point():
+        raise TypeError(f"sigma must hold floating-point numbers, got dtype {sigma.dtype}; use sigma.double()")
+    if sigma.ndim == 0 or sigma.numel() == 0:
+        raise ValueError(f"sigma must have shape (..., d) with d >= 1, got {tuple(sigma.shape)}")
+    if bool((sigma < 0).any()):
+        raise ValueError(f"sigma must be >= 0, got {float(sigma.min()):.6g}; singular values have no sign")
+
+
 class LogMean:
     """Infinite depth under relaxed balance: K_ab = logmean(σ_a², σ_b²), K_aa = σ_a².
 
@@ -32,6 +49,7 @@ class LogMean:
     positive_determinant = True
 
     def __call__(self, sigma: Tensor) -> Tensor:
+        _check_values(sigma)
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
         hi, lo = torch.maximum(a, b), torch.minimum(a, b)
         ratio = (hi - lo) / lo
@@ -58,6 +76,7 @@ class TwoLayer:
         self.shift = real("shift", shift)
 
     def __call__(self, sigma: Tensor) -> Tensor:
+        _check_values(sigma)
         root = torch.sqrt(sigma.square() + self.shift**2 / 4)
         return root.unsqueeze(-1) + root.unsqueeze(-2)
 
@@ -95,6 +114,7 @@ class DividedDifference:
         self.time_scale = positive("time_scale", time_scale)
 
     def __call__(self, sigma: Tensor) -> Tensor:
+        _check_values(sigma)
         shifts = self.shifts.to(sigma)
         logs = log_factors(sigma, shifts)  # (..., d, L)
         index = sigma.argmax(-1)[..., None, None].expand(*sigma.shape[:-1], 1, logs.shape[-1])

@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .depth.grid import DepthGrid
+from .checks import same_kind
+from .depth.grid import DepthGrid, check_grid
+
+
+def _check(name: str, value: Tensor, axes: str) -> None:
+    """Raises unless `value` is a floating-point tensor with these last axes, such as "L, d, d"."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point numbers, got dtype {value.dtype}; use {name}.double()")
+    if value.ndim < len(axes.split(", ")) or value.shape[-1] != value.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., {axes}), got {tuple(value.shape)}")
 
 
 def commutator(W: Tensor) -> Tensor:
     """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`."""
+    _check("W", W, "d, d")
     return W.mT @ W - W @ W.mT
 
 
@@ -30,14 +42,18 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     -------
     Tensor (..., N, d, d)
     """
-    J = W + W.mT + grid.antiderivative(commutator(W))
+    check_grid("grid", grid)
+    bracket = commutator(W)
+    J = W + W.mT + grid.antiderivative(bracket)
     degree = min(grid.order - 1, max(1, (grid.order - 1) // 3))
     return grid.project(J - grid.integrate(J).unsqueeze(-3), degree)
 
 
 def depth_curvature(grid: DepthGrid, W: Tensor) -> Tensor:
     """C(s) = S'(s) + WᵀW − WWᵀ on the nodes: `(..., N, d, d)` → the same shape. Relaxed balance is C(s) = λ(s) I."""
-    return grid.differentiate(W + W.mT) + commutator(W)
+    check_grid("grid", grid)
+    own = commutator(W)
+    return grid.differentiate(W + W.mT) + own
 
 
 def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -53,17 +69,24 @@ def euler_law(W: Tensor) -> Tensor:
 
     Expanded, so that L² does not amplify round-off: L(S_{k+1} − S_k) + W_{k+1}ᵀW_{k+1} − W_kW_kᵀ.
     """
+    _check("W", W, "L, d, d")
     after, before = W[..., 1:, :, :], W[..., :-1, :, :]
     return W.shape[-3] * (after + after.mT - before - before.mT) + after.mT @ after - before @ before.mT
 
 
 def symmetric_law(W: Tensor) -> Tensor:
     """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2."""
+    _check("W", W, "L, d, d")
     S, C = W + W.mT, commutator(W)
     return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
 
 
 def drift(law: Tensor, start: Tensor) -> Tensor:
     """How far a law has moved: the largest Frobenius distance over depth, `(..., n, d, d)` → `(...)`; 0 for n = 0."""
+    _check("law", law, "n, d, d")
+    _check("start", start, "n, d, d")
+    same_kind("law", law, "start", start)
+    if law.shape[-3:] != start.shape[-3:]:
+        raise ValueError(f"law must have the axes (n, d, d) of start, {tuple(start.shape)}, got {tuple(law.shape)}")
     distance = torch.linalg.matrix_norm(law - start)
     return distance.amax(-1) if distance.shape[-1] else distance.sum(-1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .checks import float_tensor, same_kind, square
+from .checks import count, float_tensor, follows, same_kind, square
 
 
 class Loss(Protocol):
@@ -28,6 +28,21 @@ class Loss(Protocol):
     def __call__(self, z: Tensor) -> Tensor: ...
 
     def gradient(self, z: Tensor) -> Tensor: ...
+
+
+def check_loss(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` follows `Loss`."""
+    follows(name, value, "a loss", "Quadratic(target)", ("gradient", "dimension", "__call__"))
+
+
+def _check_maps(z: Tensor, dimension: int | None) -> None:
+    """Raises unless z has the shape `(..., d, d)` of a loss: cheap enough for every call."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a torch tensor, got {type(z).__name__}; use torch.as_tensor(...)")
+    d = z.shape[-1] if dimension is None and z.ndim else dimension
+    if z.ndim < 2 or z.shape[-2:] != (d, d):
+        size = "" if dimension is None else f" with d = {dimension}, the size of the loss"
+        raise ValueError(f"z must have shape (..., d, d){size}, got {tuple(z.shape)}")
 
 
 def _half_square(residual: Tensor) -> Tensor:
@@ -59,6 +74,7 @@ class Quadratic:
         self.dimension: int | None = target.shape[-1]
 
     def __call__(self, z: Tensor) -> Tensor:
+        _check_maps(z, self.dimension)
         return _half_square(z - self.target)
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -85,7 +101,8 @@ class Completion:
     Raises
     ------
     TypeError, ValueError
-        If the target is not a finite square matrix, the mask is not bool, has another shape, or sees nothing.
+        If the target is not a finite square matrix, the mask is not bool, has another shape, or sees nothing of a
+        member.
     """
 
     def __init__(self, target: Tensor, mask: Tensor) -> None:
@@ -96,12 +113,22 @@ class Completion:
             raise ValueError(
                 f"mask must have the matrix shape of target, {tuple(target.shape)}, got {tuple(mask.shape)}"
             )
-        if not bool(mask.any()):
-            raise ValueError("mask must be True somewhere: an empty mask makes the loss zero everywhere")
+        try:
+            torch.broadcast_shapes(mask.shape, target.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"mask must have leading axes that go with those of target, {tuple(target.shape)}, "
+                f"got {tuple(mask.shape)}; give one mask per member, or one for all"
+            ) from None
+        if mask.device != target.device:
+            raise TypeError(f"mask is on {mask.device} but target is on {target.device}; move one with .to(device=...)")
+        if not bool(mask.any(-1).any(-1).all()):
+            raise ValueError("mask must be True somewhere in every member: an empty mask makes a loss zero everywhere")
         self.mask = mask
         self.dimension: int | None = target.shape[-1]
 
     def __call__(self, z: Tensor) -> Tensor:
+        _check_maps(z, self.dimension)
         return _half_square(self.gradient(z))
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -135,11 +162,11 @@ class Regression:
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
         matrices = {"x": x, "y": y, "readin": readin, "readout": readout}
         for name, matrix in matrices.items():
-            if matrix is not None:
-                float_tensor(name, matrix, ndim=2)
-                same_kind(name, matrix, "x", x)
-                if matrix.ndim != 2:
-                    raise ValueError(f"{name} must have 2 axes, got shape {tuple(matrix.shape)}")
+            if matrix is not None or name in ("x", "y"):
+                table = float_tensor(name, matrix, ndim=2)
+                same_kind(name, table, "x", x)
+                if table.ndim != 2:
+                    raise ValueError(f"{name} must have 2 axes, got shape {tuple(table.shape)}")
         if x.shape[0] != y.shape[0]:
             raise ValueError(f"x and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}")
         if readin is not None and readin.shape[1] != x.shape[1]:
@@ -164,6 +191,7 @@ class Regression:
         return (prediction if self.readout is None else prediction @ self.readout.mT) - self._y
 
     def __call__(self, z: Tensor) -> Tensor:
+        _check_maps(z, self.dimension)
         return _half_square(self._residual(z))
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -194,17 +222,19 @@ class Custom:
 
     Raises
     ------
-    TypeError
-        If f is not callable, or later if it does not return a scalar tensor that depends on z.
+    TypeError, ValueError
+        If f is not callable or the dimension not a positive integer, or later if f does not return a scalar tensor that
+        depends on z.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], dimension: int | None = None) -> None:
         if not callable(f):
             raise TypeError(f"f must be a function (d, d) tensor -> scalar tensor, got {type(f).__name__}")
         self.f = f
-        self.dimension: int | None = dimension
+        self.dimension: int | None = None if dimension is None else count("dimension", dimension)
 
     def __call__(self, z: Tensor) -> Tensor:
+        _check_maps(z, self.dimension)
         return self._map(self._value, z)
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -230,6 +260,8 @@ class Custom:
         value = self.f(z)
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise TypeError(f"f must return a scalar tensor, got {getattr(value, 'shape', type(value).__name__)}")
+        if not value.is_floating_point():
+            raise TypeError(f"f must return a floating-point number, got dtype {value.dtype}")
         return value
 
     def _one_gradient(self, z: Tensor) -> Tensor:

@@ -1,27 +1,39 @@
-"""Datasets on disk: results.nc with its own checksum, so that a damaged file is refused."""
+"""Datasets on disk: results.nc is netCDF followed by one line with a format version and a checksum of what precedes it.
+
+Readers of netCDF pay no attention to that line; `open` refuses a file that it does not fit.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from .files import atomic_path
+from .files import as_path, atomic_write
 
 FILE = "results.nc"
+CONFIG = "config.yaml"
 VERSION = 1
-_MARKS = ("format_version", "checksum")
+_LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
 
 
 def write(path: Path, dataset: xr.Dataset) -> None:
-    """Writes a dataset as netCDF, whole or not at all, with format version and checksum among its attributes."""
-    marked = dataset.assign_attrs(format_version=VERSION, checksum=checksum(dataset))
-    with atomic_path(path) as temporary:
-        marked.to_netcdf(temporary, engine="h5netcdf")
+    """Writes a dataset, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    # In memory first: HDF5 that cannot write its file (a full disk) takes the process down when it ends.
+    buffer = io.BytesIO()
+    dataset.to_netcdf(buffer, engine="h5netcdf")
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    atomic_write(path, content + f"\nneuralode_flow results {VERSION} {digest}\n".encode())
 
 
 def open(path: str | Path) -> xr.Dataset:
@@ -41,45 +53,30 @@ def open(path: str | Path) -> xr.Dataset:
     FileNotFoundError
         If there is none.
     ValueError
-        If the file is damaged, of another version, or not ours; the message says which.
+        If the file is damaged, of another version, of another run than its folder, or not ours; the message says which.
     """
-    file = Path(path)
+    file = as_path("path", path)
     file = file / FILE if file.is_dir() else file
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist; give the folder of a run that has ended, or its {FILE}")
-    try:
-        with xr.open_dataset(file, engine="h5netcdf") as stored:
-            dataset = stored.load()
-    except Exception as error:  # whatever a damaged file makes HDF5 and the decoders raise
-        raise ValueError(f"{file} cannot be read as netCDF: it is damaged or something else ({error})") from error
-    marks = {name: dataset.attrs.pop(name, None) for name in _MARKS}
-    if marks["checksum"] is None:
-        raise ValueError(f"{file} was not written by neuralode_flow: it has no checksum")
-    if int(marks["format_version"] or 0) != VERSION:
+    content = file.read_bytes()
+    mark = _LAST_LINE.search(content)
+    if mark is None:
+        raise ValueError(f"{file} is not a whole file of neuralode_flow: its last line does not say so")
+    version, digest = int(mark[1]), mark[2].decode()
+    if version != VERSION:
         raise ValueError(
-            f"{file} has format version {marks['format_version']} and this program reads version {VERSION}: read it "
-            f"with the version of neuralode_flow that wrote it"
+            f"{file} has format version {version} and this program reads version {VERSION}: read it with the version "
+            f"of neuralode_flow that wrote it"
         )
-    if checksum(dataset) != marks["checksum"]:
+    if hashlib.sha256(content[: mark.start()]).hexdigest() != digest:
         raise ValueError(f"{file} is damaged: its contents do not match its checksum; run the study again")
+    try:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
+            dataset = stored.load()
+    except Exception as error:  # whatever HDF5 and the decoders raise where the checksum was forged
+        raise ValueError(f"{file} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+    config = file.with_name(CONFIG)
+    if config.exists() and dataset.attrs.get("config") != config.read_text(encoding="utf-8"):
+        raise ValueError(f"{file} belongs to another run than {config}: their configs differ")
     return dataset
-
-
-def checksum(dataset: xr.Dataset) -> str:
-    """SHA-256 of all names, axes, numbers and attributes of a dataset."""
-    digest = hashlib.sha256()
-    for name in sorted(map(str, dataset.variables)):
-        variable = dataset[name]
-        digest.update(f"{name}{variable.dims}{_attributes(variable.attrs)}".encode())
-        values = variable.values
-        if values.dtype.kind in "OUST":  # text is stored in more than one way
-            digest.update(repr(values.astype(str).tolist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
-    digest.update(_attributes(dataset.attrs).encode())
-    return digest.hexdigest()
-
-
-def _attributes(attributes: Mapping[Any, Any]) -> str:
-    plain = {str(name): np.ravel(value).tolist() for name, value in attributes.items() if name not in _MARKS}
-    return repr(sorted(plain.items()))

@@ -6,7 +6,7 @@ import sys
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from ..registry import unknown_name
 
@@ -42,5 +42,21 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return unknown_name(group, name, list(error.options))
-    text = str(error).replace("'++", "'")  # the user did not write the ++ (see main.forced)
-    return text if isinstance(error, Stop) or error.__cause__ is None else f"{text}\n{error.__cause__}"
+    if isinstance(error, Stop):
+        return str(error)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1} is no YAML: {error.problem or error.context}; mend the file"
+    text = first_line(error)
+    return text if error.__cause__ is None else f"{text}: {first_line(error.__cause__)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What is wrong, without the advice that Hydra and OmegaConf add in further lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # The user did not write the ++ (see main.forced).
+    text = lines[0].removeprefix("LexerNoViableAltException: ").replace("'++", "'")
+    if "Either remove + prefix" in str(error):
+        text = f"{text.removesuffix('.')}; remove the + from your setting"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text}" if key and key not in text else text

@@ -28,7 +28,7 @@ from ..studies.base import Setup, Study
 from . import terminal
 from .errors import BadInput, StudyFailed, complain
 from .report import write_report
-from .runfolder import CHECKPOINTS, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
+from .runfolder import CHECKPOINTS, CONFIG, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
@@ -125,7 +125,8 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
 
 def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
-    results.write(folder / results.FILE, dataset)
+    config = (folder / CONFIG).read_text(encoding="utf-8")
+    results.write(folder / results.FILE, dataset.assign_attrs(config=config))
     pictures = _draw(folder / "figures", job.study.name, dataset)
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -169,6 +170,8 @@ def _failing(what: str) -> Iterator[None]:
     """Whatever is raised inside ends the run with status 1."""
     try:
         yield
+    except OSError as error:
+        raise StudyFailed(f"{what}: {error.strerror or error}") from error
     except Exception as error:
         raise StudyFailed(f"{what}: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)") from error
 

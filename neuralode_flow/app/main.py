@@ -14,9 +14,14 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, Sweep
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -24,6 +29,7 @@ from .errors import HYDRA_ERRORS, BadInput, Stop, complain
 from .runfolder import discard_if_empty
 from .schema import SECTIONS, checked
 
+PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before main() sets it
@@ -31,6 +37,11 @@ WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before
 
 def main() -> None:
     """Runs the command line of this process and exits; the module's docstring lists the statuses."""
+    try:
+        check_arguments(sys.argv[1:])
+    except BadInput as error:
+        complain(error)
+        sys.exit(error.status)
     sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
@@ -49,6 +60,55 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Raises BadInput unless Hydra can read the command line: its own words for most mistakes are long or cryptic."""
+
+    def refuse(message: str) -> NoReturn:
+        raise BadInput(f"{message}; {PROGRAM} --help lists what can be set")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if argument.startswith("-")]
+    if unknown:
+        refuse(f"unknown option {unknown[0]}")
+    if rest:
+        raise BadInput(f"settings stand on both sides of an option, such as {rest[0]!r}; put all of them after it")
+    if not options.shell_completion:
+        for setting in options.overrides:
+            _check_setting(setting, options.multirun)
+
+
+def _check_setting(setting: str, sweep: bool) -> None:
+    """Raises BadInput unless `setting` is an override that can be read, and a list of choices only in a sweep."""
+    shown = setting if len(setting) <= 100 else f"{setting[:100]}..."
+    wrong = f"Error parsing override {shown!r}"
+    if "=" not in setting.lstrip("~") and not setting.startswith("~"):
+        raise BadInput(f"{wrong}: it has no '='; write KEY=VALUE, such as time.rtol=1e-8")
+    try:
+        override = OverridesParser.create().parse_override(setting)
+    except HydraException:
+        raise BadInput(
+            f"{wrong}: it cannot be read as KEY=VALUE; close all brackets and quotes, and put values with special "
+            f"characters in quotes of their own, such as out=\"'a=b'\""
+        ) from None
+    key = override.key_or_group
+    if not key:
+        raise BadInput(f"{wrong}: it has no key; write KEY=VALUE, such as time.rtol=1e-8")
+    if key.startswith("hydra.sweeper.params."):
+        raise BadInput(f"{wrong}: a command line cannot set hydra.sweeper.params; write -m KEY=VALUE,VALUE instead")
+    if override.is_sweep_override() and not sweep:
+        raise BadInput(
+            f"Ambiguous value for argument {shown!r}: add -m to run each of the values, or write {key}=[...] for a "
+            f"list and quotes for text"
+        )
+    if key in GROUPS and not override.is_delete():
+        value = override.value()
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            if not isinstance(choice, (str, list, QuotedString, Sweep, Glob)):
+                raise BadInput(f"{key} must be a string or a list, got {choice!r}; choose one with {key}=NAME")
 
 
 def forced(argument: str) -> str:
@@ -87,4 +147,4 @@ def _command() -> str:
     """The command line that repeats this run; for a point of a sweep, that of the point alone."""
     settings = HydraConfig.get()
     own = [f"--config-dir={s.path}" for s in settings.runtime.config_sources if s.provider == "command-line"]
-    return shlex.join(["neuralode-flow", *own, *(line.removeprefix("++") for line in settings.overrides.task)])
+    return shlex.join([PROGRAM, *own, *(line.removeprefix("++") for line in settings.overrides.task)])

@@ -21,7 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..registry import Registry, unknown_name
-from .errors import BadInput
+from .errors import BadInput, first_line
+
+# Sizes far beyond what can be run: they are refused by name before anything is made.
+MOST_NODES, MOST_ORDER, MOST_DIMENSION, MOST_THREADS, MOST_LAYERS = 65_536, 512, 4096, 4096, 10**6
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Depth:
     def __post_init__(self) -> None:
         at_least(1, "depth.panels", self.panels)
         at_least(1, "depth.order", self.order)
+        at_most(MOST_ORDER, "depth.order", self.order)
+        if self.panels * self.order > MOST_NODES:
+            most = MOST_NODES // self.order
+            raise BadInput(f"depth.panels must be at most {most} with depth.order={self.order}, got {self.panels}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Time:
             if getattr(self, name) is not None:
                 above_zero(f"time.{name}", getattr(self, name))
         at_least(2, "time.samples", self.samples)
+        at_most(10**6, "time.samples", self.samples)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class Machine:
             raise BadInput(f"unknown device {self.device!r} (valid: cpu, cuda, cuda:N); set device=cpu")
         if self.threads is not None:
             at_least(1, "threads", self.threads)
+            at_most(MOST_THREADS, "threads", self.threads)
         if self.resume == "":
             raise BadInput("resume must be true, false or the folder of a run, got ''; set resume=FOLDER")
         if self.save_every < 0:
@@ -106,7 +115,7 @@ class Job:
     machine: Machine
 
     def to_yaml(self) -> str:
-        """The resolved config, every field written out."""
+        """The resolved config, every field written out but where it was resumed."""
         sections = {
             "problem": self.problem.flat(),
             "initial": self.initial.flat(),
@@ -114,7 +123,8 @@ class Job:
             "time": asdict(self.time),
             "study": self.study.flat(),
         }
-        return OmegaConf.to_yaml(OmegaConf.create(sections | asdict(self.machine)))
+        machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
+        return OmegaConf.to_yaml(OmegaConf.create(sections | machine))
 
 
 SECTIONS = ("problem", "initial", "depth", "time", "study")
@@ -171,7 +181,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise BadInput(f"the config cannot be resolved: {error}") from error
+        raise BadInput(f"the config cannot be resolved: {first_line(error)}") from error
     return typing.cast("dict[str, Any]", plain)
 
 
@@ -270,6 +280,12 @@ def at_least(least: int, key: str, value: int) -> None:
         raise BadInput(f"{key} must be at least {least}, got {value}")
 
 
+def at_most(most: int, key: str, value: int) -> None:
+    """Raises BadInput unless value <= most."""
+    if value > most:
+        raise BadInput(f"{key} must be at most {most}, got {value}")
+
+
 def _distinct(key: str, values: list[Any]) -> None:
     if not values:
         raise BadInput(f"{key} must not be empty, got []")
@@ -282,6 +298,7 @@ def _depths(key: str, values: list[int]) -> None:
     _distinct(key, values)
     for i, value in enumerate(values):
         at_least(1, f"{key}[{i}]", value)
+        at_most(MOST_LAYERS, f"{key}[{i}]", value)
     if values != sorted(values):
         raise BadInput(f"{key} must increase, got {values}; write {key}={sorted(values)}")
 
@@ -309,6 +326,17 @@ def _seed(key: str, value: int) -> None:
 def _workers(key: str, value: int | None) -> None:
     if value is not None:
         at_least(1, key, value)
+        at_most(MOST_THREADS, key, value)
+
+
+def _dimension(key: str, value: int | None) -> None:
+    if value is not None:
+        at_most(MOST_DIMENSION, key, value)
+
+
+def _layer_number(key: str, value: int) -> None:
+    at_least(1, key, value)
+    at_most(MOST_LAYERS, key, value)
 
 
 def _model(key: str, value: str) -> None:
@@ -329,7 +357,9 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "sampling": _sampling,
     "seed": _seed,
     "workers": _workers,
-    "network_depth": lambda key, value: at_least(1, key, value),
+    "dimension": _dimension,
+    "members": lambda key, value: at_most(MOST_DIMENSION, key, value),
+    "network_depth": _layer_number,
     "max_evaluations": lambda key, value: at_least(1, key, value),
     "model": _model,
     "rule": lambda key, value: _layers(key, [value]),

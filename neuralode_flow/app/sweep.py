@@ -23,7 +23,9 @@ class CheckSweep(Callback):
         """Ends the program with status 2 at the first bad point; else claims the sweep's folder."""
         try:
             for overrides in points(config):
-                checked(compose(config.hydra.job.config_name, overrides))
+                job = checked(compose(config.hydra.job.config_name, overrides))
+                if job.machine.resume is not False:
+                    raise BadInput(f"resume is for single runs, got resume={job.machine.resume} with -m; leave -m out")
             _claim(Path(config.hydra.sweep.dir))
         except (BadInput, *HYDRA_ERRORS) as error:
             complain(error)
@@ -39,7 +41,11 @@ def points(config: DictConfig) -> list[list[str]]:
     lines = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     lines += list(config.hydra.overrides.task)
     batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(lines), None)
-    return [list(point) for batch in batches for point in batch]
+    result = [list(point) for batch in batches for point in batch]
+    if not result:
+        ranges = ", ".join(line.removeprefix("++") for line in lines)
+        raise BadInput(f"the sweep has no point: a range in {ranges} is empty; give it at least one value")
+    return result
 
 
 def _claim(folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..checks import follows
 from ..registry import Registry
 from .collocation import Collocation
 from .grid import DepthGrid
@@ -32,6 +33,11 @@ class DepthSolver(Protocol):
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor: ...
 
     def on(self, grid: DepthGrid) -> DepthSolver: ...
+
+
+def check_solver(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` follows `DepthSolver`."""
+    follows(name, value, "a depth solver", "'collocation'", ("product", "propagators", "gradient", "on", "grid"))
 
 
 DEPTH_SOLVERS: Registry[Callable[[DepthGrid], DepthSolver]] = Registry("depth solver")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .chain import identity_like, outside
-from .grid import DepthGrid
+from .grid import DepthGrid, check_grid
 from .panels import solve
 
 
@@ -81,6 +81,7 @@ class Collocation:
     """
 
     def __init__(self, grid: DepthGrid) -> None:
+        check_grid("grid", grid)
         self.grid = grid
 
     def on(self, grid: DepthGrid) -> Collocation:

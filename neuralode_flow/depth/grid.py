@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, positive
+from ..checks import count, float_tensor, placed, positive
 from .panels import solve
 
 Profile = Callable[[float], Tensor]
 
 _ORDERS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
 _MAX_PANELS = 64
+MOST_NODES, MOST_ORDER = 2**18, 2**10  # of a grid, and of one panel: the rule of a panel costs order³
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,15 @@ class DepthGrid:
         Raises
         ------
         TypeError, ValueError
-            If panels or order is not an integer of at least 1.
+            If panels or order is not an integer of at least 1, the order is above 1024 or there would be more than
+            262144 nodes; if dtype is not of floating-point numbers, or the device is not here.
         """
-        panels, order = count("panels", panels), count("order", order)
+        panels, order = count("panels", panels, most=MOST_NODES), count("order", order, most=MOST_ORDER)
+        if panels * order > MOST_NODES:
+            raise ValueError(
+                f"panels * order must be at most {MOST_NODES} nodes, got {panels} * {order}; use fewer panels"
+            )
+        placed(dtype, device)
         rule = gauss_rule(order)
         starts = np.arange(panels)[:, None]
         nodes = ((starts + rule.nodes) / panels).ravel()
@@ -115,20 +123,25 @@ class DepthGrid:
         ----------
         W : callable, float s → Tensor (..., d, d)
         tol : float
-            Relative tolerance, above 0 (values below 1e-14 are out of reach in float64).
+            Relative tolerance, at least 2.2e-16 (values below 1e-14 are out of reach in float64).
 
         Raises
         ------
         ValueError
-            If no grid of up to 64 panels of 32 nodes resolves W: it is rough, and a solver of high order is of no use.
+            If tol is too small, W too large, or no grid of up to 64 panels of 32 nodes resolves W: it is rough, and a
+            solver of high order is of no use.
         """
-        positive("tol", tol)
+        if positive("tol", tol) < np.finfo(float).eps:
+            raise ValueError(f"tol must be at least 2.2e-16, the round-off of float64, got {tol!r}; use 1e-14 or more")
         sizes = sorted(
             ((2**k, m) for k in range(_MAX_PANELS.bit_length()) for m in _ORDERS), key=lambda size: size[0] * size[1]
         )
         for panels, order in sizes:
             grid = cls.gauss(panels, order)
             values = sample(W, grid.nodes)
+            largest = float(values.abs().max())
+            if largest > (torch.finfo(values.dtype).max / len(grid)) ** 0.5:
+                raise ValueError(f"W is too large for {values.dtype}, got an entry of {largest:.3g}; scale it down")
             matrix = torch.as_tensor(grid.rule.integrate / panels).to(values)
             forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
             if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol and grid._misses(W, values) <= tol:
@@ -173,7 +186,7 @@ class DepthGrid:
 
     def project(self, values: Tensor, degree: int) -> Tensor:
         """The L² projection on polynomials of at most `degree` on each panel: `(..., N, a, b)` → the same shape."""
-        rule = self.rule
+        degree, rule = count("degree", degree, least=0, most=self.order - 1), self.rule
         keep = np.polynomial.legendre.legvander(2 * rule.nodes - 1, degree) @ rule.to_legendre[: degree + 1]
         return _along_nodes(keep, self.panelled(self._check(values))).flatten(-4, -3)
 
@@ -206,14 +219,15 @@ class DepthGrid:
 
         Raises
         ------
-        ValueError
-            If a depth is outside [0, 1] or the shape of `values` does not fit the grid.
+        TypeError, ValueError
+            If a depth is no number or outside [0, 1], or `values` does not fit the grid.
         """
-        points = np.atleast_1d(np.asarray(s.detach().cpu() if isinstance(s, Tensor) else s, dtype=float))
+        self._check(values)
+        points = np.atleast_1d(_depths(s))
         panel, weights = self._lagrange(points)
         matrix = np.zeros((len(points), len(self)))
         np.put_along_axis(matrix, panel[:, None] * self.order + np.arange(self.order), weights, axis=1)
-        result = (torch.as_tensor(matrix).to(values) @ self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
+        result = (torch.as_tensor(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
         return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
 
     def interpolant(self, values: Tensor) -> Callable[[float], Tensor]:
@@ -241,6 +255,10 @@ class DepthGrid:
         return panel, terms / terms.sum(-1, keepdims=True)
 
     def _check(self, values: Tensor) -> Tensor:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values must be a torch tensor, got {type(values).__name__}; use torch.as_tensor(...)")
+        if not values.is_floating_point():
+            raise TypeError(f"values must hold floating-point numbers, got dtype {values.dtype}; use values.double()")
         if values.ndim < 3 or values.shape[-3] != len(self):
             raise ValueError(
                 f"values must have shape (..., N, a, b) with N = {len(self)} depth nodes, got {tuple(values.shape)}"
@@ -248,7 +266,27 @@ class DepthGrid:
         return values
 
 
-def sample(W: Profile, nodes: Tensor) -> Tensor:
+def check_grid(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is a DepthGrid."""
+    if not isinstance(value, DepthGrid):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be a DepthGrid, got {got}; make one with DepthGrid.gauss(panels, order)")
+
+
+def _depths(s: Any) -> np.ndarray:
+    """`s` as an array of no or one axis."""
+    try:
+        points = np.asarray(s.detach().cpu() if isinstance(s, Tensor) else s)
+    except (TypeError, ValueError):  # a ragged list
+        points = np.asarray(None)
+    if points.dtype.kind not in "fiu":
+        raise TypeError(f"s must be a number or a tensor of them, got {type(s).__name__}")
+    if points.ndim > 1:
+        raise ValueError(f"s must be a number or have shape (M,), got shape {points.shape}")
+    return points.astype(float)
+
+
+def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     """A profile W(s) on depth nodes.
 
     Parameters
@@ -256,6 +294,8 @@ def sample(W: Profile, nodes: Tensor) -> Tensor:
     W : callable, float s → Tensor (..., d, d)
         If it has a method `at`, that is called with all the nodes at once instead.
     nodes : Tensor (N,)
+    name : str
+        What the errors call W.
 
     Returns
     -------
@@ -270,11 +310,11 @@ def sample(W: Profile, nodes: Tensor) -> Tensor:
     if at is not None:
         return at(nodes)
     if not callable(W):
-        raise TypeError(f"W must be a function of a float s that returns a (d, d) tensor, got {type(W).__name__}")
-    values = [float_tensor(f"W({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
+        raise TypeError(f"{name} must be a function of a float s that returns a (d, d) tensor, got {type(W).__name__}")
+    values = [float_tensor(f"{name}({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
     shapes = {tuple(v.shape) for v in values}
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
-        raise ValueError(f"W(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
+        raise ValueError(f"{name}(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
     return torch.stack(values, dim=-3)
 
 

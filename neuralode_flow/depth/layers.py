@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import follows
 from ..registry import Registry
 from .chain import identity_like
 
@@ -33,6 +34,11 @@ class LayerRule(Protocol):
 
 
 LAYERS: Registry[LayerRule] = Registry("layer rule")
+
+
+def check_rule(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` follows `LayerRule`."""
+    follows(name, value, "a layer rule", "'euler'", ("layer", "adjoint", "order", "quadratic_law"))
 
 
 class Euler:

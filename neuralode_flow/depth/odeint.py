@@ -9,8 +9,10 @@ import torchdiffeq
 from torch import Tensor
 
 from ..checks import positive
-from .grid import DepthGrid
+from ..registry import unknown_name
+from .grid import DepthGrid, check_grid
 
+METHODS = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 MAX_EVALUATIONS = 20_000  # in one depth solve; smooth W of moderate norm needs hundreds
 
 
@@ -21,7 +23,7 @@ class OdeintDepth:
     ----------
     grid : DepthGrid
         W is given on its nodes and interpolated between them.
-    method : str
+    method : {"dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"}
         A method of torchdiffeq with adaptive steps.
     rtol, atol : float
         Tolerances of the depth solve. Keep them 100 times below those of the training time: the noise of a loose
@@ -29,11 +31,16 @@ class OdeintDepth:
 
     Raises
     ------
+    TypeError, ValueError
+        If the grid is none, the method unknown or not adaptive, or a tolerance not above 0.
     FloatingPointError
         When the depth solve fails; `integrate` turns it into the status of the run.
     """
 
     def __init__(self, grid: DepthGrid, method: str = "dopri8", rtol: float = 1e-11, atol: float = 1e-13) -> None:
+        check_grid("grid", grid)
+        if method not in METHODS:
+            raise ValueError(unknown_name("adaptive method", method, list(METHODS)))
         self.grid = grid
         self.method = method
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)

@@ -30,7 +30,7 @@ def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
     return _direct(matrix, W, right) if solution is None else solution
 
 
-def _picard(matrix: Tensor, W: Tensor, right: Tensor | None) -> Tensor | None:
+def _picard(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor | None:
     """x = r + K r + K² r + …, K x = h A (W x), summed until the terms are round-off; None if they do not get there."""
     first = W if right is None else W @ right
     term = (matrix @ first.flatten(-2)).unflatten(-1, W.shape[-2:])
@@ -48,7 +48,7 @@ def _picard(matrix: Tensor, W: Tensor, right: Tensor | None) -> Tensor | None:
     return None
 
 
-def _direct(matrix: Tensor, W: Tensor, right: Tensor | None) -> Tensor:
+def _direct(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
     """The same equations as one linear system of size m·d in each panel, for panels where h‖W‖ is large."""
     m, d = W.shape[-3], W.shape[-1]
     coupling = torch.einsum("ij,...jab->...iajb", matrix, W).flatten(-4, -3).flatten(-2)

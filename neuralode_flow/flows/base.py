@@ -60,7 +60,7 @@ def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...])
             f"{name} has matrices of size {state.shape[-1]} but the loss is for d = {loss.dimension}, "
             f"got shape {tuple(state.shape)}"
         )
-    for part, value in vars(loss).items():
+    for part, value in getattr(loss, "__dict__", {}).items():
         if not isinstance(value, Tensor):
             continue
         if value.is_floating_point():

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..depth import DEPTH_SOLVERS, DepthSolver
+from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
-from ..depth.grid import DepthGrid, Profile, sample
+from ..depth.grid import DepthGrid, Profile, check_grid, sample
 from ..laws import continuous_law
-from ..losses import Loss
+from ..losses import Loss, check_loss
 from .base import check_layers, check_matrices
 
 
@@ -36,16 +36,19 @@ class ContinuousFlow:
 
     Raises
     ------
-    ValueError
-        If the depth solver is unknown or stands on another grid.
+    TypeError, ValueError
+        If grid, loss or depth is none, or the depth solver is unknown or stands on another grid.
     """
 
     keeps_orientation = True
 
     def __init__(self, grid: DepthGrid, loss: Loss, depth: str | DepthSolver = "collocation") -> None:
+        check_grid("grid", grid)
+        check_loss("loss", loss)
         self.grid = grid
         self.loss = loss
         self.depth: DepthSolver = DEPTH_SOLVERS[depth](grid) if isinstance(depth, str) else depth
+        check_solver("depth", self.depth)
         if self.depth.grid is not grid:
             raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
 
@@ -57,10 +60,12 @@ class ContinuousFlow:
 
     def on(self, grid: DepthGrid) -> ContinuousFlow:
         """The same flow on another grid."""
+        check_grid("grid", grid)
         return ContinuousFlow(grid, self.loss, self.depth.on(grid))
 
     def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
         """The panel polynomials of a state on the nodes of another grid, `(..., N', d, d)`."""
+        check_grid("grid", grid)
         return self.grid.interpolate(state, grid.nodes)
 
     def depth_error(self, state: Tensor) -> float:

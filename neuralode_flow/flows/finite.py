@@ -8,9 +8,9 @@ from torch import Tensor
 from ..checks import count
 from ..depth import chain
 from ..depth.grid import Profile, sample
-from ..depth.layers import LAYERS, LayerRule
+from ..depth.layers import LAYERS, LayerRule, check_rule
 from ..laws import euler_law, symmetric_law
-from ..losses import Loss
+from ..losses import Loss, check_loss
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
 
@@ -35,14 +35,16 @@ class FiniteFlow:
     Raises
     ------
     TypeError, ValueError
-        If depth is not a positive integer or a name is unknown.
+        If depth is not a positive integer, a name is unknown, or loss or layer is none.
     """
 
     def __init__(self, depth: int, loss: Loss, layer: str | LayerRule = "euler", sampling: str = "midpoint") -> None:
         self.depth = count("depth", depth)
+        check_loss("loss", loss)
         self.loss = loss
         self.rule: LayerRule = LAYERS[layer] if isinstance(layer, str) else layer
-        if sampling not in SAMPLINGS:
+        check_rule("layer", self.rule)
+        if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise ValueError(unknown_name("sampling", sampling, list(SAMPLINGS)))
         self.sampling = sampling
 

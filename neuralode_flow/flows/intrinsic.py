@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import Kernel
-from ..losses import Loss
+from ..kernels import Kernel, check_kernel
+from ..losses import Loss, check_loss
 from ..matrices import orientation_preserving
 from .base import check_matrices
 
@@ -21,9 +21,16 @@ class IntrinsicFlow:
     ----------
     loss : Loss
     kernel : Kernel
+
+    Raises
+    ------
+    TypeError
+        If loss or kernel is none.
     """
 
     def __init__(self, loss: Loss, kernel: Kernel) -> None:
+        check_loss("loss", loss)
+        check_kernel("kernel", kernel)
         self.loss = loss
         self.kernel = kernel
 

@@ -49,8 +49,13 @@ def read_table(name: str, location: str | os.PathLike[str], key: str) -> Tensor:
 def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
     if not isinstance(location, (str, os.PathLike)) or not str(location):
         raise TypeError(f"{name} must be the path of a .npy, .npz or .csv file, got {location!r}; set {name}=PATH")
-    path = Path(location).expanduser()
-    if not path.exists():
+    try:
+        path = Path(location).expanduser()
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} is no path that can be read ({reason}), got {str(location)[:60]!r}") from error
+    if not exists:
         raise FileNotFoundError(f"{name}={path} does not exist (looked in {path.absolute().parent}); check the path")
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "not a regular file"
@@ -90,8 +95,10 @@ def _read_numpy(label: str, path: Path, key: str) -> np.ndarray:
     except _WrongKey:
         raise
     except Exception as error:  # whatever a damaged file makes NumPy, zipfile or zlib raise
+        # NumPy's own words advise to load pickled objects, which could run any code.
+        reason = "it has no NumPy header, or holds Python objects" if "pickle" in str(error) else error
         raise ValueError(
-            f"{label} cannot be read as a NumPy file ({error}); save plain numbers again with numpy.save or numpy.savez"
+            f"{label} cannot be read as a NumPy file ({reason}); save plain numbers again with numpy.save or savez"
         ) from error
 
 

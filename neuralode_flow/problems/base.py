@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, square
-from ..losses import Loss
+from ..losses import Loss, check_loss
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ class Problem:
     z0: Tensor
 
     def __post_init__(self) -> None:
+        check_loss("problem.loss", self.loss)
         square("problem.z0", self.z0)
+        d = self.loss.dimension
+        if d is not None and self.z0.shape[-1] != d:
+            raise ValueError(f"problem.z0 must be {d} by {d} as the loss is, got shape {tuple(self.z0.shape)}")
 
 
 PROBLEMS: Registry[Callable[..., Problem]] = Registry("problem")

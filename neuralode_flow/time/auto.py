@@ -59,7 +59,7 @@ class AutoStepper(Stepper):
     def _switch(self) -> None:
         stiff = {"stiff": True, "h": self.h}
         self._inner = CvodeStepper(self.velocity, self.t, self.state, self.end, self.control, stiff, method="BDF")
-        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF, GMRES)")
+        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF)")
 
     def at(self, t: float) -> Tensor:
         return self._inner.at(t)

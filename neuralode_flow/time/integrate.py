@@ -76,7 +76,8 @@ def integrate(
         (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
         3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint.
     rtol, atol : float
-        Tolerances of adaptive methods. Tolerances below 100 ε of the state's dtype are raised to it, with a warning.
+        Tolerances of adaptive methods. What the state's dtype cannot hold (rtol below 100 ε, atol below ε times the
+        largest entry of the state or 1) is raised, with a warning.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval.
     stop : dict, optional
@@ -127,7 +128,7 @@ def integrate(
     METHODS[method]
     points = _check_times(times)
     flow, start, profile = _check_start(flow, state)
-    control = _check_control(rtol, atol, step, start.dtype)
+    control = _check_control(rtol, atol, step, start)
     count("max_evaluations", max_evaluations)
     if max_seconds is not None:
         positive("max_seconds", max_seconds)
@@ -273,12 +274,15 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
     return flow, flow.sample(state).detach(), state
 
 
-def _check_control(rtol: float, atol: float, step: float | None, dtype: torch.dtype) -> Control:
-    wanted = {"rtol": positive("rtol", rtol), "atol": positive("atol", atol)}
-    floor = 100 * torch.finfo(dtype).eps
-    if wanted["rtol"] < floor:
-        warnings.warn(f"rtol = {rtol:g} is below what {dtype} can hold; it is raised to {floor:.2g}", stacklevel=3)
-        wanted["rtol"] = floor
+def _check_control(rtol: float, atol: float, step: float | None, start: Tensor) -> Control:
+    wanted, raised = {"rtol": positive("rtol", rtol), "atol": positive("atol", atol)}, []
+    eps = torch.finfo(start.dtype).eps
+    for name, floor in (("rtol", 100 * eps), ("atol", eps * float(start.abs().max().clamp(min=1.0)))):
+        if wanted[name] < floor:
+            raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
+            wanted[name] = floor
+    if raised:
+        warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
     return Control(**wanted, step=None if step is None else positive("step", step))
 
 

@@ -17,14 +17,18 @@ from .scipy import to_array, to_state
 # CVODE bounds the error of a step; over a run of BDF the errors add up to about three times the tolerance.
 _LOCAL = {"BDF": 0.3, "Adams": 1.0}
 _KRYLOV_DIMENSION = 10
+
+# States of at most this many numbers get a dense Jacobian by differences: it costs fewer evaluations, and GMRES without
+# a preconditioner takes tiny steps where atol is far below rtol times the entries.
+_DENSE = 128
 _NO_LIMIT = 2**31 - 1
 
 
 class CvodeStepper(Stepper):
     """Adams or BDF of variable order and step; Newton's equations by GMRES with Jacobian–vector products.
 
-    The products are exact where the flow has a linearisation, else difference quotients of the velocity. Between
-    steps its own polynomial interpolates.
+    The products are exact where the flow has a linearisation, else difference quotients of the velocity; the smallest
+    states get a dense Jacobian. Between steps its own polynomial interpolates.
     """
 
     one_step = False
@@ -41,18 +45,20 @@ class CvodeStepper(Stepper):
         method: str,
     ) -> None:
         super().__init__(velocity, t, state, end, control, memory)
-        exact = velocity.linearised(t, state) is not None
         self._derivative: Callable[[Tensor], Tensor] | None = None
+        options: dict[str, Any] = {"linsolver": "dense"}
+        if state.numel() > _DENSE:
+            options = {"linsolver": "gmres", "krylov_dim": _KRYLOV_DIMENSION}
+            if velocity.linearised(t, state) is not None:
+                options["jactimes"] = CVODEJacTimes(self._linearise, self._product)
         self._solver = CVODE(
             self._right_hand_side,
             method=method,
-            linsolver="gmres",
-            krylov_dim=_KRYLOV_DIMENSION,
-            jactimes=CVODEJacTimes(self._linearise, self._product) if exact else None,
             rtol=_LOCAL[method] * control.rtol,
             atol=_LOCAL[method] * control.atol,
             first_step=min(self.h, end - t),
             max_num_steps=_NO_LIMIT,
+            **options,
         )
         self._solver.init_step(t, to_array(state))
 

@@ -125,10 +125,15 @@ class GridStepper(FixedStepper):
     ) -> None:
         super().__init__(velocity, t, state, end, control, memory)
         self.name = name
-        options = {"max_order": ADAMS_STEPS + 1} if name in MULTISTEP else {}
+        self._multistep, self._uniform = name in MULTISTEP, 0.0
+        options = {"max_order": ADAMS_STEPS + 1} if self._multistep else {}
         self._solver = SOLVERS[name](func=_Field(velocity), y0=state, rtol=control.rtol, atol=control.atol, **options)
 
     def _fixed_step(self, start: float, end: float) -> Tensor:
+        if self._multistep and abs(end - start - self._uniform) > 1e-9 * self._uniform:
+            # The formulas are those of equal steps.
+            self._solver.prev_f.clear()
+            self._solver.prev_t, self._uniform = None, end - start
         t0, t1 = (torch.tensor(t, dtype=torch.float64, device=self.state.device) for t in (start, end))
         step = partial(self._solver._step_func, self._solver.func, t0, t1 - t0, t1, self.state)
         return self.state + _translated(self.name, start, step)[0]

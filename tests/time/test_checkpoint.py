@@ -197,7 +197,7 @@ print(path.status, path.z.numpy().tobytes().hex())
 """
 
 
-KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "8"))
+KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "4"))
 
 
 def program(path):
