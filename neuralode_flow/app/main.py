@@ -42,7 +42,8 @@ def main() -> None:
     except BadInput as error:
         complain(error)
         sys.exit(error.status)
-    sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
+    if not {"--shell-completion", "-sc"} & set(sys.argv):
+        sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
     try:

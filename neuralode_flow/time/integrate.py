@@ -34,6 +34,8 @@ class IntegrationError(RuntimeError):
         self.trajectory = trajectory
 
 
+_ATOL = 1e-10
+
 # The companion run that measures the error in time is that much more accurate.
 _TIGHTER = 30.0
 
@@ -44,7 +46,7 @@ def integrate(
     times: Tensor | Sequence[float],
     method: str = "dopri5",
     rtol: float = 1e-8,
-    atol: float = 1e-10,
+    atol: float | None = None,
     *,
     step: float | None = None,
     stop: Mapping[str, Any] | None = None,
@@ -76,8 +78,8 @@ def integrate(
         (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
         3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint.
     rtol, atol : float
-        Tolerances of adaptive methods. What the state's dtype cannot hold (rtol below 100 ε, atol below ε times the
-        largest entry of the state or 1) is raised, with a warning.
+        Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
+        100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval.
     stop : dict, optional
@@ -128,7 +130,7 @@ def integrate(
     METHODS[method]
     points = _check_times(times)
     flow, start, profile = _check_start(flow, state)
-    control = _check_control(rtol, atol, step, start)
+    control = _check_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
     count("max_evaluations", max_evaluations)
     if max_seconds is not None:
         positive("max_seconds", max_seconds)
@@ -274,14 +276,16 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
     return flow, flow.sample(state).detach(), state
 
 
-def _check_control(rtol: float, atol: float, step: float | None, start: Tensor) -> Control:
-    wanted, raised = {"rtol": positive("rtol", rtol), "atol": positive("atol", atol)}, []
+def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
+    wanted = {"rtol": positive("rtol", rtol), "atol": _ATOL if atol is None else positive("atol", atol)}
+    raised = []
     eps = torch.finfo(start.dtype).eps
     for name, floor in (("rtol", 100 * eps), ("atol", eps * float(start.abs().max().clamp(min=1.0)))):
         if wanted[name] < floor:
-            raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
+            if name == "rtol" or atol is not None:
+                raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
             wanted[name] = floor
-    if raised:
+    if raised and not fixed:
         warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
     return Control(**wanted, step=None if step is None else positive("step", step))
 

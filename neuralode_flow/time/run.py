@@ -21,8 +21,9 @@ from .trajectory import Trajectory
 
 _COLUMNS = ("z", "loss", "drift")
 
-# A loss within this part of its whole way from the least value that is left counts as having tended to it.
-_ARRIVED = 0.05
+# A loss within this part of its whole way from the least value that is left, at a z whose smallest singular value is
+# this part of its largest, counts as having tended to it.
+_ARRIVED, _SINGULAR = 0.03, 0.04
 
 
 class Run:
@@ -66,6 +67,7 @@ class Run:
         self.t = points[0]
         self.state = start
         self.stepper: Stepper | None = None
+        self.memory: Memory = {}  # of the stepper that is to be made
 
     def whole(self) -> Trajectory:
         """The trajectory, from the start or from the checkpoint to the end."""
@@ -75,15 +77,15 @@ class Run:
             if position["finished"]:
                 return reached
             self._restore(reached, position)
+            self.memory = memory
         else:
-            memory = {}
             self._begin()
         ending, status = "ok", "ok"
         try:
             if not saved:
                 self.state = self.depth.at_start(self.start)
                 self.watch.flow = self.depth.flow
-            self._advance(memory)
+            self._advance()
         except Stopped as stop:
             ending, status = stop.code, str(stop)
             self._last_record()
@@ -126,11 +128,11 @@ class Run:
         self.depth.resume(position["grid"], position["depth"])
         self.watch.flow = self.depth.flow
 
-    def _advance(self, memory: Memory) -> None:
+    def _advance(self) -> None:
         end = self.points[-1]
         while self.outputs < len(self.points):
             if self.stepper is None:
-                self.stepper = METHODS[self.method](self.watch, self.t, self.state, end, self.control, memory)
+                self.stepper = METHODS[self.method](self.watch, self.t, self.state, end, self.control, self.memory)
             stepper, goal = self.stepper, self.points[self.outputs]
             if stepper.t < goal:
                 before = stepper.t
@@ -141,7 +143,7 @@ class Run:
                 point = self.points[self.outputs]
                 self._record(point, stepper.at(point))
             self.t, self.state = stepper.t, stepper.state
-            memory = self._look_at_depth()
+            self._look_at_depth()
             self.progress(self._where)
             self._pause()
         self.progress(self._where, last=True)
@@ -181,7 +183,7 @@ class Run:
         except FAILURES as error:
             raise Stopped("velocity", f"an event could not be computed after t = {self.t:.6g}: {error}") from error
 
-    def _look_at_depth(self) -> Memory:
+    def _look_at_depth(self) -> None:
         """Moves the state to another grid where that is called for; the method starts anew there, with its step."""
         stepper = self.stepper
         assert stepper is not None
@@ -189,11 +191,11 @@ class Run:
         if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1] < self.points[-1]:
             moved_state = self.depth.coarsened(self.t, self.state)
         if moved_state is None:
-            return {}
+            return
         self.state, self.stepper = moved_state, None
         self.watch.flow = self.depth.flow
         self.history += stepper.history
-        return {"h": stepper.h} | ({"stiff": True} if "stiff" in stepper.memory() else {})
+        self.memory = {name: value for name, value in stepper.memory().items() if name in ("h", "stiff")}
 
     def _pause(self) -> None:
         """Saves when it is due, and ends when a signal has come."""
@@ -272,7 +274,9 @@ class Run:
         first, last = self.columns["loss"][0], self.columns["loss"][-1]
         left = last - boundary
         wanted = [event.bound for event in self.events if event.code == "loss"]
-        gone = (left <= _ARRIVED * (first - boundary)) | (boundary > max(wanted, default=torch.inf))
+        sigma = torch.linalg.svdvals(self.columns["z"][-1])
+        arrived = (left <= _ARRIVED * (first - boundary)) & (sigma[..., -1] <= _SINGULAR * sigma[..., 0])
+        gone = arrived | (boundary > max(wanted, default=torch.inf))
         if not bool(gone.any()):
             return None
         least = float(torch.where(gone, boundary.broadcast_to(gone.shape), torch.inf).min())
@@ -299,7 +303,7 @@ class Run:
             self.checkpoint.write(self._trajectory(status, "interrupted"), self._position(finished=False), memory)
 
     def _memory(self) -> Memory:
-        return {} if self.stepper is None else self.stepper.memory()
+        return self.memory if self.stepper is None else self.stepper.memory()
 
     def _position(self, *, finished: bool) -> dict[str, Any]:
         grid = getattr(self.depth.flow, "grid", None)

@@ -208,7 +208,7 @@ def test_a_failing_depth_solve_reaches_the_status():
 
 def test_float32_raises_the_tolerance_with_a_warning():
     flow = nf.IntrinsicFlow(nf.Quadratic(TARGET.float()), nf.LogMean())
-    with pytest.warns(UserWarning, match="rtol = 1e-08 to 1.2e-05 and atol = 1e-10 to 1.2e-07"):
+    with pytest.warns(UserWarning, match="rtol = 1e-08 to 1.2e-05"):
         path = nf.integrate(flow, torch.eye(2, dtype=torch.float32), [0.0, 1.0], "DOP853")
     assert path.z.dtype == torch.float32
     assert float((path.z[-1].double() - truth(torch.tensor([0.0, 1.0]))[-1]).abs().max()) < 1e-4

@@ -54,7 +54,7 @@ PROBLEMS = {
 }
 
 
-@settings(SETTINGS, max_examples=40)
+@settings(SETTINGS, max_examples=30)
 @given(**PROBLEMS)
 def test_ok_means_that_the_error_of_the_continuous_model_is_at_most_ten_tolerances(**problem):
     check("continuous", **problem)
@@ -66,7 +66,7 @@ def test_ok_means_that_the_error_of_a_finite_network_is_at_most_ten_tolerances(*
     check("finite", **problem)
 
 
-@settings(SETTINGS, max_examples=100)
+@settings(SETTINGS, max_examples=110)
 @given(**PROBLEMS)
 def test_ok_means_that_the_error_of_the_intrinsic_limit_is_at_most_ten_tolerances(**problem):
     check("intrinsic", **problem)
