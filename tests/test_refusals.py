@@ -104,7 +104,6 @@ LIBRARY = {
     ],
     "atol": [
         "nf.integrate(flow, state, times, atol=-1.0)",
-        "nf.integrate(flow, state, times, atol=None)",
     ],
     "step": [
         "nf.integrate(flow, state, times, 'euler', step=0.0)",
