@@ -58,6 +58,8 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
         If the study raises, or returns with another status than "ok" (its results are written then).
     """
     started = time.perf_counter()
+    resume = job.machine.resume
+    theirs = isinstance(resume, str) and Path(resume).expanduser().exists()  # an empty folder that the user has made
     try:
         prepare(job.machine)
         setup = build(job)
@@ -74,7 +76,7 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
                 summary = record(study, dataset, started)
                 write(folder, job, dataset, summary, command)
     finally:
-        if folder is not None:
+        if folder is not None and not theirs:
             discard_if_empty(folder)
     terminal.show(setup.problem.title, summary, folder)
     if summary["status"] != "ok":

@@ -144,7 +144,6 @@ def _discard_unless_saved(folder: Path) -> None:
         (folder / _LOCK).unlink(missing_ok=True)
         if {path.name for path in folder.iterdir()} <= {CONFIG}:
             (folder / CONFIG).unlink(missing_ok=True)
-            discard_if_empty(folder)
 
 
 def discard_if_empty(folder: Path) -> None:

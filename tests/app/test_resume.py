@@ -167,6 +167,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_users_empty_folder_stays_when_nothing_comes_of_the_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    status, _, err = finish(*SMALL, f"resume={folder}", "time.method=rk4", "time.step=1e-9")
+    assert status == 1
+    assert "step = 1e-09" in err
+    assert list(folder.iterdir()) == []
+
+
 def test_a_damaged_checkpoint_is_refused_with_a_sentence(tmp_path):
     folder = tmp_path / "run"
     started(folder)
