@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from sksundae.cvode import CVODE, CVODEJacTimes
 from torch import Tensor
 
 from .base import METHODS, Control, Memory, Stepper, Velocity
@@ -44,6 +43,8 @@ class CvodeStepper(Stepper):
         *,
         method: str,
     ) -> None:
+        from sksundae.cvode import CVODE, CVODEJacTimes  # only a run that needs it waits for it
+
         super().__init__(velocity, t, state, end, control, memory)
         self._derivative: Callable[[Tensor], Tensor] | None = None
         options: dict[str, Any] = {"linsolver": "dense"}
