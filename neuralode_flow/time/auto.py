@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import METHODS, Control, Memory, Stepper, Velocity
+from .base import METHODS, Start, Stepper
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 
@@ -35,17 +35,16 @@ class AutoStepper(Stepper):
 
     one_step = False
 
-    def __init__(
-        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
-    ) -> None:
-        super().__init__(velocity, t, state, end, control, memory)
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
         self._inner: Stepper
-        if "stiff" in memory:
-            self._inner = CvodeStepper(velocity, t, state, end, control, memory, method="BDF")
+        if "stiff" in start.memory:
+            self._inner = CvodeStepper(start, method="BDF")
         else:
+            control = start.control
             loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
             self._inner = InterpolatingStepper(
-                velocity, t, state, end, loose, memory, name="LSODA", jac=_no_jacobian, lband=0, uband=0
+                replace(start, control=loose), name="LSODA", jac=_no_jacobian, lband=0, uband=0
             )
 
     def _step(self, goal: float) -> None:
@@ -57,8 +56,7 @@ class AutoStepper(Stepper):
         self.t, self.state = self._inner.t, self._inner.state
 
     def _switch(self) -> None:
-        stiff = {"stiff": True, "h": self.h}
-        self._inner = CvodeStepper(self.velocity, self.t, self.state, self.end, self.control, stiff, method="BDF")
+        self._inner = CvodeStepper(self.here({"h": self.h}), method="BDF")
         self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF)")
 
     def at(self, t: float) -> Tensor:

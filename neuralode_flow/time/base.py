@@ -7,7 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -54,11 +54,34 @@ class Control:
     step: float | None
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a time method begins.
+
+    Attributes
+    ----------
+    velocity : Velocity
+    t : float
+    state : Tensor
+    end : float
+        Last time of the run.
+    control : Control
+    memory : Memory
+        One that `Stepper.memory` gave lets the method go on to the bit; {"h": …} alone proposes the first step.
+    """
+
+    velocity: Velocity
+    t: float
+    state: Tensor
+    end: float
+    control: Control
+    memory: Memory
+
+
 class Stepper(ABC):
     """A time method in motion.
 
-    1. `Stepper(velocity, t, state, end, control, memory)` stands at (t, state); `end` is the last time of the run. A
-       memory that `memory()` gave lets it go on to the bit; {"h": …} alone is a proposal for the first step.
+    1. `Stepper(start, **options)` stands at (start.t, start.state); the options tell methods of one kind apart.
     2. `advance(goal)` takes one accepted step. A one-step method does not go beyond `goal`, where it ends exactly; one
        that interpolates may go as far as `end`.
     3. `t`, `state`, `h`: where the last accepted step ended, and its size.
@@ -69,23 +92,26 @@ class Stepper(ABC):
 
     one_step: ClassVar[bool] = True
 
-    def __init__(
-        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
-    ) -> None:
-        self.velocity = velocity
-        self.t = t
-        self.state = state
-        self.end = end
-        self.control = control
-        self.h = float(memory.get("h", 0.0))
+    def __init__(self, start: Start, **options: Any) -> None:
+        self.velocity = start.velocity
+        self.t = start.t
+        self.state = start.state
+        self.end = start.end
+        self.control = start.control
+        self.h = float(start.memory.get("h", 0.0))
         self.history: list[str] = []
-        self._before: tuple[float, Tensor, Memory] = (t, state, memory)
+        self._options = options
+        self._before = start
 
     def advance(self, goal: float) -> None:
         """One accepted step."""
-        self._before = (self.t, self.state, self.memory() if self.one_step else {})
+        self._before = self.here(self.memory() if self.one_step else {})
         self._step(goal)
-        self.h = self.t - self._before[0]
+        self.h = self.t - self._before.t
+
+    def here(self, memory: Memory) -> Start:
+        """A start where this method stands."""
+        return Start(self.velocity, self.t, self.state, self.end, self.control, memory)
 
     @abstractmethod
     def _step(self, goal: float) -> None:
@@ -95,17 +121,16 @@ class Stepper(ABC):
         """The state inside the last step; a one-step method repeats the step, ending at t."""
         if t == self.t:
             return self.state
-        start, state, memory = self._before
-        if t == start:
-            return state
-        again = self._again(start, state, t, memory)
+        if t == self._before.t:
+            return self._before.state
+        again = self._again(replace(self._before, end=t))
         while again.t < t:
             again.advance(t)
         return again.state
 
-    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
-        """A method of the same kind elsewhere."""
-        return type(self)(self.velocity, t, state, end, self.control, memory)
+    def _again(self, start: Start) -> Stepper:
+        """The same method elsewhere."""
+        return type(self)(start, **self._options)
 
     def memory(self) -> dict[str, Any]:
         """See Memory."""
@@ -115,9 +140,7 @@ class Stepper(ABC):
 class Method(Protocol):
     """Makes a Stepper."""
 
-    def __call__(
-        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
-    ) -> Stepper: ...
+    def __call__(self, start: Start) -> Stepper: ...
 
 
 def fixed_steps(method: Method) -> bool:
@@ -223,11 +246,10 @@ class Watch:
 class FixedStepper(Stepper):
     """Equal steps of at most `control.step` between the output times."""
 
-    def __init__(
-        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory
-    ) -> None:
-        super().__init__(velocity, t, state, end, control, memory)
-        self._interval = (t, t)
+    def __init__(self, start: Start, **options: Any) -> None:
+        super().__init__(start, **options)
+        memory = start.memory
+        self._interval = (start.t, start.t)
         self._k = 0
         if "interval" in memory:
             self._interval = (float(memory["interval"][0]), float(memory["interval"][1]))
@@ -246,8 +268,8 @@ class FixedStepper(Stepper):
     def _fixed_step(self, start: float, end: float) -> Tensor:
         """The state after one step from `self.state`."""
 
-    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
-        return super()._again(t, state, end, {})
+    def _again(self, start: Start) -> Stepper:
+        return super()._again(replace(start, memory={}))
 
     def memory(self) -> dict[str, Any]:
         return super().memory() | {"interval": np.array(self._interval), "k": self._k}

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ..laws import drift
-from .base import FAILURES, METHODS, Control, Memory, Stepper, Watch
+from .base import FAILURES, METHODS, Control, Memory, Start, Stepper, Watch
 from .checkpoint import Checkpoint, moved
 from .depth import AdaptiveDepth, FixedDepth
 from .endings import EVENTS_ASKED, Stopped
@@ -84,7 +84,7 @@ class Run:
         try:
             if not saved:
                 self.state = self.depth.at_start(self.start)
-                self.watch.flow = self.depth.flow
+                self._take_flow()
             self._advance()
         except Stopped as stop:
             ending, status = stop.code, str(stop)
@@ -106,7 +106,14 @@ class Run:
                 return self._trajectory(str(stop), stop.code)
         return result
 
+    def _take_flow(self) -> None:
+        """Goes on with the flow on its present grid; the law of the start is that of its panel polynomials there."""
+        flow = self.watch.flow = self.depth.flow
+        start = self.start if flow is self.base else self.base.transfer(self.start, flow.grid)
+        self.law = flow.law(start)
+
     def _begin(self) -> None:
+        self._take_flow()
         try:
             self._record(self.t, self.state)
         except Stopped as stop:
@@ -126,22 +133,22 @@ class Run:
         self.history = list(reached.stats["history"])
         self.watch.resume(position["evaluations"], position["products"], position["seconds"])
         self.depth.resume(position["grid"], position["depth"])
-        self.watch.flow = self.depth.flow
+        self._take_flow()
 
     def _advance(self) -> None:
         end = self.points[-1]
         while self.outputs < len(self.points):
             if self.stepper is None:
-                self.stepper = METHODS[self.method](self.watch, self.t, self.state, end, self.control, self.memory)
+                self.stepper = METHODS[self.method](
+                    Start(self.watch, self.t, self.state, end, self.control, self.memory)
+                )
             stepper, goal = self.stepper, self.points[self.outputs]
             if stepper.t < goal:
                 before = stepper.t
                 stepper.advance(goal)
                 self.steps += 1
                 self._meet_events(before)
-            while self.outputs < len(self.points) and stepper.t >= self.points[self.outputs]:
-                point = self.points[self.outputs]
-                self._record(point, stepper.at(point))
+            self._record_until(stepper.t, stepper)
             self.t, self.state = stepper.t, stepper.state
             self._look_at_depth()
             self.progress(self._where)
@@ -159,29 +166,25 @@ class Run:
         for event in self.events:
 
             def falls(t: float, event: Stop = event) -> float:
-                return event.falls(Point(flow, self.watch, t, stepper.at(t)))
+                try:
+                    return event.falls(Point(flow, self.watch, t, stepper.at(t)))
+                except FAILURES as error:
+                    raise Stopped("velocity", f"an event could not be computed at t = {t:.6g}: {error}") from error
 
-            if self._computed(lambda: falls(stepper.t)) <= 0:
-                inside = self._computed(lambda: falls(before)) > 0
+            if falls(stepper.t) <= 0:
                 span = stepper.t - before
-                at = brentq(falls, before, stepper.t, xtol=1e-12 * span, rtol=1e-12) if inside else before
+                at = before
+                if falls(before) > 0:
+                    at = brentq(falls, before, stepper.t, xtol=1e-12 * span, rtol=1e-12)
                 # The far side of the root, where the event has happened.
                 while falls(at) > 0:
                     at = min(stepper.t, at + 1e-12 * span)
                 happened.append((at, event))
         if happened:
             at, event = min(happened, key=lambda pair: pair[0])
-            while self.outputs < len(self.points) and self.points[self.outputs] <= at:
-                point = self.points[self.outputs]
-                self._record(point, stepper.at(point))
+            self._record_until(at, stepper)
             self.t, self.state = at, stepper.at(at)
             raise Stopped(event.code, event.sentence(at))
-
-    def _computed(self, work: Callable[[], float]) -> float:
-        try:
-            return work()
-        except FAILURES as error:
-            raise Stopped("velocity", f"an event could not be computed after t = {self.t:.6g}: {error}") from error
 
     def _look_at_depth(self) -> None:
         """Moves the state to another grid where that is called for; the method starts anew there, with its step."""
@@ -193,7 +196,7 @@ class Run:
         if moved_state is None:
             return
         self.state, self.stepper = moved_state, None
-        self.watch.flow = self.depth.flow
+        self._take_flow()
         self.history += stepper.history
         self.memory = {name: value for name, value in stepper.memory().items() if name in ("h", "stiff")}
 
@@ -204,6 +207,12 @@ class Run:
             self._save(self._memory())
         if interrupted:
             raise Stopped("interrupted", f"the run was interrupted at t = {self.t:.6g}")
+
+    def _record_until(self, t: float, stepper: Stepper) -> None:
+        """Records the outputs inside the last step, up to t."""
+        while self.outputs < len(self.points) and self.points[self.outputs] <= t:
+            point = self.points[self.outputs]
+            self._record(point, stepper.at(point))
 
     def _record(self, t: float, state: Tensor) -> None:
         self._evaluate(t, state)
@@ -236,10 +245,9 @@ class Run:
     def _evaluate(self, t: float, state: Tensor) -> None:
         """Files z, loss, drift and depth error at time t; raises Stopped unless all of them are finite."""
         flow = self.depth.flow
-        start = self.start if flow is self.base else self.base.transfer(self.start, flow.grid)
         try:
             z = flow.product(state)
-            values = {"z": z, "loss": flow.loss(z), "drift": drift(flow.law(state), flow.law(start))}
+            values = {"z": z, "loss": flow.loss(z), "drift": drift(flow.law(state), self.law)}
             depth_error = self.depth.at_output(state, z)
         except FAILURES as error:
             raise Stopped("velocity", f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from scipy.integrate._ivp.radau import RadauDenseOutput
 from torch import Tensor
 
-from .base import METHODS, Control, Memory, Stepper, Velocity
+from .base import METHODS, Memory, Start, Stepper
 from .endings import Stopped
 
 # Their own interpolation between steps is of lower order than the step, so steps are made to end on output times.
@@ -27,29 +27,32 @@ _LARGEST_JACOBIAN = 2**32
 class ScipyStepper(Stepper):
     """A solver class of SciPy; the state is handed over as a flat float64 array."""
 
-    def __init__(
-        self,
-        velocity: Velocity,
-        t: float,
-        state: Tensor,
-        end: float,
-        control: Control,
-        memory: Memory,
-        *,
-        name: str,
-        **options: Any,
-    ) -> None:
-        super().__init__(velocity, t, state, end, control, memory)
+    def __init__(self, start: Start, *, name: str, **options: Any) -> None:
+        super().__init__(start, name=name, **options)
         self.name = name
-        self._options = options
+        # A slope that is remembered: then the solver is made without an evaluation, and what it computes is replaced.
+        self._slope = start.memory.get("f")
         if self.h:
-            options = options | {"first_step": min(self.h, end - t)}
+            options = options | {"first_step": min(self.h, start.end - start.t)}
+        control = start.control
         self._solver = getattr(scipy.integrate, name)(
-            self._right_hand_side, t, to_array(state), end, rtol=control.rtol, atol=control.atol, **options
+            self._right_hand_side,
+            start.t,
+            to_array(start.state),
+            start.end,
+            rtol=control.rtol,
+            atol=control.atol,
+            **options,
         )
+        if self._slope is not None:
+            self._restore(start.memory)
+            self._slope = None
 
     def _right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
-        return to_array(self.velocity(t, to_state(y, self.state)))
+        return np.array(self._slope) if self._slope is not None else to_array(self.velocity(t, to_state(y, self.state)))
+
+    def _restore(self, memory: Memory) -> None:
+        """Puts back what `memory()` took; for methods whose memory holds a slope."""
 
     def _step(self, goal: float) -> None:
         message = self._one_step()
@@ -65,22 +68,9 @@ class ScipyStepper(Stepper):
             except UserWarning as error:
                 raise Stopped("underflow", f"{self.name} of SciPy stopped at t = {self.t:.6g}: {error}") from error
 
-    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
-        return type(self)(self.velocity, t, state, end, self.control, memory, name=self.name, **self._options)
-
 
 class EndingStepper(ScipyStepper):
     """One of the one-step methods of SciPy: its steps end on the output times."""
-
-    def __init__(
-        self, velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory, *, name: str
-    ) -> None:
-        spent = getattr(velocity, "evaluations", 0)
-        super().__init__(velocity, t, state, end, control, memory, name=name)
-        if "f" in memory:
-            self._restore(memory)
-            if hasattr(velocity, "evaluations"):
-                velocity.evaluations = spent  # those of the constructor had been made before
 
     def _step(self, goal: float) -> None:
         solver = self._solver
@@ -107,6 +97,7 @@ class RadauStepper(EndingStepper):
         super()._restore(memory)
         solver = self._solver
         solver.J, solver.current_jac = np.asarray(memory["J"]), bool(memory["current_jac"])
+        solver.jac_factor = np.asarray(memory["jac_factor"])
         for name in self._NUMBERS:
             setattr(solver, name, float(memory[name]) if name in memory else None)
         for name in self._ARRAYS:
@@ -118,7 +109,7 @@ class RadauStepper(EndingStepper):
 
     def memory(self) -> dict[str, Any]:
         solver = self._solver
-        kept = super().memory() | {"J": solver.J, "current_jac": solver.current_jac}
+        kept = super().memory() | {"J": solver.J, "current_jac": solver.current_jac, "jac_factor": solver.jac_factor}
         kept |= {name: getattr(solver, name) for name in self._NUMBERS if getattr(solver, name) is not None}
         for name in self._ARRAYS:
             if getattr(solver, name) is not None:
@@ -147,18 +138,17 @@ def to_state(y: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.array(y)).to(like).reshape(like.shape)
 
 
-def _dense(
-    velocity: Velocity, t: float, state: Tensor, end: float, control: Control, memory: Memory, *, name: str
-) -> Stepper:
+def _dense(start: Start, *, name: str) -> Stepper:
     """A method that keeps a dense Jacobian, refused where that has no place."""
-    size = 8 * state.numel() ** 2
+    n = start.state.numel()
+    size = 8 * n**2
     if size > _LARGEST_JACOBIAN:
         raise ValueError(
-            f"method = {name!r} keeps a dense Jacobian, {size / 2**30:.0f} GiB for a state of {state.numel()} numbers: "
+            f"method = {name!r} keeps a dense Jacobian, {size / 2**30:.0f} GiB for a state of {n} numbers: "
             f"use 'auto' or 'CVODE_BDF', which need none"
         )
     kind = RadauStepper if name == "Radau" else InterpolatingStepper
-    return kind(velocity, t, state, end, control, memory, name=name)
+    return kind(start, name=name)
 
 
 for _name in RUNGE_KUTTA:

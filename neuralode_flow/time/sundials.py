@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import METHODS, Control, Memory, Stepper, Velocity
+from .base import METHODS, Start, Stepper
 from .endings import Stopped
 from .scipy import to_array, to_state
 
@@ -32,36 +32,26 @@ class CvodeStepper(Stepper):
 
     one_step = False
 
-    def __init__(
-        self,
-        velocity: Velocity,
-        t: float,
-        state: Tensor,
-        end: float,
-        control: Control,
-        memory: Memory,
-        *,
-        method: str,
-    ) -> None:
+    def __init__(self, start: Start, *, method: str) -> None:
         from sksundae.cvode import CVODE, CVODEJacTimes  # only a run that needs it waits for it
 
-        super().__init__(velocity, t, state, end, control, memory)
+        super().__init__(start, method=method)
         self._derivative: Callable[[Tensor], Tensor] | None = None
         options: dict[str, Any] = {"linsolver": "dense"}
-        if state.numel() > _DENSE:
+        if start.state.numel() > _DENSE:
             options = {"linsolver": "gmres", "krylov_dim": _KRYLOV_DIMENSION}
-            if velocity.linearised(t, state) is not None:
+            if start.velocity.linearised(start.t, start.state) is not None:
                 options["jactimes"] = CVODEJacTimes(self._linearise, self._product)
         self._solver = CVODE(
             self._right_hand_side,
             method=method,
-            rtol=_LOCAL[method] * control.rtol,
-            atol=_LOCAL[method] * control.atol,
-            first_step=min(self.h, end - t),
+            rtol=_LOCAL[method] * start.control.rtol,
+            atol=_LOCAL[method] * start.control.atol,
+            first_step=min(self.h, start.end - start.t),
             max_num_steps=_NO_LIMIT,
             **options,
         )
-        self._solver.init_step(t, to_array(state))
+        self._solver.init_step(start.t, to_array(start.state))
 
     def _right_hand_side(self, t: float, y: np.ndarray, yp: np.ndarray) -> None:
         yp[:] = to_array(self.velocity(t, to_state(y, self.state)))

@@ -17,7 +17,7 @@ from torchdiffeq._impl.misc import _rms_norm
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import _RungeKuttaState
 
-from .base import METHODS, Control, FixedStepper, Memory, Stepper, Velocity
+from .base import METHODS, FixedStepper, Start, Stepper, Velocity
 from .endings import Stopped
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -54,27 +54,20 @@ def _translated(name: str, t: float, work: Callable[[], Any]) -> Any:
         raise Stopped(code, f"{name} of torchdiffeq stopped after t = {t:.6g}: {error}") from error
 
 
+def _solver(name: str, start: Start, **options: Any) -> Any:
+    control = start.control
+    return SOLVERS[name](func=_Field(start.velocity), y0=start.state, rtol=control.rtol, atol=control.atol, **options)
+
+
 class AdaptiveStepper(Stepper):
     """An adaptive Runge–Kutta method; the step size is carried over a step cut short by an output time."""
 
-    def __init__(
-        self,
-        velocity: Velocity,
-        t: float,
-        state: Tensor,
-        end: float,
-        control: Control,
-        memory: Memory,
-        *,
-        name: str,
-    ) -> None:
-        super().__init__(velocity, t, state, end, control, memory)
+    def __init__(self, start: Start, *, name: str) -> None:
+        super().__init__(start, name=name)
+        memory, state = start.memory, start.state
         self.name = name
-        options: dict[str, Any] = {"rtol": control.rtol, "atol": control.atol, "norm": _rms_norm}
-        if self.h:
-            options["first_step"] = self.h
-        self._solver = SOLVERS[name](func=_Field(velocity), y0=state, **options)
-        time = self._time(t)
+        self._solver = _solver(name, start, norm=_rms_norm, first_step=self.h or None)
+        time = self._time(start.t)
         if "slope" in memory:
             slope = torch.as_tensor(memory["slope"]).to(state).reshape(state.shape)
             self._run = _RungeKuttaState(state, slope, time, time, self._time(float(memory["next"])), [])
@@ -102,9 +95,6 @@ class AdaptiveStepper(Stepper):
         self._run = ended
         self.t, self.state = float(ended.t1), ended.y1
 
-    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
-        return AdaptiveStepper(self.velocity, t, state, end, self.control, memory, name=self.name)
-
     def memory(self) -> dict[str, Any]:
         return {"h": self.h, "slope": self._run.f1, "next": float(self._run.dt)}
 
@@ -112,22 +102,12 @@ class AdaptiveStepper(Stepper):
 class GridStepper(FixedStepper):
     """A method of fixed steps; the multistep ones keep their memory of earlier slopes."""
 
-    def __init__(
-        self,
-        velocity: Velocity,
-        t: float,
-        state: Tensor,
-        end: float,
-        control: Control,
-        memory: Memory,
-        *,
-        name: str,
-    ) -> None:
-        super().__init__(velocity, t, state, end, control, memory)
+    def __init__(self, start: Start, *, name: str) -> None:
+        super().__init__(start, name=name)
         self.name = name
         self._multistep, self._uniform = name in MULTISTEP, 0.0
         options = {"max_order": ADAMS_STEPS + 1} if self._multistep else {}
-        self._solver = SOLVERS[name](func=_Field(velocity), y0=state, rtol=control.rtol, atol=control.atol, **options)
+        self._solver = _solver(name, start, **options)
 
     def _fixed_step(self, start: float, end: float) -> Tensor:
         if self._multistep and abs(end - start - self._uniform) > 1e-9 * self._uniform:
@@ -137,9 +117,6 @@ class GridStepper(FixedStepper):
         t0, t1 = (torch.tensor(t, dtype=torch.float64, device=self.state.device) for t in (start, end))
         step = partial(self._solver._step_func, self._solver.func, t0, t1 - t0, t1, self.state)
         return self.state + _translated(self.name, start, step)[0]
-
-    def _again(self, t: float, state: Tensor, end: float, memory: Memory) -> Stepper:
-        return GridStepper(self.velocity, t, state, end, self.control, {}, name=self.name)
 
 
 for _name in ADAPTIVE:
