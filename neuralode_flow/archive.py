@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import atomic_write
+from .files import atomic_write, check_seal
 
 VERSION = 1
 _FORMAT = b"neuralode_flow archive "
@@ -82,16 +82,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     if not first.startswith(_FORMAT):
         raise ValueError(f"{path} is not a file of neuralode_flow: its first line is {first[:40]!r}")
-    version = first.removeprefix(_FORMAT).strip()
-    if version != str(VERSION).encode():
-        raise ValueError(
-            f"{path} has format version {version.decode(errors='replace')} and this program reads version {VERSION}: "
-            f"read it with the version of neuralode_flow that wrote it"
-        )
-    if hashlib.sha256(payload).hexdigest().encode() + b"\n" != second:
-        spare = previous(path)
-        advice = f"the one before it is {spare}" if spare.exists() else "it cannot be mended"
-        raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
+    version, digest = first.removeprefix(_FORMAT).strip(), second.removesuffix(b"\n")
+    spare = previous(path)
+    advice = f"the one before it is {spare}" if spare.exists() else "it cannot be mended"
+    check_seal(path, version.decode(errors="replace"), VERSION, digest.decode(errors="replace"), payload, advice)
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

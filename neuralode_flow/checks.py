@@ -11,6 +11,21 @@ import torch
 from torch import Tensor
 
 
+def floating(name: str, value: Any) -> Tensor:
+    """`value` as a tensor of floating-point numbers: cheap enough for every call, since no entry is looked at.
+
+    Raises
+    ------
+    TypeError
+        If it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point numbers, got dtype {value.dtype}; use {name}.double()")
+    return value
+
+
 def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
     """`value` as a finite floating-point tensor with at least `ndim` axes.
 
@@ -21,10 +36,7 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
     ValueError
         If it is empty, has too few axes, or has NaN or infinite entries.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor(...)")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must hold floating-point numbers, got dtype {value.dtype}; use {name}.double()")
+    floating(name, value)
     if ndim is not None and value.ndim < ndim:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if value.numel() == 0:
@@ -50,6 +62,11 @@ def same_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
             f"{name} is {value.dtype} on {value.device} but {other_name} is {other.dtype} on {other.device}; "
             f"move one with .to(dtype=..., device=...)"
         )
+
+
+def goes_with(members: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether leading axes `members` broadcast to exactly the leading axes `batch`."""
+    return len(members) <= len(batch) and all(m in (1, b) for m, b in zip(members[::-1], batch[::-1], strict=False))
 
 
 def positive(name: str, value: Any) -> float:

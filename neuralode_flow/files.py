@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+CONFIG = "config.yaml"  # the resolved config in a run folder
 
 try:
     import fcntl
@@ -49,6 +52,17 @@ def remove_remains(path: Path) -> None:
 
 def _prefix(path: Path) -> str:
     return f".{path.stem}.writing-"
+
+
+def check_seal(path: Path, version: str, known: int, digest: str, content: bytes, advice: str) -> None:
+    """Raises ValueError unless a file is of the `known` version, and `digest` is the SHA-256 of its content."""
+    if version != str(known):
+        raise ValueError(
+            f"{path} has format version {version} and this program reads version {known}: read it with the version of "
+            f"neuralode_flow that wrote it"
+        )
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import count, float_tensor, placed, positive, random_source, real, same_kind, square
+from .checks import count, float_tensor, goes_with, placed, positive, random_source, real, same_kind, square
 from .depth import chain
 from .depth.collocation import Collocation
 from .depth.grid import DepthGrid, Profile, sample
@@ -168,7 +168,7 @@ def _sample_twist(twist: Callable[[float], Tensor], nodes: Tensor, z0: Tensor) -
     if values.shape[-1] != d:
         got = (*members, *values.shape[-2:])
         raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {got}")
-    if len(members) > len(batch) or any(m not in (1, b) for m, b in zip(members[::-1], batch[::-1], strict=False)):
+    if not goes_with(members, batch):
         raise ValueError(f"twist(s) has leading axes {members} but z0 has {batch}: return one matrix for all of z0")
     asymmetry = float((values + values.mT).abs().max())
     if asymmetry > 1e-10 * (1 + float(values.abs().max())):

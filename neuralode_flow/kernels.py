@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .checks import float_tensor, follows, positive, real
+from .checks import float_tensor, floating, follows, positive, real
 
 
 class Kernel(Protocol):
@@ -29,10 +29,7 @@ def check_kernel(name: str, value: Any) -> None:
 
 def _check_values(sigma: Tensor) -> None:
     """Raises unless sigma are singular values `(..., d)`: cheap enough for every call. NaN passes, as it does in z."""
-    if not isinstance(sigma, Tensor):
-        raise TypeError(f"sigma must be a torch tensor, got {type(sigma).__name__}; use torch.as_tensor(...)")
-    if not sigma.is_floating_point():
-        raise TypeError(f"sigma must hold floating-point numbers, got dtype {sigma.dtype}; use sigma.double()")
+    floating("sigma", sigma)
     if sigma.ndim == 0 or sigma.numel() == 0:
         raise ValueError(f"sigma must have shape (..., d) with d >= 1, got {tuple(sigma.shape)}")
     if bool((sigma < 0).any()):

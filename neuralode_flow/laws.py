@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import same_kind
+from .checks import floating, same_kind
 from .depth.grid import DepthGrid, check_grid
 
 
 def _check(name: str, value: Tensor, axes: str) -> None:
     """Raises unless `value` is a floating-point tensor with these last axes, such as "L, d, d"."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor(...)")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must hold floating-point numbers, got dtype {value.dtype}; use {name}.double()")
+    floating(name, value)
     if value.ndim < len(axes.split(", ")) or value.shape[-1] != value.shape[-2]:
         raise ValueError(f"{name} must have shape (..., {axes}), got {tuple(value.shape)}")
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import xarray as xr
 
-from .files import as_path, atomic_write
+from .files import CONFIG, as_path, atomic_write, check_seal
 
 FILE = "results.nc"
-CONFIG = "config.yaml"
 VERSION = 1
 _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
 
@@ -63,14 +62,8 @@ def open(path: str | Path) -> xr.Dataset:
     mark = _LAST_LINE.search(content)
     if mark is None:
         raise ValueError(f"{file} is not a whole file of neuralode_flow: its last line does not say so")
-    version, digest = int(mark[1]), mark[2].decode()
-    if version != VERSION:
-        raise ValueError(
-            f"{file} has format version {version} and this program reads version {VERSION}: read it with the version "
-            f"of neuralode_flow that wrote it"
-        )
-    if hashlib.sha256(content[: mark.start()]).hexdigest() != digest:
-        raise ValueError(f"{file} is damaged: its contents do not match its checksum; run the study again")
+    sealed = content[: mark.start()]
+    check_seal(file, mark[1].decode(), VERSION, mark[2].decode(), sealed, "run the study again")
     try:
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
             dataset = stored.load()

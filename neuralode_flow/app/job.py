@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from .. import results
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
-from ..files import atomic_write
+from ..files import CONFIG, atomic_write
 from ..initial import INITIALS
 from ..problems import PROBLEMS
 from ..studies import STUDIES
@@ -28,7 +28,7 @@ from ..studies.base import Setup, Study
 from . import terminal
 from .errors import BadInput, StudyFailed, complain
 from .report import write_report
-from .runfolder import CHECKPOINTS, CONFIG, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
+from .runfolder import CHECKPOINTS, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")

@@ -13,10 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..files import InUse, atomic_write, locked
+from ..files import CONFIG, InUse, atomic_write, locked
 from .errors import BadInput
 
-CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"

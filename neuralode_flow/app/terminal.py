@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from ..time.progress import bar
 
 Report = Callable[[float, str], None]
 
@@ -20,16 +21,8 @@ def progress() -> Iterator[Report]:
 
     A file or a pipe gets nothing.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda fraction, what: None
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda fraction, what: bar.update(task, completed=fraction, description=what)
+    with bar() as show:
+        yield show or (lambda fraction, what: None)
 
 
 def finished(folder: Path) -> None:

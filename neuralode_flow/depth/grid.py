@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, placed, positive
+from ..checks import count, float_tensor, floating, placed, positive
 from .panels import solve
 
 Profile = Callable[[float], Tensor]
@@ -255,10 +255,7 @@ class DepthGrid:
         return panel, terms / terms.sum(-1, keepdims=True)
 
     def _check(self, values: Tensor) -> Tensor:
-        if not isinstance(values, Tensor):
-            raise TypeError(f"values must be a torch tensor, got {type(values).__name__}; use torch.as_tensor(...)")
-        if not values.is_floating_point():
-            raise TypeError(f"values must hold floating-point numbers, got dtype {values.dtype}; use values.double()")
+        floating("values", values)
         if values.ndim < 3 or values.shape[-3] != len(self):
             raise ValueError(
                 f"values must have shape (..., N, a, b) with N = {len(self)} depth nodes, got {tuple(values.shape)}"

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..checks import same_kind, square
+from ..checks import floating, goes_with, same_kind, square
 from ..losses import Loss
 
 
@@ -37,10 +37,7 @@ class Flow(Protocol):
 
 def check_layers(state: Tensor, number: int, what: str) -> None:
     """Raises unless `state` is a floating-point tensor `(..., number, d, d)`: cheap enough for every call."""
-    if not isinstance(state, Tensor):
-        raise TypeError(f"state must be a torch tensor, got {type(state).__name__}; use torch.as_tensor(...)")
-    if not state.is_floating_point():
-        raise TypeError(f"state must hold floating-point numbers, got dtype {state.dtype}; use state.double()")
+    floating("state", state)
     if state.numel() == 0:
         raise ValueError(f"state must not be empty, got shape {tuple(state.shape)}")
     if state.ndim < 3 or state.shape[-3] != number:
@@ -66,7 +63,7 @@ def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...])
         if value.is_floating_point():
             same_kind(name, state, f"{part.lstrip('_')} of the loss", value)
         members = tuple(value.shape[:-2])
-        if len(members) > len(batch) or any(m not in (1, b) for m, b in zip(members[::-1], batch[::-1], strict=False)):
+        if not goes_with(members, batch):
             raise ValueError(
                 f"{name} has leading axes {batch} but {part.lstrip('_')} of the loss has {members}: "
                 f"give one state per member, or one loss for all"

@@ -56,9 +56,16 @@ class Setup:
     checkpoints: Path | None = None
     save_every: float = 60.0
 
-    def checkpoint(self, name: str) -> Path | None:
-        """The file of one integration; None where nothing is saved."""
-        return self.checkpoints and self.checkpoints / f"{name}.npz"
+    def options(self, name: str) -> dict[str, Any]:
+        """How `integrate` is called for one integration of the study, which is saved and taken up by its name."""
+        return {
+            "method": self.method,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "step": self.step,
+            "checkpoint": self.checkpoints and self.checkpoints / f"{name}.npz",
+            "every": self.save_every,
+        }
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature, relaxed_balance_defect
+from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study
@@ -174,24 +175,12 @@ def _check_depths(depths: Sequence[int]) -> list[int]:
 def _solve(
     setup: Setup, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
 ) -> Trajectory:
-    """One integration of the study; under its name it is saved and taken up again."""
-    return integrate(
-        flow,
-        state,
-        setup.times,
-        method=setup.method,
-        rtol=setup.rtol,
-        atol=setup.atol,
-        step=setup.step,
-        observe=observe,
-        checkpoint=setup.checkpoint(name),
-        every=setup.save_every,
-    )
+    return integrate(flow, state, setup.times, **setup.options(name), observe=observe)
 
 
 def _is_whole(path: Trajectory) -> bool:
     """Whether a path reached the last time with numbers to trust; its target may be out of reach."""
-    return path.ending in ("ok", "unreachable")
+    return path.ending in REACHED
 
 
 def _whole(path: Trajectory, what: str) -> Trajectory:
@@ -219,7 +208,8 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
         return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
 
     on_finer = _whole(
-        _solve(setup, "doubled", doubled, doubled.sample(setup.initial), compare), "continuous model on a doubled grid"
+        _solve(setup, "doubled", doubled, doubled.sample(setup.initial), compare),
+        "continuous model on a doubled grid",
     )
     tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
     tighter = _whole(_solve(tight, "tight", flow, states[0]), "continuous model at a tighter tolerance")

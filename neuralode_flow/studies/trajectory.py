@@ -17,7 +17,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..registry import Registry
-from ..time.endings import EVENTS_ASKED
+from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
@@ -101,17 +101,12 @@ def run(
         flow,
         start,
         setup.times,
-        setup.method,
-        setup.rtol,
-        setup.atol,
-        step=setup.step,
+        **setup.options(model),
         stop={name: bound for name, bound in wanted.items() if bound is not None},
         max_evaluations=max_evaluations,
         max_seconds=max_seconds,
         adapt=adapt and model == "continuous",
         estimate=estimate,
-        checkpoint=setup.checkpoint(model),
-        every=setup.save_every,
         progress=report,
     )
     return _dataset(setup, model, path, _limit(setup, path))
@@ -121,17 +116,7 @@ def _limit(setup: Setup, path: Trajectory) -> np.ndarray:
     """The intrinsic limit at the same times; NaN where it was not reached, or the path has several members."""
     if path.z.ndim != 3:
         return np.full(path.z.shape, np.nan)
-    limit = integrate(
-        IntrinsicFlow(setup.problem.loss, LogMean()),
-        path.z[0],
-        path.times,
-        setup.method,
-        setup.rtol,
-        setup.atol,
-        step=setup.step,
-        checkpoint=setup.checkpoint("limit"),
-        every=setup.save_every,
-    )
+    limit = integrate(IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0], path.times, **setup.options("limit"))
     z = np.full(path.z.shape, np.nan)
     z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
     return z
@@ -160,7 +145,7 @@ def _dataset(setup: Setup, model: str, path: Trajectory, limit: np.ndarray) -> x
     for name, meaning in LONG_NAMES.items():
         if name in dataset:
             dataset[name].attrs["long_name"] = meaning
-    fine = path.ending in ("ok", "unreachable", *EVENTS_ASKED)
+    fine = path.ending in (*REACHED, *EVENTS_ASKED)
     dataset.attrs = {
         "study": "trajectory",
         "status": "ok" if fine else path.status,

@@ -37,5 +37,8 @@ ENDINGS = MappingProxyType(
     }
 )
 
+# Endings at the last time, with numbers to trust.
+REACHED: tuple[str, ...] = ("ok", "unreachable")
+
 # Endings that were asked for; the others say that something is in the way.
 EVENTS_ASKED: tuple[str, ...] = ("loss", "gradient", "steady", "sigma_min", "norm", "time", "event")

@@ -59,22 +59,29 @@ class Throttled:
 
 
 @contextmanager
-def shown(wanted: bool | Report | None) -> Iterator[Report | None]:
-    """The function that reports go to: the given one, a bar on a terminal (True), or none."""
-    if not wanted or callable(wanted):
-        yield wanted or None
-        return
+def bar() -> Iterator[Callable[[float, str], None] | None]:
+    """A function of (fraction done in [0, 1], what is being done) that shows it on stderr; None without a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    with Bar(
-        BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn(), console=console,
-        transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("starting", total=1.0)
-        yield lambda where: bar.update(task, completed=where.fraction, description=str(where))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Bar(*columns, console=console, transient=True) as drawn:
+        task = drawn.add_task("starting", total=1.0)
+        yield lambda fraction, what: drawn.update(task, completed=fraction, description=what)
+
+
+@contextmanager
+def shown(wanted: bool | Report | None) -> Iterator[Report | None]:
+    """The function that reports go to: the given one, a bar on a terminal (True), or none."""
+    if not wanted or callable(wanted):
+        yield wanted or None
+        return
+    with bar() as show:
+        yield show and (lambda where: show(where.fraction, str(where)))
