@@ -33,12 +33,15 @@ def outside(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     whole : Tensor (..., d, d)
     """
     links = factors.unbind(-3)
-    before, after = [identity_like(links[0])], [identity_like(links[0])]
-    for link in links:
+    identity = identity_like(links[0])
+    before, after = [links[0]], [links[-1]]
+    for link in links[1:]:
         before.append(link @ before[-1])
-    for link in reversed(links[1:]):
+    for link in reversed(links[1:-1]):
         after.append(after[-1] @ link)
-    return torch.stack(before[:-1], dim=-3), torch.stack(after[::-1], dim=-3), before[-1]
+    if len(links) == 1:
+        return identity.unsqueeze(-3), identity.unsqueeze(-3), before[0]
+    return torch.stack([identity, *before[:-1]], dim=-3), torch.stack([*after[::-1], identity], dim=-3), before[-1]
 
 
 def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -13,14 +13,18 @@ Reversing the nodes and transposing turns the second equation into the first, so
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from . import picard
 from .chain import identity_like, outside
-from .grid import DepthGrid, check_grid
+from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
+from .workspace import Take, Workspace
 
 
 class Stages(NamedTuple):
@@ -49,6 +53,130 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
     forward, backward = _halves(grid, solve(_matrix(grid, W), _doubled(local)))
     across = identity_like(local[..., 0, :, :]) + _over_panels(grid, local @ forward)
     return Stages(forward, backward, across)
+
+
+class Middle(NamedTuple):
+    """The same solution seen from the middle c of each panel, in memory of the workspace.
+
+    A panel's collocation polynomials u with u' = W u, u(c) = I and v with v' = −v W, v(c) = I reach only half as far as
+    those of `Stages`. By the symplectic condition v u is the same matrix C at both ends of the panel, so that
+    P(s_i, a) = u(s_i) C⁻¹ v(a) and P(b, s_i) = u(b) C⁻¹ v(s_i). B is the number of panels of all members.
+
+    u, vT : Tensor (m, B, d, d)
+        u and vᵀ at the nodes.
+    enter, leave : Tensor (B, d, d)
+        C⁻¹ v(a) and u(b).
+    off, size : Tensor (B, d, d), float
+        C − I and its largest entry.
+    """
+
+    u: Tensor
+    vT: Tensor
+    enter: Tensor
+    leave: Tensor
+    off: Tensor
+    size: float
+
+
+class Integrals(NamedTuple):
+    """Integrals of the Lagrange polynomials of a panel, made once for each grid."""
+
+    left: Tensor  # (1, m, m): from the left end to the nodes
+    whole: Tensor  # (1, 1, m): over the panel
+    middle: Tensor  # (2, m, m): from the middle to the nodes, twice
+    ends: Tensor  # (2, 2, m): from the middle to both ends, twice
+
+
+@cache
+def _integrals(panels: int, order: int, dtype: torch.dtype, device: torch.device) -> Integrals:
+    rule = gauss_rule(order)
+    middle, ends = rule.from_middle[:order], rule.from_middle[order:]
+    arrays = rule.integrate[None], rule.weights[None, None], np.stack([middle] * 2), np.stack([ends] * 2)
+    return Integrals(*(torch.as_tensor(array / panels, dtype=dtype, device=device) for array in arrays))
+
+
+_WORKSPACE = Workspace()
+
+# How far C may be from I: beyond it the grid does not resolve W, or W is large, and C⁻¹ costs digits.
+_NEAR_IDENTITY = 0.1
+
+
+def _recorded(W: Tensor) -> bool:
+    """Whether derivatives are taken through W, which the fast solver, written in place, cannot give."""
+    return (W.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.is_functorch_wrapped_tensor(W)
+
+
+def _nodes_first(grid: DepthGrid, W: Tensor) -> Tensor:
+    """`(..., N, d, d)` → `(m, B, d, d)`."""
+    return W.reshape(-1, grid.order, *W.shape[-2:]).transpose(0, 1)
+
+
+def _across(grid: DepthGrid, W: Tensor) -> Tensor | None:
+    """P(b, a) of each panel, `(..., panels, d, d)`, by the fast solver; None where it does not converge."""
+    integrals = _integrals(grid.panels, grid.order, W.dtype, W.device)
+    with _WORKSPACE.lend() as take:
+        solved = picard.solve(_nodes_first(grid, W).contiguous().unsqueeze(0), integrals.left, take)
+        if solved is None:
+            return None
+        across = picard.along_nodes(integrals.whole, solved.slopes)
+    across.diagonal(dim1=-2, dim2=-1).add_(1)
+    return across.view(*W.shape[:-3], grid.panels, *W.shape[-2:])
+
+
+def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle | None:
+    """Both halves of all panels by the fast solver; None where it does not converge, or C is not near I."""
+    integrals = _integrals(grid.panels, grid.order, W.dtype, W.device)
+    local = _nodes_first(grid, W)
+    both = take("both", (2, *local.shape), W)
+    both[0] = local
+    torch.neg(local.mT, out=both[1])
+    solved = picard.solve(both, integrals.middle, take)
+    if solved is None:
+        return None
+    ends = picard.along_nodes(integrals.ends, solved.slopes)
+    for part in (solved.integral, ends):
+        part.diagonal(dim1=-2, dim2=-1).add_(1)
+    (u, vT), ((_, leave), (start, end)) = solved.integral, ends
+    off = torch.bmm(end.mT, leave)
+    off.diagonal(dim1=-2, dim2=-1).sub_(1)
+    size = float(off.abs().max())
+    return Middle(u, vT, _divided(off, size, start.mT), leave, off, size) if size <= _NEAR_IDENTITY else None
+
+
+def _divided(off: Tensor, size: float, right: Tensor) -> Tensor:
+    """(I + off)⁻¹ right: by the first term of the Neumann series where the second is below round-off."""
+    if size**2 * off.shape[-1] < torch.finfo(off.dtype).eps / 16:
+        return torch.baddbmm(right, off, right, alpha=-1)
+    off = off.clone()
+    off.diagonal(dim1=-2, dim2=-1).add_(1)
+    return torch.linalg.solve(off, right)
+
+
+def _gradient(panels: int, W: Tensor, middle: Middle, outer: Callable[[Tensor], Tensor], take: Take) -> Tensor:
+    """P(1,s_i)ᵀ G P(s_i,0)ᵀ = v_iᵀ [C⁻ᵀ P(1,c)ᵀ G P(c,0)ᵀ] u_iᵀ: two products per node."""
+    before, after, z = _between_middles(*(part.unflatten(0, (-1, panels)) for part in (middle.enter, middle.leave)))
+    batch = W.shape[:-3]
+    G = outer(z.view(*batch, *z.shape[-2:])).expand(*batch, *z.shape[-2:]).reshape(z.shape).unsqueeze(1)
+    inner = _divided(middle.off.mT, middle.size, (after.mT @ G @ before.mT).flatten(0, 1))
+    m, B = middle.u.shape[:2]
+    u, vT, left = (part.flatten(0, 1) for part in (middle.u, middle.vT, take("left", middle.u.shape, W)))
+    right = take("right", middle.u.shape, W).copy_(inner).flatten(0, 1)
+    torch.bmm(vT, right, out=left)
+    if B == 1:
+        return torch.bmm(left, u.mT).view(W.shape)
+    return torch.bmm(left, u.mT, out=right).unflatten(0, (m, B)).transpose(0, 1).contiguous().view(W.shape)
+
+
+def _between_middles(enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P(c_p, 0) and P(1, c_p) C of all panels, `(members, panels, d, d)`, and z = P(1, 0), `(members, d, d)`."""
+    before, after = [enter[:, 0]], [leave[:, -1]]
+    links = torch.matmul(enter[:, 1:], leave[:, :-1]).unbind(1) if enter.shape[1] > 1 else ()
+    for link in links:
+        before.append(link @ before[-1])
+    for link in reversed(links):
+        after.append(after[-1] @ link)
+    z = torch.bmm(after[0], before[-1])
+    return torch.stack(before, dim=1), torch.stack(after[::-1], dim=1), z
 
 
 def _matrix(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -90,7 +218,8 @@ class Collocation:
 
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
-        return outside(stages(self.grid, W).across)[2]
+        across = None if _recorded(W) else _across(self.grid, W)
+        return outside(stages(self.grid, W).across if across is None else across)[2]
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
@@ -102,6 +231,11 @@ class Collocation:
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""
+        if not _recorded(W):
+            with _WORKSPACE.lend() as take:
+                middle = _from_middle(self.grid, W, take)
+                if middle is not None:
+                    return _gradient(self.grid.panels, W, middle, outer, take)
         solved = stages(self.grid, W)
         before, after, z = outside(solved.across)
         # One matrix per panel carries what lies outside of it, so that each node costs two products.

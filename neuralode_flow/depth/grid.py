@@ -38,6 +38,8 @@ class Rule:
         Values at the nodes → coefficients of the Legendre polynomials P_0 … P_{m−1} on [0, 1].
     barycentric : (m,)
         Barycentric weights of the nodes.
+    from_middle : (m + 2, m)
+        Integrals of the Lagrange polynomials from 1/2 to the nodes, to 0 and to 1.
     """
 
     nodes: np.ndarray
@@ -46,6 +48,7 @@ class Rule:
     differentiate: np.ndarray
     to_legendre: np.ndarray
     barycentric: np.ndarray
+    from_middle: np.ndarray
 
 
 @cache
@@ -54,17 +57,27 @@ def gauss_rule(order: int) -> Rule:
     legendre = np.polynomial.legendre
     x, w = legendre.leggauss(order)
     degrees = np.arange(order)
-    values = legendre.legvander(x, order)  # P_0 … P_m at the nodes
-    to_legendre = (2 * degrees[:, None] + 1) / 2 * values[:, :-1].T * w
+    points = np.concatenate((x, [-1.0, 1.0, 0.0]))
+    values = legendre.legvander(points, order)  # P_0 … P_m there
+    to_legendre = (2 * degrees[:, None] + 1) / 2 * values[:order, :-1].T * w
     # ∫_{-1}^x P_k = (P_{k+1} − P_{k−1}) / (2k + 1), and x + 1 for k = 0
-    primitive = np.empty((order, order))
-    primitive[:, 0] = x + 1
+    primitive = np.empty((len(points), order))
+    primitive[:, 0] = points + 1
     for k in range(1, order):
         primitive[:, k] = (values[:, k + 1] - values[:, k - 1]) / (2 * k + 1)
+    integrals = primitive @ to_legendre / 2
     slope = np.stack([legendre.legval(x, legendre.legder(np.eye(order)[k])) for k in range(order)], axis=1)
     # Weights of the barycentric formula on Gauss nodes: (−1)^j sqrt((1 − x_j²) w_j), Wang–Xiang 2012
     barycentric = (-1.0) ** degrees * np.sqrt((1 - x**2) * w)
-    return Rule((x + 1) / 2, w / 2, primitive @ to_legendre / 2, slope @ to_legendre * 2, to_legendre, barycentric)
+    return Rule(
+        nodes=(x + 1) / 2,
+        weights=w / 2,
+        integrate=integrals[:order],
+        differentiate=slope @ to_legendre * 2,
+        to_legendre=to_legendre,
+        barycentric=barycentric,
+        from_middle=integrals[:-1] - integrals[-1],
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class ContinuousFlow:
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
-        return -self.depth.gradient(state, self.loss.gradient)
+        return self.depth.gradient(state, lambda z: -self.loss.gradient(z))
 
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known.

@@ -1,0 +1,284 @@
+"""How others compute a training velocity, and a whole training flow: the peers of benchmarks/speed.py.
+
+Each is written the way its library is meant to be used. All of them take the same state, the values of W on the depth
+nodes, and stand for the same panel polynomials; what a peer does between the nodes is its own affair.
+
+The libraries interpolate values inside a step, some at a lower order than that of the step. With ``landing`` the steps
+end on the depth nodes instead: more of them, at a looser tolerance. Which is faster depends on the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torchdiffeq
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+import neuralode_flow as nf
+from neuralode_flow.losses import Loss
+
+MOST_STEPS = 16_384  # of one solve by diffrax
+
+
+def lagrange(grid: nf.DepthGrid, s: float) -> tuple[int, np.ndarray]:
+    """The panel of a depth and the Lagrange polynomials there, (order,): the barycentric formula for one point."""
+    panel = min(max(int(s * grid.panels), 0), grid.panels - 1)
+    difference = s * grid.panels - panel - grid.rule.nodes
+    terms = grid.rule.barycentric / difference if difference.all() else (difference == 0).astype(float)
+    return panel, terms / terms.sum()
+
+
+class Torchdiffeq:
+    """Two calls of `torchdiffeq.odeint`: X' = W(s) X from 0 to 1, then its adjoint Y' = −W(s)ᵀ Y from 1 back.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+    loss : Loss
+    method : str
+        "dopri5" or "dopri8".
+    tolerance : float
+        rtol and atol of both solves.
+    landing : bool
+        Steps end on the depth nodes and on the edges of the panels.
+    """
+
+    def __init__(self, grid: nf.DepthGrid, loss: Loss, method: str, tolerance: float, landing: bool = False) -> None:
+        self.grid = grid
+        self.loss = loss
+        self.options = {"method": method, "rtol": tolerance, "atol": tolerance}
+        self.landing = landing
+        ends = torch.tensor([0.0, 1.0]).to(grid.nodes)
+        self.depths = torch.cat((ends[:1], grid.nodes, ends[1:]))
+        self.edges = torch.arange(1, grid.panels).to(grid.nodes) / grid.panels
+
+    def _weights(self, state: Tensor) -> Callable[[Tensor], Tensor]:
+        """W(s), a function of one depth."""
+        panels, shape = self.grid.panelled(state).flatten(-2).unbind(-3), state.shape[-2:]
+
+        def at(s: Tensor) -> Tensor:
+            panel, weights = lagrange(self.grid, float(s))
+            return (torch.from_numpy(weights) @ panels[panel]).unflatten(-1, shape)
+
+        return at
+
+    def _solve(self, slope: Callable[[Tensor, Tensor], Tensor], start: Tensor, depths: Tensor, edges: Tensor) -> Tensor:
+        landing = {"step_t": depths[1:], "jump_t": edges} if self.landing else None
+        return torchdiffeq.odeint(slope, start, depths, **self.options, options=landing)
+
+    def _forward(self, state: Tensor) -> Tensor:
+        """X at 0, at the nodes and at 1, depth first."""
+        weights = self._weights(state)
+        start = torch.eye(state.shape[-1]).to(state).expand(*state.shape[:-3], *state.shape[-2:]).contiguous()
+        return self._solve(lambda s, X: weights(s) @ X, start, self.depths, self.edges)
+
+    def product(self, state: Tensor) -> Tensor:
+        """z = X(1)."""
+        return self._forward(state)[-1]
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """−Y Xᵀ at the nodes."""
+        weights, X = self._weights(state), self._forward(state)
+        gradient, depths, edges = self.loss.gradient(X[-1]), self.depths[1:].flip(0), self.edges.flip(0)
+        Y = self._solve(lambda s, Y: -weights(s).mT @ Y, gradient, depths, edges).flip(0)
+        return -(Y[:-1] @ X[1:-1].mT).movedim(0, -3)
+
+    def flow(self, state: Tensor, times: Tensor, method: str, tolerance: float) -> Tensor:
+        """z at the times: a third `odeint` around the other two, over training time."""
+        path = torchdiffeq.odeint(
+            lambda t, W: self.velocity(W), state, times, method=method, rtol=tolerance, atol=tolerance
+        )
+        return torch.stack([self.product(W) for W in path])
+
+
+class Scipy:
+    """The two solves by `scipy.integrate.solve_ivp` with DOP853 on flattened matrices; its outputs are of order 7."""
+
+    def __init__(self, grid: nf.DepthGrid, loss: Loss, tolerance: float) -> None:
+        self.grid = grid
+        self.loss = loss
+        self.options = {"method": "DOP853", "rtol": tolerance, "atol": tolerance}
+        self.nodes = grid.nodes.numpy()
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """−Y Xᵀ at the nodes."""
+        grid, d = self.grid, state.shape[-1]
+        panels = grid.panelled(state).flatten(-2).numpy()
+
+        def weights(s: float) -> np.ndarray:
+            panel, values = lagrange(grid, s)
+            return (values @ panels[panel]).reshape(d, d)
+
+        def solve(slope: Callable[[float, np.ndarray], np.ndarray], start: np.ndarray, depths: np.ndarray) -> Any:
+            span = (depths[0], depths[-1])
+            return solve_ivp(slope, span, start.ravel(), t_eval=depths, **self.options).y.T.reshape(-1, d, d)
+
+        depths = np.concatenate(([0.0], self.nodes, [1.0]))
+        X = solve(lambda s, x: (weights(s) @ x.reshape(d, d)).ravel(), np.eye(d), depths)
+        gradient = self.loss.gradient(torch.from_numpy(X[-1])).numpy()
+        Y = solve(lambda s, y: -(weights(s).T @ y.reshape(d, d)).ravel(), gradient, depths[:0:-1])
+        return torch.from_numpy(-(Y[:0:-1] @ X[1:-1].transpose(0, 2, 1)))
+
+
+class Diffrax:
+    """The two solves by `diffrax.diffeqsolve` in float64, compiled by XLA, for f(z) = ½‖z − target‖².
+
+    States, targets and results are JAX arrays; tolerances are arguments of the compiled functions, so that one
+    compilation serves them all. A solve that fails returns inf or NaN (`throw=False` saves the check on the host).
+
+    Parameters
+    ----------
+    grid : DepthGrid
+    method : str
+        A solver of diffrax, such as "Tsit5" or "Dopri8".
+    landing : bool
+        Steps end on the depth nodes.
+    """
+
+    def __init__(self, grid: nf.DepthGrid, method: str, landing: bool = False) -> None:
+        self.lib = _jax()
+        self.grid = grid
+        self.method = method
+        self.landing = landing
+        self.nodes, self.local, self.barycentric = map(self.array, (grid.nodes, grid.rule.nodes, grid.rule.barycentric))
+
+    def array(self, values: Tensor | np.ndarray) -> Any:
+        """`values` as a JAX array."""
+        return self.lib.numpy.asarray(np.asarray(values))
+
+    def velocity(self) -> Callable[..., Any]:
+        """The compiled function (state, target, tolerance) → velocity."""
+        return self.lib.jax.jit(self._velocity)
+
+    def ensemble(self) -> Callable[..., Any]:
+        """The same for leading batch axes of state and target, by `vmap`."""
+        return self.lib.jax.jit(self.lib.jax.vmap(self._velocity, in_axes=(0, 0, None)))
+
+    def flow(self, method: str) -> Callable[..., Any]:
+        """The compiled function (state, target, times, tolerance, inner tolerance) → z at the times.
+
+        `method` and the first tolerance are those of the solve over training time, around the other two.
+        """
+        diffrax = self.lib.diffrax
+
+        def solve(state: Any, target: Any, times: Any, tolerance: Any, inner: Any) -> Any:
+            path = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, W, _: self._velocity(W, target, inner)),
+                getattr(diffrax, method)(),
+                times[0],
+                times[-1],
+                None,
+                state,
+                saveat=diffrax.SaveAt(ts=times),
+                stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+                max_steps=MOST_STEPS,
+                throw=False,
+            ).ys
+            return self.lib.jax.lax.map(lambda W: self._forward(W, inner)[-1], path)
+
+        return self.lib.jax.jit(solve)
+
+    def _weights(self, state: Any, s: Any) -> Any:
+        """W(s): the barycentric formula, which is a single value where s is a node."""
+        jnp, panels = self.lib.numpy, self.grid.panels
+        panel = jnp.clip(jnp.floor(s * panels).astype(int), 0, panels - 1)
+        difference = s * panels - panel - self.local
+        exact = difference == 0
+        terms = jnp.where(exact.any(), exact.astype(float), self.barycentric / jnp.where(exact, 1.0, difference))
+        local = state.reshape(panels, self.grid.order, *state.shape[-2:])[panel]
+        return jnp.tensordot(terms / terms.sum(), local, 1)
+
+    def _solve(self, slope: Callable[..., Any], start: Any, depths: Any, tolerance: Any) -> Any:
+        diffrax = self.lib.diffrax
+        controller = diffrax.PIDController(rtol=tolerance, atol=tolerance)
+        if self.landing:
+            controller = diffrax.ClipStepSizeController(controller, step_ts=self.nodes)
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(slope),
+            getattr(diffrax, self.method)(),
+            depths[0],
+            depths[-1],
+            None,
+            start,
+            saveat=diffrax.SaveAt(ts=depths),
+            stepsize_controller=controller,
+            max_steps=MOST_STEPS,
+            throw=False,
+        ).ys
+
+    def _forward(self, state: Any, tolerance: Any) -> Any:
+        """X at 0, at the nodes and at 1, depth first."""
+        jnp = self.lib.numpy
+        depths = jnp.concatenate((jnp.zeros(1), self.nodes, jnp.ones(1)))
+        return self._solve(lambda s, X, _: self._weights(state, s) @ X, jnp.eye(state.shape[-1]), depths, tolerance)
+
+    def _velocity(self, state: Any, target: Any, tolerance: Any) -> Any:
+        jnp = self.lib.numpy
+        X = self._forward(state, tolerance)
+        depths = jnp.concatenate((jnp.ones(1), self.nodes[::-1]))
+        Y = self._solve(lambda s, Y, _: -self._weights(state, s).T @ Y, X[-1] - target, depths, tolerance)
+        return -Y[:0:-1] @ X[1:-1].transpose(0, 2, 1)
+
+
+def _jax() -> SimpleNamespace:
+    """jax, jax.numpy and diffrax, in double precision."""
+    try:
+        import diffrax
+        import jax
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the diffrax peer needs {error.name}, which is not installed: pip install 'neuralode_flow[bench]'"
+        ) from error
+    jax.config.update("jax_enable_x64", True)
+    return SimpleNamespace(jax=jax, numpy=jax.numpy, diffrax=diffrax)
+
+
+def _cayley(A: Tensor, X: Tensor) -> Tensor:
+    return torch.linalg.solve(torch.eye(A.shape[-1]).to(A) - A / 2, X + A @ X / 2)
+
+
+# How one layer of a finite network moves X, with A = W_k / L.
+MOVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "euler": lambda A, X: X + A @ X,
+    "rk2": lambda A, X: X + A @ (X + A @ X / 2),
+    "cayley": _cayley,
+    "exp": lambda A, X: torch.linalg.matrix_exp(A) @ X,
+}
+
+
+class AutogradFlow(nf.FiniteFlow):
+    """The finite network as it is written without this package: a loop over the layers, differentiated by autograd.
+
+    It has the interface of `FiniteFlow`, so that `integrate` takes it.
+
+    Parameters
+    ----------
+    depth, loss, layer, sampling
+        As for `FiniteFlow`; the layer rule by its name.
+    unbound : bool
+        The layers are taken apart by one `unbind`. Indexing W[k] in the loop, as most people write it, has autograd add
+        up L gradients of the size of the whole state, which costs L² in all.
+    """
+
+    def __init__(
+        self, depth: int, loss: Loss, layer: str = "euler", sampling: str = "midpoint", unbound: bool = False
+    ) -> None:
+        super().__init__(depth, loss, layer, sampling)
+        self.move = MOVES[layer]
+        self.unbound = unbound
+
+    def velocity(self, state: Tensor) -> Tensor:
+        """−L ∂f/∂W_k of one network, `(L, d, d)`."""
+        with torch.enable_grad():
+            W = state.detach().requires_grad_()
+            layers = W.unbind(0) if self.unbound else (W[k] for k in range(self.depth))
+            X = torch.eye(W.shape[-1]).to(W)
+            for layer in layers:
+                X = self.move(layer / self.depth, X)
+            self.loss(X).backward()
+        return -self.depth * W.grad

@@ -1,0 +1,850 @@
+"""Measures the speed of the package against its peers: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
+
+Sections: velocity, finite, ensemble, flow, memory, kernels, imports, and study, which takes minutes and runs only when it
+is named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections there stay.
+--figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
+
+Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in each
+round; tables show the median and the quartiles. An accuracy is asked of everybody (the bar): a peer runs at the loosest
+tolerance at which its own error meets it, in the fastest of its variants that do. The floor of a velocity is three matrix
+products per node or layer in one call of torch.bmm. Linux only: the threads of all libraries are bounded by the set of
+processors that this process may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import peers
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+import neuralode_flow as nf
+from neuralode_flow.depth.grid import Profile
+from neuralode_flow.files import atomic_write
+from neuralode_flow.flows.base import Flow
+from neuralode_flow.initial import random_shift, random_twist
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "speed.json"
+FIGURE = HERE.parent / "docs" / "images" / "work_precision.png"
+PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "jax", "diffrax", "neuralode_flow")
+
+PANELS, ORDER = 3, 8  # the depth grid of velocities
+BAR, FLOW_BAR = 1e-8, 1e-7  # relative errors in the max norm: of a velocity, of z after training
+TOLERANCES = tuple(10.0**-k for k in range(6, 14))
+FLOW_TOLERANCES = tuple(10.0**-k for k in range(3, 13))
+TIGHTEST = 1e-13
+INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
+FLOW_METHODS = ("auto", "DOP853", "dopri5", "dopri8", "RK45", "LSODA")
+FLOW_GRIDS = tuple((1, m) for m in range(4, 25, 2))
+FINE_GRID = (1, 16)  # of the work–precision diagram, so that the depth grid has no part in it
+SPAN = 0.01  # seconds that a timed block of a fast call lasts at least
+LONGEST = 30.0  # seconds of one call, beyond which a peer is not tried at tighter tolerances
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    dimensions: tuple[int, ...] = (8, 16, 32, 64, 128)
+    scipy: int = 32  # the largest d for SciPy
+    autograd: tuple[int, ...] = (1024, 4096)
+    depths: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
+    members: int = 64
+    flow: tuple[int, float] = (16, 5.0)  # d and the last training time
+    memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
+    kernels: tuple[int, ...] = (16, 64, 256)
+    study: tuple[int, ...] | None = None  # depths; those of the default config when left out
+    rounds: int = 15
+    budget: float = 30.0  # seconds of the rounds of one row; three are always done
+
+
+QUICK = Size(
+    dimensions=(8,),
+    autograd=(64,),
+    depths=(64, 256),
+    members=4,
+    flow=(3, 0.5),
+    memory=(("finite", 16384, 16), ("continuous", 24, 256)),
+    kernels=(16,),
+    study=(4, 8),
+    rounds=3,
+    budget=1.0,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: samples by name, the pairs of names that make its ratios, and what else is to be kept."""
+
+    case: str
+    samples: Mapping[str, np.ndarray]
+    pairs: Sequence[tuple[str, str]] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "s"
+
+    def record(self) -> dict[str, Any]:
+        ratios = {f"{a} / {b}": self.samples[a] / self.samples[b] for a, b in self.pairs}
+        return {
+            "case": self.case,
+            "unit": self.unit,
+            "values": {name: quartiles(values) for name, values in self.samples.items()},
+            "ratios": {name: quartiles(values) for name, values in ratios.items()},
+            "notes": dict(self.notes),
+        }
+
+
+def quartiles(values: np.ndarray) -> dict[str, float]:
+    lower, median, upper = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "lower": float(lower), "upper": float(upper), "rounds": len(values)}
+
+
+def seconds(call: Callable[[], Any], number: int = 1) -> float:
+    """Seconds of one call, the mean of `number` in a row."""
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - start) / number
+
+
+def alternated(sides: Mapping[str, Callable[[], Any]], size: Size) -> dict[str, np.ndarray]:
+    """Seconds of a call of each side, by round: one block of calls of each in turn."""
+    numbers = {}
+    for name, call in sides.items():
+        once = seconds(call)
+        # The first call may compile or load something.
+        numbers[name] = 1 if once > 1 else math.ceil(SPAN / seconds(call))
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    start = time.perf_counter()
+    for done in range(size.rounds):
+        if done >= 3 and time.perf_counter() - start > size.budget:
+            break
+        for name, call in sides.items():
+            if numbers[name] > 1:  # takes the caches, and the processors from idle threads of the side before
+                call()
+            samples[name].append(seconds(call, numbers[name]))
+    return {name: np.array(values) for name, values in samples.items()}
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The fastest variant of a contestant at the loosest tolerance that meets the bar."""
+
+    variant: Hashable
+    tolerance: float
+    error: float
+    seconds: float
+    first_call: float
+    call: Callable[[], Any]
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What is kept of it; the first call of a compiled function is its compilation."""
+        return {
+            "variant": str(self.variant),
+            "tolerance": self.tolerance,
+            "error": self.error,
+            "first call, s": self.first_call,
+        }
+
+
+def trial(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result of a call, None if it fails; the seconds of the first call, and the least of three if it is short."""
+    results: list[Any] = []
+    try:
+        first = seconds(lambda: results.append(call()))
+        return results[0], first, first if first > 1 else min(first, seconds(call), seconds(call))
+    except (AssertionError, RuntimeError) as error:  # of torchdiffeq, of integrate
+        print(f"failed: {error}", file=sys.stderr)
+        return None, math.inf, math.inf
+
+
+def contest(
+    variants: Mapping[Hashable, Callable[[float], Any]],
+    error: Callable[[Any], float],
+    bar: float,
+    tolerances: Sequence[float],
+) -> Winner | None:
+    """The winner among functions of a tolerance; None if none of them meets the bar."""
+    best: Winner | None = None
+    for variant, run in variants.items():
+        compilation = None
+        for tolerance in tolerances:
+            call = partial(run, tolerance)
+            result, first, taken = trial(call)
+            compilation = first if compilation is None else compilation
+            if result is not None and error(result) <= bar:
+                if best is None or taken < best.seconds:
+                    best = Winner(variant, tolerance, error(result), taken, compilation, call)
+                break
+            if taken > LONGEST or (best is not None and taken > best.seconds):
+                break  # tighter tolerances take longer
+    return best
+
+
+def needed(winner: Winner | None, what: str) -> Winner:
+    if winner is None:
+        raise RuntimeError(f"{what} did not meet the bar at any tolerance")
+    return winner
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def scaled_waves(nodes: Tensor, d: int, seed: int = 0) -> Tensor:
+    """W(s) = A₀ + A₁ sin 2s + A₂ cos 3s with normal entries, of largest spectral norm 2 on the nodes: (N, d, d)."""
+    A = normal(3, d, d, generator=torch.Generator().manual_seed(seed))
+    s = nodes[:, None, None]
+    W = A[0] + A[1] * torch.sin(2 * s) + A[2] * torch.cos(3 * s)
+    # Of many layers a few say how large W is.
+    largest = torch.linalg.matrix_norm(W[:: max(1, len(W) // 64)], 2).max()
+    return W * (2 / largest)
+
+
+def tensor(values: Any) -> Tensor:
+    """A result of any peer as a torch tensor."""
+    return torch.from_numpy(np.array(values))
+
+
+def relative(values: Any, reference: Tensor, axes: int) -> float:
+    """The error in the max norm over the last `axes` axes, relative to the reference; the largest of a batch."""
+    where = tuple(range(-axes, 0))
+    error = (tensor(values) - reference).abs().amax(where) / reference.abs().amax(where)
+    return float(error.max()) if bool(error.isfinite().all()) else math.inf
+
+
+class Variant(NamedTuple):
+    """A method for the two depth solves, and whether its steps end on the depth nodes."""
+
+    method: str
+    landing: bool
+
+    def __str__(self) -> str:
+        return f"{self.method}, steps {'end on the nodes' if self.landing else 'free'}"
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """One velocity to compute: of a state `(..., N, d, d)` for f(z) = ½‖z − target‖²."""
+
+    grid: nf.DepthGrid
+    state: Tensor
+    target: Tensor
+
+    @cached_property
+    def loss(self) -> nf.Quadratic:
+        return nf.Quadratic(self.target)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """The velocity of the same panel polynomials on a much finer grid."""
+        fine = nf.DepthGrid.gauss(4 * self.grid.panels, 16)
+        forward, backward, z = nf.Collocation(fine).propagators(self.grid.interpolate(self.state, fine.nodes))
+        before, after = (fine.interpolate(values, self.grid.nodes) for values in (forward, backward))
+        return -after.mT @ self.loss.gradient(z).unsqueeze(-3) @ before.mT
+
+    def error(self, velocity: Any) -> float:
+        return relative(velocity, self.reference, 3)
+
+    def ours(self) -> Callable[[], Tensor]:
+        """Our velocity, checked against the bar."""
+        call = partial(nf.ContinuousFlow(self.grid, self.loss).velocity, self.state)
+        if not self.error(call()) <= BAR:
+            raise RuntimeError(f"our own velocity has error {self.error(call()):.1e}, above the bar {BAR:g}")
+        return call
+
+    def torchdiffeq(self) -> dict[Hashable, Callable[[float], Tensor]]:
+        def run(variant: Variant, tolerance: float) -> Tensor:
+            peer = peers.Torchdiffeq(self.grid, self.loss, variant.method, tolerance, variant.landing)
+            return peer.velocity(self.state)
+
+        return {v: partial(run, v) for v in variants("dopri5", "dopri8")}
+
+    def diffrax(self, *methods: str) -> dict[Hashable, Callable[[float], Any]]:
+        def prepared(variant: Variant) -> Callable[[float], Any]:
+            peer = peers.Diffrax(self.grid, *variant)
+            function = peer.velocity() if self.state.ndim == 3 else peer.ensemble()
+            state, target = peer.array(self.state), peer.array(self.target)
+            return lambda tolerance: function(state, target, tolerance).block_until_ready()
+
+        return {v: prepared(v) for v in variants(*methods)}
+
+    def scipy(self) -> dict[Hashable, Callable[[float], Tensor]]:
+        return {"DOP853": lambda tolerance: peers.Scipy(self.grid, self.loss, tolerance).velocity(self.state)}
+
+
+def variants(*methods: str) -> list[Variant]:
+    return [Variant(method, landing) for method in methods for landing in (False, True)]
+
+
+def floor(number: int, d: int) -> Callable[[], Tensor]:
+    """Three products of d × d matrices for each of `number` nodes or layers, in one call."""
+    factors = normal(3 * number, d, d, generator=torch.Generator().manual_seed(0))
+    return partial(torch.bmm, factors, factors)
+
+
+def against(
+    case: str,
+    ours: Mapping[str, Callable[[], Any]],
+    bound: Callable[[], Any],
+    contestants: Mapping[str, Mapping[Hashable, Callable[[float], Any]]],
+    error: Callable[[Any], float],
+    size: Size,
+) -> Row:
+    """A row of our sides, the first of which is compared, their floor, and the winners among the variants of peers."""
+    sides = {**ours, "floor": bound}
+    notes: dict[str, Any] = {name: {"error": error(call())} for name, call in ours.items()}
+    for name, peer in contestants.items():
+        winner = contest(peer, error, BAR, TOLERANCES)
+        notes[name] = {"variant": "does not meet the bar"} if winner is None else winner.note
+        if winner is not None:
+            sides[name] = winner.call
+    first = next(iter(ours))
+    pairs = [(first, "floor"), *((name, first) for name in sides if name not in (first, "floor"))]
+    return Row(case, alternated(sides, size), pairs, notes)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of a table, and what is said about them."""
+
+    rows: list[Row]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def velocity(size: Size) -> Section:
+    """One velocity of the continuous model, by dimension."""
+    grid, rows = nf.DepthGrid.gauss(PANELS, ORDER), []
+    for d in size.dimensions:
+        problem = Velocity(grid, scaled_waves(grid.nodes, d), 1.5 * torch.eye(d))
+        contestants = {
+            "torchdiffeq": problem.torchdiffeq(),
+            "diffrax Tsit5": problem.diffrax("Tsit5"),
+            "diffrax Dopri8": problem.diffrax("Dopri8"),
+        }
+        if d <= size.scipy:
+            contestants["SciPy"] = problem.scipy()
+        sides = {"ours": problem.ours()}
+        rows.append(against(f"d = {d}", sides, floor(len(grid), d), contestants, problem.error, size))
+    return Section(rows, {"depth nodes": len(grid), "bar": BAR})
+
+
+def ensemble(size: Size) -> Section:
+    """The velocities of many models at once, d = 8."""
+    grid, d = nf.DepthGrid.gauss(PANELS, ORDER), 8
+    generator = torch.Generator().manual_seed(0)
+    targets = 1.5 * torch.eye(d) + 0.1 * normal(size.members, d, d, generator=generator)
+    states = torch.stack([scaled_waves(grid.nodes, d, seed) for seed in range(size.members)])
+    problem = Velocity(grid, states, targets)
+    flows = [nf.ContinuousFlow(grid, nf.Quadratic(target)) for target in targets]
+    sides = {
+        "ours": problem.ours(),
+        "ours, in a loop": lambda: torch.stack([flow.velocity(state) for flow, state in zip(flows, states)]),
+    }
+    contestants = {"torchdiffeq": problem.torchdiffeq(), "diffrax vmap": problem.diffrax("Tsit5", "Dopri8")}
+    bound = floor(size.members * len(grid), d)
+    row = against(f"{size.members} members, d = {d}", sides, bound, contestants, problem.error, size)
+    return Section([row], {"depth nodes": len(grid), "bar": BAR})
+
+
+def network(L: int, d: int) -> tuple[nf.Quadratic, Tensor]:
+    """The loss and the state of a finite network: the profile of `velocity` on the middles of L layers."""
+    return nf.Quadratic(1.5 * torch.eye(d)), scaled_waves((torch.arange(L) + 0.5) / L, d)
+
+
+def finite(size: Size) -> Section:
+    """One velocity of an Euler network against autograd, and its growth with the number of layers."""
+    d, rows, medians = 16, [], []
+    for L in size.autograd:
+        loss, state = network(L, d)
+        flows = {
+            "ours": nf.FiniteFlow(L, loss),
+            "autograd": peers.AutogradFlow(L, loss),
+            "autograd, unbound": peers.AutogradFlow(L, loss, unbound=True),
+        }
+        sides = {name: partial(flow.velocity, state) for name, flow in flows.items()}
+        notes = {name: {"difference": agreement(call(), sides["ours"]())} for name, call in sides.items()}
+        pairs = [("ours", "floor"), ("autograd", "ours"), ("autograd, unbound", "ours")]
+        rows.append(Row(f"L = {L}, d = {d}", alternated(sides | {"floor": floor(L, d)}, size), pairs, notes))
+    for L in size.depths:
+        loss, state = network(L, d)
+        sides = {"ours": partial(nf.FiniteFlow(L, loss).velocity, state), "floor": floor(L, d)}
+        rows.append(Row(f"L = {L}, d = {d}, ours alone", alternated(sides, size), [("ours", "floor")]))
+        medians.append(float(np.median(rows[-1].samples["ours"])))
+    exponent = np.polyfit(np.log(size.depths), np.log(medians), 1)[0]
+    return Section(rows, {"exponent of our seconds against L": float(exponent), "depths of the fit": size.depths})
+
+
+def agreement(one: Tensor, other: Tensor) -> float:
+    """The relative difference of two ways to compute the same velocity; RuntimeError above the bar."""
+    difference = relative(one, other, 3)
+    if not difference <= BAR:
+        raise RuntimeError(f"two ways to compute one velocity differ by {difference:.1e}, above the bar {BAR:g}")
+    return difference
+
+
+class Nested(NamedTuple):
+    """A method over training time around two depth solves, whose tolerance is the outer one times `factor`."""
+
+    outer: str
+    inner: Variant
+    factor: float
+
+    def tolerance(self, outer: float) -> float:
+        return max(self.factor * outer, TIGHTEST)
+
+    def __str__(self) -> str:
+        return f"{self.outer} around {self.inner}, inner tolerance × {self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training flow to compute: z at the last time, from a relaxed balanced start."""
+
+    z0: Tensor
+    target: Tensor
+    profile: Profile
+    times: Tensor
+
+    @classmethod
+    def random(cls, d: int, end: float) -> Training:
+        generator = torch.Generator().manual_seed(0)
+        z0, target = near_identity(d, generator), near_identity(d, generator)
+        profile = nf.relaxed_balanced(z0, random_shift(1.0, generator), random_twist(d, 1.0, generator))
+        return cls(z0, target, profile, torch.tensor([0.0, end]))
+
+    @cached_property
+    def loss(self) -> nf.Quadratic:
+        return nf.Quadratic(self.target)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """z of the intrinsic limit."""
+        limit = nf.IntrinsicFlow(self.loss, nf.LogMean())
+        return nf.integrate(limit, self.z0, self.times, "DOP853", rtol=1e-12, atol=1e-14, throw=True).z[-1]
+
+    def error(self, z: Any) -> float:
+        return relative(z, self.reference, 2)
+
+    def ours(self, size: tuple[int, int], method: str, tolerance: float) -> Tensor:
+        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*size), self.loss)
+        return nf.integrate(flow, self.profile, self.times, method, rtol=tolerance, atol=tolerance, throw=True).z[-1]
+
+    def smallest_grid(self) -> tuple[int, int]:
+        """Panels and order of the grid with the fewest nodes whose own error is at most half the bar."""
+        return next(g for g in FLOW_GRIDS if self.error(self.ours(g, "DOP853", 1e-11)) <= FLOW_BAR / 2)
+
+    def contestants(self, size: tuple[int, int], inner: Mapping[str, Variant]) -> dict[str, dict[Hashable, Any]]:
+        """Functions of a tolerance that give z on one grid; `inner` has the depth solves of the nested peers."""
+        grid = nf.DepthGrid.gauss(*size)
+        return {
+            "ours": {method: partial(self.ours, size, method) for method in FLOW_METHODS},
+            "torchdiffeq": self.torchdiffeq(grid, inner["torchdiffeq"]),
+            "diffrax": self.diffrax(grid, inner["diffrax"]),
+        }
+
+    def torchdiffeq(self, grid: nf.DepthGrid, inner: Variant) -> dict[Hashable, Callable[[float], Tensor]]:
+        state = nf.ContinuousFlow(grid, self.loss).sample(self.profile)
+
+        def run(nested: Nested, tolerance: float) -> Tensor:
+            depth = nested.tolerance(tolerance)
+            peer = peers.Torchdiffeq(grid, self.loss, nested.inner.method, depth, nested.inner.landing)
+            return peer.flow(state, self.times, nested.outer, tolerance)[-1]
+
+        return {nested: partial(run, nested) for nested in nestings(("dopri5", "dopri8"), inner)}
+
+    def diffrax(self, grid: nf.DepthGrid, inner: Variant) -> dict[Hashable, Callable[[float], Any]]:
+        peer = peers.Diffrax(grid, *inner)
+        state = peer.array(nf.ContinuousFlow(grid, self.loss).sample(self.profile))
+        target, times = peer.array(self.target), peer.array(self.times)
+        functions = {outer: peer.flow(outer) for outer in ("Tsit5", "Dopri8")}
+
+        def run(nested: Nested, tolerance: float) -> Any:
+            arguments = state, target, times, tolerance, nested.tolerance(tolerance)
+            return functions[nested.outer](*arguments).block_until_ready()[-1]
+
+        return {nested: partial(run, nested) for nested in nestings(tuple(functions), inner)}
+
+
+def near_identity(d: int, generator: torch.Generator) -> Tensor:
+    """A random map near the identity with det > 0.1."""
+    while True:
+        z = torch.eye(d) + normal(d, d, generator=generator) / (2 * math.sqrt(d))
+        if torch.linalg.det(z) > 0.1:
+            return z
+
+
+def nestings(outer: Sequence[str], inner: Variant) -> list[Nested]:
+    return [Nested(method, inner, factor) for method in outer for factor in INNER]
+
+
+def flow(size: Size) -> Section:
+    """A whole training flow: z at the last time as accurate as the bar, and the work–precision of the winners."""
+    d, end = size.flow
+    training = Training.random(d, end)
+    smallest = training.smallest_grid()
+    grid = nf.DepthGrid.gauss(*smallest)
+    start = Velocity(grid, nf.ContinuousFlow(grid, training.loss).sample(training.profile), training.target)
+    depth_solves = {"torchdiffeq": start.torchdiffeq(), "diffrax": start.diffrax("Tsit5", "Dopri8")}
+    inner = {
+        name: needed(contest(solves, start.error, BAR, TOLERANCES), f"the depth solve of {name}").variant
+        for name, solves in depth_solves.items()
+    }
+    winners = {
+        name: needed(contest(contestant, training.error, FLOW_BAR, FLOW_TOLERANCES), name)
+        for name, contestant in training.contestants(smallest, inner).items()
+    }
+    samples = alternated({name: winner.call for name, winner in winners.items()}, size)
+    pairs = [(name, "ours") for name in winners if name != "ours"]
+    row = Row(f"d = {d}, T = {end:g}", samples, pairs, {name: winner.note for name, winner in winners.items()})
+    fine = training.contestants(FINE_GRID, inner)
+    curves = {
+        name: {"variant": str(winner.variant), "points": work_precision(fine[name][winner.variant], training.error)}
+        for name, winner in winners.items()
+    }
+    facts = {"grid": smallest, "bar": FLOW_BAR, "grid of the work–precision": FINE_GRID, "work–precision": curves}
+    return Section([row], facts)
+
+
+def work_precision(run: Callable[[float], Any], error: Callable[[Any], float]) -> list[dict[str, float]]:
+    """Tolerance, error and seconds, from loose to tight, as far as it is worth while."""
+    points: list[dict[str, float]] = []
+    for tolerance in FLOW_TOLERANCES:
+        result, first, taken = trial(partial(run, tolerance))
+        if result is None:
+            break
+        if not points and first > 1:  # it may have compiled
+            taken = seconds(partial(run, tolerance))
+        points.append({"tolerance": tolerance, "error": error(result), "seconds": taken})
+        if taken > LONGEST or points[-1]["error"] < 1e-10:
+            break
+    return points
+
+
+def draw(facts: Mapping[str, Any], case: str, path: Path) -> None:
+    """The work–precision diagram of the section flow."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from neuralode_flow.figures.style import BLUE, GREEN, HEIGHT, STYLE, VERMILION, WIDTH
+
+    image, panels, order = BytesIO(), *facts["grid of the work–precision"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        for (name, curve), colour, marker in zip(facts["work–precision"].items(), (BLUE, VERMILION, GREEN), "osD"):
+            points = curve["points"]
+            label = f"{name}: {curve['variant']}"
+            axes.loglog(
+                [p["error"] for p in points],
+                [p["seconds"] for p in points],
+                color=colour,
+                marker=marker,
+                label=label,
+            )
+        axes.invert_xaxis()
+        axes.set_xlabel("error of $z$ at the last time, relative, against the intrinsic limit")
+        axes.set_ylabel("seconds")
+        axes.legend(loc="upper left")
+        figure.suptitle(f"A training flow to a given accuracy: {case}, {panels * order} depth nodes", x=0.01, ha="left")
+        figure.savefig(image, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, image.getvalue())
+
+
+def kernels(size: Size) -> Section:
+    """Velocities of the intrinsic flow, as multiples of one singular value decomposition."""
+    rows = []
+    for d in size.kernels:
+        generator = torch.Generator().manual_seed(0)
+        z, loss = near_identity(d, generator), nf.Quadratic(1.5 * torch.eye(d))
+        shifts = torch.cumsum(normal(64, generator=generator), 0)
+        chosen = {
+            "LogMean": nf.LogMean(),
+            "TwoLayer": nf.TwoLayer(1.0),
+            "DividedDifference": nf.DividedDifference(shifts, time_scale=1 / len(shifts)),
+        }
+        sides = {name: partial(nf.IntrinsicFlow(loss, kernel).velocity, z) for name, kernel in chosen.items()}
+        samples = alternated({"svd": partial(torch.linalg.svd, z)} | sides, size)
+        rows.append(Row(f"d = {d}", samples, [(name, "svd") for name in sides]))
+    return Section(rows, {"layers of DividedDifference": 64})
+
+
+def memory(size: Size) -> Section:
+    """The peak memory of one velocity above that of its state, in units of the state, in a process of its own."""
+    rows = []
+    for kind, number, d in size.memory:
+        code = f"import speed; print(speed.peak({kind!r}, {number}, {d}, {torch.get_num_threads()}))"
+        peaks = [float(output([sys.executable, "-c", code], cwd=HERE)) for _ in range(3)]
+        case = f"{kind}, {number} {'layers' if kind == 'finite' else 'nodes'}, d = {d}"
+        rows.append(
+            Row(case, {"peak": np.array(peaks)}, notes={"bytes of the state": 8 * number * d * d}, unit="states")
+        )
+    return Section(rows, {"the velocity itself": "1 state"})
+
+
+def peak(kind: str, number: int, d: int, threads: int) -> float:
+    """What a velocity of this process takes at its peak, in states."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(threads)
+    small_flow, small_state = model(kind, ORDER * PANELS, 4)
+    small_flow.velocity(small_state)  # loads what is loaded at first use
+    flow, state = model(kind, number, d)
+    # The peak is reset, since making the state has left one. (That of getrusage cannot be, and a process has it from
+    # the one that started it.)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    flow.velocity(state)
+    return (resident("VmHWM") - before) / (8 * state.numel())
+
+
+def model(kind: str, number: int, d: int) -> tuple[Flow, Tensor]:
+    if kind == "finite":
+        loss, state = network(number, d)
+        return nf.FiniteFlow(number, loss), state
+    grid = nf.DepthGrid.gauss(number // ORDER, ORDER)
+    return nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d))), scaled_waves(grid.nodes, d)
+
+
+def resident(name: str) -> int:
+    """A line of /proc/self/status in bytes: VmRSS is the memory in use, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def output(command: Sequence[str], cwd: Path | None = None) -> str:
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def imports(size: Size) -> Section:
+    """Processes that import the package, and the help of the command line."""
+    python, program = sys.executable, str(Path(sys.executable).with_name("neuralode-flow"))
+    commands = {
+        "import torch": [python, "-c", "import torch"],
+        "import torch, neuralode_flow": [python, "-c", "import torch, neuralode_flow"],
+        "neuralode-flow --help": [program, "--help"],
+    }
+    sides = {name: partial(output, command) for name, command in commands.items()}
+    samples = alternated(sides, replace(size, rounds=min(size.rounds, 7)))
+    pairs = [("import torch, neuralode_flow", "import torch"), ("neuralode-flow --help", "import torch")]
+    code = (
+        "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_module('neuralode_flow', run_name='__main__')\n"
+    )
+    code += "finally: sys.exit('torch' in sys.modules)"
+    status = subprocess.run([python, "-c", code], capture_output=True).returncode
+    return Section([Row("a new process", samples, pairs)], {"--help imports torch": bool(status)})
+
+
+def study(size: Size) -> Section:
+    """The convergence study of the default config, against its finite networks trained by autograd.
+
+    Autograd takes too long to train them: its time is that of single velocities times the evaluations that the study
+    reports, shared out evenly among the processors. It has none of the rest of the study: not the continuous model, not
+    the square.
+    """
+    from hydra import compose, initialize_config_module
+
+    from neuralode_flow.app.job import build
+    from neuralode_flow.app.schema import checked
+    from neuralode_flow.studies import convergence
+
+    with initialize_config_module("neuralode_flow.conf", version_base="1.3"):
+        job = checked(compose("config"))
+    options = dict(job.study.parameters) | ({} if size.study is None else {"depths": size.study})
+    setup, threads, workers = build(job), torch.get_num_threads(), len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # as in the study, whose networks run side by side
+    results: list[Any] = []
+    start = time.perf_counter()
+    while not results or (len(results) < 3 and time.perf_counter() - start < size.budget):
+        began = time.perf_counter()
+        results.append((convergence.run(setup, **options), time.perf_counter() - began))
+    evaluations, rows, totals = results[-1][0]["evaluations"], [], {"autograd": 0.0, "autograd, unbound": 0.0}
+    for layer in options["layers"]:
+        for L in options["depths"]:
+            row = one_network(setup, layer, L, options["sampling"], size)
+            row.notes["evaluations"] = int(evaluations.sel(rule=layer, depth=L))
+            for name in totals:
+                totals[name] += row.notes["evaluations"] * float(np.median(row.samples[name])) / workers
+            rows.append(row)
+    torch.set_num_threads(threads)
+    whole = {"ours": np.array([taken for _, taken in results])} | {k: np.array([v]) for k, v in totals.items()}
+    rows.insert(0, Row("the whole study; autograd computed", whole, [(name, "ours") for name in totals]))
+    how = "median seconds of one velocity × evaluations of the study, summed over the networks, / processes"
+    return Section(rows, {"processes": workers, "autograd of the whole study": how})
+
+
+def one_network(setup: Any, layer: str, L: int, sampling: str, size: Size) -> Row:
+    """One velocity of a network of the study."""
+    loss = setup.problem.loss
+    flows = {
+        "ours": nf.FiniteFlow(L, loss, layer, sampling),
+        "autograd": peers.AutogradFlow(L, loss, layer, sampling),
+        "autograd, unbound": peers.AutogradFlow(L, loss, layer, sampling, unbound=True),
+    }
+    state = flows["ours"].sample(setup.initial)
+    sides = {name: partial(flow.velocity, state) for name, flow in flows.items()}
+    notes = {"difference": max(agreement(call(), sides["ours"]()) for call in sides.values())}
+    samples = alternated(sides, replace(size, rounds=3))
+    return Row(f"{layer}, L = {L}", samples, [(name, "ours") for name in list(sides)[1:]], notes)
+
+
+# In the order in which they run: the study forks, which it must not do beside the threads of JAX.
+SECTIONS: dict[str, Callable[[Size], Section]] = {
+    "study": study,
+    "imports": imports,
+    "memory": memory,
+    "velocity": velocity,
+    "finite": finite,
+    "ensemble": ensemble,
+    "flow": flow,
+    "kernels": kernels,
+}
+DEFAULT = tuple(name for name in SECTIONS if name != "study")
+
+
+def amount(value: float, unit: str) -> str:
+    """A value with three digits, seconds in a unit that suits them."""
+    if unit == "s":
+        value, unit = next(
+            (value * k, name) for k, name in ((1, "s"), (1e3, "ms"), (1e6, "µs")) if value * k >= 1 or k == 1e6
+        )
+    return f"{value:.3g}{unit and ' '}{unit}"
+
+
+def cell(values: Mapping[str, float] | None, unit: str = "") -> str:
+    if values is None:
+        return "—"
+    if values["rounds"] == 1:
+        return amount(values["median"], unit)
+    lower, upper = (amount(values[key], unit) for key in ("lower", "upper"))
+    return f"{amount(values['median'], unit)} ({lower} – {upper})"
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """A section as a Markdown table, its facts and the variants of the peers below."""
+    rows = record["rows"]
+    columns = [dict.fromkeys(name for row in rows for name in row[kind]) for kind in ("values", "ratios")]
+    lines = [
+        "| case | " + " | ".join([*columns[0], *columns[1]]) + " |",
+        "|---" * (1 + len(columns[0]) + len(columns[1])) + "|",
+    ]
+    for row in rows:
+        cells = [cell(row["values"].get(name), row["unit"]) for name in columns[0]]
+        cells += [cell(row["ratios"].get(name)) for name in columns[1]]
+        lines.append(f"| {row['case']} | " + " | ".join(cells) + " |")
+    lines.append("")
+    lines += [f"- {name}: {value}" for name, value in record["facts"].items() if not isinstance(value, dict)]
+    lines += [f"- {row['case']}, {name}: {note(value)}" for row in rows for name, value in row["notes"].items()]
+    return "\n".join(lines)
+
+
+def note(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {note(entry)}" for key, entry in value.items())
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "platform": platform.platform(),
+        "cpu": next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+        ),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def measured(name: str, size: Size) -> dict[str, Any]:
+    """A section as it is saved."""
+    start = time.perf_counter()
+    section = SECTIONS[name](size)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - start,
+        "machine": machine(),
+        "versions": versions(),
+        "rows": [row.record() for row in section.rows],
+        "facts": section.facts,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measures the speed of the package against its peers.")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default all but study"
+    )
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the results, default %(default)s")
+    parser.add_argument(
+        "--figure", type=Path, nargs="?", const=FIGURE, help="draws the work–precision of the section flow"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    chosen = parser.parse_args()
+    unknown = sorted(set(chosen.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"unknown section {unknown[0]!r} (valid: {', '.join(SECTIONS)})")
+    if not 1 <= chosen.threads <= len(os.sched_getaffinity(0)):
+        parser.error(f"threads must be from 1 to {len(os.sched_getaffinity(0))}, the processors here")
+    return chosen
+
+
+def limit_threads(threads: int) -> None:
+    """Bounds torch, BLAS below NumPy and, by the set of processors, XLA, which starts later."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
+def main() -> None:
+    chosen = arguments()
+    limit_threads(chosen.threads)
+    torch.set_default_dtype(torch.float64)
+    results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    wanted = chosen.sections or DEFAULT
+    for name in (name for name in SECTIONS if name in wanted):
+        results[name] = measured(name, QUICK if chosen.quick else Size())
+        atomic_write(chosen.out, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+        print(f"\n## {name}\n\n{table(results[name])}", flush=True)
+    if chosen.figure is not None:
+        if "flow" not in results:
+            sys.exit(f"--figure draws the section flow, which {chosen.out} does not have: name it too")
+        draw(results["flow"]["facts"], results["flow"]["rows"][0]["case"], chosen.figure)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))

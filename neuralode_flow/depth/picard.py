@@ -1,0 +1,157 @@
+"""The collocation equations solved fast: one matrix product per node and sweep, most of them in single precision.
+
+The slopes f = X' at the nodes of a panel solve f = W (1 + J f), with J the integrals of the Lagrange polynomials from the
+point where X = 1. Sweeps f ← W + W J f gain one order in h‖W‖ each. From d = `MIXED_FROM` on they run in float32, where a
+product costs about a third, and iterative refinement brings the result to float64: one product in float64 gives the
+defect, and the same sweeps on the defect give the correction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .workspace import Take
+
+# From this d on two sweeps in float32 cost less than one in float64.
+MIXED_FROM = 24
+
+# h‖W‖ up to the far end of a panel, beyond which the sweeps are many and lose digits.
+LARGEST = 3.0
+
+_MAX_SWEEPS = 40
+_MAX_REFINEMENTS = 4
+
+# Largest change of 1 + J f in the last sweep; what is left after it is about ten times smaller.
+_TOLERANCE = {torch.float64: 2e-15, torch.float32: 1e-6}
+_ROUGH = 1e-7  # of a solution in float32 that will be refined
+_REFINED = 2e-7  # a correction below it is as accurate in float32 as float64 can tell
+
+
+class Slopes(NamedTuple):
+    """f and J f, both `(k, m, B, d, d)`, in memory of the workspace; `reach` is about h‖W‖."""
+
+    slopes: Tensor
+    integral: Tensor
+    reach: float
+
+
+def solve(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
+    """The solution f of f = W (1 + J f) on many panels at once; None where W is too large for it.
+
+    Parameters
+    ----------
+    W : Tensor (k, m, B, d, d)
+        The model on the m nodes of B panels, k times over (such as W and its adjoint): node axis before panel axis, so
+        that J is one matrix product.
+    J : Tensor (k, m, m)
+    take : Take
+        Gives the memory.
+    """
+    if W.dtype == torch.float64 and W.shape[-1] >= MIXED_FROM:
+        return _refined(W, J, take)
+    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6), take)
+
+
+def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+    """Applies matrices `(k, n, m)` along the nodes of `(k, m, B, d, d)`: `(k, n, B, d, d)`."""
+    k, m, *rest = values.shape
+    if out is None:
+        return torch.bmm(matrix, values.view(k, m, -1)).view(k, -1, *rest)
+    torch.bmm(matrix, values.view(k, m, -1), out=out.view(k, m, -1))
+    return out
+
+
+def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
+    single_J = J.float()
+    single = take("W32", W.shape, single_J).copy_(W)
+    start = _sweep(single, single_J, single, _ROUGH, take, certify=False)
+    if start is None:
+        return None
+    f = take("f64", W.shape, W).copy_(start.slopes)
+    integral, defect = (take(name, W.shape, W) for name in ("integral64", "defect64"))
+    source = take("defect32", W.shape, single)
+    along_nodes(J, f, integral)
+    for _ in range(_MAX_REFINEMENTS):
+        torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral), out=_nodes(defect))
+        source.copy_(defect.sub_(f))
+        correction = _sweep(single, single_J, source, _TOLERANCE[torch.float64], take, start.reach)
+        if correction is None:
+            return None
+        # A sum of two precisions is slower than a copy and a sum of one.
+        f += defect.copy_(correction.slopes)
+        if _largest(correction.integral) <= _REFINED:
+            integral += defect.copy_(correction.integral)
+            return Slopes(f, integral, start.reach)
+        along_nodes(J, f, integral)
+    return None
+
+
+def _sweep(
+    W: Tensor,
+    J: Tensor,
+    source: Tensor,
+    tolerance: float,
+    take: Take,
+    reach: float | None = None,
+    *,
+    certify: bool = True,
+) -> Slopes | None:
+    """f = source + W J f by sweeps, until J f changes by less than `tolerance` beside 1; None if it will not.
+
+    The changes fall like ν^k/k! with ν ≈ h‖W‖, so that the second one tells how many sweeps it takes (with `reach` = ν
+    known it tells the size). They are looked at only then, where they are largest: at the outermost nodes. Without
+    `certify` they are not looked at again, and J f is one sweep behind.
+    """
+    k, m = W.shape[:2]
+    f, integral = take("f", W.shape, W), take("integral", W.shape, W)
+    along_nodes(J, source, integral)
+    # The views of one sweep's two products, made once: at small d they would cost as much as the products.
+    into_f = _nodes(source), _nodes(W), _nodes(integral)
+    into_integral = J, f.view(k, m, -1)
+    out_f, out_integral = _nodes(f), integral.view(k, m, -1)
+    done, due = 1, 2
+    while True:
+        for _ in range(due - done - 1):
+            torch.baddbmm(*into_f, out=out_f)
+            torch.bmm(*into_integral, out=out_integral)
+        torch.baddbmm(*into_f, out=out_f)
+        done = due
+        if done > 2 and not certify:
+            return Slopes(f, integral, reach or 0.0)
+        before = _outermost(integral).clone()
+        torch.bmm(*into_integral, out=out_integral)
+        change = float(before.sub_(_outermost(integral)).abs_().max())
+        if reach is None:
+            reach = math.sqrt(2 * change)
+        if not (reach <= LARGEST and done < _MAX_SWEEPS):
+            return None
+        bound = tolerance * math.exp(reach)
+        if change <= bound:
+            return Slopes(f, integral, reach)
+        due = done + _sweeps_left(change, done, reach, bound)
+
+
+def _nodes(values: Tensor) -> Tensor:
+    """`(k, m, B, d, d)` as one batch of matrices."""
+    return values.view(-1, *values.shape[-2:])
+
+
+def _outermost(values: Tensor) -> Tensor:
+    return values[:, :: max(1, values.shape[1] - 1)]
+
+
+def _largest(values: Tensor) -> float:
+    return float(_outermost(values).abs().max())
+
+
+def _sweeps_left(change: float, done: int, reach: float, bound: float) -> int:
+    """How many more sweeps bring changes of size ν^k/k! below a bound."""
+    left = 0
+    while change > bound and done + left < _MAX_SWEEPS:
+        left += 1
+        change *= reach / (done + left)
+    return left
