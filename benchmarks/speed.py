@@ -1,14 +1,14 @@
-"""Measures the speed of the package against its peers: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
+"""Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, memory, kernels, imports, and study, which takes minutes and runs only when it
-is named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections there stay.
+Sections: velocity, finite, ensemble, flow, memory, kernels, imports, and study, which runs only when it is named. Each
+prints a Markdown table and is written to the JSON file as soon as it is done; other sections in that file stay.
 --figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
 
-Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in each
-round; tables show the median and the quartiles. An accuracy is asked of everybody (the bar): a peer runs at the loosest
-tolerance at which its own error meets it, in the fastest of its variants that do. The floor of a velocity is three matrix
-products per node or layer in one call of torch.bmm. Linux only: the threads of all libraries are bounded by the set of
-processors that this process may use.
+Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
+each round; tables show the median and the quartiles. An accuracy is asked of everybody (the bar): a peer runs at the
+loosest tolerance at which its own error meets it, in the fastest of its variants that do. The floor of a velocity is
+three matrix products per node or layer in one call of torch.bmm. Linux only: the threads of all libraries are bounded
+by the set of processors that this process may use.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def scaled_waves(nodes: Tensor, d: int, seed: int = 0) -> Tensor:
 
 def tensor(values: Any) -> Tensor:
     """A result of any peer as a torch tensor."""
-    return torch.from_numpy(np.array(values))
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def relative(values: Any, reference: Tensor, axes: int) -> float:
@@ -446,8 +446,9 @@ class Training:
         return relative(z, self.reference, 2)
 
     def ours(self, size: tuple[int, int], method: str, tolerance: float) -> Tensor:
+        """Our z, whatever its status is: like that of a peer it is judged by its error."""
         flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*size), self.loss)
-        return nf.integrate(flow, self.profile, self.times, method, rtol=tolerance, atol=tolerance, throw=True).z[-1]
+        return nf.integrate(flow, self.profile, self.times, method, rtol=tolerance, atol=tolerance).z[-1]
 
     def smallest_grid(self) -> tuple[int, int]:
         """Panels and order of the grid with the fewest nodes whose own error is at most half the bar."""
@@ -673,21 +674,24 @@ def study(size: Size) -> Section:
     setup, threads, workers = build(job), torch.get_num_threads(), len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # as in the study, whose networks run side by side
     results: list[Any] = []
-    start = time.perf_counter()
+    start = time.perf_counter()  # one run at least, and three if they fit
     while not results or (len(results) < 3 and time.perf_counter() - start < size.budget):
         began = time.perf_counter()
         results.append((convergence.run(setup, **options), time.perf_counter() - began))
-    evaluations, rows, totals = results[-1][0]["evaluations"], [], {"autograd": 0.0, "autograd, unbound": 0.0}
+    dataset, rows, totals = results[-1][0], [], {"autograd": 0.0, "autograd, unbound": 0.0}
     for layer in options["layers"]:
         for L in options["depths"]:
             row = one_network(setup, layer, L, options["sampling"], size)
-            row.notes["evaluations"] = int(evaluations.sel(rule=layer, depth=L))
+            row.notes["evaluations"] = int(dataset["evaluations"].sel(rule=layer, depth=L))
             for name in totals:
                 totals[name] += row.notes["evaluations"] * float(np.median(row.samples[name])) / workers
             rows.append(row)
     torch.set_num_threads(threads)
-    whole = {"ours": np.array([taken for _, taken in results])} | {k: np.array([v]) for k, v in totals.items()}
-    rows.insert(0, Row("the whole study; autograd computed", whole, [(name, "ours") for name in totals]))
+    alone = float(dataset["seconds"].sum()) / workers
+    whole = {"ours": np.array([taken for _, taken in results])}
+    whole |= {name: np.array([value]) for name, value in {"ours, the networks alone": alone, **totals}.items()}
+    pairs = [(name, ours) for ours in ("ours", "ours, the networks alone") for name in totals]
+    rows.insert(0, Row("the whole study; autograd computed", whole, pairs))
     how = "median seconds of one velocity × evaluations of the study, summed over the networks, / processes"
     return Section(rows, {"processes": workers, "autograd of the whole study": how})
 
@@ -833,13 +837,13 @@ def main() -> None:
     results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     wanted = chosen.sections or DEFAULT
+    if chosen.figure is not None and "flow" not in {*results, *wanted}:
+        sys.exit(f"--figure draws the section flow, which {chosen.out} does not have: name it too")
     for name in (name for name in SECTIONS if name in wanted):
         results[name] = measured(name, QUICK if chosen.quick else Size())
         atomic_write(chosen.out, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
         print(f"\n## {name}\n\n{table(results[name])}", flush=True)
     if chosen.figure is not None:
-        if "flow" not in results:
-            sys.exit(f"--figure draws the section flow, which {chosen.out} does not have: name it too")
         draw(results["flow"]["facts"], results["flow"]["rows"][0]["case"], chosen.figure)
 
 

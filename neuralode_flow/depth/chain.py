@@ -44,11 +44,18 @@ def outside(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack([identity, *before[:-1]], dim=-3), torch.stack([*after[::-1], identity], dim=-3), before[-1]
 
 
+def recorded(matrices: Tensor) -> bool:
+    """Whether derivatives are taken through a tensor, which code that writes into given memory cannot give."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(matrices)
+    return wrapped or (matrices.requires_grad and torch.is_grad_enabled())
+
+
 def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     """∂f/∂U_k = (U_L … U_{k+1})ᵀ G (U_{k−1} … U_1)ᵀ with G = outer(U_L … U_1), for all k.
 
     The chain is cut into about √L blocks that are scanned side by side; one matrix per block carries what lies
-    outside of it. That is three products per layer and 2√L steps one after the other.
+    outside of it. That is three products per layer and 2√L steps one after the other. Beside U, memory for three times
+    as many matrices is used, the result among it.
 
     Parameters
     ----------
@@ -59,18 +66,56 @@ def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     -------
     Tensor (..., L, d, d)
     """
-    L = U.shape[-3]
+    *batch, L, d, _ = U.shape
     size = math.isqrt(L - 1) + 1
-    blocks = -(-L // size)
-    padding = identity_like(U[..., :1, :, :]).expand(*U.shape[:-3], blocks * size - L, *U.shape[-2:])
-    blocked = torch.cat((U, padding), dim=-3).unflatten(-3, (blocks, size))
-    forward = torch.empty_like(blocked)
-    forward[..., 0, :, :] = identity_like(blocked[..., 0, :, :])
-    for j in range(1, size):
-        forward[..., j, :, :] = blocked[..., j - 1, :, :] @ forward[..., j - 1, :, :]
-    before, after, z = outside(blocked[..., -1, :, :] @ forward[..., -1, :, :])
-    backward = torch.empty_like(blocked)
-    backward[..., -1, :, :] = after.mT @ outer(z).unsqueeze(-3) @ before.mT
-    for j in range(size - 1, 0, -1):
-        backward[..., j - 1, :, :] = blocked[..., j, :, :].mT @ backward[..., j, :, :]
-    return (backward @ forward.mT).flatten(-4, -3)[..., :L, :, :]
+    layers = _blocked(U.reshape(-1, L, d, d), size)
+    blocks = layers.shape[2]
+    before_layer = _scan(layers.flatten(1, 2))
+    ends = (layers[-1].flatten(0, 1) @ before_layer[-1]).unflatten(0, (-1, blocks))
+    before, after, z = outside(ends)
+    G = outer(z.view(*batch, d, d)).expand(*batch, d, d).reshape(-1, 1, d, d)
+    backward = (after.mT @ G @ before.mT).flatten(0, 1)
+    results = layers.flatten(1, 2)
+    for j in range(size - 1, -1, -1):
+        following, backward = backward, results[j].mT @ backward
+        results[j] = following @ before_layer[j].mT
+    del before_layer
+    return _unblocked(layers, L).view(U.shape)
+
+
+def _blocked(U: Tensor, size: int) -> Tensor:
+    """`(members, L, d, d)` cut into blocks, `(size, members, blocks, d, d)`; the last is filled up with identities."""
+    members, L, d, _ = U.shape
+    blocks, whole = -(-L // size), L // size
+    layers = U.new_empty(size, members, blocks, d, d)
+    seen = layers.permute(1, 2, 0, 3, 4)
+    seen[:, :whole] = U[:, : whole * size].unflatten(1, (whole, size))
+    if whole < blocks:
+        seen[:, whole, : L - whole * size] = U[:, whole * size :]
+        seen[:, whole, L - whole * size :] = identity_like(U[:, :1])
+    return layers
+
+
+def _unblocked(layers: Tensor, L: int) -> Tensor:
+    """The inverse of `_blocked`: `(members, L, d, d)`."""
+    size, members, blocks, d, _ = layers.shape
+    U = layers.new_empty(members, L, d, d)
+    seen, whole = layers.permute(1, 2, 0, 3, 4), L // size
+    U[:, : whole * size].unflatten(1, (whole, size)).copy_(seen[:, :whole])
+    if whole < blocks:
+        U[:, whole * size :] = seen[:, whole, : L - whole * size]
+    return U
+
+
+def _scan(layers: Tensor) -> Tensor:
+    """The products of the layers before each, `(size, n, d, d)`."""
+    before = torch.empty_like(layers)
+    before[0] = identity_like(before[0])
+    multiply = _multiply_recorded if recorded(layers) else torch.bmm
+    for j in range(1, len(layers)):
+        multiply(layers[j - 1], before[j - 1], out=before[j])
+    return before
+
+
+def _multiply_recorded(one: Tensor, other: Tensor, out: Tensor) -> None:
+    out.copy_(one @ other)

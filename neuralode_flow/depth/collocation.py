@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import picard
-from .chain import identity_like, outside
+from .chain import identity_like, outside, recorded
 from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
 from .workspace import Take, Workspace
@@ -99,11 +99,6 @@ _WORKSPACE = Workspace()
 
 # How far C may be from I: beyond it the grid does not resolve W, or W is large, and C⁻¹ costs digits.
 _NEAR_IDENTITY = 0.1
-
-
-def _recorded(W: Tensor) -> bool:
-    """Whether derivatives are taken through W, which the fast solver, written in place, cannot give."""
-    return (W.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.is_functorch_wrapped_tensor(W)
 
 
 def _nodes_first(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -218,7 +213,7 @@ class Collocation:
 
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
-        across = None if _recorded(W) else _across(self.grid, W)
+        across = None if recorded(W) else _across(self.grid, W)
         return outside(stages(self.grid, W).across if across is None else across)[2]
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -231,7 +226,7 @@ class Collocation:
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""
-        if not _recorded(W):
+        if not recorded(W):
             with _WORKSPACE.lend() as take:
                 middle = _from_middle(self.grid, W, take)
                 if middle is not None:

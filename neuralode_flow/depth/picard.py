@@ -17,7 +17,7 @@ from torch import Tensor
 from .workspace import Take
 
 # From this d on two sweeps in float32 cost less than one in float64.
-MIXED_FROM = 24
+MIXED_FROM = 16
 
 # h‖W‖ up to the far end of a panel, beyond which the sweeps are many and lose digits.
 LARGEST = 3.0

@@ -70,7 +70,7 @@ class FiniteFlow:
         check_layers(state, self.depth, "layers")
         A = state / self.depth
         U, saved = self.rule.layer(A)
-        return -self.rule.adjoint(A, saved, chain.gradient(U, self.loss.gradient))
+        return self.rule.adjoint(A, saved, chain.gradient(U, lambda z: -self.loss.gradient(z)))
 
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
