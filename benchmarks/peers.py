@@ -45,7 +45,7 @@ class Torchdiffeq:
     tolerance : float
         rtol and atol of both solves.
     landing : bool
-        Steps end on the depth nodes and on the edges of the panels.
+        Steps end on the depth nodes and on the edges of the panels; without, on the last depth only.
     """
 
     def __init__(self, grid: nf.DepthGrid, loss: Loss, method: str, tolerance: float, landing: bool = False) -> None:
@@ -68,7 +68,7 @@ class Torchdiffeq:
         return at
 
     def _solve(self, slope: Callable[[Tensor, Tensor], Tensor], start: Tensor, depths: Tensor, edges: Tensor) -> Tensor:
-        landing = {"step_t": depths[1:], "jump_t": edges} if self.landing else None
+        landing = {"step_t": depths[1:], "jump_t": edges} if self.landing else {"step_t": depths[-1:]}
         return torchdiffeq.odeint(slope, start, depths, **self.options, options=landing)
 
     def _forward(self, state: Tensor) -> Tensor:
@@ -90,9 +90,8 @@ class Torchdiffeq:
 
     def flow(self, state: Tensor, times: Tensor, method: str, tolerance: float) -> Tensor:
         """z at the times: a third `odeint` around the other two, over training time."""
-        path = torchdiffeq.odeint(
-            lambda t, W: self.velocity(W), state, times, method=method, rtol=tolerance, atol=tolerance
-        )
+        options = {"method": method, "rtol": tolerance, "atol": tolerance, "options": {"step_t": times[1:]}}
+        path = torchdiffeq.odeint(lambda t, W: self.velocity(W), state, times, **options)
         return torch.stack([self.product(W) for W in path])
 
 

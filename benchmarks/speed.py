@@ -50,14 +50,11 @@ PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "jax", "diffrax", "neuralo
 PANELS, ORDER = 3, 8  # the depth grid of velocities
 BAR, FLOW_BAR = 1e-8, 1e-7  # relative errors in the max norm: of a velocity, of z after training
 TOLERANCES = tuple(10.0**-k for k in range(6, 14))
-FLOW_TOLERANCES = tuple(10.0**-k for k in range(3, 13))
 TIGHTEST = 1e-13
 INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
 FLOW_METHODS = ("auto", "DOP853", "dopri5", "dopri8", "RK45", "LSODA")
-FLOW_GRIDS = tuple((1, m) for m in range(4, 25, 2))
 FINE_GRID = (1, 16)  # of the work–precision diagram, so that the depth grid has no part in it
 SPAN = 0.01  # seconds that a timed block of a fast call lasts at least
-LONGEST = 30.0  # seconds of one call, beyond which a peer is not tried at tighter tolerances
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,13 @@ class Size:
     depths: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
     members: int = 64
     flow: tuple[int, float] = (16, 5.0)  # d and the last training time
+    flow_tolerances: tuple[float, ...] = tuple(10.0**-k for k in range(3, 13))
     memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
     kernels: tuple[int, ...] = (16, 64, 256)
     study: tuple[int, ...] | None = None  # depths; those of the default config when left out
     rounds: int = 15
     budget: float = 30.0  # seconds of the rounds of one row; three are always done
+    longest: float = 60.0  # seconds of one call, beyond which no tighter tolerance is tried
 
 
 QUICK = Size(
@@ -82,12 +81,14 @@ QUICK = Size(
     autograd=(64,),
     depths=(64, 256),
     members=4,
-    flow=(3, 0.5),
+    flow=(3, 0.1),
+    flow_tolerances=(1e-3, 1e-9),
     memory=(("finite", 16384, 16), ("continuous", 24, 256)),
     kernels=(16,),
     study=(4, 8),
     rounds=3,
     budget=1.0,
+    longest=1.0,
 )
 
 
@@ -98,7 +99,7 @@ class Row:
     case: str
     samples: Mapping[str, np.ndarray]
     pairs: Sequence[tuple[str, str]] = ()
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     unit: str = "s"
 
     def record(self) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class Row:
             "unit": self.unit,
             "values": {name: quartiles(values) for name, values in self.samples.items()},
             "ratios": {name: quartiles(values) for name, values in ratios.items()},
-            "notes": dict(self.notes),
+            "notes": self.notes,
         }
 
 
@@ -166,12 +167,16 @@ class Winner:
         }
 
 
-def trial(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """The result of a call, None if it fails; the seconds of the first call, and the least of three if it is short."""
+def trial(call: Callable[[], Any], fresh: bool) -> tuple[Any, float, float]:
+    """The result of a call, None if it fails; the seconds of the first call, and the least of those after it.
+
+    A long call is made once, unless it is `fresh`: the first of a function, which may be its compilation.
+    """
     results: list[Any] = []
     try:
         first = seconds(lambda: results.append(call()))
-        return results[0], first, first if first > 1 else min(first, seconds(call), seconds(call))
+        again = seconds(call) if fresh or first < 1 else first
+        return results[0], first, again if again > 1 else min(again, seconds(call))
     except (AssertionError, RuntimeError) as error:  # of torchdiffeq, of integrate
         print(f"failed: {error}", file=sys.stderr)
         return None, math.inf, math.inf
@@ -182,20 +187,23 @@ def contest(
     error: Callable[[Any], float],
     bar: float,
     tolerances: Sequence[float],
+    longest: float,
 ) -> Winner | None:
-    """The winner among functions of a tolerance; None if none of them meets the bar."""
+    """The winner among functions of a tolerance; None if none of them meets the bar in calls of `longest` seconds."""
     best: Winner | None = None
     for variant, run in variants.items():
-        compilation = None
+        compilation: float | None = None
         for tolerance in tolerances:
             call = partial(run, tolerance)
-            result, first, taken = trial(call)
+            result, first, taken = trial(call, fresh=compilation is None)
+            wrong = math.inf if result is None else error(result)
+            print(f"{variant}, {tolerance:g}: error {wrong:.1e}, {taken:.2g} s", file=sys.stderr, flush=True)
             compilation = first if compilation is None else compilation
-            if result is not None and error(result) <= bar:
+            if wrong <= bar:
                 if best is None or taken < best.seconds:
-                    best = Winner(variant, tolerance, error(result), taken, compilation, call)
+                    best = Winner(variant, tolerance, wrong, taken, compilation, call)
                 break
-            if taken > LONGEST or (best is not None and taken > best.seconds):
+            if taken > (longest if best is None else best.seconds):
                 break  # tighter tolerances take longer
     return best
 
@@ -314,7 +322,8 @@ def against(
     sides = {**ours, "floor": bound}
     notes: dict[str, Any] = {name: {"error": error(call())} for name, call in ours.items()}
     for name, peer in contestants.items():
-        winner = contest(peer, error, BAR, TOLERANCES)
+        print(f"{case}, {name}", file=sys.stderr)
+        winner = contest(peer, error, BAR, TOLERANCES, size.longest)
         notes[name] = {"variant": "does not meet the bar"} if winner is None else winner.note
         if winner is not None:
             sides[name] = winner.call
@@ -382,7 +391,7 @@ def finite(size: Size) -> Section:
             "autograd, unbound": peers.AutogradFlow(L, loss, unbound=True),
         }
         sides = {name: partial(flow.velocity, state) for name, flow in flows.items()}
-        notes = {name: {"difference": agreement(call(), sides["ours"]())} for name, call in sides.items()}
+        notes = {f"{name}, difference": agreement(sides[name](), sides["ours"]()) for name in list(sides)[1:]}
         pairs = [("ours", "floor"), ("autograd", "ours"), ("autograd, unbound", "ours")]
         rows.append(Row(f"L = {L}, d = {d}", alternated(sides | {"floor": floor(L, d)}, size), pairs, notes))
     for L in size.depths:
@@ -445,26 +454,33 @@ class Training:
     def error(self, z: Any) -> float:
         return relative(z, self.reference, 2)
 
-    def ours(self, size: tuple[int, int], method: str, tolerance: float) -> Tensor:
-        """Our z, whatever its status is: like that of a peer it is judged by its error."""
-        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*size), self.loss)
-        return nf.integrate(flow, self.profile, self.times, method, rtol=tolerance, atol=tolerance).z[-1]
+    def state(self, grid: nf.DepthGrid) -> Tensor:
+        return nf.ContinuousFlow(grid, self.loss).sample(self.profile)
 
-    def smallest_grid(self) -> tuple[int, int]:
-        """Panels and order of the grid with the fewest nodes whose own error is at most half the bar."""
-        return next(g for g in FLOW_GRIDS if self.error(self.ours(g, "DOP853", 1e-11)) <= FLOW_BAR / 2)
+    def ours(self, grid: nf.DepthGrid) -> dict[Hashable, Callable[[float], Tensor]]:
+        """Our methods; z is taken whatever the status: like that of a peer it is judged by its error."""
+        flow, state = nf.ContinuousFlow(grid, self.loss), self.state(grid)
 
-    def contestants(self, size: tuple[int, int], inner: Mapping[str, Variant]) -> dict[str, dict[Hashable, Any]]:
+        def run(method: str, tolerance: float) -> Tensor:
+            return nf.integrate(flow, state, self.times, method, rtol=tolerance, atol=tolerance).z[-1]
+
+        return {method: partial(run, method) for method in FLOW_METHODS}
+
+    def smallest_grid(self) -> nf.DepthGrid:
+        """The grid with the fewest nodes whose own error is at most half the bar."""
+        grids = (nf.DepthGrid.gauss(1, order) for order in range(4, 33, 2))
+        return next(grid for grid in grids if self.error(self.ours(grid)["DOP853"](1e-11)) <= FLOW_BAR / 2)
+
+    def contestants(self, grid: nf.DepthGrid, inner: Mapping[str, Variant]) -> dict[str, dict[Hashable, Any]]:
         """Functions of a tolerance that give z on one grid; `inner` has the depth solves of the nested peers."""
-        grid = nf.DepthGrid.gauss(*size)
         return {
-            "ours": {method: partial(self.ours, size, method) for method in FLOW_METHODS},
+            "ours": self.ours(grid),
             "torchdiffeq": self.torchdiffeq(grid, inner["torchdiffeq"]),
             "diffrax": self.diffrax(grid, inner["diffrax"]),
         }
 
     def torchdiffeq(self, grid: nf.DepthGrid, inner: Variant) -> dict[Hashable, Callable[[float], Tensor]]:
-        state = nf.ContinuousFlow(grid, self.loss).sample(self.profile)
+        state = self.state(grid)
 
         def run(nested: Nested, tolerance: float) -> Tensor:
             depth = nested.tolerance(tolerance)
@@ -475,7 +491,7 @@ class Training:
 
     def diffrax(self, grid: nf.DepthGrid, inner: Variant) -> dict[Hashable, Callable[[float], Any]]:
         peer = peers.Diffrax(grid, *inner)
-        state = peer.array(nf.ContinuousFlow(grid, self.loss).sample(self.profile))
+        state = peer.array(self.state(grid))
         target, times = peer.array(self.target), peer.array(self.times)
         functions = {outer: peer.flow(outer) for outer in ("Tsit5", "Dopri8")}
 
@@ -502,43 +518,44 @@ def flow(size: Size) -> Section:
     """A whole training flow: z at the last time as accurate as the bar, and the work–precision of the winners."""
     d, end = size.flow
     training = Training.random(d, end)
-    smallest = training.smallest_grid()
-    grid = nf.DepthGrid.gauss(*smallest)
-    start = Velocity(grid, nf.ContinuousFlow(grid, training.loss).sample(training.profile), training.target)
-    depth_solves = {"torchdiffeq": start.torchdiffeq(), "diffrax": start.diffrax("Tsit5", "Dopri8")}
-    inner = {
-        name: needed(contest(solves, start.error, BAR, TOLERANCES), f"the depth solve of {name}").variant
-        for name, solves in depth_solves.items()
-    }
+    grid, fine = training.smallest_grid(), nf.DepthGrid.gauss(*FINE_GRID)
+    inner = depth_solves(Velocity(grid, training.state(grid), training.target), size)
     winners = {
-        name: needed(contest(contestant, training.error, FLOW_BAR, FLOW_TOLERANCES), name)
-        for name, contestant in training.contestants(smallest, inner).items()
+        name: needed(contest(contestant, training.error, FLOW_BAR, size.flow_tolerances, size.longest), name)
+        for name, contestant in training.contestants(grid, inner).items()
     }
     samples = alternated({name: winner.call for name, winner in winners.items()}, size)
     pairs = [(name, "ours") for name in winners if name != "ours"]
     row = Row(f"d = {d}, T = {end:g}", samples, pairs, {name: winner.note for name, winner in winners.items()})
-    fine = training.contestants(FINE_GRID, inner)
+    on_fine = training.contestants(fine, inner)
     curves = {
-        name: {"variant": str(winner.variant), "points": work_precision(fine[name][winner.variant], training.error)}
+        name: work_precision(winner.variant, on_fine[name][winner.variant], training.error, size)
         for name, winner in winners.items()
     }
-    facts = {"grid": smallest, "bar": FLOW_BAR, "grid of the work–precision": FINE_GRID, "work–precision": curves}
-    return Section([row], facts)
+    facts = {"depth nodes": len(grid), "bar": FLOW_BAR, "nodes of the work–precision": len(fine)}
+    return Section([row], facts | {"work–precision": curves})
 
 
-def work_precision(run: Callable[[float], Any], error: Callable[[Any], float]) -> list[dict[str, float]]:
-    """Tolerance, error and seconds, from loose to tight, as far as it is worth while."""
+def depth_solves(start: Velocity, size: Size) -> dict[str, Variant]:
+    """The fastest depth solves of the nested peers, for the velocity at the start."""
+    solves = {"torchdiffeq": start.torchdiffeq(), "diffrax": start.diffrax("Tsit5", "Dopri8")}
+    winners = {name: contest(solve, start.error, BAR, TOLERANCES, size.longest) for name, solve in solves.items()}
+    return {name: needed(winner, f"the depth solve of {name}").variant for name, winner in winners.items()}
+
+
+def work_precision(
+    variant: Hashable, run: Callable[[float], Any], error: Callable[[Any], float], size: Size
+) -> dict[str, Any]:
+    """Tolerance, error and seconds of one variant, from loose to tight, as far as it is worth while."""
     points: list[dict[str, float]] = []
-    for tolerance in FLOW_TOLERANCES:
-        result, first, taken = trial(partial(run, tolerance))
+    for tolerance in size.flow_tolerances:
+        result, _, taken = trial(partial(run, tolerance), fresh=not points)
         if result is None:
             break
-        if not points and first > 1:  # it may have compiled
-            taken = seconds(partial(run, tolerance))
         points.append({"tolerance": tolerance, "error": error(result), "seconds": taken})
-        if taken > LONGEST or points[-1]["error"] < 1e-10:
+        if taken > size.longest or points[-1]["error"] < 1e-10:
             break
-    return points
+    return {"variant": str(variant), "points": points}
 
 
 def draw(facts: Mapping[str, Any], case: str, path: Path) -> None:
@@ -548,25 +565,19 @@ def draw(facts: Mapping[str, Any], case: str, path: Path) -> None:
 
     from neuralode_flow.figures.style import BLUE, GREEN, HEIGHT, STYLE, VERMILION, WIDTH
 
-    image, panels, order = BytesIO(), *facts["grid of the work–precision"]
+    image, nodes = BytesIO(), facts["nodes of the work–precision"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         for (name, curve), colour, marker in zip(facts["work–precision"].items(), (BLUE, VERMILION, GREEN), "osD"):
-            points = curve["points"]
+            work, precision = ([point[key] for point in curve["points"]] for key in ("seconds", "error"))
             label = f"{name}: {curve['variant']}"
-            axes.loglog(
-                [p["error"] for p in points],
-                [p["seconds"] for p in points],
-                color=colour,
-                marker=marker,
-                label=label,
-            )
+            axes.loglog(precision, work, color=colour, marker=marker, label=label)
         axes.invert_xaxis()
         axes.set_xlabel("error of $z$ at the last time, relative, against the intrinsic limit")
         axes.set_ylabel("seconds")
-        axes.legend(loc="upper left")
-        figure.suptitle(f"A training flow to a given accuracy: {case}, {panels * order} depth nodes", x=0.01, ha="left")
+        figure.legend(loc="outside lower left")
+        figure.suptitle(f"A training flow to a given accuracy: {case}, {nodes} depth nodes", x=0.01, ha="left")
         figure.savefig(image, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, image.getvalue())
@@ -820,6 +831,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"unknown section {unknown[0]!r} (valid: {', '.join(SECTIONS)})")
     if not 1 <= chosen.threads <= len(os.sched_getaffinity(0)):
         parser.error(f"threads must be from 1 to {len(os.sched_getaffinity(0))}, the processors here")
+    if chosen.quick and chosen.out == RESULTS:
+        parser.error("--quick measures nothing that should be kept: give it an --out of its own")
     return chosen
 
 

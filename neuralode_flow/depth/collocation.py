@@ -62,7 +62,7 @@ class Middle(NamedTuple):
     those of `Stages`. By the symplectic condition v u is the same matrix C at both ends of the panel, so that
     P(s_i, a) = u(s_i) C⁻¹ v(a) and P(b, s_i) = u(b) C⁻¹ v(s_i). B is the number of panels of all members.
 
-    u, vT : Tensor (m, B, d, d)
+    u, vT : Tensor (B, m, d, d)
         u and vᵀ at the nodes.
     enter, leave : Tensor (B, d, d)
         C⁻¹ v(a) and u(b).
@@ -81,17 +81,14 @@ class Middle(NamedTuple):
 class Integrals(NamedTuple):
     """Integrals of the Lagrange polynomials of a panel, made once for each grid."""
 
-    left: Tensor  # (1, m, m): from the left end to the nodes
-    whole: Tensor  # (1, 1, m): over the panel
-    middle: Tensor  # (2, m, m): from the middle to the nodes, twice
-    ends: Tensor  # (2, 2, m): from the middle to both ends, twice
+    middle: Tensor  # (m, m): from the middle to the nodes
+    ends: Tensor  # (2, m): from the middle to both ends
 
 
 @cache
 def _integrals(panels: int, order: int, dtype: torch.dtype, device: torch.device) -> Integrals:
     rule = gauss_rule(order)
-    middle, ends = rule.from_middle[:order], rule.from_middle[order:]
-    arrays = rule.integrate[None], rule.weights[None, None], np.stack([middle] * 2), np.stack([ends] * 2)
+    arrays = rule.from_middle[:order], rule.from_middle[order:]
     return Integrals(*(torch.as_tensor(array / panels, dtype=dtype, device=device) for array in arrays))
 
 
@@ -101,77 +98,82 @@ _WORKSPACE = Workspace()
 _NEAR_IDENTITY = 0.1
 
 
-def _nodes_first(grid: DepthGrid, W: Tensor) -> Tensor:
-    """`(..., N, d, d)` → `(m, B, d, d)`."""
-    return W.reshape(-1, grid.order, *W.shape[-2:]).transpose(0, 1)
-
-
 def _across(grid: DepthGrid, W: Tensor) -> Tensor | None:
-    """P(b, a) of each panel, `(..., panels, d, d)`, by the fast solver; None where it does not converge."""
+    """P(b, a) = u(b) u(a)⁻¹ of each panel, `(..., panels, d, d)`, by the fast solver; None where it does not converge."""
     integrals = _integrals(grid.panels, grid.order, W.dtype, W.device)
     with _WORKSPACE.lend() as take:
-        solved = picard.solve(_nodes_first(grid, W).contiguous().unsqueeze(0), integrals.left, take)
+        solved = picard.solve(_by_panels(grid, W).contiguous(), integrals.middle, take)
         if solved is None:
             return None
-        across = picard.along_nodes(integrals.whole, solved.slopes)
-    across.diagonal(dim1=-2, dim2=-1).add_(1)
+        ends = picard.along_nodes(integrals.ends, solved.slopes)
+    ends.diagonal(dim1=-2, dim2=-1).add_(1)
+    across = torch.linalg.solve(ends[:, 0], ends[:, 1], left=False)
     return across.view(*W.shape[:-3], grid.panels, *W.shape[-2:])
+
+
+def _by_panels(grid: DepthGrid, W: Tensor) -> Tensor:
+    """`(..., N, d, d)` → `(B, m, d, d)`."""
+    return W.reshape(-1, grid.order, *W.shape[-2:])
 
 
 def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle | None:
     """Both halves of all panels by the fast solver; None where it does not converge, or C is not near I."""
     integrals = _integrals(grid.panels, grid.order, W.dtype, W.device)
-    local = _nodes_first(grid, W)
-    both = take("both", (2, *local.shape), W)
-    both[0] = local
-    torch.neg(local.mT, out=both[1])
+    local = _by_panels(grid, W)
+    B = len(local)
+    both = take("both", (2 * B, *local.shape[1:]), W)
+    both[:B] = local
+    torch.neg(local.mT, out=both[B:])
     solved = picard.solve(both, integrals.middle, take)
     if solved is None:
         return None
     ends = picard.along_nodes(integrals.ends, solved.slopes)
     for part in (solved.integral, ends):
         part.diagonal(dim1=-2, dim2=-1).add_(1)
-    (u, vT), ((_, leave), (start, end)) = solved.integral, ends
-    off = torch.bmm(end.mT, leave)
+    leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
+    off = torch.bmm(vT_end.mT, leave)
     off.diagonal(dim1=-2, dim2=-1).sub_(1)
     size = float(off.abs().max())
-    return Middle(u, vT, _divided(off, size, start.mT), leave, off, size) if size <= _NEAR_IDENTITY else None
+    if not size <= _NEAR_IDENTITY:
+        return None
+    return Middle(solved.integral[:B], solved.integral[B:], _divided(off, size, vT_start.mT), leave, off, size)
 
 
 def _divided(off: Tensor, size: float, right: Tensor) -> Tensor:
-    """(I + off)⁻¹ right: by the first term of the Neumann series where the second is below round-off."""
-    if size**2 * off.shape[-1] < torch.finfo(off.dtype).eps / 16:
-        return torch.baddbmm(right, off, right, alpha=-1)
-    off = off.clone()
-    off.diagonal(dim1=-2, dim2=-1).add_(1)
-    return torch.linalg.solve(off, right)
+    """(I + off)⁻¹ right, by the Neumann series where it is short."""
+    ratio = size * off.shape[-1]  # of a term to the one before, at most
+    if ratio > 1e-3:
+        return torch.linalg.solve(off + identity_like(off), right)
+    result, left = right, size
+    while left > torch.finfo(off.dtype).eps / 16:
+        result, left = torch.baddbmm(right, off, result, alpha=-1), left * ratio
+    return result
 
 
 def _gradient(panels: int, W: Tensor, middle: Middle, outer: Callable[[Tensor], Tensor], take: Take) -> Tensor:
     """P(1,s_i)ᵀ G P(s_i,0)ᵀ = v_iᵀ [C⁻ᵀ P(1,c)ᵀ G P(c,0)ᵀ] u_iᵀ: two products per node."""
-    before, after, z = _between_middles(*(part.unflatten(0, (-1, panels)) for part in (middle.enter, middle.leave)))
-    batch = W.shape[:-3]
-    G = outer(z.view(*batch, *z.shape[-2:])).expand(*batch, *z.shape[-2:]).reshape(z.shape).unsqueeze(1)
-    inner = _divided(middle.off.mT, middle.size, (after.mT @ G @ before.mT).flatten(0, 1))
-    m, B = middle.u.shape[:2]
-    u, vT, left = (part.flatten(0, 1) for part in (middle.u, middle.vT, take("left", middle.u.shape, W)))
-    right = take("right", middle.u.shape, W).copy_(inner).flatten(0, 1)
-    torch.bmm(vT, right, out=left)
-    if B == 1:
-        return torch.bmm(left, u.mT).view(W.shape)
-    return torch.bmm(left, u.mT, out=right).unflatten(0, (m, B)).transpose(0, 1).contiguous().view(W.shape)
+    before, after, z = _between_middles(panels, middle.enter, middle.leave)
+    batch, (B, m, d, _) = W.shape[:-3], middle.u.shape
+    G = outer(z.view(*batch, d, d)).expand(*batch, d, d).reshape(-1, 1, d, d).expand(-1, panels, d, d).reshape(B, d, d)
+    inner = _divided(middle.off.mT, middle.size, torch.bmm(torch.bmm(after.mT, G), before.mT))
+    # One matrix for all nodes of a panel: products of tall matrices are the fastest.
+    left = torch.bmm(middle.vT.view(B, m * d, d), inner, out=take("left", (B, m * d, d), W))
+    return torch.bmm(left.view(B * m, d, d), middle.u.view(B * m, d, d).mT).view(W.shape)
 
 
-def _between_middles(enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """P(c_p, 0) and P(1, c_p) C of all panels, `(members, panels, d, d)`, and z = P(1, 0), `(members, d, d)`."""
+def _between_middles(panels: int, enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P(c_p, 0) and P(1, c_p) C of all panels, `(B, d, d)`, and z = P(1, 0), `(members, d, d)`."""
+    if panels == 1:
+        return enter, leave, torch.bmm(leave, enter)
+    enter, leave = enter.unflatten(0, (-1, panels)), leave.unflatten(0, (-1, panels))
     before, after = [enter[:, 0]], [leave[:, -1]]
-    links = torch.matmul(enter[:, 1:], leave[:, :-1]).unbind(1) if enter.shape[1] > 1 else ()
+    links = (enter[:, 1:] @ leave[:, :-1]).unbind(1)
     for link in links:
-        before.append(link @ before[-1])
+        before.append(torch.bmm(link, before[-1]))
     for link in reversed(links):
-        after.append(after[-1] @ link)
+        after.append(torch.bmm(after[-1], link))
     z = torch.bmm(after[0], before[-1])
-    return torch.stack(before, dim=1), torch.stack(after[::-1], dim=1), z
+    return torch.stack(before, dim=1).flatten(0, 1), torch.stack(after[::-1], dim=1).flatten(0, 1), z
 
 
 def _matrix(grid: DepthGrid, W: Tensor) -> Tensor:

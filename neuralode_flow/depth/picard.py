@@ -26,16 +26,18 @@ _MAX_SWEEPS = 40
 _MAX_REFINEMENTS = 4
 
 # Largest change of 1 + J f in the last sweep; what is left after it is about ten times smaller.
-_TOLERANCE = {torch.float64: 2e-15, torch.float32: 1e-6}
-_ROUGH = 1e-7  # of a solution in float32 that will be refined
+_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
+_ROUGH = 3e-7  # of a solution in float32 that will be refined
+_ROUND_OFF = 1e-10  # what the defect of a solution in float32 counts for in J f: it is rough, and J smooths it
 _REFINED = 2e-7  # a correction below it is as accurate in float32 as float64 can tell
 
 
 class Slopes(NamedTuple):
-    """f and J f, both `(k, m, B, d, d)`, in memory of the workspace; `reach` is about h‖W‖."""
+    """f and J f, `(B, m, d, d)`, in memory of the workspace; the largest entry of J f, and about h‖W‖ as seen."""
 
     slopes: Tensor
     integral: Tensor
+    size: float
     reach: float
 
 
@@ -44,10 +46,9 @@ def solve(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
 
     Parameters
     ----------
-    W : Tensor (k, m, B, d, d)
-        The model on the m nodes of B panels, k times over (such as W and its adjoint): node axis before panel axis, so
-        that J is one matrix product.
-    J : Tensor (k, m, m)
+    W : Tensor (B, m, d, d)
+        The model on the m nodes of B panels.
+    J : Tensor (m, m)
     take : Take
         Gives the memory.
     """
@@ -57,11 +58,11 @@ def solve(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
 
 
 def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
-    """Applies matrices `(k, n, m)` along the nodes of `(k, m, B, d, d)`: `(k, n, B, d, d)`."""
-    k, m, *rest = values.shape
+    """Applies a matrix `(n, m)` along the nodes of `(B, m, d, d)`: `(B, n, d, d)`."""
+    B, m, *square = values.shape
     if out is None:
-        return torch.bmm(matrix, values.view(k, m, -1)).view(k, -1, *rest)
-    torch.bmm(matrix, values.view(k, m, -1), out=out.view(k, m, -1))
+        out = values.new_empty(B, len(matrix), *square)
+    torch.bmm(matrix.expand(B, -1, -1), values.view(B, m, -1), out=out.view(B, len(matrix), -1))
     return out
 
 
@@ -83,9 +84,9 @@ def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
             return None
         # A sum of two precisions is slower than a copy and a sum of one.
         f += defect.copy_(correction.slopes)
-        if _largest(correction.integral) <= _REFINED:
+        if correction.size <= _REFINED:
             integral += defect.copy_(correction.integral)
-            return Slopes(f, integral, start.reach)
+            return Slopes(f, integral, correction.size, start.reach)
         along_nodes(J, f, integral)
     return None
 
@@ -102,50 +103,46 @@ def _sweep(
 ) -> Slopes | None:
     """f = source + W J f by sweeps, until J f changes by less than `tolerance` beside 1; None if it will not.
 
-    The changes fall like ν^k/k! with ν ≈ h‖W‖, so that the second one tells how many sweeps it takes (with `reach` = ν
-    known it tells the size). They are looked at only then, where they are largest: at the outermost nodes. Without
-    `certify` they are not looked at again, and J f is one sweep behind.
+    The changes fall like ν^k/k! with ν ≈ h‖W‖ (`reach`), so that the second one tells how many sweeps it takes. They are
+    looked at only then, where they are largest: at the outermost nodes. Without `certify` they are not looked at again,
+    and J f is one sweep behind.
     """
-    k, m = W.shape[:2]
+    B, m = W.shape[:2]
     f, integral = take("f", W.shape, W), take("integral", W.shape, W)
     along_nodes(J, source, integral)
     # The views of one sweep's two products, made once: at small d they would cost as much as the products.
     into_f = _nodes(source), _nodes(W), _nodes(integral)
-    into_integral = J, f.view(k, m, -1)
-    out_f, out_integral = _nodes(f), integral.view(k, m, -1)
-    done, due = 1, 2
+    into_integral = J.expand(B, -1, -1), f.view(B, m, -1)
+    out_f, out_integral = _nodes(f), integral.view(B, m, -1)
+    done, due = 1, 2 if reach is None else 1 + _sweeps_left(_ROUND_OFF, 1, reach, tolerance)
     while True:
         for _ in range(due - done - 1):
             torch.baddbmm(*into_f, out=out_f)
             torch.bmm(*into_integral, out=out_integral)
         torch.baddbmm(*into_f, out=out_f)
-        done = due
-        if done > 2 and not certify:
-            return Slopes(f, integral, reach or 0.0)
-        before = _outermost(integral).clone()
+        if due > 2 and not certify:
+            return Slopes(f, integral, 0.0, reach or 0.0)
+        done, before = due, _outermost(integral).clone()
         torch.bmm(*into_integral, out=out_integral)
-        change = float(before.sub_(_outermost(integral)).abs_().max())
+        outermost = _outermost(integral)
+        change, size = (float(values.abs().max()) for values in (before.sub_(outermost), outermost))
         if reach is None:
             reach = math.sqrt(2 * change)
         if not (reach <= LARGEST and done < _MAX_SWEEPS):
             return None
-        bound = tolerance * math.exp(reach)
+        bound = max(tolerance * math.exp(reach), 2 * torch.finfo(W.dtype).eps * size)
         if change <= bound:
-            return Slopes(f, integral, reach)
+            return Slopes(f, integral, size, reach)
         due = done + _sweeps_left(change, done, reach, bound)
 
 
 def _nodes(values: Tensor) -> Tensor:
-    """`(k, m, B, d, d)` as one batch of matrices."""
+    """`(B, m, d, d)` as one batch of matrices."""
     return values.view(-1, *values.shape[-2:])
 
 
 def _outermost(values: Tensor) -> Tensor:
     return values[:, :: max(1, values.shape[1] - 1)]
-
-
-def _largest(values: Tensor) -> float:
-    return float(_outermost(values).abs().max())
 
 
 def _sweeps_left(change: float, done: int, reach: float, bound: float) -> int:
@@ -154,4 +151,4 @@ def _sweeps_left(change: float, done: int, reach: float, bound: float) -> int:
     while change > bound and done + left < _MAX_SWEEPS:
         left += 1
         change *= reach / (done + left)
-    return left
+    return max(1, left)
