@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from . import picard
-from .chain import identity_like, outside, recorded
+from .chain import identity_like, outside
 from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
+from .products import recorded
 from .workspace import Take, Workspace
 
 

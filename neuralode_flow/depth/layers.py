@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks import follows
 from ..registry import Registry
 from .chain import identity_like
+from .products import multiply
 
 
 class LayerRule(Protocol):
@@ -61,10 +62,10 @@ class RK2:
     quadratic_law = False
 
     def layer(self, A: Tensor) -> tuple[Tensor, None]:
-        return identity_like(A) + A + A @ A / 2, None
+        return identity_like(A) + A + multiply(A, A) / 2, None
 
     def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
-        return M + (A.mT @ M + M @ A.mT) / 2
+        return M + (multiply(A.mT, M) + multiply(M, A.mT)) / 2
 
 
 class Cayley:
@@ -79,7 +80,7 @@ class Cayley:
         return 2 * R - identity, R
 
     def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:
-        return saved.mT @ M @ saved.mT
+        return multiply(multiply(saved.mT, M), saved.mT)
 
 
 class Exponential:
@@ -98,7 +99,7 @@ class Exponential:
     def layer(self, A: Tensor) -> tuple[Tensor, tuple[Tensor, float]]:
         norm = float(torch.linalg.matrix_norm(A.detach()).max())
         E = _taylor_exp(A / 2, norm / 2) if norm <= self.SERIES_NORM else torch.linalg.matrix_exp(A / 2)
-        return E @ E, (E, norm)
+        return multiply(E, E), (E, norm)
 
     def adjoint(self, A: Tensor, saved: tuple[Tensor, float], M: Tensor) -> Tensor:
         E, norm = saved
@@ -109,12 +110,12 @@ class Exponential:
             size = M.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(M.dtype).tiny)
             block = torch.cat((torch.cat((B, M / size), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
             return size * torch.linalg.matrix_exp(block)[..., :d, d:]
-        square, term, total = B @ B, M, M
+        square, term, total = multiply(B, B), M, M
         for k in range(1, _terms(norm, 2, torch.finfo(A.dtype).eps)):
-            twice = square @ term + term @ square - 2 * (B @ term @ B)
+            twice = multiply(square, term) + multiply(term, square) - 2 * multiply(multiply(B, term), B)
             term = twice / (8 * k * (2 * k + 1))
             total = total + term
-        return E.mT @ total @ E.mT
+        return multiply(multiply(E.mT, total), E.mT)
 
 
 def _terms(norm: float, stride: int, eps: float) -> int:
@@ -133,7 +134,7 @@ def _taylor_exp(A: Tensor, norm: float) -> Tensor:
     degree = max(1, _terms(norm, 1, torch.finfo(A.dtype).eps) - 1)
     result = identity + A / degree
     for k in range(degree - 1, 0, -1):
-        result = identity + (A / k) @ result
+        result = identity + multiply(A / k, result)
     return result
 
 
