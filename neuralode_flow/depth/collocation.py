@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +99,7 @@ _NEAR_IDENTITY = 0.1
 
 
 def _across(grid: DepthGrid, W: Tensor) -> Tensor | None:
-    """P(b, a) = u(b) u(a)⁻¹ of each panel, `(..., panels, d, d)`, by the fast solver; None where it does not converge."""
+    """P(b, a) = u(b) u(a)⁻¹ of each panel, `(..., panels, d, d)`; None where the fast solver does not converge."""
     integrals = _integrals(grid.panels, grid.order, W.dtype, W.device)
     with _WORKSPACE.lend() as take:
         solved = picard.solve(_by_panels(grid, W).contiguous(), integrals.middle, take)
@@ -237,8 +236,8 @@ class Collocation:
         solved = stages(self.grid, W)
         before, after, z = outside(solved.across)
         # One matrix per panel carries what lies outside of it, so that each node costs two products.
-        middle = after.mT @ outer(z).unsqueeze(-3) @ before.mT
-        return (solved.backward @ middle.unsqueeze(-3) @ solved.forward.mT).flatten(-4, -3)
+        inner = after.mT @ outer(z).unsqueeze(-3) @ before.mT
+        return (solved.backward @ inner.unsqueeze(-3) @ solved.forward.mT).flatten(-4, -3)
 
     def linearised(
         self, W: Tensor, outer: Callable[[Tensor], Tensor], outer_derivative: Callable[[Tensor, Tensor], Tensor]

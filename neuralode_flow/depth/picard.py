@@ -1,9 +1,9 @@
 """The collocation equations solved fast: one matrix product per node and sweep, most of them in single precision.
 
-The slopes f = X' at the nodes of a panel solve f = W (1 + J f), with J the integrals of the Lagrange polynomials from the
-point where X = 1. Sweeps f ← W + W J f gain one order in h‖W‖ each. From d = `MIXED_FROM` on they run in float32, where a
-product costs about a third, and iterative refinement brings the result to float64: one product in float64 gives the
-defect, and the same sweeps on the defect give the correction.
+The slopes f = X' at the nodes of a panel solve f = W (1 + J f), with J the integrals of the Lagrange polynomials from
+the point where X = 1. Sweeps f ← W + W J f gain one order in h‖W‖ each. From d = `MIXED_FROM` on they run in float32,
+where a product costs about a third, and iterative refinement brings the result to float64: one product in float64 gives
+the defect, and the same sweeps on the defect give the correction.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def _sweep(
 ) -> Slopes | None:
     """f = source + W J f by sweeps, until J f changes by less than `tolerance` beside 1; None if it will not.
 
-    The changes fall like ν^k/k! with ν ≈ h‖W‖ (`reach`), so that the second one tells how many sweeps it takes. They are
-    looked at only then, where they are largest: at the outermost nodes. Without `certify` they are not looked at again,
-    and J f is one sweep behind.
+    The changes fall like ν^k/k! with ν ≈ h‖W‖ (`reach`), so that the second one tells how many sweeps it takes. They
+    are looked at only then, where they are largest: at the outermost nodes. Without `certify` they are not looked at
+    again, and J f is one sweep behind.
     """
     B, m = W.shape[:2]
     f, integral = take("f", W.shape, W), take("integral", W.shape, W)

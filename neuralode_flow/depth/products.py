@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Up to this size MKL, torch's BLAS, is slower on processors of other makers than the OpenBLAS of NumPy, 1.1 to 2.2 times;
-# but NumPy takes the matrices of a batch one after the other, on one thread.
+# Up to this size MKL, torch's BLAS, takes 1.1 to 2.2 times as long as the OpenBLAS of NumPy on processors that are not
+# of its maker; but NumPy takes the matrices of a batch one after the other, on one thread.
 SMALL = 32
 
 
 def multiply(one: Tensor, other: Tensor, out: Tensor | None = None) -> Tensor:
-    """The matrix products of two batches `(..., d, d)`; into `out` where it is given, which then must have one batch axis.
+    """The matrix products of two batches `(..., d, d)`.
 
-    Differentiable, unless `out` is given.
+    Into `out` where it is given, with one batch axis; otherwise differentiable.
     """
     if not _by_numpy(one, other):
         return torch.matmul(one, other) if out is None else torch.bmm(one, other, out=out)
