@@ -6,6 +6,7 @@ Exponential: exp(A). The convergence orders in 1/L are 1, 2, 2, 2 with midpoint 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..checks import follows
 from ..registry import Registry
-from .chain import identity_like
+from .chain import add_identity, identity_like
 from .products import multiply
 
 
@@ -62,10 +63,10 @@ class RK2:
     quadratic_law = False
 
     def layer(self, A: Tensor) -> tuple[Tensor, None]:
-        return identity_like(A) + A + multiply(A, A) / 2, None
+        return add_identity(multiply(A, A).mul_(0.5).add_(A)), None
 
     def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
-        return M + (multiply(A.mT, M) + multiply(M, A.mT)) / 2
+        return multiply(A.mT, M).add_(multiply(M, A.mT)).mul_(0.5).add_(M)
 
 
 class Cayley:
@@ -75,9 +76,8 @@ class Cayley:
     quadratic_law = False
 
     def layer(self, A: Tensor) -> tuple[Tensor, Tensor]:
-        identity = identity_like(A)
-        R = torch.linalg.inv(identity - A / 2)
-        return 2 * R - identity, R
+        R = torch.linalg.inv(add_identity(A * -0.5))
+        return add_identity(2 * R, -1.0), R
 
     def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:
         return multiply(multiply(saved.mT, M), saved.mT)
@@ -112,8 +112,9 @@ class Exponential:
             return size * torch.linalg.matrix_exp(block)[..., :d, d:]
         square, term, total = multiply(B, B), M, M
         for k in range(1, _terms(norm, 2, torch.finfo(A.dtype).eps)):
-            twice = multiply(square, term) + multiply(term, square) - 2 * multiply(multiply(B, term), B)
-            term = twice / (8 * k * (2 * k + 1))
+            middle = multiply(multiply(B, term), B)
+            term = multiply(square, term).add_(multiply(term, square)).sub_(middle, alpha=2)
+            term /= 8 * k * (2 * k + 1)
             total = total + term
         return multiply(multiply(E.mT, total), E.mT)
 
@@ -129,12 +130,16 @@ def _terms(norm: float, stride: int, eps: float) -> int:
 
 
 def _taylor_exp(A: Tensor, norm: float) -> Tensor:
-    """exp(A) for ‖A‖ <= norm <= 1 by Horner's rule; torch's own spends longer on sorting a batch by norm."""
-    identity = identity_like(A)
+    """exp(A) for ‖A‖ <= norm <= 1 by Horner's rule in A²; torch's own spends longer on sorting a batch by norm."""
     degree = max(1, _terms(norm, 1, torch.finfo(A.dtype).eps) - 1)
-    result = identity + A / degree
-    for k in range(degree - 1, 0, -1):
-        result = identity + multiply(A / k, result)
+    square = multiply(A, A)
+    factorials = [1 / math.factorial(k) for k in range(degree // 2 * 2 + 2)]
+    result: Tensor | None = None  # Σ_{k >= 2j} A^{k − 2j}/k!
+    for j in range(degree // 2, -1, -1):
+        even, odd = factorials[2 * j : 2 * j + 2]
+        pair = add_identity(A * odd, even)
+        result = pair if result is None else pair.add_(multiply(square, result))
+    assert result is not None
     return result
 
 
