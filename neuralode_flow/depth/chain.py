@@ -87,10 +87,10 @@ def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
 def _gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     """The same for U of shape `(members, L, d, d)`."""
     L = U.shape[1]
-    if L == 1:
-        return outer(U[:, 0]).unsqueeze(1)
+    if L <= BLOCK:
+        return _one_block(U, outer)
     with _WORKSPACE.lend() as take:
-        layers = _blocked(U, min(BLOCK, L), take)
+        layers = _blocked(U, BLOCK, take)
         chain = layers.flatten(1, 2)
         before = [chain[0]]
         for j in range(1, len(chain) - 1):
@@ -102,6 +102,19 @@ def _gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
             multiply(here, before.pop().mT, out=chain[j])
         chain[0] = behind
         return _unblocked(layers, L)
+
+
+def _one_block(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same for a few layers."""
+    layers = U.unbind(1)
+    before = [layers[0]]
+    for layer in layers[1:]:
+        before.append(multiply(layer, before[-1]))
+    behind, gradients = outer(before.pop()), []
+    for layer in reversed(layers[1:]):
+        gradients.append(multiply(behind, before.pop().mT))
+        behind = multiply(layer.mT, behind)
+    return torch.stack([behind, *reversed(gradients)], dim=1)
 
 
 def _blocked(U: Tensor, size: int, take: Take) -> Tensor:

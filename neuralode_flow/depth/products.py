@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 # Up to this size MKL, torch's BLAS, takes 1.1 to 2.2 times as long as the OpenBLAS of NumPy on processors that are not
-# of its maker; but NumPy takes the matrices of a batch one after the other, on one thread.
-SMALL = 32
+# of its maker; but NumPy takes the matrices of a batch one after the other, on one thread, and from as many
+# multiplications of numbers on as make up for the way to it.
+SMALL, MANY = 32, 2**16
 
 
 def multiply(one: Tensor, other: Tensor, out: Tensor | None = None) -> Tensor:
@@ -39,6 +40,7 @@ def recorded(matrices: Tensor) -> bool:
 def _by_numpy(one: Tensor, other: Tensor) -> bool:
     return (
         one.shape[-1] <= SMALL
+        and one.numel() * one.shape[-1] >= MANY
         and one.is_cpu
         and one.dtype == torch.float64
         and torch.get_num_threads() == 1
