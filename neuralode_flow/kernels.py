@@ -130,7 +130,8 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     """log(x_a + c_k) for the root x_a > −min c of Π_k (x + c_k) = σ_a².
 
     With y = log(x + min c) the equation Σ_k log(eʸ + c_k − min c) = 2 log σ is increasing and convex in y, and Newton's
-    method from y = (2 log σ)/L, right of the root, comes down to it monotonically.
+    method comes down to the root monotonically once it is right of it. (2 log σ)/L is. Where the shifts are small, as
+    in deep networks, the root for their mean in place of each is closer; it is on the left, and one step leads across.
 
     Parameters
     ----------
@@ -142,9 +143,12 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     -------
     Tensor (..., d, L)
     """
-    log_gaps = torch.log(shifts - shifts.min())
+    gaps = shifts - shifts.min()
+    log_gaps = torch.log(gaps)
     goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
     y = goal / len(shifts)
+    excess = gaps.mean() * torch.exp(-y)
+    y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
     for _ in range(100):
         logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
         step = (logs.sum(-1) - goal) / torch.exp(y.unsqueeze(-1) - logs).sum(-1)

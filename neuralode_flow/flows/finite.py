@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,10 +12,14 @@ from ..checks import count
 from ..depth import chain
 from ..depth.grid import Profile, sample
 from ..depth.layers import LAYERS, LayerRule, check_rule
+from ..depth.products import recorded
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss, check_loss
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
+
+# Bytes of the layers that are taken together where there are many of them.
+SEGMENT = 2**22
 
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 
@@ -66,18 +73,47 @@ class FiniteFlow:
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
     def velocity(self, state: Tensor) -> Tensor:
-        """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
+        """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.
+
+        A state of more than 64 MiB is taken in segments, whose products are computed twice: beside the result little
+        memory is used. A smaller one takes four times its own.
+        """
         check_layers(state, self.depth, "layers")
-        A = state / self.depth
+        if state.nbytes <= 16 * SEGMENT:
+            return self._pull_back(state, lambda z: -self.loss.gradient(z))
+        segments = state.split(max(1, SEGMENT * self.depth // state.nbytes), dim=-3)
+        maps = torch.stack([self._map(segment) for segment in segments], dim=-3)
+        behind = chain.gradient(maps, lambda z: -self.loss.gradient(z)).unbind(-3)
+        parts = (self._pull_back(segment, partial(_constant, M)) for segment, M in zip(segments, behind, strict=True))
+        if recorded(state):
+            return torch.cat(list(parts), dim=-3)
+        result, start = torch.empty_like(state), 0
+        for part in parts:
+            result[..., start : start + part.shape[-3], :, :] = part
+            start += part.shape[-3]
+        return result
+
+    def _map(self, layers: Tensor) -> Tensor:
+        """The product of consecutive layers W_k, shape `(..., d, d)`."""
+        return chain.product(self.rule.layer(layers / self.depth)[0])
+
+    def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
+        A = layers / self.depth
         U, saved = self.rule.layer(A)
-        return self.rule.adjoint(A, saved, chain.gradient(U, lambda z: -self.loss.gradient(z)))
+        return self.rule.adjoint(A, saved, chain.gradient(U, outer))
 
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
         check_layers(state, self.depth, "layers")
-        return chain.product(self.rule.layer(state / self.depth)[0])
+        return self._map(state)
 
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         check_layers(state, self.depth, "layers")
         return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)
+
+
+def _constant(M: Tensor, z: Tensor) -> Tensor:
+    """The gradient M, wherever z is."""
+    return M

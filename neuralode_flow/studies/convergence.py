@@ -77,9 +77,9 @@ class _Reference:
     states: list[Tensor]
     path: Trajectory
     intrinsic: Trajectory
-    error_grid: float
-    error_time: float
-    error_profile_grid: float
+    error_grid: float = np.nan
+    error_time: float = np.nan
+    error_profile_grid: float = np.nan
 
     @property
     def floor(self) -> float:
@@ -135,18 +135,26 @@ def run(
     workers = None if workers is None else count("workers", workers)
     flows = {(layer, L): FiniteFlow(L, setup.problem.loss, layer, sampling) for layer in layers for L in depths}
     squares = {("square", L): L for L in depths}
-    meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 3 * len(setup.grid))
+    nodes = len(setup.grid)
+    checks = [("doubled", 2 * nodes), ("tight", nodes)]
+    meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
     reference = _reference(setup, meter)
 
     def edge(key: tuple[str, int]) -> Any:
         if key in squares:
             return _side_edges(setup, reference, key[1])
+        if key in checks:
+            return _doubled(setup, reference) if key[0] == "doubled" else _tight(setup, reference)
         return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key])
 
     edges = {}
-    for key, result in side_by_side(edge, sorted([*flows, *squares], key=lambda key: -key[1]), workers):
+    # The checks first: without them nothing else counts.
+    keys = [*checks, *sorted([*flows, *squares], key=lambda key: -key[1])]
+    for key, result in side_by_side(edge, keys, workers):
         edges[key] = result
         meter.step(key[1], f"{key[0]}, L = {key[1]}")
+    (error_grid, error_profile_grid), error_time = (edges.pop(key) for key in checks)
+    reference = replace(reference, error_grid=error_grid, error_time=error_time, error_profile_grid=error_profile_grid)
     corners = np.array([edges[key] for key in squares])
     return _dataset(setup, reference, list(depths), list(layers), sampling, edges, corners)
 
@@ -200,22 +208,28 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
     states = list(_observed(path))
     limit = IntrinsicFlow(setup.problem.loss, LogMean())
     intrinsic = _whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
+    return _Reference(flow, states, path, intrinsic)
+
+
+def _doubled(setup: Setup, reference: _Reference) -> tuple[float, float]:
+    """What the depth grid contributes to the reference: to z, and to W(s) between the nodes."""
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
-    doubled = ContinuousFlow(finer, setup.problem.loss, setup.depth)
+    flow = ContinuousFlow(finer, setup.problem.loss, setup.depth)
 
     def compare(i: int, state: Tensor) -> Tensor:
-        gap = state - setup.grid.interpolate(states[i], finer.nodes)
+        gap = state - setup.grid.interpolate(reference.states[i], finer.nodes)
         return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
 
-    on_finer = _whole(
-        _solve(setup, "doubled", doubled, doubled.sample(setup.initial), compare),
-        "continuous model on a doubled grid",
-    )
+    start = flow.sample(setup.initial)
+    path = _whole(_solve(setup, "doubled", flow, start, compare), "continuous model on a doubled grid")
+    return _distance(path.z, reference.path.z), float(_observed(path).max())
+
+
+def _tight(setup: Setup, reference: _Reference) -> float:
+    """What the tolerance contributes to z of the reference."""
     tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
-    tighter = _whole(_solve(tight, "tight", flow, states[0]), "continuous model at a tighter tolerance")
-    meter.step(2 * len(setup.grid), "continuous model")
-    error_grid, error_time = _distance(on_finer.z, path.z), _distance(tighter.z, path.z)
-    return _Reference(flow, states, path, intrinsic, error_grid, error_time, float(_observed(on_finer).max()))
+    path = _solve(tight, "tight", reference.flow, reference.states[0])
+    return _distance(_whole(path, "continuous model at a tighter tolerance").z, reference.path.z)
 
 
 def _distance(z: Tensor, other: Tensor) -> float:

@@ -114,3 +114,16 @@ def test_members_of_a_batch_do_not_see_each_other():
         for call in (flow.velocity, flow.product, flow.law):
             together = call(states)
             assert torch.allclose(together[1, 0], call(states[1, 0]), atol=1e-13)
+
+
+@pytest.mark.parametrize("layer", list(nf.LAYERS))
+@pytest.mark.parametrize("L", [13, 40])
+def test_a_long_network_taken_in_segments_has_the_same_velocity(layer, L, monkeypatch):
+    flow = nf.FiniteFlow(L, all_losses(3, seed=20)["regression"], layer)
+    state = randn(2, L, 3, 3, seed=21)
+    whole, z = flow.velocity(state), flow.product(state)
+    monkeypatch.setattr("neuralode_flow.flows.finite.SEGMENT", state.nbytes // 17)
+    assert torch.allclose(flow.velocity(state), whole, atol=1e-13 * float(whole.abs().max()))
+    monkeypatch.setattr("neuralode_flow.flows.finite.SEGMENT", 1)  # one layer each
+    assert torch.allclose(flow.velocity(state), whole, atol=1e-13 * float(whole.abs().max()))
+    assert torch.equal(flow.product(state), z)
