@@ -77,11 +77,17 @@ def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     if recorded(U):  # slower, and derivatives can be taken through it
         before, after, z = outside(U)
         return after.mT @ outer(z).unsqueeze(-3) @ before.mT
+    return _gradient(U.reshape(-1, L, d, d), by_member(outer, torch.Size(batch))).view(U.shape)
 
-    def outermost(z: Tensor) -> Tensor:
-        return outer(z.view(*batch, d, d)).expand(*batch, d, d).reshape(z.shape)
 
-    return _gradient(U.reshape(-1, L, d, d), outermost).view(U.shape)
+def by_member(outer: Callable[[Tensor], Tensor], batch: torch.Size) -> Callable[[Tensor], Tensor]:
+    """`outer` for the members of leading axes `batch` in one axis, `(members, d, d)`."""
+
+    def flat(z: Tensor) -> Tensor:
+        square = z.shape[-2:]
+        return outer(z.view(*batch, *square)).expand(*batch, *square).reshape(z.shape)
+
+    return flat
 
 
 def _gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,7 +96,7 @@ def _gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     if L <= BLOCK:
         return _one_block(U, outer)
     with _WORKSPACE.lend() as take:
-        layers = _blocked(U, BLOCK, take)
+        layers = _blocked(U, take)
         chain = layers.flatten(1, 2)
         before = [chain[0]]
         for j in range(1, len(chain) - 1):
@@ -117,10 +123,10 @@ def _one_block(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack([behind, *reversed(gradients)], dim=1)
 
 
-def _blocked(U: Tensor, size: int, take: Take) -> Tensor:
+def _blocked(U: Tensor, take: Take) -> Tensor:
     """`(members, L, d, d)` cut into blocks, `(size, members, blocks, d, d)`, the last filled up with identities."""
     members, L, d, _ = U.shape
-    blocks, whole = -(-L // size), L // size
+    size, blocks, whole = BLOCK, -(-L // BLOCK), L // BLOCK
     layers = take("layers", (size, members, blocks, d, d), U)
     seen = layers.permute(1, 2, 0, 3, 4)
     seen[:, :whole] = U[:, : whole * size].unflatten(1, (whole, size))

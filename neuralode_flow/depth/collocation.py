@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import picard
-from .chain import identity_like, outside
+from .chain import add_identity, by_member, identity_like, outside
 from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
 from .products import recorded
@@ -106,7 +106,7 @@ def _across(grid: DepthGrid, W: Tensor) -> Tensor | None:
         if solved is None:
             return None
         ends = picard.along_nodes(integrals.ends, solved.slopes)
-    ends.diagonal(dim1=-2, dim2=-1).add_(1)
+    add_identity(ends)
     across = torch.linalg.solve(ends[:, 0], ends[:, 1], left=False)
     return across.view(*W.shape[:-3], grid.panels, *W.shape[-2:])
 
@@ -129,10 +129,9 @@ def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle | None:
         return None
     ends = picard.along_nodes(integrals.ends, solved.slopes)
     for part in (solved.integral, ends):
-        part.diagonal(dim1=-2, dim2=-1).add_(1)
+        add_identity(part)
     leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
-    off = torch.bmm(vT_end.mT, leave)
-    off.diagonal(dim1=-2, dim2=-1).sub_(1)
+    off = add_identity(torch.bmm(vT_end.mT, leave), -1.0)
     size = float(off.abs().max())
     if not size <= _NEAR_IDENTITY:
         return None
@@ -153,8 +152,8 @@ def _divided(off: Tensor, size: float, right: Tensor) -> Tensor:
 def _gradient(panels: int, W: Tensor, middle: Middle, outer: Callable[[Tensor], Tensor], take: Take) -> Tensor:
     """P(1,s_i)ᵀ G P(s_i,0)ᵀ = v_iᵀ [C⁻ᵀ P(1,c)ᵀ G P(c,0)ᵀ] u_iᵀ: two products per node."""
     before, after, z = _between_middles(panels, middle.enter, middle.leave)
-    batch, (B, m, d, _) = W.shape[:-3], middle.u.shape
-    G = outer(z.view(*batch, d, d)).expand(*batch, d, d).reshape(-1, 1, d, d).expand(-1, panels, d, d).reshape(B, d, d)
+    B, m, d, _ = middle.u.shape
+    G = by_member(outer, W.shape[:-3])(z).unsqueeze(1).expand(-1, panels, -1, -1).reshape(B, d, d)
     inner = _divided(middle.off.mT, middle.size, torch.bmm(torch.bmm(after.mT, G), before.mT))
     # One matrix for all nodes of a panel: products of tall matrices are the fastest.
     left = torch.bmm(middle.vT.view(B, m * d, d), inner, out=take("left", (B, m * d, d), W))

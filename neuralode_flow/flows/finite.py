@@ -80,18 +80,21 @@ class FiniteFlow:
         """
         check_layers(state, self.depth, "layers")
         if state.nbytes <= 16 * SEGMENT:
-            return self._pull_back(state, lambda z: -self.loss.gradient(z))
-        segments = state.split(max(1, SEGMENT * self.depth // state.nbytes), dim=-3)
+            return self._pull_back(state, self._downhill)
+        number = max(1, SEGMENT * self.depth // state.nbytes)
+        segments = state.split(number, dim=-3)
         maps = torch.stack([self._map(segment) for segment in segments], dim=-3)
-        behind = chain.gradient(maps, lambda z: -self.loss.gradient(z)).unbind(-3)
+        behind = chain.gradient(maps, self._downhill).unbind(-3)
         parts = (self._pull_back(segment, partial(_constant, M)) for segment, M in zip(segments, behind, strict=True))
         if recorded(state):
             return torch.cat(list(parts), dim=-3)
-        result, start = torch.empty_like(state), 0
-        for part in parts:
-            result[..., start : start + part.shape[-3], :, :] = part
-            start += part.shape[-3]
+        result = torch.empty_like(state)
+        for part, place in zip(parts, result.split(number, dim=-3), strict=True):
+            place.copy_(part)
         return result
+
+    def _downhill(self, z: Tensor) -> Tensor:
+        return -self.loss.gradient(z)
 
     def _map(self, layers: Tensor) -> Tensor:
         """The product of consecutive layers W_k, shape `(..., d, d)`."""
