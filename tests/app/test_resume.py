@@ -19,6 +19,7 @@ SMALL = [
     "problem=teacher", "problem.dimension=3", "study=trajectory", "study.model=finite", "study.network_depth=24",
     "time.method=dopri5", "time.horizon=6", "time.samples=7", "time.rtol=1e-9", "save_every=0.01",
 ]  # fmt: skip
+LONG = [*SMALL, "time.horizon=6000"]  # does not end before it is killed, however late this process is told to go on
 COMMAND = [sys.executable, "-m", "neuralode_flow"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -114,24 +115,30 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, number, status, tmp_path):
 
 
 def test_resume_true_finds_the_unfinished_run_of_the_same_config(whole, tmp_path):
-    child = start(*SMALL, cwd=tmp_path)
-    while not list(tmp_path.glob("runs/trajectory/*/checkpoints/*.npz")):
-        time.sleep(0.02)
-        assert child.poll() is None
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    status, out, _ = finish(*SMALL, "resume=true", cwd=tmp_path)
-    folders = list(tmp_path.glob("runs/trajectory/*"))
+    place = next(filter(left_in_the_middle, (tmp_path / str(attempt) for attempt in range(20))))
+    status, out, _ = finish(*SMALL, "resume=true", cwd=place)
+    folders = list(place.glob("runs/trajectory/*"))
     assert status == 0
     assert len(folders) == 1
     xr.testing.assert_identical(numbers(folders[0])[1], numbers(whole)[1])
-    assert finish(*SMALL, "resume=true", "problem.seed=1", cwd=tmp_path)[0] == 0  # nothing to go on with: a new one
-    assert len(list(tmp_path.glob("runs/trajectory/*"))) == 2
+    assert finish(*SMALL, "resume=true", "problem.seed=1", cwd=place)[0] == 0  # nothing to go on with: a new one
+    assert len(list(place.glob("runs/trajectory/*"))) == 2
+
+
+def left_in_the_middle(place):
+    """Starts a run in a new folder and kills it after its first checkpoint; whether it was still at work."""
+    place.mkdir()
+    child = start(*SMALL, cwd=place)
+    while not list(place.glob("runs/trajectory/*/checkpoints/*.npz")) and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    return not list(place.glob("runs/trajectory/*/summary.json"))
 
 
 def started(folder):
     """A folder with a run that was killed after its first checkpoint."""
-    child = start(*SMALL, f"resume={folder}")
+    child = start(*LONG, f"resume={folder}")
     wait_for_a_checkpoint(child, folder)
     child.send_signal(signal.SIGKILL)
     child.communicate()
@@ -142,7 +149,7 @@ def test_another_config_is_refused_and_what_changed_is_named(tmp_path):
     folder = tmp_path / "run"
     started(folder)
     before = [path.read_bytes() for path in saved(folder)]
-    status, _, err = finish(*SMALL, f"resume={folder}", "time.rtol=1e-8", "problem.seed=5", "threads=2")
+    status, _, err = finish(*LONG, f"resume={folder}", "time.rtol=1e-8", "problem.seed=5", "threads=2")
     assert status == 2
     assert "problem.seed was 0 and is 5; time.rtol was 1e-09 and is 1e-08" in err
     assert "threads" not in err
@@ -153,7 +160,7 @@ def test_a_second_run_on_a_folder_is_refused(tmp_path):
     folder = tmp_path / "run"
     started(folder)
     with locked(folder / ".lock"):
-        status, _, err = finish(*SMALL, f"resume={folder}")
+        status, _, err = finish(*LONG, f"resume={folder}")
     assert status == 2
     assert "is in use by another run" in err
     assert saved(folder)
@@ -183,7 +190,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
-    status, _, err = finish(*SMALL, f"resume={folder}")
+    status, _, err = finish(*LONG, f"resume={folder}")
     assert status == 1
     assert f"{path} is damaged" in err
     assert "Traceback" not in err
