@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .checks import count, float_tensor, follows, same_kind, square
+from .checks import count, float_tensor, follows, same_kind
 
 
 class Loss(Protocol):
-    """What a loss promises, for z of shape `(..., d, d)`.
+    """What a loss promises, for z of shape `(..., d, d)`, or another one that it says.
 
     1. `loss(z)` is f(z), shape `(...)`.
-    2. `loss.gradient(z)` is ∇f(z), shape `(..., d, d)`.
-    3. `dimension` is d, or None when any d will do.
+    2. `loss.gradient(z)` is ∇f(z), of the shape of z.
+    3. `dimension` is d, or None when any d will do or z is not square.
+
+    A loss for one shape of z alone has it as `shape`: the square flows refuse one that is not square, which is for
+    FactorizationFlow.
 
     Where it is known, `boundary()` is what a flow with det z > 0 is left with where the minimiser has det < 0: the
     least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `hessian(z, direction)`, the
@@ -35,18 +39,28 @@ def check_loss(name: str, value: Any) -> None:
     follows(name, value, "a loss", "Quadratic(target)", ("gradient", "dimension", "__call__"))
 
 
-def _check_maps(z: Tensor, dimension: int | None) -> None:
-    """Raises unless z has the shape `(..., d, d)` of a loss: cheap enough for every call."""
+def check_square_loss(name: str, value: Any) -> None:
+    """Raises unless `value` follows `Loss` and is for square z, the product of a depth."""
+    check_loss(name, value)
+    shape = getattr(value, "shape", None)
+    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+        raise ValueError(
+            f"{name} must be for square matrices, the products over depth, got one for z of shape {tuple(shape)}; "
+            f"FactorizationFlow takes it"
+        )
+
+
+def _check_z(z: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Raises unless z is a tensor with these last axes: cheap enough for every call."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a torch tensor, got {type(z).__name__}; use torch.as_tensor(...)")
-    d = z.shape[-1] if dimension is None and z.ndim else dimension
-    if z.ndim < 2 or z.shape[-2:] != (d, d):
-        size = "" if dimension is None else f" with d = {dimension}, the size of the loss"
-        raise ValueError(f"z must have shape (..., d, d){size}, got {tuple(z.shape)}")
+    if shape is not None and z.shape[z.ndim - len(shape) :] != shape:
+        wanted = ", ".join(["...", *map(str, shape)])
+        raise ValueError(f"z must have shape ({wanted}), that of the loss, got {tuple(z.shape)}")
 
 
-def _half_square(residual: Tensor) -> Tensor:
-    return residual.square().sum((-2, -1)) / 2
+def _half_square(residual: Tensor, axes: int = 2) -> Tensor:
+    return residual.square().sum(tuple(range(-axes, 0))) / 2 if axes else residual.square() / 2
 
 
 def _nearest_singular(target: Tensor, weighted: Tensor) -> Tensor:
@@ -60,22 +74,27 @@ class Quadratic:
 
     Parameters
     ----------
-    target : Tensor (..., d, d)
+    target : Tensor (..., d, d), or (n,), or of another shape of z
         T; leading axes make an ensemble.
+    axes : int, optional
+        How many of its last axes are one z, 0 for a number; by default 2, or all of a target that has fewer.
 
     Raises
     ------
     TypeError, ValueError
-        If the target is not a finite floating-point square matrix.
+        If the target is not a finite floating-point tensor, or axes is not an integer from 0 to the number of its axes.
     """
 
-    def __init__(self, target: Tensor) -> None:
-        self.target = square("target", target)
-        self.dimension: int | None = target.shape[-1]
+    def __init__(self, target: Tensor, axes: int | None = None) -> None:
+        self.target = float_tensor("target", target)
+        number = min(target.ndim, 2) if axes is None else count("axes", axes, least=0, most=target.ndim)
+        self.shape = target.shape[target.ndim - number :]
+        square = number == 2 and self.shape[0] == self.shape[1]
+        self.dimension: int | None = self.shape[0] if square else None
 
     def __call__(self, z: Tensor) -> Tensor:
-        _check_maps(z, self.dimension)
-        return _half_square(z - self.target)
+        _check_z(z, self.shape)
+        return _half_square(z - self.target, len(self.shape))
 
     def gradient(self, z: Tensor) -> Tensor:
         return z - self.target
@@ -83,9 +102,9 @@ class Quadratic:
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return direction
 
-    def boundary(self) -> Tensor:
-        """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN."""
-        return _nearest_singular(self.target, self.target)
+    def boundary(self) -> Tensor | None:
+        """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN; None where T is not square."""
+        return None if self.dimension is None else _nearest_singular(self.target, self.target)
 
 
 class Completion:
@@ -93,20 +112,20 @@ class Completion:
 
     Parameters
     ----------
-    target : Tensor (..., d, d)
+    target : Tensor (..., d, d), or (..., n, m) for a factorisation
         T; entries outside the mask do not matter (they must still be finite).
-    mask : Tensor (..., d, d) of bool
+    mask : Tensor of bool, of the same matrix shape
         M, True where T is known.
 
     Raises
     ------
     TypeError, ValueError
-        If the target is not a finite square matrix, the mask is not bool, has another shape, or sees nothing of a
+        If the target is not a finite matrix, the mask is not bool, has another shape, or sees nothing of a
         member.
     """
 
     def __init__(self, target: Tensor, mask: Tensor) -> None:
-        self.target = square("target", target)
+        self.target = float_tensor("target", target, ndim=2)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask must be a tensor of bool, got {getattr(mask, 'dtype', type(mask).__name__)}")
         if mask.shape[-2:] != target.shape[-2:]:
@@ -125,10 +144,11 @@ class Completion:
         if not bool(mask.any(-1).any(-1).all()):
             raise ValueError("mask must be True somewhere in every member: an empty mask makes a loss zero everywhere")
         self.mask = mask
-        self.dimension: int | None = target.shape[-1]
+        self.shape = target.shape[-2:]
+        self.dimension: int | None = self.shape[0] if self.shape[0] == self.shape[1] else None
 
     def __call__(self, z: Tensor) -> Tensor:
-        _check_maps(z, self.dimension)
+        _check_z(z, self.shape)
         return _half_square(self.gradient(z))
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -185,13 +205,14 @@ class Regression:
         self._x, self._y = factor[:, :d_out], factor[:, d_out:]
         self.readout = readout
         self.dimension: int | None = d_out
+        self.shape = (d_out, d_out)
 
     def _residual(self, z: Tensor) -> Tensor:
         prediction = self._x @ z.mT
         return (prediction if self.readout is None else prediction @ self.readout.mT) - self._y
 
     def __call__(self, z: Tensor) -> Tensor:
-        _check_maps(z, self.dimension)
+        _check_z(z, self.shape)
         return _half_square(self._residual(z))
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -210,51 +231,96 @@ class Regression:
         return self(minimiser) + _nearest_singular(minimiser, minimiser @ self._x.mT)
 
 
+class LeastSquares:
+    """f(z) = 1/(2n) ‖A vec(z) − b‖²: any linear observation of a z of any shape.
+
+    Parameters
+    ----------
+    A : Tensor (n, p)
+    b : Tensor (n,)
+    shape : sequence of int, optional
+        Shape of z, with p entries that vec takes row by row; by default z is a vector (p,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes or devices do not fit together, or an entry is not finite.
+    """
+
+    def __init__(self, A: Tensor, b: Tensor, shape: Sequence[int] | None = None) -> None:
+        for name, value, axes in (("A", A, 2), ("b", b, 1)):
+            if float_tensor(name, value, ndim=axes).ndim != axes:
+                raise ValueError(f"{name} must have {axes} axes, got shape {tuple(value.shape)}")
+        same_kind("b", b, "A", A)
+        if len(b) != len(A):
+            raise ValueError(f"A and b must have the same number of rows, got {len(A)} and {len(b)}")
+        self.A, self.b = A, b
+        self.shape = (A.shape[1],) if shape is None else tuple(count("shape", part, least=0) for part in shape)
+        if math.prod(self.shape) != A.shape[1]:
+            raise ValueError(f"shape must have {A.shape[1]} entries, one for each column of A, got {self.shape}")
+        square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
+        self.dimension: int | None = self.shape[0] if square else None
+
+    def _flat(self, z: Tensor) -> Tensor:
+        return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        _check_z(z, self.shape)
+        return (self._flat(z) @ self.A.mT - self.b).square().sum(-1) / (2 * len(self.b))
+
+    def gradient(self, z: Tensor) -> Tensor:
+        residual = self._flat(z) @ self.A.mT - self.b
+        return (residual @ self.A / len(self.b)).reshape(z.shape)
+
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        return (self._flat(direction) @ self.A.mT @ self.A / len(self.b)).reshape(direction.shape)
+
+
 class Custom:
     """Any f written in torch; its gradient comes from autograd.
 
     Parameters
     ----------
-    f : callable, (d, d) → scalar Tensor
-        It is called with one matrix at a time, also for ensembles.
+    f : callable, z → scalar Tensor
+        It is called with one z at a time, also for ensembles.
     dimension : int, optional
-        d, when f only fits one size.
+        d, when f only fits matrices of one size d × d.
+    axes : int
+        How many axes one z has: further leading ones are members of an ensemble; a z with fewer is taken whole.
 
     Raises
     ------
     TypeError, ValueError
-        If f is not callable or the dimension not a positive integer, or later if f does not return a scalar tensor that
-        depends on z.
+        If f is not callable, the dimension not a positive integer or axes not an integer >= 0, or later if f does not
+        return a scalar tensor that depends on z.
     """
 
-    def __init__(self, f: Callable[[Tensor], Tensor], dimension: int | None = None) -> None:
+    def __init__(self, f: Callable[[Tensor], Tensor], dimension: int | None = None, *, axes: int = 2) -> None:
         if not callable(f):
-            raise TypeError(f"f must be a function (d, d) tensor -> scalar tensor, got {type(f).__name__}")
+            raise TypeError(f"f must be a function z tensor -> scalar tensor, got {type(f).__name__}")
         self.f = f
         self.dimension: int | None = None if dimension is None else count("dimension", dimension)
+        self.axes = count("axes", axes, least=0)
+        self.shape = None if self.dimension is None else (self.dimension, self.dimension)
 
     def __call__(self, z: Tensor) -> Tensor:
-        _check_maps(z, self.dimension)
+        _check_z(z, self.shape)
         return self._map(self._value, z)
 
     def gradient(self, z: Tensor) -> Tensor:
         return self._map(self._one_gradient, z)
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
-        pair = torch.stack((z, direction.expand_as(z)), dim=-3)
-        if pair.ndim == 3:
-            return self._one_hessian(pair)
-        members = [self._one_hessian(member) for member in pair.reshape(-1, *pair.shape[-3:])]
-        return torch.stack(members).reshape(z.shape)
+        return self._map(self._one_hessian, z, direction.expand_as(z))
 
-    def _one_hessian(self, pair: Tensor) -> Tensor:
+    def _one_hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         """The gradient of ⟨∇f(z), direction⟩."""
         with torch.enable_grad():
-            leaf = pair[0].detach().requires_grad_()
+            leaf = z.detach().requires_grad_()
             slope = torch.autograd.grad(self._value(leaf), leaf, create_graph=True)[0]
             if not slope.requires_grad:  # f is linear
                 return torch.zeros_like(leaf)
-            return torch.autograd.grad((slope * pair[1]).sum(), leaf)[0]
+            return torch.autograd.grad((slope * direction).sum(), leaf)[0]
 
     def _value(self, z: Tensor) -> Tensor:
         value = self.f(z)
@@ -274,9 +340,11 @@ class Custom:
                 )
             return torch.autograd.grad(value, leaf)[0]
 
-    @staticmethod
-    def _map(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        if z.ndim == 2:
-            return function(z)
-        values = [function(member) for member in z.reshape(-1, *z.shape[-2:])]
-        return torch.stack(values).reshape(*z.shape[:-2], *values[0].shape)
+    def _map(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """`function` of each member of an ensemble."""
+        number = values[0].ndim - self.axes
+        if number <= 0:
+            return function(*values)
+        batch, one = values[0].shape[:number], values[0].shape[number:]
+        results = [function(*member) for member in zip(*(value.reshape(-1, *one) for value in values), strict=True)]
+        return torch.stack(results).reshape(*batch, *results[0].shape)

@@ -23,6 +23,11 @@ def orientation_preserving(name: str, z: Tensor) -> Tensor:
     return z
 
 
+def frobenius(z: Tensor, batch: int) -> Tensor:
+    """The Frobenius norm of a z of any shape, over all but its first `batch` axes."""
+    return torch.linalg.vector_norm(z.reshape(*z.shape[:batch], -1), dim=-1)
+
+
 def polar(z: Tensor) -> tuple[Tensor, Tensor]:
     """z = Q H: the orthogonal factor Q and log H, for invertible z `(..., d, d)`."""
     U, sigma, Vh = torch.linalg.svd(z)

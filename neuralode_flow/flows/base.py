@@ -15,7 +15,7 @@ class Flow(Protocol):
 
     1. `check(state)` raises TypeError or ValueError, naming what is wrong, unless `state` fits this flow.
     2. `velocity(state)` is dstate/dt, of the same shape.
-    3. `product(state)` is z, shape `(..., d, d)`.
+    3. `product(state)` is z, shape `(..., d, d)`; of a factorisation, of any shape `(..., *shape)`.
     4. `law(state)` is a quantity that the exact flow conserves, shape `(..., n, d, d)`; n = 0 where there is none.
     5. The four of them accept leading batch axes.
 
@@ -57,14 +57,23 @@ def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...])
             f"{name} has matrices of size {state.shape[-1]} but the loss is for d = {loss.dimension}, "
             f"got shape {tuple(state.shape)}"
         )
-    for part, value in getattr(loss, "__dict__", {}).items():
-        if not isinstance(value, Tensor):
-            continue
-        if value.is_floating_point():
-            same_kind(name, state, f"{part.lstrip('_')} of the loss", value)
-        members = tuple(value.shape[:-2])
+    for part, tensor in check_loss_kind(name, state, loss):
+        members = tuple(tensor.shape[:-2])
         if not goes_with(members, batch):
             raise ValueError(
-                f"{name} has leading axes {batch} but {part.lstrip('_')} of the loss has {members}: "
+                f"{name} has leading axes {batch} but {part} of the loss has {members}: "
                 f"give one state per member, or one loss for all"
             )
+
+
+def check_loss_kind(name: str, value: Tensor, loss: Loss) -> list[tuple[str, Tensor]]:
+    """The tensors of a loss by name; raises TypeError unless they are of the dtype and device of `value`."""
+    parts = [
+        (part.lstrip("_"), tensor)
+        for part, tensor in getattr(loss, "__dict__", {}).items()
+        if isinstance(tensor, Tensor)
+    ]
+    for part, tensor in parts:
+        if tensor.is_floating_point():
+            same_kind(name, value, f"{part} of the loss", tensor)
+    return parts

@@ -11,7 +11,7 @@ from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, sample
 from ..laws import continuous_law
-from ..losses import Loss, check_loss
+from ..losses import Loss, check_square_loss
 from .base import check_layers, check_matrices
 
 
@@ -37,14 +37,15 @@ class ContinuousFlow:
     Raises
     ------
     TypeError, ValueError
-        If grid, loss or depth is none, or the depth solver is unknown or stands on another grid.
+        If grid, loss or depth is none, the loss is not for square z, or the depth solver is unknown or stands on
+        another grid.
     """
 
     keeps_orientation = True
 
     def __init__(self, grid: DepthGrid, loss: Loss, depth: str | DepthSolver = "collocation") -> None:
         check_grid("grid", grid)
-        check_loss("loss", loss)
+        check_square_loss("loss", loss)
         self.grid = grid
         self.loss = loss
         self.depth: DepthSolver = DEPTH_SOLVERS[depth](grid) if isinstance(depth, str) else depth

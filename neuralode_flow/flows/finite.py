@@ -14,7 +14,7 @@ from ..depth.grid import Profile, sample
 from ..depth.layers import LAYERS, LayerRule, check_rule
 from ..depth.products import recorded
 from ..laws import euler_law, symmetric_law
-from ..losses import Loss, check_loss
+from ..losses import Loss, check_square_loss
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
 
@@ -47,7 +47,7 @@ class FiniteFlow:
 
     def __init__(self, depth: int, loss: Loss, layer: str | LayerRule = "euler", sampling: str = "midpoint") -> None:
         self.depth = count("depth", depth)
-        check_loss("loss", loss)
+        check_square_loss("loss", loss)
         self.loss = loss
         self.rule: LayerRule = LAYERS[layer] if isinstance(layer, str) else layer
         check_rule("layer", self.rule)

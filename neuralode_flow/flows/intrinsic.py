@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Kernel, check_kernel
-from ..losses import Loss, check_loss
+from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from .base import check_matrices
 
@@ -29,7 +29,7 @@ class IntrinsicFlow:
     """
 
     def __init__(self, loss: Loss, kernel: Kernel) -> None:
-        check_loss("loss", loss)
+        check_square_loss("loss", loss)
         check_kernel("kernel", kernel)
         self.loss = loss
         self.kernel = kernel

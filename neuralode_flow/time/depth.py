@@ -66,6 +66,8 @@ class FixedDepth:
 
     def verdict(self, z: Tensor) -> str | None:
         """What is to be said of the grid at the end."""
+        if not self.has_grid:
+            return None
         size = _norm(z)
         allowed = max(MARGIN * (self.atol + self.rtol * size), UNRESOLVED * size)
         if self.largest <= allowed:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import positive, real
 from ..flows.base import Flow
+from ..matrices import frobenius
 from ..registry import Registry
 from .base import Velocity
 
@@ -50,7 +51,7 @@ def _loss(point: Point, bound: float) -> float:
 
 @EVENTS.register("gradient")
 def _gradient(point: Point, bound: float) -> float:
-    return float(torch.linalg.matrix_norm(point.flow.loss.gradient(point.z)).max()) - bound
+    return float(frobenius(point.flow.loss.gradient(point.z), point.loss.ndim).max()) - bound
 
 
 @EVENTS.register("steady")
@@ -60,12 +61,14 @@ def _steady(point: Point, bound: float) -> float:
 
 @EVENTS.register("sigma_min")
 def _sigma_min(point: Point, bound: float) -> float:
+    if point.z.ndim != point.loss.ndim + 2:
+        raise ValueError(f"stop['sigma_min'] needs a flow whose z is a matrix, got z of shape {tuple(point.z.shape)}")
     return float(torch.linalg.svdvals(point.z).min()) - bound
 
 
 @EVENTS.register("norm")
 def _norm(point: Point, bound: float) -> float:
-    return bound - float(torch.linalg.matrix_norm(point.z).max())
+    return bound - float(frobenius(point.z, point.loss.ndim).max())
 
 
 @EVENTS.register("time")

@@ -15,6 +15,7 @@ from ..checks import count, float_tensor, positive, real
 from ..depth.grid import Profile
 from ..files import as_path
 from ..flows.base import Flow
+from ..matrices import frobenius
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
 from .depth import MARGIN, depth_control, sampled
@@ -189,8 +190,7 @@ def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajec
         if result.ending != "ok":
             return replace(result, stats=stats)
         return replace(result, stats=stats, status=status, ending="accuracy")
-    gap = torch.linalg.matrix_norm(tight.z - result.z)
-    size = torch.linalg.matrix_norm(result.z)
+    gap, size = (frobenius(z, result.loss.ndim) for z in (tight.z - result.z, result.z))
     # Half a step of a method of order 1 leaves half the error; 30 times smaller tolerances leave next to nothing.
     factor = 2.0 if control.step is not None else 1 + 1 / _TIGHTER
     round_off = 100 * torch.finfo(result.z.dtype).eps * size
