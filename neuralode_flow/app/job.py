@@ -22,9 +22,10 @@ from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
 from ..initial import INITIALS
+from ..intrinsic.systems import SYSTEMS
 from ..problems import PROBLEMS
 from ..studies import STUDIES
-from ..studies.base import Setup, Study
+from ..studies.base import Clock, Study
 from . import terminal
 from .errors import BadInput, StudyFailed, complain
 from .report import write_report
@@ -78,7 +79,7 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     finally:
         if folder is not None and not theirs:
             discard_if_empty(folder)
-    terminal.show(setup.problem.title, summary, folder)
+    terminal.show(setup.title, summary, folder)
     if summary["status"] != "ok":
         raise StudyFailed(f"the study did not run whole: {summary['status']}")
     return folder
@@ -98,16 +99,11 @@ def prepare(machine: Machine) -> None:
         threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
 
 
-def build(job: Job) -> Setup:
-    """The problem, the initialisation and the grids of a config; whatever they refuse is the user's to mend."""
+def build(job: Job) -> Clock:
+    """The setup that the study runs on; whatever its parts refuse is the user's to mend."""
     try:
-        problem = PROBLEMS[job.problem.name](**job.problem.parameters)
-        initial = INITIALS[job.initial.name](problem.z0, **job.initial.parameters)
-        return Setup(
-            problem=problem,
-            initial=initial,
-            grid=DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device),
-            depth=job.depth.name,
+        return STUDIES[job.study.name].setup(
+            **_parts(job),
             times=torch.linspace(0.0, job.time.horizon, job.time.samples),
             method=job.time.method,
             rtol=job.time.rtol,
@@ -116,6 +112,21 @@ def build(job: Job) -> Setup:
         )
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:  # the last two: too large for memory
         raise BadInput(str(error)) from error
+
+
+def _parts(job: Job) -> dict[str, Any]:
+    """What the config describes, by the names that the setup has for it."""
+    parts: dict[str, Any] = {}
+    if job.problem is not None:
+        parts["problem"] = PROBLEMS[job.problem.name](**job.problem.parameters)
+    if job.initial is not None:
+        parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0, **job.initial.parameters)
+    if job.depth is not None:
+        parts["grid"] = DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device)
+        parts["depth"] = job.depth.name
+    if job.system is not None:
+        parts["system"] = SYSTEMS[job.system.name](**job.system.parameters)
+    return parts
 
 
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:

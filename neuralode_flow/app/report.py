@@ -17,12 +17,26 @@ from ..files import atomic_write
 from ..studies.orders import local_orders
 
 QUESTIONS = {
+    "closure": "Does the training flow of this factorisation z = φ(θ) close on z, which laws does it obey, and does "
+    "the closed flow give the z of the training flow?",
+    "initialisations": "Which starts with the same end-to-end map train along the same curve z(t), and does "
+    "criterion B tell them from the others?",
+    "conservation_laws": "How many independent conservation laws do random networks have, and is it the known number?",
     "trajectory": "Where does this training flow go, how does it end, and how large is the error of what was computed?",
     "convergence": "Do the training flows of finite networks tend to that of the continuous-depth model, at which rate "
     "in the number of layers L, and does its end-to-end map z follow the explicit intrinsic dynamics of the limit?",
 }
 
 CAPTIONS = {
+    "flow": "Left: entries of z along training, by the flow of θ and by the flow in z alone. Right: their distance, "
+    "the drift of the conservation laws, and the bound.",
+    "spline": "Left: the function along training. Right: its knots.",
+    "training": "The function and its knots along training; the larger a mark, the larger the slope that its knot "
+    "adds.",
+    "fan": "Curves z(t) of all starts, projected on the plane in which they spread most; they begin at the dot.",
+    "spread": "Largest Frobenius distance between two starts of a family, for networks and in the limit.",
+    "counts": "Number of independent laws that was found against the known one; a point on the line is a network that "
+    "agrees.",
     "square": "Largest distance over training time between the end-to-end maps of L layers and of the limit, for each "
     "layer rule; dashed: Richardson extrapolation and the other edges of the square. Errors in the shaded band are "
     "those of the solver.",
@@ -104,7 +118,7 @@ def write_report(
     config_yaml, command : str
         The resolved config, and the command line that repeats the run.
     figures : sequence of Path
-        Saved figures; the PNG files among them become part of the page.
+        Saved figures; the PNG and GIF files among them become part of the page.
 
     Returns
     -------
@@ -113,9 +127,10 @@ def write_report(
     study, status = str(summary.get("study", "")), str(summary.get("status", "ok"))
     sections = {
         "Key numbers": _key_numbers(summary, dataset),
+        "Criteria": f"<pre>{escape(dataset.attrs['evidence'])}</pre>" if "evidence" in dataset.attrs else "",
         "Errors by depth": _errors_by_depth(dataset, "error_z") if "error_z" in dataset else "",
         "The other edges of the square": _edges(dataset) if "error_z" in dataset else "",
-        "Figures": "".join(_figure(path) for path in figures if path.suffix == ".png"),
+        "Figures": "".join(_figure(path) for path in figures if path.suffix in (".png", ".gif")),
         "Repeat this run": f"<pre>{escape(command)}</pre>",
         "Config": f"<pre>{escape(config_yaml)}</pre>",
         "Versions": _table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
@@ -143,7 +158,11 @@ def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
     for name, text in REFERENCE_ERRORS.items():
         if name in dataset:
             rows.append([f"reference: {text}", _number(float(dataset[name])), "sup over time, Frobenius norm"])
-    if summary.get("law_drift") is not None:
+    checks: dict[str, float] = {}
+    if "bound" in summary:
+        checks = summary.get("errors") or {summary["check"]: summary["error"]}
+        rows += [[what, _number(error), f"bound {summary['bound']:.0e}"] for what, error in checks.items()]
+    if summary.get("law_drift") is not None and not any("drift" in what for what in checks):
         rows.append(["drift of the conserved quantity", _number(summary["law_drift"]), "0 in exact arithmetic"])
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])
@@ -214,7 +233,7 @@ def _row(cells: Sequence[str], tag: str, numeric: Collection[int]) -> str:
 def _figure(path: Path) -> str:
     image = base64.b64encode(path.read_bytes()).decode()
     caption = escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
-    picture = f'<img src="data:image/png;base64,{image}" alt="{caption}">'
+    picture = f'<img src="data:image/{path.suffix[1:]};base64,{image}" alt="{caption}">'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n"
 
 

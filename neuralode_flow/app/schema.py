@@ -105,29 +105,27 @@ class Choice:
 
 @dataclass(frozen=True)
 class Job:
-    """The checked config of one run."""
+    """The checked config of one run; the study decides which of the first four it has."""
 
-    problem: Choice
-    initial: Choice
-    depth: Depth
+    problem: Choice | None
+    initial: Choice | None
+    system: Choice | None
+    depth: Depth | None
     time: Time
     study: Choice
     machine: Machine
 
     def to_yaml(self) -> str:
         """The resolved config, every field written out but where it was resumed."""
+        parts = {name: getattr(self, name) for name in SECTIONS}
         sections = {
-            "problem": self.problem.flat(),
-            "initial": self.initial.flat(),
-            "depth": asdict(self.depth),
-            "time": asdict(self.time),
-            "study": self.study.flat(),
+            name: part.flat() if isinstance(part, Choice) else asdict(part) for name, part in parts.items() if part
         }
         machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
         return OmegaConf.to_yaml(OmegaConf.create(sections | machine))
 
 
-SECTIONS = ("problem", "initial", "depth", "time", "study")
+SECTIONS = ("problem", "initial", "system", "depth", "time", "study")
 
 
 def checked(config: DictConfig) -> Job:
@@ -143,26 +141,47 @@ def checked(config: DictConfig) -> Job:
     loose = {key: value for key, value in top.items() if key not in SECTIONS}
     machine = Machine(**_arguments("", loose, Machine))
     sections = {name: _section(name, top.get(name)) for name in SECTIONS}
-    depth = Depth(**_arguments("depth", sections["depth"], Depth))
-    time = Time(**_arguments("time", sections["time"], Time))
+    depth = Depth(**_arguments("depth", sections["depth"], Depth)) if sections["depth"] else None
+    time = Time(**_arguments("time", _needed("time", sections), Time))
 
     # The registries import torch (2 s), so that they come last.
     from ..depth import DEPTH_SOLVERS
     from ..initial import INITIALS
+    from ..intrinsic.systems import SYSTEMS
     from ..problems import PROBLEMS
     from ..studies import STUDIES
     from ..time import METHODS
 
-    _known(DEPTH_SOLVERS, "depth.name", depth.name)
+    if depth is not None:
+        _known(DEPTH_SOLVERS, "depth.name", depth.name)
     _known(METHODS, "time.method", time.method)
+    study = _choice("study", _needed("study", sections), STUDIES, maker="run")
+    needed = (*STUDIES[study.name].setup.sections, "time", "study")
+    registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
+    for name in SECTIONS:
+        if name in needed:
+            _needed(name, sections)
+        elif sections[name] and "name" not in sections[name]:
+            # A group that was chosen by name may come from the defaults; a lone field was set on purpose.
+            key, value = next(iter(sections[name].items()))
+            raise BadInput(f"{name}.{key}={value} has no effect: study={study.name} uses no {name}; leave it out")
+    chosen = {
+        name: _choice(name, sections[name], registry) if name in needed else None
+        for name, registry in registries.items()
+    }
     return Job(
-        problem=_choice("problem", sections["problem"], PROBLEMS),
-        initial=_choice("initial", sections["initial"], INITIALS),
-        depth=depth,
+        **chosen,
+        depth=depth if "depth" in needed else None,
         time=time,
-        study=_choice("study", sections["study"], STUDIES, maker="run"),
+        study=study,
         machine=machine,
     )
+
+
+def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    if not sections[name]:
+        raise BadInput(f"{name} must be a group of fields, got None; choose one with {name}=NAME")
+    return sections[name]
 
 
 def fields_of(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -186,20 +205,23 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _section(name: str, node: Any) -> dict[str, Any]:
+    if node is None:
+        return {}
     if not isinstance(node, Mapping):
         raise BadInput(f"{name} must be a group of fields, got {node!r}; choose one with {name}=NAME")
     return dict(node)
 
 
-def _choice(section: str, node: dict[str, Any], registry: Registry[Any], maker: str | None = None) -> Choice:
+def _choice(section: str, node: Mapping[str, Any], registry: Registry[Any], maker: str | None = None) -> Choice:
     """A registered name and the arguments for what is registered; `maker` is its attribute to call, if not itself."""
-    name = node.pop("name", "???")
+    name = node.get("name", "???")
     if name == "???":
         raise BadInput(f"{section}.name is missing; set {section}=NAME (valid: {', '.join(registry)})")
     _known(registry, f"{section}.name", name)
     entry = registry[name]
     builder = getattr(entry, maker) if maker else entry
-    return Choice(name, _arguments(section, node, builder, chosen=name))
+    parameters = {key: value for key, value in node.items() if key != "name"}
+    return Choice(name, _arguments(section, parameters, builder, chosen=name))
 
 
 def _arguments(

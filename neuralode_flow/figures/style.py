@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
+from PIL import Image
 
 from ..files import atomic_write
 
@@ -48,12 +50,35 @@ STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Movie:
+    """A figure that moves.
+
+    Attributes
+    ----------
+    figure : Figure
+    frame : callable
+        frame(i) draws its i-th state.
+    frames : int
+    """
+
+    figure: Figure
+    frame: Callable[[int], Any]
+    frames: int
+
+
 def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of the fixed width with `panels` axes side by side under the lines of a title, wrapped to fit."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     lines = [textwrap.fill(line, 105) for line in title.splitlines()]
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def legend_below(figure: Figure, *handles: Any, columns: int = 4) -> None:
+    """One legend for all axes, under them, where it hides no curve; by default of all labelled curves."""
+    found = handles or [line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=found, loc="outside lower center", ncols=columns)
 
 
 def fade(count: int) -> list[tuple[float, ...]]:
@@ -84,14 +109,20 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     axes.set_xlabel("number of layers $L$")
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure | Movie, stem: Path) -> list[Path]:
     """Writes `stem`.png and `stem`.pdf, each whole or not at all, and without dates: equal data give equal files.
+
+    A movie becomes `stem`.gif.
 
     Returns
     -------
     list of Path
-        The PNG, then the PDF.
+        The PNG, then the PDF; or the GIF.
     """
+    if isinstance(figure, Movie):
+        path = stem.with_name(f"{stem.name}.gif")
+        atomic_write(path, _gif(figure))
+        return [path]
     metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = []
     for suffix, entries in metadata.items():
@@ -102,3 +133,18 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         atomic_write(path, image.getvalue())
         paths.append(path)
     return paths
+
+
+def _gif(movie: Movie) -> bytes:
+    """The frames of a movie, ten in a second, the last one held."""
+    pictures = []
+    for i in range(movie.frames):
+        movie.frame(i)
+        image = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            movie.figure.savefig(image, format="png", dpi=90)
+        pictures.append(Image.open(image).convert("P", palette=Image.Palette.ADAPTIVE))
+    result = io.BytesIO()
+    held = [100] * (len(pictures) - 1) + [2000]
+    pictures[0].save(result, format="gif", save_all=True, append_images=pictures[1:], duration=held, loop=0)
+    return result.getvalue()

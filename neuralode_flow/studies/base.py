@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import xarray as xr
 from torch import Tensor
 
 from ..depth.grid import DepthGrid, Profile
+from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
 
 Progress = Callable[[float, str], None]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """The numerical experiment: what is trained, from where, and how it is integrated.
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How the integrations of a study run.
 
     Attributes
     ----------
-    problem : Problem
-        Loss and z₀.
-    initial : callable
-        Profile W0(s).
-    grid : DepthGrid
-    depth : str
-        Name of the depth solver.
     times : Tensor (T,)
         Output times.
     method : str
@@ -44,10 +38,9 @@ class Setup:
         Seconds of wall time between two savings of an integration.
     """
 
-    problem: Problem
-    initial: Profile
-    grid: DepthGrid
-    depth: str
+    # The groups of the config that a study with this setup needs besides time and study.
+    sections: ClassVar[tuple[str, ...]] = ()
+
     times: Tensor
     method: str
     rtol: float
@@ -55,6 +48,11 @@ class Setup:
     step: float | None = None
     checkpoints: Path | None = None
     save_every: float = 60.0
+
+    @property
+    def title(self) -> str:
+        """What is studied, in one sentence."""
+        return ""
 
     def options(self, name: str) -> dict[str, Any]:
         """How `integrate` is called for one integration of the study, which is saved and taken up by its name."""
@@ -68,6 +66,63 @@ class Setup:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProblemSetup(Clock):
+    """A training problem and the grid in depth; the study chooses the initialisations.
+
+    Attributes
+    ----------
+    problem : Problem
+        Loss and z₀.
+    grid : DepthGrid
+    depth : str
+        Name of the depth solver.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("problem", "depth")
+
+    problem: Problem
+    grid: DepthGrid
+    depth: str
+
+    @property
+    def title(self) -> str:
+        return self.problem.title
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(ProblemSetup):
+    """A network in depth: what is trained, from where, and on which grid.
+
+    Attributes
+    ----------
+    initial : callable
+        Profile W0(s).
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("problem", "initial", "depth")
+
+    initial: Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSetup(Clock):
+    """A factorisation of the literature.
+
+    Attributes
+    ----------
+    system : System
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("system",)
+
+    system: System
+
+    @property
+    def title(self) -> str:
+        return self.system.title
+
+
 @dataclass(frozen=True)
 class Study:
     """A study by name.
@@ -79,10 +134,13 @@ class Study:
         as the work goes on.
     summarise : callable
         The dataset's flat record for summary.json: study, status, verdict, errors, orders.
+    setup : type
+        The kind of setup that it runs on; it says which groups of the config are read.
     """
 
     run: Callable[..., xr.Dataset]
     summarise: Callable[[xr.Dataset], dict[str, Any]]
+    setup: type[Clock] = Setup
 
 
 STUDIES: Registry[Study] = Registry("study")
