@@ -1,0 +1,23 @@
+"""The intrinsic property of a factorisation z = φ(θ): when does gradient flow on θ close on z?"""
+
+from __future__ import annotations
+
+from .depth import DepthCriterion, depth_criterion
+from .lie import count_laws
+from .quadratic import QuadraticLaws, quadratic_laws
+from .ranks import Rank
+from .recovery import RecoveredFlow, recover
+from .report import Report, report
+
+__all__ = [
+    "DepthCriterion",
+    "QuadraticLaws",
+    "Rank",
+    "RecoveredFlow",
+    "Report",
+    "count_laws",
+    "depth_criterion",
+    "quadratic_laws",
+    "recover",
+    "report",
+]

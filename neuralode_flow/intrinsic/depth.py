@@ -1,0 +1,135 @@
+"""Criterion B at infinite depth: does the metric of z depend on more of W(s) than z and the law?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import count
+from ..depth.collocation import Collocation
+from ..depth.grid import DepthGrid, check_grid
+from ..flows.base import check_layers
+from .ranks import Rank, kernel
+from .report import Verdict, metric_verdict
+
+# Picard sweeps of the linear equation of the symmetric part: they converge like (2‖W‖)^k/k!.
+_MOST_SWEEPS = 200
+
+
+@dataclass(frozen=True)
+class DepthCriterion:
+    """Criterion B for the continuous-depth model at a profile W.
+
+    Attributes
+    ----------
+    metric : True, False or "undecided"
+        Whether ∂M vanishes on the variations of W that keep z and the law C(s) at every s.
+    size : float
+        The largest ‖∂M[v]‖, Frobenius norm of an operator on matrices, over those v with ∫‖v‖² ds = 1.
+    scale : float
+        ‖M‖ / (∫‖W‖² ds)^½, or ‖M‖ for W of norm below 1; the verdict is about size/scale.
+    variations : Rank
+        The number of such v that were tried, and the gap that decided it.
+    """
+
+    metric: Verdict
+    size: float
+    scale: float
+    variations: Rank
+
+
+def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterion:
+    """Criterion B of arXiv 2508.07370 at infinite depth, for M[G] = ∫ PPᵀ G PᵀP ds with P = P(1,s), P(s,0).
+
+    A variation v = S/2 + Ω that keeps C = S' + WᵀW − WWᵀ at every s is known by its skew part Ω(s) and S(0): S solves
+    a linear equation. Ω is tried in the first Legendre polynomials of depth; of all combinations those that keep z
+    remain. So False is a proof, and True says that no variation of this kind objects.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+        It must resolve W: the derivatives are as accurate as the collocation.
+    W : Tensor (N, d, d)
+        A profile on the nodes.
+    modes : int
+        Polynomials for each entry of Ω.
+
+    Returns
+    -------
+    DepthCriterion
+
+    Raises
+    ------
+    TypeError, ValueError
+        If W does not fit the grid, or modes is no positive integer.
+    FloatingPointError
+        If the equation of S cannot be solved on the grid.
+    """
+    check_grid("grid", grid)
+    check_layers(W, len(grid), "depth nodes")
+    if W.ndim != 3:
+        raise ValueError(f"W must have shape (N, d, d), got {tuple(W.shape)}")
+    variations = _keep_law(grid, W, count("modes", modes))
+    X, Y, z = Collocation(grid).propagators(W)
+    inside = torch.linalg.solve(X, variations @ X)
+    K, whole = grid.antiderivative(inside), grid.integrate(inside)
+    # δP(s,0) = P(s,0) K(s), δP(1,s) = P(1,s) X (K(1) − K(s)) X⁻¹ and δz = z K(1).
+    keep, rank = kernel((z @ whole).reshape(len(variations), -1).mT)
+    weights = grid.weights.to(W)[:, None, None]
+    v = _combined(keep, variations)
+    R = torch.linalg.qr((v * weights.sqrt()).reshape(len(v), -1).mT, mode="r").R
+    v_keep = keep @ torch.linalg.inv(R)  # now the combinations are orthonormal in L²
+    K, whole = _combined(v_keep, K), _combined(v_keep, whole)
+    dX = X @ K
+    dY = Y @ X @ (whole.unsqueeze(-3) - K) @ torch.linalg.inv(X)
+    left, right = Y @ Y.mT, X.mT @ X
+    d_left, d_right = dY @ Y.mT + Y @ dY.mT, dX.mT @ X + X.mT @ dX
+    change = _operator(weights, d_left, right) + _operator(weights, left, d_right)
+    size = float(torch.linalg.svdvals(change.reshape(len(change), -1))[0])
+    norm = float((W.square() * weights).sum().sqrt())
+    scale = float(torch.linalg.vector_norm(_operator(weights, left, right))) / max(norm, 1.0)
+    verdict = metric_verdict(size, scale) if rank.decided else "undecided"
+    return DepthCriterion(verdict, size, scale, Rank(len(change), rank.largest_zero, rank.smallest_nonzero))
+
+
+def _keep_law(grid: DepthGrid, W: Tensor, modes: int) -> Tensor:
+    """Variations (k, N, d, d) that keep C(s): one for each entry and mode of Ω, and for each entry of S(0)."""
+    d = W.shape[-1]
+    x = 2 * grid.nodes.to(W) - 1
+    waves = [torch.special.legendre_polynomial_p(x, n) for n in range(modes)]
+    skew, start = [], []
+    for i in range(d):
+        for j in range(i, d):
+            E = torch.zeros(d, d).to(W)
+            E[i, j] = 1.0
+            if i < j:
+                skew += [wave[:, None, None] * (E - E.mT) for wave in waves]
+            start.append(E + E.mT)
+    zero = W.new_zeros(W.shape)
+    omega = torch.stack([*skew, *(zero for _ in start)])
+    S0 = torch.stack([zero[0] for _ in skew] + start).unsqueeze(-3)
+    S = S0.expand_as(omega)
+    for _ in range(_MOST_SWEEPS):
+        v = S / 2 + omega
+        bracket = W.mT @ v + v.mT @ W - W @ v.mT - v @ W.mT
+        S, before = S0 - grid.antiderivative(bracket), S
+        moved = float((S - before).abs().max())
+        if moved <= 1e-15 * float(S.abs().max()):
+            return S / 2 + omega
+        if not moved < 1e100:
+            break
+    if moved <= 1e-13 * float(S.abs().max()):
+        return S / 2 + omega
+    raise FloatingPointError("the variations that keep the law could not be computed: use more depth nodes")
+
+
+def _combined(combinations: Tensor, values: Tensor) -> Tensor:
+    """Σ_i combinations[i, k] values[i]."""
+    return torch.einsum("ik,i...->k...", combinations, values)
+
+
+def _operator(weights: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """∫ left ⊗ right ds, `(..., N, d, d)` twice → `(..., d, d, d, d)`."""
+    return torch.einsum("...nab,...ncd->...abcd", weights * left, right)

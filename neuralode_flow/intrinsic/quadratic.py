@@ -1,0 +1,88 @@
+"""Quadratic conservation laws of any φ, found numerically."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import count
+from .derivatives import Map, each
+from .ranks import Rank, kernel
+
+# Unknowns beyond which the null space would take minutes.
+MOST_UNKNOWNS = 2500
+
+
+@dataclass(frozen=True)
+class QuadraticLaws:
+    """A basis of all h(θ) = ½θᵀAθ + b·θ that every gradient flow of f∘φ conserves.
+
+    Attributes
+    ----------
+    A : Tensor (k, n, n)
+        Symmetric.
+    b : Tensor (k, n)
+    evidence : Rank
+        k, with the gap in the singular values that decided it.
+    """
+
+    A: Tensor
+    b: Tensor
+    evidence: Rank
+
+    def __len__(self) -> int:
+        return len(self.A)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """h(θ), `(..., n)` → `(..., k)`."""
+        return torch.einsum("...i,kij,...j->...k", theta, self.A, theta) / 2 + theta @ self.b.mT
+
+
+def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
+    """All quadratic laws of φ: the (A, b) with (Aθ + b)·∇φ_i(θ) = 0 at random θ, a null space.
+
+    A law holds for all θ, and finitely many random θ decide: an equation that holds at more of them than there are
+    unknowns holds everywhere with probability one, φ being analytic.
+
+    Parameters
+    ----------
+    phi : callable
+        θ (n,) → z.
+    dimension : int
+        n, at most about 68: there are n(n+3)/2 unknowns.
+    seed : int
+        Of the random θ.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dimension or seed is no integer in range, or there are too many unknowns.
+    """
+    n = count("dimension", dimension)
+    unknowns = n * (n + 3) // 2
+    if unknowns > MOST_UNKNOWNS:
+        raise ValueError(
+            f"dimension = {n} means {unknowns} coefficients of a quadratic law, more than {MOST_UNKNOWNS}: use "
+            f"count_laws, which only counts"
+        )
+    generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+    # One random combination of the gradients at each of many points says as much as all gradients at few points.
+    points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64)
+    m = phi(points[0]).numel()
+    combinations = torch.randn(len(points), m, generator=generator, dtype=torch.float64)
+
+    def gradient(pair: Tensor) -> Tensor:
+        theta, a = pair[:n], pair[n:]
+        return torch.func.vjp(lambda point: phi(point).reshape(-1), theta)[1](a)[0]
+
+    X = each(gradient, torch.cat((points, combinations), dim=1))
+    i, j = torch.triu_indices(n, n)
+    # The coefficient of A_ij = A_ji in θᵀA X.
+    products = X[:, i] * points[:, j] + torch.where(i == j, 0.0, 1.0) * X[:, j] * points[:, i]
+    rows = torch.cat((products, X), dim=1)
+    basis, rank = kernel(rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+    A = torch.zeros(basis.shape[1], n, n, dtype=torch.float64)
+    A[:, i, j] = A[:, j, i] = basis[: len(i)].mT
+    return QuadraticLaws(A, basis[len(i) :].mT.contiguous(), rank.minus_from(unknowns))
