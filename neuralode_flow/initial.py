@@ -288,6 +288,38 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
 
 
 @dataclass(frozen=True, eq=False)
+class Detour:
+    """The profile of the path P̃(s,0) = exp(β sin(πs) N) P(s,0): the same end-to-end map by another way.
+
+    W̃ = βπ cos(πs) N + e^{B} W e^{−B} with B = β sin(πs) N. It keeps z₀ and, unless N is skew, breaks relaxed balance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If profile is no function, or direction no finite square matrix.
+    """
+
+    profile: Profile
+    direction: Tensor
+
+    def __post_init__(self) -> None:
+        if not callable(self.profile) or isinstance(self.profile, type):
+            got = type(self.profile).__name__
+            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        square("direction", self.direction)
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        W = sample(self.profile, nodes)
+        s = torch.pi * nodes.to(W)[:, None, None]
+        B = torch.sin(s) * self.direction.to(W)
+        turned = torch.linalg.matrix_exp(B) @ W @ torch.linalg.matrix_exp(-B)
+        return torch.pi * torch.cos(s) * self.direction.to(W) + turned
+
+
+@dataclass(frozen=True, eq=False)
 class Rough:
     """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
 
@@ -336,6 +368,11 @@ def random_shift(size: float, generator: torch.Generator) -> Callable[[float], f
     return lambda s: size * sum(a[k] * math.cos(k * math.pi * s) / (1 + k) for k in range(4))
 
 
+def random_direction(d: int, size: float, generator: torch.Generator) -> Tensor:
+    """A normal random matrix (d, d) with a Frobenius norm of about `size`."""
+    return size / d * torch.randn(d, d, dtype=torch.float64, generator=random_source("generator", generator))
+
+
 @INITIALS.register("identity")
 def _identity(z0: Tensor) -> Profile:
     return identity(z0.shape[-1], dtype=z0.dtype, device=z0.device)
@@ -365,6 +402,12 @@ def _control(z0: Tensor, shear: float = 1.0, seed: int = 0) -> Profile:
 @INITIALS.register("smooth")
 def _smooth(z0: Tensor, scale: float = 1.0, seed: int = 0) -> Profile:
     return smooth(z0.shape[-1], scale, torch.Generator().manual_seed(seed))
+
+
+@INITIALS.register("detour")
+def _detour(z0: Tensor, twist: float = 1.0, shift: float = 0.5, detour: float = 0.5, seed: int = 0) -> Profile:
+    base = _relaxed_balanced(z0, twist, shift, seed)
+    return Detour(base, random_direction(z0.shape[-1], real("detour", detour), torch.Generator().manual_seed(seed)))
 
 
 @INITIALS.register("rough")

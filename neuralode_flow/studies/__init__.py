@@ -1,6 +1,6 @@
 """Studies: plain functions that compare edges of the commuting square and return a labelled dataset."""
 
-from . import convergence, trajectory
+from . import closure, conservation_laws, convergence, initialisations, trajectory
 from .base import STUDIES, Setup, Study
 
-__all__ = ["STUDIES", "Setup", "Study", "convergence", "trajectory"]
+__all__ = ["STUDIES", "Setup", "Study", "closure", "conservation_laws", "convergence", "initialisations", "trajectory"]

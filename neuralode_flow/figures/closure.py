@@ -1,0 +1,111 @@
+"""Figures of a factorisation: z by the flow of θ and by a flow in z alone, and what they differ by."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import style
+
+_MOST_CURVES = 12
+
+
+@matplotlib.rc_context(style.STYLE)
+def closure(dataset: xr.Dataset) -> dict[str, Figure | style.Movie]:
+    """The figures of a closure study, drawn from its dataset alone.
+
+    Returns
+    -------
+    dict of str to Figure or Movie
+        "flow": entries of z along training, and the errors; of a spline also "spline", its knots and the function, and
+        "training", the same as a movie.
+    """
+    figures: dict[str, Figure | style.Movie] = {"flow": _flow(dataset)}
+    if "knots" in dataset:
+        figures["spline"] = _spline(dataset)
+        figures["training"] = _movie(dataset)
+    return figures
+
+
+def _flow(dataset: xr.Dataset) -> Figure:
+    times, z = dataset["time"].values, dataset["z"].values
+    attrs = dataset.attrs
+    figure, (left, right) = style.blank(f"{attrs['problem']}\n{attrs['source']}", panels=2)
+    moved = np.argsort(-np.ptp(z, axis=0))[:_MOST_CURVES]
+    for i, component in enumerate(moved):
+        label = "flow of θ" if i == 0 else None
+        left.plot(times, z[:, component], color=style.BLUE, lw=1.8, alpha=0.8, label=label)
+        for name, text, colour in (("closed", "flow in z alone", style.BLACK), ("control", "control", style.VERMILION)):
+            if f"z_{name}" in dataset:
+                curve = dataset[f"z_{name}"].values[:, component]
+                label = text if i == 0 else None
+                left.plot(times, curve, color=colour, ls=(0, (4, 2)), lw=1.0, label=label)
+    most = f" (the {len(moved)} that move most)" if len(moved) < z.shape[1] else ""
+    left.set_ylabel(f"entries of z{most}")
+    curves = {
+        "distance_closed": ("distance of the flow in z alone", style.BLACK),
+        "distance_control": ("distance of the control", style.VERMILION),
+        "law_drift": ("drift of the laws", style.GREEN),
+    }
+    for name, (text, colour) in curves.items():
+        if name in dataset and np.isfinite(style.positive(dataset[name].values)).any():
+            right.plot(times, style.positive(dataset[name].values), color=colour, label=text)
+            right.set_yscale("log")
+    right.axhline(attrs["bound"], color=style.GREY, ls=":", lw=1.0, label="bound")
+    right.set_yscale("log")
+    right.set_ylabel("error")
+    for axes in (left, right):
+        axes.set_xlabel("training time $t$")
+    style.legend_below(figure, columns=5)
+    return figure
+
+
+def _spline(dataset: xr.Dataset) -> Figure:
+    times = dataset["time"].values
+    figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['source']}", panels=2)
+    for i, shade in zip(np.linspace(0, len(times) - 1, 6).astype(int), style.fade(6), strict=True):
+        left.plot(dataset["grid"], dataset["values"][i], color=shade, label=f"t = {times[i]:.2g}")
+    _samples(left, dataset)
+    left.legend(loc="best", ncols=2)
+    right.plot(times, dataset["knots"].values, color=style.BLUE, lw=1.0)
+    right.set_ylim(*_range(dataset))
+    right.set_ylabel("knots $-b_j/w_j$")
+    right.set_xlabel("training time $t$")
+    return figure
+
+
+def _samples(axes: Axes, dataset: xr.Dataset) -> None:
+    axes.plot(dataset["sample_x"], dataset["sample_y"], "o", color=style.VERMILION, ms=4, label="samples")
+    axes.set_xlabel("$x$")
+    axes.set_ylabel("$y$")
+
+
+def _range(dataset: xr.Dataset) -> tuple[float, float]:
+    grid = dataset["grid"].values
+    return float(grid.min()), float(grid.max())
+
+
+def _movie(dataset: xr.Dataset) -> style.Movie:
+    """The function, its knots on the axis and the slopes that they add, along training."""
+    times, knots, slopes = (dataset[name].values for name in ("time", "knots", "slopes"))
+    figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nThe spline and its knots along training")
+    _samples(axes, dataset)
+    axes.set_xlim(*_range(dataset))
+    low, high = float(dataset["values"].min()), float(dataset["values"].max())
+    margin = 0.08 * (high - low)
+    axes.set_ylim(low - 2 * margin, high + margin)
+    (curve,) = axes.plot([], [], color=style.BLUE)
+    widest = max(float(np.abs(slopes).max()), 1e-300)
+    marks = axes.scatter(knots[0], np.full(knots.shape[1], low - margin), marker="|", s=120, color=style.BLACK)
+    time = axes.text(0.02, 0.95, "", transform=axes.transAxes)
+
+    def frame(i: int) -> None:
+        curve.set_data(dataset["grid"].values, dataset["values"].values[i])
+        marks.set_offsets(np.column_stack((knots[i], np.full(knots.shape[1], low - margin))))
+        marks.set_sizes(30 + 270 * np.abs(slopes[i]) / widest)
+        time.set_text(f"t = {times[i]:.2f}")
+
+    return style.Movie(figure, frame, len(times))

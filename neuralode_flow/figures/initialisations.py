@@ -1,0 +1,82 @@
+"""Figures of many starts with one z₀: curves that fall together or fan out, and by how much."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from . import style
+
+_COLOURS = {"one_shift": style.BLUE, "any_shift": style.GREEN, "detour": style.VERMILION}
+_LABELS = {"one_shift": "relaxed balanced, one λ", "any_shift": "relaxed balanced, any λ", "detour": "others"}
+
+
+@matplotlib.rc_context(style.STYLE)
+def initialisations(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of a study of initialisations, drawn from its dataset alone.
+
+    Returns
+    -------
+    dict of str to Figure
+        "fan": the curves z(t) in the plane in which they spread most; "spread": their largest distance over time.
+    """
+    return {"fan": _fan(dataset), "spread": _spread(dataset)}
+
+
+def _fan(dataset: xr.Dataset) -> Figure:
+    depths = [depth for depth in dataset["depth"].values.tolist() if depth][:1] + [0]
+    figure, panels = style.blank(
+        f"{dataset.attrs['problem']}\nStarts with one $z_0$, in the plane in which their curves $z(t)$ spread most",
+        panels=len(depths),
+    )
+    for axes, depth in zip(panels, depths, strict=True):
+        _curves(axes, dataset.sel(depth=depth))
+        axes.set_title(f"{depth} layers" if depth else "infinite depth", fontsize=10)
+    style.legend_below(figure, *panels[0].get_legend_handles_labels()[0])
+    return figure
+
+
+def _curves(axes: Axes, dataset: xr.Dataset) -> None:
+    z = dataset["z"].transpose("family", "start", "time", "row", "column").values
+    points = z.reshape(-1, z.shape[-1] * z.shape[-2])
+    centred = points - points.mean(axis=0)
+    plane = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    flat = (centred @ plane.T).reshape(*z.shape[:3], -1)
+    order = {"detour": 0, "any_shift": 1, "one_shift": 2}
+    for name in sorted(dataset["family"].values.tolist(), key=lambda name: order[name]):
+        curves = flat[dataset["family"].values.tolist().index(name)]
+        for i, curve in enumerate(curves):
+            label = _LABELS[name] if i == 0 else None
+            dashes = (0, (4, 2)) if name == "any_shift" else "-"
+            axes.plot(curve[:, 0], curve[:, -1], color=_COLOURS[name], ls=dashes, lw=1.2, label=label)
+    axes.plot(*flat[0, 0, 0, [0, -1]], "o", color=style.BLACK, ms=5)
+    axes.set_xlabel("first direction")
+    axes.set_ylabel("second direction")
+
+
+def _spread(dataset: xr.Dataset) -> Figure:
+    depths, times = dataset["depth"].values.tolist(), dataset["time"].values
+    figure, (axes,) = style.blank(
+        f"{dataset.attrs['problem']}\nLargest Frobenius distance between two starts of a family"
+    )
+    dashes = dict(zip(depths, ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))], strict=False)) | {0: ":"}
+    for name in dataset["family"].values.tolist():
+        for depth in depths:
+            values = style.positive(dataset["spread"].sel(family=name, depth=depth).values)
+            axes.plot(times, values, color=_COLOURS[name], ls=dashes.get(depth, "-"))
+    axes.set_yscale("log")
+    axes.set_xlabel("training time $t$")
+    axes.set_ylabel("spread of $z$")
+    colours = [Line2D([], [], color=colour, label=_LABELS[name]) for name, colour in _COLOURS.items()]
+    depth_marks = [
+        Line2D(
+            [], [], color=style.BLACK, ls=dashes.get(depth, "-"), label=f"L = {depth}" if depth else "infinite depth"
+        )
+        for depth in depths
+    ]
+    style.legend_below(figure, *colours, *depth_marks)
+    return figure

@@ -1,0 +1,90 @@
+"""Products of delta blocks I − β k kᵀ: a negative control."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ...checks import count
+from ...flows.intrinsic import IntrinsicFlow
+from ...kernels import DividedDifference
+from ...losses import Quadratic
+from .base import SYSTEMS, Map, System, generator, normal
+
+
+@SYSTEMS.register("delta_block")
+def delta_block(dimension: int = 3, depth: int = 3, seed: int = 0) -> System:
+    """z = B_L … B_1 with B = I − β k kᵀ (Deep Delta Learning); rescaling k → ck, β → β/c² gives the laws ‖k‖² − 2β².
+
+    The layers are tied to this form and not relaxed balanced: z does not follow the intrinsic flow of L balanced
+    layers, which is the control. The laws are derived here; for L > d they and the entries of
+    z are fewer than those of θ. det B = 1 − β‖k‖² is positive at θ₀; a block with β‖k‖² = 2 is a reflection, out of
+    reach of the continuous model, whose det z stays positive.
+
+    Parameters
+    ----------
+    dimension : int
+        d.
+    depth : int
+        L.
+    seed : int
+        Seed of θ₀ and the target.
+    """
+    d, L = count("system.dimension", dimension), count("system.depth", depth)
+    random = generator(seed)
+    keys = normal(random, L, d) / d**0.5
+    beta = torch.tanh(normal(random, L, 1)) / (1 + keys.square().sum(-1, keepdim=True))
+    loss = Quadratic(torch.linalg.matrix_exp(normal(random, d, d) / (2 * d**0.5)))
+    return System(
+        name="delta_block",
+        title=f"{L} delta blocks I − β k kᵀ, d = {d} (seed {seed})",
+        source="Deep Delta Learning, arXiv 2601.00417",
+        phi=phi_of(d),
+        laws=laws_of(d),
+        theta=torch.cat((beta, keys), dim=-1).flatten(),
+        loss=loss,
+        independent=L,
+        recoverable=False if d < L else None,
+        control=IntrinsicFlow(loss, DividedDifference(keys.new_zeros(L))),
+        observe={"imbalance": imbalance_of(d)},
+    )
+
+
+def phi_of(d: int) -> Map:
+    """θ = (β_1, k_1, β_2, …) → B_L … B_1."""
+
+    def phi(theta: Tensor) -> Tensor:
+        return reduce(lambda product, block: block @ product, blocks_of(theta, d).unbind(-3))
+
+    return phi
+
+
+def blocks_of(theta: Tensor, d: int) -> Tensor:
+    """θ (..., n) → B_1, …, B_L, (..., L, d, d)."""
+    parts = theta.unflatten(-1, (-1, d + 1))
+    beta, k = parts[..., :1, None], parts[..., 1:]
+    return torch.eye(d).to(theta) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
+
+
+def imbalance_of(d: int) -> Map:
+    """θ → how far B_{k+1}ᵀB_{k+1} − B_kB_kᵀ is from a multiple of the identity, for every pair of blocks."""
+
+    def imbalance(theta: Tensor) -> Tensor:
+        squares = blocks_of(theta, d) @ blocks_of(theta, d)  # the blocks are symmetric
+        law = squares[..., 1:, :, :] - squares[..., :-1, :, :]
+        mean = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(d).to(theta)
+        return torch.linalg.matrix_norm(law - mean)
+
+    return imbalance
+
+
+def laws_of(d: int) -> Map:
+    """θ → ‖k‖² − 2β² of every block."""
+
+    def laws(theta: Tensor) -> Tensor:
+        squares = theta.unflatten(-1, (-1, d + 1)).square()
+        return squares[..., 1:].sum(-1) - 2 * squares[..., 0]
+
+    return laws

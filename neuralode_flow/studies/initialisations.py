@@ -1,0 +1,284 @@
+"""Only these initialisations: which starts with one z₀ share a curve z(t), and what criterion B says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..checks import count, positive, real
+from ..depth.grid import sample
+from ..flows.base import Flow
+from ..flows.continuous import ContinuousFlow
+from ..flows.finite import FiniteFlow
+from ..flows.intrinsic import IntrinsicFlow
+from ..initial import Detour, random_direction, random_shift, random_twist, relaxed_balanced, relaxed_balanced_layers
+from ..intrinsic import depth_criterion, report
+from ..intrinsic.report import Verdict
+from ..intrinsic.systems.linear_network import laws_of, phi_of
+from ..kernels import DividedDifference, LogMean
+from ..time.integrate import integrate
+from .base import STUDIES, ProblemSetup, Progress, Study
+
+# What the starts of a family have in common besides z₀.
+FAMILIES = {
+    "one_shift": "relaxed balanced, all with the same λ",
+    "any_shift": "relaxed balanced, each with its own λ",
+    "detour": "not relaxed balanced",
+}
+
+# Criterion B is asked of networks with at most this many parameters L d².
+_MOST_PARAMETERS = 200
+NOT_ASKED = "not asked"
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Starts with one z₀, and the flows in z alone that they should follow."""
+
+    flow: Flow
+    states: Tensor
+    criterion: Callable[[Tensor], tuple[Verdict, float]]
+    closed: list[Flow] | None
+
+
+def run(
+    setup: ProblemSetup,
+    *,
+    draws: int = 6,
+    depths: Sequence[int] = (2, 4, 8),
+    twist: float = 2.0,
+    shift: float = 1.0,
+    detour: float = 0.5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Trajectories of z from many starts with the same z₀, by family, for networks of L layers and in the limit.
+
+    Parameters
+    ----------
+    setup : ProblemSetup
+    draws : int
+        Starts of each family, at least 2.
+    depths : sequence of int
+        Numbers of Euler layers L >= 2, increasing.
+    twist, shift : float
+        Size of Ω(s) and λ(s); networks take frames at random and λ(s_k)/L².
+    detour : float
+        Size of what breaks relaxed balance: an exponential between the layers that cancels in the product.
+    seed : int
+        Of all draws.
+    progress : callable, optional
+        progress(fraction, what).
+
+    Returns
+    -------
+    xarray.Dataset
+        depth 0 stands for the limit of infinite depth. `spread` is the largest Frobenius distance between two starts
+        of a family; `distance_closed` that of a start from its own closed flow.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad arguments.
+    """
+    n = count("draws", draws, least=2)
+    for L in depths:
+        count("depths", L, least=2)
+    sizes = {"twist": real("twist", twist), "shift": real("shift", shift), "detour": positive("detour", detour)}
+    families: dict[tuple[str, int], _Family] = {}
+    for depth in (*depths, 0):
+        generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+        make = _networks(setup, depth, n, sizes, generator) if depth else _profiles(setup, n, sizes, generator)
+        families |= {(name, depth): family for name, family in make.items()}
+    columns: dict[str, list[Any]] = {"z": [], "distance_closed": [], "law_drift": [], "metric": [], "metric_change": []}
+    status = "ok"
+    for i, ((name, depth), family) in enumerate(families.items()):
+        if progress is not None:
+            progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
+        path = integrate(family.flow, family.states, setup.times, **setup.options(f"{name}-{depth}"))
+        z = torch.full((len(setup.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
+        z[: len(path.z)] = path.z
+        if path.ending != "ok":
+            status = path.status
+        verdicts = [family.criterion(state) for state in family.states]
+        columns["z"].append(z.numpy())
+        columns["law_drift"].append(float(path.drift.max()))
+        columns["metric"].append([str(verdict) for verdict, _ in verdicts])
+        columns["metric_change"].append([change for _, change in verdicts])
+        columns["distance_closed"].append(_from_closed(setup, f"{name}-{depth}", family, z).numpy())
+    return _dataset(setup, list(families), columns, status)
+
+
+def _from_closed(setup: ProblemSetup, name: str, family: _Family, z: Tensor) -> Tensor:
+    """Distance of each start from its closed flow, (T, n); NaN where there is none."""
+    gap = torch.full(z.shape[:2], torch.nan, dtype=torch.float64)
+    for k, flow in enumerate(family.closed or []):
+        path = integrate(flow, z[0, k], setup.times, **setup.options(f"{name}-closed-{k}"))
+        gap[: len(path.z), k] = torch.linalg.matrix_norm(path.z - z[: len(path.z), k])
+    return gap
+
+
+def _profiles(setup: ProblemSetup, n: int, sizes: dict[str, float], generator: torch.Generator) -> dict[str, _Family]:
+    """The families at infinite depth."""
+    z0, loss, nodes = setup.problem.z0, setup.problem.loss, setup.grid.nodes
+    d = z0.shape[-1]
+
+    def criterion(W: Tensor) -> tuple[Verdict, float]:
+        found = depth_criterion(setup.grid, W)
+        return found.metric, found.size / found.scale
+
+    common = random_shift(sizes["shift"], generator)
+    twists = [random_twist(d, sizes["twist"], generator) for _ in range(n)]
+    one = [relaxed_balanced(z0, common, twist) for twist in twists]
+    each = [relaxed_balanced(z0, random_shift(sizes["shift"], generator), twist) for twist in twists]
+    astray = [Detour(profile, random_direction(d, sizes["detour"], generator)) for profile in one]
+    flow = ContinuousFlow(setup.grid, loss, setup.depth)
+    closed: list[Flow] = [IntrinsicFlow(loss, LogMean())] * n
+    starts: dict[str, list[Any]] = {"one_shift": one, "any_shift": each, "detour": astray}
+    return {
+        name: _Family(
+            flow, torch.stack([sample(p, nodes) for p in profiles]), criterion, None if name == "detour" else closed
+        )
+        for name, profiles in starts.items()
+    }
+
+
+def _networks(
+    setup: ProblemSetup, L: int, n: int, sizes: dict[str, float], generator: torch.Generator
+) -> dict[str, _Family]:
+    """The families of L Euler layers."""
+    z0, loss = setup.problem.z0, setup.problem.loss
+    d = z0.shape[-1]
+    widths = [d] * (L + 1)
+    phi, laws, identity = phi_of(widths), laws_of(widths), torch.eye(d).to(z0)
+
+    def criterion(state: Tensor) -> tuple[Verdict, float]:
+        if state.numel() > _MOST_PARAMETERS:
+            return NOT_ASKED, math.nan
+        found = report(phi, (identity + state / L).reshape(-1), laws)
+        return found.metric, found.metric_size / found.metric_scale
+
+    shifts = [_shifts(random_shift(sizes["shift"], generator), L, z0) for _ in range(n + 1)]
+    one = [relaxed_balanced_layers(z0, shifts[n], generator) for _ in range(n)]
+    each = [relaxed_balanced_layers(z0, c, generator) for c in shifts[:n]]
+    between = [[random_direction(d, sizes["detour"], generator).to(z0) for _ in range(L - 1)] for _ in range(n)]
+    astray = [_led_astray(state, directions) for state, directions in zip(one, between, strict=True)]
+    flow = FiniteFlow(L, loss)
+
+    def closed(c: Tensor) -> Flow:
+        return IntrinsicFlow(loss, DividedDifference(shifts=c, time_scale=1 / L))
+
+    return {
+        "one_shift": _Family(flow, torch.stack(one), criterion, [closed(shifts[n])] * n),
+        "any_shift": _Family(flow, torch.stack(each), criterion, [closed(c) for c in shifts[:n]]),
+        "detour": _Family(flow, torch.stack(astray), criterion, None),
+    }
+
+
+def _shifts(lam: Callable[[float], float], L: int, like: Tensor) -> Tensor:
+    """c_k = λ_1 + … + λ_{k−1} with λ_k = λ(k/L)/L²."""
+    steps = [0.0, *(lam(k / L) / L**2 for k in range(1, L))]
+    return torch.tensor(steps).to(like).cumsum(0)
+
+
+def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
+    """The layers A_k U_k A_{k−1}⁻¹ with A_k = exp(directions[k]) between them: their product stays."""
+    L, identity = len(state), torch.eye(state.shape[-1]).to(state)
+    inner = [torch.linalg.matrix_exp(direction) for direction in directions]
+    after, before = [*inner, identity], [identity, *inner]
+    layers = torch.stack(after) @ (identity + state / L) @ torch.linalg.inv(torch.stack(before))
+    return L * (layers - identity)
+
+
+def _dataset(
+    setup: ProblemSetup, labels: list[tuple[str, int]], columns: dict[str, list[Any]], status: str
+) -> xr.Dataset:
+    names, depths = list(FAMILIES), list(dict.fromkeys(depth for _, depth in labels))
+    where = {label: i for i, label in enumerate(labels)}
+
+    def table(column: str) -> np.ndarray:
+        values = columns[column]
+        return np.stack([np.stack([np.asarray(values[where[name, depth]]) for depth in depths]) for name in names])
+
+    z = table("z")  # family, depth, time, start, row, column
+    gaps = np.linalg.norm(z[:, :, :, :, None] - z[:, :, :, None], axis=(-2, -1)).max(axis=(-2, -1))
+    families = ("family", "depth")
+    dataset = xr.Dataset(
+        {
+            "z": ((*families, "time", "start", "row", "column"), z, {"long_name": "end-to-end map"}),
+            "spread": (
+                (*families, "time"),
+                gaps,
+                {"long_name": "largest Frobenius distance between two starts of a family"},
+            ),
+            "distance_closed": (
+                (*families, "time", "start"),
+                table("distance_closed"),
+                {"long_name": "Frobenius distance of a start from its closed flow"},
+            ),
+            "law_drift": (families, table("law_drift"), {"long_name": "drift of the conservation law"}),
+            "metric": ((*families, "start"), table("metric").astype(str), {"long_name": "criterion B at the start"}),
+            "metric_change": (
+                (*families, "start"),
+                table("metric_change"),
+                {"long_name": "‖∂M‖ on the kernel, relative to ‖M‖/‖θ‖"},
+            ),
+        },
+        coords={
+            "family": names,
+            "depth": ("depth", depths, {"long_name": "layers; 0 is infinite depth"}),
+            "time": ("time", setup.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"}),
+        },
+    )
+    dataset.attrs = {"study": "initialisations", "status": status, "problem": setup.problem.title}
+    dataset.attrs["verdict"] = _verdict(dataset)
+    return dataset
+
+
+def _verdict(dataset: xr.Dataset) -> str:
+    spread, limit = dataset.spread.max("time"), {"depth": 0}
+    closed = float(dataset.distance_closed.max())
+    balanced = max(float(spread.sel(family=name, **limit)) for name in ("one_shift", "any_shift"))
+    finite = [depth for depth in dataset.depth.values.tolist() if depth]
+    own = ", ".join(f"{float(spread.sel(family='any_shift', depth=L)):.1e} at L = {L}" for L in finite)
+    said = {name: sorted({*dataset.metric.sel(family=name).values.flat} - {NOT_ASKED}) for name in FAMILIES}
+    return (
+        f"At infinite depth all relaxed balanced starts share one curve z(t), to {balanced:.1e}, whatever λ; the "
+        f"others fan out by {float(spread.sel(family='detour', **limit)):.2g}. Networks with one λ share a curve, to "
+        f"{float(spread.sel(family='one_shift').max()):.1e}; with λ of their own they spread by {own}, each on its own "
+        f"closed flow, to {closed:.1e}. Criterion B says "
+        f"{'/'.join(said['one_shift'])} and {'/'.join(said['any_shift'])} of the relaxed balanced, "
+        f"{'/'.join(said['detour'])} of the others."
+    )
+
+
+def summarise(dataset: xr.Dataset) -> dict[str, Any]:
+    """The flat record of the study for summary.json; the last entry of a list is that of infinite depth."""
+    spread, families = dataset.spread.max("time"), dataset.family.values.tolist()
+    verdicts = {name: dataset.metric.sel(family=name).values for name in families}
+    balanced = ["one_shift", "any_shift"]
+    return {
+        "study": "initialisations",
+        "status": dataset.attrs["status"],
+        "verdict": dataset.attrs["verdict"],
+        "problem": dataset.attrs["problem"],
+        "depths": [depth or None for depth in dataset.depth.values.tolist()],
+        "spread": {name: spread.sel(family=name).values for name in families},
+        "metric": {name: {v: int((said == v).sum()) for v in np.unique(said)} for name, said in verdicts.items()},
+        "metric_change_balanced": float(dataset.metric_change.sel(family=balanced).max()),
+        "metric_change_others": float(dataset.metric_change.sel(family="detour").min()),
+        "check": "z of each relaxed balanced start against its own closed flow",
+        "error": float(dataset.distance_closed.max()),
+        "bound": 1e-8,
+        "law_drift": float(dataset.law_drift.max()),
+    }
+
+
+STUDIES.register("initialisations")(Study(run, summarise, ProblemSetup))
