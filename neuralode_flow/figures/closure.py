@@ -67,7 +67,7 @@ def _spline(dataset: xr.Dataset) -> Figure:
     times = dataset["time"].values
     figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['source']}", panels=2)
     for i, shade in zip(np.linspace(0, len(times) - 1, 6).astype(int), style.fade(6), strict=True):
-        left.plot(dataset["grid"], dataset["values"][i], color=shade, label=f"t = {times[i]:.2g}")
+        left.plot(dataset["grid"], dataset["function"][i], color=shade, label=f"t = {times[i]:.2g}")
     _samples(left, dataset)
     left.legend(loc="best", ncols=2)
     right.plot(times, dataset["knots"].values, color=style.BLUE, lw=1.0)
@@ -78,7 +78,7 @@ def _spline(dataset: xr.Dataset) -> Figure:
 
 
 def _samples(axes: Axes, dataset: xr.Dataset) -> None:
-    axes.plot(dataset["sample_x"], dataset["sample_y"], "o", color=style.VERMILION, ms=4, label="samples")
+    axes.plot(dataset["x"], dataset["y"], "o", color=style.VERMILION, ms=4, label="samples")
     axes.set_xlabel("$x$")
     axes.set_ylabel("$y$")
 
@@ -94,7 +94,7 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
     figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nThe spline and its knots along training")
     _samples(axes, dataset)
     axes.set_xlim(*_range(dataset))
-    low, high = float(dataset["values"].min()), float(dataset["values"].max())
+    low, high = float(dataset["function"].min()), float(dataset["function"].max())
     margin = 0.08 * (high - low)
     axes.set_ylim(low - 2 * margin, high + margin)
     (curve,) = axes.plot([], [], color=style.BLUE)
@@ -103,7 +103,7 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
     time = axes.text(0.02, 0.95, "", transform=axes.transAxes)
 
     def frame(i: int) -> None:
-        curve.set_data(dataset["grid"].values, dataset["values"].values[i])
+        curve.set_data(dataset["grid"].values, dataset["function"].values[i])
         marks.set_offsets(np.column_stack((knots[i], np.full(knots.shape[1], low - margin))))
         marks.set_sizes(30 + 270 * np.abs(slopes[i]) / widest)
         time.set_text(f"t = {times[i]:.2f}")

@@ -38,8 +38,7 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Status "ok" if both flows ran to the last time, or to the first switch of an activation where the comparison
-        must end there.
+        Status "ok" if both flows ran to the last time, or to where the comparison must end.
     """
     system = setup.system
 
@@ -52,18 +51,19 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     generic = count_laws(system.phi, len(system.theta))
     tell(0.3, "training flow of θ")
     flow = system.flow or FactorizationFlow(system.phi, system.loss, system.laws)
-    stop = None if system.until is None else {"switch": system.until}
+    stop = None if system.until is None else {"end": system.until}
     path = integrate(flow, system.theta, setup.times, **setup.options("parameters"), stop=stop, observe=_kept)
     theta = path.observed
     assert theta is not None
-    times = path.times[: len(theta)]
+    if len(path.times) > len(theta):  # it ended between two output times
+        theta = torch.cat((theta, path.state.unsqueeze(0)))
     z = system.phi(theta)
     tell(0.6, "flow of z")
     route, closed = _closed(system, verdicts)
-    end = _from(closed, z[0], times, setup, "closed")
-    control = _from(system.control, z[0], times, setup, "control")
+    end = _from(closed, z[0], path.times, setup, "closed")
+    control = _from(system.control, z[0], path.times, setup, "control")
     tell(0.9, "identities")
-    checks = {name: check(theta) for name, check in system.checks.items()}
+    checks = {name: check(path.times, theta) for name, check in system.checks.items()}
     return _dataset(setup, path, theta, z, route, end, control, verdicts, generic, checks)
 
 
@@ -82,7 +82,7 @@ def _closed(system: System, verdicts: Report) -> tuple[str, Flow | None]:
 
 
 def _from(flow: Flow | None, z0: Tensor, times: Tensor, setup: SystemSetup, name: str) -> Trajectory | None:
-    if flow is None or len(times) < 2:
+    if flow is None:
         return None
     return integrate(flow, z0, times, **setup.options(name))
 
@@ -99,18 +99,18 @@ def _dataset(
     generic: Rank,
     checks: dict[str, float],
 ) -> xr.Dataset:
-    system, T = setup.system, len(theta)
+    system, T = setup.system, len(path.times)
     flat = z.reshape(T, -1)
     values: dict[str, Any] = {
         "theta": (("time", "parameter"), theta),
         "z": (("time", "component"), flat),
-        "loss": ("time", path.loss[:T]),
-        "law_drift": ("time", path.drift[:T]),
+        "loss": ("time", path.loss),
+        "law_drift": ("time", path.drift),
     }
     for name, other in (("closed", closed), ("control", control)):
         if other is not None:
             there = flat.new_full(flat.shape, torch.nan)
-            there[: len(other.z)] = other.z.reshape(len(other.z), -1)[:T]
+            there[: len(other.z)] = other.z.reshape(len(other.z), -1)
             values[f"z_{name}"] = (("time", "component"), there)
             values[f"distance_{name}"] = ("time", torch.linalg.vector_norm(there - flat, dim=1))
     for name, quantity in system.observe.items():
@@ -121,7 +121,7 @@ def _dataset(
             values[name] = (tuple(f"{name}_{i}" for i in range(fact.ndim)), fact)
     dataset = xr.Dataset(
         {name: (axes, value.detach().cpu().numpy()) for name, (axes, value) in values.items()},
-        coords={"time": ("time", path.times[:T].cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
+        coords={"time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
     )
     for name, meaning in LONG_NAMES.items():
         if name in dataset:
@@ -137,7 +137,7 @@ def _dataset(
         "status": stopped[0] if stopped else "ok",
         "route": route,
         "bound": system.bound,
-        "switched": int(path.ending == "event"),
+        "ended_by": system.until_what if path.ending == "event" else "",
         "checks": list(checks),
         "check_errors": np.array(list(checks.values())),
         "dimension": verdicts.dimension,
@@ -205,7 +205,7 @@ def _verdict(dataset: xr.Dataset) -> str:
     attrs, errors = dataset.attrs, _errors(dataset)
     check = next(iter(errors))
     last = float(dataset.time[-1])
-    until = f", up to the first switch of an activation after t = {last:.3g}" if attrs["switched"] else ""
+    until = f" (then comes {attrs['ended_by']})" if attrs["ended_by"] else ""
     sentences = [
         f"{check[0].upper()}{check[1:]}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} (bound "
         f"{attrs['bound']:.0e}).",
@@ -243,7 +243,7 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
         "law_drift": float(dataset.law_drift.max()),
         "control_left": _control_left(dataset),
         "reached_time": float(dataset.time[-1]),
-        "switched": bool(attrs["switched"]),
+        "ended_by": attrs["ended_by"],
         "loss": float(dataset.loss[-1]),
         "dimension": attrs["dimension"],
         **verdicts,

@@ -176,9 +176,10 @@ class Run:
                 at = before
                 if falls(before) > 0:
                     at = brentq(falls, before, stepper.t, xtol=1e-12 * span, rtol=1e-12)
-                # The far side of the root, where the event has happened.
+                # The far side of the root, where the event has happened; an event that jumps up and down may need more.
+                beyond = 1e-12 * span
                 while falls(at) > 0:
-                    at = min(stepper.t, at + 1e-12 * span)
+                    at, beyond = min(stepper.t, at + beyond), 2 * beyond
                 happened.append((at, event))
         if happened:
             at, event = min(happened, key=lambda pair: pair[0])

@@ -95,7 +95,7 @@ def assert_closed(case):
     path = trained(case)
     assert apart(run(case.closed, case.phi(case.theta)).z, path.z) < case.bound
     assert float(path.drift.max()) < 1e-9
-    assert all(check(path.observed) < case.bound for check in case.checks.values())
+    assert all(check(path.times, path.observed) < case.bound for check in case.checks.values())
 
 
 def rank(matrix):
@@ -143,7 +143,8 @@ def test_two_balanced_layers_do_not_close_if_the_kernel_of_z_has_both_eigenvalue
     assert case.closed is None
     assert case.metric is False
     assert metric_defect(case) > 0.1
-    assert all(check(trained(case).observed) < case.bound for check in case.checks.values())
+    path = trained(case)
+    assert all(check(path.times, path.observed) < case.bound for check in case.checks.values())
 
 
 @pytest.mark.parametrize(("name", "options"), WITHOUT, ids=str)

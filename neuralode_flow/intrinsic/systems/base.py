@@ -48,11 +48,13 @@ class System:
         The parameter flow where it is not FactorizationFlow(phi, loss, laws): of a ReLU network, whose loss depends on
         the activations of θ.
     until : callable or None
-        (t, z, θ) → float that falls to zero where the comparison must end, such as the first switch of an activation.
+        (t, z, θ) → float that falls to zero where the comparison must end.
+    until_what : str
+        What happens there, such as "the first switch of an activation".
     bound : float
         What the distance of the two z-trajectories must stay below over T = 3.
     checks : mapping of str to callable
-        Further identities: path of θ (T, n) → the error of each, at most `bound`.
+        Further identities: (times (T,), path of θ (T, n)) → the error of each, at most `bound`.
     observe : mapping of str to callable
         Quantities worth a figure: θ (n,) → tensor, such as the knots of a spline.
     facts : mapping
@@ -73,8 +75,9 @@ class System:
     metric: bool | None = None
     flow: Flow | None = None
     until: Callable[[float, Tensor, Tensor], float] | None = None
+    until_what: str = ""
     bound: float = 1e-8
-    checks: Mapping[str, Callable[[Tensor], float]] = field(default_factory=dict)
+    checks: Mapping[str, Callable[[Tensor, Tensor], float]] = field(default_factory=dict)
     observe: Mapping[str, Map] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -32,7 +32,7 @@ def diagonal(dimension: int = 6, samples: int = 4, seed: int = 0) -> System:
     theta = torch.rand(2 * d, generator=random, dtype=torch.float64, device="cpu").to(x) + 0.5
     c, loss = laws(theta), LeastSquares(x, y)
 
-    def mirror(path: Tensor) -> float:
+    def mirror(times: Tensor, path: Tensor) -> float:
         potential = torch.asinh(phi(path) / (2 * c)) / 4
         moved = potential - potential[0]
         rows = torch.linalg.pinv(x) @ x

@@ -32,7 +32,7 @@ def diagonal_product(dimension: int = 6, samples: int = 4, seed: int = 0) -> Sys
     theta = normal(random, 2 * d)
     delta, loss = laws(theta), LeastSquares(x, y)
 
-    def mirror(path: Tensor) -> float:
+    def mirror(times: Tensor, path: Tensor) -> float:
         potential = torch.asinh(2 * phi(path) / delta.abs()) / 2
         moved = potential - potential[0]
         rows = torch.linalg.pinv(x) @ x

@@ -44,7 +44,7 @@ def hyperbolic_leaf(outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed:
         A, B = (spectral(side, values, lambda s: torch.sqrt(s.square() + a**2)) for side in (left, right.mT))
         return -(A @ G + G @ B)
 
-    def on_leaf(path: Tensor) -> float:
+    def on_leaf(times: Tensor, path: Tensor) -> float:
         transposed, U = split(path, widths)
         stacked = torch.cat((U, transposed.mT), dim=-2)
         sigma = stacked @ stacked.mT

@@ -68,11 +68,11 @@ def relu_dag(
     def distance(t: float, z: Tensor, theta: Tensor) -> float:
         return float((dag.preactivations(theta, x) / start).min()) - _LEFT
 
-    def sums(path: Tensor) -> float:
+    def sums(times: Tensor, path: Tensor) -> float:
         listed = (dag.design(path, x) @ dag.lifting(path).unsqueeze(-1)).squeeze(-1)
         return float((listed - outputs(path).flatten(-2)).abs().max())
 
-    def rescaling(path: Tensor) -> float:
+    def rescaling(times: Tensor, path: Tensor) -> float:
         moved = path
         for neuron in range(dag.hidden):
             moved = dag.rescale(moved, neuron, 1.5 + neuron % 2)
@@ -92,6 +92,7 @@ def relu_dag(
         metric=True,
         flow=network_flow(outputs, y, dag.laws),
         until=distance,
+        until_what="the first switch of an activation",
         bound=1e-6,
         checks={"output equals Σ paths": sums, "invariant under neuron rescaling": rescaling},
     )

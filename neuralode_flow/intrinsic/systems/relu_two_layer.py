@@ -15,6 +15,9 @@ from ...flows.factorization import FactorizationFlow
 from ...losses import Quadratic
 from .base import SYSTEMS, ClosedFlow, Map, System, generator, normal
 
+# A v_j within this cosine of a switch has reached it.
+_REACHED = 1e-9
+
 
 @SYSTEMS.register("relu_two_layer")
 def relu_two_layer(
@@ -48,8 +51,8 @@ def relu_two_layer(
     Notes
     -----
     A switch where the velocities on both sides lead to it ends both flows, that of θ as well as that of z: neither has
-    a solution through it, and a solver takes ever more steps. With samples in one orthant and a linear map to learn
-    that is rare. It does not happen for the defaults, but other seeds and sizes may come to it.
+    a classical solution beyond it, and `until` ends the comparison there. With samples in one orthant and a linear map
+    to learn that is rare.
     """
     return random_network("relu_two_layer", "ReLU", inputs, outputs, width, samples, biases, slope, seed)
 
@@ -101,7 +104,7 @@ def two_layer_system(
     """The system of a two-layer network that starts at θ₀."""
     loss = NeuronLoss(network, theta)
 
-    def activations(path: Tensor) -> float:
+    def activations(times: Tensor, path: Tensor) -> float:
         error = 0.0
         for point in path:
             z = network.phi(point)
@@ -109,7 +112,7 @@ def two_layer_system(
             error = max(error, float((loss.outputs(z) - network.outputs(point)).abs().max()))
         return error
 
-    def norms(path: Tensor) -> float:
+    def norms(times: Tensor, path: Tensor) -> float:
         found = torch.stack(loss.square_norms(loss.blocks(network.phi(path))))
         return float((found - torch.stack(network.square_norms(path))).abs().max())
 
@@ -126,6 +129,8 @@ def two_layer_system(
         recoverable=True,
         metric=True,
         flow=network_flow(network.outputs, network.y, network.laws),
+        until=network.slides,
+        until_what="a switch that the flow cannot leave on either side",
         bound=1e-6,
         checks={"z decides the activations": activations, "‖u‖² and ‖v‖² from ‖z‖ and δ": norms},
         observe=observe or {},
@@ -191,6 +196,18 @@ class TwoLayer:
         p = (self.x if x is None else x) @ v.mT
         return torch.where(p > 0, p, self.slope * p) @ u
 
+    def slides(self, t: float, z: Tensor, theta: Tensor) -> float:
+        """Falls below zero where v_j reaches a switch to which the velocities on both sides lead."""
+        u, v = self.factors(theta)
+        p, size = v @ self.x.mT, _norm(v) * _norm(self.x).mT
+        push = -u @ (self.outputs(theta) - self.y).mT / len(self.y)  # of an active sample i on v_j, along x_i
+        gates = torch.where(p > 0, 1.0, self.slope).to(p)
+        rate = (gates * push) @ self.x @ self.x.mT
+        own = push * self.x.square().sum(-1)
+        active, inactive = rate + (1 - gates) * own, rate + (self.slope - gates) * own
+        distance = torch.where((active < 0) & (inactive > 0), p.abs() / size, 1.0)
+        return float(distance.min()) - _REACHED
+
 
 class NeuronLoss:
     """f(z) = 1/(2n) Σ_i ‖Σ_j a_ji z_j x_i − y_i‖², a_ji = 1 where v_j·x_i > 0 and `slope` elsewhere.
@@ -199,6 +216,9 @@ class NeuronLoss:
     that δ_j makes the longer one never vanishes and so turns continuously: its sign is the one nearer to that at an
     anchor. θ₀ is the first anchor, and `follow` sets more along a trajectory that turns away from it; each z_j goes by
     the anchor that it is nearest to.
+
+    The direction of v_j has the error of z_j relative to the size of z_j. Where that is small, as when a single u_j
+    changes its sign, the flow of z loses digits for good that the flow of θ keeps.
 
     Parameters
     ----------

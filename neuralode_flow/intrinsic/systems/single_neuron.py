@@ -41,7 +41,7 @@ def single_neuron(dimension: int = 4, samples: int = 12, delta: float = 1.0, see
     w = torch.where(w @ loss.gradient(torch.zeros_like(w)) > 0, -w, w)
     a = torch.sqrt(output_square(w, delta))
 
-    def warped(path: Tensor) -> float:
+    def warped(times: Tensor, path: Tensor) -> float:
         def error(theta: Tensor) -> Tensor:
             w, jacobian = phi(theta), torch.func.jacrev(phi)(theta)
             hessian = torch.func.jacrev(torch.func.grad(partial(potential, delta=delta)))(w)

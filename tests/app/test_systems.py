@@ -1,0 +1,54 @@
+"""Factorisations at the command line."""
+
+import json
+
+import pytest
+
+
+def test_the_command_writes_the_check_its_error_and_its_bound(workplace, command):
+    ended = command("experiment=single_neuron", "system.delta=-0.5", "time.horizon=1", "time.samples=4")
+    assert ended.status == 0, ended.err
+    (path,) = workplace.glob("runs/closure/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["passed"] is True
+    assert summary["recoverable"] is True
+    assert summary["laws"] == summary["expected_laws_generic"] == 1
+    assert 0 <= summary["error"] <= summary["bound"] == 1e-8
+    page = (path.parent / "report.html").read_text()
+    assert "Criteria" in page
+    assert "bound 1e-08" in page
+
+
+def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
+    ended = command("experiment=conservation_laws", "study.networks=5", "study.seed=3")
+    assert ended.status == 0, ended.err
+    (path,) = workplace.glob("runs/conservation_laws/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["linear_agree"] == summary["relu_agree"] == 5
+    assert summary["undecided"] == 0
+    assert "problem" not in (path.parent / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study=closure"], "system must be a group of fields, got None; choose one with system=NAME"),
+        (["study=closure", "system=neuron"], "unknown system 'neuron'; did you mean 'single_neuron'?"),
+        (["experiment=diagonal", "system.dimension=0"], "system.dimension must be at least 1, got 0"),
+        (["experiment=diagonal", "system.size=3"], "unknown key system.size=3"),
+        (["experiment=diagonal", "problem.seed=3"], "problem.seed=3 has no effect: study=closure uses no problem"),
+        (["experiment=diagonal", "system.seed=-1"], "system.seed must be at least 0 and below 2**63, got -1"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(arguments, message, command, left_behind):
+    ended = command(*arguments)
+    assert ended.status == 2
+    assert message in ended.err
+    assert left_behind() == []
+
+
+def test_a_chosen_group_that_a_study_does_not_use_is_left_out_of_its_config(workplace, command):
+    ended = command("study=closure", "system=scalar_in_out", "time.rtol=1e-11", "time.atol=1e-13", "time.samples=3")
+    assert ended.status == 0, ended.err
+    (path,) = workplace.glob("runs/closure/*/config.yaml")
+    assert "problem" not in path.read_text()

@@ -1,0 +1,97 @@
+"""Every system passes its own check, and the study says so only when it does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow import results
+from neuralode_flow.figures import FIGURES, Movie, save
+from neuralode_flow.flows.intrinsic import IntrinsicFlow
+from neuralode_flow.intrinsic.systems import ClosedFlow
+from neuralode_flow.kernels import LogMean
+from neuralode_flow.studies import STUDIES
+from neuralode_flow.studies.base import SystemSetup
+
+STUDY = STUDIES["closure"]
+
+
+def study(system, horizon=1.0, samples=5):
+    setup = SystemSetup(
+        system=system, times=torch.linspace(0, horizon, samples), method="DOP853", rtol=1e-11, atol=1e-13
+    )
+    return STUDY.run(setup)
+
+
+@pytest.mark.parametrize("name", nf.SYSTEMS)
+def test_every_system_passes_its_own_check(name):
+    dataset = study(nf.SYSTEMS[name]())
+    summary = STUDY.summarise(dataset)
+    assert summary["status"] == "ok"
+    assert summary["passed"], summary["verdict"]
+    assert summary["error"] <= summary["bound"]
+    assert max(summary["errors"].values()) <= summary["bound"]
+    assert not summary["verdict"].startswith("NOT")
+
+
+def test_a_wrong_closed_flow_fails_the_check():
+    system = nf.SYSTEMS["diagonal"]()
+    wrong = ClosedFlow(system.loss, lambda b, G: -4 * torch.sqrt(b.square() + 4.01) * G)
+    summary = STUDY.summarise(study(replace(system, closed=wrong)))
+    assert summary["status"] == "ok"
+    assert not summary["passed"]
+    assert summary["verdict"].startswith("NOT as theory says.")
+    assert summary["error"] > 1e-3
+
+
+def test_a_wrong_number_of_laws_or_a_wrong_verdict_of_theory_fails_the_check():
+    system = nf.SYSTEMS["diagonal"](dimension=2)
+    for wrong in ({"independent": 3}, {"recoverable": False}, {"metric": False}):
+        summary = STUDY.summarise(study(replace(system, **wrong)))
+        assert not summary["passed"]
+        assert "where theory says" in summary["verdict"]
+
+
+def test_a_control_that_fits_fails_the_check():
+    square = nf.SYSTEMS["linear_network"](widths=(2, 2, 2))
+    summary = STUDY.summarise(study(replace(square, control=square.closed)))
+    assert not summary["passed"]
+    other = IntrinsicFlow(square.loss, LogMean())
+    assert STUDY.summarise(study(replace(square, control=other)))["control_left"] > 0.01
+
+
+def test_where_no_formula_is_known_theta_is_recovered():
+    system = nf.SYSTEMS["convolution"](kernels=(2, 2, 2), strides=(1, 1))
+    summary = STUDY.summarise(study(system))
+    assert "Newton" in summary["check"]
+    assert summary["error"] < 1e-9
+
+
+def test_the_comparison_of_a_relu_network_ends_at_the_first_switch():
+    dataset = study(nf.SYSTEMS["relu_dag"](seed=1), horizon=20.0, samples=101)
+    summary = STUDY.summarise(dataset)
+    assert summary["ended_by"] == "the first switch of an activation"
+    assert 0 < summary["reached_time"] < 20
+    assert "then comes the first switch" in summary["verdict"]
+    assert summary["error"] <= 1e-6
+
+
+def test_a_flow_that_ends_early_gives_the_status():
+    setup = SystemSetup(
+        system=nf.SYSTEMS["diagonal"](), times=torch.linspace(0, 1, 3), method="rk4", rtol=1e-8, atol=1e-8, step=0.5
+    )
+    summary = STUDY.summarise(STUDY.run(setup))
+    assert "finite" in summary["status"]
+    assert not summary["passed"]
+
+
+def test_the_figures_are_drawn_from_the_saved_dataset(tmp_path):
+    dataset = study(nf.SYSTEMS["relu_spline"](width=3, samples=8), samples=4)
+    results.write(tmp_path / "results.nc", dataset)
+    figures = FIGURES["closure"](nf.open(tmp_path))
+    assert set(figures) == {"flow", "spline", "training"}
+    assert isinstance(figures["training"], Movie)
+    written = [path for name, figure in figures.items() for path in save(figure, tmp_path / name)]
+    assert {path.suffix for path in written} == {".png", ".pdf", ".gif"}
+    assert all(path.stat().st_size > 1000 for path in written)
