@@ -26,6 +26,7 @@ _HOMES = {
     "control": "initial",
     "smooth": "initial",
     "Rough": "initial",
+    "Detour": "initial",
     "INITIALS": "initial",
     "ContinuousFlow": "flows.continuous",
     "FiniteFlow": "flows.finite",

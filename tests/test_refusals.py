@@ -61,6 +61,7 @@ LIBRARY = {
         "net.law(torch.zeros(2, 2))",
     ],
     "W": [
+        "nf.intrinsic.depth_criterion(grid, state.expand(2, 4, 2, 2))",
         "nf.integrate(flow, lambda s: 0.0, times)",
         "nf.integrate(flow, lambda s: z * math.nan, times)",
         "flow.sample(z)",
@@ -172,7 +173,6 @@ LIBRARY = {
     ],
     "target": [
         "nf.Quadratic([[1.0]])",
-        "nf.Quadratic(torch.ones(2, 3))",
         "nf.Quadratic(z * math.inf)",
         "nf.Quadratic(z.int())",
         "exact.two_layer(torch.ones(1), z, z, torch.eye(3))",
@@ -204,6 +204,50 @@ LIBRARY = {
         "nf.Custom(lambda z: z)(z)",
         "nf.Custom(lambda z: torch.tensor(1.0)).gradient(z)",
         "nf.Custom(lambda z: z.sum() > 0)(z)",
+    ],
+    "axes": [
+        "nf.Custom(torch.trace, axes=-1)",
+        "nf.Custom(torch.trace, axes='2')",
+        "nf.Quadratic(z, axes=3)",
+    ],
+    "A": [
+        "nf.LeastSquares(torch.ones(3), torch.ones(3))",
+        "nf.LeastSquares(None, torch.ones(3))",
+        "nf.LeastSquares(torch.ones(3, 2), torch.ones(4))",
+    ],
+    "b": [
+        "nf.LeastSquares(torch.ones(3, 2), torch.ones(3, 1))",
+        "nf.LeastSquares(torch.ones(3, 2), torch.ones(3).float())",
+    ],
+    "shape": [
+        "nf.LeastSquares(torch.ones(3, 2), torch.ones(3), (3,))",
+        "nf.LeastSquares(torch.ones(3, 2), torch.ones(3), (-1, 2))",
+    ],
+    "phi": [
+        "nf.FactorizationFlow(None, loss)",
+        "nf.integrate(nf.FactorizationFlow(torch.sin, loss), torch.ones(3), times)",
+        "nf.integrate(nf.FactorizationFlow(lambda theta: 1.0, loss), z, times)",
+        "nf.integrate(nf.FactorizationFlow(lambda theta: torch.eye(2), loss), z, times)",
+        "nf.integrate(nf.FactorizationFlow(torch.log, loss), -z, times)",
+        "nf.integrate(nf.FactorizationFlow(torch.sin, loss), z.float(), times)",
+        "nf.integrate(nf.FactorizationFlow(torch.sin, many.loss), z, times)",
+        "nf.intrinsic.report(None, z)",
+        "nf.intrinsic.report(lambda theta: 1.0, z)",
+        "nf.intrinsic.report(torch.log, -z)",
+    ],
+    "laws": [
+        "nf.FactorizationFlow(torch.sin, loss, 3)",
+        "nf.integrate(nf.FactorizationFlow(torch.sin, many.loss, torch.sum), z.expand(3, 2, 2), times)",
+        "nf.intrinsic.report(torch.trace, z, 3)",
+        "nf.intrinsic.report(torch.trace, z, lambda theta: theta)",
+    ],
+    "theta": [
+        "nf.intrinsic.report(torch.sin, None)",
+        "nf.intrinsic.report(torch.sin, z.int())",
+        "nf.intrinsic.report(torch.sin, ())",
+        "nf.intrinsic.report(torch.sin, z * math.nan)",
+        "nf.intrinsic.RecoveredFlow(torch.sum, lambda theta: theta[:0], torch.ones(2), nf.Quadratic(z[0, 0]))",
+        "nf.intrinsic.RecoveredFlow(torch.sin, torch.sin, z, loss)",
     ],
     "panels": [
         "nf.DepthGrid.gauss(0, 4)",
@@ -325,6 +369,10 @@ LIBRARY = {
         "nf.FiniteFlow(2, nf.Quadratic)",
         "nf.FiniteFlow(2, lambda z: z.sum())",
         "nf.IntrinsicFlow(3, nf.LogMean())",
+        "nf.ContinuousFlow(grid, nf.Quadratic(torch.ones(2, 3)))",
+        "nf.FiniteFlow(2, nf.Quadratic(torch.ones(2, 3)))",
+        "nf.IntrinsicFlow(nf.LeastSquares(torch.ones(3, 2), torch.ones(3)), nf.LogMean())",
+        "nf.FactorizationFlow(torch.sin, None)",
     ],
     "grid": [
         "nf.ContinuousFlow(None, loss)",
@@ -368,6 +416,8 @@ LIBRARY = {
         "grid.project(state, 99)",
     ],
     "dimension": [
+        "nf.intrinsic.count_laws(torch.sin, 0)",
+        "nf.intrinsic.quadratic_laws(torch.sin, 100)",
         "nf.Custom(torch.trace, '2')",
         "nf.Custom(torch.trace, 0)",
         "nf.Custom(torch.trace, -1)",
@@ -378,7 +428,7 @@ LIBRARY = {
         "loss(None)",
         "loss(torch.eye(3))",
         "loss(torch.ones(2))",
-        "nf.Custom(torch.trace)(torch.ones(2, 3))",
+        "nf.Custom(torch.trace, 2)(torch.ones(2, 3))",
         "nf.Regression(z, z)(torch.eye(3))",
     ],
     "generator": [
@@ -392,6 +442,7 @@ LIBRARY = {
     ],
     "profile": [
         "nf.Rough(None, 1.0, 2, 0)",
+        "nf.Detour(None, z)",
     ],
     "noise": [
         "nf.Rough(nf.identity(2), 0.0, 2, 0)",
@@ -402,6 +453,7 @@ LIBRARY = {
     ],
     "seed": [
         "nf.Rough(nf.identity(2), 1.0, 2, 'a')",
+        "nf.intrinsic.count_laws(torch.sin, 2, seed=-1)",
     ],
     "sigma": [
         "limit.kernel(None)",
@@ -418,6 +470,13 @@ LIBRARY = {
     ],
     "tau": [
         "exact.saxe(torch.ones(1), sigma, [2.0, 2.0])",
+    ],
+    "system": ["nf.SYSTEMS['neuron']"],
+    "system.dimension": ["nf.SYSTEMS['diagonal'](dimension=0)"],
+    "system.seed": ["nf.SYSTEMS['diagonal'](seed=-1)"],
+    "modes": ["nf.intrinsic.depth_criterion(grid, state, modes=0)"],
+    "stop['sigma_min']": [
+        "nf.integrate(nf.FactorizationFlow(torch.sin, nf.Quadratic(z[0])), z[0], times, stop={'sigma_min': 1.0})"
     ],
     "W2": [
         "exact.two_layer(torch.ones(1), z, torch.eye(3), z)",
@@ -444,6 +503,7 @@ COMMAND = {
         "study=convergense",
         "device=gpu",
         "-m problem=teacher,techer",
+        "study=closure system=neuron",
         "-m device=gpu,cpu",
     ],
     "time.rtol": [
@@ -480,7 +540,7 @@ COMMAND = {
         "problem=teacher problem.dimension=1000000",
     ],
     "problem.scale": ["problem=teacher problem.scale=-1"],
-    "problem.seed": ["-m problem=teacher problem.seed=0,-1"],
+    "problem.seed": ["experiment=diagonal problem.seed=3", "-m problem=teacher problem.seed=0,-1"],
     "problem.standardise": ["problem=file problem.x=good.csv problem.y=good.csv problem.standardise=1"],
     "problem": [
         "~problem",
@@ -554,6 +614,9 @@ COMMAND = {
     "hydra.sweeper.params": [
         "-m hydra.sweeper.params.a=1",
     ],
+    "system": ["study=closure"],
+    "system.dimension": ["experiment=diagonal system.dimension=0"],
+    "study.draws": ["experiment=initialisations study.draws=1"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]

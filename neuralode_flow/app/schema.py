@@ -381,6 +381,8 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "workers": _workers,
     "dimension": _dimension,
     "members": lambda key, value: at_most(MOST_DIMENSION, key, value),
+    "draws": lambda key, value: at_least(2, key, value),
+    "networks": lambda key, value: at_least(1, key, value),
     "network_depth": _layer_number,
     "max_evaluations": lambda key, value: at_least(1, key, value),
     "model": _model,

@@ -69,11 +69,11 @@ def _spline(dataset: xr.Dataset) -> Figure:
     for i, shade in zip(np.linspace(0, len(times) - 1, 6).astype(int), style.fade(6), strict=True):
         left.plot(dataset["grid"], dataset["function"][i], color=shade, label=f"t = {times[i]:.2g}")
     _samples(left, dataset)
-    left.legend(loc="best", ncols=2)
     right.plot(times, dataset["knots"].values, color=style.BLUE, lw=1.0)
     right.set_ylim(*_range(dataset))
     right.set_ylabel("knots $-b_j/w_j$")
     right.set_xlabel("training time $t$")
+    style.legend_below(figure, columns=7)
     return figure
 
 
@@ -94,7 +94,8 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
     figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nThe spline and its knots along training")
     _samples(axes, dataset)
     axes.set_xlim(*_range(dataset))
-    low, high = float(dataset["function"].min()), float(dataset["function"].max())
+    shown = np.concatenate((dataset["function"].values.ravel(), dataset["y"].values.ravel()))
+    low, high = shown.min(), shown.max()
     margin = 0.08 * (high - low)
     axes.set_ylim(low - 2 * margin, high + margin)
     (curve,) = axes.plot([], [], color=style.BLUE)

@@ -71,7 +71,7 @@ def test_z_decides_the_activations_of_vectors_that_turn_around(longer):
     system = two_layer_system("one", "One neuron", "", network, path[0])
     z = network.phi(path)
     assert float((system.loss.outputs(z) - network.outputs(path)).abs().max()) > 0.1  # θ₀ alone does not tell
-    assert system.checks["z decides the activations"](path) < 1e-12
+    assert system.checks["z decides the activations"](angles, path) < 1e-12
     # What has been followed is known wherever one looks.
     torch.testing.assert_close(system.loss.outputs(z), network.outputs(path), rtol=0, atol=1e-12)
 
