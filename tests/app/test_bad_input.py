@@ -8,7 +8,7 @@ import pytest
 BAD = [
     ("time.rtoll=1", "unknown key time.rtoll=1; did you mean time.rtol? (valid: time.horizon,"),
     ("devise=cpu", "unknown key devise=cpu; did you mean device?"),
-    ("+bogus=1", "unknown key bogus=1 (valid: problem, initial, depth, time, study, out,"),
+    ("+bogus=1", "unknown key bogus=1 (valid: problem, initial, system, depth, time, study, out,"),
     ("+time.bogus=1", "unknown key time.bogus=1 (valid: time.horizon,"),
     ("problem.seed=1", "unknown key problem.seed=1 (valid with problem.name=breast_cancer: problem.name)"),
     ("study.bogus=1", "unknown key study.bogus=1 (valid with study.name=convergence: study.name, study.depths,"),

@@ -312,7 +312,7 @@ NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
         (lambda: NET.law(torch.zeros(2, 2)), ValueError, "3 layers, got"),
         (lambda: NET.velocity(torch.zeros(3, 2, 2, dtype=torch.int64)), TypeError, "floating-point"),
         (lambda: FLOW.sample(torch.eye(2)), TypeError, "W must be a function"),
-        (lambda: nf.Quadratic(torch.ones(2, 3)), ValueError, "target must be square"),
+        (lambda: nf.FiniteFlow(3, nf.Quadratic(torch.ones(2, 3))), ValueError, "loss must be for square matrices"),
         (lambda: nf.Quadratic(torch.eye(2) * math.inf), ValueError, "target must be finite"),
         (lambda: nf.Quadratic(torch.eye(2, dtype=torch.int32)), TypeError, "target must hold floating-point"),
         (lambda: nf.Completion(torch.eye(2), torch.ones(2, 2)), TypeError, "mask must be a tensor of bool"),
