@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -52,6 +55,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def import_modules(package: ModuleType) -> None:
+    """Imports all modules of a package, so that each files what it registers: a new file needs no other change."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def unknown_name(kind: str, name: object, valid: Mapping[str, object] | list[str]) -> str:

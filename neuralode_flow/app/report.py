@@ -13,39 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..figures import FIGURES
 from ..files import atomic_write
+from ..studies import STUDIES
 from ..studies.orders import local_orders
-
-QUESTIONS = {
-    "closure": "Does the training flow of this factorisation z = φ(θ) close on z, which laws does it obey, and does "
-    "the closed flow give the z of the training flow?",
-    "initialisations": "Which starts with the same end-to-end map train along the same curve z(t), and does "
-    "criterion B tell them from the others?",
-    "conservation_laws": "How many independent conservation laws do random networks have, and is it the known number?",
-    "trajectory": "Where does this training flow go, how does it end, and how large is the error of what was computed?",
-    "convergence": "Do the training flows of finite networks tend to that of the continuous-depth model, at which rate "
-    "in the number of layers L, and does its end-to-end map z follow the explicit intrinsic dynamics of the limit?",
-}
-
-CAPTIONS = {
-    "flow": "Left: entries of z along training, by the flow of θ and by the flow in z alone. Right: their distance, "
-    "the drift of the conservation laws, and the bound.",
-    "spline": "Left: the function along training. Right: its knots.",
-    "training": "The function and its knots along training; the larger a mark, the larger the slope that its knot "
-    "adds.",
-    "fan": "Curves z(t) of all starts, projected on the plane in which they spread most; they begin at the dot.",
-    "spread": "Largest Frobenius distance between two starts of a family, for networks and in the limit.",
-    "counts": "Number of independent laws that was found against the known one; a point on the line is a network that "
-    "agrees.",
-    "square": "Largest distance over training time between the end-to-end maps of L layers and of the limit, for each "
-    "layer rule; dashed: Richardson extrapolation and the other edges of the square. Errors in the shaded band are "
-    "those of the solver.",
-    "profile": "Largest distance over training time between the layers W_k and the continuous profile W(t, s_k), in L² "
-    "over depth.",
-    "singular_values": "Singular values of z along training: networks from few layers (light) to many (dark), the "
-    "continuous model (orange) and the intrinsic limit (dashed).",
-    "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model.",
-}
 
 # Each scalar of a convergence dataset: what it says.
 REFERENCE_ERRORS = {
@@ -125,12 +96,13 @@ def write_report(
     Path of the page.
     """
     study, status = str(summary.get("study", "")), str(summary.get("status", "ok"))
+    captions = FIGURES[study].captions if study in FIGURES else {}
     sections = {
         "Key numbers": _key_numbers(summary, dataset),
         "Criteria": f"<pre>{escape(dataset.attrs['evidence'])}</pre>" if "evidence" in dataset.attrs else "",
         "Errors by depth": _errors_by_depth(dataset, "error_z") if "error_z" in dataset else "",
         "The other edges of the square": _edges(dataset) if "error_z" in dataset else "",
-        "Figures": "".join(_figure(path) for path in figures if path.suffix in (".png", ".gif")),
+        "Figures": "".join(_figure(path, captions) for path in figures if path.suffix in (".png", ".gif")),
         "Repeat this run": f"<pre>{escape(command)}</pre>",
         "Config": f"<pre>{escape(config_yaml)}</pre>",
         "Versions": _table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
@@ -139,7 +111,7 @@ def write_report(
         title=escape(f"{study.capitalize()}: {dataset.attrs.get('problem', '')}".strip(": ")),
         tone="" if status == "ok" else "bad",
         verdict=escape(_verdict(status, str(summary.get("verdict") or ""))),
-        question=escape(QUESTIONS.get(study, "")),
+        question=escape(STUDIES[study].question if study in STUDIES else ""),
         sections="\n".join(f"<h2>{escape(name)}</h2>\n{body}" for name, body in sections.items() if body),
     )
     path = folder / "report.html"
@@ -230,9 +202,9 @@ def _row(cells: Sequence[str], tag: str, numeric: Collection[int]) -> str:
     return "<tr>" + "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True)) + "</tr>\n"
 
 
-def _figure(path: Path) -> str:
+def _figure(path: Path, captions: Mapping[str, str]) -> str:
     image = base64.b64encode(path.read_bytes()).decode()
-    caption = escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+    caption = escape(captions.get(path.stem, path.stem.replace("_", " ")))
     picture = f'<img src="data:image/{path.suffix[1:]};base64,{image}" alt="{caption}">'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n"
 

@@ -1,25 +1,10 @@
-"""Figures by study: each is drawn from a saved dataset and nothing else."""
+"""Figures by study: each is drawn from a saved dataset and nothing else, one file each."""
 
-from __future__ import annotations
+import sys
 
-from collections.abc import Callable, Mapping
+from ..registry import import_modules
+from .base import FIGURES, FigureSet, Movie, save
 
-import xarray as xr
-from matplotlib.figure import Figure
+__all__ = ["FIGURES", "FigureSet", "Movie", "save"]
 
-from ..registry import Registry
-from .closure import closure
-from .conservation_laws import conservation_laws
-from .convergence import convergence
-from .initialisations import initialisations
-from .style import Movie, save
-from .trajectory import trajectory
-
-__all__ = ["FIGURES", "Movie", "save"]
-
-FIGURES: Registry[Callable[[xr.Dataset], Mapping[str, Figure | Movie]]] = Registry("figure set")
-FIGURES.register("closure")(closure)
-FIGURES.register("conservation_laws")(conservation_laws)
-FIGURES.register("convergence")(convergence)
-FIGURES.register("initialisations")(initialisations)
-FIGURES.register("trajectory")(trajectory)
+import_modules(sys.modules[__name__])

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
+from .base import FIGURES, FigureSet
 
 _MOST_CURVES = 12
 
@@ -110,3 +111,17 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
         time.set_text(f"t = {times[i]:.2f}")
 
     return style.Movie(figure, frame, len(times))
+
+
+FIGURES.register("closure")(
+    FigureSet(
+        closure,
+        {
+            "flow": "Left: entries of z along training, by the flow of θ and by the flow in z alone. Right: their "
+            "distance, the drift of the conservation laws, and the bound.",
+            "spline": "Left: the function along training. Right: its knots.",
+            "training": "The function and its knots along training; the larger a mark, the larger the slope that its "
+            "knot adds.",
+        },
+    )
+)

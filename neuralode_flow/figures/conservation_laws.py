@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from . import style
+from .base import FIGURES, FigureSet
 
 
 @matplotlib.rc_context(style.STYLE)
@@ -33,3 +34,14 @@ def conservation_laws(dataset: xr.Dataset) -> dict[str, Figure]:
     right.set_ylabel("singular values beside the cut, relative")
     style.legend_below(figure)
     return {"counts": figure}
+
+
+FIGURES.register("conservation_laws")(
+    FigureSet(
+        conservation_laws,
+        {
+            "counts": "Number of independent laws that was found against the known one; a point on the line is a "
+            "network that agrees.",
+        },
+    )
+)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
+from .base import FIGURES, FigureSet
 
 LABELS = {"euler": "Euler", "rk2": "RK2", "cayley": "Cayley", "exp": "exponential"}
 LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
@@ -267,3 +268,20 @@ def _members(dataset: xr.Dataset, how: str) -> str:
     """How an ensemble is shown; nothing where there is one network of each kind."""
     members = dataset.sizes["member"]
     return f", {how} {members} members" if members > 1 else ""
+
+
+FIGURES.register("convergence")(
+    FigureSet(
+        convergence,
+        {
+            "square": "Largest distance over training time between the end-to-end maps of L layers and of the "
+            "limit, for each layer rule; dashed: Richardson extrapolation and the other edges of the "
+            "square. Errors in the shaded band are those of the solver.",
+            "profile": "Largest distance over training time between the layers W_k and the continuous profile W(t, "
+            "s_k), in L² over depth.",
+            "singular_values": "Singular values of z along training: networks from few layers (light) to many (dark), "
+            "the continuous model (orange) and the intrinsic limit (dashed).",
+            "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model.",
+        },
+    )
+)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import style
+from .base import FIGURES, FigureSet
 
 _COLOURS = {"one_shift": style.BLUE, "any_shift": style.GREEN, "detour": style.VERMILION}
 _LABELS = {"one_shift": "relaxed balanced, one λ", "any_shift": "relaxed balanced, any λ", "detour": "others"}
@@ -80,3 +81,15 @@ def _spread(dataset: xr.Dataset) -> Figure:
     ]
     style.legend_below(figure, *colours, *depth_marks)
     return figure
+
+
+FIGURES.register("initialisations")(
+    FigureSet(
+        initialisations,
+        {
+            "fan": "Curves z(t) of all starts, projected on the plane in which they spread most; they begin at "
+            "the dot.",
+            "spread": "Largest Frobenius distance between two starts of a family, for networks and in the limit.",
+        },
+    )
+)

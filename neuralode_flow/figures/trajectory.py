@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
+from .base import FIGURES, FigureSet
 
 _MOST_MODES = 12
 
@@ -67,3 +68,14 @@ def _time_axis(axes: Axes, times: np.ndarray) -> None:
     axes.set_xlabel("training time $t$")
     if times[-1] > 50:
         axes.set_xscale("symlog", linthresh=1.0)
+
+
+FIGURES.register("trajectory")(
+    FigureSet(
+        trajectory,
+        {
+            "path": "Left: singular values of z along training, with those of the intrinsic limit. Right: the loss.",
+            "errors": "What is known of the error of z along training.",
+        },
+    )
+)

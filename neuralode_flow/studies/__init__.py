@@ -1,6 +1,10 @@
-"""Studies: plain functions that compare edges of the commuting square and return a labelled dataset."""
+"""Studies: plain functions that return a labelled dataset and a flat record, one file each."""
 
-from . import closure, conservation_laws, convergence, initialisations, trajectory
+import sys
+
+from ..registry import import_modules
 from .base import STUDIES, Setup, Study
 
-__all__ = ["STUDIES", "Setup", "Study", "closure", "conservation_laws", "convergence", "initialisations", "trajectory"]
+__all__ = ["STUDIES", "Setup", "Study"]
+
+import_modules(sys.modules[__name__])

@@ -136,11 +136,14 @@ class Study:
         The dataset's flat record for summary.json: study, status, verdict, errors, orders.
     setup : type
         The kind of setup that it runs on; it says which groups of the config are read.
+    question : str
+        What it answers, for the report.
     """
 
     run: Callable[..., xr.Dataset]
     summarise: Callable[[xr.Dataset], dict[str, Any]]
     setup: type[Clock] = Setup
+    question: str = ""
 
 
 STUDIES: Registry[Study] = Registry("study")

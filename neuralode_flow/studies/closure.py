@@ -257,4 +257,12 @@ def _plain(text: str) -> Any:
     return {"True": True, "False": False}.get(text, int(text) if text.isdigit() else text)
 
 
-STUDIES.register("closure")(Study(run, summarise, SystemSetup))
+STUDIES.register("closure")(
+    Study(
+        run,
+        summarise,
+        SystemSetup,
+        question="Does the training flow of this factorisation z = φ(θ) close on z, which laws does it obey, "
+        "and does the closed flow give the z of the training flow?",
+    )
+)

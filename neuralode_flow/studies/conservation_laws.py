@@ -145,4 +145,11 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-STUDIES.register("conservation_laws")(Study(run, summarise, Clock))
+STUDIES.register("conservation_laws")(
+    Study(
+        run,
+        summarise,
+        Clock,
+        question="How many independent conservation laws do random networks have, and is it the known number?",
+    )
+)

@@ -449,4 +449,12 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-STUDIES.register("convergence")(Study(run, summarise))
+STUDIES.register("convergence")(
+    Study(
+        run,
+        summarise,
+        question="Do the training flows of finite networks tend to that of the continuous-depth model, at "
+        "which rate in the number of layers L, and does its end-to-end map z follow the explicit "
+        "intrinsic dynamics of the limit?",
+    )
+)

@@ -281,4 +281,12 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-STUDIES.register("initialisations")(Study(run, summarise, ProblemSetup))
+STUDIES.register("initialisations")(
+    Study(
+        run,
+        summarise,
+        ProblemSetup,
+        question="Which starts with the same end-to-end map train along the same curve z(t), and does "
+        "criterion B tell them from the others?",
+    )
+)

@@ -204,4 +204,10 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-STUDIES.register("trajectory")(Study(run, summarise))
+STUDIES.register("trajectory")(
+    Study(
+        run,
+        summarise,
+        question="Where does this training flow go, how does it end, and how large is the error of what was computed?",
+    )
+)

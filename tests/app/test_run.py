@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import neuralode_flow.app.job as job_module
 from neuralode_flow.app.main import forced
-from neuralode_flow.figures import FIGURES
+from neuralode_flow.figures import FIGURES, FigureSet
 
 FAKE = ("study=fake", "problem=teacher", "problem.dimension=2")
 
@@ -99,10 +99,12 @@ def test_a_folder_that_could_not_be_written_whole_has_no_summary(command, monkey
 def test_figures_are_drawn_from_the_dataset_of_the_study(command, monkeypatch):
     from matplotlib.figure import Figure
 
-    monkeypatch.setitem(FIGURES._entries, "fake", lambda dataset: {"square": Figure(), "loss": Figure()})
+    figures = FigureSet(lambda dataset: {"square": Figure(), "loss": Figure()}, {"square": "A & B"})
+    monkeypatch.setitem(FIGURES._entries, "fake", figures)
     assert command(*FAKE).status == 0
     names = {path.name for path in (only_folder("runs/fake") / "figures").iterdir()}
     assert names == {"square.png", "square.pdf", "loss.png", "loss.pdf"}
+    assert "A &amp; B" in (only_folder("runs/fake") / "report.html").read_text()
 
 
 def test_the_report_has_the_command_that_repeats_the_run(command, monkeypatch, config_dir):
@@ -176,7 +178,7 @@ SAME_SECOND = """
 import datetime
 from types import SimpleNamespace
 from neuralode_flow.app import main, runfolder
-from neuralode_flow.figures import FIGURES
+from neuralode_flow.figures import FIGURES, FigureSet
 FIGURES._entries.clear()  # drawing takes most of the time
 moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
 runfolder.datetime = SimpleNamespace(now=lambda: moment)

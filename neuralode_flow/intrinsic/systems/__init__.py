@@ -1,13 +1,10 @@
 """The systems of the literature, one file each."""
 
-from __future__ import annotations
+import sys
 
-import importlib
-import pkgutil
-
+from ...registry import import_modules
 from .base import SYSTEMS, ClosedFlow, System
 
 __all__ = ["SYSTEMS", "ClosedFlow", "System"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f".{_module.name}", __name__)
+import_modules(sys.modules[__name__])

@@ -1,0 +1,39 @@
+"""What the figures of a study are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ..registry import Registry
+from .style import Movie, save
+
+__all__ = ["FIGURES", "FigureSet", "Movie", "save"]
+
+Figures = Mapping[str, Figure | Movie]
+
+
+@dataclass(frozen=True)
+class FigureSet:
+    """The figures of a study.
+
+    Attributes
+    ----------
+    draw : callable
+        Dataset → figures by name.
+    captions : mapping of str to str
+        What each of them shows.
+    """
+
+    draw: Callable[[xr.Dataset], Figures]
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, dataset: xr.Dataset) -> Figures:
+        """The figures of a dataset."""
+        return self.draw(dataset)
+
+
+FIGURES: Registry[FigureSet] = Registry("figure set")
