@@ -13,6 +13,8 @@ _HOMES = {
     "Regression": "losses",
     "Completion": "losses",
     "LeastSquares": "losses",
+    "Separable": "losses",
+    "LOSSES": "losses",
     "Custom": "losses",
     "DepthGrid": "depth.grid",
     "Collocation": "depth.collocation",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import count, float_tensor, follows, same_kind
+from .registry import Registry
 
 
 class Loss(Protocol):
@@ -158,6 +159,31 @@ class Completion:
         return torch.where(self.mask, direction, 0.0)
 
 
+def _check_samples(x: Tensor, y: Tensor, readin: Tensor | None, readout: Tensor | None) -> tuple[Tensor, int]:
+    """The inputs of z, `(n, d)`, and d; raises unless samples, readin and readout fit together."""
+    matrices = {"x": x, "y": y, "readin": readin, "readout": readout}
+    for name, matrix in matrices.items():
+        if matrix is not None or name in ("x", "y"):
+            table = float_tensor(name, matrix, ndim=2)
+            same_kind(name, table, "x", x)
+            if table.ndim != 2:
+                raise ValueError(f"{name} must have 2 axes, got shape {tuple(table.shape)}")
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"x and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}")
+    if readin is not None and readin.shape[1] != x.shape[1]:
+        raise ValueError(f"readin must have shape (d, {x.shape[1]}) to follow x, got {tuple(readin.shape)}")
+    if readout is not None and readout.shape[0] != y.shape[1]:
+        raise ValueError(f"readout must have shape ({y.shape[1]}, d) to lead to y, got {tuple(readout.shape)}")
+    inputs = x if readin is None else x @ readin.mT
+    d = y.shape[1] if readout is None else readout.shape[1]
+    if inputs.shape[1] != d:
+        raise ValueError(
+            f"z would map {inputs.shape[1]} inputs to {d} outputs, but it is square: "
+            f"give readin (d, {x.shape[1]}) and readout ({y.shape[1]}, d) with one d"
+        )
+    return inputs, d
+
+
 class Regression:
     """f(z) = 1/(2n) Σ_i ‖R z P x_i − y_i‖², with fixed readin P and readout R around z.
 
@@ -180,32 +206,13 @@ class Regression:
     """
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
-        matrices = {"x": x, "y": y, "readin": readin, "readout": readout}
-        for name, matrix in matrices.items():
-            if matrix is not None or name in ("x", "y"):
-                table = float_tensor(name, matrix, ndim=2)
-                same_kind(name, table, "x", x)
-                if table.ndim != 2:
-                    raise ValueError(f"{name} must have 2 axes, got shape {tuple(table.shape)}")
-        if x.shape[0] != y.shape[0]:
-            raise ValueError(f"x and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}")
-        if readin is not None and readin.shape[1] != x.shape[1]:
-            raise ValueError(f"readin must have shape (d, {x.shape[1]}) to follow x, got {tuple(readin.shape)}")
-        if readout is not None and readout.shape[0] != y.shape[1]:
-            raise ValueError(f"readout must have shape ({y.shape[1]}, d) to lead to y, got {tuple(readout.shape)}")
-        inputs = x if readin is None else x @ readin.mT
-        d_out = y.shape[1] if readout is None else readout.shape[1]
-        if inputs.shape[1] != d_out:
-            raise ValueError(
-                f"z would map {inputs.shape[1]} inputs to {d_out} outputs, but it is square: "
-                f"give readin (d, {x.shape[1]}) and readout ({y.shape[1]}, d) with one d"
-            )
+        inputs, d = _check_samples(x, y, readin, readout)
         scale = x.shape[0] ** 0.5
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
-        self._x, self._y = factor[:, :d_out], factor[:, d_out:]
+        self._x, self._y = factor[:, :d], factor[:, d:]
         self.readout = readout
-        self.dimension: int | None = d_out
-        self.shape = (d_out, d_out)
+        self.dimension: int | None = d
+        self.shape = (d, d)
 
     def _residual(self, z: Tensor) -> Tensor:
         prediction = self._x @ z.mT
@@ -229,6 +236,75 @@ class Regression:
             return None
         minimiser = torch.linalg.lstsq(self._x, self._y).solution.mT
         return self(minimiser) + _nearest_singular(minimiser, minimiser @ self._x.mT)
+
+
+class Separable:
+    """f(z) = 1/n Σ_i Σ_o ρ((R z P x_i − y_i)_o): a regression that weighs residuals by any smooth ρ.
+
+    Parameters
+    ----------
+    rho : callable
+        Tensor → tensor of the same shape, entry by entry, written in torch; ρ(r) = r²/2 is `Regression`.
+    x, y, readin, readout
+        As in `Regression`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If rho is no function, or shapes, dtypes or devices do not fit together, or an entry is not finite.
+    """
+
+    def __init__(
+        self,
+        rho: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        readin: Tensor | None = None,
+        readout: Tensor | None = None,
+    ) -> None:
+        if not callable(rho):
+            raise TypeError(f"rho must be a function of a tensor, entry by entry, got {type(rho).__name__}")
+        self.rho = rho
+        self.x, d = _check_samples(x, y, readin, readout)
+        self.y, self.readout = y, readout
+        self.dimension: int | None = d
+        self.shape = (d, d)
+
+    def _prediction(self, z: Tensor) -> Tensor:
+        prediction = self.x @ z.mT
+        return prediction if self.readout is None else prediction @ self.readout.mT
+
+    def _pulled_back(self, slope: Tensor) -> Tensor:
+        """The gradient in z of ⟨slope, prediction⟩ / n."""
+        return (slope if self.readout is None else slope @ self.readout).mT @ self.x / len(self.x)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        _check_z(z, self.shape)
+        return self.rho(self._prediction(z) - self.y).sum((-2, -1)) / len(self.x)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            residual = (self._prediction(z) - self.y).detach().requires_grad_()
+            slope = torch.autograd.grad(self.rho(residual).sum(), residual)[0]
+        return self._pulled_back(slope)
+
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        with torch.enable_grad():
+            residual = (self._prediction(z) - self.y).detach().requires_grad_()
+            slope = torch.autograd.grad(self.rho(residual).sum(), residual, create_graph=True)[0]
+            bend = torch.autograd.grad(slope.sum(), residual)[0]
+        return self._pulled_back(bend * self._prediction(direction))
+
+
+# Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss.
+LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
+LOSSES.register("quadratic")(Regression)
+
+
+@LOSSES.register("log_cosh")
+def log_cosh(x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> Separable:
+    """ρ(r) = log cosh r: quadratic near 0 and |r| far from it, smooth between."""
+    return Separable(lambda r: r + torch.nn.functional.softplus(-2 * r) - math.log(2), x, y, readin, readout)
 
 
 class LeastSquares:

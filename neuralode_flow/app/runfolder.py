@@ -21,7 +21,7 @@ CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
-FREE = ("out", "device", "threads", "resume", "save_every", "study.workers")
+FREE = ("out", "device", "threads", "resume", "save_every", "study.workers", "plugins")
 
 
 def claim(parent: Path) -> Path:

@@ -68,7 +68,8 @@ class Machine:
     """Where results go and what computes them; these fields lie at the top of the config.
 
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
-    same config, or false; `save_every` the seconds of wall time between two savings.
+    same config, or false; `save_every` the seconds of wall time between two savings. `plugins` are modules that
+    register rules, losses, systems, … of the user's own; they are looked for in the current folder too.
     """
 
     out: str = "runs"
@@ -76,8 +77,10 @@ class Machine:
     threads: int | None = 1
     resume: bool | str = False
     save_every: float = 60.0
+    plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", tuple(self.plugins))
         if not self.out:
             raise BadInput("out must be the folder for results, got ''; set out=FOLDER")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -144,14 +147,16 @@ def checked(config: DictConfig) -> Job:
     depth = Depth(**_arguments("depth", sections["depth"], Depth)) if sections["depth"] else None
     time = Time(**_arguments("time", _needed("time", sections), Time))
 
-    # The registries import torch (2 s), so that they come last.
+    # The registries import torch (2 s), so that they come last; then what adds to them.
     from ..depth import DEPTH_SOLVERS
     from ..initial import INITIALS
     from ..intrinsic.systems import SYSTEMS
     from ..problems import PROBLEMS
     from ..studies import STUDIES
     from ..time import METHODS
+    from .plugins import load
 
+    load(machine.plugins)
     if depth is not None:
         _known(DEPTH_SOLVERS, "depth.name", depth.name)
     _known(METHODS, "time.method", time.method)
@@ -361,6 +366,12 @@ def _layer_number(key: str, value: int) -> None:
     at_most(MOST_LAYERS, key, value)
 
 
+def _loss(key: str, value: str) -> None:
+    from ..losses import LOSSES
+
+    _known(LOSSES, key, value)
+
+
 def _model(key: str, value: str) -> None:
     from ..studies.trajectory import MODELS
 
@@ -385,6 +396,7 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "networks": lambda key, value: at_least(1, key, value),
     "network_depth": _layer_number,
     "max_evaluations": lambda key, value: at_least(1, key, value),
+    "loss": _loss,
     "model": _model,
     "rule": lambda key, value: _layers(key, [value]),
 }

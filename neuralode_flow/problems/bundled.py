@@ -6,31 +6,31 @@ import torch
 from torch import Tensor
 
 from ..checks import positive
-from ..losses import Regression
+from ..losses import LOSSES
 from .base import PROBLEMS, Problem, generator, identity, normal, standardised
 
 
 @PROBLEMS.register("linnerud")
-def linnerud() -> Problem:
+def linnerud(loss: str = "quadratic") -> Problem:
     """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998)."""
     from sklearn.datasets import load_linnerud
 
     data = load_linnerud()
-    return _regression("linnerud", "Linnerud: 3 exercises → 3 body measures of {n} men", data.data, data.target)
+    return _regression("linnerud", "Linnerud: 3 exercises → 3 body measures of {n} men", data.data, data.target, loss)
 
 
 @PROBLEMS.register("breast_cancer")
-def breast_cancer() -> Problem:
+def breast_cancer(loss: str = "quadratic") -> Problem:
     """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993)."""
     from sklearn.datasets import load_breast_cancer
 
     features = load_breast_cancer().data  # (569, 30): 10 means, 10 standard errors, 10 worst values
     title = "Breast cancer: 10 mean → 10 worst features of the cell nuclei in {n} tumours"
-    return _regression("breast_cancer", title, features[:, :10], features[:, 20:])
+    return _regression("breast_cancer", title, features[:, :10], features[:, 20:], loss)
 
 
 @PROBLEMS.register("digits")
-def digits(noise: float = 0.5, seed: int = 0) -> Problem:
+def digits(noise: float = 0.5, seed: int = 0, loss: str = "quadratic") -> Problem:
     """A linear denoiser of handwritten digits: 64 noisy pixels in, the 64 clean ones out.
 
     The clean pixels are standardised (those that never change stay 0) and the input is clean + noise·randn in these
@@ -42,6 +42,8 @@ def digits(noise: float = 0.5, seed: int = 0) -> Problem:
         Standard deviation of the noise relative to that of a pixel, above 0.
     seed : int
         Seed of the noise; the same seed gives the same problem to the bit.
+    loss : str
+        A name in LOSSES: how residuals count.
 
     Raises
     ------
@@ -55,14 +57,13 @@ def digits(noise: float = 0.5, seed: int = 0) -> Problem:
     clean = standardised(_float64(load_digits().data))
     noisy = clean + level * normal(random, *clean.shape)
     title = f"Digits: denoise 64 pixels of {len(clean)} handwritten digits, noise {level:g} (seed {seed})"
-    return Problem("digits", title, Regression(noisy, clean), identity(clean.shape[1]))
+    return Problem("digits", title, LOSSES[loss](noisy, clean), identity(clean.shape[1]))
 
 
-def _regression(name: str, title: str, x: object, y: object) -> Problem:
+def _regression(name: str, title: str, x: object, y: object, loss: str) -> Problem:
     """Standardised square regression from x to y, both (n, d); `{n}` in the title becomes the number of rows."""
     inputs, outputs = (standardised(_float64(table)) for table in (x, y))
-    loss = Regression(inputs, outputs)
-    return Problem(name, title.format(n=len(inputs)), loss, identity(inputs.shape[1]))
+    return Problem(name, title.format(n=len(inputs)), LOSSES[loss](inputs, outputs), identity(inputs.shape[1]))
 
 
 def _float64(table: object) -> Tensor:

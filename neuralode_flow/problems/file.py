@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..losses import Regression
+from ..losses import LOSSES
 from .arrays import read_table
 from .base import PROBLEMS, Problem, identity, standardised
 
 
 @PROBLEMS.register("file")
-def file(x: str, y: str, standardise: bool = True, dimension: int | None = None) -> Problem:
+def file(x: str, y: str, standardise: bool = True, dimension: int | None = None, loss: str = "quadratic") -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files (or two arrays of one .npz).
 
     The map z is d × d with d = max(d_in, d_out), or `dimension` if given. Where d_in or d_out is smaller than d, fixed
@@ -29,6 +29,8 @@ def file(x: str, y: str, standardise: bool = True, dimension: int | None = None)
         Give every column mean 0 and variance 1; constant columns become 0.
     dimension : int, optional
         Size d of the maps, at least max(d_in, d_out).
+    loss : str
+        A name in LOSSES: how residuals count; "quadratic" as above.
 
     Raises
     ------
@@ -47,11 +49,11 @@ def file(x: str, y: str, standardise: bool = True, dimension: int | None = None)
         inputs, outputs = _standardised("problem.x", inputs), _standardised("problem.y", outputs)
     (n, d_in), d_out = inputs.shape, outputs.shape[1]
     d = _dimension(dimension, d_in, d_out)
-    loss = Regression(inputs, outputs, readin=_padded(d, d_in), readout=_padded(d_out, d))
-    if not torch.isfinite(loss(identity(d))):
+    f = LOSSES[loss](inputs, outputs, readin=_padded(d, d_in), readout=_padded(d_out, d))
+    if not torch.isfinite(f(identity(d))):
         raise ValueError("the loss of problem.x and problem.y overflows at z = I; scale them or set standardise=true")
     title = f"{Path(x).name} → {Path(y).name}: {d_in} inputs → {d_out} outputs, {n} samples, z is {d} × {d}"
-    return Problem("file", title, loss, identity(d))
+    return Problem("file", title, f, identity(d))
 
 
 def _standardised(name: str, table: Tensor) -> Tensor:

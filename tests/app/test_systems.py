@@ -20,7 +20,7 @@ def test_the_command_writes_the_check_its_error_and_its_bound(workplace, command
 
 
 def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
-    ended = command("experiment=conservation_laws", "study.networks=5", "study.seed=3")
+    ended = command("experiment=t1_marcotte2023", "study.networks=5", "study.seed=3")
     assert ended.status == 0, ended.err
     (path,) = workplace.glob("runs/conservation_laws/*/summary.json")
     summary = json.loads(path.read_text())

@@ -1,0 +1,87 @@
+"""Layer rules, losses and systems of a user's own package are found by name."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+OWN = """
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow.depth.layers import LAYERS
+from neuralode_flow.losses import LOSSES, Separable
+
+
+class Leapfrog:
+    order = 1
+    quadratic_law = True
+
+    def layer(self, A):
+        return torch.eye(A.shape[-1], dtype=A.dtype) + A, None
+
+    def adjoint(self, A, saved, M):
+        return M
+
+
+LAYERS.register("own_euler")(Leapfrog())
+
+
+@LOSSES.register("pseudo_huber")
+def pseudo_huber(x, y, readin=None, readout=None):
+    return Separable(lambda r: torch.sqrt(1 + r.square()) - 1, x, y, readin, readout)
+"""
+
+RUN = [
+    "problem=linnerud", "problem.loss=pseudo_huber", "study.layers=[own_euler]", "study.depths=[4,8,16]",
+    "time.horizon=0.5", "time.samples=4",
+]  # fmt: skip
+
+
+def neuralode_flow(folder, *arguments, path=""):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, "-m", "neuralode_flow", *arguments],
+        capture_output=True, text=True, check=False, cwd=folder, env=environment,
+    )  # fmt: skip
+
+
+def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
+    (tmp_path / "own_rules.py").write_text(OWN)
+    ended = neuralode_flow(tmp_path, *RUN, "plugins=[own_rules]")
+    assert ended.returncode == 0, ended.stderr
+    (path,) = tmp_path.glob("runs/convergence/*/summary.json")
+    assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1
+
+
+def test_an_installed_package_is_found_without_being_named(tmp_path):
+    site = tmp_path / "site"
+    (site / "own_package").mkdir(parents=True)
+    (site / "own_package" / "__init__.py").write_text(OWN)
+    info = site / "own_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[neuralode_flow]\nown = own_package\n")
+    ended = neuralode_flow(tmp_path, *RUN, path=site)
+    assert ended.returncode == 0, ended.stderr
+    assert neuralode_flow(tmp_path, *RUN).returncode == 2  # not without the package
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"), ("1 / 0", "ZeroDivisionError: division by")],
+)
+def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(tmp_path, text, reason):
+    (tmp_path / "broken.py").write_text(text)
+    ended = neuralode_flow(tmp_path, "plugins=[broken]")
+    assert ended.returncode == 2
+    assert f"the plugin broken named in plugins cannot be imported: {reason}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_missing_plugin_and_an_unknown_loss_are_refused(tmp_path):
+    assert "the plugin mine named in plugins cannot be imported" in neuralode_flow(tmp_path, "plugins=[mine]").stderr
+    unknown = neuralode_flow(tmp_path, "problem.loss=quadrtic").stderr
+    assert "problem.loss: unknown loss 'quadrtic'; did you mean 'quadratic'?" in unknown
