@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from .errors import HYDRA_ERRORS, BadInput, Stop, complain
 from .runfolder import discard_if_empty
 from .schema import SECTIONS, checked
+from .sweep import run_member
 
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
@@ -43,7 +44,7 @@ def main() -> None:
         complain(error)
         sys.exit(error.status)
     if not {"--shell-completion", "-sc"} & set(sys.argv):
-        sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [forced(argument) for argument in in_sweep_folder(sys.argv[1:])]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
     try:
@@ -123,25 +124,36 @@ def forced(argument: str) -> str:
     return f"++{argument}"
 
 
+def in_sweep_folder(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep with resume=FOLDER, which is then where Hydra puts its runs."""
+    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not {"-m", "--multirun"} & set(arguments) or not folders or folders[-1] in ("true", "false"):
+        return arguments
+    return [*arguments, f"hydra.sweep.dir={folders[-1]}"]
+
+
 def _task(config: DictConfig) -> None:
     """What Hydra calls with the config of each run."""
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    folder = Path(HydraConfig.get().runtime.output_dir) if sweep else None
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        folder, command = Path(settings.runtime.output_dir), _command()
+        run_member(lambda: _run(config, command, folder), folder, list(settings.overrides.task))
+        discard_if_empty(folder)
+        return
     try:
-        job = checked(config)
-        from .job import run
-
-        run(job, _command(), folder)
+        _run(config, _command(), None)
     except Stop as stop:
         if WANTS_TRACEBACK:
             traceback.print_exc()
         complain(stop)
-        if sweep:
-            raise  # the other points go on, and Hydra raises it again when they are done
         sys.exit(stop.status)
-    finally:
-        if folder is not None:
-            discard_if_empty(folder)
+
+
+def _run(config: DictConfig, command: str, folder: Path | None) -> None:
+    job = checked(config)
+    from .job import run
+
+    run(job, command, folder)
 
 
 def _command() -> str:

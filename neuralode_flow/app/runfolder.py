@@ -18,6 +18,7 @@ from .errors import BadInput
 
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
+FAILED = "failed.json"  # why a member of a sweep has failed
 _LOCK = ".lock"
 
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
@@ -86,7 +87,7 @@ def _take_up(folder: Path, config: str) -> None:
                 f"{folder} was started with another config: {'; '.join(changed)}. Use the former values, or start a "
                 f"new run without resume"
             )
-    elif [path for path in folder.iterdir() if path.name != _LOCK]:
+    elif [path for path in folder.iterdir() if path.name not in (_LOCK, FAILED)]:
         raise BadInput(f"{folder} is not the folder of a run: it holds files but no {CONFIG}; choose an empty one")
     else:
         atomic_write(saved, config.encode())

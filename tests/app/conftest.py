@@ -20,11 +20,15 @@ def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=Non
         raise RuntimeError("the sky fell")
     if end == "interrupt":
         raise KeyboardInterrupt
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "once" and not Path("mended").exists():
+        raise RuntimeError("not yet")
     errors = [[1 / depth for depth in depths]]
     return xr.Dataset(
         {"error_z": (("rule", "depth"), errors)},
         coords={"rule": ["euler"], "depth": list(depths), "time": setup.times.numpy()},
-        attrs={"status": end},
+        attrs={"status": "ok" if end == "once" else end},
     )
 
 

@@ -145,7 +145,8 @@ def test_a_failed_run_of_a_sweep_does_not_stop_the_others(command):
     assert ended.status == 1
     assert "the sky fell" in ended.err
     sweep = only_folder("runs/sweeps")
-    assert sorted(path.name for path in sweep.iterdir()) == ["1", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert [path.name for path in (sweep / "0").iterdir()] == ["failed.json"]
 
 
 def test_a_sweep_folder_that_exists_is_not_written_into(command):
