@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -139,10 +140,26 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
 def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
     config = (folder / CONFIG).read_text(encoding="utf-8")
-    results.write(folder / results.FILE, dataset.assign_attrs(config=config))
+    origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
+    results.write(folder / results.FILE, dataset.assign_attrs(origin))
     pictures = _draw(folder / "figures", job.study.name, dataset)
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def git_commit() -> str:
+    """The commit of the clone that this package runs from, with "+" if it has been changed; empty outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        answers = [
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
 def _draw(folder: Path, study: str, dataset: xr.Dataset) -> list[Path]:

@@ -103,7 +103,7 @@ def _read(path: Path) -> Any:
 
 def differences(saved: Any, now: Any) -> list[str]:
     """What a saved config and the present one differ in, as "problem.seed was 0 and is 1"."""
-    before, after = (_flat(OmegaConf.to_container(config)) for config in (saved, now))
+    before, after = (flat(OmegaConf.to_container(config)) for config in (saved, now))
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
@@ -111,10 +111,11 @@ def differences(saved: Any, now: Any) -> list[str]:
     ]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with keys such as "problem.seed"."""
     if not isinstance(node, Mapping):
         return {prefix.removesuffix("."): node}
-    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+    return {key: value for name, item in node.items() for key, value in flat(item, f"{prefix}{name}.").items()}
 
 
 def unfinished(parent: Path, config: str) -> Path | None:

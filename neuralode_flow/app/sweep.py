@@ -21,7 +21,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ..files import atomic_write
-from . import terminal
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .runfolder import FAILED, SUMMARY
 from .schema import checked
@@ -77,7 +76,9 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
     cannot be forked, or under Ray, which looks after its workers itself).
     """
     if (folder / SUMMARY).exists():  # of an earlier start; what it says of a failure stays
-        terminal.finished(folder)
+        from .terminal import finished  # which imports torch: --help stays fast
+
+        finished(folder)
         return
     (folder / FAILED).unlink(missing_ok=True)
     reason = _in_this_process(work) if not hasattr(os, "fork") or "ray" in sys.modules else _in_a_child(work)

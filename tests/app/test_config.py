@@ -71,7 +71,10 @@ def test_the_schema_has_the_defaults_of_the_files():
 
 
 def test_every_group_of_config_files_is_known_to_the_command():
-    assert {entry.name for entry in CONF.iterdir() if entry.is_dir() and not entry.name.startswith("_")} == set(GROUPS)
+    assert {entry.name for entry in CONF.iterdir() if entry.is_dir() and not entry.name.startswith("_")} == {
+        *GROUPS,
+        "hydra",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(names("experiment")))

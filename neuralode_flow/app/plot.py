@@ -1,0 +1,69 @@
+"""The command `neuralode-flow-plot RUN…`: redraws the figures of a run, or lays several runs over one another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from .. import results
+from ..figures import FIGURES, save
+from ..figures.overlay import overlay
+from .errors import BadInput, complain
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws what the command line names; status 2 if it cannot be drawn."""
+    parser = argparse.ArgumentParser(prog="neuralode-flow-plot", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or its results.nc")
+    parser.add_argument("--out", type=Path, help="folder of the pictures (of one run: its own figures/; else overlay/)")
+    options = parser.parse_args(arguments)
+    try:
+        written = drawn(options.runs, options.out)
+    except (BadInput, ValueError, FileNotFoundError) as error:
+        complain(error if isinstance(error, BadInput) else str(error))
+        raise SystemExit(BadInput.status) from None
+    except OSError as error:
+        complain(f"the pictures cannot be written: {error.strerror or error}; choose another folder with --out")
+        raise SystemExit(1) from None
+    for path in written:
+        print(path)
+
+
+def drawn(runs: Sequence[Path], out: Path | None) -> list[Path]:
+    """The written pictures: all figures of one run, or the curves of several in common axes."""
+    datasets = [results.open(run) for run in runs]
+    studies = {str(dataset.attrs.get("study")) for dataset in datasets}
+    if len(studies) > 1:
+        raise BadInput(f"runs of different studies cannot be laid over one another: {', '.join(sorted(studies))}")
+    study = studies.pop()
+    if len(runs) == 1:
+        if study not in FIGURES:
+            raise BadInput(f"{runs[0]} is of the study {study}, which has no figures (valid: {', '.join(FIGURES)})")
+        folder = out or _folder(runs[0]) / "figures"
+        figures = FIGURES[study](datasets[0])
+    else:
+        folder = out or Path("overlay")
+        figures = overlay(_named(runs, datasets))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
+
+
+def _named(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Datasets by the shortest ends of their paths that tell the runs apart."""
+    folders = [_folder(run).resolve() for run in runs]
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return dict(zip(names, datasets, strict=True))
+    raise BadInput("a run is named twice; give different runs")
+
+
+if __name__ == "__main__":
+    main()

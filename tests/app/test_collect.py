@@ -1,0 +1,80 @@
+"""A sweep becomes one dataset and one table; runs are redrawn and laid over one another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import neuralode_flow as nf
+from neuralode_flow.app import collect, plot
+
+SWEEP = ("-m", "study=fake", "problem=teacher", "problem.dimension=2", "resume=sweep")
+
+
+def test_members_are_joined_along_the_settings_in_which_they_differ(command, capfd):
+    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise")
+    collect.main(["sweep"])
+    assert "2 of 4 members have finished" in capfd.readouterr().out
+    records = json.loads(Path("sweep/collected.json").read_text())
+    assert [(r["problem.seed"], r["status"][:5]) for r in records if r["status"] == "ok"] == [(0, "ok"), (3, "ok")]
+    assert sum("the sky fell" in record["status"] for record in records) == 2
+    dataset = nf.open("sweep")
+    assert dataset["problem.seed"].values.tolist() == [0, 3]
+    assert dataset.error_z.dims[0] == "member"
+    single = nf.open("sweep/0")
+    np.testing.assert_array_equal(dataset.error_z.isel(member=0), single.error_z)
+
+
+def test_a_folder_without_members_is_refused(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stop:
+        collect.main([str(tmp_path)])
+    assert stop.value.code == 2
+    assert "holds no member of a sweep" in capfd.readouterr().err
+
+
+@pytest.fixture
+def runs(command):
+    for seed in (0, 1):
+        line = ("study=convergence", "problem=teacher", "problem.dimension=2", f"problem.seed={seed}", f"out=out{seed}")
+        assert command(*line, "study.depths=[4,8]", "study.layers=[euler]", "time.samples=3").status == 0
+    return [str(next(Path(f"out{seed}").glob("*/*"))) for seed in (0, 1)]
+
+
+def test_runs_are_redrawn_from_their_dataset_and_laid_over_one_another(runs):
+    before = (Path(runs[0]) / "figures" / "square.png").read_bytes()
+    plot.main([runs[0], "--out", "again"])
+    assert (Path("again") / "square.png").read_bytes() == before
+    plot.main([*runs, "--out", "both"])
+    assert {path.name for path in Path("both").iterdir()} >= {"error_z.png", "error_z.pdf", "loss_continuous.pdf"}
+    origin = nf.open(runs[0]).attrs
+    assert json.loads(origin["versions"])["torch"]
+    assert "git_commit" in origin
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere does not exist"), (["sweep/0", "sweep/0"], "a run is named twice")],
+)
+def test_what_cannot_be_drawn_is_refused(command, capfd, arguments, message):
+    command(*SWEEP, "problem.seed=0,1")
+    with pytest.raises(SystemExit) as stop:
+        plot.main(arguments)
+    assert stop.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+def test_two_launchers_give_equal_arrays(command):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra local")
+    line = (
+        "-m",
+        "problem=teacher",
+        "problem.dimension=2",
+        "study.depths=[4]",
+        "study.layers=[euler]",
+        "problem.seed=0,1",
+    )
+    assert command(*line, "resume=a").status == 0
+    assert command(*line, "resume=b", "hydra/launcher=local", "hydra.launcher.n_jobs=2").status == 0
+    for seed in "01":
+        np.testing.assert_array_equal(nf.open(f"a/{seed}").z_finite, nf.open(f"b/{seed}").z_finite)
