@@ -606,7 +606,7 @@ COMMAND = {
         "--config-dir=. --config-name=broken",
     ],
     "resume": [
-        "-m resume=folder time.rtol=1e-8,1e-9",
+        "-m resume=true time.rtol=1e-8,1e-9",
     ],
     "time": [
         "time=null",

@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .errors import HYDRA_ERRORS, BadInput, Stop, complain
 from .runfolder import discard_if_empty
@@ -136,12 +136,13 @@ def _task(config: DictConfig) -> None:
     """What Hydra calls with the config of each run."""
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
-        folder, command = Path(settings.runtime.output_dir), _command()
-        run_member(lambda: _run(config, command, folder), folder, list(settings.overrides.task))
+        folder = Path(settings.runtime.output_dir)
+        overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
+        run_member(lambda: _run(config, folder), folder, list(map(str, overrides)))  # type: ignore[arg-type]
         discard_if_empty(folder)
         return
     try:
-        _run(config, _command(), None)
+        _run(config, None)
     except Stop as stop:
         if WANTS_TRACEBACK:
             traceback.print_exc()
@@ -149,11 +150,11 @@ def _task(config: DictConfig) -> None:
         sys.exit(stop.status)
 
 
-def _run(config: DictConfig, command: str, folder: Path | None) -> None:
+def _run(config: DictConfig, folder: Path | None) -> None:
     job = checked(config)
     from .job import run
 
-    run(job, command, folder)
+    run(job, _command(), folder)
 
 
 def _command() -> str:

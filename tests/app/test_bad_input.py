@@ -10,7 +10,10 @@ BAD = [
     ("devise=cpu", "unknown key devise=cpu; did you mean device?"),
     ("+bogus=1", "unknown key bogus=1 (valid: problem, initial, system, depth, time, study, out,"),
     ("+time.bogus=1", "unknown key time.bogus=1 (valid: time.horizon,"),
-    ("problem.seed=1", "unknown key problem.seed=1 (valid with problem.name=breast_cancer: problem.name)"),
+    (
+        "problem.seed=1",
+        "unknown key problem.seed=1 (valid with problem.name=breast_cancer: problem.name, problem.loss)",
+    ),
     ("study.bogus=1", "unknown key study.bogus=1 (valid with study.name=convergence: study.name, study.depths,"),
     ("problm=teacher", "unknown key problm=teacher; did you mean problem?"),
     ("time.rtol=abc", "time.rtol must be a finite number, got 'abc'"),
