@@ -100,8 +100,8 @@ def write_report(
     sections = {
         "Key numbers": _key_numbers(summary, dataset),
         "Criteria": f"<pre>{escape(dataset.attrs['evidence'])}</pre>" if "evidence" in dataset.attrs else "",
-        "Errors by depth": _errors_by_depth(dataset, "error_z") if "error_z" in dataset else "",
-        "The other edges of the square": _edges(dataset) if "error_z" in dataset else "",
+        "Errors by depth": _errors_by_depth(dataset, "error_z") if "rule" in dataset.coords else "",
+        "The other edges of the square": _edges(dataset) if "rule" in dataset.coords else "",
         "Figures": "".join(_figure(path, captions) for path in figures if path.suffix in (".png", ".gif")),
         "Repeat this run": f"<pre>{escape(command)}</pre>",
         "Config": f"<pre>{escape(config_yaml)}</pre>",
@@ -126,7 +126,11 @@ def _verdict(status: str, verdict: str) -> str:
 
 def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
     """Each number with its own error beside it."""
-    rows = [_order_row(dataset, rule) for rule in dataset["rule"].values.tolist()] if "order" in dataset else []
+    rows = (
+        [_order_row(dataset, rule) for rule in dataset["rule"].values.tolist()]
+        if {"order", "rule"} <= set(dataset.variables)
+        else []
+    )
     for name, text in REFERENCE_ERRORS.items():
         if name in dataset:
             rows.append([f"reference: {text}", _number(float(dataset[name])), "sup over time, Frobenius norm"])

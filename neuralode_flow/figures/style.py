@@ -93,6 +93,12 @@ def positive(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
+def slope_guide(axes: Axes, xs: np.ndarray, y: float, slope: float, text: str) -> None:
+    """A grey line of the given slope on log–log axes, from (xs[0], y) to the last x."""
+    low, high = float(xs[0]), float(xs[-1])
+    axes.plot([low, high], [y, y * (high / low) ** slope], color=GREY, ls=":", lw=1.0, label=text)
+
+
 def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     """A logarithmic axis whose ticks are depths of the data, thinned until their labels fit."""
     axes.set_xscale("log", base=2)

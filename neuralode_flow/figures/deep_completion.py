@@ -1,0 +1,43 @@
+"""Figures of matrix completion by deep factorisation."""
+
+from __future__ import annotations
+
+import matplotlib
+import xarray as xr
+from matplotlib.figure import Figure
+
+from . import style
+from .base import FIGURES, FigureSet
+
+
+@matplotlib.rc_context(style.STYLE)
+def deep_completion(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of the study, drawn from its dataset alone; bars are the spread over the draws."""
+    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    networks = dataset["network"].values.tolist()
+    shades = dict(zip([n for n in networks if n], style.fade(len(networks) - 1), strict=True))
+    for n in networks:
+        look = {"color": shades[n]} if n else {"color": style.VERMILION, "ls": (0, (4, 2))}
+        label = f"{n} layers" if n else "infinite depth"
+        for axes, name in ((left, "unseen"), (right, "effective_rank")):
+            values = dataset[name].sel(network=n)
+            spread = [values.mean("member") - values.min("member"), values.max("member") - values.mean("member")]
+            axes.errorbar(dataset["entries"], values.mean("member"), yerr=spread, capsize=2, label=label, **look)
+    left.set_yscale("log")
+    left.set_ylabel("relative error of the unseen entries")
+    right.set_ylabel("effective rank of $z$")
+    for axes in (left, right):
+        axes.set_xlabel("entries that are seen")
+    style.legend_below(figure, *left.get_legend_handles_labels()[0])
+    return {"completion": figure}
+
+
+FIGURES.register("deep_completion")(
+    FigureSet(
+        deep_completion,
+        {
+            "completion": "Reconstruction error and effective rank by the number of entries that are seen; bars: "
+            "spread over the draws.",
+        },
+    )
+)

@@ -1,0 +1,43 @@
+"""Figures of a scalar network of S residual blocks and its limit."""
+
+from __future__ import annotations
+
+import matplotlib
+import xarray as xr
+from matplotlib.figure import Figure
+
+from . import style
+from .base import FIGURES, FigureSet
+
+
+@matplotlib.rc_context(style.STYLE)
+def scalar_blocks(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of the study, drawn from its dataset alone."""
+    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    networks = dataset["network"].values.tolist()
+    shades = dict(zip([n for n in networks if n], style.fade(len(networks) - 1), strict=True))
+    for n in networks:
+        look = {"color": shades[n]} if n else {"color": style.BLACK, "ls": (0, (4, 2))}
+        shown = n in (networks[1], networks[-1], 0)
+        label = (f"$S = {n}$" if n else r"$S = \infty$") if shown else None
+        left.plot(dataset["time"], dataset["r"].sel(network=n), label=label, **look)
+    left.set_xlabel("training time $t$")
+    left.set_ylabel("$r(t)$")
+    depths = dataset["depth"].values
+    right.plot(depths, dataset["error_r"], "o-", color=style.BLUE, label=r"$\sup_t |r_S - r_\infty|$")
+    style.slope_guide(right, depths, float(dataset["error_r"][0]) * 1.3, -1.0, "order 1")
+    right.set_yscale("log")
+    style.depth_axis(right, depths.tolist())
+    right.set_xlabel("blocks $S$")
+    style.legend_below(figure)
+    return {"blocks": figure}
+
+
+FIGURES.register("scalar_blocks")(
+    FigureSet(
+        scalar_blocks,
+        {
+            "blocks": "Left: r(t) for several numbers of blocks and in the limit. Right: the distance from the limit.",
+        },
+    )
+)

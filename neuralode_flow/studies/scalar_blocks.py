@@ -1,0 +1,122 @@
+"""Zhang and Peyré 2026: a scalar network of S factorised residual blocks, and its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..checks import count
+from ..flows.factorization import FactorizationFlow
+from ..intrinsic.systems import ClosedFlow
+from ..losses import Quadratic
+from ..time.integrate import integrate
+from .base import STUDIES, Clock, Progress, Study
+from .orders import observed_order
+from .published import claimed, summarise
+
+_ORDER, _BOUND = 0.95, 1e-8
+
+
+def run(
+    setup: Clock,
+    *,
+    depths: Sequence[int] = (4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    blocks: int = 6,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """z = Π_k (1 + u_k v_k/S) trained towards −1 from u_k = √2, v_k = 0: r = u_k v_k moves alone.
+
+    ṙ = −2√(1 + r²) ((1 + r/S)^S + 1)(1 + r/S)^{S−1} in flow time times S, and ṙ = −2√(1 + r²)(eʳ + 1)eʳ as S → ∞. The
+    target is out of reach of the limit, z = eʳ > 0.
+
+    Parameters
+    ----------
+    setup : Clock
+    depths : sequence of int
+        S, increasing.
+    blocks : int
+        S of the network whose parameters are trained, to verify the equation.
+    progress : callable, optional
+        progress(fraction, what).
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    S0 = count("study.blocks", blocks)
+    curves = {}
+    for k, S in enumerate((0, *depths)):
+        if progress is not None:
+            progress(k / (1 + len(depths)), f"S = {S}" if S else "limit")
+        curves[S] = _scalar(setup, S)
+    network = _network(setup, S0)
+    square = float(np.abs(network - _scalar(setup, S0)).max())
+    errors = np.array([np.abs(curves[S] - curves[0]).max() for S in depths])
+    order = observed_order(np.array(depths), errors, 1e-13)
+    dataset = xr.Dataset(
+        {
+            "r": (("network", "time"), np.stack([curves[S] for S in (0, *depths)]), {"long_name": "r(t)"}),
+            "error_r": ("depth", errors, {"long_name": "sup over t of |r_S − r_∞|"}),
+        },
+        coords={
+            "network": ("network", [0, *depths], {"long_name": "blocks S; 0 is the limit"}),
+            "depth": ("depth", list(depths), {"long_name": "blocks S"}),
+            "time": ("time", setup.times.numpy(), {"long_name": "training time t", "units": "flow time times S"}),
+        },
+    )
+    return claimed(
+        dataset,
+        study="scalar_blocks",
+        figure="F5",
+        title="Zhang, Peyré 2026: factorised residual blocks in a scalar",
+        claim="the scalar flow of S blocks tends to its limit as S → ∞, at order 1",
+        published=1.0,
+        measured=float(order.value),
+        check=f"the trained parameters of {S0} blocks against the scalar flow",
+        error=square,
+        bound=_BOUND,
+        passed=order.value >= _ORDER and square <= _BOUND,
+        verdict=(
+            f"r of S blocks tends to the limit at order {order.value:.3f} in 1/S; the parameters of {S0} blocks follow "
+            f"the scalar flow to {square:.1e}."
+        ),
+    )
+
+
+def _scalar(setup: Clock, S: int) -> np.ndarray:
+    """r(t) of the equation in r alone; of the limit for S = 0."""
+
+    def velocity(r: Tensor, _: Tensor) -> Tensor:
+        z, slope = (torch.exp(r),) * 2 if S == 0 else ((1 + r / S) ** S, (1 + r / S) ** (S - 1))
+        return -2 * torch.sqrt(1 + r.square()) * (z + 1) * slope
+
+    zero = torch.zeros((), dtype=torch.float64)
+    return integrate(ClosedFlow(Quadratic(zero), velocity), zero, setup.times, **setup.options(f"scalar-{S}")).z.numpy()
+
+
+def _network(setup: Clock, S: int) -> np.ndarray:
+    """r(t) of the trained parameters (u_k, v_k)."""
+
+    def phi(theta: Tensor) -> Tensor:
+        u, v = theta.chunk(2, dim=-1)
+        return (1 + u * v / S).prod(-1)
+
+    start = torch.cat((torch.full((S,), 2**0.5), torch.zeros(S))).double()
+    flow = FactorizationFlow(phi, Quadratic(-torch.ones((), dtype=torch.float64)))
+    path = integrate(flow, start, S * setup.times, **setup.options("network"), observe=lambda i, theta: theta.clone())
+    assert path.observed is not None
+    return (path.observed[:, 0] * path.observed[:, S]).numpy()
+
+
+STUDIES.register("scalar_blocks")(
+    Study(
+        run,
+        summarise,
+        Clock,
+        question="Does the training of S factorised residual blocks in a scalar tend to a closed limit as S grows?",
+    )
+)

@@ -1,0 +1,47 @@
+"""The table of all figures says what was measured, and what failed."""
+
+from importlib.resources import files
+
+import pytest
+
+from neuralode_flow.app import reproduce
+
+
+def test_every_figure_has_an_experiment():
+    names = {path.name for path in (files("neuralode_flow.conf") / "experiment").iterdir()}
+    assert {f"{name}.yaml" for name in reproduce.EXPERIMENTS} <= names
+
+
+def test_a_row_is_verified_only_if_the_study_ran_whole_and_its_claim_holds():
+    summary = {"study": "x", "status": "ok", "passed": True, "figure": "F1", "claim": "c", "measured": [1.0, 2.0]}
+    assert reproduce.row("x", summary, 1.0).verdict == "verified"
+    assert reproduce.row("x", summary | {"passed": False}, 1.0).verdict == "NOT verified"
+    assert reproduce.row("x", summary | {"status": "blown"}, 1.0).verdict == "NOT verified"
+
+
+def test_the_square_is_verified_by_its_orders():
+    orders = {"euler": 1.0, "rk2": 2.01, "cayley": 2.0, "exp": 2.0}
+    summary = {"study": "convergence", "status": "ok", "orders": orders, "reference_error": 1e-12}
+    assert reproduce.row("square", summary, 1.0).verdict == "verified"
+    wrong = summary | {"orders": orders | {"exp": 1.5}}
+    assert reproduce.row("square", wrong, 1.0).verdict == "NOT verified"
+
+
+def test_numbers_are_shown_short():
+    assert reproduce.short([1.23456, 2]) == "1.23, 2"
+    assert reproduce.short({"a": 0.1}) == "a 0.1"
+    assert reproduce.short(list(range(9))) == "0, 1, …, 7, 8"
+
+
+def test_an_experiment_that_fails_becomes_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.sys, "executable", "false")
+    row = reproduce.reproduced("square", tmp_path)
+    assert row.verdict == "failed: exit status 1"
+
+
+def test_an_unknown_figure_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(reproduce.sys, "argv", ["reproduce", "f9"])
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main()
+    assert stop.value.code == 2
+    assert "unknown figure 'f9' (valid: f1_sander2022" in capsys.readouterr().err
