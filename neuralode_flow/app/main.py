@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
+from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +50,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
+        if {"--help", "-h"} & set(sys.argv):
+            print("Experiments (experiment=NAME):", *experiments(), "", sep="\n")
     except Stop as stop:  # _task has said why
         sys.exit(stop.status)
     except HYDRA_ERRORS as error:
@@ -62,6 +65,17 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+
+
+def experiments() -> list[str]:
+    """One line for each experiment: its name and the sentence in the third line of its file."""
+    found = {}
+    for path in (files("neuralode_flow.conf") / "experiment").iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if path.name.endswith(".yaml") and len(lines) > 2:
+            found[path.name.removesuffix(".yaml")] = lines[2].removeprefix("# ")
+    width = max(map(len, found), default=0)
+    return [f"  {name:<{width}}  {sentence}" for name, sentence in sorted(found.items())]
 
 
 def check_arguments(arguments: list[str]) -> None:

@@ -99,6 +99,7 @@ def test_help_is_there_without_torch(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "Usage: neuralode-flow" in ended.stdout
     assert re.search("experiment: .*control", ended.stdout)
+    assert re.search(r"  single_neuron +A single linear neuron a u follows a warped mirror flow\.", ended.stdout)
     assert list(tmp_path.iterdir()) == []
 
 
