@@ -50,8 +50,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
-        if {"--help", "-h"} & set(sys.argv):
+    except SystemExit as stop:
+        if not stop.code and {"--help", "-h"} & set(sys.argv):  # after Hydra's own page
             print("Experiments (experiment=NAME):", *experiments(), "", sep="\n")
+        raise
     except Stop as stop:  # _task has said why
         sys.exit(stop.status)
     except HYDRA_ERRORS as error:
