@@ -748,7 +748,7 @@ def assert_helpful(text: str, word: str) -> None:
     assert text.strip() == text != ""
     assert text.isprintable()
     assert text.count(". ") <= 1
-    assert len(text) < 500
+    assert len(text) < 1000  # the names of all experiments take 600
     assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)
 
 

@@ -131,7 +131,7 @@ def unfinished(parent: Path, config: str) -> Path | None:
 
 def has_saved(folder: Path) -> bool:
     """Whether a run in this folder has saved something that it can go on from."""
-    return any((folder / CHECKPOINTS).glob("*.npz"))
+    return any((folder / CHECKPOINTS).glob("[!.]*.npz"))  # not what was being written when a run was killed
 
 
 def _discard_unless_saved(folder: Path) -> None:

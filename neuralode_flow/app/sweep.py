@@ -3,6 +3,7 @@ says why and does not stop the others. The same command with resume=FOLDER runs 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -112,6 +113,7 @@ def _in_this_process(work: Callable[[], None]) -> str | None:
 
 def _in_a_child(work: Callable[[], None]) -> str | None:
     """The same in a process of its own, which may be killed."""
+    importlib.import_module(".job", __package__)  # torch: once here, and not in each child
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

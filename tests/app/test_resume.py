@@ -37,7 +37,8 @@ def finish(*arguments, **options):
 
 
 def saved(folder):
-    return list(Path(folder, "checkpoints").glob("*.npz"))
+    """The checkpoints in a run folder, without one that is being written under another name."""
+    return list(Path(folder, "checkpoints").glob("[!.]*.npz"))
 
 
 def wait_for_a_checkpoint(child, folder):
@@ -129,7 +130,7 @@ def left_in_the_middle(place):
     """Starts a run in a new folder and kills it after its first checkpoint; whether it was still at work."""
     place.mkdir()
     child = start(*SMALL, cwd=place)
-    while not list(place.glob("runs/trajectory/*/checkpoints/*.npz")) and child.poll() is None:
+    while not list(place.glob("runs/trajectory/*/checkpoints/[!.]*.npz")) and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
