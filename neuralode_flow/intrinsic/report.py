@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .lie import lie_span
 from .ranks import UNDECIDED, Rank, kernel, rank_of, stacked
 
 Verdict = bool | str
+Laws = Callable[[Any], Any] | Sequence[Callable[[Any], Any]]
 
 # ∂M on the kernel, relative to ‖M‖/‖θ‖: up to METRIC_ZERO it vanishes, from METRIC_NONZERO on it does not.
 METRIC_ZERO, METRIC_NONZERO = 1e-9, 1e-6
@@ -81,7 +82,7 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
-def report(phi: Callable[[Any], Tensor], theta: Any, laws: Callable[[Any], Tensor] | None = None) -> Report:
+def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -> Report:
     """The intrinsic property of a factorisation z = φ(θ) at θ.
 
     Parameters
@@ -90,9 +91,9 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Callable[[Any], Tenso
         Any function written in torch, without side effects.
     theta : Tensor, or a tuple, list or dict of tensors
         Where to look; φ and the laws are called with the same structure.
-    laws : callable, θ → h, optional
-        Conserved quantities (a tensor of any shape). Without them the criteria take all local laws that exist: by the
-        theorem of Frobenius their gradients are orthogonal to Lie(∇φ)(θ) and span what is.
+    laws : callable, θ → h, or a list of them, optional
+        Conserved quantities: a tensor of any shape, or a tuple or list of tensors. Without them the criteria take all
+        local laws that exist: by the theorem of Frobenius their gradients are orthogonal to Lie(∇φ)(θ) and span what is.
 
     Returns
     -------
@@ -109,13 +110,12 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Callable[[Any], Tenso
     round-off; ranks are decided by gaps in singular values, see Rank.
     """
     check_map("phi", phi)
-    if laws is not None:
-        check_map("laws", laws)
+    h = None if laws is None else _together(laws)
     point, rebuilt = _flattened(theta)
     if isinstance(theta, Tensor):
         checked_map("phi", phi, theta)
-        if laws is not None:
-            checked_map("laws", laws, theta, depends=False)
+        if h is not None:
+            checked_map("laws", h, theta, depends=False)
 
     def flat_phi(vector: Tensor) -> Tensor:
         return phi(rebuilt(vector)).reshape(-1)
@@ -131,12 +131,12 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Callable[[Any], Tenso
     if needed > level:
         span, lie, _ = lie_span(flat_phi, point, generator, levels=needed)
     evidence = {"rank": rank, "lie": lie.minus_from(n)}
-    if laws is None:
+    if h is None:
         evidence["laws"] = evidence["lie"]
         # ker ∂h is the span of the brackets: its complement takes the place of ∂h.
         dh = kernel(span)[0].mT if len(span) else torch.eye(n).to(point)
     else:
-        dh = jacobian(lambda vector: laws(rebuilt(vector)), point)
+        dh = jacobian(lambda vector: h(rebuilt(vector)), point)
         _check_conserved(J, dh)
         evidence["laws"] = rank_of(torch.linalg.svdvals(dh))
     basis, evidence["kernel"] = kernel(stacked(J, dh))
@@ -154,6 +154,27 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Callable[[Any], Tenso
         metric_scale=scale,
         direction=None if direction is None else rebuilt(direction),
     )
+
+
+def _together(laws: Laws) -> Callable[[Any], Tensor]:
+    """The laws as one function that returns one vector."""
+    functions: list[Any] = list(laws) if isinstance(laws, (list, tuple)) else [laws]
+    for function in functions:
+        check_map("laws", function)
+
+    def flat(value: Any) -> list[Any]:
+        if isinstance(value, (list, tuple)):
+            return [part for item in value for part in flat(item)]
+        return [value.reshape(-1) if isinstance(value, Tensor) else value]
+
+    def together(theta: Any) -> Tensor:
+        parts = [part for function in functions for part in flat(function(theta))]
+        for part in parts:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"laws must return a tensor, or several, got {type(part).__name__}")
+        return torch.cat(parts)
+
+    return together
 
 
 def metric_verdict(size: float, scale: float) -> Verdict:

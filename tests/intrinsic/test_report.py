@@ -163,6 +163,21 @@ def test_theta_can_be_a_tuple_a_list_or_a_dict():
         assert type(found.direction) is type(theta)
 
 
+def test_laws_can_be_one_tensor_several_or_a_list_of_functions():
+    phi, laws = two_layers(3, 2, 2)
+    theta = randn(10, seed=0)
+    whole = report(phi, theta, laws)
+    for given in (
+        lambda t: tuple(laws(t)),
+        lambda t: [laws(t)[:1], laws(t)[1:]],
+        [lambda t: laws(t)[0], lambda t: laws(t)[1:]],
+    ):
+        found = report(phi, theta, given)
+        assert (found.laws, found.metric, found.recoverable) == (whole.laws, whole.metric, whole.recoverable)
+    with pytest.raises(TypeError, match="laws must return a tensor, or several, got float"):
+        report(phi, theta, lambda t: 1.0)
+
+
 def test_a_phi_that_cannot_be_vectorised_is_taken_row_by_row():
     def phi(theta):
         if theta.shape != (3,):
