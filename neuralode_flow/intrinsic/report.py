@@ -93,7 +93,8 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         Where to look; φ and the laws are called with the same structure.
     laws : callable, θ → h, or a list of them, optional
         Conserved quantities: a tensor of any shape, or a tuple or list of tensors. Without them the criteria take all
-        local laws that exist: by the theorem of Frobenius their gradients are orthogonal to Lie(∇φ)(θ) and span what is.
+        local laws that exist: by the theorem of Frobenius their gradients are orthogonal to Lie(∇φ)(θ) and span what
+        is.
 
     Returns
     -------
