@@ -62,19 +62,3 @@ def test_what_cannot_be_drawn_is_refused(command, capfd, arguments, message):
         plot.main(arguments)
     assert stop.value.code == 2
     assert message in capfd.readouterr().err
-
-
-def test_two_launchers_give_equal_arrays(command):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra local")
-    line = (
-        "-m",
-        "problem=teacher",
-        "problem.dimension=2",
-        "study.depths=[4]",
-        "study.layers=[euler]",
-        "problem.seed=0,1",
-    )
-    assert command(*line, "resume=a").status == 0
-    assert command(*line, "resume=b", "hydra/launcher=local", "hydra.launcher.n_jobs=2").status == 0
-    for seed in "01":
-        np.testing.assert_array_equal(nf.open(f"a/{seed}").z_finite, nf.open(f"b/{seed}").z_finite)
