@@ -4,22 +4,58 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
+import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from .. import results
+from ..figures.overlay import by_setting, overlay
 from ..files import CONFIG, atomic_write
+from . import report
 from .errors import BadInput, complain
-from .runfolder import FAILED, FREE, SUMMARY, flat
+from .report import REPORT
+from .runfolder import FAILED, FREE, MULTIRUN, SUMMARY, flat
 
 RECORDS = "collected.json"
+MOST_CURVES = 24  # members whose curves are laid over one another
+
+
+class Collected(NamedTuple):
+    """A sweep.
+
+    Attributes
+    ----------
+    records : list of dict
+        Of each member: its name, the settings in which members differ, its status or the reason of its failure, and the
+        numbers of its summary.
+    settings : list of str
+        The names of those settings.
+    datasets : dict of str to xarray.Dataset
+        The results, by member, of those that have any.
+    joined : xarray.Dataset or None
+        The same along a new axis `member`; members of different studies have no common dataset.
+    """
+
+    records: list[dict[str, Any]]
+    settings: list[str]
+    datasets: dict[str, xr.Dataset]
+    joined: xr.Dataset | None
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The records of the members that did not end well."""
+        return [record for record in self.records if record["status"] != "ok"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,25 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sweep", type=Path, help="folder of a sweep, runs/sweeps/<time>")
     folder = parser.parse_args(arguments).sweep
     try:
-        records, dataset = collected(folder)
-        if dataset is not None:
-            results.write(folder / results.FILE, dataset)
-        text = json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        sweep = collected(folder)
+        if sweep.joined is not None:
+            results.write(folder / results.FILE, sweep.joined)
+        text = json.dumps(sweep.records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         atomic_write(folder / RECORDS, text.encode())
+        atomic_write(folder / REPORT, sweep_page(folder, sweep))
     except BadInput as error:
         complain(error)
         raise SystemExit(error.status) from None
     except OSError as error:
         complain(f"{folder} cannot be written to: {error.strerror or error}")
         raise SystemExit(1) from None
-    show(folder, records, dataset)
+    show(folder, sweep)
 
 
-def collected(folder: Path) -> tuple[list[dict[str, Any]], xr.Dataset | None]:
-    """The records of all members, and the datasets of those that have results along a new axis `member`.
-
-    A record has the member's name, the settings in which members differ, its status or the reason of its failure, and
-    the numbers of its summary. Members of different studies have no common dataset: None.
+def collected(folder: Path) -> Collected:
+    """What the members of a sweep have left.
 
     Raises
     ------
@@ -67,7 +101,8 @@ def collected(folder: Path) -> tuple[list[dict[str, Any]], xr.Dataset | None]:
         if (path / FAILED).exists():
             record["status"] = json.loads((path / FAILED).read_text(encoding="utf-8"))["reason"]
         records.append(record)
-    return records, _joined(datasets, settings)
+    names = list(next(iter(settings.values())))
+    return Collected(records, names, datasets, _joined(datasets, settings))
 
 
 def _is_member(path: Path) -> bool:
@@ -79,8 +114,15 @@ def _settings(path: Path) -> dict[str, Any]:
     if (path / CONFIG).exists():
         return flat(OmegaConf.to_container(OmegaConf.load(path / CONFIG)))
     lines = json.loads((path / FAILED).read_text(encoding="utf-8"))["overrides"]
-    pairs = (line.removeprefix("++").partition("=") for line in lines)
-    return {key: value for key, _, value in pairs}
+    return {key: _value(text) for key, _, text in (line.removeprefix("++").partition("=") for line in lines)}
+
+
+def _value(text: str) -> Any:
+    """A value of an override as the config would have it; what is no YAML stays a text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _differing(settings: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -104,7 +146,7 @@ def _joined(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, dict[str,
         return None
     names = list(datasets)
     joined = xr.concat(
-        [dataset.drop_attrs() for dataset in datasets.values()],
+        [dataset.drop_attrs() for dataset in _numbered(list(datasets.values()))],
         dim=xr.DataArray(names, dims="member", name="member"),
         data_vars="all",
         coords="minimal",
@@ -123,20 +165,104 @@ def _joined(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, dict[str,
     return joined
 
 
-def show(folder: Path, records: Sequence[Mapping[str, Any]], dataset: xr.Dataset | None) -> None:
+def _numbered(datasets: list[xr.Dataset]) -> list[xr.Dataset]:
+    """The datasets with numbers along axes of no coordinates and several lengths, so that what is short is padded."""
+    sizes: dict[Any, set[int]] = {}
+    for dataset in datasets:
+        for axis, size in dataset.sizes.items():
+            sizes.setdefault(axis, set()).add(size)
+    uneven = [axis for axis, found in sizes.items() if len(found) > 1]
+    return [
+        dataset.assign_coords(
+            {a: np.arange(dataset.sizes[a]) for a in uneven if a in dataset.dims and a not in dataset.coords}
+        )
+        for dataset in datasets
+    ]
+
+
+def sweep_page(folder: Path, sweep: Collected) -> bytes:
+    """One page about a sweep: what failed first, then the numbers of all members and their curves in common axes."""
+    count, failed = len(sweep.records), len(sweep.failed)
+    verdict = f"{count - failed} of {count} members have finished."
+    if failed:
+        verdict += f" {failed} failed: see why below, and run them again by the command at the end."
+    studies = sorted({str(record["study"]) for record in sweep.records if "study" in record})
+    good = [record for record in sweep.records if record["status"] == "ok"]
+    charts = [(figure, _CAPTION) for figure in by_setting(good, sweep.settings).values()]
+    if len(studies) == 1:
+        shown = {_label(r, sweep.settings): sweep.datasets[r["member"]] for r in good[:MOST_CURVES]}
+        left_out = "" if len(shown) == len(good) else f" (the first {len(shown)} members)"
+        with suppress(ValueError):  # they have no curve in common
+            charts += [(figure, f"Each member in its own colour{left_out}.") for figure in overlay(shown).values()]
+    sections = {
+        "Failed members": _outcomes(folder, sweep.failed, sweep.settings),
+        "Figures": "".join(report.figure(report.Drawn(figure), caption) for figure, caption in charts),
+        "Members": _outcomes(folder, sweep.records, sweep.settings),
+        "Run what is missing": f"<pre>{escape(_command(folder))}</pre>",
+    }
+    title = f"Sweep: {', '.join(studies) or 'no member has finished'}"
+    return report.page(title, verdict, not failed, " ".join(map(report.question, studies)), sections)
+
+
+_CAPTION = "Numbers of the summaries of all finished members against a setting of the sweep."
+
+
+def _label(record: Mapping[str, Any], settings: Sequence[str]) -> str:
+    """The settings of a member, as short as they tell it from the others."""
+    values = ", ".join(f"{name} = {record.get(key)}" for key, name in _short_names(settings).items())
+    return f"{record['member']}: {values}" if values else str(record["member"])
+
+
+def _outcomes(folder: Path, records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> str:
+    """A row for each member, with a link to its own page."""
+    rows = []
+    for record in records:
+        name = str(record["member"])
+        own = folder / name / REPORT
+        link = f'<a href="{escape(quote(f"{name}/{REPORT}"))}">{escape(name)}</a>'
+        seconds = record.get("seconds")
+        rows.append(
+            [
+                report.Html(link) if own.exists() else name,
+                *(str(record.get(key, "")) for key in settings),
+                "" if seconds is None else f"{seconds:.1f}",
+                _outcome(record),
+            ]
+        )
+    head = ["member", *_short_names(settings).values(), "seconds", "outcome"]
+    return report.table(rows, head, numeric=range(1, len(head) - 1)) if rows else ""
+
+
+def _short_names(settings: Sequence[str]) -> dict[str, str]:
+    """The last part of each name, where that tells it from the others."""
+    ends = [name.rpartition(".")[2] for name in settings]
+    return {name: end if ends.count(end) == 1 else name for name, end in zip(settings, ends)}
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    return str(record["verdict"] if record["status"] == "ok" else record["status"])
+
+
+def _command(folder: Path) -> str:
+    """The command line that has made the sweep, so that it runs what is missing."""
+    path = folder / MULTIRUN
+    lines = OmegaConf.load(path).hydra.overrides.task if path.exists() else ["..."]
+    words = [line.removeprefix("++") for line in lines]
+    words = [word for word in words if not word.startswith("resume=")]
+    return shlex.join(["neuralode-flow", "-m", *words, f"resume={folder}"])
+
+
+def show(folder: Path, sweep: Collected) -> None:
     """Prints one line for each member."""
     console = Console(highlight=False)
-    keys = [key for key in records[0] if key == "member" or "." in key]
     table = Table()
-    for key in (*keys, "outcome"):
+    for key in ("member", *sweep.settings, "outcome"):
         table.add_column(key, overflow="fold")
-    for record in records:
-        outcome = record["verdict"] if record["status"] == "ok" else record["status"]
-        table.add_row(*(str(record.get(key, "")) for key in keys), str(outcome))
+    for record in sweep.records:
+        table.add_row(*(str(record.get(key, "")) for key in ("member", *sweep.settings)), _outcome(record))
     console.print(table)
-    finished = sum(record["status"] == "ok" for record in records)
-    console.print(f"{finished} of {len(records)} members have finished")
-    written = [RECORDS, *([results.FILE] if dataset is not None else [])]
+    console.print(f"{len(sweep.records) - len(sweep.failed)} of {len(sweep.records)} members have finished")
+    written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
     console.print(f"{folder}: {', '.join(written)}", soft_wrap=True, markup=False)
 
 

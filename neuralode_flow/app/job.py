@@ -29,7 +29,7 @@ from ..studies import STUDIES
 from ..studies.base import Clock, Study
 from . import terminal
 from .errors import BadInput, StudyFailed, complain
-from .report import write_report
+from .report import Drawn, write_report
 from .runfolder import CHECKPOINTS, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
 from .schema import Job, Machine
 
@@ -162,12 +162,12 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, study: str, dataset: xr.Dataset) -> list[Path]:
-    """The PNG and PDF files of all figures of a study; a study without figures has none."""
+def _draw(folder: Path, study: str, dataset: xr.Dataset) -> dict[str, Drawn]:
+    """All figures of a study, saved; a study without figures has none."""
     if study not in FIGURES:
-        return []
+        return {}
     folder.mkdir(exist_ok=True)
-    return [path for name, figure in FIGURES[study](dataset).items() for path in save(figure, folder / name)]
+    return {name: Drawn(figure, save(figure, folder / name)[0]) for name, figure in FIGURES[study](dataset).items()}
 
 
 def _folder(job: Job) -> Path:

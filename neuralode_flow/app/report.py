@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from html import escape
+from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
-from ..figures import FIGURES
+from ..figures import FIGURES, Movie, describe
 from ..files import atomic_write
 from ..studies import STUDIES
 from ..studies.orders import local_orders
 
-# Each scalar of a convergence dataset: what it says.
-REFERENCE_ERRORS = {
-    "error_reference": "nested continuous solve against the intrinsic limit",
-    "error_grid": "the same solve against a doubled depth grid",
-    "error_time": "the same solve against a tighter time tolerance",
-}
+REPORT = "report.html"
+
+# The errors of the reference itself, of whatever study.
+REFERENCE_ERRORS = ("error_reference", "error_grid", "error_time")
 
 EDGES = {
     "error_richardson": "Richardson 2z_2L − z_L, Euler",
@@ -31,41 +34,23 @@ EDGES = {
     "error_intrinsic_depth": "intrinsic flow of L layers – limit",
 }
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark;
-  --ink: #1a1a1a; --paper: #fff; --line: #d8d8d8; --soft: #f4f5f6; --good: #00704f; --bad: #b23b00; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181b; --line: #3a3d42; --soft: #212429; --good: #4cc9a0; --bad: #ff9a62; }
-}
-body { max-width: 52rem; margin: 0 auto; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.verdict { border-left: .3rem solid var(--good); background: var(--soft); padding: .7rem 1rem; font-size: 1.1rem; }
-.verdict.bad { border-color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; font-size: .92rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-small { opacity: .75; }
-figure { margin: 1.2rem 0; } figcaption { font-size: .92rem; }
-img { width: 100%; height: auto; background: #fff; border-radius: .3rem; }
-pre { background: var(--soft); padding: .7rem 1rem; white-space: pre-wrap; font-size: .85rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="verdict $tone">$verdict</p>
-<p>$question</p>
-$sections
-</body>
-</html>
-""")
+_PARTS = resources.files(__package__) / "page"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure for a page.
+
+    Attributes
+    ----------
+    figure : Figure or Movie or None
+        What is shown as a chart, where it can be.
+    picture : Path or None
+        The saved PNG or GIF: for what a chart cannot show, and for readers without scripts.
+    """
+
+    figure: Figure | Movie | None = None
+    picture: Path | None = None
 
 
 def write_report(
@@ -74,7 +59,7 @@ def write_report(
     dataset: xr.Dataset,
     config_yaml: str,
     command: str,
-    figures: Sequence[Path],
+    figures: Mapping[str, Drawn],
 ) -> Path:
     """Writes `folder`/report.html, whole or not at all: one page that needs no other file and no network.
 
@@ -88,8 +73,8 @@ def write_report(
         The results; the tables of errors are left out for a study that has none.
     config_yaml, command : str
         The resolved config, and the command line that repeats the run.
-    figures : sequence of Path
-        Saved figures; the PNG and GIF files among them become part of the page.
+    figures : mapping of str to Drawn
+        By name.
 
     Returns
     -------
@@ -100,23 +85,47 @@ def write_report(
     sections = {
         "Key numbers": _key_numbers(summary, dataset),
         "Criteria": f"<pre>{escape(dataset.attrs['evidence'])}</pre>" if "evidence" in dataset.attrs else "",
+        "Figures": "".join(
+            figure(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()
+        ),
         "Errors by depth": _errors_by_depth(dataset, "error_z") if "rule" in dataset.coords else "",
         "The other edges of the square": _edges(dataset) if "rule" in dataset.coords else "",
-        "Figures": "".join(_figure(path, captions) for path in figures if path.suffix in (".png", ".gif")),
         "Repeat this run": f"<pre>{escape(command)}</pre>",
         "Config": f"<pre>{escape(config_yaml)}</pre>",
-        "Versions": _table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
+        "Versions": table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
     }
-    page = PAGE.substitute(
-        title=escape(f"{study.capitalize()}: {dataset.attrs.get('problem', '')}".strip(": ")),
-        tone="" if status == "ok" else "bad",
-        verdict=escape(_verdict(status, str(summary.get("verdict") or ""))),
-        question=escape(STUDIES[study].question if study in STUDIES else ""),
-        sections="\n".join(f"<h2>{escape(name)}</h2>\n{body}" for name, body in sections.items() if body),
-    )
-    path = folder / "report.html"
-    atomic_write(path, page.encode())
+    path = folder / REPORT
+    title = f"{study.capitalize()}: {dataset.attrs.get('problem', '')}".strip(": ")
+    verdict = _verdict(status, str(summary.get("verdict") or ""))
+    atomic_write(path, page(title, verdict, status == "ok", question(study), sections))
     return path
+
+
+def question(study: str) -> str:
+    """What a study answers."""
+    return STUDIES[study].question if study in STUDIES else ""
+
+
+def page(title: str, verdict: str, good: bool, question: str, sections: Mapping[str, str]) -> bytes:
+    """A page whose sections are HTML already; those that are empty are left out."""
+    return (
+        Template(_part("page.html"))
+        .substitute(
+            style=_part("page.css"),
+            script=_part("page.js"),
+            title=escape(title),
+            tone="" if good else "bad",
+            verdict=escape(verdict),
+            question=escape(question),
+            sections="\n".join(f"<h2>{escape(name)}</h2>\n{body}" for name, body in sections.items() if body),
+        )
+        .encode()
+    )
+
+
+@cache
+def _part(name: str) -> str:
+    return (_PARTS / name).read_text(encoding="utf-8").strip()
 
 
 def _verdict(status: str, verdict: str) -> str:
@@ -131,9 +140,10 @@ def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
         if {"order", "rule"} <= set(dataset.variables)
         else []
     )
-    for name, text in REFERENCE_ERRORS.items():
+    for name in REFERENCE_ERRORS:
         if name in dataset:
-            rows.append([f"reference: {text}", _number(float(dataset[name])), "sup over time, Frobenius norm"])
+            what = dataset[name].attrs.get("long_name", name)
+            rows.append([f"reference: {what}", _number(float(dataset[name].max())), "sup over time, Frobenius norm"])
     checks: dict[str, float] = {}
     if "bound" in summary:
         checks = summary.get("errors") or {summary["check"]: summary["error"]}
@@ -142,7 +152,7 @@ def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
         rows.append(["drift of the conserved quantity", _number(summary["law_drift"]), "0 in exact arithmetic"])
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])
-    return _table(rows, head=["", "value", "error, norm"], numeric={1})
+    return table(rows, head=["", "value", "error, norm"], numeric={1})
 
 
 def _order_row(dataset: xr.Dataset, rule: str) -> list[str]:
@@ -181,36 +191,48 @@ def _depth_table(depths: np.ndarray, columns: list[str], errors: np.ndarray, flo
         orders[1:, column] = local_orders(depths, errors[:, column])
     orders[errors <= floor] = np.nan
     rows = [
-        [str(depth), *(_Html(_cell(e, p)) for e, p in zip(*line, strict=True))]
+        [str(depth), *(Html(_cell(e, p)) for e, p in zip(*line, strict=True))]
         for depth, *line in zip(depths.tolist(), errors, orders, strict=True)
     ]
-    return _table(rows, head=["L", *columns], numeric=range(len(columns) + 1))
+    return table(rows, head=["L", *columns], numeric=range(len(columns) + 1))
 
 
 def _cell(error: float, order: float) -> str:
     return _number(error) + (f" <small>{order:.2f}</small>" if math.isfinite(order) else "")
 
 
-class _Html(str):
+class Html(str):
     """Text that is markup already."""
 
 
-def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numeric: Collection[int] = ()) -> str:
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numeric: Collection[int] = ()) -> str:
     body = "".join(_row(row, "td", numeric) for row in rows)
     return f'<div class="scroll"><table>{_row(head, "th", numeric) if head else ""}{body}</table></div>' if body else ""
 
 
 def _row(cells: Sequence[str], tag: str, numeric: Collection[int]) -> str:
-    texts = [cell if isinstance(cell, _Html) else escape(cell) for cell in cells]
+    texts = [cell if isinstance(cell, Html) else escape(cell) for cell in cells]
     kinds = [' class="number"' if column in numeric else "" for column in range(len(cells))]
     return "<tr>" + "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True)) + "</tr>\n"
 
 
-def _figure(path: Path, captions: Mapping[str, str]) -> str:
+def figure(drawn: Drawn, caption: str) -> str:
+    """A chart, or the picture of what a chart cannot show, with its caption."""
+    chart = describe(drawn.figure) if drawn.figure is not None else None
+    caption = escape(caption)
+    picture = "" if drawn.picture is None else _picture(drawn.picture, caption)
+    shown = picture
+    if chart is not None:
+        numbers = json.dumps(chart, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        shown = f'<script type="application/json">{numbers}</script>'
+        shown += f"<noscript>{picture}</noscript>" if picture else ""
+    kind = ' class="chart"' if chart is not None else ""
+    return f"<figure{kind}>{shown}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def _picture(path: Path, caption: str) -> str:
     image = base64.b64encode(path.read_bytes()).decode()
-    caption = escape(captions.get(path.stem, path.stem.replace("_", " ")))
-    picture = f'<img src="data:image/{path.suffix[1:]};base64,{image}" alt="{caption}">'
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n"
+    return f'<img src="data:image/{path.suffix[1:]};base64,{image}" alt="{caption}">'
 
 
 def _number(value: float | None) -> str:

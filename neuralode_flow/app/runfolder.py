@@ -19,6 +19,7 @@ from .errors import BadInput
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 FAILED = "failed.json"  # why a member of a sweep has failed
+MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
 _LOCK = ".lock"
 
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.

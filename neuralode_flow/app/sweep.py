@@ -23,10 +23,8 @@ from omegaconf import DictConfig
 
 from ..files import atomic_write
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
-from .runfolder import FAILED, SUMMARY
+from .runfolder import FAILED, MULTIRUN, SUMMARY
 from .schema import checked
-
-_MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
 
 # Launchers that are no part of Hydra, and the extra that brings each.
 _EXTRAS = {
@@ -180,8 +178,8 @@ def points(config: DictConfig) -> list[list[str]]:
 def _claim(folder: Path, resumed: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=resumed)
-        if resumed and any(folder.iterdir()) and not (folder / _MULTIRUN).exists():
-            raise BadInput(f"{folder} is not the folder of a sweep: it has no {_MULTIRUN}; choose an empty one")
+        if resumed and any(folder.iterdir()) and not (folder / MULTIRUN).exists():
+            raise BadInput(f"{folder} is not the folder of a sweep: it has no {MULTIRUN}; choose an empty one")
     except FileExistsError as error:
         raise BadInput(
             f"the sweep's folder {folder} exists already; choose another hydra.sweep.dir, or go on with resume={folder}"

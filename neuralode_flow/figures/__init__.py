@@ -4,7 +4,8 @@ import sys
 
 from ..registry import import_modules
 from .base import FIGURES, FigureSet, Movie, save
+from .interactive import describe
 
-__all__ = ["FIGURES", "FigureSet", "Movie", "save"]
+__all__ = ["FIGURES", "FigureSet", "Movie", "describe", "save"]
 
 import_modules(sys.modules[__name__])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..registry import Registry
 from .style import Movie, save
 
-__all__ = ["FIGURES", "FigureSet", "Movie", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "save"]
 
 Figures = Mapping[str, Figure | Movie]
 

@@ -99,18 +99,20 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
     low, high = shown.min(), shown.max()
     margin = 0.08 * (high - low)
     axes.set_ylim(low - 2 * margin, high + margin)
-    (curve,) = axes.plot([], [], color=style.BLUE)
-    widest = max(float(np.abs(slopes).max()), 1e-300)
-    marks = axes.scatter(knots[0], np.full(knots.shape[1], low - margin), marker="|", s=120, color=style.BLACK)
+    (curve,) = axes.plot([], [], color=style.BLUE, label="function")
+    heights = 0.3 + 0.7 * np.abs(slopes) / max(float(np.abs(slopes).max()), 1e-300)
+    (marks,) = axes.plot([], [], color=style.BLACK, lw=1.4, label="knots")
     time = axes.text(0.02, 0.95, "", transform=axes.transAxes)
+    style.legend_below(figure)
 
     def frame(i: int) -> None:
         curve.set_data(dataset["grid"].values, dataset["function"].values[i])
-        marks.set_offsets(np.column_stack((knots[i], np.full(knots.shape[1], low - margin))))
-        marks.set_sizes(30 + 270 * np.abs(slopes[i]) / widest)
+        half = heights[i] * margin / 2
+        foot, top, gap = low - margin - half, low - margin + half, np.full(knots.shape[1], np.nan)
+        marks.set_data(np.column_stack((knots[i], knots[i], gap)).ravel(), np.column_stack((foot, top, gap)).ravel())
         time.set_text(f"t = {times[i]:.2f}")
 
-    return style.Movie(figure, frame, len(times))
+    return style.Movie(figure, frame, times)
 
 
 FIGURES.register("closure")(
@@ -120,7 +122,7 @@ FIGURES.register("closure")(
             "flow": "Left: entries of z along training, by the flow of θ and by the flow in z alone. Right: their "
             "distance, the drift of the conservation laws, and the bound.",
             "spline": "Left: the function along training. Right: its knots.",
-            "training": "The function and its knots along training; the larger a mark, the larger the slope that its "
+            "training": "The function and its knots along training; the longer a mark, the larger the slope that its "
             "knot adds.",
         },
     )

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
-from .base import FIGURES, FigureSet
+from .base import FIGURES, Figures, FigureSet, Movie
+from .weights import Model, singular_values, weights
 
 LABELS = {"euler": "Euler", "rk2": "RK2", "cayley": "Cayley", "exp": "exponential"}
 LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
@@ -33,7 +34,7 @@ class Curve(NamedTuple):
 
 
 @matplotlib.rc_context(style.STYLE)
-def convergence(dataset: xr.Dataset) -> dict[str, Figure]:
+def convergence(dataset: xr.Dataset) -> Figures:
     """The figures of a convergence study, drawn from its dataset alone.
 
     Parameters
@@ -43,15 +44,17 @@ def convergence(dataset: xr.Dataset) -> dict[str, Figure]:
 
     Returns
     -------
-    dict of str to Figure
-        "square" and "profile": errors against depth; "singular_values" and "loss": against training time.
+    dict of str to Figure or Movie
+        "square" and "profile": errors against depth; "singular_values" and "loss": against training time; "weights":
+        W(t, s) and the singular values of z at each time, where the dataset has weights.
     """
-    return {
+    figures: dict[str, Figure | Movie] = {
         "square": _square(dataset),
         "profile": _profile(dataset),
-        "singular_values": _singular_values(dataset),
+        "singular_values": _spectra(dataset),
         "loss": _loss(dataset),
     }
+    return figures | ({"weights": _weights(dataset)} if "s" in dataset.coords else {})
 
 
 # --- errors against depth -------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def _error_figure(
     if not shown:
         axes.text(0.5, 0.5, "no error above zero to show", ha="center", transform=axes.transAxes)
     _triangles(axes, depths, shown, floor)
-    _shade_floor(axes, floor)
+    style.floor(axes, floor)
     return figure, axes
 
 
@@ -149,16 +152,6 @@ def _order_text(curve: Curve) -> str:
     return f": {curve.order:.{digits}f} ± {curve.spread:.{digits}f}"
 
 
-def _shade_floor(axes: Axes, floor: float) -> None:
-    if not floor > 0:
-        return
-    low, high = axes.get_ylim()
-    low = min(low, floor / 10)
-    axes.axhspan(low, floor, color="#EFEFEF", lw=0, zorder=0)
-    axes.text(0.01, 0.015, "below the solver's own error", transform=axes.transAxes, fontsize=8)
-    axes.set_ylim(low, high)
-
-
 def _triangles(axes: Axes, depths: np.ndarray, curves: list[Curve], floor: float) -> None:
     """One triangle for each round slope that was measured, under all the curves that have it."""
     for slope, text in ((0.5, "½"), (1.0, "1"), (2.0, "2")):
@@ -170,21 +163,13 @@ def _triangles(axes: Axes, depths: np.ndarray, curves: list[Curve], floor: float
         if parts:
             lowest = min(float(errors[-1] * L[-1] ** slope) for L, errors in parts)
             deepest = max((L for L, _ in parts), key=lambda L: L[-1])
-            _triangle(axes, deepest[-3], deepest[-1], lowest / 2.5, slope, text)
-
-
-def _triangle(axes: Axes, left: float, right: float, factor: float, slope: float, text: str) -> None:
-    """Its long side is factor · L^−slope."""
-    top, bottom = factor * left**-slope, factor * right**-slope
-    axes.fill([left, right, left], [top, bottom, bottom], facecolor="none", edgecolor=style.GREY, lw=0.8)
-    middle = np.sqrt(top * bottom)
-    axes.annotate(text, (left, middle), (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+            style.triangle(axes, (deepest[-3], deepest[-1]), lowest / 2.5, -slope, text)
 
 
 # --- training time --------------------------------------------------------------------------------------------------
 
 
-def _singular_values(dataset: xr.Dataset) -> Figure:
+def _spectra(dataset: xr.Dataset) -> Figure:
     rule = _shown_rule(dataset)
     finite = dataset["z_finite"].sel(rule=rule).isel(member=0).transpose("depth", "time", "row", "column").values
     limits = [dataset[name].values for name in ("z_continuous", "z_intrinsic")]
@@ -194,9 +179,11 @@ def _singular_values(dataset: xr.Dataset) -> Figure:
     which = _members(dataset, "first of")
     figure, (axes,) = style.blank(_title(dataset, f"{what}: {LABELS.get(rule, rule)} networks{which}"))
     times = dataset["time"].values
-    _fading(axes, dataset, [_sigma(z)[:, ranks] for z in finite])
-    _lines(axes, times, _sigma(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
-    _lines(axes, times, _sigma(limits[1])[:, ranks], "intrinsic limit", color=style.BLACK, lw=1.1, ls=(0, (4, 2)))
+    _fading(axes, dataset, [singular_values(z)[:, ranks] for z in finite])
+    _lines(axes, times, singular_values(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
+    _lines(
+        axes, times, singular_values(limits[1])[:, ranks], "intrinsic limit", color=style.BLACK, lw=1.1, ls=(0, (4, 2))
+    )
     axes.set_xlabel("training time $t$")
     axes.set_ylabel(r"singular values $\sigma_a(t)$")
     _legend(axes)
@@ -226,17 +213,29 @@ def _loss(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def _weights(dataset: xr.Dataset) -> Movie:
+    rule = _shown_rule(dataset)
+    depths = dataset["depth"].values.tolist()
+    finite = dataset["z_finite"].sel(rule=rule).isel(member=0).transpose("depth", "time", "row", "column").values
+    kept = dataset["W_finite"].transpose("depth", "time", "s", ...).values if "W_finite" in dataset else None
+    models = [
+        Model(
+            f"$L = {depth}$", {"color": shade, "lw": 1}, None if kept is None else kept[i], singular_values(finite[i])
+        )
+        for i, (depth, shade) in enumerate(zip(depths, style.fade(len(depths)), strict=True))
+    ]
+    W = dataset["W" if "W" in dataset else "W_singular_values"].transpose("time", "s", ...).values
+    limit = {"color": style.ORANGE, "lw": 2.0}
+    models.append(Model("continuous depth", limit, W, singular_values(dataset["z_continuous"]), "s"))
+    dashed = {"color": style.BLACK, "lw": 1.1, "ls": (0, (4, 2))}
+    models.append(Model("intrinsic limit", dashed, None, singular_values(dataset["z_intrinsic"]), "x"))
+    title = _title(dataset, f"Weights and singular values: {LABELS.get(rule, rule)} networks")
+    return weights(title, dataset["time"].values, dataset["s"].values, models)
+
+
 def _shown_rule(dataset: xr.Dataset) -> str:
     rules = dataset["rule"].values.tolist()
     return "euler" if "euler" in rules else rules[0]
-
-
-def _sigma(z: np.ndarray) -> np.ndarray:
-    """Singular values of `(T, d, d)`, `(T, d)`, decreasing; NaN at the times where z is not finite."""
-    whole = np.isfinite(z).all(axis=(-2, -1))
-    sigma = np.full(z.shape[:-1], np.nan)
-    sigma[whole] = np.linalg.svd(z[whole], compute_uv=False)
-    return sigma
 
 
 def _fading(axes: Axes, dataset: xr.Dataset, series: list[np.ndarray]) -> None:
@@ -279,8 +278,9 @@ FIGURES.register("convergence")(
             "square. Errors in the shaded band are those of the solver.",
             "profile": "Largest distance over training time between the layers W_k and the continuous profile W(t, "
             "s_k), in L² over depth.",
-            "singular_values": "Singular values of z along training: networks from few layers (light) to many (dark), "
+            "singular_values": "Singular values of z along training: networks from few layers (pale) to many (strong), "
             "the continuous model (orange) and the intrinsic limit (dashed).",
+            "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z.",
             "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model.",
         },
     )

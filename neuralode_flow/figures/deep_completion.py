@@ -12,7 +12,7 @@ from .base import FIGURES, FigureSet
 
 @matplotlib.rc_context(style.STYLE)
 def deep_completion(dataset: xr.Dataset) -> dict[str, Figure]:
-    """The figures of the study, drawn from its dataset alone; bars are the spread over the draws."""
+    """The figures of the study, drawn from its dataset alone; bars are the range over the draws."""
     figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
     networks = dataset["network"].values.tolist()
     shades = dict(zip([n for n in networks if n], style.fade(len(networks) - 1), strict=True))
@@ -21,8 +21,10 @@ def deep_completion(dataset: xr.Dataset) -> dict[str, Figure]:
         label = f"{n} layers" if n else "infinite depth"
         for axes, name in ((left, "unseen"), (right, "effective_rank")):
             values = dataset[name].sel(network=n)
-            spread = [values.mean("member") - values.min("member"), values.max("member") - values.mean("member")]
-            axes.errorbar(dataset["entries"], values.mean("member"), yerr=spread, capsize=2, label=label, **look)
+            middle, low, high = values.median("member"), values.min("member"), values.max("member")
+            axes.errorbar(
+                dataset["entries"], middle, yerr=[middle - low, high - middle], capsize=2, label=label, **look
+            )
     left.set_yscale("log")
     left.set_ylabel("relative error of the unseen entries")
     right.set_ylabel("effective rank of $z$")
@@ -36,8 +38,8 @@ FIGURES.register("deep_completion")(
     FigureSet(
         deep_completion,
         {
-            "completion": "Reconstruction error and effective rank by the number of entries that are seen; bars: "
-            "spread over the draws.",
+            "completion": "Reconstruction error and effective rank by the number of entries that are seen: medians "
+            "over the draws, and their range.",
         },
     )
 )

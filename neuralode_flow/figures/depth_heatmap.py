@@ -25,8 +25,9 @@ def depth_heatmap(dataset: xr.Dataset) -> dict[str, Figure]:
     figure.colorbar(image, ax=left, label=r"$\log_{10} \Vert W^L - W\Vert_{L^2}$")
     for step, shade in zip((1, len(steps) // 2, len(steps)), style.fade(3), strict=True):
         right.plot(depths, distance[:, step - 1], "o-", color=shade, label=f"iteration {step}")
-    style.slope_guide(right, depths, distance[0].max() * 1.5, -1.0, "order 1")
     right.set_yscale("log")
+    style.order_triangle(right, depths, distance.T, -1.0, "1")
+    style.floor(right, float(dataset["error_grid"]))
     style.depth_axis(right, depths.tolist())
     right.set_ylabel(r"$\Vert W^L - W\Vert_{L^2}$")
     style.legend_below(figure)

@@ -68,19 +68,21 @@ def _spread(dataset: xr.Dataset) -> Figure:
     for name in dataset["family"].values.tolist():
         for depth in depths:
             values = style.positive(dataset["spread"].sel(family=name, depth=depth).values)
-            axes.plot(times, values, color=_COLOURS[name], ls=dashes.get(depth, "-"))
+            look = {"color": _COLOURS[name], "ls": dashes.get(depth, "-")}
+            axes.plot(times, values, **look, gid=f"{_LABELS[name]}\n{_depth_label(depth)}")
     axes.set_yscale("log")
     axes.set_xlabel("training time $t$")
     axes.set_ylabel("spread of $z$")
     colours = [Line2D([], [], color=colour, label=_LABELS[name]) for name, colour in _COLOURS.items()]
     depth_marks = [
-        Line2D(
-            [], [], color=style.BLACK, ls=dashes.get(depth, "-"), label=f"L = {depth}" if depth else "infinite depth"
-        )
-        for depth in depths
+        Line2D([], [], color=style.BLACK, ls=dashes.get(depth, "-"), label=_depth_label(depth)) for depth in depths
     ]
     style.legend_below(figure, *colours, *depth_marks)
     return figure
+
+
+def _depth_label(depth: int) -> str:
+    return f"L = {depth}" if depth else "infinite depth"
 
 
 FIGURES.register("initialisations")(

@@ -18,14 +18,16 @@ def mixed_regime(dataset: xr.Dataset) -> dict[str, Figure]:
     for i, product in enumerate(dataset["product"].values):
         colour = colours[i % len(colours)]
         label = rf"$\sigma^2 w = {product:g}$"
-        left.plot(dataset["step"], dataset["loss"].values[i], color=colour, label=label)
+        left.plot(dataset["step"], dataset["test_error"].values[i], color=colour, label=label)
         right.plot(widths, dataset["error_z"].values[i], "o-", color=colour)
-    style.slope_guide(right, widths, float(dataset["error_z"][:, 0].max()) * 1.3, -0.5, "order 1/2")
-    left.set_yscale("log")
+    lazy = float(dataset["test_error_lazy"])
+    left.axhline(lazy, color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label="least of the lazy limit")
     left.set_xlabel(r"training time $t\,\max(1, \sigma^2 w)$")
-    left.set_ylabel("loss of the closed flow")
+    left.set_ylabel(r"test error $\|z - A^*\|_F^2/\|A^*\|_F^2$")
+    right.set_xscale("log")
     right.set_yscale("log")
-    style.depth_axis(right, widths.tolist())
+    style.order_triangle(right, widths, dataset["error_z"].values, -0.5, "½")
+    style.floor(right, float(dataset["error_time"].max()))
     right.set_xlabel("width $w$")
     right.set_ylabel("distance of random networks")
     style.legend_below(figure)
@@ -36,7 +38,8 @@ FIGURES.register("mixed_regime")(
     FigureSet(
         mixed_regime,
         {
-            "regimes": "Left: loss of the closed flow from z = 0. Right: distance of random networks of width w.",
+            "regimes": "Left: test error of the closed flow from z = 0, from rich to lazy. Right: distance of random "
+            "networks of width w from it.",
         },
     )
 )

@@ -1,8 +1,9 @@
-"""Curves of several runs of one study in common axes."""
+"""Several runs in common axes: their curves, and the numbers that they found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,9 @@ _CURVES = {
 }
 
 
+_PALETTE = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK]
+
+
 @matplotlib.rc_context(style.STYLE)
 def overlay(runs: Mapping[str, xr.Dataset]) -> dict[str, Figure]:
     """One figure for each quantity that all runs have as a curve.
@@ -42,23 +46,72 @@ def overlay(runs: Mapping[str, xr.Dataset]) -> dict[str, Figure]:
     """
     figures = {}
     for name, (axis, logarithmic) in _CURVES.items():
-        if all(name in run and axis in run[name].dims for run in runs.values()):
+        if runs and all(name in run and axis in run[name].dims for run in runs.values()):
             figures[name] = _common(runs, name, axis, logarithmic)
     if not figures:
         raise ValueError(f"the runs have no curve in common (looked for: {', '.join(_CURVES)})")
     return figures
 
 
+@matplotlib.rc_context(style.STYLE)
+def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> dict[str, Figure]:
+    """For each setting with numbers that differ, the numbers of all records against it, on a logarithmic axis.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+        Of each run: its settings, and the numbers that were found.
+    settings : sequence of str
+        Which of the keys are settings.
+    """
+    own = {"member", *settings, *(name.rpartition(".")[2] for name in settings)}
+    numbers = [key for record in records for key in record if key not in own]
+    figures = {}
+    for setting in settings:
+        known = [record for record in records if _is_number(record.get(setting))]
+        if len({record[setting] for record in known}) < 2:
+            continue
+        curves = {}
+        for name in dict.fromkeys(numbers):
+            points = [(r[setting], r[name]) for r in known if _is_number(r.get(name)) and r[name] > 0]
+            if len({y for _, y in points}) > 1:
+                curves[name] = np.array(sorted(points), dtype=float)
+        if curves:
+            figures[setting] = _points(setting, curves)
+    return figures
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _points(setting: str, curves: Mapping[str, np.ndarray]) -> Figure:
+    figure, (axes,) = style.blank(f"What the runs found, by {setting}")
+    for i, (name, points) in enumerate(curves.items()):
+        look: dict[str, Any] = {
+            "color": _PALETTE[i % len(_PALETTE)],
+            "marker": "os^Dv"[i // len(_PALETTE) % 5],
+            "ls": "none",
+        }
+        axes.plot(*points.T, **look, label=name.replace("_", " "))
+    axes.set_yscale("log")
+    xs = np.concatenate([points[:, 0] for points in curves.values()])
+    if xs.min() > 0 and xs.max() >= 30 * xs.min():
+        axes.set_xscale("log")
+    axes.set_xlabel(setting)
+    style.legend_below(figure)
+    return figure
+
+
 def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
     first = next(iter(runs.values()))[name]
     figure, (axes,) = style.blank(str(first.attrs.get("long_name", name.replace("_", " "))).capitalize())
-    palette = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK]
     for i, (label, run) in enumerate(runs.items()):
         curves = run[name].transpose(axis, ...).values.reshape(run.sizes[axis], -1)
         for k, curve in enumerate(curves.T):
             values = style.positive(curve) if logarithmic else curve
-            dashes = ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":"][i // len(palette) % 4]
-            colour = palette[i % len(palette)]
+            dashes = ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":"][i // len(_PALETTE) % 4]
+            colour = _PALETTE[i % len(_PALETTE)]
             axes.plot(run[axis], values, color=colour, ls=dashes, label=label if k == 0 else None)
     if logarithmic:
         axes.set_yscale("log")

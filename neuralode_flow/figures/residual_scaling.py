@@ -18,8 +18,9 @@ def residual_scaling(dataset: xr.Dataset) -> dict[str, Figure]:
     for i in range(dataset.sizes["target"]):
         label = r"one target, $\det T > 0$" if i == 0 else None
         left.plot(depths, dataset["error_z"].values[:, i], "o-", color=style.BLUE, lw=0.9, ms=3, label=label)
-    style.slope_guide(left, depths, float(dataset["error_z"].max()) * 1.3, -1.0, "order 1")
     left.set_yscale("log")
+    style.order_triangle(left, depths, dataset["error_z"].transpose("target", "depth").values, -1.0, "1")
+    style.floor(left, float(dataset["error_time"].max()))
     style.depth_axis(left, depths.tolist())
     left.set_xlabel("layers $n$")
     left.set_ylabel(r"$\sup_t \Vert z_n(t) - z_\infty(t)\Vert_F$")

@@ -25,8 +25,9 @@ def scalar_blocks(dataset: xr.Dataset) -> dict[str, Figure]:
     left.set_ylabel("$r(t)$")
     depths = dataset["depth"].values
     right.plot(depths, dataset["error_r"], "o-", color=style.BLUE, label=r"$\sup_t |r_S - r_\infty|$")
-    style.slope_guide(right, depths, float(dataset["error_r"][0]) * 1.3, -1.0, "order 1")
     right.set_yscale("log")
+    style.order_triangle(right, depths, dataset["error_r"].values, -1.0, "1")
+    style.floor(right, float(dataset["error_time"]))
     style.depth_axis(right, depths.tolist())
     right.set_xlabel("blocks $S$")
     style.legend_below(figure)

@@ -17,16 +17,22 @@ def strong_imbalance(dataset: xr.Dataset) -> dict[str, Figure]:
     depths, colours = dataset["depth"].values, (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE)
     for i, strength in enumerate(dataset["strength"].values):
         colour = colours[i % len(colours)]
-        label = rf"$\ell = {strength:g}$, $m = {float(dataset['factor'][i]):.4f}$"
+        label = rf"$\lambda = {strength:g}/L$, $m = {float(dataset['factor'][i]):.4f}$"
         left.plot(depths, dataset["error_z"].values[i], "o-", color=colour, label=label)
+        if strength > 0:
+            weak = rf"$\lambda = {strength:g}/L^2$, $m = 1$"
+            left.plot(depths, dataset["error_weak"].values[i], "s--", color=colour, lw=0.9, ms=3, label=weak)
+            wrong = rf"$\lambda = {strength:g}/L$ against $m = 1$"
+            left.plot(depths, dataset["error_balanced"].values[i], "x:", color=colour, lw=0.9, label=wrong)
         right.plot(dataset["time"], dataset["loss"].values[i], color=colour)
-    style.slope_guide(left, depths, float(dataset["error_z"].max()) * 1.3, -1.0, "order 1")
     left.set_yscale("log")
+    style.order_triangle(left, depths, dataset["error_z"].values, -1.0, "1")
+    style.floor(left, float(dataset["error_time"].max()))
     style.depth_axis(left, depths.tolist())
     left.set_ylabel(r"$\sup_t \Vert z_L - z_\infty\Vert_F$")
     right.set_xlabel("training time $t$")
     right.set_ylabel("loss of the limit")
-    style.legend_below(figure)
+    style.legend_below(figure, columns=3)
     return {"imbalance": figure}
 
 
@@ -34,7 +40,8 @@ FIGURES.register("strong_imbalance")(
     FigureSet(
         strong_imbalance,
         {
-            "imbalance": "Left: distance of L layers from the limit m · logmean. Right: the loss of the limits.",
+            "imbalance": "Left: distance of L layers from their limit, m · logmean for λ = ℓ/L and logmean for "
+            "λ = ℓ/L²; dotted: λ = ℓ/L against logmean itself. Right: the loss of the limits.",
         },
     )
 )

@@ -25,6 +25,8 @@ HEIGHT = 4.1
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
+_FAR_BELOW = 1e-2  # of the lowest curve: to show such an error would press the curves together
+
 STYLE: dict[Any, Any] = {
     # Text and formulas in one face that comes with Matplotlib; the second has the signs that the first lacks.
     "font.family": ["STIXGeneral", "DejaVu Sans"],
@@ -52,19 +54,31 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Movie:
-    """A figure that moves.
+    """A figure that moves: under a slider in a report, and as a film if it is worth one.
 
     Attributes
     ----------
     figure : Figure
     frame : callable
         frame(i) draws its i-th state.
-    frames : int
+    values : array (frames,)
+        What the slider shows at each of them.
+    label : str
+        What the values are.
+    film : bool
+        Whether it is saved as a film; else as a picture of its last frame.
     """
 
     figure: Figure
     frame: Callable[[int], Any]
-    frames: int
+    values: np.ndarray
+    label: str = "training time $t$"
+    film: bool = True
+
+    @property
+    def frames(self) -> int:
+        """How many there are."""
+        return len(self.values)
 
 
 def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
@@ -93,10 +107,45 @@ def positive(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def slope_guide(axes: Axes, xs: np.ndarray, y: float, slope: float, text: str) -> None:
-    """A grey line of the given slope on log–log axes, from (xs[0], y) to the last x."""
-    low, high = float(xs[0]), float(xs[-1])
-    axes.plot([low, high], [y, y * (high / low) ** slope], color=GREY, ls=":", lw=1.0, label=text)
+def triangle(
+    axes: Axes, ends: tuple[float, float], factor: float, slope: float, text: str, above: bool = False
+) -> None:
+    """A triangle with the given slope on logarithmic axes: its long side is factor · x^slope between the ends.
+
+    It lies below the curves that it is about, or above them.
+    """
+    left, right = float(ends[0]), float(ends[1])
+    first, last = factor * left**slope, factor * right**slope
+    corner = (right, first) if above else (left, last)
+    axes.fill([left, right, corner[0]], [first, last, corner[1]], facecolor="none", edgecolor=GREY, lw=0.8)
+    side, away = (3, "left") if above else (-3, "right")
+    middle = np.sqrt(first * last)
+    axes.annotate(text, (corner[0], middle), (side, 0), textcoords="offset points", ha=away, va="center", fontsize=8)
+
+
+def order_triangle(axes: Axes, xs: np.ndarray, errors: np.ndarray, slope: float, text: str) -> None:
+    """A triangle above the highest of the curves `errors`, `(..., x)`, with the slope that they should have."""
+    xs, highest = np.asarray(xs, dtype=float), np.nanmax(positive(errors).reshape(-1, len(xs)), axis=0)
+    part = slice(len(xs) // 3, max(len(xs) // 3 + 2, 2 * len(xs) // 3 + 1))
+    factor = float(np.nanmax(highest[part] / xs[part] ** slope))
+    triangle(axes, (xs[part][0], xs[part][-1]), 1.8 * factor, slope, text, above=True)
+
+
+def floor(axes: Axes, value: float) -> None:
+    """Shades what is below the error of the reference itself, or tells that error where it is far below all curves.
+
+    Nothing is said where it is not known.
+    """
+    if not np.isfinite(value) or value <= 0:
+        return
+    low, high = axes.get_ylim()
+    far = value < _FAR_BELOW * low
+    text = f"the solver's own error is {value:.0e}" if far else "below the solver's own error"
+    axes.text(0.01, 0.015, text, transform=axes.transAxes, fontsize=8)
+    if not far:
+        low = min(low, value / 10)
+        axes.axhspan(low, value, color="#EFEFEF", lw=0, zorder=0)
+        axes.set_ylim(low, high)
 
 
 def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
@@ -118,7 +167,7 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
 def save(figure: Figure | Movie, stem: Path) -> list[Path]:
     """Writes `stem`.png and `stem`.pdf, each whole or not at all, and without dates: equal data give equal files.
 
-    A movie becomes `stem`.gif.
+    A film becomes `stem`.gif.
 
     Returns
     -------
@@ -126,9 +175,12 @@ def save(figure: Figure | Movie, stem: Path) -> list[Path]:
         The PNG, then the PDF; or the GIF.
     """
     if isinstance(figure, Movie):
-        path = stem.with_name(f"{stem.name}.gif")
-        atomic_write(path, _gif(figure))
-        return [path]
+        if figure.film:
+            path = stem.with_name(f"{stem.name}.gif")
+            atomic_write(path, _gif(figure))
+            return [path]
+        figure.frame(figure.frames - 1)
+        figure = figure.figure
     metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = []
     for suffix, entries in metadata.items():

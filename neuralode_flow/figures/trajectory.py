@@ -9,27 +9,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
-from .base import FIGURES, FigureSet
+from .base import FIGURES, Figures, FigureSet, Movie
+from .weights import Model, singular_values, weights
 
 _MOST_MODES = 12
 
 
 @matplotlib.rc_context(style.STYLE)
-def trajectory(dataset: xr.Dataset) -> dict[str, Figure]:
+def trajectory(dataset: xr.Dataset) -> Figures:
     """The figures of a trajectory study, drawn from its dataset alone; of several members the first is shown.
 
     Returns
     -------
-    dict of str to Figure
-        "path": singular values of z and the loss; "errors": what is known of the error of z.
+    dict of str to Figure or Movie
+        "path": singular values of z and the loss; "errors": what is known of the error of z; "weights": W(t, s) at each
+        time, of a model with weights.
     """
     first = dataset.isel({name: 0 for name in dataset.dims if str(name).startswith("member_")})
-    return {"path": _path(first), "errors": _errors(first)}
+    figures: dict[str, Figure | Movie] = {"path": _path(first), "errors": _errors(first)}
+    return figures | ({"weights": _weights(first)} if "s" in first.coords else {})
 
 
 def _path(dataset: xr.Dataset) -> Figure:
     sigma, times = dataset["singular_values"].transpose("time", "mode").values, dataset["time"].values
-    limit = np.linalg.svd(np.nan_to_num(dataset["z_limit"].values), compute_uv=False)
+    limit = singular_values(dataset["z_limit"])
     shown = np.unique(np.linspace(0, sigma.shape[1] - 1, min(sigma.shape[1], _MOST_MODES)).round().astype(int))
     figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['how_it_ended']}", panels=2)
     for i in shown:
@@ -63,6 +66,22 @@ def _errors(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def _weights(dataset: xr.Dataset) -> Movie:
+    W = dataset["W" if "W" in dataset else "W_singular_values"].transpose("time", "s", ...).values
+    models = [
+        Model(str(dataset.attrs["model"]), {"color": style.BLUE}, W, singular_values(dataset["z"])),
+        Model(
+            "intrinsic limit",
+            {"color": style.BLACK, "ls": (0, (4, 2)), "lw": 1.0},
+            None,
+            singular_values(dataset["z_limit"]),
+            "x",
+        ),
+    ]
+    title = f"{dataset.attrs['problem']}\nWeights and singular values"
+    return weights(title, dataset["time"].values, dataset["s"].values, models)
+
+
 def _time_axis(axes: Axes, times: np.ndarray) -> None:
     """Long runs, of which most happens early, get a logarithmic axis."""
     axes.set_xlabel("training time $t$")
@@ -76,6 +95,7 @@ FIGURES.register("trajectory")(
         {
             "path": "Left: singular values of z along training, with those of the intrinsic limit. Right: the loss.",
             "errors": "What is known of the error of z along training.",
+            "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z.",
         },
     )
 )

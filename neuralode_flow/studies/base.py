@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import xarray as xr
 from torch import Tensor
@@ -14,6 +14,8 @@ from ..depth.grid import DepthGrid, Profile
 from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
+from ..time.endings import REACHED
+from ..time.trajectory import Trajectory
 
 Progress = Callable[[float, str], None]
 
@@ -53,6 +55,10 @@ class Clock:
     def title(self) -> str:
         """What is studied, in one sentence."""
         return ""
+
+    def tight(self) -> Self:
+        """The same with 100 times smaller tolerances, as far as float64 goes: what it changes is the error in time."""
+        return replace(self, rtol=max(self.rtol / 100, 2.3e-14), atol=self.atol / 100)
 
     def options(self, name: str) -> dict[str, Any]:
         """How `integrate` is called for one integration of the study, which is saved and taken up by its name."""
@@ -144,6 +150,19 @@ class Study:
     summarise: Callable[[xr.Dataset], dict[str, Any]]
     setup: type[Clock] = Setup
     question: str = ""
+
+
+def whole(path: Trajectory, what: str) -> Trajectory:
+    """A path that reached the last time with numbers to trust; its target may be out of reach.
+
+    Raises
+    ------
+    RuntimeError
+        If it is none: says what it was and how it ended.
+    """
+    if path.ending not in REACHED:
+        raise RuntimeError(f"the {what} could not be computed: {path.status}")
+    return path
 
 
 STUDIES: Registry[Study] = Registry("study")

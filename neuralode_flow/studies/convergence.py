@@ -31,9 +31,10 @@ from ..laws import depth_curvature, relaxed_balance_defect
 from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .base import STUDIES, Progress, Setup, Study
+from .base import STUDIES, Progress, Setup, Study, whole
 from .orders import observed_order
 from .parallel import side_by_side
+from .weights import MOST_ROWS, weights
 
 DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RULES = ("euler", "rk2", "cayley", "exp")
@@ -45,7 +46,11 @@ UNBALANCED = 1e-4
 COARSE = 1e-2
 
 
+# The layers of the networks of one rule are kept while they are no more numbers than this.
+MOST_NUMBERS = 2**20
+
 LONG_NAMES = {
+    "W_finite": "layers of the first network of each depth, at the depth nodes",
     "z_finite": "end-to-end map of the finite network",
     "z_continuous": "end-to-end map of the continuous model",
     "z_intrinsic": "solution of the intrinsic limit",
@@ -80,6 +85,11 @@ class _Reference:
     error_grid: float = np.nan
     error_time: float = np.nan
     error_profile_grid: float = np.nan
+
+    @property
+    def W(self) -> Tensor:
+        """The weights, `(T, N, d, d)`."""
+        return torch.stack(self.states)
 
     @property
     def floor(self) -> float:
@@ -140,12 +150,15 @@ def run(
     meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
     reference = _reference(setup, meter)
 
+    shown = "euler" if "euler" in layers else layers[0]
+    fits = reference.W.numel() * len(depths) <= MOST_NUMBERS and reference.W.shape[-1] <= MOST_ROWS
+
     def edge(key: tuple[str, int]) -> Any:
         if key in squares:
             return _side_edges(setup, reference, key[1])
         if key in checks:
             return _doubled(setup, reference) if key[0] == "doubled" else _tight(setup, reference)
-        return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key])
+        return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key], keep=fits and key[0] == shown)
 
     edges = {}
     # The checks first: without them nothing else counts.
@@ -191,12 +204,6 @@ def _is_whole(path: Trajectory) -> bool:
     return path.ending in REACHED
 
 
-def _whole(path: Trajectory, what: str) -> Trajectory:
-    if not _is_whole(path):
-        raise RuntimeError(f"the {what} could not be computed: {path.status}")
-    return path
-
-
 def _reference(setup: Setup, meter: _Meter) -> _Reference:
     flow = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
 
@@ -204,10 +211,10 @@ def _reference(setup: Setup, meter: _Meter) -> _Reference:
         meter.step(len(setup.grid) / len(setup.times), "continuous model")
         return state
 
-    path = _whole(_solve(setup, "continuous", flow, flow.sample(setup.initial), keep), "continuous model")
+    path = whole(_solve(setup, "continuous", flow, flow.sample(setup.initial), keep), "continuous model")
     states = list(_observed(path))
     limit = IntrinsicFlow(setup.problem.loss, LogMean())
-    intrinsic = _whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
+    intrinsic = whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
     return _Reference(flow, states, path, intrinsic)
 
 
@@ -221,15 +228,14 @@ def _doubled(setup: Setup, reference: _Reference) -> tuple[float, float]:
         return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
 
     start = flow.sample(setup.initial)
-    path = _whole(_solve(setup, "doubled", flow, start, compare), "continuous model on a doubled grid")
+    path = whole(_solve(setup, "doubled", flow, start, compare), "continuous model on a doubled grid")
     return _distance(path.z, reference.path.z), float(_observed(path).max())
 
 
 def _tight(setup: Setup, reference: _Reference) -> float:
     """What the tolerance contributes to z of the reference."""
-    tight = replace(setup, rtol=max(setup.rtol / 100, 2.3e-14), atol=setup.atol / 100)
-    path = _solve(tight, "tight", reference.flow, reference.states[0])
-    return _distance(_whole(path, "continuous model at a tighter tolerance").z, reference.path.z)
+    path = _solve(setup.tight(), "tight", reference.flow, reference.states[0])
+    return _distance(whole(path, "continuous model at a tighter tolerance").z, reference.path.z)
 
 
 def _distance(z: Tensor, other: Tensor) -> float:
@@ -243,23 +249,31 @@ def _observed(path: Trajectory) -> Tensor:
     return path.observed
 
 
-def _top_edge(setup: Setup, reference: _Reference, name: str, flow: FiniteFlow) -> dict[str, Any]:
-    """One finite network against the continuous model."""
+def _top_edge(setup: Setup, reference: _Reference, name: str, flow: FiniteFlow, *, keep: bool) -> dict[str, Any]:
+    """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
+    nodes, L = reference.flow.grid.nodes, len(flow.nodes)
+    at_nodes = (nodes * L).floor().long().clamp(max=L - 1)
 
     def compare(i: int, state: Tensor) -> Tensor:
         limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
         squares = (state - limit).square().sum((-2, -1)).mean(-1)
-        return squares.mean().sqrt()
+        error = squares.mean().sqrt()
+        if not keep:
+            return error.unsqueeze(0)
+        first = state.reshape(-1, *state.shape[-3:])[0]
+        return torch.cat((error.unsqueeze(0), first[at_nodes].flatten()))
 
     path = _solve(setup, name, flow, flow.sample(setup.initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     gap = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None]).square().mean(-1).sqrt()
-    whole = _is_whole(path)
+    reached, seen = _is_whole(path), _observed(path)
+    layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
     return {
+        "layers": None if layers is None else _padded(layers, len(setup.times))[0],
         "z": _padded(members, len(setup.times)),
         "loss": _padded(path.loss.reshape(len(members), -1), len(setup.times)),
-        "error_z": float(gap.max()) if whole else np.nan,
-        "error_profile": float(_observed(path).max()) if whole else np.nan,
+        "error_z": float(gap.max()) if reached else np.nan,
+        "error_profile": float(seen[:, 0].max()) if reached else np.nan,
         "drift": float(path.drift.max()),
         "evaluations": path.stats["evaluations"],
         "seconds": path.stats["seconds"],
@@ -345,9 +359,11 @@ def _dataset(
             "time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"}),
         },
     )
+    dataset = dataset.merge(_all_weights(reference, [edges[layer, n]["layers"] for layer in layers for n in depths]))
     statuses = {f"{layer}, L = {n}": edges[layer, n]["status"] for layer in layers for n in depths}
     for name, meaning in LONG_NAMES.items():
-        dataset[name].attrs["long_name"] = meaning
+        if name in dataset:
+            dataset[name].attrs["long_name"] = meaning
     broken = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
     W0 = reference.states[0]
     dataset.attrs = {
@@ -376,6 +392,12 @@ def _dataset(
         )
     dataset.attrs["verdict"] = _verdict(dataset)
     return dataset
+
+
+def _all_weights(reference: _Reference, layers: list[np.ndarray | None]) -> xr.Dataset:
+    """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it."""
+    dataset, kept = weights(reference.W, reference.flow.grid.nodes), [values for values in layers if values is not None]
+    return dataset.assign(W_finite=(("depth", *dataset["W"].dims), np.stack(kept))) if kept else dataset
 
 
 def _richardson(reference: _Reference, depths: list[int], layers: list[str], z_finite: np.ndarray) -> np.ndarray:

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..checks import count, positive
+from ..depth.grid import DepthGrid
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..initial import smooth
 from ..time.integrate import integrate
-from .base import STUDIES, ProblemSetup, Progress, Study
+from ..time.trajectory import Trajectory
+from .base import STUDIES, ProblemSetup, Progress, Study, whole
 from .published import claimed, summarise
 
 _ORDER = 0.05
@@ -61,17 +64,18 @@ def run(
     times = torch.arange(steps + 1, dtype=torch.float64) * h
     flow = ContinuousFlow(setup.grid, loss, setup.depth)
     descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)}
-    reference = integrate(flow, flow.sample(profile), times, **descent, observe=_kept)
-    assert reference.observed is not None
+    reference = whole(integrate(flow, flow.sample(profile), times, **descent, observe=_kept), "continuous model")
+    finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
+    doubled = integrate(flow.on(finer), flow.on(finer).sample(profile), times, **descent, observe=_kept)
+    apart = _apart(whole(doubled, "continuous model on a doubled grid"), setup.grid, reference, finer.nodes)
+    floor = float(apart.max())
     distances, gaps = [], []
     for k, L in enumerate(depths):
         if progress is not None:
             progress(k / len(depths), f"L = {L}")
         net = FiniteFlow(L, loss)
-        path = integrate(net, net.sample(profile), times, **descent, observe=_kept)
-        assert path.observed is not None
-        apart = path.observed - setup.grid.interpolate(reference.observed, net.nodes)
-        distances.append(apart.square().sum((-2, -1)).mean(-1).sqrt().numpy())
+        path = whole(integrate(net, net.sample(profile), times, **descent, observe=_kept), f"network of {L} layers")
+        distances.append(_apart(path, setup.grid, reference, net.nodes))
         gaps.append(torch.linalg.matrix_norm(path.z - reference.z).numpy())
     distance, gap = np.array(distances), np.array(gaps)
     later = slice(1, None)  # at iteration 0 the layers are the profile
@@ -81,6 +85,7 @@ def run(
         {
             "distance": (("depth", "iteration"), distance, {"long_name": "‖W^L − W‖ in L² over depth"}),
             "error_z": (("depth", "iteration"), gap, {"long_name": "‖z_L − z‖, Frobenius norm"}),
+            "error_grid": ((), floor, {"long_name": "limit minus the same on a doubled depth grid"}),
             "order": ("later", orders, {"long_name": f"order in 1/L from {depths[half]} to {depths[-1]}"}),
         },
         coords={
@@ -106,10 +111,19 @@ def run(
             f"iterations, from {distance[0].max():.1e} at L = {depths[0]} to {distance[-1].max():.1e} at "
             f"L = {depths[-1]}."
         ),
+        reference_error=floor,
     )
 
 
-def _kept(i: int, W: torch.Tensor) -> torch.Tensor:
+def _apart(path: Trajectory, grid: DepthGrid, reference: Trajectory, nodes: Tensor) -> np.ndarray:
+    """‖W − W_reference‖, root mean square over the nodes of the path, at each time."""
+    assert path.observed is not None
+    assert reference.observed is not None
+    gap = path.observed - grid.interpolate(reference.observed, nodes)
+    return gap.square().sum((-2, -1)).mean(-1).sqrt().numpy()
+
+
+def _kept(i: int, W: Tensor) -> Tensor:
     return W.clone()
 
 

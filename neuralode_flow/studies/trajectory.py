@@ -22,6 +22,7 @@ from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study
+from .weights import weights
 
 # What is trained: each makes a flow and what it starts from.
 MODELS: Registry[Any] = Registry("model")
@@ -105,11 +106,30 @@ def run(
         stop={name: bound for name, bound in wanted.items() if bound is not None},
         max_evaluations=max_evaluations,
         max_seconds=max_seconds,
+        observe=_first_weights if model != "intrinsic" else None,
         adapt=adapt and model == "continuous",
         estimate=estimate,
         progress=report,
     )
-    return _dataset(setup, model, path, _limit(setup, path))
+    dataset = _dataset(setup, model, path, _limit(setup, path))
+    nodes = getattr(flow, "nodes", setup.grid.nodes)
+    return dataset if path.observed is None else dataset.merge(weights(_all_weights(path), nodes))
+
+
+def _first_weights(_: int, state: Tensor) -> Tensor:
+    """The weights of the first member."""
+    return state.reshape(-1, *state.shape[-3:])[0]
+
+
+def _all_weights(path: Trajectory) -> Tensor:
+    """The weights at all times; also at the end of a run between two outputs, unless the grid has changed by then."""
+    assert path.observed is not None
+    if len(path.observed) == len(path.times):
+        return path.observed
+    last = _first_weights(-1, path.state)
+    if last.shape != path.observed.shape[1:]:
+        last = torch.full_like(path.observed[0], torch.nan)
+    return torch.cat((path.observed, last.unsqueeze(0)))
 
 
 def _limit(setup: Setup, path: Trajectory) -> np.ndarray:

@@ -18,13 +18,15 @@ from ..flows.base import Flow
 from ..matrices import frobenius
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import MARGIN, depth_control, sampled
+from .depth import MARGIN, FixedDepth, depth_control, sampled
 from .endings import EVENTS_ASKED
 from .events import checked as checked_events
 from .interrupt import postponed
 from .progress import Report, Throttled, shown
 from .run import Run
 from .trajectory import Trajectory
+
+Observer = Callable[[int, Tensor], Tensor | None]
 
 
 class IntegrationError(RuntimeError):
@@ -57,7 +59,7 @@ def integrate(
     estimate: bool = False,
     checkpoint: str | Path | None = None,
     every: float = 60.0,
-    observe: Callable[[int, Tensor], Tensor | None] | None = None,
+    observe: Observer | None = None,
     progress: bool | Report = False,
     throw: bool = False,
 ) -> Trajectory:
@@ -108,7 +110,8 @@ def integrate(
         Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
         Called as observe(i, state) at every output time i = 0, 1, … in turn (for the outputs after a checkpoint only).
-        Tensors that it returns are kept in `Trajectory.observed`, also through a checkpoint.
+        Tensors that it returns are kept in `Trajectory.observed`, also through a checkpoint. With `adapt` it is given
+        the state on the flow's own grid.
     progress : bool or callable
         True: a bar on stderr, if that is a terminal. A function is called with a `Progress`.
     throw : bool
@@ -154,6 +157,7 @@ def integrate(
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
 
+    given = flow
     with torch.no_grad():
         flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
 
@@ -162,7 +166,7 @@ def integrate(
         watch = Watch(flow, max_evaluations, max_seconds)
         one = Run(depth, watch, start, points, method, control)
         if main:
-            one.events, one.observe = events, observe
+            one.events, one.observe = events, _on_grid_of(given, depth, observe) if adapt else observe
         one.progress = Throttled(report)
         if path is None:
             return one.whole()
@@ -180,6 +184,13 @@ def integrate(
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
+
+
+def _on_grid_of(given: Any, depth: FixedDepth, observe: Observer | None) -> Observer | None:
+    """An observer that is shown the state on the grid of the given flow, whatever grid it is on."""
+    if observe is None:
+        return None
+    return lambda i, state: observe(i, depth.flow.transfer(state, given.grid))
 
 
 def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajectory:

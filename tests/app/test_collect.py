@@ -18,12 +18,36 @@ def test_members_are_joined_along_the_settings_in_which_they_differ(command, cap
     assert "2 of 4 members have finished" in capfd.readouterr().out
     records = json.loads(Path("sweep/collected.json").read_text())
     assert [(r["problem.seed"], r["status"][:5]) for r in records if r["status"] == "ok"] == [(0, "ok"), (3, "ok")]
+    assert "problem.dimension" not in records[0]  # the same in all, also in those that failed
     assert sum("the sky fell" in record["status"] for record in records) == 2
     dataset = nf.open("sweep")
     assert dataset["problem.seed"].values.tolist() == [0, 3]
     assert dataset.error_z.dims[0] == "member"
     single = nf.open("sweep/0")
     np.testing.assert_array_equal(dataset.error_z.isel(member=0), single.error_z)
+
+
+def test_members_of_several_sizes_are_padded(command):
+    for dimension in (2, 3):
+        line = ("study=trajectory", "problem=teacher", f"problem.dimension={dimension}", f"resume=sizes/{dimension}")
+        assert command(*line, "study.estimate=false", "time.samples=3", "depth.order=4").status == 0
+    collect.main(["sizes"])
+    dataset = nf.open("sizes")
+    assert dataset.sizes["row"] == 3
+    small, large = (dataset.z.sel({"member": name}) for name in ("2", "3"))
+    assert np.isnan(small.isel(row=2)).all()
+    np.testing.assert_array_equal(small.isel(row=[0, 1], column=[0, 1]).values, nf.open("sizes/2").z.values)
+    assert np.isfinite(large).all()
+
+
+def test_the_page_of_a_sweep_says_first_what_failed_and_how_it_goes_on(command):
+    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise")
+    collect.main(["sweep"])
+    page = Path("sweep/report.html").read_text(encoding="utf-8")
+    assert page.index("2 of 4 members have finished") < page.index("the sky fell") < page.index("All is well.")
+    assert 'href="0/report.html"' in page
+    assert "neuralode-flow -m study=fake problem=teacher problem.dimension=2" in page
+    assert page.rindex("resume=sweep") > page.rindex("problem.seed=0,3")
 
 
 def test_a_folder_without_members_is_refused(tmp_path, capfd):

@@ -60,6 +60,27 @@ def test_the_errors_are_those_of_the_stored_maps(dataset):
     np.testing.assert_allclose(error, dataset.error_z, rtol=1e-12)
 
 
+def test_the_weights_are_kept_and_give_the_stored_maps(dataset):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 8), nf.Quadratic(torch.eye(3)))
+    W = torch.as_tensor(dataset.W.values)
+    np.testing.assert_allclose(flow.product(W), dataset.z_continuous, atol=1e-12)
+    np.testing.assert_array_equal(dataset.s, flow.grid.nodes)
+    layers = dataset.W_finite.sel(depth=8).transpose("time", "s", "row", "column").values
+    # Eight panels of a network of 8 layers, seen at 4 nodes each: every layer at its own nodes.
+    assert np.ptp(layers.reshape(5, 8, 4, 3, 3), axis=2).max() == 0
+    network = nf.FiniteFlow(8, nf.Quadratic(torch.eye(3)))
+    z = network.product(torch.as_tensor(layers[:, ::4]))
+    np.testing.assert_allclose(z, dataset.z_finite.sel(rule="euler", depth=8).isel(member=0), atol=1e-12)
+
+
+def test_large_weights_are_kept_by_their_singular_values():
+    problem = PROBLEMS["teacher"](dimension=17)
+    made = run(setup(problem, samples=2, grid=nf.DepthGrid.gauss(1, 12)), depths=[2], layers=["euler"])
+    assert made.W_singular_values.dims == ("time", "s", "mode")
+    assert made.W_singular_values.shape == (2, 12, 17)
+    assert "W" not in made
+
+
 def test_the_summary_is_a_flat_record_that_json_takes(dataset):
     summary = summarise(dataset)
     record = json.loads(json.dumps(summary))

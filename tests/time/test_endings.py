@@ -216,6 +216,13 @@ def test_a_grid_is_refined_on_the_way_and_a_generous_one_is_coarsened():
     path = nf.integrate(flow, nf.identity(2), torch.linspace(0, 1, 5), "auto", 1e-8, 1e-10, adapt=True)
     assert path.status == "ok"
     assert "from 1 × 4 to 1 ×" in path.stats["history"][0]
+    # An observer is shown the grid that it knows, on which W is the closest polynomial of its degree.
+    seen = nf.integrate(
+        flow, nf.identity(2), torch.linspace(0, 1, 5), "auto", 1e-8, 1e-10, adapt=True, observe=lambda i, state: state
+    ).observed
+    assert seen.shape == (5, 4, 2, 2)
+    assert distance(flow.product(seen), path.z) < 0.02 * float(torch.linalg.matrix_norm(path.z).max())
+    assert torch.equal(seen[0], flow.sample(nf.identity(2)))
     wide = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 16), nf.Quadratic(TARGET))
     path = nf.integrate(wide, nf.identity(2), torch.linspace(0, 1, 5), "DOP853", 1e-6, 1e-8, adapt=True)
     assert path.stats["grid"] == [4, 6]
