@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
@@ -47,6 +48,8 @@ def main() -> None:
     if not {"--shell-completion", "-sc"} & set(sys.argv):
         sys.argv[1:] = [forced(argument) for argument in in_sweep_folder(sys.argv[1:])]
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
+    # Our preset of the Ray launcher has the name that the launcher gives its own.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against", UserWarning)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()

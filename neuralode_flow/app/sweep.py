@@ -3,6 +3,7 @@ says why and does not stop the others. The same command with resume=FOLDER runs 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -26,12 +27,18 @@ from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .runfolder import FAILED, MULTIRUN, SUMMARY
 from .schema import checked
 
+_JOBLIB = "hydra_plugins.hydra_joblib_launcher"
+
 # Launchers that are no part of Hydra, and the extra that brings each.
 _EXTRAS = {
-    "hydra_plugins.hydra_joblib_launcher": "local",
+    _JOBLIB: "local",
     "hydra_plugins.hydra_submitit_launcher": "slurm",
     "hydra_plugins.hydra_ray_launcher": "ray",
 }
+
+
+_MOST_RESTARTS = 5
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class CheckSweep(Callback):
@@ -41,6 +48,8 @@ class CheckSweep(Callback):
         """Ends the program with status 2 at the first bad point; else claims the sweep's folder."""
         try:
             _check_launcher(str(config.hydra.launcher._target_))
+            if str(config.hydra.launcher._target_).startswith(_JOBLIB):
+                _outlive_workers()
             resumed = False
             for overrides in points(config):
                 job = checked(compose(config.hydra.job.config_name, overrides))
@@ -72,7 +81,7 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
     """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
 
     It gets a process of its own, so that even one that is killed leaves the others alone (but not where processes
-    cannot be forked, or under Ray, which looks after its workers itself).
+    cannot be forked).
     """
     if (folder / SUMMARY).exists():  # of an earlier start; what it says of a failure stays
         from .terminal import finished  # which imports torch: --help stays fast
@@ -80,7 +89,7 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
         finished(folder)
         return
     (folder / FAILED).unlink(missing_ok=True)
-    reason = _in_this_process(work) if not hasattr(os, "fork") or "ray" in sys.modules else _in_a_child(work)
+    reason = _in_a_child(work) if hasattr(os, "fork") else _in_this_process(work)
     if reason is not None:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"overrides": list(overrides), "reason": reason}
@@ -120,6 +129,7 @@ def _in_a_child(work: Callable[[], None]) -> str | None:
         child = os.fork()
     if child == 0:
         os.close(reader)
+        _end_with_parent()
         status = 1
         try:
             reason = _in_this_process(work)
@@ -148,6 +158,30 @@ def _in_a_child(work: Callable[[], None]) -> str | None:
     if code in (130, 143):
         sys.exit(code)
     return None if code == 0 else reason or f"its process ended with status {code}"
+
+
+def _end_with_parent() -> None:
+    """Linux: this process gets SIGTERM when its parent is killed, so that it saves itself and lets its folder go."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _outlive_workers() -> None:
+    """Lets a sweep go on whose worker was killed, where joblib gives up: what has finished is not run again."""
+    from hydra_plugins.hydra_joblib_launcher import _core
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    launch = _core.launch
+
+    def launch_again(**arguments: Any) -> Any:
+        for _ in range(_MOST_RESTARTS):
+            try:
+                return launch(**arguments)
+            except TerminatedWorkerError:
+                complain("a worker of the sweep was killed; the members that are missing are started again")
+        return launch(**arguments)
+
+    _core.launch = launch_again
 
 
 def _check_launcher(target: str) -> None:

@@ -59,15 +59,52 @@ def slurm(tmp_path):
     return {"PATH": f"{tools}:{os.environ['PATH']}", "STAND_IN": str(state)}
 
 
+PLUGIN = """
+import os, signal
+from pathlib import Path
+from neuralode_flow.losses import LOSSES, Quadratic
+
+@LOSSES.register("kills_once")
+def kills_once(*arguments):
+    if not Path("killed").exists():
+        Path("killed").touch()
+        os.kill(os.getppid(), signal.SIGKILL)  # the worker, of which this is the child
+    return LOSSES["quadratic"](*arguments)
+"""
+
+
+def sweep(folder, name, *settings, **environment):
+    line = [sys.executable, "-m", "neuralode_flow", *(settings or SWEEP), f"hydra/launcher={name}", f"resume={name}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+def assert_equal(first, other):
+    for seed in "01":
+        one, two = nf.open(Path(first, seed)), nf.open(Path(other, seed))
+        np.testing.assert_array_equal(one.z_finite, two.z_finite)
+        np.testing.assert_array_equal(one.z_continuous, two.z_continuous)
+
+
 def test_every_launcher_gives_the_same_arrays(tmp_path, slurm):
     for name in ("basic", "local", "slurm"):
-        line = [sys.executable, "-m", "neuralode_flow", *SWEEP, f"hydra/launcher={name}", f"resume={name}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(slurm if name == "slurm" else {})}
-        ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150)
-        assert ended.returncode == 0, ended.stderr
-    for seed in "01":
-        first = nf.open(tmp_path / "basic" / seed)
-        for name in ("local", "slurm"):
-            other = nf.open(Path(tmp_path, name, seed))
-            np.testing.assert_array_equal(first.z_finite, other.z_finite)
-            np.testing.assert_array_equal(first.z_continuous, other.z_continuous)
+        sweep(tmp_path, name, **(slurm if name == "slurm" else {}))
+        assert_equal(tmp_path / "basic", tmp_path / name)
+
+
+def test_ray_gives_the_same_arrays(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="Ray needs an environment of its own")
+    for name in ("basic", "ray"):
+        assert "deprecated" not in sweep(tmp_path, name)
+    assert_equal(tmp_path / "basic", tmp_path / "ray")
+
+
+def test_a_sweep_outlives_its_workers(tmp_path):
+    (tmp_path / "killer.py").write_text(PLUGIN)
+    settings = ("-m", "problem=linnerud", "problem.loss=kills_once", "study=trajectory", "study.estimate=false")
+    said = sweep(tmp_path, "local", *settings, "time.horizon=0.1,0.2,0.3", "time.samples=3", "plugins=[killer]")
+    assert "a worker of the sweep was killed" in said
+    assert len(list(tmp_path.glob("local/*/summary.json"))) == 3
+    assert not list(tmp_path.glob("local/*/failed.json"))
