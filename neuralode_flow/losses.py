@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import count, float_tensor, follows, same_kind
+from .matrices import slogdet
 from .registry import Registry
 
 
@@ -67,7 +68,7 @@ def _half_square(residual: Tensor, axes: int = 2) -> Tensor:
 def _nearest_singular(target: Tensor, weighted: Tensor) -> Tensor:
     """½σ_min(weighted)², where det target < 0: half the squared distance to the singular matrices; else NaN."""
     distance = torch.linalg.svdvals(weighted).amin(-1).square() / 2
-    return torch.where(torch.linalg.det(target) < 0, distance, torch.nan)
+    return torch.where(slogdet(target)[0] < 0, distance, torch.nan)
 
 
 class Quadratic:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from .checks import square
 
+_SAFE = 96  # rows of matrices that are factorised rightly in batches
+
 
 def orientation_preserving(name: str, z: Tensor) -> Tensor:
     """`z` as square matrices `(..., d, d)` with det z > 0; raises ValueError otherwise."""
     square(name, z)
-    sign, logarithm = torch.linalg.slogdet(z)
+    sign, logarithm = slogdet(z)
     if not bool((sign > 0).all()):
         det = (sign * torch.exp(logarithm)).min()
         raise ValueError(
@@ -21,6 +23,39 @@ def orientation_preserving(name: str, z: Tensor) -> Tensor:
             f"flip the sign of one column, or start from another matrix"
         )
     return z
+
+
+def solve(A: Tensor, B: Tensor, left: bool = True) -> Tensor:
+    """X of A X = B, or of X A = B, for batches `(..., d, d)` and `(..., d, n)`.
+
+    As `torch.linalg.solve`, which factorises a batch of large matrices wrongly, or hangs, where MKL has several threads
+    (seen with torch 2.13 from d ≈ 190 on): there the matrices are taken one after the other.
+    """
+    if not _one_by_one(A):
+        return torch.linalg.solve(A, B, left=left)
+    batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    flat = (M.expand(*batch, *M.shape[-2:]).reshape(-1, *M.shape[-2:]) for M in (A, B))
+    solved = [torch.linalg.solve(a, b, left=left) for a, b in zip(*flat, strict=True)]
+    return torch.stack(solved).reshape(*batch, *B.shape[-2:])
+
+
+def inverse(A: Tensor) -> Tensor:
+    """The inverses of matrices `(..., d, d)`, with the same care."""
+    if not _one_by_one(A):
+        return torch.linalg.inv(A)
+    return torch.stack([torch.linalg.inv(a) for a in A.reshape(-1, *A.shape[-2:])]).reshape(A.shape)
+
+
+def slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs and logarithms of the determinants of matrices `(..., d, d)`, with the same care."""
+    if not _one_by_one(A):
+        return torch.linalg.slogdet(A)
+    signs, logarithms = zip(*(torch.linalg.slogdet(a) for a in A.reshape(-1, *A.shape[-2:])), strict=True)
+    return torch.stack(signs).reshape(A.shape[:-2]), torch.stack(logarithms).reshape(A.shape[:-2])
+
+
+def _one_by_one(A: Tensor) -> bool:
+    return A.ndim > 2 and A.shape[-1] > _SAFE and A.is_cpu and torch.get_num_threads() > 1
 
 
 def frobenius(z: Tensor, batch: int) -> Tensor:

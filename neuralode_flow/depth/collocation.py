@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import matrices
 from . import picard
 from .chain import add_identity, by_member, identity_like, outside
 from .grid import DepthGrid, check_grid, gauss_rule
@@ -107,7 +108,7 @@ def _across(grid: DepthGrid, W: Tensor) -> Tensor | None:
             return None
         ends = picard.along_nodes(integrals.ends, solved.slopes)
     add_identity(ends)
-    across = torch.linalg.solve(ends[:, 0], ends[:, 1], left=False)
+    across = matrices.solve(ends[:, 0], ends[:, 1], left=False)
     return across.view(*W.shape[:-3], grid.panels, *W.shape[-2:])
 
 
@@ -142,7 +143,7 @@ def _divided(off: Tensor, size: float, right: Tensor) -> Tensor:
     """(I + off)⁻¹ right, by the Neumann series where it is short."""
     ratio = size * off.shape[-1]  # of a term to the one before, at most
     if ratio > 1e-3:
-        return torch.linalg.solve(off + identity_like(off), right)
+        return matrices.solve(off + identity_like(off), right)
     result, left = right, size
     while left > torch.finfo(off.dtype).eps / 16:
         result, left = torch.baddbmm(right, off, result, alpha=-1), left * ratio

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import follows
+from ..matrices import inverse
 from ..registry import Registry
 from .chain import add_identity, identity_like
 from .products import multiply
@@ -76,7 +77,7 @@ class Cayley:
     quadratic_law = False
 
     def layer(self, A: Tensor) -> tuple[Tensor, Tensor]:
-        R = torch.linalg.inv(add_identity(A * -0.5))
+        R = inverse(add_identity(A * -0.5))
         return add_identity(2 * R, -1.0), R
 
     def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:

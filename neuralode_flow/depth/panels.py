@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import matrices
 from .chain import identity_like
 
 # Fixed-point iterations before a panel is handed to the direct solver; panels with h‖W‖ ≲ 4 need fewer.
@@ -55,4 +56,4 @@ def _direct(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
     if right is None:
         right = identity_like(W).expand_as(W)
     system = torch.eye(m * d, dtype=W.dtype, device=W.device) - coupling
-    return torch.linalg.solve(system, right.flatten(-3, -2)).unflatten(-2, (m, d))
+    return matrices.solve(system, right.flatten(-3, -2)).unflatten(-2, (m, d))

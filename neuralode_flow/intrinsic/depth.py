@@ -11,6 +11,7 @@ from ..checks import count
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, check_grid
 from ..flows.base import check_layers
+from ..matrices import solve
 from .ranks import Rank, kernel
 from .report import Verdict, metric_verdict
 
@@ -73,7 +74,7 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
         raise ValueError(f"W must have shape (N, d, d), got {tuple(W.shape)}")
     variations = _keep_law(grid, W, count("modes", modes))
     X, Y, z = Collocation(grid).propagators(W)
-    inside = torch.linalg.solve(X, variations @ X)
+    inside = solve(X, variations @ X)
     K, whole = grid.antiderivative(inside), grid.integrate(inside)
     # δP(s,0) = P(s,0) K(s), δP(1,s) = P(1,s) X (K(1) − K(s)) X⁻¹ and δz = z K(1).
     keep, rank = kernel((z @ whole).reshape(len(variations), -1).mT)

@@ -23,6 +23,7 @@ from ..intrinsic import depth_criterion, report
 from ..intrinsic.report import Verdict
 from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..kernels import DividedDifference, LogMean
+from ..matrices import inverse
 from ..time.integrate import integrate
 from .base import STUDIES, ProblemSetup, Progress, Study
 
@@ -196,7 +197,7 @@ def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     L, identity = len(state), torch.eye(state.shape[-1]).to(state)
     inner = [torch.linalg.matrix_exp(direction) for direction in directions]
     after, before = [*inner, identity], [identity, *inner]
-    layers = torch.stack(after) @ (identity + state / L) @ torch.linalg.inv(torch.stack(before))
+    layers = torch.stack(after) @ (identity + state / L) @ inverse(torch.stack(before))
     return L * (layers - identity)
 
 
