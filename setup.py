@@ -1,6 +1,18 @@
-"""Everything but the list of packages is in pyproject.toml."""
+"""Everything but the list of packages and the compiled kernel is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+
+# Made where there is a C compiler that understands it; without it torch does the same, slower. It is loaded by ctypes.
+kernel = Extension(
+    "neuralode_flow.depth._kernel",
+    sources=["neuralode_flow/depth/kernel.c"],
+    extra_compile_args=["-O3", "-std=gnu11"],
+    libraries=["m", "pthread"],
+    optional=True,
+)
 
 # conf/ lies beside the package and is installed inside it, where discovery alone would not look.
-setup(packages=[*find_packages(include=["neuralode_flow", "neuralode_flow.*"]), "neuralode_flow.conf"])
+setup(
+    packages=[*find_packages(include=["neuralode_flow", "neuralode_flow.*"]), "neuralode_flow.conf"],
+    ext_modules=[kernel],
+)

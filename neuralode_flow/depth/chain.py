@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import kernel
 from .products import multiply, recorded
 from .workspace import Take, Workspace
 
@@ -29,6 +30,9 @@ def add_identity(matrices: Tensor, factor: float = 1.0) -> Tensor:
 
 def product(U: Tensor) -> Tensor:
     """U_L … U_1 by pairwise products: `(..., L, d, d)` → `(..., d, d)`. Differentiable."""
+    compiled = kernel.chain(U)
+    if compiled is not None:
+        return compiled
     while U.shape[-3] > 1:
         even = U.shape[-3] // 2 * 2
         pairs = U[..., 1:even:2, :, :] @ U[..., 0:even:2, :, :]
@@ -73,6 +77,9 @@ def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     -------
     Tensor (..., L, d, d)
     """
+    compiled = kernel.chain(U, outer)
+    if compiled is not None:
+        return compiled
     *batch, L, d, _ = U.shape
     if recorded(U):  # slower, and derivatives can be taken through it
         before, after, z = outside(U)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
-from . import picard
+from . import kernel, picard
 from .chain import add_identity, by_member, identity_like, outside
 from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
@@ -215,6 +215,9 @@ class Collocation:
 
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
+        compiled = kernel.flow(self.grid, W)
+        if compiled is not None:
+            return compiled
         across = None if recorded(W) else _across(self.grid, W)
         return outside(stages(self.grid, W).across if across is None else across)[2]
 
@@ -228,6 +231,9 @@ class Collocation:
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""
+        compiled = kernel.flow(self.grid, W, outer)
+        if compiled is not None:
+            return compiled
         if not recorded(W):
             with _WORKSPACE.lend() as take:
                 middle = _from_middle(self.grid, W, take)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth import chain
+from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
-from ..depth.layers import LAYERS, LayerRule, check_rule
+from ..depth.layers import LAYERS, Euler, LayerRule, check_rule
 from ..depth.products import recorded
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss, check_square_loss
@@ -54,6 +54,7 @@ class FiniteFlow:
         if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise ValueError(unknown_name("sampling", sampling, list(SAMPLINGS)))
         self.sampling = sampling
+        self._is_euler = isinstance(self.rule, Euler)
 
     @property
     def nodes(self) -> Tensor:
@@ -79,6 +80,9 @@ class FiniteFlow:
         memory is used. A smaller one takes four times its own.
         """
         check_layers(state, self.depth, "layers")
+        compiled = kernel.chain(state, self._downhill, 1 / self.depth) if self._is_euler else None
+        if compiled is not None:
+            return compiled
         if state.nbytes <= 16 * SEGMENT:
             return self._pull_back(state, self._downhill)
         number = max(1, SEGMENT * self.depth // state.nbytes)
@@ -98,7 +102,8 @@ class FiniteFlow:
 
     def _map(self, layers: Tensor) -> Tensor:
         """The product of consecutive layers W_k, shape `(..., d, d)`."""
-        return chain.product(self.rule.layer(layers / self.depth)[0])
+        compiled = kernel.chain(layers, alpha=1 / self.depth) if self._is_euler else None
+        return chain.product(self.rule.layer(layers / self.depth)[0]) if compiled is None else compiled
 
     def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""

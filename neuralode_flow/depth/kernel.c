@@ -1,0 +1,561 @@
+/* Depth products and gradients of small dense matrices: plain C, float64, C-contiguous arrays.
+
+   flow_*: the collocation equations of the continuous model (docs/performance.md). Both halves are put such that they
+   read alike: X' = X B with X = I in the middle of the panel, where X = u^T and B = W^T, or X = v and B = -W. With the
+   slopes f = (I + J f) B a sweep is one product per node.
+   chain_*: a chain of layers U_L ... U_1.
+   The caller gives the scratch memory; forward writes z, backward takes the gradient there. A scratch is used by one
+   caller at a time, from forward to backward. Nothing else is kept, and no thread outlives a call.
+
+   The file includes itself: once for each instruction set (TARGET), and in it for each type of number (REAL).
+   Matrices in the scratch have rows of ld >= d numbers, filled up with zeros, and n >= ld^2 numbers in all. */
+
+#if defined REAL /* -------------------------------------------------------------------- for each type of number */
+
+typedef REAL R(full) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef REAL R(part) __attribute__((vector_size(BYTES / 2), aligned(sizeof(REAL)), may_alias));
+
+/* C = S + alpha A B for some rows and the columns of one vector; A is read by numbers, with any strides. */
+#define TILE(name, vector, ROWS)                                                                                       \
+    INLINE void name(int k, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C, int ld) { \
+        vector acc[ROWS] = {{0}};                                                                                      \
+        for (int j = 0; j < k; j++) {                                                                                  \
+            vector b = *(const vector *)(B + (long)j * ld);                                                            \
+            UNROLL for (int r = 0; r < ROWS; r++) acc[r] += A[r * ar + j * ak] * b;                                    \
+        }                                                                                                              \
+        UNROLL for (int r = 0; r < ROWS; r++) *(vector *)(C + r * ld) =                                                \
+            S ? *(const vector *)(S + r * ld) + alpha * acc[r] : alpha * acc[r];                                       \
+    }
+TILE(R(full8), R(full), 8)
+TILE(R(full4), R(full), 4)
+TILE(R(part8), R(part), 8)
+TILE(R(part4), R(part), 4)
+#undef TILE
+
+/* C = S + alpha A B; ld is a multiple of 4, of 8 for float. S may be C or NULL, A and B may not be C. */
+static void R(product)(int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    const int wide = BYTES / sizeof(REAL);
+    for (int j = 0; j < ld; j += wide)
+        for (int i = 0; i < ld; i += 8) {
+            const REAL *a = A + i * ar, *s = S ? S + i * ld + j : 0;
+            REAL *c = C + i * ld + j;
+            if (j + wide <= ld)
+                (i + 8 <= ld ? R(full8) : R(full4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+            else
+                (i + 8 <= ld ? R(part8) : R(part4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+        }
+}
+
+/* J f at two nodes that lie opposite each other: the even part of f gives the odd part of it and vice versa, which is
+   half the work. F holds f_i + f_i' and then f_i - f_i' of the pairs, from the middle outwards, in pieces of CHUNK
+   numbers, so that it is read from one end to the other; c has their weights. */
+static void R(integral)(int pairs, int odd, long n, const REAL *c, const REAL *F, REAL *right, REAL *left) {
+    enum { WIDE = BYTES / sizeof(REAL), MOST = CHUNK / WIDE, GROUP = MOST < 4 ? MOST : 4 };
+    for (long q = 0; q < n; q += GROUP * WIDE) {
+        const REAL *at = F + q / CHUNK * CHUNK * 2 * pairs + q % CHUNK;
+        R(full) a[GROUP] = {{0}}, b[GROUP] = {{0}};
+        for (int p = 0; p < pairs; p++)
+            UNROLL for (int g = 0; g < GROUP; g++) a[g] += c[p] * *(const R(full) *)(at + p * CHUNK + g * WIDE);
+        for (int p = pairs + odd; p < 2 * pairs; p++)
+            UNROLL for (int g = 0; g < GROUP; g++) b[g] += c[p] * *(const R(full) *)(at + p * CHUNK + g * WIDE);
+        UNROLL for (int g = 0; g < GROUP; g++) {
+            *(R(full) *)(right + q + g * WIDE) = b[g] + a[g];
+            *(R(full) *)(left + q + g * WIDE) = b[g] - a[g];
+        }
+    }
+}
+
+/* Puts f of the pair p into F: the one node in the middle where there is no left one. */
+INLINE void R(put)(int pairs, int p, long n, const REAL *right, const REAL *left, REAL *F) {
+    F += p * CHUNK;
+    for (long q = 0; q < n; q += CHUNK, F += 2 * pairs * CHUNK)
+        for (int r = 0; r < CHUNK; r++) {
+            F[r] = left ? right[q + r] + left[q + r] : right[q + r];
+            F[pairs * CHUNK + r] = left ? right[q + r] - left[q + r] : 0;
+        }
+}
+
+/* The largest |x - y|, or |x|. Positive numbers are ordered like the integers of their bits, NaN above all. */
+static double R(largest)(long n, const REAL *x, const REAL *y) {
+    typedef BITS bits __attribute__((vector_size(BYTES)));
+    enum { WIDE = BYTES / sizeof(REAL) };
+    bits most = {0};
+    for (long q = 0; q < n; q += WIDE) {
+        R(full) gap = *(const R(full) *)(x + q);
+        if (y) gap -= *(const R(full) *)(y + q);
+        bits size = (bits)gap & (BITS)(~0ull >> (65 - 8 * sizeof(BITS))), more = size > most;
+        most = (size & more) | (most & ~more);
+    }
+    union { BITS i; REAL x; } result = {0};
+    for (int g = 0; g < WIDE; g++)
+        if (most[g] > result.i) result.i = most[g];
+    return result.x;
+}
+
+/* f = S + (J f) B by Gauss-Seidel sweeps over the pairs of nodes, from the middle outwards; B and S are ordered alike:
+   (the node in the middle,) then the right and the left one of each pair. Ends when J f at the outermost pair changes
+   by less than `tolerance` beside I + J f; what is left is about ten times smaller. Returns the largest entry of J f
+   there, or -1 where it fails. room: 6 n. */
+static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL *S, double tolerance, REAL *F, REAL *room) {
+    const int ld = w->ld, pairs = w->pairs, odd = w->odd;
+    const long n = w->n;
+    REAL *f = room, *now = room + 2 * n, *old = room + 4 * n;
+    memset(room, 0, 6 * n * sizeof(REAL));
+    if (odd) R(put)(pairs, 0, n, S, 0, F);
+    for (int p = odd; p < pairs; p++) R(put)(pairs, p, n, S + (2 * p - odd) * n, S + (2 * p - odd + 1) * n, F);
+    if (pairs == odd) return 0;
+    R(integral)(pairs, odd, n, c + (pairs - 1) * 2 * pairs, F, old, old + n);
+    for (int sweep = 1; sweep <= MAX_SWEEPS; sweep++) {
+        for (int p = odd; p < pairs; p++) {
+            R(integral)(pairs, odd, n, c + p * 2 * pairs, F, now, now + n);
+            for (int side = 0; side < 2; side++) {
+                const long at = (2 * p - odd + side) * n;
+                R(product)(ld, w->d, now + side * n, ld, 1, B + at, 1, S + at, f + side * n);
+            }
+            R(put)(pairs, p, n, f, f + n, F);
+        }
+        const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0);
+        if ((sweep == 1 && S == B && !(change <= LARGEST * LARGEST / 2)) || !(size <= FAR)) return -1;
+        const double wanted = tolerance * (1 + size), round_off = size * (sizeof(REAL) == 4 ? 2.4e-7 : 4.4e-16);
+        /* A pair that is alone sees no change in the first sweep. */
+        if (sweep > 1 && change <= (wanted > round_off ? wanted : round_off)) return size;
+        REAL *swap = now;
+        now = old, old = swap;
+    }
+    return -1;
+}
+
+#elif defined TARGET /* ---------------------------------------------------------------- for each instruction set */
+
+#define REAL double
+#define BITS int64_t
+#include "kernel.c"
+#undef REAL
+#undef BITS
+#define REAL float
+#define BITS int32_t
+#include "kernel.c"
+#undef REAL
+#undef BITS
+#define PRODUCT CAT(productdouble, TARGET)
+#define INTEGRAL CAT(integraldouble, TARGET)
+
+/* y = x^T by blocks of 4 x 4. */
+static void T(transpose)(int ld, const double *x, double *y) {
+    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+    for (int i = 0; i < ld; i += 4)
+        for (int j = 0; j < ld; j += 4) {
+            four r[4];
+            UNROLL for (int k = 0; k < 4; k++) r[k] = *(const four *)(x + (j + k) * ld + i);
+            const four a = SHUFFLE(r[0], r[1], 0, 4, 2, 6), b = SHUFFLE(r[0], r[1], 1, 5, 3, 7),
+                       c = SHUFFLE(r[2], r[3], 0, 4, 2, 6), e = SHUFFLE(r[2], r[3], 1, 5, 3, 7);
+            double *to = y + i * ld + j;
+            *(four *)to = SHUFFLE(a, c, 0, 1, 4, 5);
+            *(four *)(to + ld) = SHUFFLE(b, e, 0, 1, 4, 5);
+            *(four *)(to + 2 * ld) = SHUFFLE(a, c, 2, 3, 6, 7);
+            *(four *)(to + 3 * ld) = SHUFFLE(b, e, 2, 3, 6, 7);
+        }
+}
+
+/* A given d x d matrix with rows of ld numbers: itself, or a copy into `room`, whose rest stays. */
+INLINE const double *T(wide)(const Work *w, const double *x, double *room) {
+    if (w->d == w->ld) return x;
+    for (int i = 0; i < w->d; i++) memcpy(room + i * w->ld, x + i * w->d, w->d * sizeof(double));
+    return room;
+}
+
+/* And back. */
+INLINE void T(narrow)(const Work *w, const double *x, double *out) {
+    if (x != out)
+        for (int i = 0; i < w->d; i++) memcpy(out + i * w->d, x + i * w->ld, w->d * sizeof(double));
+}
+
+/* z of a member from the products of its parts; `outer` gets the transposed product of the parts before each. */
+static void T(join)(Work *w, long member, double *room) {
+    double *now = room, *next = room + w->n;
+    memcpy(now, w->products + member * w->parts * w->n, w->n * sizeof(double));
+    for (long t = member * w->parts + 1; t < (member + 1) * w->parts; t++) {
+        T(transpose)(w->ld, now, w->outer + t * w->n);
+        PRODUCT(w->ld, w->d, w->products + t * w->n, w->ld, 1, now, 1, 0, next);
+        double *swap = now;
+        now = next, next = swap;
+    }
+    T(narrow)(w, now, w->z + member * w->d * w->d);
+}
+
+/* `outer` becomes the gradient with respect to the product of each part. */
+static void T(spread)(Work *w, long member, double *room) {
+    const long n = w->n;
+    double *now = room, *next = room + n;
+    memset(now, 0, n * sizeof(double));
+    for (int i = 0; i < w->d; i++)
+        memcpy(now + i * w->ld, w->G + (member * w->d + i) * w->d, w->d * sizeof(double));
+    for (long t = (member + 1) * w->parts - 1; t > member * w->parts; t--) {
+        PRODUCT(w->ld, w->d, now, w->ld, 1, w->outer + t * n, 1, 0, next);
+        memcpy(w->outer + t * n, next, n * sizeof(double));
+        PRODUCT(w->ld, w->d, w->products + t * n, 1, w->ld, now, 1, 0, next);
+        double *swap = now;
+        now = next, next = swap;
+    }
+    memcpy(w->outer + member * w->parts * n, now, n * sizeof(double));
+}
+
+/* The node of W that stands at place k of a half. */
+INLINE int T(node)(int m, int k) {
+    const int odd = m & 1, p = (k + odd) / 2;
+    return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
+}
+
+/* One half of one panel: X at the nodes, ordered from the middle, and at the right and the left end. */
+static void T(half)(Work *w, long t, double *room) {
+    const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
+    const long n = w->n;
+    double *X = w->X + t * m * n, *ends = w->ends + t * 2 * n, *B = room, *F = B + m * n, *tmp = F + 2 * pairs * n;
+    memset(B, 0, m * n * sizeof(double));
+    for (int k = 0; k < m; k++) {
+        const double *from = w->W + (t / 2 * m + T(node)(m, k)) * d * d;
+        for (int i = 0; i < d; i++)
+            for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
+    }
+    int good = 1;
+    if (d < MIXED_FROM)
+        good = CAT(sweepsdouble, TARGET)(w, w->c, B, B, TOLERANCE, F, tmp) >= 0;
+    else {
+        /* Sweeps in float; then the defect in double, and the same sweeps on it. X serves as memory. */
+        float *Bf = (float *)X, *Sf = Bf + m * n, *Ff = (float *)(tmp + 3 * n), *tf = Ff + 2 * pairs * n;
+        for (long q = 0; q < m * n; q++) Bf[q] = (float)B[q];
+        good = CAT(sweepsfloat, TARGET)(w, w->cf, Bf, Bf, ROUGH, Ff, tf) >= 0;
+        for (long q = 0; q < 2 * pairs * n; q++) F[q] = Ff[q];
+        if (odd) CAT(putdouble, TARGET)(pairs, 0, n, B, 0, F);
+        memset(Sf, 0, n * sizeof(float));
+        double size = 1;
+        for (int round = 0; good && size > REFINED; round++) {
+            for (int k = odd; k < m; k++) {
+                const int p = (k + odd) / 2, left = (k + odd) % 2;
+                const double *f = F + p * CHUNK, sign = left ? -0.5 : 0.5;
+                if (!left) INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, tmp, tmp + n);
+                PRODUCT(ld, d, tmp + left * n, ld, 1, B + k * n, 1, B + k * n, tmp + 2 * n);
+                for (long q = 0; q < n; q += CHUNK, f += 2 * pairs * CHUNK)
+                    for (int r = 0; r < CHUNK; r++)
+                        Sf[k * n + q + r] = (float)(tmp[2 * n + q + r] - (0.5 * f[r] + sign * f[pairs * CHUNK + r]));
+            }
+            size = CAT(sweepsfloat, TARGET)(w, w->cf, Bf, Sf, TOLERANCE, Ff, tf);
+            good = size >= 0 && (size <= REFINED || round + 1 < MAX_REFINEMENTS);
+            for (long q = 0; q < 2 * pairs * n; q++) F[q] += Ff[q];
+        }
+    }
+    if (!good) __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+    if (odd) memset(X, 0, n * sizeof(double));
+    for (int p = odd; p < pairs; p++)
+        INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, X + (2 * p - odd) * n, X + (2 * p - odd + 1) * n);
+    INTEGRAL(pairs, odd, n, w->c + pairs * 2 * pairs, F, ends, ends + n);
+    for (int k = 0; k < m + 2; k++)
+        for (int i = 0; i < d; i++) (k < m ? X + k * n : ends + (k - m) * n)[i * ld + i] += 1;
+}
+
+/* I - C, (C^-1 v(a))^T and u(b) of a panel, and its product P(b,a) = u(b) C^-1 v(a). */
+static void T(across)(Work *w, long t, double *room) {
+    const int d = w->d, ld = w->ld;
+    const long n = w->n;
+    const double *uT_end = w->ends + t * 4 * n, *v_end = uT_end + 2 * n, *v_start = v_end + n;
+    double *minus = w->middle + t * 3 * n, *enterT = minus + n, *leave = enterT + n, *now = room, *next = room + n, q = 0;
+    T(transpose)(ld, uT_end, leave);
+    PRODUCT(ld, d, v_end, ld, 1, leave, -1, 0, minus);
+    for (int i = 0; i < d; i++) minus[i * ld + i] += 1;
+    for (int i = 0; i < d; i++) {
+        double row = 0, column = 0;
+        for (int j = 0; j < d; j++) row += fabs(minus[i * ld + j]), column += fabs(minus[j * ld + i]);
+        if (!(row <= NEAR && column <= NEAR)) {
+            __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+            return;
+        }
+        q = fmax(q, fmax(row, column));
+    }
+    w->terms[t] = q > 0 ? (int)(-39 / log(q)) : 0; /* e^-39 is 1/16 of the round-off */
+    memcpy(now, v_start, n * sizeof(double));
+    for (int k = 0; k < w->terms[t]; k++) {
+        PRODUCT(ld, d, minus, ld, 1, now, 1, v_start, next);
+        double *swap = now;
+        now = next, next = swap;
+    }
+    T(transpose)(ld, now, enterT);
+    PRODUCT(ld, d, leave, ld, 1, now, 1, 0, w->products + t * n);
+}
+
+/* v_i^T [C^-T u(b)^T outer (C^-1 v(a))^T] u_i^T for a piece of the nodes of a panel. */
+static void T(nodes)(Work *w, long piece, double *room) {
+    const int m = w->m, d = w->d, ld = w->ld, cut = (int)(piece % w->cuts);
+    const long n = w->n, t = piece / w->cuts;
+    const double *minus = w->middle + t * 3 * n, *uT = w->X + t * 2 * m * n, *v = uT + m * n;
+    double *start = room, *inner = room + n, *next = room + 2 * n, *left = room + 3 * n;
+    PRODUCT(ld, d, w->outer + t * n, ld, 1, minus + n, 1, 0, next);
+    PRODUCT(ld, d, minus + 2 * n, 1, ld, next, 1, 0, start);
+    memcpy(inner, start, n * sizeof(double));
+    for (int k = 0; k < w->terms[t]; k++) {
+        PRODUCT(ld, d, minus, 1, ld, inner, 1, start, next);
+        double *swap = inner;
+        inner = next, next = swap;
+    }
+    for (int k = m * cut / w->cuts; k < m * (cut + 1) / w->cuts; k++) {
+        double *out = w->out + (t * m + T(node)(m, k)) * d * d, *here = d == ld ? out : next;
+        PRODUCT(ld, d, v + k * n, 1, ld, inner, 1, 0, left);
+        PRODUCT(ld, d, left, ld, 1, uT + k * n, 1, 0, here);
+        T(narrow)(w, here, out);
+    }
+}
+
+/* C = U B, or U^T B for back: U = I + alpha W or, where alpha is 0, W. */
+INLINE void T(layer)(const Work *w, const double *W, int back, const double *B, double *C) {
+    PRODUCT(w->ld, w->d, W, back ? 1 : w->ld, back ? w->ld : 1, B, w->alpha ? w->alpha : 1, w->alpha ? B : 0, C);
+}
+
+/* The product of the layers of a part; `kept` gets the transposes of those before each layer but the first. */
+static void T(scan)(const Work *w, long t, double *kept, double *product, double *room) {
+    const int d = w->d, ld = w->ld;
+    const long n = w->n, from = FIRST(w, t), to = LAST(w, t);
+    double *now = room + n, *next = room + 2 * n;
+    memset(room, 0, 2 * n * sizeof(double));
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++)
+            now[i * ld + j] = (w->alpha ? w->alpha : 1) * w->W[(from * d + i) * d + j] + (w->alpha && i == j);
+    for (long k = from + 1; k < to; k++) {
+        if (kept) T(transpose)(ld, now, kept + (k - from - 1) * n);
+        if (!product && k == to - 1) return;
+        T(layer)(w, T(wide)(w, w->W + k * d * d, room), 0, now, next);
+        double *swap = now;
+        now = next, next = swap;
+    }
+    if (product) memcpy(product, now, n * sizeof(double));
+}
+
+static void T(products)(Work *w, long t, double *room) {
+    T(scan)(w, t, w->kept ? w->kept + FIRST(w, t) * w->n : 0, w->products + t * w->n, room);
+}
+
+static void T(layers)(Work *w, long t, double *room) {
+    const int d = w->d, ld = w->ld;
+    const long n = w->n, from = FIRST(w, t);
+    double *now = w->outer + t * n, *next = room + n, *kept = w->kept ? w->kept + from * n : room + 3 * n;
+    if (!w->kept) T(scan)(w, t, kept, 0, room);
+    memset(room, 0, n * sizeof(double));
+    for (long k = LAST(w, t) - 1; k > from; k--) {
+        double *out = w->out + k * d * d, *here = d == ld ? out : room + 2 * n;
+        PRODUCT(ld, d, now, ld, 1, kept + (k - from - 1) * n, 1, 0, here);
+        T(narrow)(w, here, out);
+        T(layer)(w, T(wide)(w, w->W + k * d * d, room), 1, now, next);
+        double *swap = now;
+        now = next, next = swap;
+    }
+    for (int i = 0; i < d; i++) memcpy(w->out + (from * d + i) * d, now + i * ld, d * sizeof(double));
+}
+
+#undef PRODUCT
+#undef INTEGRAL
+#undef TARGET
+#undef BYTES
+
+#else /* ------------------------------------------------------------------------------------------------- once */
+
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+enum { CHUNK = 32, MIXED_FROM = 16, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16 };
+#define LARGEST 3.0     /* h|W|, as seen in the first sweep */
+#define FAR 1e3         /* I + J f */
+#define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
+#define TOLERANCE 1e-14 /* of J f */
+#define ROUGH 1e-6      /* of a solution in float that will be refined */
+#define REFINED 2e-7    /* a correction below it is as good in float */
+#define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
+#define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
+#define WORTH 4e6          /* multiplications that are worth another thread */
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+#define CAT_(x, y) x##y
+#define CAT(x, y) CAT_(x, y)
+#define T(x) CAT(x, TARGET)
+#define R(x) CAT(CAT(x, REAL), TARGET)
+#ifdef __clang__
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+typedef int64_t Order __attribute__((vector_size(32)));
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Order){__VA_ARGS__})
+#endif
+
+/* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
+typedef struct {
+    int d, ld, m, pairs, odd, cuts, threads, failed;
+    long members, parts, n, L, length, room_size;
+    double alpha;
+    const double *W, *G;
+    double *c, *X, *ends, *middle, *products, *outer, *kept, *room, *z, *out;
+    float *cf;
+    int *terms;
+} Work;
+
+#define FIRST(w, t) ((t) / (w)->parts * (w)->L + (t) % (w)->parts * (w)->length)
+#define LAST(w, t) ((t) % (w)->parts == (w)->parts - 1 ? ((t) / (w)->parts + 1) * (w)->L : FIRST(w, t) + (w)->length)
+
+#if defined __x86_64__ && defined __GNUC__ && !defined __clang__
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx2,fma,prefer-vector-width=512")
+#define TARGET _avx512
+#define BYTES 64
+#include "kernel.c"
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define TARGET _avx2
+#define BYTES 32
+#include "kernel.c"
+#pragma GCC pop_options
+#define BEST(name) (level() == 2 ? name##_avx512 : level() == 1 ? name##_avx2 : name##_plain)
+#define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+#else
+#define BEST(name) name##_plain
+#define HAS(feature) 0
+#endif
+#define TARGET _plain
+#define BYTES 16
+#include "kernel.c"
+
+static int most_level = 2;
+void set_level(int level) { most_level = level; } /* for tests: a lower instruction set */
+
+static inline int level(void) {
+    const int best = HAS("avx512f") && HAS("avx512dq") ? 2 : HAS("avx2") && HAS("fma") ? 1 : 0;
+    return best < most_level ? best : most_level;
+}
+
+typedef void Step(Work *, long, double *);
+typedef struct {
+    Work *w;
+    Step *step;
+    long first, last;
+    double *room;
+} Share;
+
+static void *run(void *arg) {
+    Share *s = arg;
+    for (long t = s->first; t < s->last; t++) s->step(s->w, t, s->room);
+    return 0;
+}
+
+/* step(w, t, room) for t = 0 ... count - 1, in threads that live as long as the call. */
+static void each(Work *w, int threads, long count, Step *step) {
+    Share shares[MAX_THREADS];
+    pthread_t ids[MAX_THREADS];
+    int made[MAX_THREADS] = {0};
+    if (threads > count) threads = (int)count;
+    for (int t = threads - 1; t >= 0; t--) {
+        shares[t] = (Share){w, step, count * t / threads, count * (t + 1) / threads, w->room + t * w->room_size};
+        made[t] = t > 0 && !pthread_create(&ids[t], 0, run, &shares[t]);
+        if (!made[t]) run(&shares[t]);
+    }
+    for (int t = 1; t < threads; t++)
+        if (made[t]) pthread_join(ids[t], 0);
+}
+
+/* What is known of the sizes alone. For a chain m is 0, for a flow L is. Returns the size of the scratch in doubles. */
+static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int threads) {
+    const double products = (m ? 24.0 * panels * m : 3.0 * L) * members;
+    const int ld = d < MIXED_FROM ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
+    const long n = ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads < 1 || products * d * d * d < WORTH) threads = 1;
+    const int keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
+    long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
+    if (length > L) length = L;
+    const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
+    *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .threads = threads, .members = members,
+                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1};
+    w->room_size = m ? (m + 3 * pairs + 6) * n : (3 + (keep ? 0 : length)) * n;
+    long used = (sizeof(Work) + 63) / 64 * 8;
+#define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8
+    PLACE(room, threads * w->room_size);
+    PLACE(products, all * n);
+    PLACE(outer, all * n);
+    PLACE(kept, keep ? members * L * n : 0);
+    if (!keep) w->kept = 0;
+    PLACE(c, (pairs + 1) * 2 * pairs);
+    PLACE(cf, (pairs + 1) * pairs);
+    PLACE(terms, all);
+    PLACE(X, all * 2 * m * n);
+    PLACE(ends, m ? all * 4 * n : 0);
+    PLACE(middle, m ? all * 3 * n : 0);
+    return used;
+}
+
+/* Bytes of scratch memory, to be aligned to 64. */
+long flow_scratch(long members, int panels, int m, int d, int threads) {
+    Work w;
+    return plan(&w, 0, members, panels, 0, m, d, threads) * (long)sizeof(double);
+}
+
+/* W (members, panels * m, d, d) -> z (members, d, d). J (m, m) and ends (2, m) are the integrals of the Lagrange
+   polynomials from the middle of a panel to its nodes, and to its start and end. Returns 0, or 1 where W is too large
+   or not resolved by the grid, and z means nothing. */
+int flow_forward(const double *W, const double *J, const double *ends, long members, int panels, int m, int d,
+                 int threads, void *scratch, double *z) {
+    Work *w = scratch;
+    plan(w, scratch, members, panels, 0, m, d, threads);
+    w->W = W, w->z = z;
+    for (int p = 0; p <= w->pairs; p++) {
+        const double *row = p < w->pairs ? J + (m / 2 + p) * m : ends + m;
+        double *c = w->c + p * 2 * w->pairs;
+        for (int q = 0; q < w->pairs; q++) {
+            const int right = m / 2 + q, left = m - 1 - right;
+            c[q] = right == left ? row[right] : (row[right] + row[left]) / 2;
+            c[w->pairs + q] = (row[right] - row[left]) / 2;
+        }
+    }
+    for (int q = 0; q < (w->pairs + 1) * 2 * w->pairs; q++) w->cf[q] = (float)w->c[q];
+    each(w, w->threads, 2 * members * panels, BEST(half));
+    if (!w->failed) each(w, 1, members * panels, BEST(across));
+    if (!w->failed) each(w, 1, members, BEST(join));
+    return w->failed;
+}
+
+/* G (members, d, d) -> out, of the shape of W: P(1,s)^T G P(s,0)^T at the nodes. */
+void flow_backward(const double *G, void *scratch, double *out) {
+    Work *w = scratch;
+    w->G = G, w->out = out;
+    each(w, 1, w->members, BEST(spread));
+    each(w, w->threads, w->members * w->parts * w->cuts, BEST(nodes));
+}
+
+long chain_scratch(long members, long L, int d, int threads) {
+    Work w;
+    return plan(&w, 0, members, 0, L, 0, d, threads) * (long)sizeof(double);
+}
+
+/* W (members, L, d, d) -> z (members, d, d), the product of U_k = I + alpha W_k, or of U_k = W_k where alpha is 0. */
+void chain_forward(const double *W, long members, long L, int d, double alpha, int threads, void *scratch, double *z) {
+    Work *w = scratch;
+    plan(w, scratch, members, 0, L, 0, d, threads);
+    w->W = W, w->alpha = alpha, w->z = z;
+    each(w, w->threads, members * w->parts, BEST(products));
+    each(w, 1, members, BEST(join));
+}
+
+/* G (members, d, d) -> out, of the shape of W: (U_L ... U_k+1)^T G (U_k-1 ... U_1)^T. */
+void chain_backward(const double *G, void *scratch, double *out) {
+    Work *w = scratch;
+    w->G = G, w->out = out;
+#ifdef MADV_HUGEPAGE
+    /* The faults of small pages in a new result of many megabytes take as long as the products. */
+    const uintptr_t page = 1 << 21, size = w->members * w->L * w->d * w->d * sizeof(double),
+                    start = ((uintptr_t)out + page - 1) & -page, end = ((uintptr_t)out + size) & -page;
+    if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#endif
+    each(w, 1, w->members, BEST(spread));
+    each(w, w->threads, w->members * w->parts, BEST(layers));
+}
+#endif

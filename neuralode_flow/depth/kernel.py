@@ -1,0 +1,124 @@
+"""The compiled kernel: depth products and gradients of small matrices, in kernel.c.
+
+Each function returns None where the kernel cannot serve: not compiled, not float64 on the CPU, large matrices,
+derivatives taken through it, or a depth grid that does not resolve W. The caller then does the same in torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .grid import DepthGrid, gauss_rule
+from .products import recorded
+from .workspace import Workspace
+
+# Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well.
+LARGEST = 128
+
+# Set to 0, it leaves the kernel aside: for a comparison, or on a machine where it is at fault.
+SWITCH = "NEURALODE_FLOW_KERNEL"
+
+_WORKSPACE = Workspace()
+_POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_double
+_SIGNATURES = {
+    "flow_scratch": ([_LONG, _INT, _INT, _INT, _INT], _LONG),
+    "flow_forward": ([_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT, _INT, _POINTER, _POINTER], _INT),
+    "flow_backward": ([_POINTER, _POINTER, _POINTER], None),
+    "chain_scratch": ([_LONG, _LONG, _INT, _INT], _LONG),
+    "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _DOUBLE, _INT, _POINTER, _POINTER], None),
+    "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
+    "set_level": ([_INT], None),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_kernel{suffix}")
+        if path.exists():
+            loaded = ctypes.CDLL(str(path))
+            for name, (arguments, result) in _SIGNATURES.items():
+                function = getattr(loaded, name)
+                function.argtypes, function.restype = arguments, result
+            return loaded
+    return None
+
+
+Outer = Callable[[Tensor], Tensor]
+
+
+def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor | None:
+    """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z), `(..., N, d, d)`, as `Collocation.gradient`; z itself without `outer`.
+
+    Its panels and members stop their sweeps each for themselves.
+    """
+    functions = _serving(W)
+    if functions is None:
+        return None
+    W = W.contiguous()
+    *batch, N, d, _ = W.shape
+    sizes = W.numel() // (N * d * d), grid.panels, grid.order, d, torch.get_num_threads()
+    J, ends = _integrals(grid.panels, grid.order)
+    with _WORKSPACE.lend() as take:
+        room = take("flow", (_size("flow_scratch", *sizes),), W)
+        z = W.new_empty(*batch, d, d)
+        arrays = W.data_ptr(), J.data_ptr(), ends.data_ptr()
+        if functions.flow_forward(*arrays, *sizes, room.data_ptr(), z.data_ptr()):
+            return None
+        return z if outer is None else _pulled_back(functions.flow_backward, outer, z, room, W)
+
+
+def chain(layers: Tensor, outer: Outer | None = None, alpha: float = 0.0) -> Tensor | None:
+    """The gradient of a function of U_L … U_1 with respect to all U_k, `(..., L, d, d)`, as `chain.gradient`.
+
+    U_k is I + alpha times the k-th of `layers`, or that itself where alpha is 0. Without `outer` the product itself.
+    """
+    functions = _serving(layers)
+    if functions is None:
+        return None
+    W = layers.contiguous()
+    *batch, L, d, _ = W.shape
+    members, threads = W.numel() // (L * d * d), torch.get_num_threads()
+    with _WORKSPACE.lend() as take:
+        room = take("chain", (_size("chain_scratch", members, L, d, threads),), W)
+        z = W.new_empty(*batch, d, d)
+        functions.chain_forward(W.data_ptr(), members, L, d, alpha, threads, room.data_ptr(), z.data_ptr())
+        return z if outer is None else _pulled_back(functions.chain_backward, outer, z, room, W)
+
+
+def _pulled_back(backward: Callable[..., None], outer: Outer, z: Tensor, room: Tensor, W: Tensor) -> Tensor:
+    """The gradient at W, after the products have been left in `room`."""
+    G = outer(z).expand(z.shape).contiguous()
+    result = torch.empty_like(W)
+    backward(G.data_ptr(), room.data_ptr(), result.data_ptr())
+    return result
+
+
+def _serving(W: Tensor) -> ctypes.CDLL | None:
+    """The library, if it takes such a state."""
+    fits = 0 < W.shape[-1] <= LARGEST and W.numel() and W.dtype == torch.float64 and W.is_cpu and not recorded(W)
+    return library() if fits else None
+
+
+@cache
+def _size(name: str, *sizes: int) -> int:
+    """Scratch memory in numbers of float64."""
+    return -(-getattr(library(), name)(*sizes) // 8)
+
+
+@cache
+def _integrals(panels: int, order: int) -> tuple[Tensor, Tensor]:
+    """The integrals of the Lagrange polynomials from the middle of a panel to its nodes, and to both ends."""
+    both = torch.as_tensor(gauss_rule(order).from_middle / panels, dtype=torch.float64, device="cpu").contiguous()
+    return both[:order], both[order:]

@@ -1,0 +1,120 @@
+"""The compiled kernel against torch: all sizes, instruction sets and numbers of threads, and what it must refuse."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import distance, randn
+
+import neuralode_flow as nf
+from neuralode_flow.depth import kernel
+
+SIZES = [*range(1, 13), 15, 16, 17, 24, 31, 33, 64, 100]
+
+
+@pytest.fixture(autouse=True)
+def route():
+    """In place of the two routes of this folder."""
+    if kernel.library() is None:
+        pytest.skip("the kernel is not compiled here")
+
+
+@pytest.fixture(params=[(2, 1), (2, 2), (1, 1), (0, 2)], ids=["best", "two threads", "avx2", "plain"])
+def mode(request):
+    """The best instruction set that is allowed, and the number of threads."""
+    before = torch.get_num_threads()
+    kernel.library().set_level(request.param[0])
+    torch.set_num_threads(request.param[1])
+    yield request.param
+    kernel.library().set_level(2)
+    torch.set_num_threads(before)
+
+
+def by_torch(monkeypatch, function, *arguments):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "library", lambda: None)
+        result = function(*arguments)
+    torch.set_num_threads(threads)
+    return result
+
+
+def model(d, *batch, layers, norm=2.0):
+    W = randn(*batch, layers, d, d, seed=d)
+    return W * (norm / torch.linalg.matrix_norm(W, 2).max())
+
+
+@pytest.mark.parametrize(("panels", "order"), [(1, 13), (4, 6), (2, 8), (8, 3), (3, 5), (6, 2)])
+def test_the_continuous_gradient_is_that_of_torch(panels, order, mode, monkeypatch):
+    grid = nf.DepthGrid.gauss(panels, order)
+    solver = nf.Collocation(grid)
+    for d in SIZES if (panels, order) == (1, 13) else (1, 2, 5, 8, 17, 32):
+        for batch in ((), (3,)):
+            W, outer = model(d, *batch, layers=len(grid)), nf.Quadratic(randn(d, d, seed=2)).gradient
+            found, z = kernel.flow(grid, W, outer), kernel.flow(grid, W)
+            expected = by_torch(monkeypatch, solver.gradient, W, outer)
+            assert distance(found, expected) < 2e-13 * float(torch.linalg.matrix_norm(expected).max())
+            assert distance(z, by_torch(monkeypatch, solver.product, W)) < 1e-12
+
+
+def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
+    for d in SIZES:
+        for L in (1, 2, 3, 7, {4: 9000, 5: 5000, 16: 1500}.get(d, 80)):  # the long ones are taken in segments
+            for batch in ((), (2,)):
+                W, loss = model(d, *batch, layers=L), nf.Quadratic(randn(d, d, seed=2))
+                flow, U = nf.FiniteFlow(L, loss), torch.eye(d) + W / L
+                expected = by_torch(monkeypatch, flow.velocity, W)
+                size = float(torch.linalg.matrix_norm(expected).max())
+                assert distance(flow.velocity(W), expected) < 2e-13 * size
+                assert distance(-nf.depth.chain.gradient(U, loss.gradient), expected) < 2e-13 * size
+                assert distance(flow.product(W), by_torch(monkeypatch, flow.product, W)) < 1e-12
+
+
+def test_threads_do_not_change_a_bit():
+    grid, before, results = nf.DepthGrid.gauss(4, 6), torch.get_num_threads(), []
+    W, layers = model(40, layers=24), model(16, layers=2000)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        outer = nf.Quadratic(torch.eye(16)).gradient
+        results.append((kernel.flow(grid, W, nf.Quadratic(torch.eye(40)).gradient), kernel.chain(layers, outer, 5e-4)))
+    torch.set_num_threads(before)
+    for flow, chain in results[1:]:
+        assert torch.equal(flow, results[0][0])
+        assert distance(chain, results[0][1]) < 1e-13  # cut into other parts
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_what_the_grid_does_not_resolve_is_refused(d):
+    grid = nf.DepthGrid.gauss(1, 13)
+    for norm in (30.0, 1e3, 1e200, math.inf):
+        assert kernel.flow(grid, norm * model(d, layers=13, norm=1.0)) is None
+    W = model(d, layers=13)
+    W[7, 1, 1] = torch.nan
+    assert kernel.flow(grid, W) is None
+    assert kernel.flow(nf.DepthGrid.gauss(1, 2), model(d, layers=2, norm=6.0)) is None
+
+
+def test_what_the_kernel_is_not_made_for_goes_to_torch():
+    grid, W = nf.DepthGrid.gauss(1, 4), model(3, layers=4)
+    assert kernel.flow(grid, W) is not None
+    assert kernel.flow(grid, W.float()) is None
+    assert kernel.flow(grid, W.clone().requires_grad_()) is None
+    assert kernel.flow(grid, torch.zeros(4, kernel.LARGEST + 1, kernel.LARGEST + 1)) is None
+
+
+def test_a_state_with_strides_is_read_as_it_is():
+    grid, W = nf.DepthGrid.gauss(1, 4), model(3, layers=4)
+    seen = W.mT.contiguous().mT
+    assert not seen.is_contiguous()
+    assert torch.equal(kernel.flow(grid, seen), kernel.flow(grid, W))
+
+
+def test_it_can_be_left_aside():
+    code = "from neuralode_flow.depth import kernel; print(kernel.library())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={"NEURALODE_FLOW_KERNEL": "0"}, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "None"
