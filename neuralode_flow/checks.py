@@ -148,3 +148,8 @@ def _shown(value: Any) -> str:
 def _short(value: int) -> str:
     """A whole number in full unless it is very long."""
     return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, by the sum where that decides: it is one pass and no tensor of booleans."""
+    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())

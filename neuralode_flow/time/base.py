@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import all_finite
 from ..flows.base import Flow
 from ..registry import Registry
 from .endings import Stopped
@@ -236,7 +237,7 @@ class Watch:
             value = work()
         except FAILURES as error:
             raise Stopped("velocity", f"the velocity could not be computed at t = {t:.6g}: {error}") from error
-        if not bool(torch.isfinite(value).all()):
+        if not all_finite(value):
             raise Stopped(
                 "not_finite", f"the velocity is not finite at t = {t:.6g}: the flow blew up, or its step was too large"
             )

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ..checks import all_finite
 from ..laws import drift
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper, Watch
 from .checkpoint import Checkpoint, moved
@@ -253,7 +254,7 @@ class Run:
         except FAILURES as error:
             raise Stopped("velocity", f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
         for name, value in zip(("end-to-end map", "loss", "law"), values.values(), strict=True):
-            if not bool(torch.isfinite(value).all()):
+            if not all_finite(value):
                 raise Stopped(
                     "not_finite",
                     f"the {name} is not finite at t = {t:.6g}: {self._why()}",
