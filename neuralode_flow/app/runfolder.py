@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -128,6 +129,13 @@ def unfinished(parent: Path, config: str) -> Path | None:
                 if not differences(_read(saved), now):
                     return saved.parent
     return None
+
+
+def record_failure(folder: Path, overrides: Sequence[str], reason: str) -> None:
+    """Writes why a member of a sweep has failed into its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"overrides": list(overrides), "reason": reason}
+    atomic_write(folder / FAILED, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def has_saved(folder: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -22,22 +21,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from ..files import atomic_write
+from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
-from .runfolder import FAILED, MULTIRUN, SUMMARY
+from .runfolder import FAILED, MULTIRUN, SUMMARY, record_failure
 from .schema import checked
 
-_JOBLIB = "hydra_plugins.hydra_joblib_launcher"
-
-# Launchers that are no part of Hydra, and the extra that brings each.
-_EXTRAS = {
-    _JOBLIB: "local",
-    "hydra_plugins.hydra_submitit_launcher": "slurm",
-    "hydra_plugins.hydra_ray_launcher": "ray",
-}
-
-
-_MOST_RESTARTS = 5
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -47,9 +35,7 @@ class CheckSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the program with status 2 at the first bad point; else claims the sweep's folder."""
         try:
-            _check_launcher(str(config.hydra.launcher._target_))
-            if str(config.hydra.launcher._target_).startswith(_JOBLIB):
-                _outlive_workers()
+            launchers.prepare(str(config.hydra.launcher._target_))
             resumed = False
             for overrides in points(config):
                 job = checked(compose(config.hydra.job.config_name, overrides))
@@ -91,9 +77,7 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
     (folder / FAILED).unlink(missing_ok=True)
     reason = _in_a_child(work) if hasattr(os, "fork") else _in_this_process(work)
     if reason is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"overrides": list(overrides), "reason": reason}
-        atomic_write(folder / FAILED, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        record_failure(folder, overrides, reason)
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -164,34 +148,6 @@ def _end_with_parent() -> None:
     """Linux: this process gets SIGTERM when its parent is killed, so that it saves itself and lets its folder go."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _outlive_workers() -> None:
-    """Lets a sweep go on whose worker was killed, where joblib gives up: what has finished is not run again."""
-    from hydra_plugins.hydra_joblib_launcher import _core
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    launch = _core.launch
-
-    def launch_again(**arguments: Any) -> Any:
-        for _ in range(_MOST_RESTARTS):
-            try:
-                return launch(**arguments)
-            except TerminatedWorkerError:
-                complain("a worker of the sweep was killed; the members that are missing are started again")
-        return launch(**arguments)
-
-    _core.launch = launch_again
-
-
-def _check_launcher(target: str) -> None:
-    """Raises BadInput where the launcher that was chosen is not installed."""
-    package = ".".join(target.split(".")[:2])
-    if package in _EXTRAS and importlib.util.find_spec(package) is None:
-        raise BadInput(
-            f"the launcher {target.rpartition('.')[2]} is not installed; run pip install "
-            f"'neuralode_flow[{_EXTRAS[package]}]', or choose hydra/launcher=basic"
-        )
 
 
 def points(config: DictConfig) -> list[list[str]]:

@@ -73,11 +73,22 @@ def kills_once(*arguments):
 """
 
 
-def sweep(folder, name, *settings, **environment):
+RAY_PLUGIN = """
+import os, signal, time
+from neuralode_flow.losses import LOSSES
+
+@LOSSES.register("kills_always")
+def kills_always(*arguments):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(5)
+"""
+
+
+def sweep(folder, name, *settings, status=0, **environment):
     line = [sys.executable, "-m", "neuralode_flow", *(settings or SWEEP), f"hydra/launcher={name}", f"resume={name}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == status, ended.stderr
     return ended.stderr
 
 
@@ -108,3 +119,13 @@ def test_a_sweep_outlives_its_workers(tmp_path):
     assert "a worker of the sweep was killed" in said
     assert len(list(tmp_path.glob("local/*/summary.json"))) == 3
     assert not list(tmp_path.glob("local/*/failed.json"))
+
+
+def test_ray_goes_on_without_a_member_that_it_has_given_up(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="Ray needs an environment of its own")
+    (tmp_path / "killer.py").write_text(RAY_PLUGIN)
+    settings = ("-m", "problem=linnerud", "problem.loss=quadratic,kills_always", "study=trajectory")
+    rest = ("study.estimate=false", "time.horizon=0.1", "time.samples=3", "plugins=[killer]")
+    assert "1 of 2 members have finished" in sweep(tmp_path, "ray", *settings, *rest, status=1)
+    assert (tmp_path / "ray/0/summary.json").exists()
+    assert "Ray gave it up" in (tmp_path / "ray/1/failed.json").read_text()
