@@ -100,6 +100,7 @@ def assert_equal(first, other):
 
 
 def test_every_launcher_gives_the_same_arrays(tmp_path, slurm):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers of the test extra")
     for name in ("basic", "local", "slurm"):
         sweep(tmp_path, name, **(slurm if name == "slurm" else {}))
         assert_equal(tmp_path / "basic", tmp_path / name)
