@@ -6,7 +6,7 @@ from setuptools import Extension, find_packages, setup
 kernel = Extension(
     "neuralode_flow.depth._kernel",
     sources=["neuralode_flow/depth/kernel.c"],
-    extra_compile_args=["-O3", "-std=gnu11"],
+    extra_compile_args=["-O3", "-g0", "-std=gnu11"],
     libraries=["m", "pthread"],
     optional=True,
 )

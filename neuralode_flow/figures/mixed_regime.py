@@ -18,7 +18,7 @@ def mixed_regime(dataset: xr.Dataset) -> dict[str, Figure]:
     for i, product in enumerate(dataset["product"].values):
         colour = colours[i % len(colours)]
         label = rf"$\sigma^2 w = {product:g}$"
-        left.plot(dataset["step"], dataset["test_error"].values[i], color=colour, label=label)
+        left.plot(dataset["time"], dataset["test_error"].values[i], color=colour, label=label)
         right.plot(widths, dataset["error_z"].values[i], "o-", color=colour)
     lazy = float(dataset["test_error_lazy"])
     left.axhline(lazy, color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label="least of the lazy limit")

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from . import style
 
 MOST_ENTRIES = 6
+MOST_FRAMES = 101
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ def weights(title: str, times: np.ndarray, s: np.ndarray, models: list[Model]) -
         axes.set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
     style.legend_below(figure, *(Line2D([], [], **model.look, label=model.label) for model in models), columns=6)
 
+    shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), MOST_FRAMES)).round().astype(int))
+
     def frame(i: int) -> None:
         for line, values in drawn:
-            line.set_ydata(values[i])
+            line.set_ydata(values[shown[i]])
 
-    return style.Movie(figure, frame, times, film=False)
+    return style.Movie(figure, frame, times[shown], film=False)
 
 
 def _reference(models: list[Model]) -> np.ndarray:

@@ -123,9 +123,8 @@ def _dataset(
         {name: (axes, value.detach().cpu().numpy()) for name, (axes, value) in values.items()},
         coords={"time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
     )
-    for name, meaning in LONG_NAMES.items():
-        if name in dataset:
-            dataset[name].attrs["long_name"] = meaning
+    for name in map(str, dataset.data_vars):
+        dataset[name].attrs["long_name"] = LONG_NAMES.get(name, name)  # a system's own quantities say what they are
     stopped = [other.status for other in (closed, control) if other is not None and other.ending != "ok"]
     if path.ending not in ("ok", "event"):
         stopped.insert(0, path.status)

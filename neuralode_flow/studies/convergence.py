@@ -34,7 +34,7 @@ from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study, whole
 from .orders import observed_order
 from .parallel import side_by_side
-from .weights import MOST_ROWS, weights
+from .weights import MOST_NUMBERS, MOST_ROWS, kept, weights
 
 DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RULES = ("euler", "rk2", "cayley", "exp")
@@ -45,9 +45,6 @@ UNBALANCED = 1e-4
 # A relaxed balanced start cannot leave the intrinsic curve: above this relative gap the solve is at fault.
 COARSE = 1e-2
 
-
-# The layers of the networks of one rule are kept while they are no more numbers than this.
-MOST_NUMBERS = 2**20
 
 LONG_NAMES = {
     "W_finite": "layers of the first network of each depth, at the depth nodes",
@@ -65,6 +62,10 @@ LONG_NAMES = {
     "error_profile_grid": "W(s) between the depth nodes minus the same on a doubled depth grid",
     "order": "observed order of error_z in 1/L",
     "order_profile": "observed order of error_profile in 1/L",
+    "order_spread": "spread of the order over the straight part",
+    "order_profile_spread": "spread of order_profile over the straight part",
+    "order_richardson": "observed order of error_richardson in 1/L",
+    "order_intrinsic_depth": "observed order of error_intrinsic_depth in 1/L",
     "loss_finite": "loss of the finite network",
     "loss_continuous": "loss of the continuous model",
     "drift_finite": "largest drift of the conservation law between layers",
@@ -85,11 +86,6 @@ class _Reference:
     error_grid: float = np.nan
     error_time: float = np.nan
     error_profile_grid: float = np.nan
-
-    @property
-    def W(self) -> Tensor:
-        """The weights, `(T, N, d, d)`."""
-        return torch.stack(self.states)
 
     @property
     def floor(self) -> float:
@@ -151,7 +147,8 @@ def run(
     reference = _reference(setup, meter)
 
     shown = "euler" if "euler" in layers else layers[0]
-    fits = reference.W.numel() * len(depths) <= MOST_NUMBERS and reference.W.shape[-1] <= MOST_ROWS
+    fits = len(setup.times) * reference.states[0].numel() * len(depths) <= MOST_NUMBERS
+    fits = fits and setup.problem.z0.shape[-1] <= MOST_ROWS
 
     def edge(key: tuple[str, int]) -> Any:
         if key in squares:
@@ -354,7 +351,7 @@ def _dataset(
             "seconds": (grid_edge, table("seconds"), {"units": "s"}),
         },
         coords={
-            "rule": layers,
+            "rule": ("rule", layers, {"long_name": "layer rule"}),
             "depth": ("depth", depths, {"long_name": "number of layers L"}),
             "time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"}),
         },
@@ -396,8 +393,12 @@ def _dataset(
 
 def _all_weights(reference: _Reference, layers: list[np.ndarray | None]) -> xr.Dataset:
     """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it."""
-    dataset, kept = weights(reference.W, reference.flow.grid.nodes), [values for values in layers if values is not None]
-    return dataset.assign(W_finite=(("depth", *dataset["W"].dims), np.stack(kept))) if kept else dataset
+    seen = [kept(len(reference.states), W) for W in reference.states]
+    found = [values for values in seen if values is not None]
+    if not found:
+        return xr.Dataset()
+    dataset, beside = weights(torch.stack(found), reference.flow.grid.nodes), [W for W in layers if W is not None]
+    return dataset.assign(W_finite=(("depth", *dataset["W"].dims), np.stack(beside))) if beside else dataset
 
 
 def _richardson(reference: _Reference, depths: list[int], layers: list[str], z_finite: np.ndarray) -> np.ndarray:

@@ -103,8 +103,8 @@ def run(
     dataset = xr.Dataset(
         {
             "error_z": (("product", "width"), error, {"long_name": "sup over t of the distance from the closed flow"}),
-            "loss": (("product", "step"), np.stack(losses), {"long_name": "loss of the closed flow from z = 0"}),
-            "test_error": (("product", "step"), test, {"long_name": "‖z − A*‖²/‖A*‖² of the closed flow from z = 0"}),
+            "loss": (("product", "time"), np.stack(losses), {"long_name": "loss of the closed flow from z = 0"}),
+            "test_error": (("product", "time"), test, {"long_name": "‖z − A*‖²/‖A*‖² of the closed flow from z = 0"}),
             "test_error_lazy": ((), lazy, {"long_name": "least test error along the lazy limit, a line to Y"}),
             "effective_rank": ("product", ranks, {"long_name": "effective rank of z where the test error is least"}),
             "order": ("product", orders, {"long_name": "order in 1/w"}),
@@ -113,7 +113,7 @@ def run(
         coords={
             "product": ("product", list(products), {"long_name": "σ²w"}),
             "width": ("width", list(widths), {"long_name": "width w"}),
-            "step": ("step", setup.times.numpy(), {"long_name": "training time t max(1, σ²w)", "units": "flow time"}),
+            "time": ("time", setup.times.numpy(), {"long_name": "training time t max(1, σ²w)", "units": "flow time"}),
         },
     )
     least = test.min(axis=1)

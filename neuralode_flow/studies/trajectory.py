@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study
-from .weights import weights
+from .weights import kept, weights
 
 # What is trained: each makes a flow and what it starts from.
 MODELS: Registry[Any] = Registry("model")
@@ -106,7 +107,7 @@ def run(
         stop={name: bound for name, bound in wanted.items() if bound is not None},
         max_evaluations=max_evaluations,
         max_seconds=max_seconds,
-        observe=_first_weights if model != "intrinsic" else None,
+        observe=partial(_first_weights, len(setup.times)) if model != "intrinsic" else None,
         adapt=adapt and model == "continuous",
         estimate=estimate,
         progress=report,
@@ -116,9 +117,9 @@ def run(
     return dataset if path.observed is None else dataset.merge(weights(_all_weights(path), nodes))
 
 
-def _first_weights(_: int, state: Tensor) -> Tensor:
-    """The weights of the first member."""
-    return state.reshape(-1, *state.shape[-3:])[0]
+def _first_weights(times: int, _: int, state: Tensor) -> Tensor | None:
+    """What is kept of the weights of the first member."""
+    return kept(times, state.reshape(-1, *state.shape[-3:])[0])
 
 
 def _all_weights(path: Trajectory) -> Tensor:
@@ -126,8 +127,8 @@ def _all_weights(path: Trajectory) -> Tensor:
     assert path.observed is not None
     if len(path.observed) == len(path.times):
         return path.observed
-    last = _first_weights(-1, path.state)
-    if last.shape != path.observed.shape[1:]:
+    last = _first_weights(len(path.times), -1, path.state)
+    if last is None or last.shape != path.observed.shape[1:]:
         last = torch.full_like(path.observed[0], torch.nan)
     return torch.cat((path.observed, last.unsqueeze(0)))
 

@@ -1,4 +1,4 @@
-"""The weights along training, as a part of a dataset."""
+"""The weights along training, as a part of a dataset that stays small."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-# Up to this size matrices are kept entry by entry, larger ones by their singular values.
+# Up to this size matrices are kept entry by entry, larger ones by their singular values; and no more numbers than this.
 MOST_ROWS = 16
+MOST_NUMBERS = 2**21
 
 
-def weights(W: Tensor, nodes: Tensor) -> xr.Dataset:
-    """W(t, s), or its singular values where the matrices are large.
+def kept(times: int, W: Tensor) -> Tensor | None:
+    """What is kept at each of so many times of the weights `(N, d, d)`: they, or their singular values `(N, d)`.
+
+    None where that would be too many numbers.
+    """
+    *_, N, d, _ = W.shape
+    if d <= MOST_ROWS and times * N * d * d <= MOST_NUMBERS:
+        return W.clone()
+    return torch.linalg.svdvals(W) if times * N * d <= MOST_NUMBERS else None
+
+
+def weights(values: Tensor, nodes: Tensor) -> xr.Dataset:
+    """A dataset of what `kept` has given.
 
     Parameters
     ----------
-    W : Tensor (T, N, d, d)
+    values : Tensor (T, N, d, d) or (T, N, d)
     nodes : Tensor (N,)
         Depth s of each.
 
@@ -25,9 +37,8 @@ def weights(W: Tensor, nodes: Tensor) -> xr.Dataset:
         "W" (time, s, row, column) or "W_singular_values" (time, s, mode).
     """
     coordinates = {"s": ("s", nodes.cpu().numpy(), {"long_name": "depth s", "units": "1"})}
-    if W.shape[-1] > MOST_ROWS:
-        values = torch.linalg.svdvals(W).cpu().numpy()
-        attrs = {"long_name": "singular values of the weights"}
-        return xr.Dataset({"W_singular_values": (("time", "s", "mode"), values, attrs)}, coordinates)
-    attrs = {"long_name": "weights"}
-    return xr.Dataset({"W": (("time", "s", "row", "column"), W.cpu().numpy(), attrs)}, coordinates)
+    array = values.cpu().numpy()
+    if values.ndim == 3:
+        meaning = {"long_name": "singular values of the weights"}
+        return xr.Dataset({"W_singular_values": (("time", "s", "mode"), array, meaning)}, coordinates)
+    return xr.Dataset({"W": (("time", "s", "row", "column"), array, {"long_name": "weights"})}, coordinates)

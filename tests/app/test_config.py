@@ -117,3 +117,23 @@ def test_every_dependency_is_pinned():
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     pins = re.findall(r"^([\w.-]+)==", (ROOT / "scripts" / "constraints.txt").read_text(), flags=re.MULTILINE)
     assert {re.match(r"[\w.-]+", line)[0].lower() for line in wanted} <= {pin.lower() for pin in pins}
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("problem=te", ["problem=teacher"]),
+        ("time.h", ["time.horizon="]),
+        ("experiment=f7", ["experiment=f7_cohen2023"]),
+    ],
+)
+def test_the_shell_completes_groups_names_and_fields(typed, offered):
+    line = f"neuralode-flow {typed}"
+    ended = subprocess.run(
+        [sys.executable, "-m", "neuralode_flow", "-sc", "query=bash"],
+        env={"COMP_LINE": line, "COMP_POINT": str(len(line)), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == offered

@@ -9,6 +9,7 @@ from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
 from neuralode_flow.studies import STUDIES, Setup, convergence
 from neuralode_flow.studies.convergence import run, summarise
+from neuralode_flow.studies.weights import kept
 
 
 def setup(problem="teacher", initial="relaxed_balanced", samples=5, **changes):
@@ -79,6 +80,13 @@ def test_large_weights_are_kept_by_their_singular_values():
     assert made.W_singular_values.dims == ("time", "s", "mode")
     assert made.W_singular_values.shape == (2, 12, 17)
     assert "W" not in made
+
+
+def test_of_long_or_large_runs_less_is_kept():
+    assert kept(10, torch.ones(8, 16, 16)).shape == (8, 16, 16)
+    assert kept(10, torch.ones(8, 17, 17)).shape == (8, 17)
+    assert kept(2000, torch.ones(8, 16, 16)).shape == (8, 16)
+    assert kept(100_000, torch.ones(8, 16, 16)) is None
 
 
 def test_the_summary_is_a_flat_record_that_json_takes(dataset):
