@@ -29,6 +29,10 @@ from .schema import checked
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
+class Killed(str):
+    """Why a member ended that was killed."""
+
+
 class CheckSweep(Callback):
     """Hydra calls it before a sweep, when nothing has been written yet, and after it."""
 
@@ -67,7 +71,7 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
     """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
 
     It gets a process of its own, so that even one that is killed leaves the others alone (but not where processes
-    cannot be forked).
+    cannot be forked), and is tried once more.
     """
     if (folder / SUMMARY).exists():  # of an earlier start; what it says of a failure stays
         from .terminal import finished  # which imports torch: --help stays fast
@@ -75,7 +79,11 @@ def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str])
         finished(folder)
         return
     (folder / FAILED).unlink(missing_ok=True)
-    reason = _in_a_child(work) if hasattr(os, "fork") else _in_this_process(work)
+    run = _in_a_child if hasattr(os, "fork") else _in_this_process
+    reason = run(work)
+    if isinstance(reason, Killed):  # from outside, such as for want of memory: it goes on from what it has saved
+        complain(f"member {folder.name} is started again: {reason}")
+        reason = run(work)
     if reason is not None:
         record_failure(folder, overrides, reason)
 
@@ -137,11 +145,18 @@ def _in_a_child(work: Callable[[], None]) -> str | None:
         os.waitpid(child, 0)
         raise
     if os.WIFSIGNALED(status):
-        return f"its process was killed by signal {os.WTERMSIG(status)} ({signal.Signals(os.WTERMSIG(status)).name})"
+        return Killed(f"its process was killed by signal {os.WTERMSIG(status)} ({_signal_name(os.WTERMSIG(status))})")
     code = os.waitstatus_to_exitcode(status)
     if code in (130, 143):
         sys.exit(code)
     return None if code == 0 else reason or f"its process ended with status {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return "no name"
 
 
 def _end_with_parent() -> None:

@@ -18,11 +18,20 @@ def test_members_that_fail_or_are_killed_leave_the_others_alone(command):
     assert len(names("sweep", "summary.json")) == 2
     assert len(names("sweep", "failed.json")) == 4
     assert ended.err.count("the sky fell") == 2
-    assert ended.err.count("its process was killed by signal 9 (SIGKILL)") == 2
+    assert ended.err.count("failed: its process was killed by signal 9 (SIGKILL)") == 2
+    assert ended.err.count("started again") == 2
     assert "2 of 6 members have finished in sweep; the same command with resume=sweep runs the others" in ended.err
     record = json.loads(Path("sweep/2/failed.json").read_text())
     assert "RuntimeError: the sky fell" in record["reason"]
     assert "++study.end=raise" in record["overrides"]
+
+
+def test_a_member_that_is_killed_is_tried_once_more(command):
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,kill_once")
+    assert ended.status == 0, ended.err
+    assert "member 1 is started again: its process was killed by signal 9 (SIGKILL)" in ended.err
+    assert names("sweep", "summary.json") == {"0", "1"}
+    assert names("sweep", "failed.json") == set()
 
 
 def test_the_same_command_runs_only_what_is_missing(command):
