@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..files import CONFIG, InUse, atomic_write, locked
+from ..files import CONFIG, InUse, atomic_write, locked, remove_remains
 from .errors import BadInput
 
 SUMMARY = "summary.json"
@@ -82,6 +82,7 @@ def held(folder: Path, config: str) -> Iterator[None]:
 
 def _take_up(folder: Path, config: str) -> None:
     saved = folder / CONFIG
+    remove_remains(saved)  # of a run that was killed while it wrote its first file
     if saved.exists():
         changed = differences(_read(saved), OmegaConf.create(config))
         if changed:

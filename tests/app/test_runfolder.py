@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neuralode_flow.app.runfolder import claim, discard_if_empty
+from neuralode_flow.app.runfolder import claim, discard_if_empty, held
 from neuralode_flow.files import atomic_path, atomic_write
 
 
@@ -91,3 +91,11 @@ def test_file_and_folder_reach_the_disk_before_and_after_the_rename(tmp_path, mo
         "replace",
         str(tmp_path.parent),
     ]
+
+
+def test_a_folder_is_taken_up_again_whose_run_was_killed_while_it_wrote_its_first_file(tmp_path):
+    for name in (".config.writing-0123.yaml", ".lock"):
+        (tmp_path / name).write_text("a:")
+    with held(tmp_path, "a: 1\n"):
+        assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+        assert not (tmp_path / ".config.writing-0123.yaml").exists()
