@@ -199,6 +199,7 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
         "Figures": "".join(report.figure(report.Drawn(figure), caption) for figure, caption in charts),
         "Members": _outcomes(folder, sweep.records, sweep.settings),
         "Run what is missing": f"<pre>{escape(_command(folder))}</pre>",
+        "Config": _config(folder, sweep),
     }
     title = f"Sweep: {', '.join(studies) or 'no member has finished'}"
     return report.page(title, verdict, not failed, " ".join(map(report.question, studies)), sections)
@@ -241,6 +242,17 @@ def _short_names(settings: Sequence[str]) -> dict[str, str]:
 
 def _outcome(record: Mapping[str, Any]) -> str:
     return str(record["verdict"] if record["status"] == "ok" else record["status"])
+
+
+def _config(folder: Path, sweep: Collected) -> str:
+    """The config of one member, and what the others have of their own."""
+    for record in sweep.records:
+        path = folder / str(record["member"]) / CONFIG
+        if path.exists():
+            differing = ", ".join(sweep.settings) or "nothing"
+            note = f"<p>That of member {escape(str(record['member']))}; the others differ in {escape(differing)}.</p>"
+            return f"{note}<pre>{escape(path.read_text(encoding='utf-8'))}</pre>"
+    return ""
 
 
 def _command(folder: Path) -> str:

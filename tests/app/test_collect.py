@@ -46,6 +46,8 @@ def test_the_page_of_a_sweep_says_first_what_failed_and_how_it_goes_on(command):
     page = Path("sweep/report.html").read_text(encoding="utf-8")
     assert page.index("2 of 4 members have finished") < page.index("the sky fell") < page.index("All is well.")
     assert 'href="0/report.html"' in page
+    assert "the others differ in problem.seed, study.end" in page
+    assert "dimension: 2" in page
     assert "neuralode-flow -m study=fake problem=teacher problem.dimension=2" in page
     assert page.rindex("resume=sweep") > page.rindex("problem.seed=0,3")
 
