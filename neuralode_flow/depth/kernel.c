@@ -93,18 +93,21 @@ static double R(largest)(long n, const REAL *x, const REAL *y) {
 }
 
 /* f = S + (J f) B by Gauss-Seidel sweeps over the pairs of nodes, from the middle outwards; B and S are ordered alike:
-   (the node in the middle,) then the right and the left one of each pair. Ends when J f at the outermost pair changes
-   by less than `tolerance` beside I + J f; what is left is about ten times smaller. Returns the largest entry of J f
-   there, or -1 where it fails. room: 6 n. */
+   (the node in the middle,) then the right and the left one of each pair. The change of J f at the outermost pair is
+   its error a sweep ago, and each sweep gains what the one before did or more. Ends when what is left of the error is
+   below `tolerance` beside I + J f; the last f is ahead of it by about as much as a sweep in the order of Jacobi gains.
+   Returns the largest entry of J f there, or -1 where it fails. room: 6 n. */
 static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL *S, double tolerance, REAL *F, REAL *room) {
     const int ld = w->ld, pairs = w->pairs, odd = w->odd;
     const long n = w->n;
+    const double round_off = sizeof(REAL) == 4 ? 2.4e-7 : 4.4e-16;
     REAL *f = room, *now = room + 2 * n, *old = room + 4 * n;
     memset(room, 0, 6 * n * sizeof(REAL));
     if (odd) R(put)(pairs, 0, n, S, 0, F);
     for (int p = odd; p < pairs; p++) R(put)(pairs, p, n, S + (2 * p - odd) * n, S + (2 * p - odd + 1) * n, F);
     if (pairs == odd) return 0;
     R(integral)(pairs, odd, n, c + (pairs - 1) * 2 * pairs, F, old, old + n);
+    double before = 0;
     for (int sweep = 1; sweep <= MAX_SWEEPS; sweep++) {
         for (int p = odd; p < pairs; p++) {
             R(integral)(pairs, odd, n, c + p * 2 * pairs, F, now, now + n);
@@ -114,11 +117,12 @@ static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL 
             }
             R(put)(pairs, p, n, f, f + n, F);
         }
-        const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0);
+        const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0),
+                     rate = fmin(fmax(change / before, FASTEST), 1);
         if ((sweep == 1 && S == B && !(change <= LARGEST * LARGEST / 2)) || !(size <= FAR)) return -1;
-        const double wanted = tolerance * (1 + size), round_off = size * (sizeof(REAL) == 4 ? 2.4e-7 : 4.4e-16);
         /* A pair that is alone sees no change in the first sweep. */
-        if (sweep > 1 && change <= (wanted > round_off ? wanted : round_off)) return size;
+        if (sweep > 1 && (change * rate <= tolerance * (1 + size) || change <= round_off * size)) return size;
+        before = change;
         REAL *swap = now;
         now = old, old = swap;
     }
@@ -359,6 +363,7 @@ static void T(layers)(Work *w, long t, double *room) {
 #define _GNU_SOURCE
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __linux__
@@ -369,9 +374,10 @@ enum { CHUNK = 32, MIXED_FROM = 16, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_TH
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
 #define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
-#define TOLERANCE 1e-14 /* of J f */
-#define ROUGH 1e-6      /* of a solution in float that will be refined */
-#define REFINED 2e-7    /* a correction below it is as good in float */
+#define FASTEST 0.01    /* what a sweep is trusted to gain, were it more in the last one by chance */
+#define TOLERANCE 3e-16 /* of J f */
+#define ROUGH 4e-8      /* of a solution in float that will be refined */
+#define REFINED 6e-8    /* a correction below it is as good in float */
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define WORTH 4e6          /* multiplications that are worth another thread */
@@ -448,19 +454,40 @@ static void *run(void *arg) {
     return 0;
 }
 
+/* Where helpers may run: not on the processor of the caller, where a new thread often starts, and stays for many calls. */
+static pthread_attr_t *elsewhere(pthread_attr_t *room) {
+#ifdef __GLIBC__
+    cpu_set_t allowed;
+    const int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof allowed, &allowed)) return 0;
+    CPU_CLR(here, &allowed);
+    if (!CPU_COUNT(&allowed) || pthread_attr_init(room)) return 0;
+    if (!pthread_attr_setaffinity_np(room, sizeof allowed, &allowed)) return room;
+    pthread_attr_destroy(room);
+#endif
+    return 0;
+}
+
 /* step(w, t, room) for t = 0 ... count - 1, in threads that live as long as the call. */
 static void each(Work *w, int threads, long count, Step *step) {
     Share shares[MAX_THREADS];
     pthread_t ids[MAX_THREADS];
     int made[MAX_THREADS] = {0};
     if (threads > count) threads = (int)count;
+    pthread_attr_t room, *where = threads > 1 ? elsewhere(&room) : 0;
     for (int t = threads - 1; t >= 0; t--) {
         shares[t] = (Share){w, step, count * t / threads, count * (t + 1) / threads, w->room + t * w->room_size};
-        made[t] = t > 0 && !pthread_create(&ids[t], 0, run, &shares[t]);
+        made[t] = t > 0 && !pthread_create(&ids[t], where, run, &shares[t]);
         if (!made[t]) run(&shares[t]);
     }
     for (int t = 1; t < threads; t++)
         if (made[t]) pthread_join(ids[t], 0);
+    if (where) pthread_attr_destroy(where);
+}
+
+/* How many threads so many products are worth. */
+static int crew(const Work *w, double products) {
+    return products * w->d * w->d * w->d < WORTH ? 1 : w->threads;
 }
 
 /* What is known of the sizes alone. For a chain m is 0, for a flow L is. Returns the size of the scratch in doubles. */
@@ -518,8 +545,8 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
     }
     for (int q = 0; q < (w->pairs + 1) * 2 * w->pairs; q++) w->cf[q] = (float)w->c[q];
     each(w, w->threads, 2 * members * panels, BEST(half));
-    if (!w->failed) each(w, 1, members * panels, BEST(across));
-    if (!w->failed) each(w, 1, members, BEST(join));
+    if (!w->failed) each(w, crew(w, 3.0 * members * panels), members * panels, BEST(across));
+    if (!w->failed) each(w, crew(w, 1.0 * members * panels), members, BEST(join));
     return w->failed;
 }
 
@@ -527,7 +554,7 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
 void flow_backward(const double *G, void *scratch, double *out) {
     Work *w = scratch;
     w->G = G, w->out = out;
-    each(w, 1, w->members, BEST(spread));
+    each(w, crew(w, 2.0 * w->members * w->parts), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts * w->cuts, BEST(nodes));
 }
 
@@ -542,7 +569,7 @@ void chain_forward(const double *W, long members, long L, int d, double alpha, i
     plan(w, scratch, members, 0, L, 0, d, threads);
     w->W = W, w->alpha = alpha, w->z = z;
     each(w, w->threads, members * w->parts, BEST(products));
-    each(w, 1, members, BEST(join));
+    each(w, crew(w, 1.0 * members * w->parts), members, BEST(join));
 }
 
 /* G (members, d, d) -> out, of the shape of W: (U_L ... U_k+1)^T G (U_k-1 ... U_1)^T. */
@@ -555,7 +582,7 @@ void chain_backward(const double *G, void *scratch, double *out) {
                     start = ((uintptr_t)out + page - 1) & -page, end = ((uintptr_t)out + size) & -page;
     if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
 #endif
-    each(w, 1, w->members, BEST(spread));
+    each(w, crew(w, 2.0 * w->members * w->parts), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts, BEST(layers));
 }
 #endif
