@@ -3,7 +3,7 @@
    flow_*: the collocation equations of the continuous model (docs/performance.md). Both halves are put such that they
    read alike: X' = X B with X = I in the middle of the panel, where X = u^T and B = W^T, or X = v and B = -W. With the
    slopes f = (I + J f) B a sweep is one product per node.
-   chain_*: a chain of layers U_L ... U_1.
+   chain_*: a chain of layers U_L ... U_1, given as they are or as W_k with a layer rule (layers.py).
    The caller gives the scratch memory; forward writes z, backward takes the gradient there. A scratch is used by one
    caller at a time, from forward to backward. Nothing else is kept, and no thread outlives a call.
 
@@ -32,9 +32,40 @@ TILE(R(part8), R(part), 8)
 TILE(R(part4), R(part), 4)
 #undef TILE
 
+#if BYTES == 64
+/* The same for 6 rows and 12 columns of double. */
+INLINE void R(six)(int k, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    enum { WIDE = BYTES / sizeof(REAL), LD = 12 };
+    R(full) acc[6] = {{0}};
+    R(part) rest[6] = {{0}};
+    for (int j = 0; j < k; j++) {
+        R(full) b = *(const R(full) *)(B + j * LD);
+        R(part) c = *(const R(part) *)(B + j * LD + WIDE);
+        UNROLL for (int r = 0; r < 6; r++) acc[r] += A[r * ar + j * ak] * b, rest[r] += A[r * ar + j * ak] * c;
+    }
+    UNROLL for (int r = 0; r < 6; r++) {
+        R(full) *to = (R(full) *)(C + r * LD);
+        R(part) *more = (R(part) *)(C + r * LD + WIDE);
+        *to = S ? *(const R(full) *)(S + r * LD) + alpha * acc[r] : alpha * acc[r];
+        *more = S ? *(const R(part) *)(S + r * LD + WIDE) + alpha * rest[r] : alpha * rest[r];
+    }
+}
+#endif
+
 /* C = S + alpha A B; ld is a multiple of 4, of 8 for float. S may be C or NULL, A and B may not be C. */
 static void R(product)(int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
     const int wide = BYTES / sizeof(REAL);
+#if BYTES == 64
+    if (ld == 8 && wide == 8) {
+        R(full8)(d, A, ar, ak, B, alpha, S, C, 8);
+        return;
+    }
+    if (ld == 12 && wide == 8) {
+        R(six)(d, A, ar, ak, B, alpha, S, C);
+        R(six)(d, A + 6 * ar, ar, ak, B, alpha, S ? S + 6 * 12 : 0, C + 6 * 12);
+        return;
+    }
+#endif
     for (int j = 0; j < ld; j += wide)
         for (int i = 0; i < ld; i += 8) {
             const REAL *a = A + i * ar, *s = S ? S + i * ld + j : 0;
@@ -144,13 +175,13 @@ static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL 
 #define PRODUCT CAT(productdouble, TARGET)
 #define INTEGRAL CAT(integraldouble, TARGET)
 
-/* y = x^T by blocks of 4 x 4. */
-static void T(transpose)(int ld, const double *x, double *y) {
+/* y = alpha x^T by blocks of 4 x 4; the rows of x have `stride` numbers. */
+static void T(transpose)(int ld, int stride, double alpha, const double *x, double *y) {
     typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
     for (int i = 0; i < ld; i += 4)
         for (int j = 0; j < ld; j += 4) {
             four r[4];
-            UNROLL for (int k = 0; k < 4; k++) r[k] = *(const four *)(x + (j + k) * ld + i);
+            UNROLL for (int k = 0; k < 4; k++) r[k] = alpha * *(const four *)(x + (j + k) * stride + i);
             const four a = SHUFFLE(r[0], r[1], 0, 4, 2, 6), b = SHUFFLE(r[0], r[1], 1, 5, 3, 7),
                        c = SHUFFLE(r[2], r[3], 0, 4, 2, 6), e = SHUFFLE(r[2], r[3], 1, 5, 3, 7);
             double *to = y + i * ld + j;
@@ -161,17 +192,26 @@ static void T(transpose)(int ld, const double *x, double *y) {
         }
 }
 
-/* A given d x d matrix with rows of ld numbers: itself, or a copy into `room`, whose rest stays. */
-INLINE const double *T(wide)(const Work *w, const double *x, double *room) {
-    if (w->d == w->ld) return x;
-    for (int i = 0; i < w->d; i++) memcpy(room + i * w->ld, x + i * w->d, w->d * sizeof(double));
+/* The k-th given matrix, and how many numbers its rows have: d, as they are given, where the rest of what is read of it
+   lies in the array as well. It falls into the rows and columns from d on, of which nothing is read. */
+INLINE const double *T(given)(const Work *w, long k, double *room, int *stride) {
+    const int d = w->d, ld = w->ld;
+    const double *x = w->W + k * d * d;
+    *stride = d;
+    if (k * d * d + (ld - 1) * d + ld <= w->members * w->L * d * d) return x;
+    for (int i = 0; i < d; i++) memcpy(room + i * ld, x + i * d, d * sizeof(double));
+    *stride = ld;
     return room;
 }
 
-/* And back. */
+/* A matrix without what fills it up. What is too much in a row is overwritten by the next. */
 INLINE void T(narrow)(const Work *w, const double *x, double *out) {
-    if (x != out)
-        for (int i = 0; i < w->d; i++) memcpy(out + i * w->d, x + i * w->ld, w->d * sizeof(double));
+    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+    const int d = w->d, ld = w->ld;
+    if (x == out) return;
+    for (int i = 0; i < d - 1; i++)
+        for (int j = 0; j < ld; j += 4) *(four *)(out + i * d + j) = *(const four *)(x + i * ld + j);
+    memcpy(out + (d - 1) * d, x + (d - 1) * ld, d * sizeof(double));
 }
 
 /* z of a member from the products of its parts; `outer` gets the transposed product of the parts before each. */
@@ -179,7 +219,7 @@ static void T(join)(Work *w, long member, double *room) {
     double *now = room, *next = room + w->n;
     memcpy(now, w->products + member * w->parts * w->n, w->n * sizeof(double));
     for (long t = member * w->parts + 1; t < (member + 1) * w->parts; t++) {
-        T(transpose)(w->ld, now, w->outer + t * w->n);
+        T(transpose)(w->ld, w->ld, 1, now, w->outer + t * w->n);
         PRODUCT(w->ld, w->d, w->products + t * w->n, w->ld, 1, now, 1, 0, next);
         double *swap = now;
         now = next, next = swap;
@@ -263,7 +303,7 @@ static void T(across)(Work *w, long t, double *room) {
     const long n = w->n;
     const double *uT_end = w->ends + t * 4 * n, *v_end = uT_end + 2 * n, *v_start = v_end + n;
     double *minus = w->middle + t * 3 * n, *enterT = minus + n, *leave = enterT + n, *now = room, *next = room + n, q = 0;
-    T(transpose)(ld, uT_end, leave);
+    T(transpose)(ld, ld, 1, uT_end, leave);
     PRODUCT(ld, d, v_end, ld, 1, leave, -1, 0, minus);
     for (int i = 0; i < d; i++) minus[i * ld + i] += 1;
     for (int i = 0; i < d; i++) {
@@ -282,7 +322,7 @@ static void T(across)(Work *w, long t, double *room) {
         double *swap = now;
         now = next, next = swap;
     }
-    T(transpose)(ld, now, enterT);
+    T(transpose)(ld, ld, 1, now, enterT);
     PRODUCT(ld, d, leave, ld, 1, now, 1, 0, w->products + t * n);
 }
 
@@ -308,49 +348,223 @@ static void T(nodes)(Work *w, long piece, double *room) {
     }
 }
 
-/* C = U B, or U^T B for back: U = I + alpha W or, where alpha is 0, W. */
-INLINE void T(layer)(const Work *w, const double *W, int back, const double *B, double *C) {
-    PRODUCT(w->ld, w->d, W, back ? 1 : w->ld, back ? w->ld : 1, B, w->alpha ? w->alpha : 1, w->alpha ? B : 0, C);
+/* x^-1 in place by Gauss and Jordan, with row pivots where they are asked for; 0 where there is none. */
+static int T(invert)(int ld, int d, int pivoting, double *x) {
+    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+    double row[LARGEST_D], factor[LARGEST_D];
+    int pivots[LARGEST_D];
+    for (int k = 0; k < d; k++) {
+        int p = k;
+        for (int i = k + 1; pivoting && i < d; i++)
+            if (fabs(x[i * ld + k]) > fabs(x[p * ld + k])) p = i;
+        pivots[k] = p;
+        memcpy(row, x + p * ld, ld * sizeof(double));
+        if (p != k) memcpy(x + p * ld, x + k * ld, ld * sizeof(double));
+        const double pivot = row[k], inverse = 1 / pivot;
+        if (!(fabs(inverse) > 0 && fabs(inverse) < HUGE_VAL)) return 0;
+        row[k] = pivot + 1; /* so that its column becomes -factor */
+        for (int i = 0; i < d; i++) factor[i] = x[i * ld + k] * inverse;
+        for (int j = 0; j < ld; j += 4) {
+            const four part = *(const four *)(row + j);
+            UNROLL for (int i = 0; i < d; i++) *(four *)(x + i * ld + j) -= factor[i] * part;
+            *(four *)(x + k * ld + j) = inverse * part;
+        }
+        x[k * ld + k] = inverse;
+    }
+    for (int k = d - 1; k >= 0; k--)
+        for (int i = 0; pivots[k] != k && i < d; i++) {
+            double *one = x + i * ld + k, *other = x + i * ld + pivots[k];
+            const double swap = *one;
+            *one = *other, *other = swap;
+        }
+    return 1;
 }
 
-/* The product of the layers of a part; `kept` gets the transposes of those before each layer but the first. */
-static void T(scan)(const Work *w, long t, double *kept, double *product, double *room) {
+/* The Frobenius norm. */
+static double T(norm)(const Work *w, const double *x) {
+    double sum = 0;
+    for (int i = 0; i < w->d; i++)
+        for (int j = 0; j < w->d; j++) sum += x[i * w->ld + j] * x[i * w->ld + j];
+    return sqrt(sum);
+}
+
+/* y = a I + b x */
+INLINE void T(affine)(const Work *w, double a, double b, const double *x, double *y) {
+    for (long q = 0; q < w->ld * w->ld; q++) y[q] = b * x[q];
+    for (int i = 0; i < w->d; i++) y[i * w->ld + i] += a;
+}
+
+/* U = exp(B), and D = its derivative at B in the direction M; where U or M is 0 it is left out. Taylor's series to
+   round-off by Horner's rule in B^2, q_j = (2j + 1) I + B + B^2 q_j+1 / ((2j + 2)(2j + 3)), of B halved until it is
+   small, and then squares. Returns 0 where B is too large. room: 7 n. */
+static int T(exponential)(const Work *w, const double *B, const double *M, double *U, double *D, double *room) {
+    /* Up to which norm the next term of the derivative is below round-off, by the number of steps. */
+    static const double reach[] = {0, 5.5e-6, 1.2e-3, 1.4e-2, 6e-2, 0.15, 0.3, 0.5};
+    enum { MOST = sizeof reach / sizeof *reach - 1 };
     const int d = w->d, ld = w->ld;
+    const long n = w->n;
+    double *square = room + n, *moved = room + 2 * n, *q = room + 3 * n, *next = room + 4 * n, *one = room + 5 * n,
+           *other = room + 6 * n, norm = T(norm)(w, B), factor = 1;
+    const double *p = M;
+    int squares = 0, steps = 1;
+    if (!(norm <= FAR)) return 0;
+    for (; norm > reach[MOST]; norm /= 2, factor /= 2) squares++;
+    while (norm > reach[steps]) steps++;
+    if (squares) {
+        T(affine)(w, 0, factor, B, room);
+        B = room;
+    }
+#define P(A, B, alpha, S, C) PRODUCT(ld, d, A, ld, 1, B, alpha, S, C)
+#define SWAP(x, y) do { double *swap = x; x = y, y = swap; } while (0)
+    P(B, B, 1, 0, square);
+    T(affine)(w, 2 * steps + 1, 1, B, q);
+    if (M) {
+        P(B, M, 1, 0, moved);
+        P(M, B, 1, moved, moved);
+    }
+    for (int j = steps - 1; j >= 0; j--) {
+        const double alpha = 1 / ((2 * j + 2.0) * (2 * j + 3));
+        if (M) {
+            P(moved, q, alpha, M, one);
+            P(square, p, alpha, one, one);
+            p = one;
+            SWAP(one, other);
+        }
+        if (j > 0 || squares || U) {
+            P(square, q, alpha, B, next);
+            for (int i = 0; i < d; i++) next[i * ld + i] += 2 * j + 1;
+            SWAP(q, next);
+        }
+    }
+    for (int k = 0; k < squares; k++) {
+        if (M) {
+            P(q, p, 1, 0, one);
+            P(p, q, 1, one, one);
+            p = one;
+            SWAP(one, other);
+        }
+        if (U || k + 1 < squares) {
+            P(q, q, 1, 0, next);
+            SWAP(q, next);
+        }
+    }
+#undef P
+#undef SWAP
+    if (U) T(affine)(w, 0, 1, q, U);
+    if (M) T(affine)(w, 0, factor, p, D);
+    return 1;
+}
+
+/* The transpose of the layer rule(alpha W) for W = the k-th given matrix; 0 where there is none. room: 8 n. */
+static int T(unit)(const Work *w, long k, double *U, double *room) {
+    const int d = w->d, ld = w->ld;
+    int stride, good = 1;
+    const double *W = T(given)(w, k, room, &stride);
+    double *B = room + w->n;
+    T(transpose)(ld, stride, w->alpha, W, B);
+    if (w->rule == RK2) {
+        PRODUCT(ld, d, B, ld, 1, B, 0.5, B, U);
+        for (int i = 0; i < d; i++) U[i * ld + i] += 1;
+    } else if (w->rule == CAYLEY) {
+        T(affine)(w, 1, -0.5, B, U);
+        good = T(invert)(ld, d, T(norm)(w, B) > 1, U); /* below that all pivots are above 1/2 */
+        T(affine)(w, -1, 2, U, U);
+    } else
+        good = T(exponential)(w, B, 0, U, 0, room + w->n);
+    return good;
+}
+
+/* D = the gradient with respect to alpha W, from that with respect to the layer, M; U as `unit` gave it. */
+static void T(adjoint)(const Work *w, long k, const double *U, const double *M, double *out, double *room) {
+    const int d = w->d, ld = w->ld;
+    const long n = w->n;
+    int stride;
+    double *B = room + n, *D = d == ld ? out : room + 2 * n;
+    if (w->rule == CAYLEY) { /* (U + I) M (U + I) / 4 */
+        PRODUCT(ld, d, U, ld, 1, M, 1, M, B);
+        T(affine)(w, 0, 0.25, B, B);
+        PRODUCT(ld, d, B, ld, 1, U, 1, B, D);
+    } else {
+        const double *W = T(given)(w, k, room, &stride);
+        T(transpose)(ld, stride, w->alpha, W, B);
+        if (w->rule == RK2) {
+            PRODUCT(ld, d, B, ld, 1, M, 0.5, M, D);
+            PRODUCT(ld, d, M, ld, 1, B, 0.5, D, D);
+        } else
+            T(exponential)(w, B, M, 0, D, room + 3 * n);
+    }
+    T(narrow)(w, D, out);
+}
+
+/* C = U B, or U^T B for back, for the layer k; `units` has those of a part from the layer `from` on. */
+INLINE void T(layer)(const Work *w, long k, const double *units, long from, int back, const double *B, double *C, double *room) {
+    int stride = w->ld;
+    const int rule = w->rule, turned = rule > EULER;
+    const double *U = turned ? units + (k - from) * w->n : T(given)(w, k, room, &stride);
+    const double alpha = rule == EULER ? w->alpha : 1, *S = rule == EULER ? B : 0;
+    PRODUCT(w->ld, w->d, U, back == turned ? stride : 1, back == turned ? 1 : stride, B, alpha, S, C);
+}
+
+/* The product of the layers of a part; `kept` gets the transposes of those before each layer but the first, and `units`
+   the transposed layers of a rule: all of them, or the last one. room: 11 n. */
+static void T(scan)(Work *w, long t, double *kept, double *units, int all, double *product, double *room) {
+    const int d = w->d, ld = w->ld, turned = w->rule > EULER;
     const long n = w->n, from = FIRST(w, t), to = LAST(w, t);
     double *now = room + n, *next = room + 2 * n;
-    memset(room, 0, 2 * n * sizeof(double));
-    for (int i = 0; i < d; i++)
-        for (int j = 0; j < d; j++)
-            now[i * ld + j] = (w->alpha ? w->alpha : 1) * w->W[(from * d + i) * d + j] + (w->alpha && i == j);
-    for (long k = from + 1; k < to; k++) {
-        if (kept) T(transpose)(ld, now, kept + (k - from - 1) * n);
-        if (!product && k == to - 1) return;
-        T(layer)(w, T(wide)(w, w->W + k * d * d, room), 0, now, next);
-        double *swap = now;
-        now = next, next = swap;
+    for (long k = from; k < to; k++) {
+        double *unit = units + (all ? k - from : 0) * n;
+        if (turned && !T(unit)(w, k, unit, room + 3 * n)) {
+            __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+            return;
+        }
+        if (k > from) {
+            if (kept) T(transpose)(ld, ld, 1, now, kept + (k - from - 1) * n);
+            if (!product && k == to - 1) return;
+            T(layer)(w, k, unit, k, 0, now, next, room);
+            double *swap = now;
+            now = next, next = swap;
+        } else if (turned)
+            T(transpose)(ld, ld, 1, unit, now);
+        else {
+            memset(now, 0, n * sizeof(double));
+            for (int i = 0; i < d; i++)
+                for (int j = 0; j < d; j++)
+                    now[i * ld + j] = w->rule == EULER ? w->alpha * w->W[(k * d + i) * d + j] + (i == j) : w->W[(k * d + i) * d + j];
+        }
     }
     if (product) memcpy(product, now, n * sizeof(double));
 }
 
 static void T(products)(Work *w, long t, double *room) {
-    T(scan)(w, t, w->kept ? w->kept + FIRST(w, t) * w->n : 0, w->products + t * w->n, room);
+    double *kept = w->kept ? w->kept + FIRST(w, t) * w->n : 0, *units = w->kept ? w->units + FIRST(w, t) * w->n : room;
+    memset(room, 0, w->rooms * w->n * sizeof(double));
+    T(scan)(w, t, kept, units, w->kept != 0, w->products + t * w->n, w->kept ? room : room + w->n);
 }
 
 static void T(layers)(Work *w, long t, double *room) {
-    const int d = w->d, ld = w->ld;
+    const int d = w->d, ld = w->ld, turned = w->rule > EULER;
     const long n = w->n, from = FIRST(w, t);
-    double *now = w->outer + t * n, *next = room + n, *kept = w->kept ? w->kept + from * n : room + 3 * n;
-    if (!w->kept) T(scan)(w, t, kept, 0, room);
-    memset(room, 0, n * sizeof(double));
-    for (long k = LAST(w, t) - 1; k > from; k--) {
-        double *out = w->out + k * d * d, *here = d == ld ? out : room + 2 * n;
-        PRODUCT(ld, d, now, ld, 1, kept + (k - from - 1) * n, 1, 0, here);
-        T(narrow)(w, here, out);
-        T(layer)(w, T(wide)(w, w->W + k * d * d, room), 1, now, next);
+    double *now = w->outer + t * n, *next = room + n, *kept = w->kept + from * n, *units = w->units + from * n;
+    if (!w->kept) {
+        kept = room + w->rooms * n, units = kept + w->length * n;
+        T(scan)(w, t, kept, units, 1, 0, room);
+    }
+    for (long k = LAST(w, t) - 1; k >= from; k--) {
+        double *out = w->out + k * d * d, *here = d == ld && !turned ? out : room + 2 * n;
+        const double *M = here;
+        if (k > from)
+            PRODUCT(ld, d, now, ld, 1, kept + (k - from - 1) * n, 1, 0, here);
+        else
+            M = now;
+        if (turned)
+            T(adjoint)(w, k, units + (k - from) * n, M, out, room + 3 * n);
+        else
+            T(narrow)(w, M, out);
+        if (k == from) return;
+        T(layer)(w, k, units, from, 1, now, next, room);
         double *swap = now;
         now = next, next = swap;
     }
-    for (int i = 0; i < d; i++) memcpy(w->out + (from * d + i) * d, now + i * ld, d * sizeof(double));
 }
 
 #undef PRODUCT
@@ -370,7 +584,8 @@ static void T(layers)(Work *w, long t, double *room) {
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, MIXED_FROM = 16, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16 };
+enum { CHUNK = 32, MIXED_FROM = 16, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 128 };
+enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
 #define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
@@ -397,11 +612,11 @@ typedef int64_t Order __attribute__((vector_size(32)));
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
-    int d, ld, m, pairs, odd, cuts, threads, failed;
+    int d, ld, m, pairs, odd, cuts, threads, failed, rule, rooms;
     long members, parts, n, L, length, room_size;
     double alpha;
     const double *W, *G;
-    double *c, *X, *ends, *middle, *products, *outer, *kept, *room, *z, *out;
+    double *c, *X, *ends, *middle, *products, *outer, *kept, *units, *room, *z, *out;
     float *cf;
     int *terms;
 } Work;
@@ -491,25 +706,28 @@ static int crew(const Work *w, double products) {
 }
 
 /* What is known of the sizes alone. For a chain m is 0, for a flow L is. Returns the size of the scratch in doubles. */
-static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int threads) {
-    const double products = (m ? 24.0 * panels * m : 3.0 * L) * members;
+static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int rule, int threads) {
+    static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
+    const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
     const int ld = d < MIXED_FROM ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
     const long n = ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads < 1 || products * d * d * d < WORTH) threads = 1;
-    const int keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
+    const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
     long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
     if (length > L) length = L;
     const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .threads = threads, .members = members,
-                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1};
-    w->room_size = m ? (m + 3 * pairs + 6) * n : (3 + (keep ? 0 : length)) * n;
+                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule,
+                .rooms = m ? (int)(m + 3 * pairs + 6) : turned ? 13 : 4};
+    w->room_size = (w->rooms + (m || keep ? 0 : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;
 #define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8
     PLACE(room, threads * w->room_size);
     PLACE(products, all * n);
     PLACE(outer, all * n);
     PLACE(kept, keep ? members * L * n : 0);
+    PLACE(units, keep && turned ? members * L * n : 0);
     if (!keep) w->kept = 0;
     PLACE(c, (pairs + 1) * 2 * pairs);
     PLACE(cf, (pairs + 1) * pairs);
@@ -523,7 +741,7 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
 /* Bytes of scratch memory, to be aligned to 64. */
 long flow_scratch(long members, int panels, int m, int d, int threads) {
     Work w;
-    return plan(&w, 0, members, panels, 0, m, d, threads) * (long)sizeof(double);
+    return plan(&w, 0, members, panels, 0, m, d, PLAIN, threads) * (long)sizeof(double);
 }
 
 /* W (members, panels * m, d, d) -> z (members, d, d). J (m, m) and ends (2, m) are the integrals of the Lagrange
@@ -532,7 +750,7 @@ long flow_scratch(long members, int panels, int m, int d, int threads) {
 int flow_forward(const double *W, const double *J, const double *ends, long members, int panels, int m, int d,
                  int threads, void *scratch, double *z) {
     Work *w = scratch;
-    plan(w, scratch, members, panels, 0, m, d, threads);
+    plan(w, scratch, members, panels, 0, m, d, PLAIN, threads);
     w->W = W, w->z = z;
     for (int p = 0; p <= w->pairs; p++) {
         const double *row = p < w->pairs ? J + (m / 2 + p) * m : ends + m;
@@ -558,21 +776,25 @@ void flow_backward(const double *G, void *scratch, double *out) {
     each(w, w->threads, w->members * w->parts * w->cuts, BEST(nodes));
 }
 
-long chain_scratch(long members, long L, int d, int threads) {
+long chain_scratch(long members, long L, int d, int rule, int threads) {
     Work w;
-    return plan(&w, 0, members, 0, L, 0, d, threads) * (long)sizeof(double);
+    return plan(&w, 0, members, 0, L, 0, d, rule, threads) * (long)sizeof(double);
 }
 
-/* W (members, L, d, d) -> z (members, d, d), the product of U_k = I + alpha W_k, or of U_k = W_k where alpha is 0. */
-void chain_forward(const double *W, long members, long L, int d, double alpha, int threads, void *scratch, double *z) {
+/* W (members, L, d, d) -> z (members, d, d), the product of the layers U_k = rule(alpha W_k), or W_k where the rule is
+   PLAIN. Returns 0, or 1 where a layer cannot be made, and z means nothing. */
+int chain_forward(const double *W, long members, long L, int d, int rule, double alpha, int threads, void *scratch,
+                  double *z) {
     Work *w = scratch;
-    plan(w, scratch, members, 0, L, 0, d, threads);
+    plan(w, scratch, members, 0, L, 0, d, rule, threads);
     w->W = W, w->alpha = alpha, w->z = z;
     each(w, w->threads, members * w->parts, BEST(products));
-    each(w, crew(w, 1.0 * members * w->parts), members, BEST(join));
+    if (!w->failed) each(w, crew(w, 1.0 * members * w->parts), members, BEST(join));
+    return w->failed;
 }
 
-/* G (members, d, d) -> out, of the shape of W: (U_L ... U_k+1)^T G (U_k-1 ... U_1)^T. */
+/* G (members, d, d) -> out, of the shape of W: the gradients with respect to alpha W_k, or to W_k itself. For layers as
+   they are those are (U_L ... U_k+1)^T G (U_k-1 ... U_1)^T. */
 void chain_backward(const double *G, void *scratch, double *out) {
     Work *w = scratch;
     w->G = G, w->out = out;

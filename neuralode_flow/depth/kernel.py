@@ -23,6 +23,9 @@ from .workspace import Workspace
 # Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well.
 LARGEST = 128
 
+# The layer rules of kernel.c, by their numbers there; PLAIN takes layers as they are.
+PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
+
 # Set to 0, it leaves the kernel aside: for a comparison, or on a machine where it is at fault.
 SWITCH = "NEURALODE_FLOW_KERNEL"
 
@@ -32,8 +35,8 @@ _SIGNATURES = {
     "flow_scratch": ([_LONG, _INT, _INT, _INT, _INT], _LONG),
     "flow_forward": ([_POINTER, _POINTER, _POINTER, _LONG, _INT, _INT, _INT, _INT, _POINTER, _POINTER], _INT),
     "flow_backward": ([_POINTER, _POINTER, _POINTER], None),
-    "chain_scratch": ([_LONG, _LONG, _INT, _INT], _LONG),
-    "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _DOUBLE, _INT, _POINTER, _POINTER], None),
+    "chain_scratch": ([_LONG, _LONG, _INT, _INT, _INT], _LONG),
+    "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
     "set_level": ([_INT], None),
 }
@@ -79,21 +82,23 @@ def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor | Non
         return z if outer is None else _pulled_back(functions.flow_backward, outer, z, room, W)
 
 
-def chain(layers: Tensor, outer: Outer | None = None, alpha: float = 0.0) -> Tensor | None:
-    """The gradient of a function of U_L … U_1 with respect to all U_k, `(..., L, d, d)`, as `chain.gradient`.
+def chain(W: Tensor, outer: Outer | None = None, rule: int = PLAIN, step: float = 1.0) -> Tensor | None:
+    """The gradient of a function of U_L … U_1 with respect to all step · W_k, `(..., L, d, d)`; U_k = rule(step · W_k).
 
-    U_k is I + alpha times the k-th of `layers`, or that itself where alpha is 0. Without `outer` the product itself.
+    `outer` gives it with respect to the product, which is returned without it.
     """
-    functions = _serving(layers)
+    functions = _serving(W)
     if functions is None:
         return None
-    W = layers.contiguous()
+    W = W.contiguous()
     *batch, L, d, _ = W.shape
     members, threads = W.numel() // (L * d * d), torch.get_num_threads()
     with _WORKSPACE.lend() as take:
-        room = take("chain", (_size("chain_scratch", members, L, d, threads),), W)
+        room = take("chain", (_size("chain_scratch", members, L, d, rule, threads),), W)
         z = W.new_empty(*batch, d, d)
-        functions.chain_forward(W.data_ptr(), members, L, d, alpha, threads, room.data_ptr(), z.data_ptr())
+        sizes = members, L, d, rule, step, threads
+        if functions.chain_forward(W.data_ptr(), *sizes, room.data_ptr(), z.data_ptr()):
+            return None
         return z if outer is None else _pulled_back(functions.chain_backward, outer, z, room, W)
 
 

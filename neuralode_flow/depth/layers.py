@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import follows
 from ..matrices import inverse
 from ..registry import Registry
+from . import kernel
 from .chain import add_identity, identity_like
 from .products import multiply
 
@@ -148,3 +149,6 @@ LAYERS.register("euler")(Euler())
 LAYERS.register("rk2")(RK2())
 LAYERS.register("cayley")(Cayley())
 LAYERS.register("exp")(Exponential())
+
+# What the compiled kernel has, by the class itself: a subclass may be another rule.
+COMPILED: dict[type, int] = {Euler: kernel.EULER, RK2: kernel.RK2, Cayley: kernel.CAYLEY, Exponential: kernel.EXP}

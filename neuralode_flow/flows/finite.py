@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import count
 from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
-from ..depth.layers import LAYERS, Euler, LayerRule, check_rule
+from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
 from ..depth.products import recorded
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss, check_square_loss
@@ -54,7 +54,6 @@ class FiniteFlow:
         if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise ValueError(unknown_name("sampling", sampling, list(SAMPLINGS)))
         self.sampling = sampling
-        self._is_euler = isinstance(self.rule, Euler)
 
     @property
     def nodes(self) -> Tensor:
@@ -80,7 +79,7 @@ class FiniteFlow:
         memory is used. A smaller one takes four times its own.
         """
         check_layers(state, self.depth, "layers")
-        compiled = kernel.chain(state, self._downhill, 1 / self.depth) if self._is_euler else None
+        compiled = self._compiled(state, self._downhill)
         if compiled is not None:
             return compiled
         if state.nbytes <= 16 * SEGMENT:
@@ -100,9 +99,14 @@ class FiniteFlow:
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)
 
+    def _compiled(self, layers: Tensor, outer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
+        """`kernel.chain` of consecutive layers, where the kernel has the rule."""
+        rule = COMPILED.get(type(self.rule))
+        return None if rule is None else kernel.chain(layers, outer, rule, 1 / self.depth)
+
     def _map(self, layers: Tensor) -> Tensor:
         """The product of consecutive layers W_k, shape `(..., d, d)`."""
-        compiled = kernel.chain(layers, alpha=1 / self.depth) if self._is_euler else None
+        compiled = self._compiled(layers)
         return chain.product(self.rule.layer(layers / self.depth)[0]) if compiled is None else compiled
 
     def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:

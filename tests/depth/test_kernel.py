@@ -10,6 +10,7 @@ from cases import distance, randn
 
 import neuralode_flow as nf
 from neuralode_flow.depth import kernel
+from neuralode_flow.depth.layers import COMPILED
 
 SIZES = [*range(1, 13), 15, 16, 17, 24, 31, 33, 64, 100]
 
@@ -73,13 +74,48 @@ def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
                 assert distance(flow.product(W), by_torch(monkeypatch, flow.product, W)) < 1e-12
 
 
+@pytest.mark.parametrize("rule", ["rk2", "cayley", "exp"])
+def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
+    for d in SIZES:
+        for L in (1, 2, 7, {4: 9000, 9: 1500}.get(d, 20)):  # the long ones are taken in segments
+            for norm in (1e-3, 0.3, 2.5, 12.0):  # of all layers together; exp(12) is found by squaring
+                W, loss = model(d, *(() if d % 2 else (2,)), layers=L, norm=norm), nf.Quadratic(randn(d, d, seed=2))
+                flow = nf.FiniteFlow(L, loss, rule)
+                assert kernel.chain(W, rule=COMPILED[type(flow.rule)], step=1 / L) is not None
+                z, expected = (by_torch(monkeypatch, f, W) for f in (flow.product, flow.velocity))
+                # Of I - A/2 for one layer of norm 12 the inverse is ill-conditioned.
+                bound = 1e-10 if rule == "cayley" and norm > 2 * L else 1e-12
+                assert distance(flow.product(W), z) < bound * float(torch.linalg.matrix_norm(z).max())
+                assert distance(flow.velocity(W), expected) < bound * float(torch.linalg.matrix_norm(expected).max())
+
+
+@pytest.mark.parametrize("angle", [1e-9, 1e-5, 1e-3, 0.1, 0.29, 0.7, 3.0, 20.0])
+def test_the_exponential_of_a_turn(angle, mode):
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    exact = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    assert distance(kernel.chain((angle * turn)[None], rule=kernel.EXP), exact) < 1e-15 * (1 + angle)
+    # Its derivative in the direction of the turn itself is the turn at that angle.
+    slope = kernel.chain((angle * turn)[None], lambda z: exact @ turn, kernel.EXP)[0]
+    assert abs(float((slope * turn).sum()) - 2) < 1e-14 * (1 + angle)
+
+
+def test_a_layer_that_cannot_be_made_goes_to_torch():
+    assert kernel.chain(2 * torch.eye(3).expand(4, 3, 3), rule=kernel.CAYLEY) is None  # I - A/2 = 0
+    swapped = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # I - A/2 has zeros on its diagonal, and an inverse
+    expected = torch.linalg.inv(torch.eye(2) - swapped / 2) @ (torch.eye(2) + swapped / 2)
+    assert distance(kernel.chain(swapped[None], rule=kernel.CAYLEY), expected) < 1e-14
+    for bad in (1e4, math.inf, math.nan):
+        assert kernel.chain(bad * torch.eye(3)[None], rule=kernel.EXP) is None
+
+
 def test_threads_do_not_change_a_bit():
     grid, before, results = nf.DepthGrid.gauss(4, 6), torch.get_num_threads(), []
     W, layers = model(40, layers=24), model(16, layers=2000)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         outer = nf.Quadratic(torch.eye(16)).gradient
-        results.append((kernel.flow(grid, W, nf.Quadratic(torch.eye(40)).gradient), kernel.chain(layers, outer, 5e-4)))
+        chain = kernel.chain(layers, outer, kernel.EULER, 5e-4)
+        results.append((kernel.flow(grid, W, nf.Quadratic(torch.eye(40)).gradient), chain))
     torch.set_num_threads(before)
     for flow, chain in results[1:]:
         assert torch.equal(flow, results[0][0])
