@@ -163,7 +163,9 @@ def _item(value: Any) -> Any:
 
 
 def _sample_twist(twist: Callable[[float], Tensor], nodes: Tensor, z0: Tensor) -> Tensor:
-    values = sample(lambda s: twist(s), nodes.cpu(), "twist").double().cpu()
+    nodes = nodes.cpu()
+    values = twist.at(nodes) if isinstance(twist, Smooth) else sample(lambda s: twist(s), nodes, "twist")
+    values = values.double().cpu()
     d, batch, members = z0.shape[-1], tuple(z0.shape[:-2]), tuple(values.shape[:-3])
     if values.shape[-1] != d:
         got = (*members, *values.shape[-2:])

@@ -153,6 +153,7 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
         logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
         step = (logs.sum(-1) - goal) / torch.exp(y.unsqueeze(-1) - logs).sum(-1)
         y = y - step
-        if bool((step.abs() <= 4 * torch.finfo(sigma.dtype).eps * (1 + y.abs())).all()):
+        # The second derivative is at most the first, so that what is left is at most half the square of the step.
+        if bool((step.square() <= torch.finfo(sigma.dtype).eps * (1 + y.abs())).all()):
             break
     return torch.logaddexp(y.unsqueeze(-1), log_gaps)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .checks import floating, same_kind
 from .depth.grid import DepthGrid, check_grid
+from .depth.products import multiply
 
 
 def _check(name: str, value: Tensor, axes: str) -> None:
@@ -19,7 +20,7 @@ def _check(name: str, value: Tensor, axes: str) -> None:
 def commutator(W: Tensor) -> Tensor:
     """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`."""
     _check("W", W, "d, d")
-    return W.mT @ W - W @ W.mT
+    return multiply(W.mT, W) - multiply(W, W.mT)
 
 
 def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -68,7 +69,8 @@ def euler_law(W: Tensor) -> Tensor:
     """
     _check("W", W, "L, d, d")
     after, before = W[..., 1:, :, :], W[..., :-1, :, :]
-    return W.shape[-3] * (after + after.mT - before - before.mT) + after.mT @ after - before @ before.mT
+    linear = W.shape[-3] * (after + after.mT - before - before.mT)
+    return linear + multiply(after.mT, after) - multiply(before, before.mT)
 
 
 def symmetric_law(W: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
    slopes f = (I + J f) B a sweep is one product per node.
    chain_*: a chain of layers U_L ... U_1, given as they are or as W_k with a layer rule (layers.py).
    The caller gives the scratch memory; forward writes z, backward takes the gradient there. A scratch is used by one
-   caller at a time, from forward to backward. Nothing else is kept, and no thread outlives a call.
+   caller at a time, from forward to backward. Nothing else is kept.
 
    The file includes itself: once for each instruction set (TARGET), and in it for each type of number (REAL).
    Matrices in the scratch have rows of ld >= d numbers, filled up with zeros, and n >= ld^2 numbers in all. */
@@ -262,7 +262,7 @@ static void T(half)(Work *w, long t, double *room) {
             for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
     }
     int good = 1;
-    if (d < MIXED_FROM)
+    if (ld % 8) /* vectors of float do not fit into its rows */
         good = CAT(sweepsdouble, TARGET)(w, w->c, B, B, TOLERANCE, F, tmp) >= 0;
     else {
         /* Sweeps in float; then the defect in double, and the same sweeps on it. X serves as memory. */
@@ -580,11 +580,12 @@ static void T(layers)(Work *w, long t, double *room) {
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, MIXED_FROM = 16, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 128 };
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 128 };
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
@@ -659,17 +660,32 @@ typedef void Step(Work *, long, double *);
 typedef struct {
     Work *w;
     Step *step;
-    long first, last;
-    double *room;
-} Share;
+    long count, next;
+    int threads, arrived;
+} Job;
+
+/* What one thread does: whatever step is the next. */
+static void labour(void *arg) {
+    Job *job = arg;
+    const int me = __atomic_fetch_add(&job->arrived, 1, __ATOMIC_RELAXED);
+    if (me >= job->threads) return;
+    double *room = job->w->room + me * job->w->room_size;
+    for (long t; (t = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;) job->step(job->w, t, room);
+}
 
 static void *run(void *arg) {
-    Share *s = arg;
-    for (long t = s->first; t < s->last; t++) s->step(s->w, t, s->room);
+    labour(arg);
     return 0;
 }
 
-/* Where helpers may run: not on the processor of the caller, where a new thread often starts, and stays for many calls. */
+/* GOMP_parallel of the OpenMP library that torch has loaded: its idle threads wait for work by spinning, and others
+   beside them would only get the time that is left. They do not survive a fork. */
+typedef void Pool(void (*)(void *), void *, unsigned, unsigned);
+static Pool *pool;
+static pid_t home;
+void set_pool(void *function) { pool = (Pool *)function, home = getpid(); }
+
+/* Where helpers of our own may run: not on the processor of the caller, where a new thread often starts and stays. */
 static pthread_attr_t *elsewhere(pthread_attr_t *room) {
 #ifdef __GLIBC__
     cpu_set_t allowed;
@@ -683,21 +699,23 @@ static pthread_attr_t *elsewhere(pthread_attr_t *room) {
     return 0;
 }
 
-/* step(w, t, room) for t = 0 ... count - 1, in threads that live as long as the call. */
+/* step(w, t, room) for t = 0 ... count - 1, by the threads of torch, or by new ones that live as long as the call. */
 static void each(Work *w, int threads, long count, Step *step) {
-    Share shares[MAX_THREADS];
-    pthread_t ids[MAX_THREADS];
-    int made[MAX_THREADS] = {0};
     if (threads > count) threads = (int)count;
-    pthread_attr_t room, *where = threads > 1 ? elsewhere(&room) : 0;
-    for (int t = threads - 1; t >= 0; t--) {
-        shares[t] = (Share){w, step, count * t / threads, count * (t + 1) / threads, w->room + t * w->room_size};
-        made[t] = t > 0 && !pthread_create(&ids[t], where, run, &shares[t]);
-        if (!made[t]) run(&shares[t]);
+    Job job = {w, step, count, 0, threads, 0};
+    if (threads <= 1)
+        for (long t = 0; t < count; t++) step(w, t, w->room);
+    else if (pool && getpid() == home)
+        pool(labour, &job, (unsigned)threads, 0);
+    else {
+        pthread_t ids[MAX_THREADS];
+        int made = 0;
+        pthread_attr_t room, *where = elsewhere(&room);
+        while (made < threads - 1 && !pthread_create(&ids[made], where, run, &job)) made++;
+        labour(&job);
+        while (made > 0) pthread_join(ids[--made], 0);
+        if (where) pthread_attr_destroy(where);
     }
-    for (int t = 1; t < threads; t++)
-        if (made[t]) pthread_join(ids[t], 0);
-    if (where) pthread_attr_destroy(where);
 }
 
 /* How many threads so many products are worth. */
@@ -709,7 +727,7 @@ static int crew(const Work *w, double products) {
 static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int rule, int threads) {
     static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
-    const int ld = d < MIXED_FROM ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
+    const int ld = d <= FOURS ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
     const long n = ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads < 1 || products * d * d * d < WORTH) threads = 1;

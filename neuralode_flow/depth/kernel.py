@@ -39,6 +39,7 @@ _SIGNATURES = {
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
     "set_level": ([_INT], None),
+    "set_pool": ([_POINTER], None),
 }
 
 
@@ -54,8 +55,15 @@ def library() -> ctypes.CDLL | None:
             for name, (arguments, result) in _SIGNATURES.items():
                 function = getattr(loaded, name)
                 function.argtypes, function.restype = arguments, result
+            loaded.set_pool(_openmp())
             return loaded
     return None
+
+
+def _openmp() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library of torch, in whose threads the kernel works as well."""
+    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if function is None else ctypes.cast(function, _POINTER).value
 
 
 Outer = Callable[[Tensor], Tensor]

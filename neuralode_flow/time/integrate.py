@@ -16,6 +16,7 @@ from ..depth.grid import Profile
 from ..files import as_path
 from ..flows.base import Flow
 from ..matrices import frobenius
+from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
 from .depth import MARGIN, FixedDepth, depth_control, sampled
@@ -174,7 +175,7 @@ def integrate(
         with Checkpoint(path, float(every), settings) as one.checkpoint, postponed(True) as one.request:
             return one.whole()
 
-    with torch.no_grad(), shown(progress) as report:
+    with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         result = run(points, control, path, report, main=True)
         if estimate:
             reached = result.times.tolist()

@@ -122,6 +122,35 @@ def test_threads_do_not_change_a_bit():
         assert distance(chain, results[0][1]) < 1e-13  # cut into other parts
 
 
+def test_threads_of_its_own_do_the_same():
+    grid, W, before = nf.DepthGrid.gauss(4, 6), model(40, layers=24), torch.get_num_threads()
+    outer = nf.Quadratic(torch.eye(40)).gradient
+    torch.set_num_threads(2)
+    expected = kernel.flow(grid, W, outer)
+    kernel.library().set_pool(None)
+    found = kernel.flow(grid, W, outer)
+    kernel.library().set_pool(kernel._openmp())
+    torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+
+
+def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent():
+    code = """if True:
+        import multiprocessing, torch, neuralode_flow as nf
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        grid = nf.DepthGrid.gauss(4, 6)
+        flow, W = nf.ContinuousFlow(grid, nf.Quadratic(torch.eye(60))), torch.randn(24, 60, 60) / 9
+        flow.velocity(W)
+        child = multiprocessing.get_context("fork").Process(target=flow.velocity, args=(W,))
+        child.start()
+        child.join(60)
+        print(child.exitcode)
+    """
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.strip() == "0", ended.stderr
+
+
 @pytest.mark.parametrize("d", [3, 20])
 def test_what_the_grid_does_not_resolve_is_refused(d):
     grid = nf.DepthGrid.gauss(1, 13)

@@ -1,0 +1,41 @@
+"""The threads of BLAS below NumPy and SciPy, which are not those of torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
+
+_lock = threading.Lock()
+_inside = 0
+_restores = ExitStack()  # the number of threads, after the last has left
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """While it lasts, BLAS below NumPy and SciPy runs on one thread.
+
+    Solvers over time combine states by NumPy between two velocities of torch. The threads of both wait for more work
+    by spinning, each in the other's way: with two of each on two processors a velocity then takes up to ten times as
+    long, and all that NumPy has to do here is bound by memory.
+    """
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _restores.enter_context(_controller().limit(limits=1, user_api="blas"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restores.close()
