@@ -114,13 +114,12 @@ class DividedDifference:
         _check_values(sigma)
         shifts = self.shifts.to(sigma)
         logs = log_factors(sigma, shifts)  # (..., d, L)
-        index = sigma.argmax(-1)[..., None, None].expand(*sigma.shape[:-1], 1, logs.shape[-1])
-        top = torch.gather(logs, -2, index)
+        top = logs.amax(-2, keepdim=True)
         # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
         # no partial product leaves [0, 1].
         relative = logs - top
-        before = torch.cumsum(relative, -1) - relative
-        after = relative.sum(-1, keepdim=True) - before - relative
+        with_own = torch.cumsum(relative, -1)
+        before, after = with_own - relative, with_own[..., -1:] - with_own
         largest = torch.exp(top.sum(-1, keepdim=True))
         K = (torch.exp(before - top) @ torch.exp(after).mT) * largest
         return self.time_scale * (K + K.mT) / 2
@@ -149,11 +148,13 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     y = goal / len(shifts)
     excess = gaps.mean() * torch.exp(-y)
     y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
+    small = torch.finfo(sigma.dtype).eps ** 0.5
     for _ in range(100):
         logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
-        step = (logs.sum(-1) - goal) / torch.exp(y.unsqueeze(-1) - logs).sum(-1)
-        y = y - step
-        # The second derivative is at most the first, so that what is left is at most half the square of the step.
-        if bool((step.square() <= torch.finfo(sigma.dtype).eps * (1 + y.abs())).all()):
+        slopes = torch.exp(y.unsqueeze(-1) - logs)
+        step = ((logs.sum(-1) - goal) / slopes.sum(-1)).unsqueeze(-1)
+        # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
+        if not float(step.abs().max()) > small:
             break
-    return torch.logaddexp(y.unsqueeze(-1), log_gaps)
+        y = y - step.squeeze(-1)
+    return logs - step * slopes
