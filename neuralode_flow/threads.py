@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,8 @@ _restores = ExitStack()  # the number of threads, after the last has left
 
 
 @cache
-def _controller() -> ThreadpoolController:
+def _controller(scipy_too: bool) -> ThreadpoolController:
+    """The libraries that are loaded; SciPy brings one of its own, and looking for them takes milliseconds."""
     return ThreadpoolController()
 
 
@@ -30,7 +32,7 @@ def one_blas_thread() -> Iterator[None]:
     global _inside
     with _lock:
         if _inside == 0:
-            _restores.enter_context(_controller().limit(limits=1, user_api="blas"))
+            _restores.enter_context(_controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas"))
         _inside += 1
     try:
         yield

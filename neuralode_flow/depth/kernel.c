@@ -364,11 +364,9 @@ static int T(invert)(int ld, int d, int pivoting, double *x) {
         if (!(fabs(inverse) > 0 && fabs(inverse) < HUGE_VAL)) return 0;
         row[k] = pivot + 1; /* so that its column becomes -factor */
         for (int i = 0; i < d; i++) factor[i] = x[i * ld + k] * inverse;
-        for (int j = 0; j < ld; j += 4) {
-            const four part = *(const four *)(row + j);
-            UNROLL for (int i = 0; i < d; i++) *(four *)(x + i * ld + j) -= factor[i] * part;
-            *(four *)(x + k * ld + j) = inverse * part;
-        }
+        for (int i = 0; i < d; i++)
+            UNROLL for (int j = 0; j < ld; j += 4) *(four *)(x + i * ld + j) -= factor[i] * *(const four *)(row + j);
+        for (int j = 0; j < ld; j += 4) *(four *)(x + k * ld + j) = inverse * *(const four *)(row + j);
         x[k * ld + k] = inverse;
     }
     for (int k = d - 1; k >= 0; k--)
@@ -585,7 +583,7 @@ static void T(layers)(Work *w, long t, double *room) {
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 128 };
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256 };
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
@@ -756,6 +754,15 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     return used;
 }
 
+/* Asks for huge pages: the faults of small ones in new memory of many megabytes take as long as the products. */
+static void huge(void *memory, long numbers) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 1 << 21, start = ((uintptr_t)memory + page - 1) & -page,
+                    end = ((uintptr_t)memory + numbers * sizeof(double)) & -page;
+    if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#endif
+}
+
 /* Bytes of scratch memory, to be aligned to 64. */
 long flow_scratch(long members, int panels, int m, int d, int threads) {
     Work w;
@@ -768,7 +775,7 @@ long flow_scratch(long members, int panels, int m, int d, int threads) {
 int flow_forward(const double *W, const double *J, const double *ends, long members, int panels, int m, int d,
                  int threads, void *scratch, double *z) {
     Work *w = scratch;
-    plan(w, scratch, members, panels, 0, m, d, PLAIN, threads);
+    huge(scratch, plan(w, scratch, members, panels, 0, m, d, PLAIN, threads));
     w->W = W, w->z = z;
     for (int p = 0; p <= w->pairs; p++) {
         const double *row = p < w->pairs ? J + (m / 2 + p) * m : ends + m;
@@ -804,7 +811,7 @@ long chain_scratch(long members, long L, int d, int rule, int threads) {
 int chain_forward(const double *W, long members, long L, int d, int rule, double alpha, int threads, void *scratch,
                   double *z) {
     Work *w = scratch;
-    plan(w, scratch, members, 0, L, 0, d, rule, threads);
+    huge(scratch, plan(w, scratch, members, 0, L, 0, d, rule, threads));
     w->W = W, w->alpha = alpha, w->z = z;
     each(w, w->threads, members * w->parts, BEST(products));
     if (!w->failed) each(w, crew(w, 1.0 * members * w->parts), members, BEST(join));
@@ -816,12 +823,7 @@ int chain_forward(const double *W, long members, long L, int d, int rule, double
 void chain_backward(const double *G, void *scratch, double *out) {
     Work *w = scratch;
     w->G = G, w->out = out;
-#ifdef MADV_HUGEPAGE
-    /* The faults of small pages in a new result of many megabytes take as long as the products. */
-    const uintptr_t page = 1 << 21, size = w->members * w->L * w->d * w->d * sizeof(double),
-                    start = ((uintptr_t)out + page - 1) & -page, end = ((uintptr_t)out + size) & -page;
-    if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
-#endif
+    huge(out, w->members * w->L * w->d * w->d);
     each(w, crew(w, 2.0 * w->members * w->parts), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts, BEST(layers));
 }

@@ -20,8 +20,8 @@ from .grid import DepthGrid, gauss_rule
 from .products import recorded
 from .workspace import Workspace
 
-# Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well.
-LARGEST = 128
+# Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well; kernel.c has the same bound.
+LARGEST = 256
 
 # The layer rules of kernel.c, by their numbers there; PLAIN takes layers as they are.
 PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
