@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "jax", "diffrax", "neuralode_flow")
-SPAN = 0.01  # seconds that a timed block of a fast call lasts at least
+SPAN = 0.02  # seconds that a timed block of a fast call lasts at least
+REST = 0.02  # seconds after which idle threads of the side before no longer spin
 
 
 class Effort(Protocol):
@@ -75,19 +76,19 @@ def seconds(call: Callable[[], Any], number: int = 1) -> float:
 
 def alternated(sides: Mapping[str, Callable[[], Any]], effort: Effort) -> dict[str, np.ndarray]:
     """Seconds of a call of each side, by round: one block of calls of each in turn."""
-    numbers = {}
-    for name, call in sides.items():
-        once = seconds(call)
-        # The first call may compile or load something.
-        numbers[name] = 1 if once > 1 else math.ceil(SPAN / seconds(call))
+    seconds_of = {name: seconds(call) for name, call in sides.items()}
+    # The first call may compile or load something.
+    seconds_of = {name: once if once > 1 else seconds(sides[name]) for name, once in seconds_of.items()}
+    numbers = {name: math.ceil(SPAN / once) for name, once in seconds_of.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
     start = time.perf_counter()
     for done in range(effort.rounds):
         if done >= 3 and time.perf_counter() - start > effort.budget:
             break
         for name, call in sides.items():
-            if numbers[name] > 1:  # takes the caches, and the processors from idle threads of the side before
-                call()
+            if numbers[name] * seconds_of[name] < 1:
+                time.sleep(REST)
+                seconds(call, numbers[name])  # takes the caches, and wakes the threads
             samples[name].append(seconds(call, numbers[name]))
     return {name: np.array(values) for name, values in samples.items()}
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import lru_cache
 
 from threadpoolctl import ThreadpoolController
 
@@ -15,9 +15,9 @@ _inside = 0
 _restores = ExitStack()  # the number of threads, after the last has left
 
 
-@cache
-def _controller(scipy_too: bool) -> ThreadpoolController:
-    """The libraries that are loaded; SciPy brings one of its own, and looking for them takes milliseconds."""
+@lru_cache(maxsize=1)
+def _controller(modules: int) -> ThreadpoolController:
+    """The libraries that are loaded, looked for again, which takes milliseconds, once more modules are."""
     return ThreadpoolController()
 
 
@@ -32,7 +32,7 @@ def one_blas_thread() -> Iterator[None]:
     global _inside
     with _lock:
         if _inside == 0:
-            _restores.enter_context(_controller("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas"))
+            _restores.enter_context(_controller(len(sys.modules)).limit(limits=1, user_api="blas"))
         _inside += 1
     try:
         yield
