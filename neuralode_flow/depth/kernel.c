@@ -52,28 +52,29 @@ INLINE void R(six)(int k, const REAL *A, long ar, long ak, const REAL *B, REAL a
 }
 #endif
 
-/* C = S + alpha A B; ld is a multiple of 4, of 8 for float. S may be C or NULL, A and B may not be C. */
-static void R(product)(int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+/* C = S + alpha A B for some rows of A, S and C; ld and they are multiples of 4, of 8 for float. S may be C or NULL, A
+   and B may not be C. */
+static void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
     const int wide = BYTES / sizeof(REAL);
 #if BYTES == 64
-    if (ld == 8 && wide == 8) {
+    if (rows == 8 && ld == 8 && wide == 8) {
         R(full8)(d, A, ar, ak, B, alpha, S, C, 8);
         return;
     }
-    if (ld == 12 && wide == 8) {
+    if (rows == 12 && ld == 12 && wide == 8) {
         R(six)(d, A, ar, ak, B, alpha, S, C);
         R(six)(d, A + 6 * ar, ar, ak, B, alpha, S ? S + 6 * 12 : 0, C + 6 * 12);
         return;
     }
 #endif
     for (int j = 0; j < ld; j += wide)
-        for (int i = 0; i < ld; i += 8) {
+        for (int i = 0; i < rows; i += 8) {
             const REAL *a = A + i * ar, *s = S ? S + i * ld + j : 0;
             REAL *c = C + i * ld + j;
             if (j + wide <= ld)
-                (i + 8 <= ld ? R(full8) : R(full4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+                (i + 8 <= rows ? R(full8) : R(full4))(d, a, ar, ak, B + j, alpha, s, c, ld);
             else
-                (i + 8 <= ld ? R(part8) : R(part4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+                (i + 8 <= rows ? R(part8) : R(part4))(d, a, ar, ak, B + j, alpha, s, c, ld);
         }
 }
 
@@ -123,19 +124,20 @@ static double R(largest)(long n, const REAL *x, const REAL *y) {
     return result.x;
 }
 
-/* f = S + (J f) B by Gauss-Seidel sweeps over the pairs of nodes, from the middle outwards; B and S are ordered alike:
-   (the node in the middle,) then the right and the left one of each pair. The change of J f at the outermost pair is
-   its error a sweep ago, and each sweep gains what the one before did or more. Ends when what is left of the error is
-   below `tolerance` beside I + J f; the last f is ahead of it by about as much as a sweep in the order of Jacobi gains.
-   Returns the largest entry of J f there, or -1 where it fails. room: 6 n. */
-static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL *S, double tolerance, REAL *F, REAL *room) {
+/* f = S + (J f) B by Gauss-Seidel sweeps over the pairs of nodes, from the middle outwards, for a strip of rows, `n`
+   numbers of each matrix. B and S are ordered alike: (the node in the middle,) then the right and the left one of each
+   pair, `bn` and `sn` numbers apart. The change of J f at the outermost pair is its error a sweep ago, and each sweep
+   gains what the one before did or more. Ends when what is left of the error is below `tolerance` beside I + J f; the
+   last f is ahead of it by about as much as a sweep in the order of Jacobi gains. Returns the largest entry of J f there,
+   or -1 where it fails, as it does for a first change above `limit`. room: 6 n. */
+static double R(sweeps)(const Work *w, int rows, long n, const REAL *c, const REAL *B, long bn, const REAL *S, long sn,
+                        double tolerance, double limit, REAL *F, REAL *room) {
     const int ld = w->ld, pairs = w->pairs, odd = w->odd;
-    const long n = w->n;
     const double round_off = sizeof(REAL) == 4 ? 2.4e-7 : 4.4e-16;
     REAL *f = room, *now = room + 2 * n, *old = room + 4 * n;
     memset(room, 0, 6 * n * sizeof(REAL));
     if (odd) R(put)(pairs, 0, n, S, 0, F);
-    for (int p = odd; p < pairs; p++) R(put)(pairs, p, n, S + (2 * p - odd) * n, S + (2 * p - odd + 1) * n, F);
+    for (int p = odd; p < pairs; p++) R(put)(pairs, p, n, S + (2 * p - odd) * sn, S + (2 * p - odd + 1) * sn, F);
     if (pairs == odd) return 0;
     R(integral)(pairs, odd, n, c + (pairs - 1) * 2 * pairs, F, old, old + n);
     double before = 0;
@@ -143,14 +145,14 @@ static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL 
         for (int p = odd; p < pairs; p++) {
             R(integral)(pairs, odd, n, c + p * 2 * pairs, F, now, now + n);
             for (int side = 0; side < 2; side++) {
-                const long at = (2 * p - odd + side) * n;
-                R(product)(ld, w->d, now + side * n, ld, 1, B + at, 1, S + at, f + side * n);
+                const int k = 2 * p - odd + side;
+                R(product)(rows, ld, w->d, now + side * n, ld, 1, B + k * bn, 1, S + k * sn, f + side * n);
             }
             R(put)(pairs, p, n, f, f + n, F);
         }
         const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0),
                      rate = fmin(fmax(change / before, FASTEST), 1);
-        if ((sweep == 1 && S == B && !(change <= LARGEST * LARGEST / 2)) || !(size <= FAR)) return -1;
+        if ((sweep == 1 && !(change <= limit)) || !(size <= FAR)) return -1;
         /* A pair that is alone sees no change in the first sweep. */
         if (sweep > 1 && (change * rate <= tolerance * (1 + size) || change <= round_off * size)) return size;
         before = change;
@@ -172,7 +174,8 @@ static double R(sweeps)(const Work *w, const REAL *c, const REAL *B, const REAL 
 #include "kernel.c"
 #undef REAL
 #undef BITS
-#define PRODUCT CAT(productdouble, TARGET)
+#define ROWS CAT(productdouble, TARGET)
+#define PRODUCT(ld, ...) ROWS(ld, ld, __VA_ARGS__)
 #define INTEGRAL CAT(integraldouble, TARGET)
 
 /* y = alpha x^T by blocks of 4 x 4; the rows of x have `stride` numbers. */
@@ -250,49 +253,66 @@ INLINE int T(node)(int m, int k) {
     return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
 }
 
-/* One half of one panel: X at the nodes, ordered from the middle, and at the right and the left end. */
-static void T(half)(Work *w, long t, double *room) {
+/* Some rows, n numbers from `from` on, of one half of one panel: X - I at the nodes, ordered from the middle, and at the
+   right and the left end. Bf is B in float. */
+static int T(strip)(const Work *w, long t, int rows, long from, long n, const double *B, const float *Bf, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
+    const double limit = LARGEST * LARGEST / 2;
+    double *X = w->X + t * m * w->n + from, *ends = w->ends + t * 2 * w->n + from, *F = room, *tmp = F + 2 * pairs * n;
+    if (ld % 8) { /* vectors of float do not fit into its rows */
+        if (CAT(sweepsdouble, TARGET)(w, rows, n, w->c, B, w->n, B + from, w->n, TOLERANCE, limit, F, tmp) < 0) return 0;
+    } else {
+        /* Sweeps in float; then the defect in double, and the same sweeps on it. */
+        float *Ff = (float *)(tmp + 3 * n), *Sf = Ff + 2 * pairs * n, *tf = Sf + m * n;
+        if (CAT(sweepsfloat, TARGET)(w, rows, n, w->cf, Bf, w->n, Bf + from, w->n, ROUGH, limit, Ff, tf) < 0) return 0;
+        for (long q = 0; q < 2 * pairs * n; q++) F[q] = Ff[q];
+        if (odd) CAT(putdouble, TARGET)(pairs, 0, n, B + from, 0, F);
+        memset(Sf, 0, n * sizeof(float));
+        double size = 1;
+        for (int round = 0; size > REFINED; round++) {
+            if (round == MAX_REFINEMENTS) return 0;
+            for (int k = odd; k < m; k++) {
+                const int p = (k + odd) / 2, left = (k + odd) % 2;
+                const double *f = F + p * CHUNK, *b = B + k * w->n, sign = left ? -0.5 : 0.5;
+                if (!left) INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, tmp, tmp + n);
+                ROWS(rows, ld, d, tmp + left * n, ld, 1, b, 1, b + from, tmp + 2 * n);
+                for (long q = 0; q < n; q += CHUNK, f += 2 * pairs * CHUNK)
+                    for (int r = 0; r < CHUNK; r++)
+                        Sf[k * n + q + r] = (float)(tmp[2 * n + q + r] - (0.5 * f[r] + sign * f[pairs * CHUNK + r]));
+            }
+            size = CAT(sweepsfloat, TARGET)(w, rows, n, w->cf, Bf, w->n, Sf, n, TOLERANCE, HUGE_VAL, Ff, tf);
+            if (size < 0) return 0;
+            for (long q = 0; q < 2 * pairs * n; q++) F[q] += Ff[q];
+        }
+    }
+    if (odd) memset(X, 0, n * sizeof(double));
+    for (int p = odd; p < pairs; p++)
+        INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, X + (2 * p - odd) * w->n, X + (2 * p - odd + 1) * w->n);
+    INTEGRAL(pairs, odd, n, w->c + pairs * 2 * pairs, F, ends, ends + w->n);
+    return 1;
+}
+
+/* One half of one panel. The rows of X do not know of each other: they are taken in strips that stay in the cache. */
+static void T(half)(Work *w, long t, double *room) {
+    const int m = w->m, d = w->d, ld = w->ld;
     const long n = w->n;
-    double *X = w->X + t * m * n, *ends = w->ends + t * 2 * n, *B = room, *F = B + m * n, *tmp = F + 2 * pairs * n;
+    double *X = w->X + t * m * n, *ends = w->ends + t * 2 * n, *B = room;
+    float *Bf = (float *)(B + m * n);
     memset(B, 0, m * n * sizeof(double));
     for (int k = 0; k < m; k++) {
         const double *from = w->W + (t / 2 * m + T(node)(m, k)) * d * d;
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
     }
-    int good = 1;
-    if (ld % 8) /* vectors of float do not fit into its rows */
-        good = CAT(sweepsdouble, TARGET)(w, w->c, B, B, TOLERANCE, F, tmp) >= 0;
-    else {
-        /* Sweeps in float; then the defect in double, and the same sweeps on it. X serves as memory. */
-        float *Bf = (float *)X, *Sf = Bf + m * n, *Ff = (float *)(tmp + 3 * n), *tf = Ff + 2 * pairs * n;
-        for (long q = 0; q < m * n; q++) Bf[q] = (float)B[q];
-        good = CAT(sweepsfloat, TARGET)(w, w->cf, Bf, Bf, ROUGH, Ff, tf) >= 0;
-        for (long q = 0; q < 2 * pairs * n; q++) F[q] = Ff[q];
-        if (odd) CAT(putdouble, TARGET)(pairs, 0, n, B, 0, F);
-        memset(Sf, 0, n * sizeof(float));
-        double size = 1;
-        for (int round = 0; good && size > REFINED; round++) {
-            for (int k = odd; k < m; k++) {
-                const int p = (k + odd) / 2, left = (k + odd) % 2;
-                const double *f = F + p * CHUNK, sign = left ? -0.5 : 0.5;
-                if (!left) INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, tmp, tmp + n);
-                PRODUCT(ld, d, tmp + left * n, ld, 1, B + k * n, 1, B + k * n, tmp + 2 * n);
-                for (long q = 0; q < n; q += CHUNK, f += 2 * pairs * CHUNK)
-                    for (int r = 0; r < CHUNK; r++)
-                        Sf[k * n + q + r] = (float)(tmp[2 * n + q + r] - (0.5 * f[r] + sign * f[pairs * CHUNK + r]));
-            }
-            size = CAT(sweepsfloat, TARGET)(w, w->cf, Bf, Sf, TOLERANCE, Ff, tf);
-            good = size >= 0 && (size <= REFINED || round + 1 < MAX_REFINEMENTS);
-            for (long q = 0; q < 2 * pairs * n; q++) F[q] += Ff[q];
+    for (long q = 0; q < m * n; q++) Bf[q] = (float)B[q];
+    for (int row = 0; row < ld; row += w->rows) {
+        const int rows = row + w->rows < ld ? w->rows : ld - row;
+        const long size = rows == ld ? n : rows * ld;
+        if (!T(strip)(w, t, rows, row * ld, size, B, Bf, room + 2 * m * n)) {
+            __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+            return;
         }
     }
-    if (!good) __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
-    if (odd) memset(X, 0, n * sizeof(double));
-    for (int p = odd; p < pairs; p++)
-        INTEGRAL(pairs, odd, n, w->c + p * 2 * pairs, F, X + (2 * p - odd) * n, X + (2 * p - odd + 1) * n);
-    INTEGRAL(pairs, odd, n, w->c + pairs * 2 * pairs, F, ends, ends + n);
     for (int k = 0; k < m + 2; k++)
         for (int i = 0; i < d; i++) (k < m ? X + k * n : ends + (k - m) * n)[i * ld + i] += 1;
 }
@@ -565,6 +585,7 @@ static void T(layers)(Work *w, long t, double *room) {
     }
 }
 
+#undef ROWS
 #undef PRODUCT
 #undef INTEGRAL
 #undef TARGET
@@ -592,6 +613,7 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define TOLERANCE 3e-16 /* of J f */
 #define ROUGH 4e-8      /* of a solution in float that will be refined */
 #define REFINED 6e-8    /* a correction below it is as good in float */
+#define STRIP (1L << 18)   /* bytes of f in float, of all nodes of a panel, that are worked on together */
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define WORTH 4e6          /* multiplications that are worth another thread */
@@ -611,7 +633,7 @@ typedef int64_t Order __attribute__((vector_size(32)));
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
-    int d, ld, m, pairs, odd, cuts, threads, failed, rule, rooms;
+    int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, rooms;
     long members, parts, n, L, length, room_size;
     double alpha;
     const double *W, *G;
@@ -735,7 +757,10 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .threads = threads, .members = members,
                 .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule,
-                .rooms = m ? (int)(m + 3 * pairs + 6) : turned ? 13 : 4};
+                .rooms = m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
+    w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
+    if (w->rows < 8) w->rows = 8;
+    if (w->rows > ld) w->rows = ld;
     w->room_size = (w->rooms + (m || keep ? 0 : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;
 #define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8
