@@ -210,7 +210,7 @@ class Regression:
         inputs, d = _check_samples(x, y, readin, readout)
         scale = x.shape[0] ** 0.5
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
-        self._x, self._y = factor[:, :d], factor[:, d:]
+        self._x, self._y = factor[:, :d].contiguous(), factor[:, d:].contiguous()
         self.readout = readout
         self.dimension: int | None = d
         self.shape = (d, d)
