@@ -1,9 +1,10 @@
 import pytest
 import scipy.linalg
 import torch
-from cases import randn
+from cases import distance, randn
 
-from neuralode_flow.depth.layers import LAYERS
+import neuralode_flow as nf
+from neuralode_flow.depth.layers import LAYERS, Euler
 
 
 def test_layers_are_their_formulas():
@@ -40,3 +41,17 @@ def test_the_adjoint_of_a_large_exponential_is_linear_in_what_comes_from_above(s
 def test_unknown_rule_lists_the_known_ones():
     with pytest.raises(ValueError, match="did you mean 'cayley'.*euler, rk2, cayley, exp"):
         LAYERS["caley"]
+
+
+def test_a_subclass_of_a_rule_is_a_rule_of_its_own():
+    class Twice(Euler):
+        def layer(self, A):
+            return super().layer(2 * A)
+
+        def adjoint(self, A, saved, M):
+            return 2 * M
+
+    W, loss = randn(5, 3, 3, seed=0), nf.Quadratic(torch.eye(3))
+    flow, plain = nf.FiniteFlow(5, loss, Twice()), nf.FiniteFlow(5, loss)
+    assert distance(flow.product(W), plain.product(2 * W)) < 1e-13
+    assert distance(flow.velocity(W), 2 * plain.velocity(2 * W)) < 1e-13
