@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,8 @@ def side_by_side(
     task : callable
         Its results are pickled.
     keys : sequence
-        Those that take longest first, so that no processor is idle at the end.
+        Those that take longest first. Every second worker begins at the other end: two large tasks side by side would
+        wait for the same memory, and those of the middle come last, so that no processor is idle for long.
     workers : int, optional
         Processes of one thread each; by default one per processor. With one, or where processes cannot be forked
         (outside Linux, or with a GPU in use), the tasks run one after the other in this process.
@@ -49,12 +51,22 @@ def side_by_side(
     _task = task
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start_worker)
     try:
+        waiting, running = deque(keys), dict[Future[tuple[Key, Result]], bool]()
+
+        def submit(front: bool) -> None:
+            running[pool.submit(_call, waiting.popleft() if front else waiting.pop())] = front
+
         with warnings.catch_warnings():
             # Python warns of forks beside threads; the workers use none of those that torch has.
             warnings.simplefilter("ignore", DeprecationWarning)
-            futures = [pool.submit(_call, key) for key in keys]
-        for future in as_completed(futures):
-            yield future.result()
+            for worker in range(workers):
+                submit(worker % 2 == 0)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                front = running.pop(future)
+                if waiting:
+                    submit(front)
+                yield future.result()
         pool.shutdown()
     except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
         pool.shutdown(wait=False, cancel_futures=True)
