@@ -116,6 +116,12 @@ def relative(values: Any, reference: Tensor, axes: int) -> float:
     return float(error.max()) if bool(error.isfinite().all()) else math.inf
 
 
+def within(bar: float, error: float, what: str) -> None:
+    """RuntimeError unless an error of our own meets the bar."""
+    if not error <= bar:
+        raise RuntimeError(f"{what} is {error:.1e}, above the bar {bar:g}")
+
+
 class Variant(NamedTuple):
     """A method for the two depth solves, and whether its steps end on the depth nodes."""
 
@@ -152,8 +158,7 @@ class Velocity:
     def ours(self) -> Callable[[], Tensor]:
         """Our velocity, checked against the bar."""
         call = partial(nf.ContinuousFlow(self.grid, self.loss).velocity, self.state)
-        if not self.error(call()) <= BAR:
-            raise RuntimeError(f"our own velocity has error {self.error(call()):.1e}, above the bar {BAR:g}")
+        within(BAR, self.error(call()), "the error of our own velocity")
         return call
 
     def torchdiffeq(self) -> dict[Hashable, Callable[[float], Tensor]]:
@@ -266,9 +271,8 @@ def trained(size: Size, d: int) -> Row:
         "ours, in a loop": lambda: torch.stack([z(flow, state) for flow, state in zip(flows, states)]),
     }
     notes = {name: {"error": relative(call(), reference, 2)} for name, call in sides.items()}
-    worst = max(note["error"] for note in notes.values())
-    if not worst <= FLOW_BAR:
-        raise RuntimeError(f"our own training has error {worst:.1e}, above the bar {FLOW_BAR:g}")
+    for name, note in notes.items():
+        within(FLOW_BAR, note["error"], f"the error of {name}")
     case = f"{size.members} members, d = {d}, trained to T = {end:g}"
     return Row(case, alternated(sides, size), [("ours, in a loop", "ours")], notes)
 
@@ -304,8 +308,7 @@ def finite(size: Size) -> Section:
 def agreement(one: Tensor, other: Tensor) -> float:
     """The relative difference of two ways to compute the same velocity; RuntimeError above the bar."""
     difference = relative(one, other, 3)
-    if not difference <= BAR:
-        raise RuntimeError(f"two ways to compute one velocity differ by {difference:.1e}, above the bar {BAR:g}")
+    within(BAR, difference, "the difference of two ways to compute one velocity")
     return difference
 
 

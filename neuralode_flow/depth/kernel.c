@@ -8,7 +8,8 @@
    caller at a time, from forward to backward. Nothing else is kept.
 
    The file includes itself: once for each instruction set (TARGET), and in it for each type of number (REAL).
-   Matrices in the scratch have rows of ld >= d numbers, filled up with zeros, and n >= ld^2 numbers in all. */
+   Matrices in the scratch have rows of ld >= d numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with
+   zeros; of those of a chain nothing is read from row and column d on. */
 
 #if defined REAL /* -------------------------------------------------------------------- for each type of number */
 
@@ -180,7 +181,6 @@ static double R(sweeps)(const Work *w, int rows, long n, const REAL *c, const RE
 
 /* y = alpha x^T by blocks of 4 x 4; the rows of x have `stride` numbers. */
 static void T(transpose)(int ld, int stride, double alpha, const double *x, double *y) {
-    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
     for (int i = 0; i < ld; i += 4)
         for (int j = 0; j < ld; j += 4) {
             four r[4];
@@ -209,7 +209,6 @@ INLINE const double *T(given)(const Work *w, long k, double *room, int *stride) 
 
 /* A matrix without what fills it up. What is too much in a row is overwritten by the next. */
 INLINE void T(narrow)(const Work *w, const double *x, double *out) {
-    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
     const int d = w->d, ld = w->ld;
     if (x == out) return;
     for (int i = 0; i < d - 1; i++)
@@ -259,7 +258,7 @@ static int T(strip)(const Work *w, long t, int rows, long from, long n, const do
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
     const double limit = LARGEST * LARGEST / 2;
     double *X = w->X + t * m * w->n + from, *ends = w->ends + t * 2 * w->n + from, *F = room, *tmp = F + 2 * pairs * n;
-    if (ld % 8) { /* vectors of float do not fit into its rows */
+    if (!MIXED(w)) {
         if (CAT(sweepsdouble, TARGET)(w, rows, n, w->c, B, w->n, B + from, w->n, TOLERANCE, limit, F, tmp) < 0) return 0;
     } else {
         /* Sweeps in float; then the defect in double, and the same sweeps on it. */
@@ -304,7 +303,7 @@ static void T(half)(Work *w, long t, double *room) {
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
     }
-    for (long q = 0; q < m * n; q++) Bf[q] = (float)B[q];
+    for (long q = 0; MIXED(w) && q < m * n; q++) Bf[q] = (float)B[q];
     for (int row = 0; row < ld; row += w->rows) {
         const int rows = row + w->rows < ld ? w->rows : ld - row;
         const long size = rows == ld ? n : rows * ld;
@@ -370,7 +369,6 @@ static void T(nodes)(Work *w, long piece, double *room) {
 
 /* x^-1 in place by Gauss and Jordan, with row pivots where they are asked for; 0 where there is none. */
 static int T(invert)(int ld, int d, int pivoting, double *x) {
-    typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
     double row[LARGEST_D], factor[LARGEST_D];
     int pivots[LARGEST_D];
     for (int k = 0; k < d; k++) {
@@ -514,72 +512,73 @@ static void T(adjoint)(const Work *w, long k, const double *U, const double *M, 
     T(narrow)(w, D, out);
 }
 
-/* C = U B, or U^T B for back, for the layer k; `units` has those of a part from the layer `from` on. */
-INLINE void T(layer)(const Work *w, long k, const double *units, long from, int back, const double *B, double *C, double *room) {
+/* C = U B, or U^T B for back, for the layer k, which is turned into `unit` where it has a rule. */
+INLINE void T(layer)(const Work *w, long k, const double *unit, int back, const double *B, double *C, double *room) {
     int stride = w->ld;
-    const int rule = w->rule, turned = rule > EULER;
-    const double *U = turned ? units + (k - from) * w->n : T(given)(w, k, room, &stride);
-    const double alpha = rule == EULER ? w->alpha : 1, *S = rule == EULER ? B : 0;
-    PRODUCT(w->ld, w->d, U, back == turned ? stride : 1, back == turned ? 1 : stride, B, alpha, S, C);
+    const double *U = w->turned ? unit : T(given)(w, k, room, &stride);
+    const double alpha = w->rule == EULER ? w->alpha : 1, *S = w->rule == EULER ? B : 0;
+    PRODUCT(w->ld, w->d, U, back == w->turned ? stride : 1, back == w->turned ? 1 : stride, B, alpha, S, C);
 }
 
 /* The product of the layers of a part; `kept` gets the transposes of those before each layer but the first, and `units`
    the transposed layers of a rule: all of them, or the last one. room: 11 n. */
 static void T(scan)(Work *w, long t, double *kept, double *units, int all, double *product, double *room) {
-    const int d = w->d, ld = w->ld, turned = w->rule > EULER;
+    const int d = w->d, ld = w->ld;
     const long n = w->n, from = FIRST(w, t), to = LAST(w, t);
     double *now = room + n, *next = room + 2 * n;
     for (long k = from; k < to; k++) {
         double *unit = units + (all ? k - from : 0) * n;
-        if (turned && !T(unit)(w, k, unit, room + 3 * n)) {
+        if (w->turned && !T(unit)(w, k, unit, room + 3 * n)) {
             __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
             return;
         }
         if (k > from) {
             if (kept) T(transpose)(ld, ld, 1, now, kept + (k - from - 1) * n);
             if (!product && k == to - 1) return;
-            T(layer)(w, k, unit, k, 0, now, next, room);
+            T(layer)(w, k, unit, 0, now, next, room);
             double *swap = now;
             now = next, next = swap;
-        } else if (turned)
+        } else if (w->turned)
             T(transpose)(ld, ld, 1, unit, now);
         else {
+            const double *W = w->W + k * d * d, alpha = w->rule == EULER ? w->alpha : 1;
             memset(now, 0, n * sizeof(double));
             for (int i = 0; i < d; i++)
-                for (int j = 0; j < d; j++)
-                    now[i * ld + j] = w->rule == EULER ? w->alpha * w->W[(k * d + i) * d + j] + (i == j) : w->W[(k * d + i) * d + j];
+                for (int j = 0; j < d; j++) now[i * ld + j] = alpha * W[i * d + j] + (w->rule == EULER && i == j);
         }
     }
     if (product) memcpy(product, now, n * sizeof(double));
 }
 
 static void T(products)(Work *w, long t, double *room) {
-    double *kept = w->kept ? w->kept + FIRST(w, t) * w->n : 0, *units = w->kept ? w->units + FIRST(w, t) * w->n : room;
-    memset(room, 0, w->rooms * w->n * sizeof(double));
-    T(scan)(w, t, kept, units, w->kept != 0, w->products + t * w->n, w->kept ? room : room + w->n);
+    const long n = w->n, from = FIRST(w, t);
+    double *product = w->products + t * n;
+    if (w->kept)
+        T(scan)(w, t, w->kept + from * n, w->units + from * n, 1, product, room);
+    else
+        T(scan)(w, t, 0, room, 0, product, room + n);
 }
 
 static void T(layers)(Work *w, long t, double *room) {
-    const int d = w->d, ld = w->ld, turned = w->rule > EULER;
+    const int d = w->d, ld = w->ld;
     const long n = w->n, from = FIRST(w, t);
-    double *now = w->outer + t * n, *next = room + n, *kept = w->kept + from * n, *units = w->units + from * n;
-    if (!w->kept) {
+    double *now = w->outer + t * n, *next = room + n, *kept, *units;
+    if (w->kept)
+        kept = w->kept + from * n, units = w->units + from * n;
+    else {
         kept = room + w->rooms * n, units = kept + w->length * n;
         T(scan)(w, t, kept, units, 1, 0, room);
     }
     for (long k = LAST(w, t) - 1; k >= from; k--) {
-        double *out = w->out + k * d * d, *here = d == ld && !turned ? out : room + 2 * n;
-        const double *M = here;
-        if (k > from)
-            PRODUCT(ld, d, now, ld, 1, kept + (k - from - 1) * n, 1, 0, here);
-        else
-            M = now;
-        if (turned)
-            T(adjoint)(w, k, units + (k - from) * n, M, out, room + 3 * n);
+        double *out = w->out + k * d * d, *here = d == ld && !w->turned ? out : room + 2 * n;
+        const double *M = k > from ? here : now, *unit = units + (k - from) * n;
+        if (k > from) PRODUCT(ld, d, now, ld, 1, kept + (k - from - 1) * n, 1, 0, here);
+        if (w->turned)
+            T(adjoint)(w, k, unit, M, out, room + 3 * n);
         else
             T(narrow)(w, M, out);
         if (k == from) return;
-        T(layer)(w, k, units, from, 1, now, next, room);
+        T(layer)(w, k, unit, 1, now, next, room);
         double *swap = now;
         now = next, next = swap;
     }
@@ -618,6 +617,8 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define WORTH 4e6          /* multiplications that are worth another thread */
 
+typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define CAT_(x, y) x##y
@@ -633,7 +634,7 @@ typedef int64_t Order __attribute__((vector_size(32)));
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
-    int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, rooms;
+    int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, turned, rooms;
     long members, parts, n, L, length, room_size;
     double alpha;
     const double *W, *G;
@@ -642,6 +643,7 @@ typedef struct {
     int *terms;
 } Work;
 
+#define MIXED(w) ((w)->ld % 8 == 0) /* vectors of float fit into the rows */
 #define FIRST(w, t) ((t) / (w)->parts * (w)->L + (t) % (w)->parts * (w)->length)
 #define LAST(w, t) ((t) % (w)->parts == (w)->parts - 1 ? ((t) / (w)->parts + 1) * (w)->L : FIRST(w, t) + (w)->length)
 
@@ -738,10 +740,8 @@ static void each(Work *w, int threads, long count, Step *step) {
     }
 }
 
-/* How many threads so many products are worth. */
-static int crew(const Work *w, double products) {
-    return products * w->d * w->d * w->d < WORTH ? 1 : w->threads;
-}
+/* How many of the threads so many products are worth. */
+static int crew(double products, int d, int threads) { return products * d * d * d < WORTH ? 1 : threads; }
 
 /* What is known of the sizes alone. For a chain m is 0, for a flow L is. Returns the size of the scratch in doubles. */
 static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int rule, int threads) {
@@ -749,14 +749,13 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
     const int ld = d <= FOURS ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
     const long n = ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    if (threads < 1 || products * d * d * d < WORTH) threads = 1;
+    threads = crew(products, d, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
     const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
     long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
     if (length > L) length = L;
     const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .threads = threads, .members = members,
-                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule,
+                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule, .turned = turned,
                 .rooms = m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
@@ -813,8 +812,8 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
     }
     for (int q = 0; q < (w->pairs + 1) * 2 * w->pairs; q++) w->cf[q] = (float)w->c[q];
     each(w, w->threads, 2 * members * panels, BEST(half));
-    if (!w->failed) each(w, crew(w, 3.0 * members * panels), members * panels, BEST(across));
-    if (!w->failed) each(w, crew(w, 1.0 * members * panels), members, BEST(join));
+    if (!w->failed) each(w, crew(3.0 * members * panels, w->d, w->threads), members * panels, BEST(across));
+    if (!w->failed) each(w, crew(1.0 * members * panels, w->d, w->threads), members, BEST(join));
     return w->failed;
 }
 
@@ -822,7 +821,7 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
 void flow_backward(const double *G, void *scratch, double *out) {
     Work *w = scratch;
     w->G = G, w->out = out;
-    each(w, crew(w, 2.0 * w->members * w->parts), w->members, BEST(spread));
+    each(w, crew(2.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts * w->cuts, BEST(nodes));
 }
 
@@ -839,7 +838,7 @@ int chain_forward(const double *W, long members, long L, int d, int rule, double
     huge(scratch, plan(w, scratch, members, 0, L, 0, d, rule, threads));
     w->W = W, w->alpha = alpha, w->z = z;
     each(w, w->threads, members * w->parts, BEST(products));
-    if (!w->failed) each(w, crew(w, 1.0 * members * w->parts), members, BEST(join));
+    if (!w->failed) each(w, crew(1.0 * members * w->parts, w->d, w->threads), members, BEST(join));
     return w->failed;
 }
 
@@ -849,7 +848,7 @@ void chain_backward(const double *G, void *scratch, double *out) {
     Work *w = scratch;
     w->G = G, w->out = out;
     huge(out, w->members * w->L * w->d * w->d);
-    each(w, crew(w, 2.0 * w->members * w->parts), w->members, BEST(spread));
+    each(w, crew(2.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts, BEST(layers));
 }
 #endif

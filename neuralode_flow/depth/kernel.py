@@ -1,7 +1,8 @@
 """The compiled kernel: depth products and gradients of small matrices, in kernel.c.
 
 Each function returns None where the kernel cannot serve: not compiled, not float64 on the CPU, large matrices,
-derivatives taken through it, or a depth grid that does not resolve W. The caller then does the same in torch.
+derivatives taken through it, a depth grid that does not resolve W, or a layer that cannot be made. The caller then does
+the same in torch.
 """
 
 from __future__ import annotations
