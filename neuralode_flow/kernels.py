@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,10 @@ class Kernel(Protocol):
 
     1. `kernel(sigma)` maps singular values `(..., d)`, all >= 0, to K `(..., d, d)`, symmetric and >= 0.
     2. `positive_determinant` is True where its flow exists for det z > 0 only.
+
+    A kernel whose flow can never cross det z = 0 says so by `keeps_sign`, and gives `log_rate`, with which the flow is
+    integrated in logarithms of the singular values (`LogPolarFlow`): `log_rate(ℓ)` maps ℓ = log σ `(..., d)` to the
+    logarithm `(..., d, d)` of A_ab = K_ab log(σ_a/σ_b) / (σ_a² − σ_b²), A_aa = K_aa/2σ_a².
     """
 
     positive_determinant: bool
@@ -36,6 +41,13 @@ def _check_values(sigma: Tensor) -> None:
         raise ValueError(f"sigma must be >= 0, got {float(sigma.min()):.6g}; singular values have no sign")
 
 
+def log_logmean(ell: Tensor) -> Tensor:
+    """log logmean(x_a, x_b) of x = e^ℓ, (x_a − x_b)/(ℓ_a − ℓ_b): `(..., n)` → `(..., n, n)`. No x is formed."""
+    a, b = ell.unsqueeze(-1), ell.unsqueeze(-2)
+    r = (a - b).abs()
+    return torch.maximum(a, b) + torch.where(r > 0, torch.log(-torch.expm1(-r) / r), 0.0)
+
+
 class LogMean:
     """Infinite depth under relaxed balance: K_ab = logmean(σ_a², σ_b²), K_aa = σ_a².
 
@@ -44,6 +56,11 @@ class LogMean:
     """
 
     positive_determinant = True
+    keeps_sign = True
+
+    def log_rate(self, ell: Tensor) -> Tensor:
+        """A = ½: on symmetric S = log(zᵀz)/2 the flow is S' = −½(zᵀG + Gᵀz)."""
+        return ell.new_full((*ell.shape, ell.shape[-1]), -math.log(2))
 
     def __call__(self, sigma: Tensor) -> Tensor:
         _check_values(sigma)
@@ -71,6 +88,15 @@ class TwoLayer:
 
     def __init__(self, shift: float = 0.0) -> None:
         self.shift = real("shift", shift)
+
+    @property
+    def keeps_sign(self) -> bool:
+        """Two balanced layers, λ = 0, become singular together, and then do not move across det z = 0."""
+        return self.shift == 0
+
+    def log_rate(self, ell: Tensor) -> Tensor:
+        """A_ab = 1/logmean(σ_a, σ_b), for λ = 0."""
+        return -log_logmean(ell)
 
     def __call__(self, sigma: Tensor) -> Tensor:
         _check_values(sigma)
@@ -110,6 +136,18 @@ class DividedDifference:
             )
         self.time_scale = positive("time_scale", time_scale)
 
+    @property
+    def keeps_sign(self) -> bool:
+        """Whether the least c_k is attained at least twice: those layers become singular together."""
+        return bool((self.shifts == self.shifts.min()).sum() > 1)
+
+    def log_rate(self, ell: Tensor) -> Tensor:
+        """A_ab = ½ Σ_k 1/logmean(x_a + c_k, x_b + c_k) times the time scale, one term for equal c_k."""
+        shifts, layers = torch.unique(self.shifts.to(ell), return_counts=True)
+        logs = _log_factors(2 * ell, shifts, layers.to(ell)).mT  # (..., number of shifts, d)
+        terms = torch.log(layers.to(ell))[:, None, None] - log_logmean(logs)
+        return torch.logsumexp(terms, dim=-3) + math.log(self.time_scale / 2)
+
     def __call__(self, sigma: Tensor) -> Tensor:
         _check_values(sigma)
         shifts = self.shifts.to(sigma)
@@ -142,17 +180,22 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     -------
     Tensor (..., d, L)
     """
-    gaps = shifts - shifts.min()
-    log_gaps = torch.log(gaps)
     goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
-    y = goal / len(shifts)
-    excess = gaps.mean() * torch.exp(-y)
+    return _log_factors(goal, shifts, torch.ones_like(shifts))
+
+
+def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
+    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (n,): `(..., d, n)`."""
+    gaps, number = shifts - shifts.min(), layers.sum()
+    log_gaps = torch.log(gaps)
+    y = goal / number
+    excess = (gaps * layers).sum() / number * torch.exp(-y)
     y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
-    small = torch.finfo(sigma.dtype).eps ** 0.5
+    small = torch.finfo(goal.dtype).eps ** 0.5
     for _ in range(100):
         logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
         slopes = torch.exp(y.unsqueeze(-1) - logs)
-        step = ((logs.sum(-1) - goal) / slopes.sum(-1)).unsqueeze(-1)
+        step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
         if not float(step.abs().max()) > small:
             break

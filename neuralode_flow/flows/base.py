@@ -19,9 +19,11 @@ class Flow(Protocol):
     4. `law(state)` is a quantity that the exact flow conserves, shape `(..., n, d, d)`; n = 0 where there is none.
     5. The four of them accept leading batch axes.
 
-    Where they make sense it also has `keeps_orientation` (det z > 0 for all time), and a flow on a depth grid has
-    `grid`, `on(grid)`, `transfer(state, grid)` and `depth_error(state)`; `linearised(state)` makes the Jacobian–vector
-    products of stiff solvers exact (see ContinuousFlow).
+    Where they make sense it also has `keeps_orientation` (det z keeps its sign for all time), and a flow on a depth
+    grid has `grid`, `on(grid)`, `transfer(state, grid)` and `depth_error(state)`; `linearised(state)` makes the
+    Jacobian–vector products of stiff solvers exact (see ContinuousFlow). `carrier()` is the same flow in the coordinates
+    in which it is to be integrated (see LogPolarFlow), or None. `pull_back(state, M)` is the gradient of ⟨M, z⟩ in the
+    state: with it a run tells where a flow that cannot cross det z = 0 has been carried across by its steps.
     """
 
     loss: Loss

@@ -9,6 +9,7 @@ from ..kernels import Kernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from .base import check_matrices
+from .polar import LogPolarFlow
 
 
 class IntrinsicFlow:
@@ -16,6 +17,10 @@ class IntrinsicFlow:
 
     With the kernel `LogMean` this is the limit of infinite depth under relaxed balanced initialisation,
     ż = −∫₀¹ (zzᵀ)^{1−s} G (zᵀz)^s ds (arXiv 2508.07370); with `DividedDifference` it is the flow of L layers.
+
+    Where the exact flow keeps the sign of det z (`LogMean`, balanced layers) `integrate` carries it in logarithms of
+    the singular values, so that no step can cross; states in and out are z, and `Trajectory.log_sigma` tells what z
+    itself cannot hold.
 
     Parameters
     ----------
@@ -36,8 +41,18 @@ class IntrinsicFlow:
 
     @property
     def keeps_orientation(self) -> bool:
-        """Whether det z > 0 for all time."""
-        return self.kernel.positive_determinant
+        """Whether det z keeps its sign for all time."""
+        return self.kernel.positive_determinant or getattr(self.kernel, "keeps_sign", False)
+
+    def carrier(self) -> LogPolarFlow | None:
+        """The same flow in logarithms, by which it is integrated where det z keeps its sign; None elsewhere.
+
+        A subclass, which may have another velocity, is integrated as it is.
+        """
+        own = type(self) is IntrinsicFlow and "velocity" not in vars(self)
+        if not own or not getattr(self.kernel, "keeps_sign", False):
+            return None
+        return LogPolarFlow(self.loss, self.kernel, self.velocity)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""

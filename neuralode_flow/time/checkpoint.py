@@ -139,6 +139,6 @@ class Checkpoint:
 
 def moved(trajectory: Trajectory, like: Tensor) -> dict[str, Tensor]:
     """The columns and the state of a trajectory on the device of another tensor."""
-    names = ("z", "loss", "drift", "state", "depth_error", "observed")
+    names = ("z", "loss", "drift", "state", "depth_error", "observed", "carried_log_sigma")
     values = {name: getattr(trajectory, name) for name in names}
     return {name: value.to(like.device) for name, value in values.items() if isinstance(value, torch.Tensor)}

@@ -37,6 +37,23 @@ class Point:
         """f(z)."""
         return self.flow.loss(self.z)
 
+    @property
+    def given(self) -> Tensor:
+        """The state in the coordinates in which it was given."""
+        return self.z if hasattr(self.flow, "leave") else self.state
+
+    @property
+    def rate(self) -> Tensor:
+        """Its derivative in time, in the same coordinates."""
+        rate = getattr(self.flow, "rate", None)
+        return self.velocity(self.t, self.state) if rate is None else rate(self.state)
+
+    @property
+    def sigma(self) -> Tensor:
+        """The singular values of z."""
+        logarithms = getattr(self.flow, "log_sigma", None)
+        return torch.linalg.svdvals(self.z) if logarithms is None else torch.exp(logarithms(self.state))
+
 
 # An event is a function of a point and of the bound that was asked for; it happens where it falls to zero or below.
 # Of a batch, the last member must get below a loss, gradient or rate; the first one to reach σ_min or a norm ends it.
@@ -56,14 +73,14 @@ def _gradient(point: Point, bound: float) -> float:
 
 @EVENTS.register("steady")
 def _steady(point: Point, bound: float) -> float:
-    return float(point.velocity(point.t, point.state).abs().max()) - bound
+    return float(point.rate.abs().max()) - bound
 
 
 @EVENTS.register("sigma_min")
 def _sigma_min(point: Point, bound: float) -> float:
     if point.z.ndim != point.loss.ndim + 2:
         raise ValueError(f"stop['sigma_min'] needs a flow whose z is a matrix, got z of shape {tuple(point.z.shape)}")
-    return float(torch.linalg.svdvals(point.z).min()) - bound
+    return float(point.sigma.min()) - bound
 
 
 @EVENTS.register("norm")
@@ -141,7 +158,7 @@ def _stop(name: str, bound: Any) -> Stop:
 
 
 def _user_event(name: str, function: Callable[[float, Tensor, Tensor], Any], point: Point) -> float:
-    value = function(point.t, point.z, point.state)
+    value = function(point.t, point.z, point.given)
     try:
         number = float(value)
         if isnan(number):

@@ -159,6 +159,9 @@ def integrate(
             raise TypeError(f"{name} must be True or False, got {flag!r}")
 
     given = flow
+    carrier = getattr(flow, "carrier", lambda: None)()
+    if carrier is not None:
+        flow, start = carrier, carrier.enter(start)
     with torch.no_grad():
         flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
 

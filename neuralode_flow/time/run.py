@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .progress import Progress, Throttled
 from .trajectory import Trajectory
 
 _COLUMNS = ("z", "loss", "drift")
+_CARRIED = "carried"  # where a checkpoint has the state in the coordinates of the method
 
 # A loss within this part of its whole way from the least value that is left, at a z whose smallest singular value is
 # this part of its largest, counts as having tended to it.
@@ -59,7 +61,8 @@ class Run:
         self.checkpoint: Checkpoint | None = None
         self.request = Request()
         self.times: list[float] = []
-        self.columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
+        names = (*_COLUMNS, "carried_log_sigma") if hasattr(depth.flow, "log_sigma") else _COLUMNS
+        self.columns: dict[str, list[Tensor]] = {name: [] for name in names}
         self.depth_errors: list[float] = []
         self.observed: list[Tensor] = []
         self.history: list[str] = []
@@ -77,7 +80,7 @@ class Run:
             reached, position, memory = saved
             if position["finished"]:
                 return reached
-            self._restore(reached, position)
+            self._restore(reached, position, memory)
             self.memory = memory
         else:
             self._begin()
@@ -120,13 +123,15 @@ class Run:
         except Stopped as stop:
             raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
 
-    def _restore(self, reached: Trajectory, position: dict[str, Any]) -> None:
+    def _restore(self, reached: Trajectory, position: dict[str, Any], memory: Memory) -> None:
         """Takes up what a checkpoint holds."""
         values = moved(reached, self.start)
         self.state = values["state"]
+        if _CARRIED in memory:
+            self.state = torch.as_tensor(memory[_CARRIED]).to(self.start)
         self.t, self.outputs, self.steps = position["t"], position["outputs"], position["steps"]
         self.times = reached.times.tolist()[: self.outputs]
-        for name in _COLUMNS:
+        for name in self.columns:
             self.columns[name] = list(values[name][: self.outputs])
         self.depth_errors = values["depth_error"].tolist()[: self.outputs]
         if "observed" in values:
@@ -140,9 +145,8 @@ class Run:
         end = self.points[-1]
         while self.outputs < len(self.points):
             if self.stepper is None:
-                self.stepper = METHODS[self.method](
-                    Start(self.watch, self.t, self.state, end, self.control, self.memory)
-                )
+                control = self._control_of_state()
+                self.stepper = METHODS[self.method](Start(self.watch, self.t, self.state, end, control, self.memory))
             stepper, goal = self.stepper, self.points[self.outputs]
             if stepper.t < goal:
                 before = stepper.t
@@ -155,6 +159,19 @@ class Run:
             self.progress(self._where)
             self._pause()
         self.progress(self._where, last=True)
+
+    def _control_of_state(self) -> Control:
+        """The tolerances of the state that the method moves, which stand for those of z."""
+        tolerances = getattr(self.depth.flow, "tolerances", None)
+        if tolerances is None:
+            return self.control
+        rtol, atol = tolerances(self.control.rtol, self.control.atol, self.start.dtype)
+        return replace(self.control, rtol=rtol, atol=atol)
+
+    def _given(self, state: Tensor) -> Tensor:
+        """A state in the coordinates in which it was given."""
+        leave = getattr(self.depth.flow, "leave", None)
+        return state if leave is None else leave(state)
 
     def _meet_events(self, before: float) -> None:
         """Ends the run at the first event inside the last step."""
@@ -219,7 +236,7 @@ class Run:
     def _record(self, t: float, state: Tensor) -> None:
         self._evaluate(t, state)
         if self.observe is not None:
-            seen = self.observe(self.outputs, state)
+            seen = self.observe(self.outputs, self._given(state))
             if seen is not None:
                 self._check_observed(seen)
                 self.observed.append(seen)
@@ -250,10 +267,12 @@ class Run:
         try:
             z = flow.product(state)
             values = {"z": z, "loss": flow.loss(z), "drift": drift(flow.law(state), self.law)}
+            if "carried_log_sigma" in self.columns:
+                values["carried_log_sigma"] = flow.log_sigma(state)
             depth_error = self.depth.at_output(state, z)
         except FAILURES as error:
             raise Stopped("velocity", f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
-        for name, value in zip(("end-to-end map", "loss", "law"), values.values(), strict=True):
+        for name, value in zip(("end-to-end map", "loss", "law", "logarithm of σ"), values.values(), strict=False):
             if not all_finite(value):
                 raise Stopped(
                     "not_finite",
@@ -313,7 +332,8 @@ class Run:
             self.checkpoint.write(self._trajectory(status, "interrupted"), self._position(finished=False), memory)
 
     def _memory(self) -> Memory:
-        return self.memory if self.stepper is None else self.stepper.memory()
+        memory = self.memory if self.stepper is None else self.stepper.memory()
+        return {**memory, _CARRIED: self.state} if hasattr(self.depth.flow, "leave") else memory
 
     def _position(self, *, finished: bool) -> dict[str, Any]:
         grid = getattr(self.depth.flow, "grid", None)
@@ -350,7 +370,7 @@ class Run:
         return Trajectory(
             times=times,
             **columns,
-            state=self.state,
+            state=self._given(self.state),
             stats=stats,
             status=status,
             ending=ending,

@@ -44,6 +44,8 @@ class Trajectory:
         Measured Frobenius error of z that comes from the steps in time; only with ``estimate=True``.
     observed : Tensor (T', …) or None
         What `observe` returned at the output times.
+    carried_log_sigma : Tensor (T, ..., d) or None
+        What `log_sigma` is where the run was carried in logarithms.
     """
 
     times: Tensor
@@ -57,6 +59,25 @@ class Trajectory:
     depth_error: Tensor
     time_error: Tensor | None = None
     observed: Tensor | None = None
+    carried_log_sigma: Tensor | None = None
+
+    @property
+    def log_sigma(self) -> Tensor:
+        """Logarithms of the singular values of z, falling, `(T, ..., d)`.
+
+        Of an `IntrinsicFlow` that keeps the sign of det z they are those of the state that the run carried, right also
+        far below the round-off of z; else those of z, right to about ε σ₁ / σ_a.
+
+        Raises
+        ------
+        ValueError
+            If z is no matrix.
+        """
+        if self.carried_log_sigma is not None:
+            return self.carried_log_sigma
+        if self.z.ndim != self.loss.ndim + 2:
+            raise ValueError(f"log_sigma is for a z that is a matrix, and this one has shape {tuple(self.z.shape)}")
+        return torch.log(torch.linalg.svdvals(self.z))
 
     @property
     def error(self) -> Tensor | None:
