@@ -16,15 +16,26 @@ class Kernel(Protocol):
 
     1. `kernel(sigma)` maps singular values `(..., d)`, all >= 0, to K `(..., d, d)`, symmetric and >= 0.
     2. `positive_determinant` is True where its flow exists for det z > 0 only.
-
-    A kernel whose flow can never cross det z = 0 says so by `keeps_sign`, and gives `log_rate`, with which the flow is
-    integrated in logarithms of the singular values (`LogPolarFlow`): `log_rate(ℓ)` maps ℓ = log σ `(..., d)` to the
-    logarithm `(..., d, d)` of A_ab = K_ab log(σ_a/σ_b) / (σ_a² − σ_b²), A_aa = K_aa/2σ_a².
     """
 
     positive_determinant: bool
 
     def __call__(self, sigma: Tensor) -> Tensor: ...
+
+
+class LogKernel(Kernel, Protocol):
+    """What a kernel promises besides, if its flow can never cross det z = 0.
+
+    1. `keeps_sign` is True where that is so.
+    2. `log_rate(ell)` maps ℓ = log σ `(..., d)` to the logarithm `(..., d, d)` of
+       A_ab = K_ab log(σ_a/σ_b) / (σ_a² − σ_b²), A_aa = K_aa/2σ_a², for any ℓ, also where σ is no number any more:
+       with it the flow is integrated in logarithms of the singular values (`LogPolarFlow`).
+    """
+
+    @property
+    def keeps_sign(self) -> bool: ...
+
+    def log_rate(self, ell: Tensor) -> Tensor: ...
 
 
 def check_kernel(name: str, value: Any) -> None:

@@ -73,6 +73,25 @@ def euler_law(W: Tensor) -> Tensor:
     return linear + multiply(after.mT, after) - multiply(before, before.mT)
 
 
+def relaxed_balance(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How near Euler layers U_k = I + W_k/L are to U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I.
+
+    Returns
+    -------
+    lam : Tensor (..., L−1)
+        λ_k, the mean of the diagonal.
+    off : Tensor (...)
+        The largest Frobenius distance of a difference from λ_k I; 0 for one layer.
+    scale : Tensor (...)
+        The largest ‖U_k‖².
+    """
+    law = euler_law(W) / W.shape[-3] ** 2
+    one = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    lam = law.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = torch.linalg.matrix_norm(one + W / W.shape[-3]).amax(-1).square()
+    return lam, drift(law, lam[..., None, None] * one), scale
+
+
 def symmetric_law(W: Tensor) -> Tensor:
     """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2."""
     _check("W", W, "L, d, d")

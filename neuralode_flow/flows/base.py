@@ -21,9 +21,12 @@ class Flow(Protocol):
 
     Where they make sense it also has `keeps_orientation` (det z keeps its sign for all time), and a flow on a depth
     grid has `grid`, `on(grid)`, `transfer(state, grid)` and `depth_error(state)`; `linearised(state)` makes the
-    Jacobian–vector products of stiff solvers exact (see ContinuousFlow). `carrier()` is the same flow in the coordinates
-    in which it is to be integrated (see LogPolarFlow), or None. `pull_back(state, M)` is the gradient of ⟨M, z⟩ in the
-    state: with it a run tells where a flow that cannot cross det z = 0 has been carried across by its steps.
+    Jacobian–vector products of stiff solvers exact (see ContinuousFlow).
+
+    `carrier()` is the same flow in the coordinates in which it is to be integrated (see LogPolarFlow), or None.
+    `keeps_sign(state)` says whether the exact flow from a state keeps the sign of det z, `(...)`, or None where that is
+    not known and `pull_back(state, M)`, the gradient of ⟨M, z⟩ in the state, decides: a run then tells when its steps
+    have carried z across (see Barrier).
     """
 
     loss: Loss

@@ -67,10 +67,20 @@ class FactorizationFlow:
 
     def velocity(self, state: Tensor) -> Tensor:
         """−∂φᵀ∇f(z), of the shape of the state."""
+        return -self._pulled_back(state, self.loss.gradient)
+
+    def pull_back(self, state: Tensor, M: Tensor) -> Tensor:
+        """∂φᵀM, the gradient of ⟨M, φ(θ)⟩, of the shape of the state."""
+        return self._pulled_back(state, lambda z: M)
+
+    def _pulled_back(self, state: Tensor, outer: Map) -> Tensor:
         with torch.enable_grad():
             leaf = state.detach().requires_grad_()
             z = self.phi(leaf)
-            return -torch.autograd.grad(z, leaf, self.loss.gradient(z.detach()))[0]
+            return torch.autograd.grad(z, leaf, outer(z.detach()))[0]
+
+    def keeps_sign(self, state: Tensor) -> None:
+        """Not known of any φ: whether the exact flow keeps the sign of det z is looked at where it changes."""
 
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known."""

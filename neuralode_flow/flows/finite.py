@@ -13,13 +13,16 @@ from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
 from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
 from ..depth.products import recorded
-from ..laws import euler_law, symmetric_law
+from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
 
 # Bytes of the layers that are taken together where there are many of them.
 SEGMENT = 2**22
+
+# Layers count as relaxed balanced where their law is as near as that to multiples of I, relative to ‖U_k‖².
+_BALANCED = 1e-11
 
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 
@@ -71,6 +74,18 @@ class FiniteFlow:
         """Raises TypeError or ValueError unless the state has L layers and fits the loss."""
         check_layers(state, self.depth, "layers")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
+
+    def keeps_sign(self, state: Tensor) -> Tensor:
+        """Whether the exact flow from a state keeps the sign of det z, `(...)`.
+
+        Known of layers U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I whose least c_k = λ_1 + … + λ_{k−1} is attained twice, of a
+        rule with a quadratic law: they become singular together, and then z does not move across (docs/math.md).
+        """
+        lam, off, scale = relaxed_balance(state)
+        c = torch.nn.functional.pad(lam, (1, 0)).cumsum(-1)
+        small = max(_BALANCED, 100 * torch.finfo(state.dtype).eps) * scale
+        twice = (c - c.amin(-1, keepdim=True) <= small.unsqueeze(-1)).sum(-1) > 1
+        return twice & (off <= small) & self.rule.quadratic_law
 
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.

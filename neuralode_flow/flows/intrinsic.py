@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from ..kernels import Kernel, check_kernel
+from ..kernels import Kernel, LogKernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from .base import check_matrices
@@ -52,7 +54,7 @@ class IntrinsicFlow:
         own = type(self) is IntrinsicFlow and "velocity" not in vars(self)
         if not own or not getattr(self.kernel, "keeps_sign", False):
             return None
-        return LogPolarFlow(self.loss, self.kernel, self.velocity)
+        return LogPolarFlow(self.loss, cast(LogKernel, self.kernel), self.velocity)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""

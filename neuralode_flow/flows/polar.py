@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..kernels import Kernel, log_logmean
+from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 
 # Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
@@ -30,7 +30,7 @@ class LogPolarFlow:
     Parameters
     ----------
     loss : Loss
-    kernel : Kernel
+    kernel : LogKernel
         One with `keeps_sign`.
     rate_of : callable
         z → ż, the same velocity in z.
@@ -43,7 +43,7 @@ class LogPolarFlow:
 
     keeps_orientation = True
 
-    def __init__(self, loss: Loss, kernel: Kernel, rate_of: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, loss: Loss, kernel: LogKernel, rate_of: Callable[[Tensor], Tensor]) -> None:
         self.loss = loss
         self.kernel = kernel
         self.rate_of = rate_of
@@ -107,11 +107,11 @@ def _orthogonal(Q: Tensor) -> Tensor:
     one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     for _ in range(_SWEEPS):
         off = Q.mT @ Q - one
-        size = float(torch.linalg.matrix_norm(off).max())
+        size = off.shape[-1] * float(torch.linalg.vector_norm(off, torch.inf))
         if not size <= _FAR:
             U, _, Vh = torch.linalg.svd(Q)
             return U @ Vh
-        Q = Q - Q @ off / 2
+        Q = Q - Q @ (off / 2)
         if size**2 <= torch.finfo(Q.dtype).eps:
             break
     return Q

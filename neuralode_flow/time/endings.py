@@ -31,6 +31,7 @@ ENDINGS = MappingProxyType(
         "velocity": "the velocity could not be computed",
         "not_finite": "numbers left the finite range",
         "depth": "the depth grid does not resolve W",
+        "escaped": "errors of steps have carried z across det z = 0, which the exact flow does not cross",
         "accuracy": "the measured error is above ten times the tolerance",
         "checkpoint": "the checkpoint could not be written",
         "interrupted": "the run has not ended: its checkpoint was read before",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checks import all_finite
 from ..laws import drift
+from .barrier import Barrier, watched
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper, Watch
 from .checkpoint import Checkpoint, moved
 from .depth import AdaptiveDepth, FixedDepth
@@ -71,6 +72,7 @@ class Run:
         self.t = points[0]
         self.state = start
         self.stepper: Stepper | None = None
+        self.barrier = Barrier(depth.flow, start, control, METHODS[method]) if watched(depth.flow, start) else None
         self.memory: Memory = {}  # of the stepper that is to be made
 
     def whole(self) -> Trajectory:
@@ -100,6 +102,9 @@ class Run:
         elif ending in EVENTS_ASKED:
             sentence = self._out_of_reach()
             status = status if sentence is None else f"{status}; {sentence}"
+        escape = None if self.barrier is None else self.barrier.verdict()
+        if escape is not None:
+            ending, status = "escaped", escape if status == "ok" else f"{escape}; {status}"
         result = self._trajectory(status, ending)
         if self.checkpoint is not None and ending != "checkpoint":
             try:
@@ -139,6 +144,8 @@ class Run:
         self.history = list(reached.stats["history"])
         self.watch.resume(position["evaluations"], position["products"], position["seconds"])
         self.depth.resume(position["grid"], position["depth"])
+        if self.barrier is not None:
+            self.barrier.resume(position["barrier"])
         self._take_flow()
 
     def _advance(self) -> None:
@@ -152,6 +159,8 @@ class Run:
                 before = stepper.t
                 stepper.advance(goal)
                 self.steps += 1
+                if self.barrier is not None:
+                    self.barrier.after_step(before, stepper.t, stepper.at)
                 self._meet_events(before)
             self._record_until(stepper.t, stepper)
             self.t, self.state = stepper.t, stepper.state
@@ -347,6 +356,7 @@ class Run:
             "seconds": self.watch.seconds,
             "grid": grid and [grid.panels, grid.order],
             "depth": self.depth.memory(),
+            "barrier": self.barrier and self.barrier.memory(),
         }
 
     def _trajectory(self, status: str, ending: str) -> Trajectory:

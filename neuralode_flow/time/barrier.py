@@ -1,0 +1,127 @@
+"""The barrier det z = 0 of balanced starts: the exact flow never crosses it, step errors and round-off can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..matrices import frobenius, slogdet
+from .base import Control, fixed_steps
+
+# det z has a sign that can be trusted from this multiple of d ε on, as a ratio of the singular values of z.
+_RESOLVED = 1e3
+
+# Where z can be moved across by less than this part of what moves it most, only errors do: a balanced flow cannot at
+# all. Errors of steps leave about their own size of it; those of fixed steps are not known.
+_IMMOBILE, _IMMOBILE_FIXED = 1e-5, 1e-2
+
+
+class Barrier:
+    """Watches over the sign of det z at every step of a flow that has no other means to keep it.
+
+    Of a `FiniteFlow` it is known at the start whether the exact flow keeps the sign. Of a `FactorizationFlow` it is
+    not; there a change of sign is looked at where it happens. With u, v the singular vectors of z at the singular value
+    that is zero, σ' = −⟨∂φᵀ(uvᵀ), ∂φᵀ∇f⟩, and ∂φᵀ(uvᵀ) = 0 where factors are balanced: they are singular together.
+    A balanced start whose smallest singular value comes back from below round-off with its sign kept is not told.
+
+    Parameters
+    ----------
+    flow : Flow
+        One for which `watched` is true.
+    start : Tensor
+        Its initial state.
+    control : Control
+    method : Method
+        The time method.
+    """
+
+    def __init__(self, flow: Any, start: Tensor, control: Control, method: Any) -> None:
+        self.flow = flow
+        self.certain = flow.keeps_sign(start)
+        self.sign, resolved = _signs(flow.product(start))
+        self.sign = torch.where(resolved, self.sign, 0.0)
+        self.least = torch.full_like(self.sign, torch.inf)
+        self.immobile = (
+            _IMMOBILE_FIXED if fixed_steps(method) else max(_IMMOBILE, min(_IMMOBILE_FIXED, 10 * control.rtol))
+        )
+        self.escaped: float | None = None
+
+    def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> None:
+        """Looks at the end of a step from `before` to t; `at` gives the states inside it."""
+        if self.escaped is not None:
+            return
+        state = at(t)
+        sign, resolved = _signs(self.flow.product(state))
+        crossed = resolved & (sign * self.sign < 0)
+        if self.certain is not None:
+            escaped = crossed & self.certain
+        else:
+            if not bool(resolved.all()):
+                self.least = torch.where(resolved, self.least, torch.minimum(self.least, self._mobility(state)))
+            if bool((crossed & self.least.isinf()).any()):
+                self.least = torch.where(crossed, torch.minimum(self.least, self._inside(before, t, at)), self.least)
+            escaped = crossed & (self.least <= self.immobile)
+        if bool(escaped.any()):
+            self.escaped = t
+        self.sign = torch.where(resolved, sign, self.sign)
+        self.least = torch.where(crossed, torch.inf, self.least)
+
+    def verdict(self) -> str | None:
+        """What is to be said at the end."""
+        if self.escaped is None:
+            return None
+        return (
+            f"det z has changed its sign by t = {self.escaped:.6g}, which the exact flow from a balanced start cannot "
+            f"do: errors of steps or round-off have carried z across det z = 0, and what follows is another solution; "
+            f"integrate IntrinsicFlow in its place, which carries logarithms, or end before (stop={{'sigma_min': …}})"
+        )
+
+    def memory(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"sign": self.sign.flatten().tolist(), "least": self.least.flatten().tolist(), "escaped": self.escaped}
+
+    def resume(self, memory: dict[str, Any]) -> None:
+        """Takes up what a checkpoint holds."""
+        self.sign, self.least = (
+            torch.tensor([float(x) for x in memory[name]]).to(self.sign).reshape(self.sign.shape)
+            for name in ("sign", "least")
+        )
+        self.escaped = memory["escaped"]
+
+    def _mobility(self, state: Tensor) -> Tensor:
+        """‖∂φᵀ(uvᵀ)‖ of the smallest singular value, relative to that of the largest, per member."""
+        U, _, Vh = torch.linalg.svd(self.flow.product(state))
+        sizes = [
+            frobenius(self.flow.pull_back(state, U[..., :, k, None] * Vh[..., None, k, :]), self.sign.ndim)
+            for k in (-1, 0)
+        ]
+        return sizes[0] / sizes[1]
+
+    def _inside(self, before: float, t: float, at: Callable[[float], Tensor]) -> Tensor:
+        """The mobility where det z is zero inside a step that changes its sign, by bisection."""
+        low, high = before, t
+        for _ in range(30):
+            middle = (low + high) / 2
+            sign = _signs(self.flow.product(at(middle)))[0]
+            low, high = (low, middle) if bool((sign * self.sign < 0).any()) else (middle, high)
+        return self._mobility(at(high))
+
+
+def watched(flow: Any, start: Tensor) -> bool:
+    """Whether a flow has a barrier to be watched: it can say so, and z is a square matrix."""
+    if not hasattr(flow, "keeps_sign"):
+        return False
+    z = flow.product(start)
+    square = z.ndim >= 2 and z.shape[-1] == z.shape[-2] and z.ndim == flow.loss(z).ndim + 2
+    kept = flow.keeps_sign(start) if square else torch.tensor(False)
+    return kept is None or bool(kept.any())
+
+
+def _signs(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The sign of det z, and whether round-off leaves it in no doubt."""
+    sigma = torch.linalg.svdvals(z)
+    doubt = _RESOLVED * z.shape[-1] * torch.finfo(z.dtype).eps * sigma[..., 0]
+    return slogdet(z)[0], sigma[..., -1] > doubt
