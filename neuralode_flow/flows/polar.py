@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import all_finite
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 
@@ -37,8 +38,8 @@ class LogPolarFlow:
 
     Notes
     -----
-    A state is `(..., 2, d, d)`, Q and S. Entries of S are relative changes of z, so that a step is asked for the error
-    rtol + atol in each of them: at most atol + rtol ‖z‖ in z where ‖z‖ >= 1, and less elsewhere.
+    A state is `(..., 2, d, d)`, Q and S. Their changes are relative changes of z, so that all entries of a state have
+    one absolute tolerance, (rtol + atol)/2d, with which the Frobenius norm of its error is at most (rtol + atol)/√2.
     """
 
     keeps_orientation = True
@@ -63,6 +64,12 @@ class LogPolarFlow:
         """The state in the coordinates of IntrinsicFlow: z."""
         return self.product(state)
 
+    def finite(self, state: Tensor) -> bool:
+        """Whether z is finite; cheap where the entries of S say so."""
+        half = math.log(torch.finfo(state.dtype).max) / 2
+        sure = float(torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)).max()) <= half
+        return sure or all_finite(self.product(state))
+
     def log_sigma(self, state: Tensor) -> Tensor:
         """The logarithms of the singular values of z, falling, `(..., d)`."""
         return _factors(state)[1].flip(-1)
@@ -83,9 +90,9 @@ class LogPolarFlow:
         """ż, shape `(..., d, d)`."""
         return self.rate_of(self.product(state))
 
-    def tolerances(self, rtol: float, atol: float, dtype: torch.dtype) -> tuple[float, float]:
-        """The relative and absolute tolerance of the state that stand for those of z."""
-        return 100 * torch.finfo(dtype).eps, rtol + atol
+    def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
+        """The relative and absolute tolerance of the entries of a state that stand for those of z."""
+        return 100 * torch.finfo(state.dtype).eps, (rtol + atol) / (2 * state.shape[-1])
 
     def check(self, state: Tensor) -> None:
         """States are made by `enter`."""

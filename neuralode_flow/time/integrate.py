@@ -159,11 +159,12 @@ def integrate(
             raise TypeError(f"{name} must be True or False, got {flag!r}")
 
     given = flow
-    carrier = getattr(flow, "carrier", lambda: None)()
-    if carrier is not None:
-        flow, start = carrier, carrier.enter(start)
     with torch.no_grad():
         flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
+        known = flow, start
+        carrier = getattr(flow, "carrier", lambda: None)()
+        if carrier is not None:
+            flow, start = carrier, carrier.enter(start)
 
     def run(points: list[float], control: Control, path: Path | None, report: Report | None, main: bool) -> Trajectory:
         depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
@@ -174,7 +175,7 @@ def integrate(
         one.progress = Throttled(report)
         if path is None:
             return one.whole()
-        settings = _settings(flow, start, points, method, control, stop if main else None, adapt)
+        settings = _settings(*known, points, method, control, stop if main else None, adapt)
         with Checkpoint(path, float(every), settings) as one.checkpoint, postponed(True) as one.request:
             return one.whole()
 

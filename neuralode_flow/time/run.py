@@ -72,7 +72,7 @@ class Run:
         self.t = points[0]
         self.state = start
         self.stepper: Stepper | None = None
-        self.barrier = Barrier(depth.flow, start, control, METHODS[method]) if watched(depth.flow, start) else None
+        self.barrier: Barrier | None = None
         self.memory: Memory = {}  # of the stepper that is to be made
 
     def whole(self) -> Trajectory:
@@ -127,6 +127,11 @@ class Run:
             self._record(self.t, self.state)
         except Stopped as stop:
             raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
+        self._watch_barrier()
+
+    def _watch_barrier(self) -> None:
+        if watched(self.depth.flow, self.start):
+            self.barrier = Barrier(self.depth.flow, self.start, self.control, METHODS[self.method])
 
     def _restore(self, reached: Trajectory, position: dict[str, Any], memory: Memory) -> None:
         """Takes up what a checkpoint holds."""
@@ -144,6 +149,7 @@ class Run:
         self.history = list(reached.stats["history"])
         self.watch.resume(position["evaluations"], position["products"], position["seconds"])
         self.depth.resume(position["grid"], position["depth"])
+        self._watch_barrier()
         if self.barrier is not None:
             self.barrier.resume(position["barrier"])
         self._take_flow()
@@ -159,6 +165,7 @@ class Run:
                 before = stepper.t
                 stepper.advance(goal)
                 self.steps += 1
+                self._check_carried(stepper)
                 if self.barrier is not None:
                     self.barrier.after_step(before, stepper.t, stepper.at)
                 self._meet_events(before)
@@ -174,8 +181,14 @@ class Run:
         tolerances = getattr(self.depth.flow, "tolerances", None)
         if tolerances is None:
             return self.control
-        rtol, atol = tolerances(self.control.rtol, self.control.atol, self.start.dtype)
+        rtol, atol = tolerances(self.start, self.control.rtol, self.control.atol)
         return replace(self.control, rtol=rtol, atol=atol)
+
+    def _check_carried(self, stepper: Stepper) -> None:
+        """Ends the run where the coordinates of the method are finite and z is not."""
+        finite = getattr(self.depth.flow, "finite", None)
+        if finite is not None and not finite(stepper.state):
+            raise Stopped("not_finite", f"the end-to-end map is not finite at t = {stepper.t:.6g}: {self._why()}")
 
     def _given(self, state: Tensor) -> Tensor:
         """A state in the coordinates in which it was given."""
