@@ -24,9 +24,10 @@ class Loss(Protocol):
     A loss for one shape of z alone has it as `shape`: the square flows refuse one that is not square, which is for
     FactorizationFlow.
 
-    Where it is known, `boundary()` is what a flow with det z > 0 is left with where the minimiser has det < 0: the
-    least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `hessian(z, direction)`, the
-    derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
+    Where it is known, `boundary()` is what a flow with det z > 0 cannot fall below where the minimiser has det < 0: the
+    least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `plateau()` is the next value
+    at which such a flow can come to rest there, `(...)`: below it the loss tends to `boundary()`. `hessian(z,
+    direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
     """
 
     dimension: int | None
@@ -65,10 +66,21 @@ def _half_square(residual: Tensor, axes: int = 2) -> Tensor:
     return residual.square().sum(tuple(range(-axes, 0))) / 2 if axes else residual.square() / 2
 
 
-def _nearest_singular(target: Tensor, weighted: Tensor) -> Tensor:
-    """½σ_min(weighted)², where det target < 0: half the squared distance to the singular matrices; else NaN."""
-    distance = torch.linalg.svdvals(weighted).amin(-1).square() / 2
-    return torch.where(slogdet(target)[0] < 0, distance, torch.nan)
+def _rests(target: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
+    """The two least values above f(target) at which a flow can rest on det z = 0, `(...)` each; NaN if det target ≥ 0.
+
+    f is half the squared distance from `weighted`. Its critical points among the singular matrices leave out some
+    singular values s of it (Eckart–Young), at ½ Σ s²: the least leaves out s₁, the next s₂ or both; equal ones are one
+    value. inf where there is no second one.
+    """
+    halves = torch.linalg.svdvals(weighted).flip(-1).square() / 2
+    least = halves[..., 0]
+    others = torch.cat((halves, halves[..., :2].sum(-1, keepdim=True)), -1) if halves.shape[-1] > 1 else halves
+    # To round-off of the largest: singular values are computed no better.
+    equal = least.unsqueeze(-1) + 1e3 * torch.finfo(halves.dtype).eps * halves[..., -1:]
+    following = torch.where(others > equal, others, torch.inf).amin(-1)
+    reflected = slogdet(target)[0] < 0
+    return torch.where(reflected, least, torch.nan), torch.where(reflected, following, torch.nan)
 
 
 class Quadratic:
@@ -106,7 +118,11 @@ class Quadratic:
 
     def boundary(self) -> Tensor | None:
         """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN; None where T is not square."""
-        return None if self.dimension is None else _nearest_singular(self.target, self.target)
+        return None if self.dimension is None else _rests(self.target, self.target)[0]
+
+    def plateau(self) -> Tensor | None:
+        """The next value after `boundary()` at which a flow can rest: ½σ² or ½(σ₁² + σ₂²) of T."""
+        return None if self.dimension is None else _rests(self.target, self.target)[1]
 
 
 class Completion:
@@ -233,10 +249,17 @@ class Regression:
 
     def boundary(self) -> Tensor | None:
         """The least loss on det z = 0 where the minimiser has det < 0, else NaN; None if there are several."""
+        return self._rest(0)
+
+    def plateau(self) -> Tensor | None:
+        """The next value after `boundary()` at which a flow can rest on det z = 0."""
+        return self._rest(1)
+
+    def _rest(self, which: int) -> Tensor | None:
         if self.readout is not None or torch.linalg.matrix_rank(self._x) < self._x.shape[1]:
             return None
         minimiser = torch.linalg.lstsq(self._x, self._y).solution.mT
-        return self(minimiser) + _nearest_singular(minimiser, minimiser @ self._x.mT)
+        return self(minimiser) + _rests(minimiser, minimiser @ self._x.mT)[which]
 
 
 class Separable:

@@ -18,6 +18,7 @@ from ..checks import all_finite
 from ..flows.base import Flow
 from ..registry import Registry
 from .endings import Stopped
+from .members import advice, culprits, not_finite, of_members
 
 # What a flow raises when its numbers leave the range in which it can be computed.
 FAILURES = (FloatingPointError, torch.linalg.LinAlgError)
@@ -87,8 +88,9 @@ class Stepper(ABC):
        that interpolates may go as far as `end`.
     3. `t`, `state`, `h`: where the last accepted step ended, and its size.
     4. `at(t)` is the state inside the last step, as accurate as the step.
-    5. `history` lists in words what the method did on its own, such as a change of solver.
-    6. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
+    5. `sketch(t)` is about that state, for one more velocity evaluation a step at most.
+    6. `history` lists in words what the method did on its own, such as a change of solver.
+    7. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
     one_step: ClassVar[bool] = True
@@ -103,6 +105,7 @@ class Stepper(ABC):
         self.history: list[str] = []
         self._options = options
         self._before = start
+        self._known: dict[float, Tensor] = {}  # velocities at the ends of the step that was sketched
 
     def advance(self, goal: float) -> None:
         """One accepted step."""
@@ -129,6 +132,23 @@ class Stepper(ABC):
             again.advance(t)
         return again.state
 
+    def sketch(self, t: float) -> Tensor:
+        """About the state inside the last step: of a one-step method the cubic through both ends and their slopes."""
+        if not self.one_step:
+            return self.at(t)
+        before, h = self._before, self.t - self._before.t
+        first, last = self._slopes()
+        s = (t - before.t) / h
+        chord = self.state - before.state
+        bend = (1 - s) * (h * first - chord) - s * (h * last - chord)
+        return before.state + s * chord + s * (1 - s) * bend
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        """The velocity at both ends of the last step; what a method knows of it, it need not evaluate."""
+        ends = ((self._before.t, self._before.state), (self.t, self.state))
+        self._known = {t: self._known[t] if t in self._known else self.velocity(t, state) for t, state in ends}
+        return self._known[self._before.t], self._known[self.t]
+
     def _again(self, start: Start) -> Stepper:
         """The same method elsewhere."""
         return type(self)(start, **self._options)
@@ -148,6 +168,12 @@ def fixed_steps(method: Method) -> bool:
     """Whether a method has fixed steps, and no use for tolerances."""
     kind = getattr(method, "func", method)
     return isinstance(kind, type) and issubclass(kind, FixedStepper)
+
+
+def one_step(method: Method) -> bool:
+    """Whether a method is known to end its steps where it is told to."""
+    kind = getattr(method, "func", method)
+    return isinstance(kind, type) and issubclass(kind, Stepper) and kind.one_step
 
 
 METHODS: Registry[Method] = Registry("time method")
@@ -182,6 +208,8 @@ class Watch:
         self.max_seconds = max_seconds
         self.evaluations = 0
         self.products = 0
+        self.members = torch.Size()  # the leading axes of a batch
+        self.good: Tensor | None = None  # a state at which the velocity can be computed
         self._started = time.perf_counter()
         self._last = float("-inf")
         self._stuck = 0
@@ -204,7 +232,7 @@ class Watch:
         self._stuck += 1
         if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        return self._computed(t, lambda: self.flow.velocity(state))
+        return self._computed(t, self.flow.velocity, state)
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
@@ -220,7 +248,7 @@ class Watch:
             self._spend(t)
             self.evaluations += 1
             self.products += 1
-            return self._computed(t, lambda: derivative(direction))
+            return self._computed(t, derivative, direction)
 
         return product
 
@@ -232,14 +260,21 @@ class Watch:
         if self.max_seconds is not None and self.seconds > self.max_seconds:
             raise Stopped("seconds", f"the budget of {self.max_seconds:g} seconds was used up at t = {t:.6g}")
 
-    def _computed(self, t: float, work: Callable[[], Tensor]) -> Tensor:
+    def _computed(self, t: float, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
         try:
-            value = work()
+            value = work(argument)
         except FAILURES as error:
-            raise Stopped("velocity", f"the velocity could not be computed at t = {t:.6g}: {error}") from error
-        if not all_finite(value):
+            which = culprits(work, FAILURES, argument, self.good, self.members)
             raise Stopped(
-                "not_finite", f"the velocity is not finite at t = {t:.6g}: the flow blew up, or its step was too large"
+                "velocity",
+                f"the velocity{of_members(which)} could not be computed at t = {t:.6g}: {error}{advice(which)}",
+            ) from error
+        if not all_finite(value):
+            which = not_finite(value, self.members)
+            raise Stopped(
+                "not_finite",
+                f"the velocity{of_members(which)} is not finite at t = {t:.6g}: the flow blew up, or its step was too "
+                f"large{advice(which)}",
             )
         return value
 

@@ -21,6 +21,9 @@ from .trajectory import Trajectory, pack, unpack
 
 _MEMORY = "memory."
 
+# What every run remembers beside its method: when its steps ended.
+ENDS = "ends"
+
 
 def digest(state: Tensor) -> str:
     """A short hash of the bits of a tensor."""
@@ -104,7 +107,7 @@ class Checkpoint:
             return None
         header, arrays = archive.read(self.path)
         position = header.get("position")
-        if not isinstance(position, dict):
+        if not isinstance(position, dict) or f"{_MEMORY}{ENDS}" not in arrays:
             raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
         for difference in _differences(header.get("settings"), self.settings, ""):
             raise ValueError(

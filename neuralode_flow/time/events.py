@@ -15,7 +15,7 @@ from ..checks import positive, real
 from ..flows.base import Flow
 from ..matrices import frobenius
 from ..registry import Registry
-from .base import Velocity
+from .members import of_members
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Point:
     """A state on the way, and what an event may ask of it; each is computed when it is asked for."""
 
     flow: Flow
-    velocity: Velocity
+    velocity: Callable[[float, Tensor], Tensor]
     t: float
     state: Tensor
 
@@ -78,14 +78,31 @@ def _steady(point: Point, bound: float) -> float:
 
 @EVENTS.register("sigma_min")
 def _sigma_min(point: Point, bound: float) -> float:
-    if point.z.ndim != point.loss.ndim + 2:
-        raise ValueError(f"stop['sigma_min'] needs a flow whose z is a matrix, got z of shape {tuple(point.z.shape)}")
-    return float(point.sigma.min()) - bound
+    return float(_singular(point).min()) - bound
 
 
 @EVENTS.register("norm")
 def _norm(point: Point, bound: float) -> float:
-    return bound - float(frobenius(point.z, point.loss.ndim).max())
+    return bound - float(_size(point).max())
+
+
+def _singular(point: Point) -> Tensor:
+    """The smallest singular value of z, `(...)`."""
+    if point.z.ndim != point.loss.ndim + 2:
+        raise ValueError(f"stop['sigma_min'] needs a flow whose z is a matrix, got z of shape {tuple(point.z.shape)}")
+    return point.sigma.amin(-1)
+
+
+def _size(point: Point) -> Tensor:
+    """The Frobenius norm of z, `(...)`."""
+    return frobenius(point.z, point.loss.ndim)
+
+
+# Where one member is enough: which are the first, `(...)`.
+_FIRST: dict[str, Callable[[Point], Tensor]] = {
+    "sigma_min": lambda point: _singular(point) == _singular(point).min(),
+    "norm": lambda point: _size(point) == _size(point).max(),
+}
 
 
 @EVENTS.register("time")
@@ -93,14 +110,18 @@ def _time(point: Point, bound: float) -> float:
     return bound - point.t
 
 
+# What is said of an event: {of} names members, {fell} and {rose} are the verbs.
 _SENTENCES = {
-    "loss": "the loss fell to {:g}, as was asked for, at t = {:.6g}",
-    "gradient": "the gradient of the loss fell to {:g}, as was asked for, at t = {:.6g}",
-    "steady": "no entry of the state moves faster than {:g}, as was asked for, at t = {:.6g}",
-    "sigma_min": "the smallest singular value of z fell to {:g} at t = {:.6g}: the boundary of det > 0 is near",
-    "norm": "the norm of z rose to {:g} at t = {:.6g}",
-    "time": "the time {:g} that was asked for was reached at t = {:.6g}",
+    "loss": "the loss {fell} {bound:g}, as was asked for,",
+    "gradient": "the gradient of the loss {fell} {bound:g}, as was asked for,",
+    "steady": "no entry of the state moves faster than {bound:g}, as was asked for,",
+    "sigma_min": "the smallest singular value of z{of} {fell} {bound:g}",
+    "norm": "the norm of z{of} {rose} {bound:g}",
+    "time": "the time {bound:g} that was asked for was reached",
+    "event": "the event {name!r} happened",
 }
+_ON_THE_WAY = {"fell": "fell to", "rose": "rose to"}
+_AT_THE_START = {"fell": "is at most", "rose": "is at least"}
 
 
 @dataclass(frozen=True)
@@ -111,18 +132,24 @@ class Stop:
     ----------
     code : str
         Its key of ENDINGS.
+    name : str
     bound : float
         NaN for an event of the user's own.
     falls : callable
         Point → float, at most zero once the event has happened.
-    sentence : callable
-        float t → what the status says.
     """
 
     code: str
+    name: str
     bound: float
     falls: Callable[[Point], float]
-    sentence: Callable[[float], str]
+
+    def sentence(self, point: Point, *, start: bool = False) -> str:
+        """What the status says of it, at the point where it happened."""
+        verbs = _AT_THE_START if start else _ON_THE_WAY
+        of = of_members(_FIRST[self.code](point)) if self.code in _FIRST else ""
+        what = _SENTENCES[self.code].format(bound=self.bound, name=self.name, of=of, **verbs)
+        return f"{what} at t = {point.t:.6g}" + (", the start" if start else "")
 
 
 def checked(stop: Mapping[str, Any] | None, start: float) -> list[Stop]:
@@ -149,12 +176,10 @@ def _stop(name: str, bound: Any) -> Stop:
     if callable(bound):
         if name in EVENTS:
             raise TypeError(f"stop[{name!r}] must be a number: the name belongs to an event; give yours another name")
-        return Stop(
-            "event", nan, partial(_user_event, name, bound), lambda t: f"the event {name!r} happened at t = {t:.6g}"
-        )
+        return Stop("event", name, nan, partial(_user_event, name, bound))
     event = EVENTS[name]
     limit = real("stop['time']", bound) if name == "time" else positive(f"stop[{name!r}]", bound)
-    return Stop(name, limit, lambda point: event(point, limit), lambda t: _SENTENCES[name].format(limit, t))
+    return Stop(name, name, limit, lambda point: event(point, limit))
 
 
 def _user_event(name: str, function: Callable[[float, Tensor, Tensor], Any], point: Point) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from ..checks import count, float_tensor, positive, real
 from ..depth.grid import Profile
 from ..files import as_path
 from ..flows.base import Flow
-from ..matrices import frobenius
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import MARGIN, FixedDepth, depth_control, sampled
+from .depth import FixedDepth, depth_control, sampled
 from .endings import EVENTS_ASKED
+from .estimate import Companion
 from .events import checked as checked_events
 from .interrupt import postponed
 from .progress import Report, Throttled, shown
@@ -39,9 +38,6 @@ class IntegrationError(RuntimeError):
 
 
 _ATOL = 1e-10
-
-# The companion run that measures the error in time is that much more accurate.
-_TIGHTER = 30.0
 
 
 def integrate(
@@ -85,32 +81,40 @@ def integrate(
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
     step : float, optional
-        Step size of fixed-step methods; by default one step per output interval.
+        Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional
         Events that end the run where they happen, located as accurately as the steps are, and their bounds (keys of
         `EVENTS`): "loss", "gradient" (‖∇f(z)‖), "steady" (largest entry of the velocity), "sigma_min" (of z): ends
         when it falls to the bound; "norm" (of z), "time": when it rises to it. An event of one's own has a name and a
         function (t, z, state) → number that falls to zero. Of a batch, all members must get below a loss, gradient or
-        rate; the first to reach σ_min or a norm ends the run.
+        rate; the first to reach σ_min or a norm ends the run. One that has happened at the start ends it there. Inside
+        a step an event is followed along a cubic (of multistep methods, along their polynomial) through a quarter, half
+        and three quarters of the step and to the bottom that these show: a dip below zero and back is found unless it
+        is narrower than about a quarter of the step and steep, or shallower than that cubic is accurate. A loss that is
+        lower after the step is not looked at inside: it falls along a gradient flow.
     max_evaluations : int
-        Budget of velocity evaluations in the whole run.
+        Budget of velocity evaluations in the whole run; a step that is repeated after a resumption counts again.
     max_seconds : float, optional
         Budget of wall time in the whole run, in seconds, counted on when a run is resumed.
     adapt : bool
         Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z reaches a tenth
         of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
     estimate : bool
-        Also measures the error in time, by a second run at 30 times smaller tolerances (or half the step), with
-        budgets of its own. A status "ok" then says that depth and time error together are at most ten times
-        atol + rtol ‖z‖.
+        Also measures the error in time, by a second run with budgets of its own that halves every step; multistep
+        methods, which choose their steps anew, run at 30 times smaller tolerances instead. A status "ok" of an adaptive
+        method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of fixed
+        steps have no tolerance, and `time_error` is all that is said. Where the second run did not get, `time_error` is
+        NaN, and the status says so.
     checkpoint : path, optional
         A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
-        comes (which then act as ever). If it exists the run goes on from it; one-step methods then give
-        the same numbers to the bit as an uninterrupted run. `load` reads what it has reached.
+        comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
+        whatever stopped it; one-step methods then give the same numbers to the bit as an uninterrupted run. One that
+        reached its last time or an event is not run again. `load` reads what it has reached.
     every : float
         Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
-        Called as observe(i, state) at every output time i = 0, 1, … in turn (for the outputs after a checkpoint only).
+        Called as observe(i, state) at every output time i = 0, 1, … in turn (for the outputs after a checkpoint only,
+        which holds whole steps: an output of a step that did not end is observed again).
         Tensors that it returns are kept in `Trajectory.observed`, also through a checkpoint. With `adapt` it is given
         the state on the flow's own grid.
     progress : bool or callable
@@ -166,26 +170,31 @@ def integrate(
         if carrier is not None:
             flow, start = carrier, carrier.enter(start)
 
-    def run(points: list[float], control: Control, path: Path | None, report: Report | None, main: bool) -> Trajectory:
+    def run(
+        points: list[float], control: Control, path: Path | None, report: Report | None, goals: list[float] | None
+    ) -> tuple[Trajectory, list[float]]:
+        """A run and when its steps ended; that of a companion has goals, and neither events nor an observer."""
         depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
         watch = Watch(flow, max_evaluations, max_seconds)
         one = Run(depth, watch, start, points, method, control)
-        if main:
+        if goals is None:
             one.events, one.observe = events, _on_grid_of(given, depth, observe) if adapt else observe
+        else:
+            one.goals = goals
         one.progress = Throttled(report)
         if path is None:
-            return one.whole()
-        settings = _settings(*known, points, method, control, stop if main else None, adapt)
+            return one.whole(), list(one.ends)
+        settings = _settings(*known, points, method, control, stop if goals is None else None, adapt)
         with Checkpoint(path, float(every), settings) as one.checkpoint, postponed(True) as one.request:
-            return one.whole()
+            return one.whole(), list(one.ends)
 
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
-        result = run(points, control, path, report, main=True)
+        result, ends = run(points, control, path, report, None)
         if estimate:
-            reached = result.times.tolist()
-            tight = _tighter(control, reached)
+            better = Companion(method, control, result, ends)
             companion = path and path.with_name(f"{path.stem}.tight{path.suffix}")
-            result = _measured(result, run(reached, tight, companion, report, main=False), control)
+            tight, _ = run(result.times.tolist(), better.control, companion, report, better.goals)
+            result = better.measured(tight)
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
@@ -196,42 +205,6 @@ def _on_grid_of(given: Any, depth: FixedDepth, observe: Observer | None) -> Obse
     if observe is None:
         return None
     return lambda i, state: observe(i, depth.flow.transfer(state, given.grid))
-
-
-def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajectory:
-    """The trajectory with the error in time that its companion measures."""
-    stats = result.stats | {"estimate_evaluations": tight.stats["evaluations"]}
-    if len(tight.times) < len(result.times):
-        status = f"the error in time could not be measured: {tight.status}"
-        if result.ending != "ok":
-            return replace(result, stats=stats)
-        return replace(result, stats=stats, status=status, ending="accuracy")
-    gap, size = (frobenius(z, result.loss.ndim) for z in (tight.z - result.z, result.z))
-    # Half a step of a method of order 1 leaves half the error; 30 times smaller tolerances leave next to nothing.
-    factor = 2.0 if control.step is not None else 1 + 1 / _TIGHTER
-    round_off = 100 * torch.finfo(result.z.dtype).eps * size
-    time_error = (factor * gap + round_off).reshape(len(gap), -1).amax(-1)
-    measured = replace(result, stats=stats, time_error=time_error)
-    allowed = MARGIN * (control.atol + control.rtol * size.reshape(len(size), -1).amax(-1))
-    excess = (time_error + result.depth_error) / allowed
-    worst = int(excess.argmax())
-    if result.ending == "ok" and control.step is None and float(excess[worst]) > 1:
-        time, depth = float(time_error[worst]), float(result.depth_error[worst])
-        status = (
-            f"the error of z was measured as {time + depth:.2g} at t = {float(result.times[worst]):.6g} "
-            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: use smaller tolerances than "
-            f"rtol = {control.rtol:g}, atol = {control.atol:g}"
-        )
-        return replace(measured, status=status, ending="accuracy")
-    return measured
-
-
-def _tighter(control: Control, times: list[float]) -> Control:
-    if control.step is not None:
-        return replace(control, step=control.step / 2)
-    smallest = min((b - a for a, b in zip(times, times[1:], strict=False)), default=1.0)
-    # Adaptive methods do not look at the step, methods of fixed steps not at the tolerances.
-    return Control(max(control.rtol / _TIGHTER, 2.3e-14), control.atol / _TIGHTER, smallest / 2)
 
 
 def _settings(

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from ..checks import all_finite
 from ..laws import drift
 from .barrier import Barrier, watched
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper, Watch
-from .checkpoint import Checkpoint, moved
+from .checkpoint import ENDS, Checkpoint, moved
 from .depth import AdaptiveDepth, FixedDepth
 from .endings import EVENTS_ASKED, Stopped
 from .events import Point, Stop
 from .interrupt import Request
+from .lookout import Lookout
+from .members import advice, culprits, not_finite, of_members
 from .progress import Progress, Throttled
+from .reach import out_of_reach
 from .trajectory import Trajectory
 
 _COLUMNS = ("z", "loss", "drift")
 _CARRIED = "carried"  # where a checkpoint has the state in the coordinates of the method
 
-# A loss within this part of its whole way from the least value that is left, at a z whose smallest singular value is
-# this part of its largest, counts as having tended to it.
-_ARRIVED, _SINGULAR = 0.03, 0.04
+
+@dataclass(frozen=True)
+class Settled:
+    """A run between two steps: what it is taken back to when the next one does not end, and what a checkpoint holds.
+
+    The memory is that of the method at the very time and state that stand beside it; it is kept for checkpoints only.
+    """
+
+    t: float
+    state: Tensor
+    recorded: tuple[float, Tensor]
+    outputs: int
+    steps: int
+    memory: Memory
+    flow: Any
+    depth: list[float]
+    barrier: dict[str, Any] | None
+    history: list[str]
 
 
 class Run:
@@ -56,6 +76,7 @@ class Run:
         self.points = points
         self.method = method
         self.control = control
+        self.goals: Sequence[float] = ()  # more times at which a step has to end
         self.events: list[Stop] = []
         self.observe: Callable[[int, Tensor], Tensor | None] | None = None
         self.progress = Throttled(None)
@@ -69,8 +90,10 @@ class Run:
         self.history: list[str] = []
         self.steps = 0
         self.outputs = 0
+        self.ends = array("d")  # of the steps
         self.t = points[0]
         self.state = start
+        self.recorded = points[0], start  # where z was computed last
         self.stepper: Stepper | None = None
         self.barrier: Barrier | None = None
         self.memory: Memory = {}  # of the stepper that is to be made
@@ -80,20 +103,26 @@ class Run:
         saved = self.checkpoint and self.checkpoint.read()
         if saved:
             reached, position, memory = saved
+            self.memory = dict(memory)
+            self.ends = array("d", self.memory.pop(ENDS).tolist())
             if position["finished"]:
                 return reached
-            self._restore(reached, position, memory)
-            self.memory = memory
+            self._restore(reached, position)
         else:
             self._begin()
         ending, status = "ok", "ok"
+        self._settle()
         try:
-            if not saved:
-                self.state = self.depth.at_start(self.start)
+            if self.steps == 0:
+                self.state = self.depth.at_start(self.state)
                 self._take_flow()
+                self._settle()
             self._advance()
         except Stopped as stop:
             ending, status = stop.code, str(stop)
+            if ending not in EVENTS_ASKED:
+                self._go_back()
+                status += self._slowest(ending)
             self._last_record()
         if ending == "interrupted":
             return self._trajectory(status, ending)
@@ -107,13 +136,44 @@ class Run:
             ending, status = "escaped", escape if status == "ok" else f"{escape}; {status}"
         result = self._trajectory(status, ending)
         if self.checkpoint is not None and ending != "checkpoint":
+            finished = self.outputs == len(self.points) or ending in EVENTS_ASKED
             try:
-                self.checkpoint.write(
-                    result, self._position(finished=ending not in ("evaluations", "seconds")), self._memory()
-                )
+                self._write(result, finished=finished)
             except Stopped as stop:
                 return self._trajectory(str(stop), stop.code)
         return result
+
+    def _settle(self) -> None:
+        """Takes note of where the run stands; cheap, as it is done at every step."""
+        memory = self._memory() if self.checkpoint is not None else {}
+        self.settled = Settled(
+            t=self.t,
+            state=self.state,
+            recorded=self.recorded,
+            outputs=self.outputs,
+            steps=self.steps,
+            memory=memory,
+            flow=self.depth.flow,
+            depth=self.depth.memory(),
+            barrier=None if self.barrier is None else self.barrier.memory(),
+            history=self._history(),
+        )
+        self.watch.good = self.state
+
+    def _go_back(self) -> None:
+        """Takes the run back to where it was last settled: what a step recorded that did not end is dropped."""
+        settled = self.settled
+        self.t, self.state, self.recorded = settled.t, settled.state, settled.recorded
+        self.outputs, self.steps = settled.outputs, settled.steps
+        kept = slice(self.outputs)
+        self.times, self.depth_errors, self.observed = self.times[kept], self.depth_errors[kept], self.observed[kept]
+        self.columns = {name: values[kept] for name, values in self.columns.items()}
+        del self.ends[self.steps :]
+        self.depth.flow = self.watch.flow = settled.flow
+        self.depth.resume(None, settled.depth)
+        if self.barrier is not None and settled.barrier is not None:
+            self.barrier.resume(settled.barrier)
+        self.history, self.depth.history, self.stepper = settled.history, [], None
 
     def _take_flow(self) -> None:
         """Goes on with the flow on its present grid; the law of the start is that of its panel polynomials there."""
@@ -125,6 +185,7 @@ class Run:
         self._take_flow()
         try:
             self._record(self.t, self.state)
+            self.watch.members = self.columns["loss"][0].shape
         except Stopped as stop:
             raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
         self._watch_barrier()
@@ -133,19 +194,20 @@ class Run:
         if watched(self.depth.flow, self.start):
             self.barrier = Barrier(self.depth.flow, self.start, self.control, METHODS[self.method])
 
-    def _restore(self, reached: Trajectory, position: dict[str, Any], memory: Memory) -> None:
+    def _restore(self, reached: Trajectory, position: dict[str, Any]) -> None:
         """Takes up what a checkpoint holds."""
         values = moved(reached, self.start)
         self.state = values["state"]
-        if _CARRIED in memory:
-            self.state = torch.as_tensor(memory[_CARRIED]).to(self.start)
+        if _CARRIED in self.memory:
+            self.state = torch.as_tensor(self.memory[_CARRIED]).to(self.start)
         self.t, self.outputs, self.steps = position["t"], position["outputs"], position["steps"]
         self.times = reached.times.tolist()[: self.outputs]
         for name in self.columns:
             self.columns[name] = list(values[name][: self.outputs])
         self.depth_errors = values["depth_error"].tolist()[: self.outputs]
         if "observed" in values:
-            self.observed = list(values["observed"])
+            self.observed = list(values["observed"])[: self.outputs]
+        self.watch.members = self.columns["loss"][0].shape
         self.history = list(reached.stats["history"])
         self.watch.resume(position["evaluations"], position["products"], position["seconds"])
         self.depth.resume(position["grid"], position["depth"])
@@ -156,22 +218,31 @@ class Run:
 
     def _advance(self) -> None:
         end = self.points[-1]
+        lookout = Lookout(self.events, self.watch, lambda: self.depth.flow)
+        if self.steps == 0:
+            here = Point(self.depth.flow, self.watch, self.t, self.state)
+            event = lookout.at_start(here)
+            if event is not None:
+                raise Stopped(event.code, event.sentence(here, start=True))
         while self.outputs < len(self.points):
             if self.stepper is None:
                 control = self._control_of_state()
                 self.stepper = METHODS[self.method](Start(self.watch, self.t, self.state, end, control, self.memory))
-            stepper, goal = self.stepper, self.points[self.outputs]
+            stepper, goal = self.stepper, self._goal(self.stepper.t)
             if stepper.t < goal:
                 before = stepper.t
                 stepper.advance(goal)
                 self.steps += 1
+                self.ends.append(stepper.t)
                 self._check_carried(stepper)
                 if self.barrier is not None:
                     self.barrier.after_step(before, stepper.t, stepper.at)
-                self._meet_events(before)
+                self._meet_events(lookout, before)
             self._record_until(stepper.t, stepper)
             self.t, self.state = stepper.t, stepper.state
-            self._look_at_depth()
+            if self.outputs < len(self.points):
+                self._look_at_depth()
+            self._settle()
             self.progress(self._where)
             self._pause()
         self.progress(self._where, last=True)
@@ -195,45 +266,36 @@ class Run:
         leave = getattr(self.depth.flow, "leave", None)
         return state if leave is None else leave(state)
 
-    def _meet_events(self, before: float) -> None:
+    def _goal(self, t: float) -> float:
+        """The next time at which a step has to end."""
+        goal, following = self.points[self.outputs], bisect_right(self.goals, t)
+        return min(goal, self.goals[following]) if following < len(self.goals) else goal
+
+    def _meet_events(self, lookout: Lookout, before: float) -> None:
         """Ends the run at the first event inside the last step."""
-        if not self.events:
-            return
         stepper = self.stepper
         assert stepper is not None
-        flow = self.depth.flow
-        happened = []
-        for event in self.events:
-
-            def falls(t: float, event: Stop = event) -> float:
-                try:
-                    return event.falls(Point(flow, self.watch, t, stepper.at(t)))
-                except FAILURES as error:
-                    raise Stopped("velocity", f"an event could not be computed at t = {t:.6g}: {error}") from error
-
-            if falls(stepper.t) <= 0:
-                span = stepper.t - before
-                at = before
-                if falls(before) > 0:
-                    at = brentq(falls, before, stepper.t, xtol=1e-12 * span, rtol=1e-12)
-                # The far side of the root, where the event has happened; an event that jumps up and down may need more.
-                beyond = 1e-12 * span
-                while falls(at) > 0:
-                    at, beyond = min(stepper.t, at + beyond), 2 * beyond
-                happened.append((at, event))
-        if happened:
-            at, event = min(happened, key=lambda pair: pair[0])
-            self._record_until(at, stepper)
-            self.t, self.state = at, stepper.at(at)
-            raise Stopped(event.code, event.sentence(at))
+        first = lookout.inside(stepper, before) if self.events else None
+        if first is None:
+            return
+        at, event = first
+        point = lookout.point(stepper, at)
+        self._record_until(at, stepper)
+        self.t, self.state = at, point.state
+        raise Stopped(event.code, event.sentence(point))
 
     def _look_at_depth(self) -> None:
         """Moves the state to another grid where that is called for; the method starts anew there, with its step."""
         stepper = self.stepper
         assert stepper is not None
-        moved_state = self.depth.after_step(self.t, self.state)
-        if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1] < self.points[-1]:
-            moved_state = self.depth.coarsened(self.t, self.state)
+        try:
+            moved_state = self.depth.after_step(self.t, self.state)
+            if moved_state is None and isinstance(self.depth, AdaptiveDepth) and self.t == self.times[-1]:
+                moved_state = self.depth.coarsened(self.t, self.state)
+        except FAILURES as error:
+            raise Stopped(
+                "velocity", f"the error in depth could not be estimated at t = {self.t:.6g}: {error}"
+            ) from error
         if moved_state is None:
             return
         self.state, self.stepper = moved_state, None
@@ -245,7 +307,7 @@ class Run:
         """Saves when it is due, and ends when a signal has come."""
         interrupted = self.request.signal is not None
         if self.checkpoint is not None and (interrupted or self.checkpoint.due()):
-            self._save(self._memory())
+            self._save()
         if interrupted:
             raise Stopped("interrupted", f"the run was interrupted at t = {self.t:.6g}")
 
@@ -281,7 +343,7 @@ class Run:
             try:
                 self._evaluate(self.t, self.state)
             except Stopped:
-                self.t = self.times[-1]
+                self.t, self.state = self.recorded
 
     def _evaluate(self, t: float, state: Tensor) -> None:
         """Files z, loss, drift and depth error at time t; raises Stopped unless all of them are finite."""
@@ -293,17 +355,23 @@ class Run:
                 values["carried_log_sigma"] = flow.log_sigma(state)
             depth_error = self.depth.at_output(state, z)
         except FAILURES as error:
-            raise Stopped("velocity", f"the end-to-end map could not be computed at t = {t:.6g}: {error}") from error
+            which = culprits(flow.product, FAILURES, state, self.watch.good, self.watch.members)
+            raise Stopped(
+                "velocity",
+                f"the end-to-end map{of_members(which)} could not be computed at t = {t:.6g}: {error}{advice(which)}",
+            ) from error
         for name, value in zip(("end-to-end map", "loss", "law", "logarithm of σ"), values.values(), strict=False):
             if not all_finite(value):
+                which = not_finite(value, values["loss"].shape)
                 raise Stopped(
                     "not_finite",
-                    f"the {name} is not finite at t = {t:.6g}: {self._why()}",
+                    f"the {name}{of_members(which)} is not finite at t = {t:.6g}: {self._why()}{advice(which)}",
                 )
         self.times.append(t)
         self.depth_errors.append(depth_error)
         for name, value in values.items():
             self.columns[name].append(value)
+        self.recorded = t, state
 
     def _why(self) -> str:
         return "the flow blew up, or its step was too large" if self.steps else "it is so from the start"
@@ -317,59 +385,73 @@ class Run:
         return ("ok", "ok") if sentence is None else ("unreachable", sentence)
 
     def _out_of_reach(self) -> str | None:
-        """The sentence for a target with det < 0, once the loss has tended to the least value that is left."""
-        flow = self.depth.flow
-        boundary = getattr(flow.loss, "boundary", lambda: None)()
-        if boundary is None or not getattr(flow, "keeps_orientation", False):
-            return None
-        first, last = self.columns["loss"][0], self.columns["loss"][-1]
-        left = last - boundary
+        """See out_of_reach."""
         wanted = [event.bound for event in self.events if event.code == "loss"]
-        sigma = torch.linalg.svdvals(self.columns["z"][-1])
-        arrived = (left <= _ARRIVED * (first - boundary)) & (sigma[..., -1] <= _SINGULAR * sigma[..., 0])
-        gone = arrived | (boundary > max(wanted, default=torch.inf))
-        if not bool(gone.any()):
-            return None
-        least = float(torch.where(gone, boundary.broadcast_to(gone.shape), torch.inf).min())
-        return (
-            f"the target has det < 0, which a flow that keeps det > 0 cannot reach: the loss tends to {least:.6g}, "
-            f"its least value on the boundary det = 0 (it is {float(last.min()):.6g} at t = {self.t:.6g})"
-        )
+        return out_of_reach(self.depth.flow, self.state, self.t, self.columns, self.points[0], wanted)
+
+    def _slowest(self, ending: str) -> str:
+        """Which member of a batch a step size that vanished, or an iteration that failed, is likely due to."""
+        members, state = self.watch.members, self.state
+        if ending not in ("underflow", "implicit") or not members or state.shape[: len(members)] != members:
+            return ""
+        try:
+            velocity = self.depth.flow.velocity(state)
+        except FAILURES:
+            return ""
+        rate = (velocity.abs() / (self.control.atol + self.control.rtol * state.abs())).reshape(*members, -1).amax(-1)
+        which = rate == rate.max()
+        name = of_members(which).removeprefix(" of ")
+        return f"; at t = {self.t:.6g} {name} moves fastest{advice(which)}" if name else ""
 
     def _where(self) -> Progress:
         first, end = self.points[0], self.points[-1]
+        try:
+            loss = float(self.depth.flow.loss(self.depth.flow.product(self.state)).max())
+        except FAILURES:  # between outputs nobody needs it
+            loss = float("nan")
         return Progress(
             t=self.t,
             end=end,
             fraction=min(1.0, (self.t - first) / (end - first)) if end > first else 1.0,
-            loss=float(self.depth.flow.loss(self.depth.flow.product(self.state)).max()),
+            loss=loss,
             step=self.stepper.h if self.stepper is not None else 0.0,
             evaluations=self.watch.evaluations,
             seconds=self.watch.seconds,
         )
 
-    def _save(self, memory: Memory) -> None:
-        if self.checkpoint is not None:
-            status = f"the run had reached t = {self.t:.6g} when this was saved; it can be resumed"
-            self.checkpoint.write(self._trajectory(status, "interrupted"), self._position(finished=False), memory)
+    def _save(self) -> None:
+        status = f"the run had reached t = {self.t:.6g} when this was saved; it can be resumed"
+        self._write(self._trajectory(status, "interrupted"), finished=False)
+
+    def _write(self, reached: Trajectory, *, finished: bool) -> None:
+        """Saves where the run was last settled, whatever has happened since; `reached` may hold one more record."""
+        assert self.checkpoint is not None
+        settled = self.settled
+        if not finished:
+            reached = replace(reached, state=self._given(settled.state))
+        memory = {**settled.memory, ENDS: np.array(self.ends)}
+        self.checkpoint.write(reached, self._position(settled, finished=finished), memory)
 
     def _memory(self) -> Memory:
         memory = self.memory if self.stepper is None else self.stepper.memory()
         return {**memory, _CARRIED: self.state} if hasattr(self.depth.flow, "leave") else memory
 
-    def _position(self, *, finished: bool) -> dict[str, Any]:
-        grid = getattr(self.depth.flow, "grid", None)
+    def _history(self) -> list[str]:
+        return self.history + self.depth.history + (self.stepper.history if self.stepper else [])
+
+    def _position(self, settled: Settled, *, finished: bool) -> dict[str, Any]:
+        grid = getattr(settled.flow, "grid", None)
         return {
             "finished": finished,
-            "t": self.t,
-            "outputs": self.outputs,
-            "steps": self.steps,
+            "t": settled.t,
+            "outputs": settled.outputs,
+            "steps": settled.steps,
             "evaluations": self.watch.evaluations,
             "products": self.watch.products,
             "seconds": self.watch.seconds,
             "grid": grid and [grid.panels, grid.order],
-            "depth": self.depth.memory(),
-            "barrier": self.barrier and self.barrier.memory(),
+            "depth": settled.depth,
+            "barrier": settled.barrier,
         }
 
     def _trajectory(self, status: str, ending: str) -> Trajectory:
@@ -382,7 +464,7 @@ class Run:
             "method": self.method,
             "rtol": self.control.rtol,
             "atol": self.control.atol,
-            "history": self.history + self.depth.history + (self.stepper.history if self.stepper else []),
+            "history": self._history(),
             "grid": grid and [grid.panels, grid.order],
         }
         columns = {name: torch.stack(values) for name, values in self.columns.items()}

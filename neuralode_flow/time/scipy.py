@@ -20,6 +20,9 @@ RUNGE_KUTTA = ("RK23", "RK45", "DOP853")
 # Interpolation by the polynomial of the method itself is as accurate as the step.
 INTERPOLATING = ("BDF", "LSODA")
 
+# These keep a dense Jacobian, unless they are given another.
+DENSE = ("Radau", *INTERPOLATING)
+
 # Dense Jacobians above this many bytes are refused before they are asked for.
 _LARGEST_JACOBIAN = 2**32
 
@@ -29,6 +32,8 @@ class ScipyStepper(Stepper):
 
     def __init__(self, start: Start, *, name: str, **options: Any) -> None:
         super().__init__(start, name=name, **options)
+        if name in DENSE and "jac" not in options:
+            _check_jacobian(name, start.state.numel())
         self.name = name
         # A slope that is remembered: then the solver is made without an evaluation, and what it computes is replaced.
         self._slope = start.memory.get("f")
@@ -79,6 +84,9 @@ class EndingStepper(ScipyStepper):
         super()._step(goal)
         if self.t == goal:
             solver.h_abs = max(solver.h_abs, proposed)  # a step cut short says nothing about the next one
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        return to_state(self._before.memory["f"], self.state), to_state(self._solver.f, self.state)
 
     def _restore(self, memory: Memory) -> None:
         self._solver.f, self._solver.h_abs = np.asarray(memory["f"]), float(memory["h_abs"])
@@ -138,20 +146,18 @@ def to_state(y: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.array(y)).to(like).reshape(like.shape)
 
 
-def _dense(start: Start, *, name: str) -> Stepper:
-    """A method that keeps a dense Jacobian, refused where that has no place."""
-    n = start.state.numel()
+def _check_jacobian(name: str, n: int) -> None:
+    """Raises ValueError where a dense Jacobian of n × n numbers has no place."""
     size = 8 * n**2
     if size > _LARGEST_JACOBIAN:
         raise ValueError(
             f"method = {name!r} keeps a dense Jacobian, {size / 2**30:.0f} GiB for a state of {n} numbers: "
             f"use 'auto' or 'CVODE_BDF', which need none"
         )
-    kind = RadauStepper if name == "Radau" else InterpolatingStepper
-    return kind(start, name=name)
 
 
 for _name in RUNGE_KUTTA:
     METHODS.register(_name)(partial(EndingStepper, name=_name))
-for _name in ("Radau", *INTERPOLATING):
-    METHODS.register(_name)(partial(_dense, name=_name))
+METHODS.register("Radau")(partial(RadauStepper, name="Radau"))
+for _name in INTERPOLATING:
+    METHODS.register(_name)(partial(InterpolatingStepper, name=_name))

@@ -95,6 +95,9 @@ class AdaptiveStepper(Stepper):
         self._run = ended
         self.t, self.state = float(ended.t1), ended.y1
 
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        return self._before.memory["slope"], self._run.f1
+
     def memory(self) -> dict[str, Any]:
         return {"h": self.h, "slope": self._run.f1, "next": float(self._run.dt)}
 

@@ -29,19 +29,26 @@ class Cut(Exception):
 
 
 class Fragile(nf.IntrinsicFlow):
-    """A flow that breaks down at its n-th velocity evaluation."""
+    """A flow that breaks down at its n-th velocity evaluation, in the coordinates in which it is integrated."""
 
     def __init__(self, loss, kernel, last):
         super().__init__(loss, kernel)
         left = [last]
 
-        def velocity(state):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Cut
-            return nf.IntrinsicFlow.velocity(self, state)
+        def carrier():
+            carried = nf.IntrinsicFlow(loss, kernel).carrier()
+            whole = carried.velocity
 
-        self.velocity = velocity
+            def velocity(state):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Cut
+                return whole(state)
+
+            carried.velocity = velocity
+            return carried
+
+        self.carrier = carrier
 
 
 def solve(flow, method, **options):

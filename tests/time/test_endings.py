@@ -29,6 +29,13 @@ def failing():
     return nf.ContinuousFlow(grid, nf.Quadratic(torch.eye(2)), Failing(grid)), torch.zeros(3, 2, 2)
 
 
+def balanced_network():
+    """Two balanced layers that complete a matrix, for which z₁₁ must grow: σ_min falls until errors carry it across."""
+    target, seen = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[False, True], [True, True]])
+    layers = nf.relaxed_balanced_layers(torch.tensor([[0.1, 0.03], [-0.02, 0.12]]), torch.zeros(2))
+    return nf.FiniteFlow(2, nf.Completion(target, seen)), layers
+
+
 def coarse(**options):
     flow = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 3), nf.Quadratic(TARGET))
     return nf.integrate(flow, relaxed_profile(2, seed=0, twist=6.0)[1], [0.0, 0.5, 1.0], **options)
@@ -58,6 +65,7 @@ ENDS = {
     "velocity": lambda: nf.integrate(*failing(), [0.0, 1.0]),
     "not_finite": lambda: nf.integrate(GROWING, torch.eye(2), [0.0, 5.0], "euler", step=0.5),
     "depth": coarse,
+    "escaped": lambda: nf.integrate(*balanced_network(), [0.0, 300.0], "auto"),
     "accuracy": lambda: nf.integrate(
         STEEP, 0.01 * torch.eye(2), torch.linspace(0, 6, 25), "bosh3", rtol=1e-3, atol=1e-3, estimate=True
     ),
