@@ -68,8 +68,13 @@ def test_outputs_closer_than_half_a_step_do_not_make_euler_exact():
 
 @pytest.mark.parametrize(
     ("method", "times", "budget"),
-    [("dopri5", [0.0, 0.5], 52), ("dopri5", [0.0, 1.0, 9.0], 400), ("DOP853", [0.0, 2.0], 250), ("auto", [0.0, 30.0], 150)],
-)  # fmt: skip
+    [
+        ("dopri5", [0.0, 0.5], 52),
+        ("dopri5", [0.0, 1.0, 9.0], 400),
+        ("DOP853", [0.0, 2.0], 250),
+        ("auto", [0.0, 30.0], 150),
+    ],
+)
 def test_a_companion_that_ends_early_leaves_the_last_error_unknown_and_says_so(method, times, budget):
     # The budget lets the run end, and not its companion.
     whole = run(method, times, rtol=1e-9, atol=1e-11)

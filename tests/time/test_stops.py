@@ -53,7 +53,9 @@ def same(path, whole):
         assert torch.equal(getattr(path, name), getattr(whole, name)), name
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dopri5", "DOP853", "RK23", "implicit_midpoint", "Radau")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("dopri5", "DOP853", "RK23", "implicit_midpoint", "Radau")
+]
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4", *SLOW])
