@@ -18,6 +18,10 @@ from .trajectory import Trajectory
 _TIGHTER = 30.0
 _ROUND_OFF = 100
 
+# The first steps of a multistep method are much the same at all tolerances: a run of no more steps is measured by a
+# one-step method.
+_FEW, _ONE_STEP = 30, "DOP853"
+
 # Half the steps leave at most half of the error, whatever the order; what is left of it is added to the gap.
 _HALVED = 2.0
 
@@ -30,13 +34,14 @@ _WORTH, _OFF = 2.0, 4.0
 class Companion:
     """How a run is measured: by the same method with every step halved, or, of multistep methods, at small tolerances.
 
-    Smaller tolerances alone change nothing where steps end on output times that lie closer than they would go.
+    Smaller tolerances alone change nothing where steps end on output times that lie closer than they would go; nor in
+    the first steps of a multistep method, for which another method stands in.
 
     Parameters
     ----------
     method : str
     main : Control
-        That of the run.
+        Method and control of the run.
     result : Trajectory
     ends : list of float
         When the steps of the run ended; the last one may lie beyond the end of the run, at an event.
@@ -51,6 +56,11 @@ class Companion:
     def halves(self) -> bool:
         """Whether the steps of the method can be halved."""
         return one_step(METHODS[self.method])
+
+    @property
+    def stand_in(self) -> str:
+        """The method of the companion."""
+        return _ONE_STEP if not self.halves and len(self.ends) <= _FEW else self.method
 
     @property
     def goals(self) -> list[float]:
@@ -99,9 +109,9 @@ class Companion:
         if self.halves:
             return _HALVED * gap + round_off
         worth = self.main.rtol / self.control.rtol
-        if worth < _WORTH:
+        if worth < _WORTH and self.stand_in == self.method:
             return gap + _OFF * (self.main.atol + self.main.rtol * size)
-        return gap / (1 - 1 / worth) + round_off
+        return gap / (1 - 1 / max(worth, _WORTH)) + round_off
 
     def _excess(self, errors: Tensor) -> str | None:
         """What is to be said of an error above the tolerance; None of one below."""

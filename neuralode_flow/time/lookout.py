@@ -19,6 +19,9 @@ _PARTS = (0.25, 0.5, 0.75)
 # A sketch that comes this near to zero, as a part of its range within the step, is followed by the method itself.
 _NEAR = 0.05
 
+# Around the bottom of the sketch, in this part of the place where it lies, the method repeats its step so many times.
+_AROUND, _REPEATED = 0.1, 12
+
 # Events that do not dip: time, and a loss that is lower after the step than before it.
 _MONOTONE = ("loss", "time")
 
@@ -112,9 +115,22 @@ class Lookout:
             )
             between = list(zip(values[low + 1 : high], times[low + 1 : high], strict=True))
             value, at = min([*between, (float(bottom.fun), float(bottom.x))])
-            if value <= near and self.value(event, self.point(stepper, at)) <= 0:
-                return at
+            if value <= near and (found := self._bottom(event, stepper, at, (times[low], times[high]))) is not None:
+                return found
         return None
+
+    def _bottom(self, event: Stop, stepper: Stepper, at: float, within: tuple[float, float]) -> float | None:
+        """A time at which the method itself says that the event has happened, near one at which its sketch does."""
+
+        def falls(t: float) -> float:
+            return self.value(event, self.point(stepper, t))
+
+        if falls(at) <= 0:
+            return at
+        reach = _AROUND * (within[1] - within[0])
+        bounds = max(within[0], at - reach), min(within[1], at + reach)
+        closer = minimize_scalar(falls, bounds=bounds, method="bounded", options={"maxiter": _REPEATED})
+        return float(closer.x) if closer.fun <= 0 else None
 
 
 def _valleys(values: list[float]) -> list[tuple[int, int]]:

@@ -1,0 +1,149 @@
+"""The measured error in time is the true one, whatever the method, the distance of the outputs and the tolerance."""
+
+import math
+
+import pytest
+import torch
+from cases import distance, randn
+
+import neuralode_flow as nf
+from neuralode_flow import exact
+from neuralode_flow.time.base import fixed_steps, one_step
+
+TARGET = torch.tensor([2.0, 0.5])
+BEGIN = torch.tensor([1.3, 0.8])
+LIMIT = nf.IntrinsicFlow(nf.Quadratic(torch.diag(TARGET)), nf.LogMean())
+FIXED = [name for name in nf.METHODS if fixed_steps(nf.METHODS[name])]
+ADAPTIVE = [name for name in nf.METHODS if name not in FIXED]
+ITERATED = ("implicit_adams", "fixed_adams")  # whose sweeps do not converge at large steps: they say so
+
+
+def run(method, times, **options):
+    return nf.integrate(LIMIT, torch.diag(BEGIN), times, method, estimate=True, **options)
+
+
+def check(path):
+    """The estimate holds to a factor of three from below, and is not idle from above."""
+    truth = torch.diag_embed(exact.aligned_limit(path.times, BEGIN, TARGET))
+    true = distance(path.z, truth)
+    assert true <= 3 * float(path.time_error.max())
+    assert float(path.time_error.max()) <= 100 * true + 1e-12
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize(("end", "outputs"), [(1.0, 3), (0.3, 31), (1e-3, 2)])
+def test_the_error_of_adaptive_methods_is_measured_at_all_distances_of_outputs(method, end, outputs):
+    for rtol in (1e-2, 1e-5):
+        path = run(method, torch.linspace(0, end, outputs), rtol=rtol, atol=rtol / 100)
+        assert path.ending in ("ok", "accuracy")
+        check(path)
+        # "ok" is said of what is within the tolerance.
+        allowed = 10 * (rtol / 100 + rtol * torch.linalg.matrix_norm(path.z))
+        assert (path.ending == "ok") == bool((path.error <= allowed).all())
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("step", [None, 0.05])
+def test_the_error_of_fixed_steps_is_measured_at_all_distances_of_outputs(method, step):
+    for end, outputs in ((1.0, 3), (0.3, 31), (1e-3, 2)):
+        if method in ITERATED and end == 1.0:
+            continue
+        path = run(method, torch.linspace(0, end, outputs), step=step)
+        assert path.status == "ok"  # there is no tolerance to miss
+        check(path)
+
+
+def test_an_iteration_that_the_companion_cannot_solve_leaves_the_error_unknown_and_says_so():
+    path = run("implicit_adams", torch.linspace(0, 1, 3))
+    assert path.ending == "accuracy"
+    assert "known up to t = 0.5 only: implicit_adams" in path.status
+    assert path.time_error.isnan().tolist() == [False, False, True]
+
+
+def test_outputs_closer_than_half_a_step_do_not_make_euler_exact():
+    path = run("euler", torch.linspace(0, 1, 101), step=0.05)
+    truth = torch.diag_embed(exact.aligned_limit(path.times, BEGIN, TARGET))
+    assert float(path.time_error.max()) == pytest.approx(distance(path.z, truth), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "times", "budget"),
+    [
+        ("dopri5", [0.0, 0.5], 52),
+        ("dopri5", [0.0, 1.0, 9.0], 400),
+        ("DOP853", [0.0, 2.0], 250),
+        ("auto", [0.0, 30.0], 150),
+    ],
+)
+def test_a_companion_that_ends_early_leaves_the_last_error_unknown_and_says_so(method, times, budget):
+    # The budget lets the run end, and not its companion.
+    whole = run(method, times, rtol=1e-9, atol=1e-11)
+    spent = whole.stats["evaluations"]
+    for budget_now in sorted({budget, spent, spent + 1, (spent + whole.stats["estimate_evaluations"]) // 2}):
+        path = run(method, times, rtol=1e-9, atol=1e-11, max_evaluations=budget_now)
+        known = ~path.time_error.isnan()
+        truth = torch.diag_embed(exact.aligned_limit(path.times, BEGIN, TARGET))
+        true = torch.linalg.matrix_norm(path.z - truth)
+        assert bool((true[known] <= 3 * path.time_error[known]).all())
+        assert path.ending == ("accuracy" if budget_now >= spent else "evaluations")
+        if path.ending == "accuracy":
+            assert not known[-1]
+        if not known.all():
+            assert f"is known up to t = {float(path.times[known][-1]):.6g} only: the budget of" in path.status
+    with pytest.raises(nf.IntegrationError, match="known up to"):
+        run(method, times, rtol=1e-9, atol=1e-11, max_evaluations=spent, throw=True)
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "DOP853", "LSODA"])
+def test_the_error_at_an_event_is_that_of_its_very_time(method):
+    step = {"step": 0.02} if method in FIXED else {"rtol": 1e-4, "atol": 1e-6}
+    path = run(method, [0.0, 3.0], stop={"loss": 0.05}, **step)
+    assert path.ending == "loss"
+    assert not path.time_error.isnan().any()
+    check(path)
+
+
+def test_an_error_above_the_tolerance_is_also_said_of_a_run_that_an_event_ended():
+    steep = nf.IntrinsicFlow(nf.Quadratic(20 * torch.eye(2)), nf.LogMean())
+    times = torch.linspace(0, 6, 25)
+    path = nf.integrate(
+        steep, 0.01 * torch.eye(2), times, "bosh3", 1e-3, 1e-3, estimate=True, stop={"time": 5.0}
+    )  # fmt: skip
+    assert path.ending == "time"
+    assert "the error of z was measured as" in path.status
+    assert path.status.endswith("use smaller tolerances than rtol = 0.001, atol = 0.001")
+
+
+def test_the_member_of_a_batch_with_the_largest_error_is_named():
+    flow = nf.IntrinsicFlow(nf.Quadratic(torch.stack([torch.eye(2), 20 * torch.eye(2)])), nf.LogMean())
+    start = torch.stack([torch.eye(2), 0.01 * torch.eye(2)])
+    path = nf.integrate(flow, start, torch.linspace(0, 6, 25), "bosh3", 1e-3, 1e-3, estimate=True)
+    assert path.ending == "accuracy"
+    assert "the error of z of member 1 of 2 was measured as" in path.status
+
+
+@pytest.mark.parametrize("method", ["dopri5", "DOP853", "rk4", "auto"])
+def test_an_estimate_is_the_same_after_a_resumption(method, tmp_path):
+    times, file = torch.linspace(0, 2, 4), tmp_path / "run.npz"
+    options = {"step": 0.05} if method in FIXED else {"rtol": 1e-6, "atol": 1e-8}
+    whole = run(method, times, **options)
+    short = run(method, times, **options, checkpoint=file, max_evaluations=whole.stats["evaluations"] // 2)
+    assert short.ending == "evaluations"
+    again = run(method, times, **options, checkpoint=file)
+    read = run(method, times, **options, checkpoint=file)
+    assert again.status == "ok"
+    if one_step(nf.METHODS[method]):
+        assert torch.equal(again.time_error, whole.time_error)
+    check(again)
+    assert torch.equal(read.time_error, again.time_error)
+
+
+def test_the_error_on_a_depth_grid_that_follows_W_is_measured():
+    z0 = torch.tensor([[1.2, 0.4], [-0.3, 0.9]])
+    loss, times = nf.Quadratic(torch.diag(TARGET) + 0.3 * randn(2, 2, seed=1)), torch.linspace(0, 1, 21)
+    truth = nf.integrate(nf.IntrinsicFlow(loss, nf.LogMean()), z0, times, "DOP853", 1e-12, 1e-13)
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 4), loss)
+    path = nf.integrate(flow, nf.relaxed_balanced(z0), times, "dopri5", 1e-4, 1e-6, adapt=True, estimate=True)
+    assert path.status == "ok"
+    assert distance(path.z, truth.z) <= 3 * float(path.error.max())
+    assert math.isfinite(float(path.time_error.max()))

@@ -1,0 +1,108 @@
+"""One member that ends a batch is named, and what the others reached is kept."""
+
+import pytest
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow.time.members import of_members
+
+
+def growing(factors):
+    """f = −c‖z‖⁴, member by member: without bound from below where c > 0, so that z is infinite in finite time."""
+    c = torch.as_tensor(factors)
+    return nf.IntrinsicFlow(PerMember(c), nf.LogMean())
+
+
+class PerMember:
+    dimension = None
+
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, z):
+        return -self.c * z.square().sum((-2, -1)).square() + z.square().sum((-2, -1))
+
+    def gradient(self, z):
+        size = z.square().sum((-2, -1), keepdim=True)
+        return (2 - 4 * self.c[..., None, None] * size) * z
+
+
+class Breaks(nf.IntrinsicFlow):
+    """A flow whose velocity cannot be computed where the first entry of a member is above a bound."""
+
+    def velocity(self, state):
+        if bool((state[..., 0, 0] > 1.5).any()):
+            raise torch.linalg.LinAlgError("the factorisation did not converge")
+        return super().velocity(state)
+
+
+class Unmapped(nf.IntrinsicFlow):
+    """One whose end-to-end map cannot be computed there."""
+
+    def product(self, state):
+        if bool((state[..., 0, 0] > 1.5).any()):
+            raise FloatingPointError("no product")
+        return state
+
+
+def test_members_are_named_by_their_indices():
+    which = torch.zeros(8, dtype=torch.bool)
+    assert of_members(which) == ""
+    assert of_members(torch.tensor(True)) == ""
+    which[3] = True
+    assert of_members(which) == " of member 3 of 8"
+    which[5] = True
+    assert of_members(which) == " of members 3 and 5 of 8"
+    assert of_members(torch.ones(8, dtype=torch.bool)) == " of members 0, 1, 2, 3 and 4 more of 8"
+    assert of_members(which.reshape(2, 4)) == " of members (0, 3) and (1, 1) of (2, 4)"
+
+
+@pytest.mark.parametrize(("shape", "name"), [((5,), "member 3 of 5"), ((2, 3), "member (1, 0) of (2, 3)")])
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "DOP853", "BDF", "auto"])
+def test_the_member_that_blows_up_is_named_and_the_others_are_kept(method, shape, name):
+    factors = torch.zeros(shape)
+    factors.reshape(-1)[3] = 1.0
+    step = {"step": 0.1} if method in ("euler", "rk4") else {}
+    times = torch.cat((torch.linspace(0, 0.03, 4), torch.linspace(1, 5, 5)))
+    start = torch.eye(2).expand(*shape, 2, 2).clone()
+    path = nf.integrate(growing(factors), start, times, method, 1e-6, 1e-8, **step)
+    assert path.ending in ("not_finite", "underflow")
+    assert name in path.status
+    assert path.status.endswith("a batch goes on as one: without it the others can go on")
+    assert len(path.times) >= 4
+    # … as they can.
+    rest = torch.zeros(shape)
+    alone = nf.integrate(growing(rest), start, path.times, method, 1e-6, 1e-8, **step)
+    assert alone.status == "ok"
+    kept = (factors == 0).reshape(-1)
+    assert torch.allclose(path.z.flatten(1, -3)[:, kept], alone.z.flatten(1, -3)[:, kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Breaks, Unmapped])
+def test_the_member_at_which_a_function_raises_is_found(kind):
+    targets = torch.ones(6, 2, 2) * torch.eye(2)
+    targets[4, 0, 0] = 3.0
+    flow = kind(nf.Quadratic(targets), nf.LogMean())
+    path = nf.integrate(flow, torch.eye(2).expand(6, 2, 2).clone(), torch.linspace(0, 2, 21), "dopri5", 1e-6)
+    assert path.ending == "velocity"
+    assert "of member 4 of 6 could not be computed" in path.status
+    targets[1, 0, 0] = 3.0
+    flow = kind(nf.Quadratic(targets), nf.LogMean())
+    path = nf.integrate(flow, torch.eye(2).expand(6, 2, 2).clone(), torch.linspace(0, 2, 21), "dopri5", 1e-6)
+    assert "of members 1 and 4 of 6 could not be computed" in path.status
+
+
+def test_a_failure_of_all_members_or_of_a_single_run_names_none():
+    path = nf.integrate(growing(torch.ones(())), torch.eye(2), [0.0, 5.0], "euler", step=0.5)
+    assert path.ending == "not_finite"
+    assert "member" not in path.status
+    assert "batch" not in path.status
+
+
+def test_the_member_that_reaches_a_bound_first_is_named():
+    targets = torch.stack([torch.eye(2), torch.diag(torch.tensor([1.0, 0.1])), 4 * torch.eye(2)])
+    flow, start = nf.IntrinsicFlow(nf.Quadratic(targets), nf.LogMean()), torch.eye(2).expand(3, 2, 2).clone()
+    low = nf.integrate(flow, start, [0.0, 9.0], stop={"sigma_min": 0.5})
+    assert low.status.startswith("the smallest singular value of z of member 1 of 3 fell to 0.5 at t = ")
+    high = nf.integrate(flow, start, [0.0, 9.0], stop={"norm": 4.0})
+    assert high.status.startswith("the norm of z of member 2 of 3 rose to 4 at t = ")
