@@ -49,7 +49,8 @@ def test_its_velocity_moves_z_by_the_velocity_of_the_intrinsic_flow(name, d):
         carried = flow.carrier()
         state = carried.enter(z)
         assert distance(carried.product(state), z) < 1e-14
-        rate, h = carried.velocity(state), 1e-4
+        rate = carried.velocity(state)
+        h = 1e-3 / (1 + float(rate.norm()))
         ends = [carried.product(state + k * h * rate) for k in (-2, -1, 1, 2)]
         moved = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
         assert distance(moved, flow.velocity(z)) < 1e-9 * (1 + float(flow.velocity(z).norm()))
@@ -72,10 +73,10 @@ def test_two_layers_follow_the_truth_that_a_float_cannot_hold():
     # z = B Bᵀ with B' = −G B is the same flow, and keeps det z ≥ 0 by its form.
     loss, times = completion(), [0.0, 160.0]
     form = nf.integrate(
-        nf.FactorizationFlow(lambda B: B @ B.mT / 2, loss), math.sqrt(0.2) * torch.eye(2), times, "DOP853", 1e-11, 1e-13
+        nf.FactorizationFlow(lambda B: B @ B.mT / 2, loss), math.sqrt(0.2) * torch.eye(2), times, "auto", 1e-10, 1e-12
     )
-    for kernel in (nf.TwoLayer(0.0), of_layers(2)):
-        path = nf.integrate(nf.IntrinsicFlow(loss, kernel), 0.1 * torch.eye(2), times, "DOP853", 1e-8)
+    for kernel, method in ((nf.TwoLayer(0.0), "DOP853"), (of_layers(2), "auto")):
+        path = nf.integrate(nf.IntrinsicFlow(loss, kernel), 0.1 * torch.eye(2), times, method, 1e-8)
         assert path.status == "ok"
         assert float(path.z[-1, 0, 0]) == pytest.approx(9.3950, abs=5e-5)
         assert float(path.z[-1, 0, 0]) == pytest.approx(float(form.z[-1, 0, 0]), rel=1e-6)
@@ -92,7 +93,7 @@ def test_the_entry_that_is_not_seen_grows_as_it_must(L, z11):
     assert float(path.z[-1, 0, 0]) == pytest.approx(z11, abs=6e-5)
 
 
-@pytest.mark.parametrize(("L", "end"), [pytest.param(2, 1e8, marks=pytest.mark.slow), (3, 3e6), (4, 1e6), (0, 3e6)])
+@pytest.mark.parametrize(("L", "end"), [pytest.param(2, 1e8, marks=pytest.mark.slow), (3, 1e7), (4, 3e6), (0, 3e6)])
 def test_a_small_loss_is_reached_by_a_large_entry_only(L, end):
     times = torch.cat((torch.zeros(1), torch.logspace(2, math.log10(end), 9)))
     path = nf.integrate(nf.IntrinsicFlow(completion(), of_layers(L)), 0.1 * torch.eye(2), times, "auto", 1e-8)
