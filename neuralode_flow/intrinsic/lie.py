@@ -88,11 +88,12 @@ def lie_span(
     def fields(number: int, level: int) -> Measured:
         draws = torch.randn(number, level, m, generator=generator, dtype=torch.float64).to(place.theta)
 
-        def field(row: Tensor) -> Tensor:
+        def terms(row: Tensor) -> Tensor:
             return _nested(phi, row[n:].reshape(level, m))(row[:n])
 
-        rows = [torch.cat((theta.expand(number, n), draws.reshape(number, -1)), dim=1) for theta in place.samples]
-        return Measured.of(each(field, torch.cat(rows)).reshape(len(rows), number, n))
+        rows = [torch.cat((theta.expand(number, n), draws.reshape(number, -1)), dim=1) for theta in place.samples[:2]]
+        parts = each(terms, torch.cat(rows)).reshape(2, number, -1, n)
+        return Measured.of(parts.sum(-2), parts[0].abs().sum(-2))
 
     span, level = fields(min(n, m) + _SPARE, 1), 1
     rank = span.rank
@@ -109,10 +110,13 @@ def lie_span(
 
 
 def _nested(phi: Map, combinations: Tensor) -> Map:
-    """The field [X₁, [X₂, … X_k]] of the combinations (k, m)."""
-    fields = [_gradient(phi, a) for a in combinations]
-    result = fields[-1]
-    for X in reversed(fields[:-1]):
+    """The terms (2^(k−1), n) whose sum is the field [X₁, [X₂, … X_k]] of the combinations (k, m).
+
+    They are kept apart: what is left of terms that cancel is told from round-off by their size.
+    """
+    *outer, last = (_gradient(phi, a) for a in combinations)
+    result: Map = lambda theta: last(theta).unsqueeze(0)
+    for X in reversed(outer):
         result = _bracket(X, result)
     return result
 
@@ -122,9 +126,14 @@ def _gradient(phi: Map, a: Tensor) -> Map:
     return lambda theta: torch.func.vjp(lambda point: phi(point).reshape(-1), theta)[1](a)[0]
 
 
-def _bracket(X: Map, Y: Map) -> Map:
-    """[X, Y] = DY·X − DX·Y."""
-    return lambda theta: along(Y, theta, X(theta)) - along(X, theta, Y(theta))
+def _bracket(X: Map, terms: Map) -> Map:
+    """[X, Y] = DY·X − DX·Y for Y a sum of terms (k, n), as 2k terms."""
+
+    def bracket(theta: Tensor) -> Tensor:
+        along_X = along(terms, theta, X(theta))
+        return torch.cat((along_X, each(lambda term: -along(X, theta, term), terms(theta))))
+
+    return bracket
 
 
 def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map, Lie]:

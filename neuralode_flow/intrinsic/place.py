@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .derivatives import Map, jacobian
+from .ranks import ABOVE_ROUND_OFF
 from .units import Measured, equilibrated
 
 # By how many units in the last place θ is shaken, and how often, to see the round-off of what is computed there.
-_SHAKEN, _TIMES = 4, 2
+_SHAKEN, _TIMES = 4, 3
 
 # How far a nearby point is, as a part of every entry of θ: as near as it takes for φ to be analytic in between.
 _RADII = (0.1, 0.01, 1e-3)
@@ -48,13 +49,12 @@ class Place:
         shaken = _SHAKEN * torch.finfo(theta.dtype).eps * steps
         return cls(theta, steps, (theta, *(theta + shaken * _normals(theta, generator) for _ in range(_TIMES))))
 
-    def measured(self, matrix: Map) -> Measured:
-        """A matrix that is a function of θ, with its round-off."""
-        return Measured.of(torch.stack([matrix(theta) for theta in self.samples]))
-
     def jacobian(self, function: Map) -> Measured:
-        """∂function (m, n)."""
-        return self.measured(lambda theta: jacobian(function, theta))
+        """∂function (m, n). Where moving θ by all of itself changes an entry by round-off only, its row is zero."""
+        found = Measured.of(torch.stack([jacobian(function, theta) for theta in self.samples]))
+        value = function(self.theta).reshape(-1).abs()
+        felt = (found.values * self.steps).abs().amax(1) > ABOVE_ROUND_OFF * torch.finfo(value.dtype).eps * value
+        return Measured(torch.where(felt[:, None], found.values, 0.0), found.noise)
 
     def nearby(self, phi: Map, generator: torch.Generator) -> tuple[Place, bool]:
         """A random point near θ, and whether φ is seen to be analytic in between."""

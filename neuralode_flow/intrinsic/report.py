@@ -149,14 +149,16 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         dh = place.jacobian(lambda vector: h(rebuilt(vector)))
         _check_conserved(J, dh)
         found = _with_given(J, dh)
-    change = MetricDerivative(flat_phi, place, J, generator)
+    slopes = MetricDerivative(flat_phi, place, J, generator)
+    change = slopes.on(found.inner)
+    beyond = change if found.outer is found.inner else slopes.on(found.outer)
     size, direction = largest_change(flat_phi, point, J.values, found.inner)
     M = J.values @ J.values.mT if len(J.values) <= n else J.values.mT @ J.values
     return Report(
         dimension=n,
         rank=J.rank.verdict,
         recoverable=found.recoverable,
-        metric=_metric(change.on(found.inner), change.on(found.outer), found.sure, spread <= SPREAD),
+        metric=_metric(change, beyond, found.sure, spread <= SPREAD),
         laws=found.laws.verdict,
         evidence={
             "rank": J.rank,
@@ -168,7 +170,7 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         metric_size=size,
         metric_scale=float(torch.linalg.matrix_norm(M)) / max(float(point.norm()), 1e-300),
         direction=None if direction is None else rebuilt(direction),
-        metric_relative=change.on(found.inner).relative,
+        metric_relative=change.relative,
         singular=_less(lie, around),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .derivatives import Map
 from .ranks import ABOVE_ROUND_OFF, Rank, rank_of
 
-_SWEEPS = 30
+_SWEEPS = 20
 
 
 
@@ -31,13 +31,15 @@ class Measured:
     noise: Tensor
 
     @classmethod
-    def of(cls, samples: Tensor) -> Measured:
+    def of(cls, samples: Tensor, terms: Tensor | None = None) -> Measured:
         """From samples (k, m, n) at one point and others that round-off does not tell from it.
 
-        Garbage differs among them by as much as it is; so it can be removed at any size, whatever the units.
+        Garbage differs among them by as much as it is, and is small beside the `terms` (m, n) that an entry is the sum
+        of; so it can be removed at any size, whatever the units.
         """
         values = samples[0]
-        noise = torch.maximum((samples[1:] - values).abs().amax(0), torch.finfo(values.dtype).eps * values.abs())
+        sizes = values.abs() if terms is None else terms
+        noise = torch.maximum((samples[1:] - values).abs().amax(0), torch.finfo(values.dtype).eps * sizes)
         return cls(torch.where(values.abs() > ABOVE_ROUND_OFF * noise, values, 0.0), noise)
 
     @cached_property
@@ -77,23 +79,18 @@ def equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Notes
     -----
-    Ruiz, *A scaling algorithm to equilibrate both rows and columns norms in matrices* (2001), in the Euclidean norm;
-    in logarithms, so that squares of extreme entries do not overflow.
+    The iteration of Sinkhorn and Knopp on the squares of the entries.
     """
-    logs = matrix.abs().log2()
-    rows, columns = logs.new_zeros(logs.shape[0]), logs.new_zeros(logs.shape[1])
-    for _ in range(_SWEEPS if logs.numel() else 0):
-        scaled = 2 * (logs + rows[:, None] + columns)
-        rows = rows - _finite(_log_norm(scaled, 1)) / 2
-        columns = columns - _finite(_log_norm(scaled, 0)) / 2
-    return torch.exp2(rows.round()), torch.exp2(columns.round())
+    largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+    if not largest > 0:
+        return matrix.new_ones(matrix.shape[0]), matrix.new_ones(matrix.shape[1])
+    squares = (matrix / largest).square()
+    columns = matrix.new_ones(matrix.shape[1])
+    for _ in range(_SWEEPS):
+        rows = _inverse(squares @ columns)
+        columns = _inverse(rows @ squares)
+    return torch.exp2((rows.log2() / 2 - largest.log2()).round()), torch.exp2((columns.log2() / 2).round())
 
 
-def _log_norm(doubled: Tensor, axis: int) -> Tensor:
-    """log2 of Euclidean norms from 2 log2 of the entries."""
-    peak = _finite(doubled.amax(axis, keepdim=True))
-    return ((doubled - peak).exp2().sum(axis, keepdim=True).log2() + peak).squeeze(axis) / 2
-
-
-def _finite(values: Tensor) -> Tensor:
-    return torch.where(values.isfinite(), values, 0.0)
+def _inverse(sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, 1 / sizes, 1.0)
