@@ -147,7 +147,7 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         found = _with_all(J, lie, around, generic)
     else:
         dh = place.jacobian(lambda vector: h(rebuilt(vector)))
-        _check_conserved(J, dh)
+        check_conserved(J, dh)
         found = _with_given(J, dh)
     slopes = MetricDerivative(flat_phi, place, J, generator)
     change = slopes.on(found.inner)
@@ -256,7 +256,7 @@ def _together(laws: Laws) -> Callable[[Any], Tensor]:
     return together
 
 
-def _check_conserved(J: Measured, dh: Measured) -> None:
+def check_conserved(J: Measured, dh: Measured, name: str = "laws") -> None:
     """Raises ValueError unless every gradient of a law is orthogonal to all gradients of φ.
 
     The product of two gradients is compared with the terms that it is the sum of, so that units do not matter; what
@@ -272,7 +272,7 @@ def _check_conserved(J: Measured, dh: Measured) -> None:
     if excess.numel() and bool((excess > 0).any()):
         i, j = divmod(int(excess.argmax()), slope.shape[1])
         raise ValueError(
-            f"laws must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the product "
+            f"{name} must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the product "
             f"{float(slope[i, j]):.3g} with that of entry {j} of φ; leave it out, or give laws=None"
         )
 
