@@ -16,13 +16,13 @@ from .units import Measured
 # Further brackets than are missing: the chance that random ones hide a dimension is nil.
 _SPARE = 3
 
-# At a point that is not generic the search may go on for this many levels beyond a generic one, up to a last one: each
-# level costs about four times the one before.
-_MORE, _LAST = 2, 6
+# At a point that is not generic the search goes on for one level beyond a generic one, or to this level: each costs about
+# four times the one before.
+_FURTHER = 4
 
 # A bracket is a sum over θ in the metric of θ. Where that spreads by more than this among parameters that belong
 # together, what a small unit adds is lost in the round-off of the others, and what looks like zero may not be.
-SPREAD = 1e7
+SPREAD = 1e11
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def lie_span(
         Of the metric of θ, see Place.spread.
     levels, wanted : int
         At a θ that is not generic: the search goes to this level, whether or not the levels before add anything, and
-        some levels beyond while the dimension is below `wanted`, that of a generic point nearby.
+        at least one level beyond while the dimension is below `wanted`, that of a generic point nearby.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def lie_span(
         level += 1
         span = span.above(fields(n - rank.rank + _SPARE, level))
         before, rank = rank.rank, span.rank
-        sought = level < levels or (rank.rank < wanted and level < min(_LAST, levels + _MORE))
+        sought = level < levels or (rank.rank < wanted and level < max(levels + 1, _FURTHER))
         if rank.rank == before and not sought:
             break
     hidden = m > 1 and rank.rank < n and spread > SPREAD

@@ -189,15 +189,22 @@ class _Kernel:
 
 def _with_given(J: Measured, dh: Measured) -> _Kernel:
     """The kernel with the gradients dh of given laws."""
-    basis, rank = J.above(dh).kernel()
+    basis, rank = _kernel(J, dh)
     verdict = rank.rank == basis.shape[0] if rank.decided else UNDECIDED
     return _Kernel(basis, basis, rank.decided, rank, dh.rank, verdict)
+
+
+def _kernel(J: Measured, dh: Measured) -> tuple[Tensor, Rank]:
+    """ker ∂φ ∩ ker ∂h, and the rank of both together: as they are orthogonal, it is the sum of theirs."""
+    basis, rank = J.above(dh).kernel()
+    apart = J.rank.rank + dh.rank.rank
+    return basis, rank if rank.rank == apart else rank.doubted(f"∂φ and ∂h alone have ranks that add to {apart}")
 
 
 def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _Kernel:
     """The kernel with the gradients of all laws that exist on a neighbourhood of θ."""
     n = J.values.shape[1]
-    inner, rank = J.above(lie.fields.complement()).kernel()
+    inner, rank = _kernel(J, lie.fields.complement())
     sure = rank.decided and lie.least == lie.rank.rank
     laws = generic.minus_from(n)
     recoverable: Verdict = UNDECIDED

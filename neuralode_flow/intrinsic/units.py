@@ -56,7 +56,8 @@ class Measured:
         rank n − k. A rank does not depend on units, but what round-off leaves of it does."""
         rows, columns = self.scales
         _, values, Vh = torch.linalg.svd(rows[:, None] * self.values * columns, full_matrices=True)
-        seen = rows[:, None] * self.noise * columns * (self.values != 0).any(0)
+        there = self.values != 0
+        seen = rows[:, None] * self.noise * columns * there.any(0) * there.any(1)[:, None]
         rank = rank_of(values, float(torch.linalg.matrix_norm(seen)))
         return columns[:, None] * Vh[rank.rank :].mT, rank
 
@@ -73,24 +74,26 @@ class Measured:
 
 
 def equilibrated(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Powers of two for the rows and for the columns that bring them all to Euclidean norms of about 1.
+    """Powers of two for the rows and columns that bring the mean square of the entries of each, but zeros, to about 1.
 
     Multiplying by them is exact. A row or column of zeros gets 1.
 
     Notes
     -----
-    The iteration of Sinkhorn and Knopp on the squares of the entries.
+    The iteration of Sinkhorn and Knopp on the squares. With means in place of sums the conditions on rows and columns
+    agree on the total, whatever the shape.
     """
     largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
     if not largest > 0:
         return matrix.new_ones(matrix.shape[0]), matrix.new_ones(matrix.shape[1])
     squares = (matrix / largest).square()
+    in_row, in_column = (squares > 0).sum(1), (squares > 0).sum(0)
     columns = matrix.new_ones(matrix.shape[1])
     for _ in range(_SWEEPS):
-        rows = _inverse(squares @ columns)
-        columns = _inverse(rows @ squares)
+        rows = _ratio(in_row, squares @ columns)
+        columns = _ratio(in_column, rows @ squares)
     return torch.exp2((rows.log2() / 2 - largest.log2()).round()), torch.exp2((columns.log2() / 2).round())
 
 
-def _inverse(sizes: Tensor) -> Tensor:
-    return torch.where(sizes > 0, 1 / sizes, 1.0)
+def _ratio(numbers: Tensor, sizes: Tensor) -> Tensor:
+    return torch.where(sizes > 0, numbers / sizes, 1.0)

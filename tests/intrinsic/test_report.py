@@ -130,12 +130,21 @@ def test_quadratic_laws_are_conserved_and_include_linear_ones():
 
 
 def test_a_doubtful_rank_is_called_undecided():
-    doubtful = report(lambda x: torch.stack([x[0], x[0] + 1e-10 * x[1]]), torch.ones(2))
+    def nearly_parallel(angle):
+        return lambda x: torch.stack([x[0] + x[1], x[0] + (1 + angle) * x[1]])
+
+    doubtful = report(nearly_parallel(1e-10), torch.ones(2))
     assert doubtful.undecided
     assert (doubtful.rank, doubtful.recoverable, doubtful.metric) == ("undecided",) * 3
     assert "undecided" in str(doubtful)
-    assert not report(lambda x: torch.stack([x[0], x[0] + 1e-6 * x[1]]), torch.ones(2)).undecided
-    assert report(lambda x: torch.stack([x[0], x[0] + 1e-14 * x[1]]), torch.ones(2)).rank == 1
+    assert not report(nearly_parallel(1e-6), torch.ones(2)).undecided
+    assert report(nearly_parallel(1e-14), torch.ones(2)).rank == 1
+
+
+def test_a_small_derivative_is_a_matter_of_units():
+    for size in (1e-6, 1e-10, 1e-14):
+        found = report(lambda x, size=size: torch.stack([x[0], x[0] + size * x[1]]), torch.ones(2))
+        assert (found.rank, found.recoverable) == (2, True)
 
 
 def test_all_of_theta_is_recoverable_where_phi_is_the_identity():

@@ -132,10 +132,10 @@ def bracket(X, Y):
     return [component(i) for i in range(n)]
 
 
-def verdicts(phi, theta, laws=None):
+def verdicts(phi, theta, laws=None, further=1):
     """(A, B, number of laws, singular) of a polynomial φ, a function of a list of numbers, at a list of floats.
 
-    B is None where the point is singular and no laws are given.
+    B is None where the point is singular and no laws are given. Brackets go `further` levels than a generic point needs.
     """
     n = len(theta)
     x = Poly.variables(n)
@@ -145,7 +145,7 @@ def verdicts(phi, theta, laws=None):
     around, level = lie(fields, [draws.randrange(PRIME) for _ in range(n)], None)
     J = [[c.at(point) for c in field] for field in fields]
     if laws is None:
-        here = lie(fields, point, level + 1)[0]
+        here = lie(fields, point, level + further)[0]
         singular = len(here) < len(around)
         stack = J + kernel(here, n)
         number, A = n - len(around), rank(J) == len(around)
