@@ -135,7 +135,8 @@ def bracket(X, Y):
 def verdicts(phi, theta, laws=None, further=1):
     """(A, B, number of laws, singular) of a polynomial φ, a function of a list of numbers, at a list of floats.
 
-    B is None where the point is singular and no laws are given. Brackets go `further` levels than a generic point needs.
+    B is None where the point is singular and no laws are given. Brackets go `further` levels than a generic point
+    needs.
     """
     n = len(theta)
     x = Poly.variables(n)

@@ -12,9 +12,7 @@ def total(terms):
 
 def layers(n, m, r):
     """UVᵀ, U (n, r), V (m, r), θ = (U, V)."""
-    return lambda t: [
-        total(t[i * r + k] * t[(n + j) * r + k] for k in range(r)) for i in range(n) for j in range(m)
-    ]
+    return lambda t: [total(t[i * r + k] * t[(n + j) * r + k] for k in range(r)) for i in range(n) for j in range(m)]
 
 
 def balance(n, m, r):
@@ -63,9 +61,7 @@ def mixed(t):
 
 def scaled(phi, of_z, of_theta):
     """D φ(D' θ)."""
-    return lambda t: [
-        z * d for z, d in zip(phi([x * s for x, s in zip(t, of_theta, strict=True)]), of_z, strict=True)
-    ]
+    return lambda t: [z * d for z, d in zip(phi([x * s for x, s in zip(t, of_theta, strict=True)]), of_z, strict=True)]
 
 
 def in_torch(phi):

@@ -16,8 +16,8 @@ from .units import Measured
 # Further brackets than are missing: the chance that random ones hide a dimension is nil.
 _SPARE = 3
 
-# At a point that is not generic the search goes on for one level beyond a generic one, or to this level: each costs about
-# four times the one before.
+# At a point that is not generic the search goes on for one level beyond a generic one, or to this level: each costs
+# about four times the one before.
 _FURTHER = 4
 
 # A bracket is a sum over θ in the metric of θ. Where that spreads by more than this among parameters that belong
@@ -115,10 +115,15 @@ def _nested(phi: Map, combinations: Tensor) -> Map:
     They are kept apart: what is left of terms that cancel is told from round-off by their size.
     """
     *outer, last = (_gradient(phi, a) for a in combinations)
-    result: Map = lambda theta: last(theta).unsqueeze(0)
+    result = _one(last)
     for X in reversed(outer):
         result = _bracket(X, result)
     return result
+
+
+def _one(field: Map) -> Map:
+    """A field as a sum of one term (1, n)."""
+    return lambda theta: field(theta).unsqueeze(0)
 
 
 def _gradient(phi: Map, a: Tensor) -> Map:

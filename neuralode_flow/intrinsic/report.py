@@ -205,7 +205,7 @@ def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _Kernel:
     """The kernel with the gradients of all laws that exist on a neighbourhood of θ."""
     n = J.values.shape[1]
     inner, rank = _kernel(J, lie.fields.complement())
-    sure = rank.decided and lie.least == lie.rank.rank
+    sure = J.rank.decided and rank.decided and lie.least == lie.rank.rank
     laws = generic.minus_from(n)
     recoverable: Verdict = UNDECIDED
     if J.rank.decided:
@@ -279,8 +279,8 @@ def check_conserved(J: Measured, dh: Measured, name: str = "laws") -> None:
     if excess.numel() and bool((excess > 0).any()):
         i, j = divmod(int(excess.argmax()), slope.shape[1])
         raise ValueError(
-            f"{name} must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the product "
-            f"{float(slope[i, j]):.3g} with that of entry {j} of φ; leave it out, or give laws=None"
+            f"{name} must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the "
+            f"product {float(slope[i, j]):.3g} with that of entry {j} of φ; leave it out, or give laws=None"
         )
 
 

@@ -8,11 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .derivatives import Map
 from .ranks import ABOVE_ROUND_OFF, Rank, rank_of
 
 _SWEEPS = 20
-
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,16 @@ def test_criterion_b_at_infinite_depth_holds_for_relaxed_balanced_profiles_only(
         assert depth_criterion(grid, sample(led_astray, grid.nodes)).metric is False
 
 
+def test_a_large_block_of_z_does_not_hide_that_a_small_one_is_not_closed():
+    grid = nf.DepthGrid.gauss(4, 12)
+    _, profile = relaxed_profile(2, 0)
+    astray = sample(Detour(profile, random_direction(2, 0.5, generator(0))), grid.nodes)
+    for size in (0.0, 10.0, 18.0):  # M has entries up to exp(2 size)
+        W = torch.zeros(len(grid), 3, 3)
+        W[:, :2, :2], W[:, 2, 2] = astray, size
+        assert depth_criterion(grid, W).metric is False
+
+
 def test_a_detour_keeps_the_end_to_end_map():
     z0, profile = relaxed_profile(3, 0)
     grid = nf.DepthGrid.gauss(4, 12)

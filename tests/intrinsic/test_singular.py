@@ -13,7 +13,7 @@ POINTS = {
     "a dead neuron": (maps.layers(3, 2, 2), [0.5, 0, 1.25, 0, -0.75, 0, 0.375, 0, 1.5, 0], maps.balance(3, 2, 2), 4, 7),
     "WWᵀ of rank one": (maps.symmetric(3, 2), [0.5, 1, 0.25, 0.5, -0.75, -1.5], None, 3, 6),
     "BA at zero": (maps.layers(2, 2, 2), [0.0] * 8, maps.balance(2, 2, 2), 0, 5),
-    "BA with B at zero, A singular": (maps.layers(2, 2, 2), [0, 0, 0, 0, 0.5, 1, 0.5, 1.0], maps.balance(2, 2, 2), 3, 5),
+    "B at zero, A singular": (maps.layers(2, 2, 2), [0, 0, 0, 0, 0.5, 1, 0.5, 1.0], maps.balance(2, 2, 2), 3, 5),
     "abc with two zeros": (maps.product, [0.0, 0.0, 1.0], lambda t: [t[0] * t[0] - t[1] * t[1]], 0, 1),
     "abcd with three zeros": (maps.product, [0.0, 0.0, 0.0, 3.0], lambda t: [t[0] * t[0] - t[1] * t[1]], 0, 1),
     "a neuron at zero": (maps.neuron, [0.0, 0.0, 0.0], lambda t: [t[0] * t[0] - t[1] * t[1] - t[2] * t[2]], 0, 2),
