@@ -13,7 +13,8 @@ from ..depth.grid import DepthGrid, check_grid
 from ..flows.base import check_layers
 from ..matrices import solve
 from .metric import Change, Verdict
-from .ranks import ABOVE_ROUND_OFF, UNDECIDED, Rank, kernel
+from .ranks import ABOVE_ROUND_OFF, UNDECIDED, Rank
+from .units import Measured
 
 # Picard sweeps of the linear equation of the symmetric part: they converge like (2‖W‖)^k/k!.
 _MOST_SWEEPS = 200
@@ -78,7 +79,8 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
     variations = _keep_law(grid, W, count("modes", modes))
     X, _, z = Collocation(grid).propagators(W)
     # δz = z K(1).
-    keep, rank = kernel((z @ grid.integrate(solve(X, variations @ X))).reshape(len(variations), -1).mT)
+    moved = (z @ grid.integrate(solve(X, variations @ X))).reshape(len(variations), -1).mT
+    keep, rank = Measured(moved, torch.finfo(W.dtype).eps * moved.abs()).kernel()
     weights = grid.weights.to(W)[:, None, None]
     v = _combined(keep, variations)
     R = torch.linalg.qr((v * weights.sqrt()).reshape(len(v), -1).mT, mode="r").R
