@@ -67,8 +67,8 @@ def test_a_unit_for_every_parameter_leaves_the_truth_or_nothing(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "most"), [("z", 0.0), ("one unit", 0.0), ("metric", 0.5), ("point", 0.5)])
-def test_thirty_draws_of_every_map_are_true_and_most_are_decided(kind, most):
-    pairs = [pair for name in CASES for seed in range(30) for pair in outcome(name, kind, seed)]
+def test_ten_draws_of_every_map_are_true_and_most_are_decided(kind, most):
+    pairs = [pair for name in CASES for seed in range(100, 110) for pair in outcome(name, kind, seed)]
     assert all(found in (true, "undecided") for found, true in pairs)
     assert sum(found == "undecided" for found, _ in pairs) <= most * len(pairs)
 
