@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, check_grid
 from ..flows.base import check_layers
 from ..matrices import solve
-from .ranks import Rank, kernel
-from .report import Verdict, metric_verdict
+from .metric import Change, Verdict
+from .ranks import ABOVE_ROUND_OFF, UNDECIDED, Rank
+from .units import Measured
 
 # Picard sweeps of the linear equation of the symmetric part: they converge like (2‖W‖)^k/k!.
 _MOST_SWEEPS = 200
@@ -30,15 +31,18 @@ class DepthCriterion:
     size : float
         The largest ‖∂M[v]‖, Frobenius norm of an operator on matrices, over those v with ∫‖v‖² ds = 1.
     scale : float
-        ‖M‖ / (∫‖W‖² ds)^½, or ‖M‖ for W of norm below 1; the verdict is about size/scale.
+        ‖M‖ / (∫‖W‖² ds)^½, or ‖M‖ for W of norm below 1: what size is compared with in figures.
     variations : Rank
         The number of such v that were tried, and the gap that decided it.
+    relative : float
+        What the verdict is about: the largest entry of ∂M relative to the same entry of M at most, times that norm.
     """
 
     metric: Verdict
     size: float
     scale: float
     variations: Rank
+    relative: float = 0.0
 
 
 def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterion:
@@ -73,26 +77,58 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
     if W.ndim != 3:
         raise ValueError(f"W must have shape (N, d, d), got {tuple(W.shape)}")
     variations = _keep_law(grid, W, count("modes", modes))
-    X, Y, z = Collocation(grid).propagators(W)
-    inside = solve(X, variations @ X)
-    K, whole = grid.antiderivative(inside), grid.integrate(inside)
-    # δP(s,0) = P(s,0) K(s), δP(1,s) = P(1,s) X (K(1) − K(s)) X⁻¹ and δz = z K(1).
-    keep, rank = kernel((z @ whole).reshape(len(variations), -1).mT)
+    X, _, z = Collocation(grid).propagators(W)
+    # δz = z K(1).
+    moved = (z @ grid.integrate(solve(X, variations @ X))).reshape(len(variations), -1).mT
+    keep, rank = Measured(moved, torch.finfo(W.dtype).eps * moved.abs()).kernel()
     weights = grid.weights.to(W)[:, None, None]
     v = _combined(keep, variations)
     R = torch.linalg.qr((v * weights.sqrt()).reshape(len(v), -1).mT, mode="r").R
-    v_keep = keep @ torch.linalg.inv(R)  # now the combinations are orthonormal in L²
-    K, whole = _combined(v_keep, K), _combined(v_keep, whole)
+    v = _combined(keep @ torch.linalg.inv(R), variations)  # now the combinations are orthonormal in L²
+    M, change = _metric_and_change(grid, W, v)
+    size = float(torch.linalg.svdvals(change.reshape(len(change), -1))[0])
+    norm = float((W.square() * weights).sum().sqrt())
+    scale = float(torch.linalg.vector_norm(M)) / max(norm, 1.0)
+    found = _entrywise(grid, W, v, M, change, norm)
+    verdict = found.verdict if rank.decided else UNDECIDED
+    return DepthCriterion(verdict, size, scale, replace(rank, rank=len(change)), found.relative)
+
+
+def _metric_and_change(grid: DepthGrid, W: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """M (d, d, d, d) and ∂M[v] (k, d, d, d, d) for variations v (k, N, d, d) of W; entry abcd takes G_bc to ż_ad."""
+    X, Y, _ = Collocation(grid).propagators(W)
+    inside = solve(X, v @ X)
+    K, whole = grid.antiderivative(inside), grid.integrate(inside)
+    # δP(s,0) = P(s,0) K(s), δP(1,s) = P(1,s) X (K(1) − K(s)) X⁻¹.
     dX = X @ K
     dY = Y @ X @ (whole.unsqueeze(-3) - K) @ torch.linalg.inv(X)
     left, right = Y @ Y.mT, X.mT @ X
     d_left, d_right = dY @ Y.mT + Y @ dY.mT, dX.mT @ X + X.mT @ dX
-    change = _operator(weights, d_left, right) + _operator(weights, left, d_right)
-    size = float(torch.linalg.svdvals(change.reshape(len(change), -1))[0])
-    norm = float((W.square() * weights).sum().sqrt())
-    scale = float(torch.linalg.vector_norm(_operator(weights, left, right))) / max(norm, 1.0)
-    verdict = metric_verdict(size, scale) if rank.decided else "undecided"
-    return DepthCriterion(verdict, size, scale, Rank(len(change), rank.largest_zero, rank.smallest_nonzero))
+    weights = grid.weights.to(W)[:, None, None]
+    return _operator(weights, left, right), _operator(weights, d_left, right) + _operator(weights, left, d_right)
+
+
+def _entrywise(grid: DepthGrid, W: Tensor, v: Tensor, M: Tensor, change: Tensor, norm: float) -> Change:
+    """The largest entry of ∂M relative to what M, a positive operator, allows there: √(M_aacc M_bbdd)/‖W‖.
+
+    A global norm would let a large block of z hide a small one.
+    """
+    sizes = torch.einsum("aacc->ac", M).sqrt()
+    allowed = sizes[:, None, :, None] * sizes[None, :, None, :] / max(norm, 1.0)
+    relative = torch.linalg.vector_norm(change, dim=0) / allowed
+    worst = int(relative.argmax())
+    entries = change.reshape(len(change), -1)[:, worst]
+    largest = float(torch.linalg.vector_norm(entries))
+    if not largest > 0:
+        return Change(0.0, True)
+    direction = _combined((entries / largest).unsqueeze(-1), v)
+    draws = torch.Generator().manual_seed(0)
+    noise = 0.0
+    for _ in range(2):
+        shaken = W * (1 + 4 * torch.finfo(W.dtype).eps * torch.randn(W.shape, generator=draws).to(W))
+        again = _metric_and_change(grid, shaken, direction)[1].reshape(-1)[worst]
+        noise = max(noise, abs(float(again) - largest))
+    return Change(float(relative.flatten()[worst]), largest >= ABOVE_ROUND_OFF * noise)
 
 
 def _keep_law(grid: DepthGrid, W: Tensor, modes: int) -> Tensor:

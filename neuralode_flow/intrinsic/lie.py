@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..checks import count
 from .derivatives import Map, along, each
-from .ranks import Rank, rank_of
-
-# A bracket that is this part of its natural size or less is not enlarged to unit length: it may be round-off.
-_SMALL = 1e-2
+from .place import Place
+from .ranks import Rank
+from .units import Measured
 
 # Further brackets than are missing: the chance that random ones hide a dimension is nil.
 _SPARE = 3
 
+# At a point that is not generic the search goes on for one level beyond a generic one, or to this level: each costs
+# about four times the one before.
+_FURTHER = 4
+
+# A bracket is a sum over θ in the metric of θ. Where that spreads by more than this among parameters that belong
+# together, what a small unit adds is lost in the round-off of the others, and what looks like zero may not be.
+SPREAD = 1e11
+
+
+@dataclass(frozen=True)
+class Lie:
+    """Lie(∇φ₁, …, ∇φ_m) at a point, as far as brackets were looked at.
+
+    Attributes
+    ----------
+    fields : Measured (k, n)
+        Rows that span it.
+    rank : Rank
+        Its dimension.
+    level : int
+        The last level of brackets that was looked at.
+    joined : bool
+        Of a point near another: whether φ is seen to be analytic in between.
+    """
+
+    fields: Measured
+    rank: Rank
+    level: int
+    joined: bool = True
+
+    @property
+    def least(self) -> int:
+        """What the dimension is at least, beyond doubt; 0 where there is one."""
+        return self.rank.rank if self.joined and self.rank.full else 0
+
 
 def lie_span(
-    phi: Map, theta: Tensor, generator: torch.Generator, levels: int | None = None
-) -> tuple[Tensor, Rank, int]:
-    """An orthonormal basis of Lie(∇φ₁, …, ∇φ_m)(θ), by iterated brackets of random combinations.
+    phi: Map, place: Place, generator: torch.Generator, spread: float, levels: int = 1, wanted: int = 0
+) -> Lie:
+    """Lie(∇φ₁, …, ∇φ_m)(θ), by iterated brackets of random combinations.
 
     Level k adds [X₁, [X₂, … X_k]] with X_i = ∇(a_i·φ), a_i random; nested forward derivatives make each exact to
     round-off. At a generic θ the first level that adds nothing ends the search: the distribution is then closed under
@@ -28,61 +64,66 @@ def lie_span(
     Parameters
     ----------
     phi : callable
-        θ (n,) → z.
-    theta : Tensor (n,)
+        θ (n,) → z (m,), with gradients of one size: a combination would lose the smaller ones.
+    place : Place
+        θ.
     generator : torch.Generator
-    levels : int, optional
-        Goes to this level whether or not the levels before add anything: for a θ that is not generic.
+    spread : float
+        Of the metric of θ, see Place.spread.
+    levels, wanted : int
+        At a θ that is not generic: the search goes to this level, whether or not the levels before add anything, and
+        at least one level beyond while the dimension is below `wanted`, that of a generic point nearby.
 
     Returns
     -------
-    basis : Tensor (dim, n)
-    rank : Rank
-    level : int
-        The last level that was looked at.
+    Lie
 
     Notes
     -----
     Marcotte, Gribonval, Peyré, *Abide by the law and follow the flow* (2023): the number of independent conservation
-    laws is n − dim Lie(θ).
+    laws is n − dim Lie(θ), at a θ with as many dimensions as the points around it.
     """
-    n, m = len(theta), phi(theta).numel()
+    n, m = len(place.theta), phi(place.theta).numel()
 
-    def fields(number: int, level: int) -> Tensor:
-        draws = torch.randn(number, level, m, generator=generator, dtype=theta.dtype).to(theta.device)
-        return each(lambda combinations: _nested(phi, combinations)(theta), draws)
+    def fields(number: int, level: int) -> Measured:
+        draws = torch.randn(number, level, m, generator=generator, dtype=torch.float64).to(place.theta)
 
-    first = fields(min(n, m) + _SPARE, 1)
-    basis, rank = _span(first)
-    size = torch.linalg.vector_norm(first, dim=-1).mean()
-    reach = torch.linalg.vector_norm(theta)
-    level = 1
-    while rank.rank < n and size > 0:
+        def terms(row: Tensor) -> Tensor:
+            return _nested(phi, row[n:].reshape(level, m))(row[:n])
+
+        rows = [torch.cat((theta.expand(number, n), draws.reshape(number, -1)), dim=1) for theta in place.samples[:2]]
+        parts = each(terms, torch.cat(rows)).reshape(2, number, -1, n)
+        return Measured.of(parts.sum(-2), parts[0].abs().sum(-2))
+
+    span, level = fields(min(n, m) + _SPARE, 1), 1
+    rank = span.rank
+    while m > 1 and rank.rank < n and bool(span.values.any()):  # a single field has no brackets
         level += 1
-        new = fields(n - rank.rank + _SPARE, level)
-        natural = size * (size / reach) ** (level - 1) if reach > 0 else size
-        lengths = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
-        before = rank.rank
-        basis, found = _span(torch.cat((basis, new / torch.clamp(lengths, min=float(_SMALL * natural)))))
-        rank = rank.then(found)
-        if rank.rank == before and (levels is None or level >= levels):
+        span = span.above(fields(n - rank.rank + _SPARE, level))
+        before, rank = rank.rank, span.rank
+        sought = level < levels or (rank.rank < wanted and level < max(levels + 1, _FURTHER))
+        if rank.rank == before and not sought:
             break
-    return basis, rank, level
-
-
-def _span(rows: Tensor) -> tuple[Tensor, Rank]:
-    _, values, Vh = torch.linalg.svd(rows, full_matrices=False)
-    rank = rank_of(values)
-    return Vh[: rank.rank], rank
+    hidden = m > 1 and rank.rank < n and spread > SPREAD
+    doubt = f"the units of θ spread the metric by {spread:.0e}" if hidden else ""
+    return Lie(span, rank.doubted(doubt), level)
 
 
 def _nested(phi: Map, combinations: Tensor) -> Map:
-    """The field [X₁, [X₂, … X_k]] of the combinations (k, m)."""
-    fields = [_gradient(phi, a) for a in combinations]
-    result = fields[-1]
-    for X in reversed(fields[:-1]):
+    """The terms (2^(k−1), n) whose sum is the field [X₁, [X₂, … X_k]] of the combinations (k, m).
+
+    They are kept apart: what is left of terms that cancel is told from round-off by their size.
+    """
+    *outer, last = (_gradient(phi, a) for a in combinations)
+    result = _one(last)
+    for X in reversed(outer):
         result = _bracket(X, result)
     return result
+
+
+def _one(field: Map) -> Map:
+    """A field as a sum of one term (1, n)."""
+    return lambda theta: field(theta).unsqueeze(0)
 
 
 def _gradient(phi: Map, a: Tensor) -> Map:
@@ -90,9 +131,32 @@ def _gradient(phi: Map, a: Tensor) -> Map:
     return lambda theta: torch.func.vjp(lambda point: phi(point).reshape(-1), theta)[1](a)[0]
 
 
-def _bracket(X: Map, Y: Map) -> Map:
-    """[X, Y] = DY·X − DX·Y."""
-    return lambda theta: along(Y, theta, X(theta)) - along(X, theta, Y(theta))
+def _bracket(X: Map, terms: Map) -> Map:
+    """[X, Y] = DY·X − DX·Y for Y a sum of terms (k, n), as 2k terms."""
+
+    def bracket(theta: Tensor) -> Tensor:
+        along_X = along(terms, theta, X(theta))
+        return torch.cat((along_X, each(lambda term: -along(X, theta, term), terms(theta))))
+
+    return bracket
+
+
+def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map, Lie]:
+    """φ with gradients of one size, and Lie(∇φ) at a generic point near θ: what holds on a neighbourhood of θ.
+
+    The dimension at a generic point is the largest of a neighbourhood, and that of every generic point to which a path
+    leads on which φ is analytic.
+    """
+    near, joined = place.nearby(phi, generator)
+    J = near.jacobian(phi)
+    rows = J.scales[0]
+
+    def even(theta: Tensor) -> Tensor:
+        return rows * phi(theta).reshape(-1)
+
+    lie = lie_span(even, near, generator, near.spread(J))
+    doubt = "" if joined else "φ is not smooth within a thousandth of θ"
+    return even, Lie(lie.fields, lie.rank.doubted(doubt), lie.level, joined)
 
 
 def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
@@ -115,4 +179,4 @@ def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     n = count("dimension", dimension)
     generator = torch.Generator().manual_seed(count("seed", seed, least=0))
     theta = torch.randn(n, generator=generator, dtype=torch.float64)
-    return lie_span(phi, theta, generator)[1].minus_from(n)
+    return lie_nearby(phi, Place.at(theta, phi, generator), generator)[1].rank.minus_from(n)

@@ -217,7 +217,7 @@ class ReluDag:
                 row[j - self.inputs] = 1.0
             if self.inputs <= i < self.inputs + self.hidden:
                 row[i - self.inputs] = -1.0
-        return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, self.hidden)
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(self.parameters, self.hidden)
 
     def _check_theta(self, theta: Tensor) -> None:
         floating("theta", theta)
@@ -311,6 +311,8 @@ class ReluDag:
         It leaves φ and the function of the network as they are.
         """
         self._check_theta(theta)
+        if not self.hidden:
+            raise ValueError(f"neuron must be a hidden neuron, got {neuron!r}, but this network has none")
         column = self.incidence[:, count("neuron", neuron, least=0, most=self.hidden - 1)]
         return theta * positive("factor", factor) ** column.to(dtype=theta.dtype, device=theta.device)
 

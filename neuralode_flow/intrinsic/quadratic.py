@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..checks import count
 from .derivatives import Map, each
-from .ranks import Rank, kernel
+from .place import Place
+from .ranks import Rank
+from .units import Measured
 
 # Unknowns beyond which the null space would take minutes.
 MOST_UNKNOWNS = 2500
@@ -71,7 +73,9 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     # One random combination of the gradients at each of many points says as much as all gradients at few points.
     points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64)
     m = phi(points[0]).numel()
-    combinations = torch.randn(len(points), m, generator=generator, dtype=torch.float64)
+    # In a combination of gradients of all sizes the small ones would drown.
+    sizes = Place.at(points[0], phi, generator).jacobian(phi).scales[0]
+    combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64)
 
     def gradient(pair: Tensor) -> Tensor:
         theta, a = pair[:n], pair[n:]
@@ -82,7 +86,7 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     # The coefficient of A_ij = A_ji in θᵀA X.
     products = X[:, i] * points[:, j] + torch.where(i == j, 0.0, 1.0) * X[:, j] * points[:, i]
     rows = torch.cat((products, X), dim=1)
-    basis, rank = kernel(rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+    basis, rank = Measured(rows, torch.finfo(rows.dtype).eps * rows.abs()).kernel()
     A = torch.zeros(basis.shape[1], n, n, dtype=torch.float64)
     A[:, i, j] = A[:, j, i] = basis[: len(i)].mT
     return QuadraticLaws(A, basis[len(i) :].mT.contiguous(), rank.minus_from(unknowns))

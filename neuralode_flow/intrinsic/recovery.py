@@ -9,7 +9,7 @@ from ..checks import float_tensor, same_kind
 from ..flows.factorization import check_map, checked_map
 from ..losses import Loss, check_loss
 from .derivatives import Map, jacobian
-from .ranks import rank_of, stacked
+from .place import Place
 
 _MOST_STEPS = 50
 
@@ -103,8 +103,9 @@ class RecoveredFlow:
         self.start = checked_map("phi", phi, theta)
         self._h = checked_map("laws", laws, theta, depends=False)
         self._theta = theta.detach()
-        J = stacked(jacobian(phi, self._theta), jacobian(laws, self._theta))
-        rank = rank_of(torch.linalg.svdvals(J))
+        # In units of their own, so that none of z, the laws and θ drowns in another.
+        place = Place.at(self._theta, phi, torch.Generator().manual_seed(0))
+        rank = place.jacobian(phi).above(place.jacobian(laws)).rank
         if rank.rank < len(theta) or not rank.decided:
             raise ValueError(
                 f"theta must be determined by z and the laws, but the rank of (∂φ, ∂h) is {rank} of {len(theta)}: "

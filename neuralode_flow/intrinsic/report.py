@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,18 +11,16 @@ from torch import Tensor
 
 from ..checks import float_tensor
 from ..flows.factorization import check_map, checked_map
-from .derivatives import Map, along, each, jacobian
-from .lie import lie_span
-from .ranks import UNDECIDED, Rank, kernel, rank_of, stacked
+from .lie import SPREAD, Lie, lie_nearby, lie_span
+from .metric import Change, MetricDerivative, Verdict, largest_change
+from .place import Place
+from .ranks import UNDECIDED, Rank
+from .units import Measured
 
-Verdict = bool | str
 Laws = Callable[[Any], Any] | Sequence[Callable[[Any], Any]]
 
-# ∂M on the kernel, relative to ‖M‖/‖θ‖: up to METRIC_ZERO it vanishes, from METRIC_NONZERO on it does not.
-METRIC_ZERO, METRIC_NONZERO = 1e-9, 1e-6
-
-# A given law may turn by this much along a gradient of φ, as the sine of their angle.
-_LAW = 1e-9
+# A given law may change by this part of the terms of its change along a gradient of φ, and by this part of all of it.
+_LAW, _ROUND_OFF = 1e-9, 1e-13
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,21 @@ class Report:
         Criterion B, ∂M = 0 on ker ∂φ ∩ ker ∂h with M = ∂φ ∂φᵀ: necessary for ż to be a function of z and h alone, so
         that False is a proof; True is one only where `recoverable` is.
     laws : int or "undecided"
-        Number of independent laws: of those given, the rank of ∂h(θ); else n − dim Lie(∇φ)(θ).
+        Number of independent laws: of those given, the rank of ∂h(θ); else of all that exist on a neighbourhood of θ,
+        n − dim Lie(∇φ) at a generic point of it.
     evidence : mapping of str to Rank
-        "rank", "kernel" (of ∂φ and ∂h together), "laws", and "lie" (n − dim Lie, also where laws were given).
+        "rank", "kernel" (of ∂φ and ∂h together), "laws", "lie" (n − dim Lie(∇φ)(θ), also where laws were given) and
+        "nearby" (the same at a generic point near θ).
     metric_size : float
         The largest ‖∂M[v]‖ over unit v in that kernel, Frobenius norm; 0 for an empty kernel.
     metric_scale : float
-        ‖M‖/‖θ‖, what metric_size is compared with.
+        ‖M‖/‖θ‖, the size of ∂M to be expected where all entries of z, and all of θ, are of one size.
     direction : Tensor or None
         The v (of the shape of θ) where it is attained; None for an empty kernel.
+    metric_relative : float
+        What decides `metric`: the largest |∂M_ij[v]| relative to its terms, the same in all units of z.
+    singular : True, False or "undecided"
+        Whether Lie(∇φ) has fewer dimensions at θ than at the points around it.
     """
 
     dimension: int
@@ -61,6 +65,8 @@ class Report:
     metric_size: float
     metric_scale: float
     direction: Tensor | None
+    metric_relative: float = 0.0
+    singular: Verdict = False
 
     @property
     def undecided(self) -> bool:
@@ -68,13 +74,16 @@ class Report:
         return UNDECIDED in (self.rank, self.recoverable, self.metric, self.laws)
 
     def __str__(self) -> str:
-        relative = self.metric_size / self.metric_scale if self.metric_scale else 0.0
-        change = f"‖∂M‖ on the kernel: {self.metric_size:.1e}, relative {relative:.1e}"
+        change = f"‖∂M‖ on the kernel: {self.metric_size:.1e}, relative {self.metric_relative:.1e}"
         lines = {
             "dimension of θ": str(self.dimension),
             "rank of ∂φ": str(self.evidence["rank"]),
             "independent laws": str(self.evidence["laws"]),
             "n − dim Lie(∇φ)": str(self.evidence["lie"]),
+        }
+        if self.singular is not False:
+            lines["singular point"] = f"{self.singular}  [n − dim Lie(∇φ) nearby: {self.evidence['nearby']}]"
+        lines |= {
             "A: recoverable": f"{self.recoverable}  [rank of (∂φ, ∂h): {self.evidence['kernel']}]",
             "B: metric property": f"{self.metric}  [{change}]",
         }
@@ -93,8 +102,8 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         Where to look; φ and the laws are called with the same structure.
     laws : callable, θ → h, or a list of them, optional
         Conserved quantities: a tensor of any shape, or a tuple or list of tensors. Without them the criteria take all
-        local laws that exist: by the theorem of Frobenius their gradients are orthogonal to Lie(∇φ)(θ) and span what
-        is.
+        laws that exist on a neighbourhood of θ: where Lie(∇φ) has as many dimensions at θ as around it, their gradients
+        are all that is orthogonal to it, by the theorem of Frobenius.
 
     Returns
     -------
@@ -108,7 +117,12 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     Notes
     -----
     Marcotte, Peyré, Gribonval, arXiv 2508.07370: theorems 2.17 (A) and 2.14 (B). All derivatives are exact to
-    round-off; ranks are decided by gaps in singular values, see Rank.
+    round-off; ranks are decided by gaps in singular values, see Rank, after scaling of rows and columns to one size.
+
+    Where Lie(∇φ) has fewer dimensions at θ than around it, not all that is orthogonal to it comes from laws. But the
+    laws near θ number n − g, with g the dimension around it, and rank ∂φ(θ) <= dim Lie(θ) < g: A is False there, and
+    everywhere it is True just where rank ∂φ(θ) = g. The gradients of laws are still orthogonal to Lie(∇φ)(θ), so that
+    B is False if ∂M ≠ 0 on ker ∂φ ∩ Lie(∇φ)(θ), and True if ∂M = 0 on all of ker ∂φ; else it is undecided.
     """
     check_map("phi", phi)
     h = None if laws is None else _together(laws)
@@ -122,39 +136,110 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         return phi(rebuilt(vector)).reshape(-1)
 
     n = len(point)
-    J = jacobian(flat_phi, point)
-    rank = rank_of(torch.linalg.svdvals(J))
     generator = torch.Generator().manual_seed(0)
-    span, lie, level = lie_span(flat_phi, point, generator)
-    # At a point that is not generic the brackets may come late: a random point nearby tells how far to go.
-    nearby = point + 0.1 * point.abs().mean() * torch.randn(n, generator=generator, dtype=point.dtype).to(point)
-    needed = lie_span(flat_phi, nearby, generator)[2]
-    if needed > level:
-        span, lie, _ = lie_span(flat_phi, point, generator, levels=needed)
-    evidence = {"rank": rank, "lie": lie.minus_from(n)}
+    place = Place.at(point, flat_phi, generator)
+    J = place.jacobian(flat_phi)
+    even, around = lie_nearby(flat_phi, place, generator)
+    spread = place.spread(J)
+    lie = lie_span(even, place, generator, spread, around.level, around.rank.rank)
+    generic = _generic(lie, around)
     if h is None:
-        evidence["laws"] = evidence["lie"]
-        # ker ∂h is the span of the brackets: its complement takes the place of ∂h.
-        dh = kernel(span)[0].mT if len(span) else torch.eye(n).to(point)
+        found = _with_all(J, lie, around, generic)
     else:
-        dh = jacobian(lambda vector: h(rebuilt(vector)), point)
-        _check_conserved(J, dh)
-        evidence["laws"] = rank_of(torch.linalg.svdvals(dh))
-    basis, evidence["kernel"] = kernel(stacked(J, dh))
-    size, direction = _metric_change(flat_phi, point, J, basis)
-    scale = float(torch.linalg.matrix_norm(J @ J.mT if len(J) <= n else J.mT @ J)) / max(float(point.norm()), 1e-300)
-    doubtful = not all(evidence[name].decided for name in ("rank", "laws", "kernel"))
+        dh = place.jacobian(lambda vector: h(rebuilt(vector)))
+        check_conserved(J, dh)
+        found = _with_given(J, dh)
+    slopes = MetricDerivative(flat_phi, place, J, generator)
+    change = slopes.on(found.inner)
+    beyond = change if found.outer is found.inner else slopes.on(found.outer)
+    size, direction = largest_change(flat_phi, point, J.values, found.inner)
+    M = J.values @ J.values.mT if len(J.values) <= n else J.values.mT @ J.values
     return Report(
         dimension=n,
-        rank=rank.verdict,
-        recoverable=UNDECIDED if doubtful else basis.shape[1] == 0,
-        metric=UNDECIDED if doubtful else metric_verdict(size, scale),
-        laws=evidence["laws"].verdict,
-        evidence=evidence,
+        rank=J.rank.verdict,
+        recoverable=found.recoverable,
+        metric=_metric(change, beyond, found.sure, spread <= SPREAD),
+        laws=found.laws.verdict,
+        evidence={
+            "rank": J.rank,
+            "kernel": found.rank,
+            "laws": found.laws,
+            "lie": lie.rank.minus_from(n),
+            "nearby": generic.minus_from(n),
+        },
         metric_size=size,
-        metric_scale=scale,
+        metric_scale=float(torch.linalg.matrix_norm(M)) / max(float(point.norm()), 1e-300),
         direction=None if direction is None else rebuilt(direction),
+        metric_relative=change.relative,
+        singular=_less(lie, around),
     )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """ker ∂φ ∩ ker ∂h: the span of `inner` (n, k) is a part of it for sure if `sure`, and it is a part of `outer`."""
+
+    inner: Tensor
+    outer: Tensor
+    sure: bool
+    rank: Rank
+    laws: Rank
+    recoverable: Verdict
+
+
+def _with_given(J: Measured, dh: Measured) -> _Kernel:
+    """The kernel with the gradients dh of given laws."""
+    basis, rank = _kernel(J, dh)
+    verdict = rank.rank == basis.shape[0] if rank.decided else UNDECIDED
+    return _Kernel(basis, basis, rank.decided, rank, dh.rank, verdict)
+
+
+def _kernel(J: Measured, dh: Measured) -> tuple[Tensor, Rank]:
+    """ker ∂φ ∩ ker ∂h, and the rank of both together: as they are orthogonal, it is the sum of theirs."""
+    basis, rank = J.above(dh).kernel()
+    apart = J.rank.rank + dh.rank.rank
+    return basis, rank if rank.rank == apart else rank.doubted(f"∂φ and ∂h alone have ranks that add to {apart}")
+
+
+def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _Kernel:
+    """The kernel with the gradients of all laws that exist on a neighbourhood of θ."""
+    n = J.values.shape[1]
+    inner, rank = _kernel(J, lie.fields.complement())
+    sure = J.rank.decided and rank.decided and lie.least == lie.rank.rank
+    laws = generic.minus_from(n)
+    recoverable: Verdict = UNDECIDED
+    if J.rank.decided:
+        if generic.decided or J.rank.rank == n:
+            recoverable = J.rank.rank in (n, generic.rank)
+        elif J.rank.rank < max(lie.least, around.least):
+            recoverable = False
+    if generic.decided and lie.rank.decided and generic.rank == lie.rank.rank:
+        return _Kernel(inner, inner, sure, rank, laws, recoverable)
+    most = Rank(J.rank.rank + laws.rank, J.rank.largest_zero, J.rank.smallest_nonzero, J.rank.doubt or laws.doubt)
+    return _Kernel(inner, J.kernel()[0], sure, most, laws, recoverable)
+
+
+def _metric(inner: Change, outer: Change, sure: bool, even: bool) -> Verdict:
+    """Criterion B from the change of M on a part of the kernel and on more than it, with units that spread or not."""
+    if sure and inner.verdict is False:
+        return False
+    kept = outer.verdict is True and (even or outer.relative == 0)
+    return True if sure and kept else UNDECIDED
+
+
+def _generic(lie: Lie, around: Lie) -> Rank:
+    """The dimension around θ: at least that at θ."""
+    if lie.rank.rank <= around.rank.rank:
+        return around.rank
+    return replace(lie.rank, doubt="Lie(∇φ) has fewer dimensions nearby")
+
+
+def _less(lie: Lie, around: Lie) -> Verdict:
+    """Whether there are fewer dimensions at θ than around it."""
+    if lie.rank.decided and lie.rank.rank < around.least:
+        return True
+    same = lie.rank.decided and around.rank.decided and lie.rank.rank == around.rank.rank
+    return False if same else UNDECIDED
 
 
 def _together(laws: Laws) -> Callable[[Any], Tensor]:
@@ -178,37 +263,24 @@ def _together(laws: Laws) -> Callable[[Any], Tensor]:
     return together
 
 
-def metric_verdict(size: float, scale: float) -> Verdict:
-    """Criterion B from the largest ‖∂M[v]‖ over unit v, and what it is compared with."""
-    if size <= METRIC_ZERO * scale:
-        return True
-    return False if size >= METRIC_NONZERO * scale else UNDECIDED
+def check_conserved(J: Measured, dh: Measured, name: str = "laws") -> None:
+    """Raises ValueError unless every gradient of a law is orthogonal to all gradients of φ.
 
-
-def _metric_change(phi: Map, theta: Tensor, J: Tensor, basis: Tensor) -> tuple[float, Tensor | None]:
-    """The largest ‖∂M[v]‖ over unit v in the span of a basis (n, k), and that v; M = J Jᵀ."""
-    if not basis.shape[1]:
-        return 0.0, None
-    changes = each(lambda v: along(lambda point: jacobian(phi, point), theta, v), basis.mT.contiguous())
-    columns = torch.cat((J, *changes), dim=1)
-    if columns.shape[1] < len(J):  # many z and few θ: in an orthonormal basis of all that takes part
-        Q = torch.linalg.qr(columns).Q
-        J, changes = Q.mT @ J, Q.mT @ changes
-    half = changes @ J.mT
-    _, values, Vh = torch.linalg.svd((half + half.mT).reshape(len(half), -1).mT, full_matrices=False)
-    return float(values[0]), basis @ Vh[0]
-
-
-def _check_conserved(J: Tensor, dh: Tensor) -> None:
-    """Raises ValueError unless every gradient of a law is orthogonal to all gradients of φ."""
-    slope = (dh @ J.mT).abs()
-    sizes = torch.linalg.vector_norm(dh, dim=1, keepdim=True) * torch.linalg.vector_norm(J, dim=1)
-    allowed = _LAW * sizes + _LAW**2 * sizes.max() if sizes.numel() else sizes
-    if bool((slope > allowed).any()):
-        i, j = divmod(int((slope - allowed).argmax()), slope.shape[1])
+    The product of two gradients is compared with the terms that it is the sum of, so that units do not matter; what
+    round-off leaves in entries that should be zero is allowed for in the units that both matrices give to θ.
+    """
+    slope = (dh.values @ J.values.mT).abs()
+    terms = dh.values.abs() @ J.values.abs().mT
+    units = dh.above(J).scales[1]
+    sizes = torch.linalg.vector_norm(dh.values * units, dim=1)[:, None] * torch.linalg.vector_norm(
+        J.values / units, dim=1
+    )
+    excess = slope - _LAW * terms - _ROUND_OFF * sizes
+    if excess.numel() and bool((excess > 0).any()):
+        i, j = divmod(int(excess.argmax()), slope.shape[1])
         raise ValueError(
-            f"laws must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the product "
-            f"{float(slope[i, j]):.3g} with that of entry {j} of φ; leave it out, or give laws=None"
+            f"{name} must be conserved by every gradient flow of f∘φ, but entry {i} is not: its gradient has the "
+            f"product {float(slope[i, j]):.3g} with that of entry {j} of φ; leave it out, or give laws=None"
         )
 
 

@@ -13,12 +13,17 @@ from ..flows.base import Flow
 from ..flows.factorization import FactorizationFlow
 from ..intrinsic import Rank, RecoveredFlow, Report, count_laws, report
 from ..intrinsic.systems import System
+from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Study, SystemSetup
 
 # A control must be left by this part of ‖z‖.
 _LEFT = 0.01
+
+# At about so many points of the path the velocity of a closed flow is compared with that of z.
+_COMPARED = 10
+VELOCITY = "the closed flow is the velocity of z"
 
 # What z of the parameter flow is compared with.
 FORMULA = "the closed flow of z by its formula"
@@ -47,6 +52,7 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
             progress(fraction, what)
 
     tell(0.0, "criteria")
+    check_system(system)
     verdicts = report(system.phi, system.theta, system.laws)
     generic = count_laws(system.phi, len(system.theta))
     tell(0.3, "training flow of θ")
@@ -64,6 +70,9 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     control = _from(system.control, z[0], path.times, setup, "control")
     tell(0.9, "identities")
     checks = {name: check(path.times, theta) for name, check in system.checks.items()}
+    if system.closed is not None:
+        some = theta[:: max(1, len(theta) // _COMPARED)]
+        checks[VELOCITY] = closed_velocity_error(system, flow, some)
     return _dataset(setup, path, theta, z, route, end, control, verdicts, generic, checks)
 
 
@@ -142,7 +151,7 @@ def _dataset(
         "dimension": verdicts.dimension,
         **{name: str(getattr(verdicts, name)) for name in ("rank", "recoverable", "metric", "laws")},
         "laws_generic": str(generic.verdict),
-        "metric_change": verdicts.metric_size / verdicts.metric_scale if verdicts.metric_scale else 0.0,
+        "metric_change": verdicts.metric_relative,
         "evidence": f"{verdicts}\nlaws at a random θ  {generic}",
         **{f"expected_{name}": str(expected) for name, expected in _expected(system).items() if expected is not None},
     }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import generator, randn
 
+import neuralode_flow as nf
 from neuralode_flow.intrinsic.derivatives import jacobian
 from neuralode_flow.intrinsic.paths import ReluDag
 from neuralode_flow.intrinsic.ranks import rank_of
@@ -159,3 +160,25 @@ def test_bad_arguments_of_methods_are_refused():
         dag.rescale(theta, 3, 2.0)
     with pytest.raises(ValueError, match="factor must be above 0"):
         dag.rescale(theta, 0, -2.0)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_network_without_hidden_neurons_is_a_network(biases):
+    dag = ReluDag.layered((2, 3), biases=biases)
+    theta, x = randn(5, dag.parameters, seed=0), randn(4, 2, seed=1)
+    assert dag.incidence.shape == (dag.parameters, 0)
+    assert dag.laws(theta).shape == (5, 0)
+    assert dag.preactivations(theta, x).shape == (5, 4, 0)
+    sums = (dag.design(theta, x) @ dag.lifting(theta).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(sums, dag.forward(theta, x).flatten(1), rtol=0, atol=1e-13)
+    start, loss = theta[0], nf.Quadratic(torch.ones(dag.paths))
+    found = nf.intrinsic.report(dag.lifting, start, dag.laws)
+    assert (found.recoverable, found.laws, found.rank) == (True, 0, dag.parameters)
+    assert nf.intrinsic.report(dag.lifting, start).laws == 0
+    path = nf.integrate(nf.FactorizationFlow(dag.lifting, loss, dag.laws), start, [0, 1.0], rtol=1e-10, atol=1e-12)
+    flow = nf.intrinsic.RecoveredFlow(dag.lifting, dag.laws, start, loss)
+    closed = nf.integrate(flow, flow.start, [0, 1.0], rtol=1e-10, atol=1e-12)
+    assert path.status == closed.status == "ok"
+    torch.testing.assert_close(path.z, closed.z, rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="neuron must be a hidden neuron, got 0, but this network has none"):
+        dag.rescale(start, 0, 2.0)

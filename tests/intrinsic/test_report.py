@@ -9,7 +9,7 @@ from neuralode_flow.depth.grid import sample
 from neuralode_flow.initial import Detour, random_direction
 from neuralode_flow.intrinsic import count_laws, depth_criterion, quadratic_laws, report
 from neuralode_flow.intrinsic.derivatives import jacobian
-from neuralode_flow.intrinsic.ranks import kernel, rank_of, stacked
+from neuralode_flow.intrinsic.ranks import kernel, rank_of
 from neuralode_flow.intrinsic.systems.linear_network import independent_laws, laws_of, phi_of
 
 SHAPES = {(3, 3, 3): True, (3, 2, 3): True, (4, 2, 4): True, (5, 4, 3): True, (3, 3, 2): True, (4, 2, 3): False}
@@ -114,7 +114,7 @@ def test_the_laws_of_a_linear_network_are_found_by_brackets_as_quadrics_and_by_t
     assert count_laws(phi, n).verdict == independent_laws(widths)
     theta = randn(n, seed=3)
     known, numeric = jacobian(laws, theta), jacobian(found, theta)
-    ranks = [rank_of(torch.linalg.svdvals(rows)).rank for rows in (known, numeric, stacked(known, numeric))]
+    ranks = [rank_of(torch.linalg.svdvals(rows)).rank for rows in (known, numeric, torch.cat((known, numeric)))]
     assert ranks == [independent_laws(widths)] * 3
 
 
@@ -130,12 +130,21 @@ def test_quadratic_laws_are_conserved_and_include_linear_ones():
 
 
 def test_a_doubtful_rank_is_called_undecided():
-    doubtful = report(lambda x: torch.stack([x[0], x[0] + 1e-10 * x[1]]), torch.ones(2))
+    def nearly_parallel(angle):
+        return lambda x: torch.stack([x[0] + x[1], x[0] + (1 + angle) * x[1]])
+
+    doubtful = report(nearly_parallel(1e-10), torch.ones(2))
     assert doubtful.undecided
     assert (doubtful.rank, doubtful.recoverable, doubtful.metric) == ("undecided",) * 3
     assert "undecided" in str(doubtful)
-    assert not report(lambda x: torch.stack([x[0], x[0] + 1e-6 * x[1]]), torch.ones(2)).undecided
-    assert report(lambda x: torch.stack([x[0], x[0] + 1e-14 * x[1]]), torch.ones(2)).rank == 1
+    assert not report(nearly_parallel(1e-6), torch.ones(2)).undecided
+    assert report(nearly_parallel(1e-14), torch.ones(2)).rank == 1
+
+
+def test_a_small_derivative_is_a_matter_of_units():
+    for size in (1e-6, 1e-10, 1e-14):
+        found = report(lambda x, size=size: torch.stack([x[0], x[0] + size * x[1]]), torch.ones(2))
+        assert (found.rank, found.recoverable) == (2, True)
 
 
 def test_all_of_theta_is_recoverable_where_phi_is_the_identity():
@@ -251,6 +260,16 @@ def test_criterion_b_at_infinite_depth_holds_for_relaxed_balanced_profiles_only(
         assert found.size < 1e-12 * found.scale
         led_astray = Detour(profile, random_direction(d, 0.5, generator(seed)))
         assert depth_criterion(grid, sample(led_astray, grid.nodes)).metric is False
+
+
+def test_a_large_block_of_z_does_not_hide_that_a_small_one_is_not_closed():
+    grid = nf.DepthGrid.gauss(4, 12)
+    _, profile = relaxed_profile(2, 0)
+    astray = sample(Detour(profile, random_direction(2, 0.5, generator(0))), grid.nodes)
+    for size in (0.0, 10.0, 18.0):  # M has entries up to exp(2 size)
+        W = torch.zeros(len(grid), 3, 3)
+        W[:, :2, :2], W[:, 2, 2] = astray, size
+        assert depth_criterion(grid, W).metric is False
 
 
 def test_a_detour_keeps_the_end_to_end_map():

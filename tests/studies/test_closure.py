@@ -45,6 +45,34 @@ def test_a_wrong_closed_flow_fails_the_check():
     assert summary["error"] > 1e-3
 
 
+def test_a_wrong_closed_flow_is_found_without_an_integration():
+    system = nf.SYSTEMS["diagonal"]()
+    slightly = ClosedFlow(system.loss, lambda b, G: (1 + 1e-6) * system.closed.formula(b, G))
+    summary = STUDY.summarise(study(replace(system, closed=slightly), horizon=1e-4))
+    assert abs(summary["errors"]["the closed flow is the velocity of z"] / 1e-6 - 1) < 1e-3
+    assert not summary["passed"]
+    assert summary["verdict"].startswith("NOT as theory says.")
+
+
+def test_a_system_of_ones_own_is_checked_before_it_is_used():
+    system = nf.SYSTEMS["diagonal"](dimension=2)
+    n = len(system.theta)
+
+    def only_at_the_start(theta):  # its gradient vanishes at θ₀, and nowhere else
+        return (theta - system.theta).square().sum(-1, keepdim=True)
+
+    for wrong, message in (
+        ({"laws": only_at_the_start}, r"laws of system 'diagonal' must be conserved .* entry 0 is not"),
+        ({"laws": lambda theta: theta[..., :1]}, r"laws of system 'diagonal' must be conserved"),
+        ({"laws": 3}, "laws of system 'diagonal' must be a function"),
+        ({"theta": system.theta.reshape(1, n)}, r"theta of system 'diagonal' must have shape \(n,\)"),
+        ({"bound": float("inf")}, "bound of system 'diagonal' must be finite"),
+        ({"closed": ClosedFlow(system.loss, lambda b, G: b.sum())}, "closed of system 'diagonal' must give a velocity"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            study(replace(system, **wrong))
+
+
 def test_a_wrong_number_of_laws_or_a_wrong_verdict_of_theory_fails_the_check():
     system = nf.SYSTEMS["diagonal"](dimension=2)
     for wrong in ({"independent": 3}, {"recoverable": False}, {"metric": False}):

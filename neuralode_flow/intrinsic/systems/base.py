@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...checks import count
+from ...checks import count, float_tensor, positive
 from ...flows.base import Flow
-from ...losses import Loss
+from ...flows.factorization import check_map, checked_map
+from ...losses import Loss, check_loss
 from ...registry import Registry
+from ..derivatives import jacobian
+from ..place import Place
+from ..report import check_conserved
 
 Map = Callable[[Tensor], Tensor]
 
@@ -80,6 +84,58 @@ class System:
     checks: Mapping[str, Callable[[Tensor, Tensor], float]] = field(default_factory=dict)
     observe: Mapping[str, Map] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def check_system(system: System) -> None:
+    """What a system states, as far as one point tells: its parts fit, and its laws are laws, at θ₀ and not only there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the name of the system and of the part that is at fault.
+    """
+
+    def part(name: str) -> str:
+        return f"{name} of system '{system.name}'"
+
+    theta = float_tensor(part("theta"), system.theta)
+    if theta.ndim != 1:
+        raise ValueError(f"{part('theta')} must have shape (n,), got {tuple(theta.shape)}; flatten it")
+    check_map(part("phi"), system.phi)
+    check_map(part("laws"), system.laws)
+    check_loss(part("loss"), system.loss)
+    positive(part("bound"), system.bound)
+    z = checked_map(part("phi"), system.phi, theta)
+    checked_map(part("laws"), system.laws, theta, depends=False)
+    for name, flow in (("closed", system.closed), ("control", system.control)):
+        if flow is not None and flow.velocity(z).shape != z.shape:
+            raise ValueError(
+                f"{part(name)} must give a velocity of the shape {tuple(z.shape)} of phi(theta), got "
+                f"{tuple(flow.velocity(z).shape)}"
+            )
+    random = torch.Generator().manual_seed(0)
+
+    def flat(point: Tensor) -> Tensor:
+        return system.phi(point).reshape(-1)
+
+    start = Place.at(theta.detach().double(), flat, random)
+    for place in (start, start.nearby(flat, random)[0]):
+        check_conserved(place.jacobian(flat), place.jacobian(system.laws), part("laws"))
+
+
+def closed_velocity_error(system: System, flow: Flow, path: Tensor) -> float:
+    """How far the closed flow is from ∂φ(θ) θ' at points of a path of θ (T, n), relative to the largest speed of z.
+
+    No integration is in between: a closed flow is wrong by itself, or not.
+    """
+    assert system.closed is not None
+    errors, speeds = [], []
+    for theta in path:
+        z = system.phi(theta)
+        moved = (jacobian(system.phi, theta) @ flow.velocity(theta)).reshape(z.shape)
+        errors.append(torch.linalg.vector_norm(system.closed.velocity(z) - moved))
+        speeds.append(torch.linalg.vector_norm(moved))
+    return float(torch.stack(errors).max() / torch.stack(speeds).max().clamp(min=torch.finfo(path.dtype).tiny))
 
 
 SYSTEMS: Registry[Callable[..., System]] = Registry("system")

@@ -1,0 +1,77 @@
+"""Points where the gradients of φ generate less than around them: the theorem of Frobenius says nothing there."""
+
+import exactly
+import maps
+import pytest
+import torch
+from cases import randn
+
+from neuralode_flow.intrinsic import report
+
+# φ, the point, its laws, and dim Lie there and around.
+POINTS = {
+    "a dead neuron": (maps.layers(3, 2, 2), [0.5, 0, 1.25, 0, -0.75, 0, 0.375, 0, 1.5, 0], maps.balance(3, 2, 2), 4, 7),
+    "WWᵀ of rank one": (maps.symmetric(3, 2), [0.5, 1, 0.25, 0.5, -0.75, -1.5], None, 3, 6),
+    "BA at zero": (maps.layers(2, 2, 2), [0.0] * 8, maps.balance(2, 2, 2), 0, 5),
+    "B at zero, A singular": (maps.layers(2, 2, 2), [0, 0, 0, 0, 0.5, 1, 0.5, 1.0], maps.balance(2, 2, 2), 3, 5),
+    "abc with two zeros": (maps.product, [0.0, 0.0, 1.0], lambda t: [t[0] * t[0] - t[1] * t[1]], 0, 1),
+    "abcd with three zeros": (maps.product, [0.0, 0.0, 0.0, 3.0], lambda t: [t[0] * t[0] - t[1] * t[1]], 0, 1),
+    "a neuron at zero": (maps.neuron, [0.0, 0.0, 0.0], lambda t: [t[0] * t[0] - t[1] * t[1] - t[2] * t[2]], 0, 2),
+    "(x, x²y)": (lambda t: [t[0], t[0] * t[0] * t[1]], [0.0, 1.0], None, 2, 2),
+    "(x, x³y)": (lambda t: [t[0], t[0] * t[0] * t[0] * t[1]], [0.0, 1.0], None, 2, 2),
+    "(x, xy, x²y)": (lambda t: [t[0], t[0] * t[1], t[0] * t[0] * t[1]], [0.0, 1.0], None, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_point_where_the_gradients_generate_less_is_not_recoverable(name):
+    phi, point, laws, here, around = POINTS[name]
+    n = len(point)
+    truth = exactly.verdicts(phi, point, further=2)
+    assert truth[0] is False
+    assert truth[3] is (here < around)
+    found = report(maps.in_torch(phi), torch.tensor(point, dtype=torch.float64))
+    assert found.recoverable is False
+    assert found.singular is truth[3]
+    assert found.evidence["lie"].verdict == n - here
+    assert found.laws == found.evidence["nearby"].verdict == truth[2] == n - around
+    assert ("singular point" in str(found)) is (here < around)
+    if laws is not None:
+        given = report(maps.in_torch(phi), torch.tensor(point, dtype=torch.float64), maps.in_torch(laws))
+        assert given.recoverable is False
+        assert given.metric is exactly.verdicts(phi, point, laws)[1]
+        assert found.metric in (given.metric, "undecided")
+
+
+def test_a_point_that_needs_more_brackets_than_is_affordable_is_no_false_true():
+    def phi(t):  # (x, x⁹y): nine brackets
+        return torch.stack((t[0], t[0] ** 9 * t[1]))
+
+    assert report(phi, torch.tensor([0.0, 1.0])).recoverable is False
+
+
+def test_the_metric_is_refuted_at_a_singular_point_only_where_the_proof_stands():
+    # Two live neurons that are not balanced and a dead one: the live ones refute B.
+    U, V = randn(2, 3, seed=0), randn(2, 3, seed=1)
+    U[:, 2] = V[:, 2] = 0
+
+    def phi(theta):
+        U, V = theta.reshape(2, 2, 3)
+        return U @ V.mT
+
+    found = report(phi, torch.stack((U, V)).reshape(-1))
+    assert (found.singular, found.recoverable, found.metric) == (True, False, False)
+
+
+def test_a_switch_nearby_is_not_taken_for_a_singular_point():
+    def phi(theta):  # beyond −0.003 the product, before it nothing: there θ itself is conserved
+        return torch.relu(theta[0]) * theta[1:]
+
+    for seed in range(5):
+        theta = torch.cat((torch.tensor([-3e-3]), randn(2, seed=seed)))
+        assert report(phi, theta).recoverable in (True, "undecided")
+    far = report(phi, torch.tensor([-0.5, 1.0, 2.0]))
+    assert (far.recoverable, far.laws, far.singular) == (True, 3, False)
+    on_it = report(phi, torch.tensor([0.0, 1.0, 2.0]))
+    assert on_it.laws == "undecided"
+    assert "not smooth" in str(on_it)
