@@ -197,6 +197,11 @@ class DepthGrid:
         """Legendre coefficients on each panel: `(..., N, a, b)` → `(..., panels, order, a, b)`."""
         return _along_nodes(self.rule.to_legendre, self.panelled(self._check(values)))
 
+    def from_legendre(self, coefficients: Tensor) -> Tensor:
+        """The values on the nodes, the inverse of `legendre`: `(..., panels, order, a, b)` → `(..., N, a, b)`."""
+        vander = np.polynomial.legendre.legvander(2 * self.rule.nodes - 1, self.order - 1)
+        return _along_nodes(vander, coefficients).flatten(-4, -3)
+
     def project(self, values: Tensor, degree: int) -> Tensor:
         """The L² projection on polynomials of at most `degree` on each panel: `(..., N, a, b)` → the same shape."""
         degree, rule = count("degree", degree, least=0, most=self.order - 1), self.rule

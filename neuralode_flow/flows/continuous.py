@@ -10,7 +10,7 @@ from torch import Tensor
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, sample
-from ..laws import continuous_law
+from ..laws import LawChange, continuous_law, law_change
 from ..losses import Loss, check_square_loss
 from .base import check_layers, check_matrices
 
@@ -106,6 +106,11 @@ class ContinuousFlow:
         return self.depth.product(state)
 
     def law(self, state: Tensor) -> Tensor:
-        """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, smoothed on each panel, at the nodes: `(..., N, d, d)`."""
+        """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, at the nodes: `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return continuous_law(self.grid, state)
+
+    def law_change(self, state: Tensor, start: Tensor) -> LawChange:
+        """How far J has moved from `start`, by Legendre mode, and what of it the grid accounts for."""
+        check_layers(state, len(self.grid), "depth nodes")
+        return law_change(self.grid, state, start)

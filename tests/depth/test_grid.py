@@ -52,6 +52,7 @@ def test_projection_keeps_the_low_legendre_coefficients_only():
     kept, all_of_them = grid.legendre(grid.project(values, 2)), grid.legendre(values)
     assert torch.allclose(kept[..., :3, :, :], all_of_them[..., :3, :, :], atol=1e-13)
     assert float(kept[..., 3:, :, :].abs().max()) < 1e-13
+    assert torch.allclose(grid.from_legendre(all_of_them), values, atol=1e-13)
 
 
 def test_auto_resolves_what_is_smooth_with_few_nodes_and_more_for_a_smaller_tolerance():
