@@ -20,7 +20,8 @@ class Flow(Protocol):
     5. The four of them accept leading batch axes.
 
     Where they make sense it also has `keeps_orientation` (det z > 0 for all time), and a flow on a depth grid has
-    `grid`, `on(grid)`, `transfer(state, grid)` and `depth_error(state)`; `linearised(state)` makes the Jacobian–vector
+    `grid`, `on(grid)`, `transfer(state, grid)`, `depth_error(state)`, `polynomial_error(state)`, `misfit(state, profile)`
+    and `law_change(state, start)`; `linearised(state)` makes the Jacobian–vector
     products of stiff solvers exact (see ContinuousFlow).
     """
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor, positive, real
-from ..depth.grid import Profile
+from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow
 from ..matrices import frobenius
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import MARGIN, FixedDepth, depth_control, sampled
+from .depth import MARGIN, FixedDepth, depth_control, sampled, unwarned
 from .endings import EVENTS_ASKED
 from .events import checked as checked_events
 from .interrupt import postponed
@@ -285,7 +285,8 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
         return flow, state.detach(), None
     if not hasattr(flow, "sample"):
         raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-    return flow, flow.sample(state).detach(), state
+    profile = Remembered(state)
+    return flow, unwarned(flow, profile), profile
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
