@@ -65,6 +65,11 @@ class ContinuousFlow:
         if self.depth.grid is not grid:
             raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
 
+    @property
+    def factors(self) -> int:
+        """How many matrices are multiplied to z: one for each panel."""
+        return self.grid.panels
+
     def sample(self, W0: Profile) -> Tensor:
         """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`.
 

@@ -29,7 +29,15 @@ UNRESOLVED = 1e-8
 # ... and above this multiple of the tolerance.
 MARGIN = 10.0
 
-_ROUND_OFF = 100
+
+def round_off(flow: Any, dtype: torch.dtype) -> float:
+    """The relative round-off of z: 100 ε, and 1.5 ε for each factor of a product, whose errors may all have one sign.
+
+    I + W/L of equal layers is rounded the same way L times: up to 1.3 L ε was seen in float32 for L = 100 … 1e5,
+    d = 2 … 8 and all layer rules, half of it with layers that differ. A product that grows and shrinks again on the way
+    loses more.
+    """
+    return float((100 + 1.5 * getattr(flow, "factors", 0)) * torch.finfo(dtype).eps)
 
 
 class FixedDepth:
@@ -63,7 +71,7 @@ class FixedDepth:
     def at_output(self, state: Tensor, z: Tensor) -> float:
         """The error of z that comes from depth, up to now."""
         if self.has_grid:
-            floor = _ROUND_OFF * torch.finfo(z.dtype).eps * _norm(z)
+            floor = round_off(self.flow, z.dtype) * _norm(z)
             self.largest = max(self.largest, self._error(self.flow, state), floor)
         return self.largest
 

@@ -19,7 +19,7 @@ from ..matrices import frobenius
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import MARGIN, FixedDepth, depth_control, sampled, unwarned
+from .depth import MARGIN, FixedDepth, depth_control, round_off, sampled, unwarned
 from .endings import EVENTS_ASKED
 from .events import checked as checked_events
 from .interrupt import postponed
@@ -181,7 +181,7 @@ def integrate(
             reached = result.times.tolist()
             tight = _tighter(control, reached)
             companion = path and path.with_name(f"{path.stem}.tight{path.suffix}")
-            result = _measured(result, run(reached, tight, companion, report, main=False), control)
+            result = _measured(result, run(reached, tight, companion, report, main=False), control, flow)
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
@@ -194,7 +194,7 @@ def _on_grid_of(given: Any, depth: FixedDepth, observe: Observer | None) -> Obse
     return lambda i, state: observe(i, depth.flow.transfer(state, given.grid))
 
 
-def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajectory:
+def _measured(result: Trajectory, tight: Trajectory, control: Control, flow: Flow) -> Trajectory:
     """The trajectory with the error in time that its companion measures."""
     stats = result.stats | {"estimate_evaluations": tight.stats["evaluations"]}
     if len(tight.times) < len(result.times):
@@ -205,8 +205,8 @@ def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajec
     gap, size = (frobenius(z, result.loss.ndim) for z in (tight.z - result.z, result.z))
     # Half a step of a method of order 1 leaves half the error; 30 times smaller tolerances leave next to nothing.
     factor = 2.0 if control.step is not None else 1 + 1 / _TIGHTER
-    round_off = 100 * torch.finfo(result.z.dtype).eps * size
-    time_error = (factor * gap + round_off).reshape(len(gap), -1).amax(-1)
+    floor = round_off(flow, result.z.dtype) * size
+    time_error = (factor * gap + floor).reshape(len(gap), -1).amax(-1)
     measured = replace(result, stats=stats, time_error=time_error)
     allowed = MARGIN * (control.atol + control.rtol * size.reshape(len(size), -1).amax(-1))
     excess = (time_error + result.depth_error) / allowed
@@ -215,11 +215,17 @@ def _measured(result: Trajectory, tight: Trajectory, control: Control) -> Trajec
         time, depth = float(time_error[worst]), float(result.depth_error[worst])
         status = (
             f"the error of z was measured as {time + depth:.2g} at t = {float(result.times[worst]):.6g} "
-            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: use smaller tolerances than "
-            f"rtol = {control.rtol:g}, atol = {control.atol:g}"
+            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: {_advice(floor, time, control)}"
         )
         return replace(measured, status=status, ending="accuracy")
     return measured
+
+
+def _advice(floor: Tensor, time: float, control: Control) -> str:
+    """What makes the measured error in time smaller."""
+    if float(floor.max()) > time / 2:
+        return f"most of it is round-off of {floor.dtype} in the product z; use float64, or fewer layers"
+    return f"use smaller tolerances than rtol = {control.rtol:g}, atol = {control.atol:g}"
 
 
 def _tighter(control: Control, times: list[float]) -> Control:

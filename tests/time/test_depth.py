@@ -8,6 +8,7 @@ import torch
 from cases import relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
+from neuralode_flow.time.depth import round_off
 
 LOSS = nf.Quadratic(torch.eye(2))
 A, B = torch.tensor([[0.2, 0.9], [-0.6, 0.1]]), torch.tensor([[0.7, 0.5], [-0.4, 0.3]])
@@ -123,3 +124,31 @@ def test_members_are_measured_each():
     one = jump(0.137)[0]
     state = torch.stack([both(s) for s in flow.grid.nodes.tolist()], dim=1)
     assert flow.misfit(state, both) == pytest.approx(flow.misfit(state[1], one), rel=1e-9)
+
+
+@pytest.mark.parametrize("layer", ["euler", "exp"])
+def test_the_round_off_of_many_layers_in_single_precision_is_claimed(layer):
+    target, L = torch.tensor([[1.5, 0.4], [-0.3, 1.2]]), 10_000
+    paths = {}
+    for dtype in (torch.float64, torch.float32):
+        net = nf.FiniteFlow(L, nf.Quadratic(target.to(dtype)), layer)
+        start = torch.zeros(L, 2, 2, dtype=dtype)
+        paths[dtype] = nf.integrate(net, start, [0.0, 1.0], "dopri5", rtol=2e-5, atol=1e-6, estimate=True)
+    single = paths[torch.float32]
+    true = float(torch.linalg.matrix_norm(single.z.double() - paths[torch.float64].z).max())
+    assert true > 2e-5 * float(torch.linalg.matrix_norm(target))  # more than the tolerance
+    assert true < float(single.error.max()) < 50 * true
+    assert single.ending == "accuracy"
+    assert "round-off of torch.float32" in single.status
+
+
+def test_round_off_grows_with_the_number_of_factors():
+    for L in (10, 1000, 100_000):
+        net = nf.FiniteFlow(L, LOSS, "cayley")
+        W = torch.tensor([[0.3, 0.8], [-0.5, 0.2]]).expand(L, 2, 2)
+        z, single = net.product(W.float().double()), net.product(W.float()).double()
+        assert float(torch.linalg.matrix_norm(single - z)) < round_off(net, torch.float32) * float(
+            torch.linalg.matrix_norm(z)
+        )
+    assert round_off(nf.ContinuousFlow(nf.DepthGrid.gauss(64, 4), LOSS), torch.float64) < 1e-13
+    assert round_off(nf.IntrinsicFlow(LOSS, nf.LogMean()), torch.float64) == 100 * torch.finfo(torch.float64).eps
