@@ -62,7 +62,7 @@ class FixedDepth:
 
     def resume(self, grid: list[int] | None, memory: list[float]) -> None:
         """Takes up what a checkpoint holds."""
-        self.largest = memory[0]
+        self.largest, self.measured = memory[0], True
 
     def after_step(self, t: float, state: Tensor) -> Tensor | None:
         """The state on another grid, if it must change now."""
@@ -73,10 +73,14 @@ class FixedDepth:
         if self.has_grid:
             floor = round_off(self.flow, z.dtype) * _norm(z)
             self.largest = max(self.largest, self._error(self.flow, state), floor)
+            self.measured = True
         return self.largest
 
     def _error(self, flow: Any, state: Tensor) -> float:
-        """The error of z on the grid; nothing is guessed of a start that was compared with its profile."""
+        """The error of z on the grid: guessed of a start that was not compared with its profile, else measured.
+
+        What training adds to a start is as smooth as the propagators.
+        """
         error: float = (flow.polynomial_error if self.measured else flow.depth_error)(state)
         return error
 
@@ -121,7 +125,8 @@ class AdaptiveDepth(FixedDepth):
         return [self.largest, self._tail]
 
     def resume(self, grid: list[int] | None, memory: list[float]) -> None:
-        self.largest, self._tail = memory
+        super().resume(grid, memory)
+        self._tail = memory[1]
         if grid is not None and tuple(grid) != (self.flow.grid.panels, self.flow.grid.order):
             self.flow = self.flow.on(_like(self.flow.grid, *grid))
 
