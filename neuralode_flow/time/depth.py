@@ -81,7 +81,8 @@ class FixedDepth:
 
         What training adds to a start is as smooth as the propagators.
         """
-        error: float = (flow.polynomial_error if self.measured else flow.depth_error)(state)
+        measure = getattr(flow, "polynomial_error", flow.depth_error) if self.measured else flow.depth_error
+        error: float = measure(state)
         return error
 
     def verdict(self, z: Tensor) -> str | None:
