@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .checks import floating, same_kind
+from .depth import kernel
+from .depth.collocation import Collocation
 from .depth.grid import DepthGrid, check_grid
 from .depth.products import multiply
 
@@ -24,12 +28,11 @@ def commutator(W: Tensor) -> Tensor:
 
 
 def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
-    """J(s) = S(s) + ∫₀ˢ (WᵀW − WWᵀ) with S = W + Wᵀ, less its mean over depth, in its smooth part on each panel.
+    """J(s) = S(s) + ∫₀ˢ (WᵀW − WWᵀ) with S = W + Wᵀ, less its mean over depth.
 
     C(s) = S' + WᵀW − WWᵀ is conserved at every s for every loss; J is its primitive, free of differentiation, up to
-    the constant that the mean removes (docs/math.md). On the grid the k-th Legendre coefficient of J on a panel is
-    conserved to O(h^{2m−k}): the low ones far better than the highest, which only say how well m nodes resolve the
-    propagators. So the lowest third of them is kept.
+    the constant that the mean removes (docs/math.md): a change of J that is the same at all depths, or skew, is none
+    of C. How well the grid can hold which part of it is told by `law_change`.
 
     Parameters
     ----------
@@ -42,9 +45,75 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     """
     check_grid("grid", grid)
     bracket = commutator(W)
-    J = W + W.mT + grid.antiderivative(bracket)
-    degree = min(grid.order - 1, max(1, (grid.order - 1) // 3))
-    return grid.project(J - grid.integrate(J).unsqueeze(-3), degree)
+    return _primitive(grid, W + W.mT, bracket)
+
+
+class LawChange(NamedTuple):
+    """How far J has moved, in Frobenius norms.
+
+    drift : Tensor (...)
+        The largest over the nodes: of the lowest third of the modes the whole change, which a grid holds far better
+        than the rest, of the others what exceeds the bounds.
+    modes, bounds : Tensor (..., m)
+        By Legendre mode k = 0 … m − 1 of a panel: the largest change of the coefficient over the panels, and what of
+        it the grid itself accounts for.
+    """
+
+    drift: Tensor
+    modes: Tensor
+    bounds: Tensor
+
+
+# A bound is this multiple of its estimate, which was 0.7 … 2.5 times what training did on 5 grids.
+_SAFETY = 5.0
+
+
+def law_change(grid: DepthGrid, W: Tensor, start: Tensor) -> LawChange:
+    """The change of J from `start` to W, mode by mode, beside the bound that each mode can be held to on the grid.
+
+    The velocity M that collocation makes is, on each panel, the value at the nodes of a polynomial of degree 2m whose
+    slope there is that of the exact equation M' = MWᵀ − WᵀM. So dJ/dt is what the m nodes miss of that slope, and no
+    more; its k-th Legendre coefficient is O(h^{2m−k}). It is computed from the stages of both states, for a gradient G
+    in general position, relative to M; times the change of W it is the bound.
+    No velocity of a flow enters: a wrong one shows in every mode.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+    W, start : Tensor (..., N, d, d)
+
+    Returns
+    -------
+    LawChange
+    """
+    change = continuous_law(grid, W) - continuous_law(grid, start)
+    coefficients = grid.legendre(change)
+    sizes = torch.linalg.matrix_norm(coefficients)
+    moved = torch.linalg.matrix_norm(W - start).amax(-1)
+    bounds = _SAFETY * moved.unsqueeze(-1) * torch.maximum(_unheld(grid, W), _unheld(grid, start))
+    kept = (1 - bounds.unsqueeze(-2) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0.0)
+    kept[..., : max(1, (grid.order - 1) // 3) + 1] = 1.0
+    beyond = grid.from_legendre(coefficients * kept[..., None, None])
+    return LawChange(torch.linalg.matrix_norm(beyond).amax(-1), sizes.amax(-2), bounds)
+
+
+def _primitive(grid: DepthGrid, local: Tensor, bracket: Tensor) -> Tensor:
+    """local + ∫₀ˢ bracket, less its mean."""
+    J = local + grid.antiderivative(bracket)
+    return J - grid.integrate(J).unsqueeze(-3)
+
+
+def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
+    """The part of dJ/dt that the nodes miss, by mode, relative to the largest ‖M‖: `(..., m)`."""
+    d = W.shape[-1]
+    G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(W)
+    M = kernel.flow(grid, W, lambda z: G)
+    if M is None:  # from the propagators, so that this does not rest on what it judges
+        forward, backward, _ = Collocation(grid).propagators(W)
+        M = multiply(multiply(backward.mT, G), forward.mT)
+    part = multiply(W.mT, M) - multiply(M, W.mT)
+    missed = torch.linalg.matrix_norm(grid.legendre(_primitive(grid, M + M.mT, part + part.mT))).amax(-2)
+    return missed / torch.linalg.matrix_norm(M).amax(-1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
 
 
 def depth_curvature(grid: DepthGrid, W: Tensor) -> Tensor:

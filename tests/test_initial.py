@@ -67,6 +67,65 @@ def test_an_unresolved_twist_is_said():
         nf.relaxed_balanced(torch.eye(2), twist=lambda s: omega * (1.0 if s < 0.3 else 2.0))
 
 
+def planes(d, size):
+    """A skew matrix that turns every plane of coordinates (0, 1), (2, 3), … by `size` radians per unit of depth."""
+    return torch.block_diag(*[size * SKEW] * (d // 2), *[torch.zeros(1, 1)] * (d % 2))
+
+
+@pytest.mark.parametrize(("size", "d"), [(300.0, 2), (-400.0, 2), (400.0, 5), (900.0, 3)])
+def test_a_fast_constant_twist_starts_at_z0(size, d):
+    # The grid must resolve W itself, which turns twice as fast as the frame.
+    z0, grid = positive_matrix(d, seed=3), nf.DepthGrid.gauss(128, 16)
+    W0 = nf.relaxed_balanced(z0, twist=lambda s: planes(d, size))
+    assert float((nf.Collocation(grid).product(W0.at(grid.nodes)) - z0).abs().max()) < 1e-11
+    assert torch.equal(W0.end_to_end, z0)
+    frame = W0.grid.interpolate(W0.rotation, torch.tensor([0.1234, 0.9]))
+    for R, s in zip(frame, (0.1234, 0.9), strict=True):
+        assert torch.allclose(R, torch.linalg.matrix_exp(s * planes(d, size)), atol=1e-10)
+
+
+def test_a_fast_twist_that_changes_its_speed_starts_at_z0():
+    z0, grid = positive_matrix(2, seed=4), nf.DepthGrid.gauss(128, 16)
+    W0 = nf.relaxed_balanced(z0, twist=lambda s: 300 * math.cos(60 * s) * SKEW)
+    assert float((nf.Collocation(grid).product(W0.at(grid.nodes)) - z0).abs().max()) < 1e-11
+
+
+@pytest.mark.parametrize("part", ["twist", "shift"])
+@pytest.mark.parametrize("kind", ["bump", "jump"])
+def test_a_start_that_cannot_be_promised_names_the_size(part, kind):
+    feature = {
+        "bump": lambda s: 50 * math.exp(-(((s - 0.31371) / 4e-4) ** 2)),
+        "jump": lambda s: 3.0 * (s > 0.137),
+    }[kind]
+    function = {"twist": lambda s: feature(s) * SKEW, "shift": feature}[part]
+    with pytest.warns(RuntimeWarning, match=rf"{part}\(s\) is resolved to .* misses z0 by about") as said:
+        W0 = nf.relaxed_balanced(positive_matrix(2, seed=5), **{part: function})
+    stated = float(str(said[0].message).split("by about ")[1].split(",")[0])
+    edges = torch.tensor([0.0, 0.137, 0.1374, 0.312, 0.3137, 0.3154, 1.0])
+    assert abs(true_gap(W0, edges)) < 10 * stated + 1e-7
+
+
+def true_gap(W0, edges):
+    """‖P(1,0) − z₀‖ of a profile that is smooth between the edges: Magnus' fourth order, 1000 steps on each piece."""
+    z = torch.eye(2)
+    for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        h = (b - a) / 1000
+        left = a + h * torch.arange(1000)
+        W = W0.at(torch.stack((left + h * (0.5 - 3**0.5 / 6), left + h * (0.5 + 3**0.5 / 6)), 1).flatten())
+        one, two = W[::2], W[1::2]
+        steps = torch.linalg.matrix_exp(h / 2 * (one + two) + h**2 * 3**0.5 / 12 * (two @ one - one @ two))
+        z = chain.product(steps) @ z
+    return float(torch.linalg.matrix_norm(z - W0.end_to_end))
+
+
+def test_a_grid_that_misses_a_fast_twist_is_said_where_the_state_cannot_tell():
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 8), nf.Quadratic(torch.eye(2)))
+    W0 = nf.relaxed_balanced(positive_matrix(2, seed=6), twist=lambda s: 1000 * SKEW)
+    path = nf.integrate(flow, W0, [0.0, 0.01], "DOP853")
+    assert path.ending == "depth"
+    assert float(path.depth_error[0]) > 0.5 * float(torch.linalg.matrix_norm(path.z[0] - W0.end_to_end))
+
+
 def test_control_has_the_same_z0_and_is_not_relaxed_balanced():
     z0 = positive_matrix(3, seed=2)
     grid = nf.DepthGrid.gauss(2, 12)
@@ -153,6 +212,11 @@ SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
         (lambda: nf.relaxed_balanced(torch.eye(2), shift=lambda s: float("nan")), ValueError, "shift.* must be finite"),
         (lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: torch.eye(2)), ValueError, "twist.* must be skew"),
         (lambda: nf.relaxed_balanced(torch.eye(3), twist=lambda s: SKEW), ValueError, "twist.* size of z0"),
+        (
+            lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: 1e5 * SKEW),
+            ValueError,
+            "too fast, got 1e\\+05 rad",
+        ),
         (lambda: nf.relaxed_balanced_layers(torch.zeros(2, 2), torch.zeros(3)), ValueError, "z0 must be invertible"),
         (
             lambda: nf.relaxed_balanced_layers(torch.eye(2), torch.tensor([0.0, torch.nan])),

@@ -38,6 +38,90 @@ def test_the_symmetric_law_drifts_at_order_two(layer):
     assert [a / b for a, b in zip(drifts, drifts[1:], strict=False)] == pytest.approx([4, 4], rel=0.07)
 
 
+class Pushed(nf.ContinuousFlow):
+    """A velocity that is wrong by `extra`."""
+
+    extra: torch.Tensor
+
+    def velocity(self, state):
+        return super().velocity(state) + self.extra
+
+
+def pushed_path(grid, extra, d=3):
+    flow = Pushed(grid, nf.Quadratic(randn(d, d, seed=20)))
+    flow.extra = extra
+    return nf.integrate(flow, flow.sample(smooth_profile(d, seed=21)), [0.0, 1.0], "DOP853", rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("panels", "order"), [(4, 12), (4, 6), (3, 8)])
+def test_a_wrong_velocity_shows_in_the_drift_whatever_its_mode(panels, order):
+    grid, symmetric = nf.DepthGrid.gauss(panels, order), randn(3, 3, seed=22)
+    symmetric = (symmetric + symmetric.mT) / torch.linalg.matrix_norm(symmetric + symmetric.mT)
+    honest = float(pushed_path(grid, torch.zeros(3, 3)).drift.max())
+    assert honest < {12: 1e-9, 6: 1e-5, 8: 1e-7}[order]
+    for mode in range(order):
+        coefficients = torch.zeros(panels, order, 1, 1)
+        coefficients[mode % panels, mode] = 0.05
+        for shape in (torch.eye(3) / 3**0.5, symmetric):
+            path = pushed_path(grid, grid.from_legendre(coefficients) * shape)
+            assert float(path.drift[-1]) > 0.02, mode
+            assert path.stats["law_modes"]["drift"][mode] > 0.04
+
+
+def test_waves_that_average_out_on_each_panel_show_in_full():
+    grid = nf.DepthGrid.gauss(4, 12)
+    path = pushed_path(grid, 0.1 * torch.cos(8 * torch.pi * grid.nodes)[:, None, None] * torch.eye(3))
+    assert float(path.drift[-1]) > 0.2
+
+
+def test_the_law_does_not_see_what_is_the_same_at_all_depths():
+    # C = S' + [Wᵀ, W] of a W that a constant multiple of I has been added to is the same.
+    grid = nf.DepthGrid.gauss(4, 12)
+    assert float(pushed_path(grid, 0.1 * torch.eye(3)).drift[-1]) < 1e-9
+    state = grid.interpolate(randn(4 * 12, 3, 3, seed=23), grid.nodes)
+    shifted = state + 0.3 * torch.eye(3)
+    assert torch.allclose(depth_curvature(grid, shifted), depth_curvature(grid, state), atol=1e-10)
+
+
+@pytest.mark.parametrize(("panels", "order", "d"), [(4, 6, 8), (8, 4, 2), (2, 8, 4), (1, 16, 3), (1, 4, 3)])
+def test_every_mode_stays_within_its_bound_and_the_bound_is_no_more_than_that(panels, order, d):
+    grid = nf.DepthGrid.gauss(panels, order)
+    path = pushed_path(grid, torch.zeros(d, d), d)
+    moved, bound = (torch.tensor(path.stats["law_modes"][name]) for name in ("drift", "bound"))
+    seen = bound > 1e-8  # the others are errors in time
+    assert bool(seen.any())
+    assert bool((moved < bound)[seen].all())
+    assert float((bound / moved)[seen].max()) < 50
+
+
+def test_a_depth_solver_of_ones_own_that_is_wrong_shows_in_the_drift():
+    class Wrong(nf.Collocation):
+        def gradient(self, W, outer):
+            wave = torch.cos(40 * torch.pi * self.grid.nodes)[:, None, None]
+            return super().gradient(W, outer) + 0.1 * wave * torch.eye(W.shape[-1])
+
+    grid, loss = nf.DepthGrid.gauss(4, 12), nf.Quadratic(randn(3, 3, seed=24))
+    start = smooth_profile(3, seed=25).at(grid.nodes)
+    drifts = [
+        float(nf.integrate(nf.ContinuousFlow(grid, loss, solver), start, [0.0, 1.0], "DOP853").drift[-1])
+        for solver in ("collocation", Wrong(grid))
+    ]
+    assert drifts[0] < 1e-6
+    assert drifts[1] > 0.1
+
+
+def test_the_members_of_a_batch_have_their_own_bounds():
+    grid, loss = nf.DepthGrid.gauss(2, 6), nf.Quadratic(randn(3, 3, seed=26))
+    flow = nf.ContinuousFlow(grid, loss)
+    states = torch.stack([smooth_profile(3, seed=s).at(grid.nodes) for s in (27, 28)])
+    moved = states + 0.1 * randn(*states.shape, seed=29)
+    together = flow.law_change(moved, states)
+    for k in range(2):
+        alone = flow.law_change(moved[k], states[k])
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert torch.allclose(one, all_of_them[k], rtol=1e-6, atol=1e-13)
+
+
 def step_drifts(method, steps):
     """Drift of the quadratic law of Euler layers at the end, with one step per output interval."""
     flow = nf.FiniteFlow(6, nf.Quadratic(randn(3, 3, seed=7)))

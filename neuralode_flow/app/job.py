@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,9 +63,11 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     started = time.perf_counter()
     resume = job.machine.resume
     theirs = isinstance(resume, str) and Path(resume).expanduser().exists()  # an empty folder that the user has made
+    said: list[str] = []
     try:
         prepare(job.machine)
-        setup = build(job)
+        with _warned(said):
+            setup = build(job)
         folder = folder or _folder(job)
         if (folder / SUMMARY).exists():
             terminal.finished(folder)
@@ -72,10 +75,10 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
         study = STUDIES[job.study.name]
         with held(folder, job.to_yaml()):
             setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
-            with _resumable(folder), _failing("the study stopped"), terminal.progress() as report:
+            with _warned(said), _resumable(folder), _failing("the study stopped"), terminal.progress() as report:
                 dataset = study.run(setup, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
-                summary = record(study, dataset, started)
+                summary = record(study, dataset, started) | {"warnings": said}
                 write(folder, job, dataset, summary, command)
     finally:
         if folder is not None and not theirs:
@@ -182,6 +185,25 @@ def _folder(job: Job) -> Path:
     except OSError as error:
         where = resume if isinstance(resume, str) else parent
         raise BadInput(f"{where} cannot hold results: {error.strerror}; set out=FOLDER") from error
+
+
+@contextmanager
+def _warned(said: list[str]) -> Iterator[None]:
+    """Warnings about the computation as sentences on stderr, and in `said`: each once, also in a sweep."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, RuntimeWarning):
+            return usual(message, category, *where, **more)
+        if str(message) not in said:
+            said.append(str(message))
+            complain(f"warning: {message}")
+        return None
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -150,6 +150,7 @@ def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
         rows += [[what, _number(error), f"bound {summary['bound']:.0e}"] for what, error in checks.items()]
     if summary.get("law_drift") is not None and not any("drift" in what for what in checks):
         rows.append(["drift of the conserved quantity", _number(summary["law_drift"]), "0 in exact arithmetic"])
+    rows += [["warning", "", text] for text in summary.get("warnings", ())]
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])
     return table(rows, head=["", "value", "error, norm"], numeric={1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,20 @@ from torch import Tensor
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, sample
-from ..laws import continuous_law
+from ..depth.probes import integral, probes
+from ..laws import LawChange, continuous_law, law_change
 from ..losses import Loss, check_square_loss
 from .base import check_layers, check_matrices
+
+# Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
+NOTICEABLE = 1e-8
+
+# What the Legendre coefficients leave out is at most about 30 times the gap where W is smooth (docs/trust.md).
+_BLIND = 100.0
+
+
+class Unresolved(RuntimeWarning):
+    """A state that misses the profile it was sampled from."""
 
 
 class ContinuousFlow:
@@ -53,11 +65,52 @@ class ContinuousFlow:
         if self.depth.grid is not grid:
             raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
 
+    @property
+    def factors(self) -> int:
+        """How many matrices are multiplied to z: one for each panel."""
+        return self.grid.panels
+
     def sample(self, W0: Profile) -> Tensor:
-        """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`."""
+        """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`.
+
+        The state no longer knows W0: where it misses W0 by more than `depth_error` can tell of it, an `Unresolved`
+        warning says by how much z is off. W0 is looked at as `misfit` does.
+        """
         state = sample(W0, self.grid.nodes)
         self.check(state)
+        with torch.no_grad():
+            missed, size = self.misfit(state, W0), float(torch.linalg.matrix_norm(self.product(state)).max())
+            if missed > NOTICEABLE * size and missed > 10 * self.depth_error(state):
+                warnings.warn(
+                    f"the depth grid of {self.grid.panels} × {self.grid.order} nodes does not resolve W0: the "
+                    f"end-to-end map z of the state is off by about {missed:.2g}; use more nodes, "
+                    f"DepthGrid.auto(W0, tol), or W0 itself in integrate(flow, W0, times, adapt=True)",
+                    Unresolved,
+                    stacklevel=2,
+                )
         return state
+
+    def misfit(self, state: Tensor, W0: Profile) -> float:
+        """How far z of a state on the nodes is from that of the profile W0: Frobenius norm, the largest of a batch.
+
+        W0 is sampled on twice as many nodes, and what these miss of it is integrated, δz = ∫ P(1,s) δW(s) P(s,0) ds,
+        over depths that no grid has in common (`depth.probes`: 1597, at most 7e-4 apart, for d up to 36). A feature
+        that is narrower than their distance can be missed. A profile that knows its own z (`end_to_end`, such as those
+        of `relaxed_balanced`) is held to that as well.
+        """
+        z = self.product(state)
+        fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
+        values = sample(W0, fine.nodes)
+        depths = probes(state.numel() // len(self.grid)).to(state)
+        missed = sample(W0, depths) - fine.interpolate(values, depths)
+        before, after, z_fine = Collocation(fine).propagators(values)
+        carried = fine.interpolate(after, depths) @ missed @ fine.interpolate(before, depths)
+        correction, uncertain = integral(depths, carried)
+        error = torch.linalg.matrix_norm(z_fine + correction - z) + uncertain
+        known = getattr(W0, "end_to_end", None)
+        if known is not None:
+            error = torch.maximum(error, torch.linalg.matrix_norm(z - known.to(z)))
+        return float(error.max())
 
     def on(self, grid: DepthGrid) -> ContinuousFlow:
         """The same flow on another grid."""
@@ -73,11 +126,24 @@ class ContinuousFlow:
         """How far z is from the product of the same W on twice as many nodes: Frobenius norm, the largest of a batch.
 
         Along training this estimates the error that the grid makes in z, with all that it did before: 0.21 to 2.6 times
-        the true one was seen on random relaxed balanced profiles (benchmarks/accuracy.py).
+        the true one was seen on random relaxed balanced profiles (benchmarks/accuracy.py). Where the Legendre
+        coefficients of W on a panel of six nodes or more do not decay, as after a jump between its nodes, that
+        comparison is blind, and what they leave out is guessed instead (`DepthGrid.left_out`). A state cannot tell of
+        what lies wholly between its nodes, or of jumps among fewer nodes: `misfit` compares with the profile.
         """
+        z, gap = self._gap(state)
+        lost = self.grid.left_out(state) * torch.linalg.matrix_norm(z) / state.shape[-1] ** 0.5
+        return float(torch.where(lost > _BLIND * gap, lost, gap).max())
+
+    def polynomial_error(self, state: Tensor) -> float:
+        """`depth_error` without the guess: for a state whose start has been compared with its profile."""
+        return float(self._gap(state)[1].max())
+
+    def _gap(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """z, and its distance from the product of the same panel polynomials on twice as many nodes."""
         fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
-        gap = Collocation(self.grid).product(state) - Collocation(fine).product(self.transfer(state, fine))
-        return float(torch.linalg.matrix_norm(gap).max())
+        z = Collocation(self.grid).product(state)
+        return z, torch.linalg.matrix_norm(z - Collocation(fine).product(self.transfer(state, fine)))
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state fits the grid and the loss."""
@@ -106,6 +172,11 @@ class ContinuousFlow:
         return self.depth.product(state)
 
     def law(self, state: Tensor) -> Tensor:
-        """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, smoothed on each panel, at the nodes: `(..., N, d, d)`."""
+        """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, at the nodes: `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return continuous_law(self.grid, state)
+
+    def law_change(self, state: Tensor, start: Tensor) -> LawChange:
+        """How far J has moved from `start`, by Legendre mode, and what of it the grid accounts for."""
+        check_layers(state, len(self.grid), "depth nodes")
+        return law_change(self.grid, state, start)

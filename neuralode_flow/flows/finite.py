@@ -59,6 +59,11 @@ class FiniteFlow:
         self.sampling = sampling
 
     @property
+    def factors(self) -> int:
+        """How many matrices are multiplied to z."""
+        return self.depth
+
+    @property
     def nodes(self) -> Tensor:
         """The depth s_k that stands for layer k, shape (L,)."""
         return (torch.arange(self.depth, dtype=torch.float64) + SAMPLINGS[self.sampling]) / self.depth

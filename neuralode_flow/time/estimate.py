@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..matrices import frobenius
 from .base import METHODS, Control, fixed_steps, one_step
-from .depth import MARGIN
+from .depth import MARGIN, round_off
 from .members import of_members
 from .trajectory import Trajectory
 
@@ -39,6 +40,8 @@ class Companion:
 
     Parameters
     ----------
+    flow : Flow
+        With the round-off of its z.
     method : str
     main : Control
         Method and control of the run.
@@ -47,6 +50,7 @@ class Companion:
         When the steps of the run ended; the last one may lie beyond the end of the run, at an event.
     """
 
+    flow: Any
     method: str
     main: Control
     result: Trajectory
@@ -105,13 +109,13 @@ class Companion:
         """Of the first n outputs, (n, …), from those of the companion."""
         axes = self.result.loss.ndim
         gap, size = (frobenius(value, axes).double() for value in (z - self.result.z[:n], self.result.z[:n]))
-        round_off = _ROUND_OFF * torch.finfo(self.result.z.dtype).eps * size
+        floor = round_off(self.flow, self.result.z.dtype) * size
         if self.halves:
-            return _HALVED * gap + round_off
+            return _HALVED * gap + floor
         worth = self.main.rtol / self.control.rtol
         if worth < _WORTH and self.stand_in == self.method:
             return gap + _OFF * (self.main.atol + self.main.rtol * size)
-        return gap / (1 - 1 / max(worth, _WORTH)) + round_off
+        return gap / (1 - 1 / max(worth, _WORTH)) + floor
 
     def _excess(self, errors: Tensor) -> str | None:
         """What is to be said of an error above the tolerance; None of one below."""
@@ -126,11 +130,18 @@ class Companion:
             return None
         time, depth = float(time_error[worst]), float(result.depth_error[worst])
         which = of_members(errors[worst] == errors[worst].max())
+        advice = self._advice(time, float(size[worst].max()))
         return (
             f"the error of z{which} was measured as {time + depth:.2g} at t = {float(result.times[worst]):.6g} "
-            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: use smaller tolerances than "
-            f"rtol = {control.rtol:g}, atol = {control.atol:g}"
+            f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: {advice}"
         )
+
+    def _advice(self, time: float, size: float) -> str:
+        """What makes a measured error in time smaller."""
+        dtype = self.result.z.dtype
+        if round_off(self.flow, dtype) * size > time / 2:
+            return f"most of it is round-off of {dtype} in the product z; use float64, or fewer layers"
+        return f"use smaller tolerances than rtol = {self.main.rtol:g}, atol = {self.main.atol:g}"
 
 
 def _common(first: Tensor, second: Tensor) -> int:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor, positive, real
-from ..depth.grid import Profile
+from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import FixedDepth, depth_control, sampled
+from .depth import FixedDepth, depth_control, sampled, unwarned
 from .endings import EVENTS_ASKED
 from .estimate import Companion
 from .events import checked as checked_events
@@ -193,7 +193,7 @@ def integrate(
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         result, ends = run(points, method, control, path)
         if estimate:
-            better = Companion(method, control, result, ends)
+            better = Companion(flow, method, control, result, ends)
             # A run that can go on will have another companion.
             ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == points[-1]
             companion = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
@@ -266,7 +266,8 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
         return flow, state.detach(), None
     if not hasattr(flow, "sample"):
         raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-    return flow, flow.sample(state).detach(), state
+    profile = Remembered(state)
+    return flow, unwarned(flow, profile), profile
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_finite
-from ..laws import drift
+from ..laws import LawChange, drift
 from .barrier import Barrier, watched
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper, Watch
 from .checkpoint import ENDS, Checkpoint, moved
@@ -87,6 +87,7 @@ class Run:
         self.columns: dict[str, list[Tensor]] = {name: [] for name in names}
         self.depth_errors: list[float] = []
         self.observed: list[Tensor] = []
+        self.law_modes: dict[str, list[Any]] | None = None
         self.history: list[str] = []
         self.steps = 0
         self.outputs = 0
@@ -178,8 +179,8 @@ class Run:
     def _take_flow(self) -> None:
         """Goes on with the flow on its present grid; the law of the start is that of its panel polynomials there."""
         flow = self.watch.flow = self.depth.flow
-        start = self.start if flow is self.base else self.base.transfer(self.start, flow.grid)
-        self.law = flow.law(start)
+        self.origin = self.start if flow is self.base else self.base.transfer(self.start, flow.grid)
+        self.law = flow.law(self.origin)
 
     def _begin(self) -> None:
         self._take_flow()
@@ -350,7 +351,7 @@ class Run:
         flow = self.depth.flow
         try:
             z = flow.product(state)
-            values = {"z": z, "loss": flow.loss(z), "drift": drift(flow.law(state), self.law)}
+            values = {"z": z, "loss": flow.loss(z), "drift": self._drift(state)}
             if "carried_log_sigma" in self.columns:
                 values["carried_log_sigma"] = flow.log_sigma(state)
             depth_error = self.depth.at_output(state, z)
@@ -372,6 +373,15 @@ class Run:
         for name, value in values.items():
             self.columns[name].append(value)
         self.recorded = t, state
+
+    def _drift(self, state: Tensor) -> Tensor:
+        """The drift of the law; a flow that knows what its grid can hold says how much of a change is none."""
+        change = getattr(self.depth.flow, "law_change", None)
+        if change is None:
+            return drift(self.depth.flow.law(state), self.law)
+        found: LawChange = change(state, self.origin)
+        self.law_modes = {"drift": found.modes.tolist(), "bound": found.bounds.tolist()}
+        return found.drift
 
     def _why(self) -> str:
         return "the flow blew up, or its step was too large" if self.steps else "it is so from the start"
@@ -466,6 +476,7 @@ class Run:
             "atol": self.control.atol,
             "history": self._history(),
             "grid": grid and [grid.panels, grid.order],
+            "law_modes": self.law_modes,
         }
         columns = {name: torch.stack(values) for name, values in self.columns.items()}
         device = columns["loss"].device

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from neuralode_flow.studies import STUDIES, Study
 
 def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=None) -> xr.Dataset:
     progress(0.5, "half")
+    if end == "warn":
+        for _ in range(2):
+            warnings.warn("z0 is missed by about 0.3", RuntimeWarning, stacklevel=1)
     if end == "raise":
         raise RuntimeError("the sky fell")
     if end == "interrupt":
@@ -31,7 +35,7 @@ def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=Non
     return xr.Dataset(
         {"error_z": (("rule", "depth"), errors)},
         coords={"rule": ["euler"], "depth": list(depths), "time": setup.times.numpy()},
-        attrs={"status": "ok" if end.endswith("once") else end},
+        attrs={"status": "ok" if end.endswith("once") or end == "warn" else end},
     )
 
 

@@ -42,6 +42,27 @@ def test_a_run_writes_a_whole_folder(command):
     assert str(folder.relative_to(Path.cwd())) in ended.out
 
 
+def test_a_warning_is_said_once_and_kept_with_the_results(command):
+    for _ in range(2):  # also by the second run of one process
+        ended = command(*FAKE, "+study.end=warn", "out=there")
+        assert ended.status == 0, ended.err
+        assert ended.err.count("neuralode-flow: warning: z0 is missed by about 0.3") == 1
+    for folder in (Path.cwd() / "there" / "fake").iterdir():
+        assert json.loads((folder / "summary.json").read_text())["warnings"] == ["z0 is missed by about 0.3"]
+        assert "z0 is missed by about 0.3" in (folder / "report.html").read_text()
+
+
+def test_a_fast_twist_is_said_or_resolved_from_the_command_line(command):
+    problem = ("problem=teacher", "problem.dimension=2", "initial=relaxed_balanced", "time.horizon=0.01")
+    short = ("study.depths=[4]", "study.layers=[euler]", "time.samples=2", "time.rtol=1e-6")
+    unresolved = command(*problem, *short, "initial.twist=400")
+    assert unresolved.status == 1
+    assert "does not resolve W: z is off by about" in unresolved.err
+    refused = command(*problem, *short, "initial.twist=1e6")
+    assert refused.status == 2
+    assert "twist(s) is too fast" in refused.err
+
+
 def test_numbers_that_json_does_not_have_become_null(command):
     command(*FAKE)
     summary = json.loads((only_folder("runs/fake") / "summary.json").read_text())

@@ -6,6 +6,7 @@ from cases import randn, smooth_profile
 
 import neuralode_flow as nf
 from neuralode_flow.depth.grid import sample
+from neuralode_flow.depth.probes import integral, probes, widest_gap
 
 
 def column(values):
@@ -52,6 +53,7 @@ def test_projection_keeps_the_low_legendre_coefficients_only():
     kept, all_of_them = grid.legendre(grid.project(values, 2)), grid.legendre(values)
     assert torch.allclose(kept[..., :3, :, :], all_of_them[..., :3, :, :], atol=1e-13)
     assert float(kept[..., 3:, :, :].abs().max()) < 1e-13
+    assert torch.allclose(grid.from_legendre(all_of_them), values, atol=1e-13)
 
 
 def test_auto_resolves_what_is_smooth_with_few_nodes_and_more_for_a_smaller_tolerance():
@@ -79,6 +81,54 @@ def test_auto_sees_the_growth_of_the_propagator_also_where_W_is_constant():
 def test_auto_sees_a_spike_between_the_nodes():
     grid = nf.DepthGrid.auto(lambda s: torch.eye(2) * (1 + math.exp(-(((s - 0.37) / 0.02) ** 2))), 1e-6)
     assert len(grid) > 40
+
+
+def narrow(center, width, size=56.0):
+    A, B = torch.tensor([[0.2, 0.5], [-0.3, 0.1]]), torch.tensor([[1.0, 0.5], [0.0, 0.3]])
+    return lambda s: A + size * math.exp(-(((s - center) / width) ** 2)) * B
+
+
+@pytest.mark.parametrize("center", [0.3137, 0.98765])
+def test_auto_sees_what_all_nodes_of_a_coarse_grid_miss(center):
+    W = narrow(center, 1e-3)
+    assert len(nf.DepthGrid.auto(W, 0.02)) > 500
+    with pytest.raises(ValueError, match="not resolved to tol=1e-08"):
+        nf.DepthGrid.auto(W, 1e-8)
+
+
+@pytest.mark.parametrize("numbers", [1, 64, 4096, 65536])
+def test_the_depths_between_the_nodes_fill_the_interval(numbers):
+    depths = probes(numbers)
+    assert bool((torch.diff(depths) > 0).all())
+    assert widest_gap(depths) < 1.95 / len(depths)
+    assert len(depths) * numbers <= 2**22
+    for panels, order in ((1, 5), (4, 6), (64, 16)):
+        assert float((depths[:, None] - nf.DepthGrid.gauss(panels, order).nodes).abs().min()) > 0
+    value, uncertain = integral(depths, column(depths.square()))
+    assert float(value) == pytest.approx(1 / 3, abs=2 / len(depths))
+    step, uncertain = integral(depths, column((depths > 0.4567).double()))
+    assert abs(float(step) - (1 - 0.4567)) <= float(uncertain) < 2 / len(depths)
+
+
+def test_interpolation_on_many_nodes_is_that_of_few():
+    few, many = nf.DepthGrid.gauss(64, 8), nf.DepthGrid.gauss(128, 8)
+    values, points = randn(3, 512, 2, 2, seed=2), torch.linspace(0, 1, 77)
+    fine = few.interpolate(values, many.nodes)
+    assert fine.shape == (3, 1024, 2, 2)
+    inside = points[(points * 64 % 1 > 0.01) & (points * 64 % 1 < 0.99)]
+    assert torch.allclose(many.interpolate(fine, inside), few.interpolate(values, inside), atol=1e-10)
+    assert torch.allclose(many.interpolate(fine, many.nodes), fine, atol=1e-13)
+    assert torch.allclose(many.interpolate(fine[1], 0.3), many.interpolate(fine, 0.3)[1], atol=1e-13)
+
+
+def test_what_a_decaying_expansion_leaves_out_is_little_and_a_jump_leaves_out_much():
+    grid = nf.DepthGrid.gauss(4, 8)
+    smooth, jump = smooth_profile(2, seed=3).at(grid.nodes), column((grid.nodes > 0.4321).double()) * torch.eye(2)
+    assert float(grid.left_out(smooth)) < 1e-11
+    assert 1e-3 < float(grid.left_out(jump)) < 0.2
+    assert torch.equal(
+        grid.left_out(torch.stack((smooth, jump))), torch.stack((grid.left_out(smooth), grid.left_out(jump)))
+    )
 
 
 def test_auto_refuses_a_rough_profile():

@@ -55,6 +55,23 @@ def test_all_edges_of_the_square_are_measured(dataset):
     assert dataset.z_finite.dims == ("rule", "depth", "member", "time", "row", "column")
 
 
+@pytest.mark.parametrize("mode", [0, 3, 6])
+def test_a_velocity_that_breaks_the_law_shows_in_any_mode(dataset, mode, monkeypatch):
+    def pushed(flow, state, right=nf.ContinuousFlow.velocity):
+        coefficients = torch.zeros(flow.grid.panels, flow.grid.order, 1, 1)
+        coefficients[1, mode] = 0.1
+        return right(flow, state) + flow.grid.from_legendre(coefficients) * torch.eye(3)
+
+    honest = summarise(dataset)
+    assert honest["law_drift"] < 1e-9
+    high = slice(4, None)  # the lower ones are moved by errors in time
+    assert all(a < b for a, b in zip(honest["law_drift_modes"][high], honest["law_drift_bounds"][high], strict=True))
+    monkeypatch.setattr(nf.ContinuousFlow, "velocity", pushed)
+    summary = summarise(run(setup(samples=2), depths=[4], layers=["euler"]))
+    assert summary["law_drift"] > 0.05
+    assert summary["law_drift_modes"][mode] > 100 * summary["law_drift_bounds"][mode]
+
+
 def test_the_errors_are_those_of_the_stored_maps(dataset):
     gap = dataset.z_finite.isel(member=0) - dataset.z_continuous
     error = np.sqrt((gap**2).sum(("row", "column"))).max("time")

@@ -1,0 +1,160 @@
+"""What a run says of a start that its depth grid does not resolve."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from cases import relaxed_profile, smooth_profile
+
+import neuralode_flow as nf
+from neuralode_flow.time.depth import round_off
+
+LOSS = nf.Quadratic(torch.eye(2))
+A, B = torch.tensor([[0.2, 0.9], [-0.6, 0.1]]), torch.tensor([[0.7, 0.5], [-0.4, 0.3]])
+EXP = torch.linalg.matrix_exp
+
+
+def jump(x):
+    """A until depth x, A + B from there on, and its end-to-end map."""
+    return (lambda s: A + B if s > x else A), EXP((1 - x) * (A + B)) @ EXP(x * A)
+
+
+def bump(center, width, size):
+    return lambda s: A + size * math.exp(-(((s - center) / width) ** 2)) * B
+
+
+def true_map(W, pieces):
+    """P(1,0) on panels of 16 nodes in each of `pieces`, on which W is smooth."""
+    fine, z = nf.DepthGrid.gauss(8, 16), torch.eye(2)
+    for a, b in pieces:
+        values = torch.stack([(b - a) * W(a + (b - a) * s) for s in fine.nodes.tolist()])
+        z = nf.Collocation(fine).product(values) @ z
+    return z
+
+
+def begun(grid, W, **options):
+    return nf.integrate(nf.ContinuousFlow(nf.DepthGrid.gauss(*grid), LOSS), W, [0.0, 1e-3], "DOP853", **options)
+
+
+@pytest.mark.parametrize("x", [0.137, 0.02, 0.26, 0.4987, 0.77, 0.999])
+@pytest.mark.parametrize("grid", [(4, 6), (1, 4), (3, 5), (2, 12)])
+def test_a_jump_inside_a_panel_is_measured_where_the_profile_is_known(grid, x):
+    W, z = jump(x)
+    path = begun(grid, W)
+    true = float(torch.linalg.matrix_norm(path.z[0] - z))
+    assert path.ending == "depth"
+    assert true / 2 < float(path.depth_error[0]) < 3 * true + 2e-3
+
+
+@pytest.mark.parametrize("x", [0.25, 0.5, 0.75])
+def test_a_jump_at_the_edge_of_panels_is_resolved(x):
+    W, z = jump(x)
+    path = begun((4, 8), W)
+    assert path.status == "ok"
+    assert float(torch.linalg.matrix_norm(path.z[0] - z)) < 1e-11
+    assert float(path.depth_error.max()) < 1e-10
+
+
+@pytest.mark.parametrize(("center", "width", "size"), [(0.3137, 1e-3, 56.0), (0.71, 1.5e-3, -9.0), (0.0213, 3e-3, 4.0)])
+@pytest.mark.parametrize("grid", [(4, 6), (1, 12)])
+def test_a_bump_that_all_nodes_miss_is_measured(grid, center, width, size):
+    W = bump(center, width, size)
+    near = (center - 7 * width, center + 7 * width)
+    z = true_map(W, [(0.0, near[0]), near, (near[1], 1.0)])
+    path = begun(grid, W)
+    true = float(torch.linalg.matrix_norm(path.z[0] - z))
+    assert true > 0.005
+    assert path.ending == "depth"
+    assert true / 2 < float(path.depth_error[0]) < 2 * true
+
+
+def test_an_adaptive_grid_follows_a_bump_and_says_what_is_left_of_it():
+    W = bump(0.3137, 4e-3, 10.0)
+    path = begun((1, 4), W, adapt=True, rtol=1e-6)
+    assert path.status == "ok"
+    assert path.stats["grid"][0] * path.stats["grid"][1] > 200
+    z = true_map(W, [(0.0, 0.29), (0.29, 0.34), (0.34, 1.0)])
+    assert float(torch.linalg.matrix_norm(path.z[0] - z)) < 1e-6
+    assert begun((1, 4), bump(0.3137, 1e-4, 560.0), adapt=True).ending == "depth"
+
+
+@pytest.mark.parametrize("W", [jump(0.137)[0], bump(0.3137, 1e-3, 56.0)])
+@pytest.mark.parametrize("grid", [(4, 6), (2, 4)])
+def test_a_state_that_cannot_tell_of_its_profile_is_said_when_it_is_sampled(W, grid):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*grid), LOSS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        state = flow.sample(W)
+    told = flow.depth_error(state) > flow.misfit(state, W) / 10
+    assert told or "z of the state is off by about" in str(said[0].message)
+    path = nf.integrate(flow, state, [0.0, 1e-3], "DOP853")
+    assert path.ending == "depth" or said
+
+
+@pytest.mark.parametrize(
+    ("grid", "x"), [((4, 6), 0.137), ((4, 6), 0.61), ((2, 8), 0.3), ((8, 12), 0.44), ((1, 16), 0.7)]
+)
+def test_the_state_of_a_jump_is_not_called_resolved(grid, x):
+    W, z = jump(x)
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*grid), LOSS)
+    state = torch.stack([W(s) for s in flow.grid.nodes.tolist()])
+    true = float(torch.linalg.matrix_norm(flow.product(state) - z))
+    assert true / 10 < flow.depth_error(state) < 50 * true
+    assert nf.integrate(flow, state, [0.0, 1e-3], "DOP853").ending == "depth"
+    beside = torch.stack((smooth_profile(2, seed=0).at(flow.grid.nodes), state))
+    assert flow.depth_error(beside) == flow.depth_error(state)
+
+
+@pytest.mark.parametrize("d", [2, 4])
+@pytest.mark.parametrize("grid", [(1, 6), (4, 3), (4, 6), (8, 4), (16, 2)])
+def test_smooth_starts_are_measured_to_a_fifth(grid, d):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*grid), nf.Quadratic(torch.eye(d)))
+    fine, smooth = nf.DepthGrid.gauss(16, 16), smooth_profile(d, seed=d, scale=2.0)
+    relaxed = relaxed_profile(d, seed=d)
+    for z, W in (relaxed, (nf.Collocation(fine).product(smooth.at(fine.nodes)), smooth)):
+        state = W.at(flow.grid.nodes)
+        true = float(torch.linalg.matrix_norm(flow.product(state) - z))
+        assert 0.8 * true < flow.misfit(state, W) < 1.2 * true + 1e-14
+
+
+def test_members_are_measured_each():
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 6), LOSS)
+    both = lambda s: torch.stack((A, jump(0.137)[0](s)))  # noqa: E731
+    one = jump(0.137)[0]
+    state = torch.stack([both(s) for s in flow.grid.nodes.tolist()], dim=1)
+    assert flow.misfit(state, both) == pytest.approx(flow.misfit(state[1], one), rel=1e-9)
+
+
+@pytest.mark.parametrize("layer", ["euler", "exp"])
+def test_the_round_off_of_many_layers_in_single_precision_is_claimed(layer):
+    target, L = torch.tensor([[1.5, 0.4], [-0.3, 1.2]]), 10_000
+    paths = {}
+    for dtype in (torch.float64, torch.float32):
+        net = nf.FiniteFlow(L, nf.Quadratic(target.to(dtype)), layer)
+        start = torch.tensor([[0.3, 0.8], [-0.5, 0.2]], dtype=dtype).expand(L, 2, 2)
+        paths[dtype] = nf.integrate(net, start, [0.0, 0.2], "rk4", step=0.1, estimate=True)
+    single = paths[torch.float32]
+    true = float(torch.linalg.matrix_norm(single.z.double() - paths[torch.float64].z).max())
+    assert true > 3e-5
+    assert true < float(single.error.max()) < 100 * true
+
+
+def test_a_run_whose_tolerance_the_round_off_exceeds_says_so():
+    loss = nf.Quadratic(torch.eye(2, dtype=torch.float32))
+    start = torch.full((3000, 2, 2), 0.4, dtype=torch.float32)
+    path = nf.integrate(nf.FiniteFlow(3000, loss), start, [0.0, 1e-3], "dopri5", rtol=2e-5, atol=1e-6, estimate=True)
+    assert path.ending == "accuracy"
+    assert "round-off of torch.float32 in the product z; use float64" in path.status
+
+
+def test_round_off_grows_with_the_number_of_factors():
+    for L in (10, 1000, 100_000):
+        net = nf.FiniteFlow(L, LOSS, "cayley")
+        W = torch.tensor([[0.3, 0.8], [-0.5, 0.2]]).expand(L, 2, 2)
+        z, single = net.product(W.float().double()), net.product(W.float()).double()
+        assert float(torch.linalg.matrix_norm(single - z)) < round_off(net, torch.float32) * float(
+            torch.linalg.matrix_norm(z)
+        )
+    assert round_off(nf.ContinuousFlow(nf.DepthGrid.gauss(64, 4), LOSS), torch.float64) < 1e-13
+    assert round_off(nf.IntrinsicFlow(LOSS, nf.LogMean()), torch.float64) == 100 * torch.finfo(torch.float64).eps
