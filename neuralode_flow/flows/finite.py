@@ -13,6 +13,7 @@ from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
 from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
 from ..depth.products import recorded
+from ..depth.promises import pulled_back
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..registry import unknown_name
@@ -22,6 +23,8 @@ from .base import check_layers, check_matrices
 SEGMENT = 2**22
 
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
+# The highest order in 1/L that a rule which sees one W_k can have: that of the quadrature.
+SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
 
 
 class FiniteFlow:
@@ -111,9 +114,7 @@ class FiniteFlow:
 
     def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
-        A = layers / self.depth
-        U, saved = self.rule.layer(A)
-        return self.rule.adjoint(A, saved, chain.gradient(U, outer))
+        return pulled_back(self.rule, layers / self.depth, partial(chain.gradient, outer=outer))
 
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
@@ -123,7 +124,12 @@ class FiniteFlow:
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         check_layers(state, self.depth, "layers")
-        return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)
+        if not self.rule.quadratic_law:
+            return symmetric_law(state)
+        if COMPILED.get(type(self.rule)) == kernel.EULER:
+            return euler_law(state)
+        U = self.rule.layer(state / self.depth)[0]
+        return euler_law(self.depth * (U - chain.identity_like(U)))
 
 
 def _constant(M: Tensor, z: Tensor) -> Tensor:
