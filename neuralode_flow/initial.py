@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -386,13 +386,15 @@ class Detour:
 class Rough:
     """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
 
-    The continuous model starts from W itself; finite networks reach it at order about ½ only.
+    The continuous model starts from W itself; finite networks reach it at order about ½ only, which is `order`.
 
     Raises
     ------
     TypeError, ValueError
         If profile is no function, noise is not above 0, members is no integer of at least 1, or seed none in [0, 2⁶³).
     """
+
+    order: ClassVar[float] = 0.5
 
     profile: Profile
     noise: float

@@ -142,8 +142,8 @@ def euler_law(W: Tensor) -> Tensor:
     return linear + multiply(after.mT, after) - multiply(before, before.mT)
 
 
-def relaxed_balance(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How near Euler layers U_k = I + W_k/L are to U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I.
+def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How near layers U `(..., L, d, d)` are to U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I.
 
     Returns
     -------
@@ -154,10 +154,12 @@ def relaxed_balance(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale : Tensor (...)
         The largest ‖U_k‖².
     """
-    law = euler_law(W) / W.shape[-3] ** 2
-    one = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    _check("U", U, "L, d, d")
+    after, before = U[..., 1:, :, :], U[..., :-1, :, :]
+    law = multiply(after.mT, after) - multiply(before, before.mT)
     lam = law.diagonal(dim1=-2, dim2=-1).mean(-1)
-    scale = torch.linalg.matrix_norm(one + W / W.shape[-3]).amax(-1).square()
+    one = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device)
+    scale = torch.linalg.matrix_norm(U).amax(-1).square()
     return lam, drift(law, lam[..., None, None] * one), scale
 
 

@@ -5,6 +5,7 @@ import torch
 from cases import randn
 
 import neuralode_flow as nf
+from neuralode_flow import losses
 
 
 def regressions():
@@ -56,3 +57,90 @@ def test_any_function_takes_members_by_its_axes():
     torch.testing.assert_close(total.gradient(z), z)
     torch.testing.assert_close(total.hessian(z, z), z)
     assert total(z[0, 0]).shape == ()  # fewer axes: taken whole
+
+
+class Wrong(nf.Quadratic):
+    """½‖z − T‖² with one of its parts spoilt."""
+
+    def __init__(self, target, spoilt, by):
+        super().__init__(target)
+        self.spoilt, self.by = spoilt, by
+
+    def gradient(self, z):
+        return self.by(super().gradient(z)) if self.spoilt == "gradient" else super().gradient(z)
+
+    def hessian(self, z, direction):
+        return self.by(direction) if self.spoilt == "hessian" else direction
+
+    def boundary(self):
+        return 1.5 * super().boundary() if self.spoilt == "boundary" else super().boundary()
+
+
+SPOILERS = {
+    "transposed": lambda G: G.mT,
+    "twice": lambda G: 2 * G,
+    "a little": lambda G: 1.01 * G,
+}
+
+
+@pytest.mark.parametrize("units", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("size", [0.0, 1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("spoilt", ["gradient", "hessian"])
+@pytest.mark.parametrize("by", SPOILERS)
+def test_a_wrong_derivative_is_refused_at_the_start_of_a_run(by, spoilt, size, units):
+    symmetric = units * torch.diag(torch.tensor([2.0, 1.0, 0.5]))  # the gradient at I is its own transpose
+    loss = Wrong(symmetric, spoilt, SPOILERS[by])
+    flow = nf.FactorizationFlow(lambda theta: theta + 0, loss)
+    with pytest.raises(ValueError, match=f"the loss Wrong has a {spoilt} that is not"):
+        nf.integrate(flow, size * units * torch.eye(3), [0.0, 1.0])
+
+
+def test_a_wrong_gradient_of_one_member_is_found_and_named():
+    target = randn(4, 3, 3, seed=0)
+    factor = torch.tensor([1.0, 1.0, 1.5, 1.0])[:, None, None]
+    loss = Wrong(target, "gradient", lambda G: factor * G)
+    with pytest.raises(ValueError, match="derivative of member 2 is"):
+        nf.integrate(nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(3).expand(4, 3, 3), [0.0, 1.0])
+
+
+def test_a_boundary_above_the_loss_of_a_singular_matrix_is_refused():
+    target = torch.diag(torch.tensor([1.0, 2.0, -3.0]))
+    with pytest.raises(ValueError, match=r"says by boundary\(\) that it is at least 0.75 on singular matrices"):
+        nf.integrate(nf.IntrinsicFlow(Wrong(target, "boundary", None), nf.LogMean()), torch.eye(3), [0.0, 1.0])
+
+
+def test_a_function_that_hides_a_part_from_autograd_is_refused():
+    hidden = nf.Custom(lambda z: (z.detach() * z).sum())
+    with pytest.raises(ValueError, match="the loss Custom has a gradient that is not its own"):
+        nf.integrate(nf.IntrinsicFlow(hidden, nf.LogMean()), torch.eye(2), [0.0, 1.0])
+
+
+def right_losses(units, dtype):
+    x, y, T = (
+        randn(20, 3, seed=1).to(dtype),
+        units * randn(20, 3, seed=2).to(dtype),
+        units * randn(3, 3, seed=3).to(dtype),
+    )
+    return [
+        nf.Quadratic(T),
+        nf.Completion(T, torch.eye(3, dtype=torch.bool)),
+        nf.Regression(x, y),
+        nf.LOSSES["log_cosh"](x, y),
+        nf.Separable(torch.abs, x, y),
+        nf.Separable(torch.relu, x, y),
+        nf.LeastSquares(units * randn(5, 9, seed=4).to(dtype), y[:5, 0], shape=(3, 3)),
+        nf.Custom(lambda z: z.pow(4).sum()),
+        nf.Custom(lambda z: z.abs().sum()),
+        nf.Custom(lambda z: z.max()),
+        nf.Custom(lambda z: torch.relu(z).sum()),  # flat on one side of its kink
+        nf.Custom(lambda z: 1e8 * units + units * z.sum()),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("units", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("size", [0.0, 1e-8, 1.0, 1e8])
+def test_no_right_loss_is_refused_at_kinks_flat_spots_and_in_any_units(size, units, dtype):
+    for loss in right_losses(units, dtype):
+        for z in (torch.eye(3), -torch.ones(3, 3)):
+            losses.compare_derivatives(loss, size * units * z.to(dtype))

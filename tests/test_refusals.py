@@ -293,6 +293,9 @@ LIBRARY = {
         "nf.FiniteFlow(2, loss, 'eulr')",
         "nf.FiniteFlow(2, loss, None)",
         "nf.FiniteFlow(2, loss, 3)",
+        "nf.FiniteFlow(2, loss, type('Own', (type(nf.LAYERS['cayley']),), {'order': 3})())",
+        "nf.FiniteFlow(2, loss, type('Own', (type(nf.LAYERS['cayley']),), {'quadratic_law': True})())",
+        "nf.FiniteFlow(2, loss, type('Own', (type(nf.LAYERS['cayley']),), {'adjoint': lambda *_: _[3]})())",
     ],
     "sampling": [
         "nf.FiniteFlow(2, loss, sampling='right')",
@@ -366,6 +369,7 @@ LIBRARY = {
     "loss": [
         "nf.ContinuousFlow(grid, None)",
         "nf.FiniteFlow(2, None)",
+        "nf.integrate(nf.FiniteFlow(4, nf.Custom(lambda z: (z.detach() * z).sum())), state + z, times)",
         "nf.FiniteFlow(2, nf.Quadratic)",
         "nf.FiniteFlow(2, lambda z: z.sum())",
         "nf.IntrinsicFlow(3, nf.LogMean())",
@@ -386,6 +390,7 @@ LIBRARY = {
     "kernel": [
         "nf.IntrinsicFlow(loss, None)",
         "nf.IntrinsicFlow(loss, 'LogMean')",
+        "nf.IntrinsicFlow(loss, type('Own', (nf.TwoLayer,), {'__call__': lambda _, sigma: sigma})())",
         "nf.IntrinsicFlow(loss, nf.LogMean)",
     ],
     "adaptive method": [

@@ -84,7 +84,8 @@ _ORDER, _LIMIT = 0.05, 1e-8
 def _square(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The convergence study as a claim."""
     orders, error = summary["orders"], summary["reference_error"]
-    close = all(abs(orders[rule] - order) <= _ORDER for rule, order in _ORDERS.items())
+    found = [(orders.get(rule), order) for rule, order in _ORDERS.items()]
+    close = all(measured is not None and abs(measured - order) <= _ORDER for measured, order in found)
     return {
         **summary,
         "figure": "own",
@@ -130,7 +131,7 @@ def short(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         shown = [short(item) for item in value]
         return ", ".join(shown if len(shown) <= 5 else [*shown[:2], "…", *shown[-2:]])
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else "undecided" if value is None else str(value)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -18,15 +18,21 @@ from ..registry import Registry
 from . import kernel
 from .chain import add_identity, identity_like
 from .products import multiply
+from .promises import check_promises, passed
 
 
 class LayerRule(Protocol):
     """What a layer rule promises, for A of shape `(..., L, d, d)`.
 
     1. `layer(A)` gives U = rule(A) and whatever `adjoint` wants to reuse; U is differentiable by autograd.
-    2. `adjoint(A, saved, M)` is the gradient of tr(MᵀU) with respect to A, exact to round-off.
-    3. `order` is the order of convergence in 1/L with midpoint sampling.
+       A layer depends on its own A alone.
+    2. `adjoint(A, saved, M)`, if it has one, is the gradient of tr(MᵀU) with respect to A, exact to round-off. Autograd
+       through `layer` takes its place where there is none.
+    3. `order` is the order of convergence in 1/L with midpoint sampling. A rule sees one W_k, the middle of its part of
+       the depth, which tells the integral of W over it to order 2: so that is the highest.
     4. `quadratic_law` is True where L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) is conserved exactly by the training flow.
+
+    What can be measured of a rule alone is, at its first use in a flow; the order is compared in the study.
     """
 
     order: int
@@ -34,15 +40,15 @@ class LayerRule(Protocol):
 
     def layer(self, A: Tensor) -> tuple[Tensor, Any]: ...
 
-    def adjoint(self, A: Tensor, saved: Any, M: Tensor) -> Tensor: ...
-
 
 LAYERS: Registry[LayerRule] = Registry("layer rule")
 
 
 def check_rule(name: str, value: Any) -> None:
-    """Raises TypeError unless `value` follows `LayerRule`."""
-    follows(name, value, "a layer rule", "'euler'", ("layer", "adjoint", "order", "quadratic_law"))
+    """Raises TypeError or ValueError unless `value` follows `LayerRule`, of which what it does is measured once."""
+    follows(name, value, "a layer rule", "'euler'", ("layer", "order", "quadratic_law"))
+    own = next((f"layer rule {key!r}" for key, rule in LAYERS.items() if rule is value), None)
+    check_promises(own or f"{name} {type(value).__name__}", value)
 
 
 class Euler:
@@ -149,6 +155,8 @@ LAYERS.register("euler")(Euler())
 LAYERS.register("rk2")(RK2())
 LAYERS.register("cayley")(Cayley())
 LAYERS.register("exp")(Exponential())
+for _rule in LAYERS.values():
+    passed(_rule)
 
 # What the compiled kernel has, by the class itself: a subclass may be another rule.
 COMPILED: dict[type, int] = {Euler: kernel.EULER, RK2: kernel.RK2, Cayley: kernel.CAYLEY, Exponential: kernel.EXP}

@@ -13,6 +13,7 @@ from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
 from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
 from ..depth.products import recorded
+from ..depth.promises import pulled_back
 from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..registry import unknown_name
@@ -25,6 +26,8 @@ SEGMENT = 2**22
 _BALANCED = 1e-11
 
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
+# The highest order in 1/L that a rule which sees one W_k can have: that of the quadrature.
+SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
 
 
 class FiniteFlow:
@@ -86,11 +89,13 @@ class FiniteFlow:
         Known of layers U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I whose least c_k = λ_1 + … + λ_{k−1} is attained twice, of a
         rule with a quadratic law: they become singular together, and then z does not move across (docs/math.md).
         """
-        lam, off, scale = relaxed_balance(state)
+        if not self.rule.quadratic_law:
+            return torch.zeros(state.shape[:-3], dtype=torch.bool, device=state.device)
+        lam, off, scale = relaxed_balance(self.rule.layer(state / self.depth)[0])
         c = torch.nn.functional.pad(lam, (1, 0)).cumsum(-1)
         small = max(_BALANCED, 100 * torch.finfo(state.dtype).eps) * scale
         twice = (c - c.amin(-1, keepdim=True) <= small.unsqueeze(-1)).sum(-1) > 1
-        return twice & (off <= small) & self.rule.quadratic_law
+        return twice & (off <= small)
 
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.
@@ -131,9 +136,7 @@ class FiniteFlow:
 
     def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
-        A = layers / self.depth
-        U, saved = self.rule.layer(A)
-        return self.rule.adjoint(A, saved, chain.gradient(U, outer))
+        return pulled_back(self.rule, layers / self.depth, partial(chain.gradient, outer=outer))
 
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
@@ -143,7 +146,12 @@ class FiniteFlow:
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         check_layers(state, self.depth, "layers")
-        return euler_law(state) if self.rule.quadratic_law else symmetric_law(state)
+        if not self.rule.quadratic_law:
+            return symmetric_law(state)
+        if COMPILED.get(type(self.rule)) == kernel.EULER:
+            return euler_law(state)
+        U = self.rule.layer(state / self.depth)[0]
+        return euler_law(self.depth * (U - chain.identity_like(U)))
 
 
 def _constant(M: Tensor, z: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..depth.grid import DepthGrid
 from ..depth.layers import LAYERS
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
-from ..flows.finite import FiniteFlow
+from ..flows.finite import SAMPLING_ORDERS, FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
@@ -32,7 +33,7 @@ from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study, whole
-from .orders import observed_order
+from .orders import Order, observed_order, relative_noise
 from .parallel import side_by_side
 from .weights import MOST_NUMBERS, MOST_ROWS, kept, weights
 
@@ -44,6 +45,9 @@ UNBALANCED = 1e-4
 
 # A relaxed balanced start cannot leave the intrinsic curve: above this relative gap the solve is at fault.
 COARSE = 1e-2
+
+# An observed order this far below the expected one contradicts it.
+CONTRADICTS = 0.25
 
 
 LONG_NAMES = {
@@ -58,11 +62,14 @@ LONG_NAMES = {
     "error_intrinsic_depth": "intrinsic flow of L layers minus intrinsic limit",
     "error_reference": "continuous model minus intrinsic limit",
     "error_grid": "continuous model minus the same on a doubled depth grid",
-    "error_time": "continuous model minus the same at 100 times smaller tolerances",
+    "error_time": "error in time of the continuous model, from the same in finer steps",
     "error_profile_grid": "W(s) between the depth nodes minus the same on a doubled depth grid",
     "order": "observed order of error_z in 1/L",
     "order_profile": "observed order of error_profile in 1/L",
     "order_spread": "spread of the order over the straight part",
+    "order_points": "number of depths that the order rests on",
+    "order_expected": "order that the layer rule declares, as far as sampling and initialisation let it",
+    "order_reason": "why the order is undecided",
     "order_profile_spread": "spread of order_profile over the straight part",
     "order_richardson": "observed order of error_richardson in 1/L",
     "order_intrinsic_depth": "observed order of error_intrinsic_depth in 1/L",
@@ -87,17 +94,7 @@ class _Reference:
     intrinsic: Trajectory
     error_grid: float = np.nan
     error_time: float = np.nan
-    error_profile_grid: float = np.nan
-
-    @property
-    def floor(self) -> float:
-        """Size of what is left in an error of z when the number of layers has no part in it."""
-        return max(self.error_grid, self.error_time, 1e-14)
-
-    @property
-    def floor_profile(self) -> float:
-        """The same for W(s), which the grid holds less accurately between its nodes than it holds z."""
-        return max(self.error_profile_grid, self.error_time, 1e-14)
+    error_profile_grid: float = np.nan  # of W(s), which the grid holds less accurately between its nodes than z
 
 
 def run(
@@ -232,9 +229,9 @@ def _doubled(setup: Setup, reference: _Reference) -> tuple[float, float]:
 
 
 def _tight(setup: Setup, reference: _Reference) -> float:
-    """What the tolerance contributes to z of the reference."""
-    path = _solve(setup.tight(), "tight", reference.flow, reference.states[0])
-    return _distance(whole(path, "continuous model at a tighter tolerance").z, reference.path.z)
+    """What the steps in time contribute to z of the reference."""
+    path = whole(_solve(setup.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
+    return float(torch.linalg.matrix_norm(setup.time_error(reference.path.z, path.z)).max())
 
 
 def _distance(z: Tensor, other: Tensor) -> float:
@@ -264,7 +261,8 @@ def _top_edge(setup: Setup, reference: _Reference, name: str, flow: FiniteFlow, 
 
     path = _solve(setup, name, flow, flow.sample(setup.initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
-    gap = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None]).square().mean(-1).sqrt()
+    gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
+    gap = gaps.square().mean(-1).sqrt()
     reached, seen = _is_whole(path), _observed(path)
     layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
     return {
@@ -272,6 +270,7 @@ def _top_edge(setup: Setup, reference: _Reference, name: str, flow: FiniteFlow, 
         "z": _padded(members, len(setup.times)),
         "loss": _padded(path.loss.reshape(len(members), -1), len(setup.times)),
         "error_z": float(gap.max()) if reached else np.nan,
+        "noise_z": relative_noise(gaps[int(gap.argmax())]),
         "error_profile": float(seen[:, 0].max()) if reached else np.nan,
         "drift": float(path.drift.max()),
         "evaluations": path.stats["evaluations"],
@@ -317,11 +316,16 @@ def _dataset(
     def table(key: str) -> np.ndarray:
         return np.array([[edges[layer, L][key] for L in depths] for layer in layers])
 
-    L, floor = np.array(depths), reference.floor
+    L = np.array(depths)
+    floor, floor_profile = (
+        setup.floor(reference.error_time, error) for error in (reference.error_grid, reference.error_profile_grid)
+    )
     z_finite, error_z, error_profile = table("z"), table("error_z"), table("error_profile")
+    noise = table("noise_z")
     richardson = _richardson(reference, depths, layers, z_finite)
-    orders = [observed_order(L, errors, floor) for errors in error_z]
-    profile_orders = [observed_order(L, errors, reference.floor_profile) for errors in error_profile]
+    orders = [observed_order(L, *line) for line in zip(error_z, repeat(floor), noise)]
+    expected = {layer: expected_order(setup, layer, sampling) for layer in layers}
+    profile_orders = [observed_order(L, errors, floor_profile) for errors in error_profile]
     path, intrinsic = reference.path, reference.intrinsic
     matrix = ("time", "row", "column")
     grid_edge = ("rule", "depth")
@@ -341,6 +345,9 @@ def _dataset(
             "error_profile_grid": ((), reference.error_profile_grid),
             "order": ("rule", [order.value for order in orders]),
             "order_spread": ("rule", [order.spread for order in orders]),
+            "order_points": ("rule", [order.points for order in orders]),
+            "order_expected": ("rule", list(expected.values())),
+            "order_reason": ("rule", [order.reason for order in orders]),
             "order_profile": ("rule", [order.value for order in profile_orders]),
             "order_profile_spread": ("rule", [order.spread for order in profile_orders]),
             "order_richardson": ((), observed_order(L, richardson, floor).value),
@@ -380,18 +387,20 @@ def _dataset(
         "rtol": setup.rtol,
         "atol": setup.atol,
         "floor": floor,
-        "floor_profile": reference.floor_profile,
+        "floor_profile": floor_profile,
         "relaxed_balance_defect": float(relaxed_balance_defect(reference.flow.grid, W0)),
         "defect_scale": 1 + float(torch.linalg.matrix_norm(W0).max()) ** 2,
         "intrinsic_gap": _distance(path.z, intrinsic.z) / float(torch.linalg.matrix_norm(intrinsic.z).max()),
     }
-    if not broken and not _unbalanced(dataset) and not dataset.attrs["intrinsic_gap"] <= COARSE:
+    if not broken and (contradiction := _contradiction(layers, orders, expected)):
+        dataset.attrs["status"] = contradiction
+    elif not broken and not _unbalanced(dataset) and not dataset.attrs["intrinsic_gap"] <= COARSE:
         dataset.attrs["status"] = (
             f"the solve is too coarse: the continuous model and the intrinsic limit, which must agree from a relaxed "
             f"balanced start, differ by {_distance(path.z, intrinsic.z):.2g}; take more depth nodes, more output times "
             f"(the steps of {setup.method} if it has no error control), or a smaller rtol"
         )
-    dataset.attrs["verdict"] = _verdict(dataset)
+    dataset.attrs["verdict"] = _verdict(dataset, orders)
     return dataset
 
 
@@ -421,7 +430,36 @@ def _unbalanced(dataset: xr.Dataset) -> bool:
     return bool(dataset.attrs["relaxed_balance_defect"] > UNBALANCED * dataset.attrs["defect_scale"])
 
 
-def _verdict(dataset: xr.Dataset) -> str:
+def expected_order(setup: Setup, layer: str, sampling: str) -> float:
+    """The order in 1/L that the layer rule declares, as far as where W is sampled and what is sampled let it.
+
+    An initialisation says by `order` how fast networks can tend to it; NaN for one that gives the layers itself and
+    does not.
+    """
+    unknown = np.nan if hasattr(setup.initial, "layers") else np.inf
+    most = float(getattr(setup.initial, "order", unknown))
+    return most if np.isnan(most) else min(float(LAYERS[layer].order), SAMPLING_ORDERS[sampling], most)
+
+
+def _contradiction(layers: list[str], orders: list[Order], expected: dict[str, float]) -> str:
+    """What the first layer rule that converges more slowly than it declares has shown; "" if there is none.
+
+    Faster convergence contradicts nothing: it can be owed to the problem.
+    """
+    for layer, order in zip(layers, orders, strict=True):
+        if not order.falls and expected[layer] > 0:
+            return f"layer rule {layer!r} does not converge as it declares (order {expected[layer]:g}): {order.reason}"
+        highest = order.last if order.reason else order.value + order.spread
+        if highest < expected[layer] - CONTRADICTS:
+            found = f"local orders of {order.last:.2f} and less at the last depths" if order.reason else str(order)
+            return (
+                f"layer rule {layer!r} has the observed order {found} and not {expected[layer]:g}, as it declares: "
+                f"check its layer and adjoint, or its order, or that W is as smooth in s as it needs"
+            )
+    return ""
+
+
+def _verdict(dataset: xr.Dataset, orders: list[Order]) -> str:
     """What the study found, in one or two sentences; a departure from the theory is said first."""
     attrs = dataset.attrs
     reference = float(dataset.error_reference)
@@ -436,11 +474,11 @@ def _verdict(dataset: xr.Dataset) -> str:
             f"The continuous model follows the intrinsic limit to {reference:.1e} "
             f"(law drift {float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
         )
-    orders = ", ".join(
-        f"{rule} {float(order):.2f}" if np.isfinite(order) else f"{rule} undecided"
-        for rule, order in zip(dataset.rule.values, dataset.order.values, strict=True)
+    found = ", ".join(
+        f"{rule} {order}" + (f" (expected {expected:g})" if np.isfinite(expected) else "")
+        for rule, order, expected in zip(dataset.rule.values, orders, dataset.order_expected.values, strict=True)
     )
-    verdict = f"{finding} Finite networks converge to the continuous model with observed order {orders}."
+    verdict = f"{finding} Observed order of the finite networks in 1/L: {found}."
     return verdict if attrs["status"] == "ok" else f"{attrs['status']}. {verdict}"
 
 
@@ -466,6 +504,9 @@ def summarise(dataset: xr.Dataset) -> dict[str, Any]:
         "depths": dataset.depth.values.tolist(),
         "orders": {rule: float(part.order) for rule, part in by_rule.items()},
         "order_spreads": {rule: float(part.order_spread) for rule, part in by_rule.items()},
+        "order_points": {rule: int(part.order_points) for rule, part in by_rule.items()},
+        "order_reasons": {rule: str(part.order_reason.item()) for rule, part in by_rule.items()},
+        "expected_orders": {rule: float(part.order_expected) for rule, part in by_rule.items()},
         "errors": {rule: part.error_z.values.tolist() for rule, part in by_rule.items()},
         "profile_orders": {rule: float(part.order_profile) for rule, part in by_rule.items()},
         "profile_errors": {rule: part.error_profile.values.tolist() for rule, part in by_rule.items()},

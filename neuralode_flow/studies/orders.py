@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 # Nearer to the floor than this the floor bends the curve: at 30 it moves a slope over one doubling by at most 0.05.
 ABOVE_FLOOR = 30.0
-STRAIGHT = 0.1
+
+# The local slopes of a straight part differ by no more than this. Two slopes alone cannot show that they still move:
+# beside L^{−p} a part of order p + 1 that is left in them is 1.3 to 1.8 times their difference.
+STRAIGHT, STRAIGHT_OF_TWO = 0.1, 0.05
+
+# Below this slope an error does not fall.
+FLAT = 0.1
+
+# Of four errors any three may lie on a line by chance: where one is left out, four must.
+LEAST_POINTS, LEAST_WITH_ONE_OUT = 3, 4
+
+UNDECIDED = float("nan")
 
 
 class Order(NamedTuple):
     """An observed order p in error ~ L^{−p}.
 
-    value : least-squares slope over the straight part; NaN when fewer than two errors can be trusted.
-    spread : half the range of the local slopes there; NaN when there is only one.
-    points : number of errors that the slope rests on.
+    value : least-squares slope over the straight part; NaN when it is undecided.
+    spread : half the range of the local slopes there.
+    points : number of errors that the slope rests on, at least three, or 0.
+    reason : why it is undecided; empty where it is not.
+    falls : False where the errors have stopped to fall although they are above the floor: there is no convergence.
+    last : the larger of the last two local slopes, also where the order is undecided: one error alone makes a slope
+        too small on one side of it only.
     """
 
     value: float
     spread: float
     points: int
+    reason: str = ""
+    falls: bool = True
+    last: float = UNDECIDED
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"undecided ({self.reason})"
+        return f"{self.value:.2f} ± {self.spread:.2f} over {self.points} depths"
 
 
 def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -30,11 +55,13 @@ def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:
         return -np.diff(np.log(errors)) / np.diff(np.log(depths))
 
 
-def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float) -> Order:
-    """The order of convergence of `errors` in 1/`depths`.
+def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: np.ndarray | None = None) -> Order:
+    """The order of convergence of `errors` in 1/`depths`, or the reason why it is undecided.
 
-    Errors within a factor 30 of `floor` are dropped, then coarse depths as long as the local slope there differs from
-    the finest one by more than 0.1.
+    Errors within a factor 30 of `floor` are dropped. Of the rest the order is the slope of the longest straight part
+    that reaches to the finest depth: at least three errors, their local slopes within 0.1 (0.05 if there are only two,
+    more where the errors are noisy). One error anywhere may be left out where four others agree, so that a single one
+    that is spoilt neither decides the order nor hides it.
 
     Parameters
     ----------
@@ -42,15 +69,72 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float) -> Orde
         Depths increasing.
     floor : float
         Size of the error that does not depend on the depth.
+    noise : array (n,), optional
+        Relative standard errors of the errors, where they are means over members.
     """
-    trusted = np.isfinite(errors) & (errors > ABOVE_FLOOR * floor)
-    L, e = depths[trusted].astype(float), errors[trusted]
-    if len(e) < 2:
-        return Order(float("nan"), float("nan"), len(e))
-    slopes = local_orders(L, e)
-    bent = np.flatnonzero(np.abs(slopes - slopes[-1]) > STRAIGHT)
-    first = int(bent[-1]) + 1 if len(bent) else 0
-    value = -np.polyfit(np.log(L[first:]), np.log(e[first:]), 1)[0]
-    straight = slopes[first:]
-    spread = (straight.max() - straight.min()) / 2 if len(straight) > 1 else float("nan")
-    return Order(float(value), float(spread), len(e) - first)
+    errors = np.asarray(errors, dtype=float)
+    trusted = np.isfinite(errors) & (errors > max(ABOVE_FLOOR * floor, 0.0))
+    L, e = np.asarray(depths, dtype=float)[trusted], errors[trusted]
+    s = np.zeros(len(e)) if noise is None else np.asarray(noise, dtype=float)[trusted]
+    if len(e) < LEAST_POINTS:
+        return _undecided(
+            f"{len(e)} of {len(errors)} errors are above {ABOVE_FLOOR:g} times the floor {floor:.1g}, "
+            f"and it takes {LEAST_POINTS}"
+        )
+    everything = np.arange(len(e))
+    part = _straight_part(everything, L, e, s)
+    without_one = max((_straight_part(np.delete(everything, k), L, e, s) for k in everything[::-1]), key=len)
+    if len(without_one) > max(len(part), LEAST_WITH_ONE_OUT - 1):
+        part = without_one
+    # With two standard errors of a slope on top.
+    last = float((local_orders(L, e) + 2 * np.hypot(s[1:], s[:-1]) / np.diff(np.log(L)))[-2:].max())
+    if len(part) < LEAST_POINTS:
+        return _undecided("no three errors at the finest depths lie on a line")._replace(last=last)
+    slopes = local_orders(L[part], e[part])
+    value = -float(np.polyfit(np.log(L[part]), np.log(e[part]), 1)[0])
+    if value < FLAT:
+        return _undecided(f"the errors do not fall from L = {L[part[0]]:g} on", falls=False)
+    return Order(value, float(np.ptp(slopes)) / 2, len(part), last=last)
+
+
+def relative_noise(gaps: Tensor) -> float:
+    """The relative standard error of the root mean square of the distances of members, `(members,)`; 0 of one."""
+    squares = gaps.square()
+    mean = float(squares.mean())
+    return float(squares.std()) / (2 * mean * len(gaps) ** 0.5) if len(gaps) > 1 and mean > 0 else 0.0
+
+
+def said(orders: Sequence[Order]) -> str:
+    """The orders of several curves in a few words: their range, and why any of them is undecided."""
+    decided = [order.value for order in orders if not order.reason]
+    lost = [order.reason for order in orders if order.reason]
+    parts = [f"{min(decided):.3f} to {max(decided):.3f}"] if decided else []
+    return ", ".join(parts + ([f"undecided for {len(lost)} of {len(orders)} ({lost[0]})"] if lost else []))
+
+
+def _undecided(reason: str, *, falls: bool = True) -> Order:
+    return Order(UNDECIDED, UNDECIDED, 0, reason, falls)
+
+
+def _straight_part(kept: np.ndarray, L: np.ndarray, e: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The last of the points `kept`, as many as lie on a line; fewer than three where they do not."""
+    slopes = local_orders(L[kept], e[kept])
+    # Two standard errors of a slope.
+    loose = 2 * np.hypot(noise[kept][1:], noise[kept][:-1]) / np.diff(np.log(L[kept]))
+    for first in range(len(slopes) - 1):
+        here = slopes[first:]
+        allowed = STRAIGHT if len(here) > 2 else STRAIGHT_OF_TWO
+        if np.max(here - loose[first:]) - np.min(here + loose[first:]) <= allowed and not _bends(here, loose[first:]):
+            return kept[first:]
+    return kept[:0]
+
+
+def _bends(slopes: np.ndarray, loose: np.ndarray) -> bool:
+    """Whether slopes that all move one way have, as far as they tell, further to go than a straight line allows.
+
+    Beside L^{−p} a part of a higher order leaves about as much in the last slope as the last two differ by.
+    """
+    steps = np.diff(slopes)
+    if len(steps) < 2 or not (np.all(steps > 0) or np.all(steps < 0)):
+        return False
+    return bool(abs(steps[-1]) - loose[-1] - loose[-2] > STRAIGHT_OF_TWO or abs(steps[-1]) > 1.2 * abs(steps[0]) > 0.01)

@@ -14,6 +14,7 @@ from ..checks import count, float_tensor, positive, real
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow
+from ..losses import check_derivatives
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
@@ -263,11 +264,14 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
     if isinstance(state, Tensor) or not callable(state):
         flow.check(state)
+        check_derivatives(flow.loss, flow.product(state.detach()))
         return flow, state.detach(), None
     if not hasattr(flow, "sample"):
         raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
     profile = Remembered(state)
-    return flow, unwarned(flow, profile), profile
+    start = unwarned(flow, profile)
+    check_derivatives(flow.loss, flow.product(start))
+    return flow, start, profile
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:

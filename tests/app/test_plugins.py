@@ -85,3 +85,37 @@ def test_a_missing_plugin_and_an_unknown_loss_are_refused(tmp_path):
     assert "the plugin mine named in plugins cannot be imported" in neuralode_flow(tmp_path, "plugins=[mine]").stderr
     unknown = neuralode_flow(tmp_path, "problem.loss=quadrtic").stderr
     assert "problem.loss: unknown loss 'quadrtic'; did you mean 'quadratic'?" in unknown
+
+
+SPOILT = """
+import torch
+
+from neuralode_flow.depth.layers import LAYERS, Cayley
+
+
+class Spoilt(Cayley):
+    {body}
+
+
+LAYERS.register("spoilt")(Spoilt())
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("adjoint = lambda self, A, saved, M: saved @ M @ saved.mT", "layer rule 'spoilt' has an adjoint that is not"),
+        ("order = 3", "layer rule 'spoilt' must have an order above 0 and at most 2, got 3"),
+        ("quadratic_law = True", "layer rule 'spoilt' declares quadratic_law = True"),
+        (
+            "layer = lambda self, A: (Cayley.layer(self, A)[0] + A @ A, None); adjoint = property()",
+            "layer rule 'spoilt' has the observed order",
+        ),
+    ],
+)
+def test_a_rule_that_does_not_do_what_it_declares_ends_with_status_1_and_its_name(tmp_path, body, words):
+    (tmp_path / "spoilt.py").write_text(SPOILT.format(body=body))
+    arguments = ["problem.dimension=2", "study.layers=[spoilt]", "study.depths=[16,32,64]", "time.samples=3"]
+    ended = neuralode_flow(tmp_path, "problem=teacher", *arguments, "plugins=[spoilt]")
+    assert ended.returncode == 1
+    assert words in ended.stderr

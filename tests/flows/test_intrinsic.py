@@ -3,6 +3,7 @@ import torch
 from cases import all_losses, positive_matrix, randn
 
 import neuralode_flow as nf
+from neuralode_flow import kernels
 
 
 def power(symmetric, s):
@@ -118,3 +119,41 @@ def test_kernel_arguments_are_checked():
         nf.DividedDifference(torch.zeros(2), time_scale=0.0)
     with pytest.raises(ValueError, match="shift must be finite"):
         nf.TwoLayer(float("nan"))
+
+
+def kernel_of(formula, positive_determinant=False):
+    """A kernel by its formula in (σ_a, σ_b)."""
+
+    class Own:
+        def __call__(self, sigma):
+            return formula(sigma.unsqueeze(-1), sigma.unsqueeze(-2))
+
+    Own.positive_determinant = positive_determinant
+    return Own()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (kernel_of(lambda a, b: a * b**2), "symmetric"),
+        (kernel_of(lambda a, b: a + b - 1), ">= 0"),
+        (kernel_of(lambda a, b: (a + b) * (1 + torch.eye(3))), "K_aa = K_ab where sigma_a = sigma_b"),
+        (kernel_of(lambda a, b: (a + b).sum(-1)), r"map sigma \(..., d\) to K"),
+        (kernel_of(lambda a, b: a * b / (a * b).sum()), "each member of a batch its own K"),
+        (kernel_of(lambda a, b: a * b * torch.ones(3, 3).cumsum(-1) * torch.ones(3, 3).cumsum(-2)), "order of sigma"),
+        (kernel_of(lambda a, b: torch.sqrt(a * b + 0.01), True), "declare positive_determinant = False"),
+        (kernel_of(lambda a, b: (a * b) ** 0.25, True), "declare positive_determinant = False"),
+    ],
+)
+def test_a_kernel_that_breaks_a_promise_is_refused_by_what_it_breaks(kernel, words):
+    with pytest.raises(ValueError, match=f"kernel Own .*{words}"):
+        nf.IntrinsicFlow(nf.Quadratic(torch.eye(3)), kernel)
+
+
+def test_right_kernels_are_not_refused():
+    own = [kernel_of(lambda a, b: a * b, True), kernel_of(lambda a, b: a + b), kernel_of(lambda a, b: 0 * (a + b) + 1)]
+    for kernel in own:
+        nf.IntrinsicFlow(nf.Quadratic(torch.eye(3)), kernel)
+    shifts = [c * torch.linspace(0, 1, L) for c in (0.0, 1.0, 1e8) for L in (1, 2, 50)]
+    for kernel in (nf.LogMean(), nf.TwoLayer(0.0), nf.TwoLayer(1e8), *map(nf.DividedDifference, shifts)):
+        kernels._check_values_of("kernel", kernel)

@@ -185,3 +185,97 @@ def test_workers_do_not_change_the_results(dataset):
     np.testing.assert_allclose(alone.z_finite, dataset.z_finite, atol=1e-12)
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         run(setup(), depths=[4], workers=0)
+
+
+class Formula:
+    """U = I + A + A²/2, and whatever is spoilt in it."""
+
+    quadratic_law = False
+
+    def __init__(self, order, square):
+        self.order, self.square = order, square
+
+    def layer(self, A):
+        return torch.eye(A.shape[-1]).to(A) + A + self.square * A @ A, None
+
+
+class Inconsistent(Formula):
+    """U = I + 2A."""
+
+    def layer(self, A):
+        return torch.eye(A.shape[-1]).to(A) + 2 * A, None
+
+
+@pytest.fixture
+def with_rules():
+    """Registers rules for one test."""
+    from neuralode_flow.depth.layers import LAYERS
+
+    before = dict(LAYERS._entries)
+    yield lambda **rules: [LAYERS.register(name)(rule) for name, rule in rules.items()]
+    LAYERS._entries.clear()
+    LAYERS._entries.update(before)
+
+
+def test_a_rule_of_a_lower_order_than_it_declares_is_not_ok(with_rules):
+    with_rules(honest=Formula(1, 0.3), boastful=Formula(2, 0.3), constant=Inconsistent(1, 0.0))
+    honest, boastful, constant = (
+        summarise(run(setup(samples=3, rtol=1e-8, atol=1e-10), depths=[16, 32, 64], layers=["exp", name]))
+        for name in ("honest", "boastful", "constant")
+    )
+    assert honest["status"] == "ok"
+    assert honest["orders"]["honest"] == pytest.approx(1, abs=0.1)
+    assert boastful["status"].startswith("layer rule 'boastful' has the observed order")
+    assert "and not 2, as it declares" in boastful["verdict"]
+    assert boastful["orders"]["exp"] == pytest.approx(2, abs=0.05)
+    assert constant["status"].startswith("layer rule 'constant' does not converge as it declares (order 1): the errors")
+    assert np.isnan(constant["orders"]["constant"])
+
+
+def test_the_verdict_has_each_order_with_spread_depths_and_what_was_expected(dataset):
+    verdict = dataset.attrs["verdict"]
+    for rule, expected in (("euler", 1), ("exp", 2)):
+        order, spread = (float(dataset[name].sel(rule=rule)) for name in ("order", "order_spread"))
+        points = int(dataset.order_points.sel(rule=rule))
+        assert f"{rule} {order:.2f} ± {spread:.2f} over {points} depths (expected {expected})" in verdict
+
+
+def test_of_two_depths_no_order_is_said():
+    summary = summarise(run(setup(), depths=[8, 16], layers=["euler"]))
+    assert summary["status"] == "ok"
+    assert np.isnan(summary["orders"]["euler"])
+    assert "euler undecided (2 of 2 errors are above 30 times the floor" in summary["verdict"]
+    assert summary["order_reasons"]["euler"]
+
+
+def test_sampling_and_initialisation_limit_the_order_that_is_expected():
+    smooth, rough = setup(), setup(initial="rough")
+    assert convergence.expected_order(smooth, "exp", "midpoint") == 2
+    assert convergence.expected_order(smooth, "exp", "left") == 1
+    assert convergence.expected_order(rough, "exp", "midpoint") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "samples"),
+    [("euler", 0.05, 3), ("euler", 0.5, 9), ("rk4", 0.25, 3), ("midpoint", None, 9), ("adaptive_heun", None, 17)],
+)
+def test_the_error_in_time_of_the_reference_is_that_against_an_accurate_run(method, step, samples):
+    coarse = setup(samples=samples, method=method, step=step, rtol=1e-1, atol=1e-1)
+    claimed = summarise(run(coarse, depths=[4], layers=["exp"]))["reference_error_time"]
+    flow = nf.ContinuousFlow(coarse.grid, coarse.problem.loss)
+    paths = [
+        nf.integrate(flow, flow.sample(coarse.initial), coarse.times, **options)
+        for options in (
+            {"method": method, "step": step, "rtol": 1e-1, "atol": 1e-1},
+            {"method": "DOP853", "rtol": 1e-12},
+        )
+    ]
+    true = float(torch.linalg.matrix_norm(paths[0].z - paths[1].z).max())
+    assert true > 1e-7
+    assert 0.7 * true <= claimed <= 2.5 * true
+
+
+def test_orders_are_seen_under_an_error_in_time_that_both_sides_share():
+    dataset = run(setup(method="euler", step=0.05), depths=[16, 32, 64], layers=["euler", "exp"])
+    assert float(dataset.error_time) > 1e-3
+    assert dataset.order.values == pytest.approx([1, 2], abs=0.1)

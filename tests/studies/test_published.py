@@ -30,7 +30,7 @@ SMALL = {
     "strong_imbalance": (network(2), {"depths": [16, 32, 64], "strengths": [0.0, 2.0], "network_depth": 4}),
     "mixed_regime": (
         clock(3.0, rtol=1e-7, atol=1e-9),
-        {"dimension": 6, "rank": 2, "products": [0.1, 1.0], "widths": [200, 3200], "repeats": 6},
+        {"dimension": 6, "rank": 2, "products": [0.1, 1.0], "widths": [200, 800, 3200], "repeats": 6},
     ),
     "deep_completion": (
         clock(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
