@@ -155,7 +155,7 @@ class DepthGrid:
             largest = float(values.abs().max())
             if largest > (torch.finfo(values.dtype).max / len(grid)) ** 0.5:
                 raise ValueError(f"W is too large for {values.dtype}, got an entry of {largest:.3g}; scale it down")
-            matrix = torch.as_tensor(grid.rule.integrate / panels).to(values)
+            matrix = torch.from_numpy(grid.rule.integrate / panels).to(values)
             forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
             if max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol and grid._misses(W, values) <= tol:
                 return grid
@@ -211,7 +211,7 @@ class DepthGrid:
 
     def _misses(self, W: Profile, values: Tensor) -> float:
         """How far W is from its panel polynomials halfway between the nodes, relative to its largest value."""
-        ends = torch.tensor([0.0, 1.0]).to(self.nodes)
+        ends = self.nodes.new_tensor([0.0, 1.0])
         between = torch.lerp(torch.cat((ends[:1], self.nodes)), torch.cat((self.nodes, ends[1:])), 0.5)
         gap = torch.linalg.matrix_norm(self.interpolate(values, between) - sample(W, between)).max()
         scale = float(torch.linalg.matrix_norm(values).max())
@@ -240,7 +240,7 @@ class DepthGrid:
         panel, weights = self._lagrange(points)
         matrix = np.zeros((len(points), len(self)))
         np.put_along_axis(matrix, panel[:, None] * self.order + np.arange(self.order), weights, axis=1)
-        result = (torch.as_tensor(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+        result = (torch.from_numpy(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
         return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
 
     def interpolant(self, values: Tensor) -> Callable[[float], Tensor]:
@@ -330,4 +330,4 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
 
 def _along_nodes(matrix: np.ndarray, local: Tensor) -> Tensor:
     """Applies an (m, m) matrix along the node axis of `(..., panels, m, a, b)`."""
-    return (torch.as_tensor(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])
+    return (torch.from_numpy(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])

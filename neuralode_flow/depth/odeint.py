@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import positive
 from ..registry import unknown_name
+from .chain import identity_like
 from .grid import DepthGrid, check_grid
 
 METHODS = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -66,7 +67,7 @@ class OdeintDepth:
 
     def _solve(self, W: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """Values at the nodes and at the far end; in reverse, Y' = −Y W from Y(1) = I."""
-        ends = torch.tensor([0.0, 1.0]).to(self.grid.nodes)
+        ends = self.grid.nodes.new_tensor([0.0, 1.0])
         times = torch.cat((ends[:1], self.grid.nodes, ends[1:]))
         times = times.flip(0) if reverse else times
         model, evaluations = self.grid.interpolant(W), 0
@@ -84,10 +85,10 @@ class OdeintDepth:
                 )
             return slope
 
-        start = torch.eye(W.shape[-1]).to(W).expand(*W.shape[:-3], *W.shape[-2:]).contiguous()
+        start = identity_like(W[..., 0, :, :]).contiguous()
         # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes; and the
         # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
-        edges = torch.arange(1, self.grid.panels).to(times) / self.grid.panels
+        edges = torch.arange(1, self.grid.panels, dtype=times.dtype, device=times.device) / self.grid.panels
         options = {"step_t": times[1:], "jump_t": edges.flip(0) if reverse else edges}
         floor = 100 * torch.finfo(W.dtype).eps  # of what the dtype can hold: below it no step would be accepted
         rtol, atol = max(self.rtol, floor), max(self.atol, floor / 100)

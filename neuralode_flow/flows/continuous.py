@@ -12,6 +12,7 @@ from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, sample
 from ..laws import continuous_law
 from ..losses import Loss, check_square_loss
+from ..modes import uncompiled
 from .base import check_layers, check_matrices
 
 
@@ -84,11 +85,13 @@ class ContinuousFlow:
         check_layers(state, len(self.grid), "depth nodes")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return self.depth.gradient(state, lambda z: -self.loss.gradient(z))
 
+    @uncompiled
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known.
 
@@ -100,6 +103,7 @@ class ContinuousFlow:
         product = self.depth.linearised(state, self.loss.gradient, derivative)
         return lambda direction: -product(direction)
 
+    @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = P(1,0), shape `(..., d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")

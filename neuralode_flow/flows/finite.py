@@ -12,9 +12,9 @@ from ..checks import count
 from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
 from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
-from ..depth.products import recorded
 from ..laws import euler_law, symmetric_law
 from ..losses import Loss, check_square_loss
+from ..modes import bare, plain, uncompiled
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
 
@@ -72,6 +72,7 @@ class FiniteFlow:
         check_layers(state, self.depth, "layers")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.
 
@@ -89,7 +90,7 @@ class FiniteFlow:
         maps = torch.stack([self._map(segment) for segment in segments], dim=-3)
         behind = chain.gradient(maps, self._downhill).unbind(-3)
         parts = (self._pull_back(segment, partial(_constant, M)) for segment, M in zip(segments, behind, strict=True))
-        if recorded(state):
+        if not (plain(state) and bare(behind[0])):
             return torch.cat(list(parts), dim=-3)
         result = torch.empty_like(state)
         for part, place in zip(parts, result.split(number, dim=-3), strict=True):
@@ -115,6 +116,7 @@ class FiniteFlow:
         U, saved = self.rule.layer(A)
         return self.rule.adjoint(A, saved, chain.gradient(U, outer))
 
+    @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
         check_layers(state, self.depth, "layers")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..kernels import Kernel, check_kernel
 from ..losses import Loss, check_square_loss
+from ..modes import uncompiled
 from ..matrices import orientation_preserving
 from .base import check_matrices
 
@@ -45,6 +46,7 @@ class IntrinsicFlow:
         if self.kernel.positive_determinant:
             orientation_preserving("state", state)
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""
         U, sigma, Vh = torch.linalg.svd(state)
