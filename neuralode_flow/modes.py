@@ -50,6 +50,11 @@ def plain(tensor: Tensor) -> bool:
     return eager() and bare(tensor)
 
 
+def ordinary(tensor: Tensor) -> bool:
+    """Whether nothing but autograd, as `torch.autograd.grad` and `backward` use it, may be at work on a tensor."""
+    return eager() and type(tensor) in _ORDINARY and not _is_wrapped(tensor)
+
+
 def hidden(tensor: Tensor) -> bool:
     """Whether Python may not decide by the numbers of a tensor.
 
@@ -99,7 +104,7 @@ def gradient(
             return gradient(function, point.clone(), outer)
     if point.is_inference():  # made in that mode, and refused by autograd also after it
         point = point.clone()
-    if not eager() or _is_wrapped(point) or type(point) not in _ORDINARY:
+    if not ordinary(point):
         return _transformed(function, point, outer)
     recorded = torch.is_grad_enabled()
     follow = recorded and point.requires_grad

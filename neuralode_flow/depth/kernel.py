@@ -114,7 +114,7 @@ def chain(W: Tensor, outer: Outer | None = None, rule: int = PLAIN, step: float 
 def _pulled_back(backward: Callable[..., None], outer: Outer, z: Tensor, room: Tensor, W: Tensor) -> Tensor | None:
     """The gradient at W, after the products have been left in `room`; None where `outer` gives more than numbers."""
     G = outer(z)
-    if not bare(G) or G.dtype != torch.float64 or not G.is_cpu:
+    if not (bare(G) and G.dtype is torch.float64 and G.is_cpu):
         return None
     G = G.expand(z.shape).contiguous()
     result = torch.empty_like(W)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, positive, real
+from ..checks import count, float_tensor, no_derivatives, positive, real
 from ..depth.grid import Profile
 from ..files import as_path
 from ..flows.base import Flow
@@ -126,7 +126,8 @@ def integrate(
     Raises
     ------
     TypeError, ValueError
-        For bad arguments, before any work is done; also for a checkpoint that is damaged or of another run.
+        For bad arguments, before any work is done: among them a state or flow that requires a gradient, where gradients
+        are recorded, or that a transform of torch.func follows; also for a checkpoint that is damaged or of another run.
     OSError
         If the checkpoint cannot be written at the start, or is in use by another run.
     IntegrationError
@@ -280,12 +281,30 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
         raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
     if missing:
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
-    if isinstance(state, Tensor) or not callable(state):
+    profile = None if isinstance(state, Tensor) or not callable(state) else state
+    if profile is not None:
+        if not hasattr(flow, "sample"):
+            raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
+        state = flow.sample(profile)
+    if isinstance(state, Tensor):
+        no_derivatives("state", state)
+    _check_fixed(flow)
+    if profile is None:
         flow.check(state)
-        return flow, state.detach(), None
-    if not hasattr(flow, "sample"):
-        raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-    return flow, flow.sample(state).detach(), state
+    if torch.is_grad_enabled() and flow.loss(flow.product(state)).requires_grad:
+        raise TypeError(
+            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through time: "
+            "detach that tensor, or call integrate under torch.no_grad()"
+        )
+    return flow, state.detach(), profile
+
+
+def _check_fixed(flow: Flow) -> None:
+    """Raises where a tensor of the flow, its loss, kernel, grid or depth solver is one that derivatives are taken for."""
+    for owner, part in [("flow", flow), *getattr(flow, "__dict__", {}).items()]:
+        for name, tensor in getattr(part, "__dict__", {}).items():
+            if isinstance(tensor, Tensor):
+                no_derivatives(f"{name.lstrip('_')} of the {owner}", tensor)
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
