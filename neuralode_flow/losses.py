@@ -398,7 +398,12 @@ class Custom:
 
     def _one_hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         """The gradient of ⟨∇f(z), direction⟩."""
-        bend = gradient(lambda point: (self._one_gradient(point) * direction).sum(), z)
+
+        def along(point: Tensor) -> Tensor:
+            # What was made in inference mode cannot be kept for autograd.
+            return (self._one_gradient(point) * (direction.clone() if direction.is_inference() else direction)).sum()
+
+        bend = gradient(along, z)
         return torch.zeros_like(z) if bend is None else bend  # f is linear
 
     def _value(self, z: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ _is_compiling = torch.compiler.is_compiling
 def eager() -> bool:
     """Whether no compiler, tracer, dispatch mode or forward-mode derivative is at work."""
     # The compiler is asked for first: it knows this question, and does not come to the others.
-    return not (
-        _is_compiling() or _dispatch_modes() or forward_ad._current_level >= 0 or _tracing_state() is not None
-    )
+    return not (_is_compiling() or _dispatch_modes() or forward_ad._current_level >= 0 or _tracing_state() is not None)
 
 
 def bare(tensor: Tensor) -> bool:
@@ -50,9 +48,19 @@ def plain(tensor: Tensor) -> bool:
     return eager() and bare(tensor)
 
 
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives are at work."""
+    return forward_ad._current_level >= 0
+
+
 def ordinary(tensor: Tensor) -> bool:
     """Whether nothing but autograd, as `torch.autograd.grad` and `backward` use it, may be at work on a tensor."""
     return eager() and type(tensor) in _ORDINARY and not _is_wrapped(tensor)
+
+
+def transformed() -> bool:
+    """Whether a function that a transform of torch.func has taken is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def hidden(tensor: Tensor) -> bool:
@@ -104,7 +112,7 @@ def gradient(
             return gradient(function, point.clone(), outer)
     if point.is_inference():  # made in that mode, and refused by autograd also after it
         point = point.clone()
-    if not ordinary(point):
+    if transformed() or not ordinary(point):
         return _transformed(function, point, outer)
     recorded = torch.is_grad_enabled()
     follow = recorded and point.requires_grad
@@ -117,7 +125,9 @@ def gradient(
         dual = None if outer is None else outer(value if follow else value.detach())
         if follow:
             return torch.autograd.grad(value, start, dual, create_graph=True, allow_unused=True)[0]
-        if _is_wrapped(value) or (recorded and ((dual is not None and not bare(dual)) or _leads_elsewhere(value, start))):
+        if _is_wrapped(value) or (
+            recorded and ((dual is not None and not bare(dual)) or _leads_elsewhere(value, start))
+        ):
             return _transformed(function, point, outer)
         return torch.autograd.grad(value, start, dual, allow_unused=True)[0]
 

@@ -16,6 +16,7 @@ from ..depth.grid import Profile
 from ..files import as_path
 from ..flows.base import Flow
 from ..matrices import frobenius
+from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
@@ -44,6 +45,7 @@ _ATOL = 1e-10
 _TIGHTER = 30.0
 
 
+@uncompiled
 def integrate(
     flow: Flow,
     state: Tensor | Profile,
