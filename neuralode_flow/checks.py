@@ -18,9 +18,9 @@ def no_derivatives(name: str, *tensors: Tensor) -> None:
     for tensor in tensors:
         if not ordinary(tensor):
             raise TypeError(
-                f"{name} must be plain numbers, got {_what_works_on(tensor)}: integrate takes no part in transforms, tracers "
-                f"or forward-mode derivatives; members of a batch go along leading axes, and velocity and product can be "
-                f"transformed"
+                f"{name} must be plain numbers, got {_what_works_on(tensor)}: integrate takes no part in transforms, "
+                f"tracers or forward-mode derivatives; members of a batch go along leading axes, and velocity and "
+                f"product can be transformed"
             )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise TypeError(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -32,8 +33,8 @@ def eager() -> bool:
 def bare(tensor: Tensor) -> bool:
     """Whether a tensor is, in eager mode, its numbers and no more.
 
-    It is no subclass, none that torch.func wraps, no derivative is recorded through it, and its numbers lie in memory as
-    they are, and not up to a sign.
+    It is no subclass, none that torch.func wraps, no derivative is recorded through it, and its numbers lie in memory
+    as they are, and not up to a sign.
     """
     return (
         type(tensor) in _ORDINARY
@@ -136,7 +137,7 @@ def _transformed(
     function: Callable[[Tensor], Tensor], point: Tensor, outer: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
     """The same by torch.func, through which every mode sees."""
-    value, pull = torch.func.vjp(function, point)
+    value, pull = torch.func.vjp(function, point)[:2]
     return pull(torch.ones_like(value) if outer is None else outer(value))[0]
 
 
@@ -151,5 +152,5 @@ def _leads_elsewhere(value: Tensor, start: Tensor) -> bool:
         leaf = getattr(node, "variable", None)
         if leaf is not None and leaf is not start:
             return True
-        nodes += [earlier for earlier, _ in node.next_functions]
+        nodes += [edge[0] for edge in node.next_functions]
     return False

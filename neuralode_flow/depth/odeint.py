@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -39,8 +40,8 @@ class OdeintDepth:
     FloatingPointError
         When the depth solve fails; `integrate` turns it into the status of the run.
     NotImplementedError
-        Under the transforms of torch.func, forward-mode derivatives and tracers. Autograd's derivatives are those of the
-        steps that were chosen.
+        Under the transforms of torch.func, forward-mode derivatives and tracers. Autograd's derivatives are those of
+        the steps that were chosen.
     """
 
     def __init__(self, grid: DepthGrid, method: str = "dopri8", rtol: float = 1e-11, atol: float = 1e-13) -> None:
@@ -103,7 +104,7 @@ class OdeintDepth:
         # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
         edges = torch.arange(1, self.grid.panels, dtype=times.dtype, device=times.device) / self.grid.panels
         edges = edges.flip(0) if reverse else edges
-        options = {"step_t": times[1:], "jump_t": edges}
+        options: dict[str, Any] = {"step_t": times[1:], "jump_t": edges}
         if steps is not None:
             tolerances = dict.fromkeys(tolerances, _NO_LIMIT)
             ends = [s for s in steps if s not in edges.tolist()]

@@ -14,8 +14,7 @@ MAX_SWEEPS = 40
 
 
 def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
-    """The stages x of each panel: by fixed-point iteration, or directly where that does not converge or cannot be looked
-    at.
+    """The stages x of each panel: by fixed-point iteration, or directly where that fails or cannot be looked at.
 
     Parameters
     ----------

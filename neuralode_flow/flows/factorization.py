@@ -86,8 +86,8 @@ class FactorizationFlow:
             return None if usual is None else in_inference_mode(usual)
         if not plain(state):
             # The derivative of u ↦ ∂velocityᵀu, which is linear in u, along a direction.
-            pulled = torch.func.vjp(self.velocity, state)[1]
-            return lambda direction: torch.func.vjp(lambda u: pulled(u)[0], torch.zeros_like(state))[1](direction)[0]
+            pull = torch.func.vjp(self.velocity, state)[1]
+            return lambda direction: torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(state))[1](direction)[0]
         with torch.enable_grad():
             leaf = (state.clone() if state.is_inference() else state.detach()).requires_grad_()
             z = self.phi(leaf)

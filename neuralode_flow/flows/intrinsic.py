@@ -75,5 +75,5 @@ def _check_distinct(sigma: Tensor) -> None:
     if not gap > torch.finfo(sigma.dtype).eps ** 0.25:
         raise ValueError(
             f"state has singular values that differ by {gap:.2g} of the largest, where the derivative of the velocity "
-            f"through the SVD is lost: take it at singular values further apart, or by differences under torch.no_grad()"
+            f"through the SVD is lost: take it at values further apart, or by differences under torch.no_grad()"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,8 @@ def integrate(
     Raises
     ------
     TypeError, ValueError
-        For bad arguments, before any work is done: among them a state or flow that requires a gradient, where gradients
-        are recorded, or that a transform of torch.func follows; also for a checkpoint that is damaged or of another run.
+        For bad arguments, before any work is done: among them a state or flow that requires a gradient where they are
+        recorded, or that a transform of torch.func follows; also for a checkpoint that is damaged or of another run.
     OSError
         If the checkpoint cannot be written at the start, or is in use by another run.
     IntegrationError
@@ -284,25 +285,27 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
     if missing:
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
     profile = None if isinstance(state, Tensor) or not callable(state) else state
-    if profile is not None:
-        if not hasattr(flow, "sample"):
-            raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-        state = flow.sample(profile)
-    if isinstance(state, Tensor):
-        no_derivatives("state", state)
-    _check_fixed(flow)
+    start: Any = state
+    if profile is not None and hasattr(flow, "sample"):
+        start = flow.sample(profile)
+    elif profile is not None:
+        raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
+    if isinstance(start, Tensor):
+        no_derivatives("state", start)
+    _check_numbers(flow)
     if profile is None:
-        flow.check(state)
-    if torch.is_grad_enabled() and flow.loss(flow.product(state)).requires_grad:
-        raise TypeError(
-            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through time: "
-            "detach that tensor, or call integrate under torch.no_grad()"
-        )
-    return flow, state.detach(), profile
+        flow.check(start)
+    with suppress(FloatingPointError):  # which the run turns into its status
+        if torch.is_grad_enabled() and flow.loss(flow.product(start)).requires_grad:
+            raise TypeError(
+                "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
+                "time: detach that tensor, or call integrate under torch.no_grad()"
+            )
+    return flow, start.detach(), profile
 
 
-def _check_fixed(flow: Flow) -> None:
-    """Raises where a tensor of the flow, its loss, kernel, grid or depth solver is one that derivatives are taken for."""
+def _check_numbers(flow: Flow) -> None:
+    """Raises where derivatives are taken for a tensor of the flow, its loss, kernel, grid or depth solver."""
     for owner, part in [("flow", flow), *getattr(flow, "__dict__", {}).items()]:
         for name, tensor in getattr(part, "__dict__", {}).items():
             if isinstance(tensor, Tensor):

@@ -379,7 +379,7 @@ def test_a_traced_velocity_is_no_constant():
         flow, x, _, _ = case(name, "quadratic")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(lambda W: flow.velocity(W), x, check_trace=False)
+            traced = torch.jit.trace(lambda W, flow=flow: flow.velocity(W), x, check_trace=False)
         agree(traced(3 * x), flow.velocity(3 * x))
 
 
@@ -496,15 +496,16 @@ def test_the_linearised_velocity_is_differentiable_and_right_in_all_modes():
             agree(flow.linearised(x)(v), expected)
             agree(vmap(flow.linearised(x))(torch.stack((v, x)))[0], expected)
             second = (flow.linearised(x + 1e-4 * v)(v) - flow.linearised(x - 1e-4 * v)(v)) / 2e-4
-            agree(jvp(lambda y: flow.linearised(y)(v), (x,), (v,))[1], second, rel=1e-6)
+            agree(jvp(lambda y, flow=flow, v=v: flow.linearised(y)(v), (x,), (v,))[1], second, rel=1e-6)
 
 
+WANTED = torch.eye(D, requires_grad=True)
 REFUSED = {
     "state": lambda: (nf.ContinuousFlow(GRID, LOSSES["quadratic"]), torch.zeros(N, D, D, requires_grad=True)),
     "parameter": lambda: (nf.FiniteFlow(N, LOSSES["quadratic"]), torch.nn.Parameter(torch.zeros(N, D, D))),
     "profile": lambda: (
         nf.ContinuousFlow(GRID, LOSSES["quadratic"]),
-        lambda s, a=torch.eye(D, requires_grad=True): 0.1 * a,
+        lambda s: 0.1 * WANTED,
     ),
     "target of the loss": lambda: (
         nf.FiniteFlow(N, nf.Quadratic(torch.eye(D, requires_grad=True))),
@@ -515,11 +516,11 @@ REFUSED = {
         torch.eye(D),
     ),
     "flow": lambda: (
-        nf.FiniteFlow(N, nf.Custom(lambda z, a=torch.eye(D, requires_grad=True): (a * z).square().sum())),
+        nf.FiniteFlow(N, nf.Custom(lambda z: (WANTED * z).square().sum())),
         torch.zeros(N, D, D),
     ),
     "flow of a map": lambda: (
-        nf.FactorizationFlow(lambda x, a=torch.eye(D, requires_grad=True): a @ phi(x), LOSSES["quadratic"]),
+        nf.FactorizationFlow(lambda x: WANTED @ phi(x), LOSSES["quadratic"]),
         torch.zeros(2, D, D),
     ),
 }
