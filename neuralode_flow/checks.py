@@ -10,27 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modes import hidden, ordinary
+from .modes import followed, hidden
 
 
-def no_derivatives(name: str, *tensors: Tensor) -> None:
-    """Raises TypeError where a derivative is recorded or a transform of torch works on what is only integrated."""
-    for tensor in tensors:
-        if not ordinary(tensor):
-            raise TypeError(
-                f"{name} must be plain numbers, got {_what_works_on(tensor)}: integrate takes no part in transforms, "
-                f"tracers or forward-mode derivatives; members of a batch go along leading axes, and velocity and "
-                f"product can be transformed"
-            )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise TypeError(
-                f"{name} requires a gradient, but integrate does not carry derivatives through time: pass "
-                f".detach() or call it under torch.no_grad(); velocity and product can be differentiated"
-            )
-
-
-def _what_works_on(tensor: Tensor) -> str:
-    return "a tensor that torch.func or forward-mode AD follows" if type(tensor) is Tensor else type(tensor).__name__
+def no_derivatives(name: str, tensor: Tensor) -> None:
+    """Raises TypeError where a derivative, or a transform of torch, is asked of what is only integrated."""
+    if followed():
+        raise TypeError(
+            f"{name} must be plain numbers: integrate takes no part in transforms of torch.func, tracers or "
+            f"forward-mode derivatives; members of a batch go along leading axes, and velocity and product can be "
+            f"transformed"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name} requires a gradient, but integrate does not carry derivatives through time: pass .detach() or "
+            f"call it under torch.no_grad(); velocity and product can be differentiated"
+        )
 
 
 def floating(name: str, value: Any) -> Tensor:

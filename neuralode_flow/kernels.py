@@ -191,7 +191,7 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
         slopes = torch.exp(y.unsqueeze(-1) - logs)
         step = ((logs.sum(-1) - goal) / slopes.sum(-1)).unsqueeze(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
-        if not (unseen or float(step.abs().max()) > small):
+        if not (unseen or float(step.detach().abs().max()) > small):
             break
         y = y - step.squeeze(-1)
     return logs - step * slopes

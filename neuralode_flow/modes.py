@@ -18,35 +18,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_transform = torch._C._functorch.peek_interpreter_stack
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
 
 
 def eager() -> bool:
-    """Whether no compiler, tracer, dispatch mode or forward-mode derivative is at work."""
+    """Whether no compiler, tracer, dispatch mode, transform of torch.func or forward-mode derivative is at work."""
     # The compiler is asked for first: it knows this question, and does not come to the others.
-    return not (_is_compiling() or _dispatch_modes() or forward_ad._current_level >= 0 or _tracing_state() is not None)
+    return not (_is_compiling() or _dispatch_modes() or followed())
 
 
-def bare(tensor: Tensor) -> bool:
-    """Whether a tensor is, in eager mode, its numbers and no more.
-
-    It is no subclass, none that torch.func wraps, no derivative is recorded through it, and its numbers lie in memory
-    as they are, and not up to a sign.
-    """
-    return (
-        type(tensor) in _ORDINARY
-        and not _is_wrapped(tensor)
-        and not (tensor.requires_grad and torch.is_grad_enabled())
-        and not tensor.is_neg()
-    )
-
-
-def plain(tensor: Tensor) -> bool:
-    """`bare`, and in eager mode: what is written in C or into given memory may take it."""
-    return eager() and bare(tensor)
+def followed() -> bool:
+    """Whether a transform of torch.func, a forward-mode derivative or torch.jit.trace is at work."""
+    return _transform() is not None or forward_mode() or _tracing_state() is not None
 
 
 def forward_mode() -> bool:
@@ -54,14 +40,23 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def bare(tensor: Tensor) -> bool:
+    """Whether a tensor is, in eager mode, its numbers and no more.
+
+    It is no subclass, no derivative is recorded through it, and its numbers lie in memory as they are, and not up to a
+    sign.
+    """
+    return type(tensor) in _ORDINARY and not (tensor.requires_grad and torch.is_grad_enabled()) and not tensor.is_neg()
+
+
+def plain(tensor: Tensor) -> bool:
+    """`bare`, and in eager mode: what is written in C or into given memory may take it."""
+    return eager() and bare(tensor)
+
+
 def ordinary(tensor: Tensor) -> bool:
     """Whether nothing but autograd, as `torch.autograd.grad` and `backward` use it, may be at work on a tensor."""
-    return eager() and type(tensor) in _ORDINARY and not _is_wrapped(tensor)
-
-
-def transformed() -> bool:
-    """Whether a function that a transform of torch.func has taken is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return eager() and type(tensor) in _ORDINARY
 
 
 def hidden(tensor: Tensor) -> bool:
@@ -71,7 +66,7 @@ def hidden(tensor: Tensor) -> bool:
     """
     if _is_compiling() or _dispatch_modes() or _tracing_state() is not None or type(tensor) not in _ORDINARY:
         return True
-    while _is_wrapped(tensor):
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         if torch._C._functorch.is_batchedtensor(tensor):
             return True
         tensor = torch._C._functorch.get_unwrapped(tensor)
@@ -113,7 +108,7 @@ def gradient(
             return gradient(function, point.clone(), outer)
     if point.is_inference():  # made in that mode, and refused by autograd also after it
         point = point.clone()
-    if transformed() or not ordinary(point):
+    if not ordinary(point):
         return _transformed(function, point, outer)
     recorded = torch.is_grad_enabled()
     follow = recorded and point.requires_grad
@@ -121,14 +116,12 @@ def gradient(
         # A view of its own: what the function knows of the point by other ways does not count.
         start = point.view_as(point) if follow else point.detach().requires_grad_()
         value = function(start)
-        if not value.requires_grad and not _is_wrapped(value):
+        if not value.requires_grad:
             return None
         dual = None if outer is None else outer(value if follow else value.detach())
         if follow:
             return torch.autograd.grad(value, start, dual, create_graph=True, allow_unused=True)[0]
-        if _is_wrapped(value) or (
-            recorded and ((dual is not None and not bare(dual)) or _leads_elsewhere(value, start))
-        ):
+        if recorded and ((dual is not None and not bare(dual)) or _leads_elsewhere(value, start)):
             return _transformed(function, point, outer)
         return torch.autograd.grad(value, start, dual, allow_unused=True)[0]
 

@@ -71,7 +71,7 @@ def _check_distinct(sigma: Tensor) -> None:
     """Raises where a derivative through the SVD is lost; under `vmap` it is NaN there."""
     if hidden(sigma) or sigma.shape[-1] == 1:
         return
-    gap = float(((sigma[..., :-1] - sigma[..., 1:]) / sigma[..., :1]).min())
+    gap = float(((sigma[..., :-1] - sigma[..., 1:]) / sigma[..., :1]).detach().min())
     if not gap > torch.finfo(sigma.dtype).eps ** 0.25:
         raise ValueError(
             f"state has singular values that differ by {gap:.2g} of the largest, where the derivative of the velocity "
