@@ -26,6 +26,9 @@ _COLUMNS = ("z", "loss", "drift")
 # this part of its largest, counts as having tended to it.
 _ARRIVED, _SINGULAR = 0.03, 0.04
 
+# Until an output so near nothing moves that float64 could tell; methods fail at such steps (LSODA, CVODE, Radau).
+_NO_TIME = 1e-100
+
 
 class Run:
     """Moves a state through all output times.
@@ -139,6 +142,9 @@ class Run:
     def _advance(self) -> None:
         end = self.points[-1]
         while self.outputs < len(self.points):
+            if self.points[self.outputs] - self.t <= _NO_TIME:
+                self._record(self.points[self.outputs], self.state)
+                continue
             if self.stepper is None:
                 self.stepper = METHODS[self.method](
                     Start(self.watch, self.t, self.state, end, self.control, self.memory)
