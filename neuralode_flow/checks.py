@@ -10,6 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .modes import followed, hidden
+
+
+def no_derivatives(name: str, tensor: Tensor) -> None:
+    """Raises TypeError where a derivative, or a transform of torch, is asked of what is only integrated."""
+    if followed():
+        raise TypeError(
+            f"{name} must be plain numbers: integrate takes no part in transforms of torch.func, tracers or "
+            f"forward-mode derivatives; members of a batch go along leading axes, and velocity and product can be "
+            f"transformed"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name} requires a gradient, but integrate does not carry derivatives through time: pass .detach() or "
+            f"call it under torch.no_grad(); velocity and product can be differentiated"
+        )
+
 
 def floating(name: str, value: Any) -> Tensor:
     """`value` as a tensor of floating-point numbers: cheap enough for every call, since no entry is looked at.
@@ -41,7 +58,7 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
-    bad = int((~torch.isfinite(value)).sum())
+    bad = 0 if hidden(value) else int((~torch.isfinite(value)).sum())
     if bad:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {value.numel()}")
     return value

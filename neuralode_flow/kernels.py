@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import float_tensor, floating, follows, positive, real
+from .modes import hidden
 from .promises import Once, kind
 
 
@@ -116,7 +117,7 @@ def _check_values(sigma: Tensor) -> None:
     floating("sigma", sigma)
     if sigma.ndim == 0 or sigma.numel() == 0:
         raise ValueError(f"sigma must have shape (..., d) with d >= 1, got {tuple(sigma.shape)}")
-    if bool((sigma < 0).any()):
+    if not hidden(sigma) and bool((sigma < 0).any()):
         raise ValueError(f"sigma must be >= 0, got {float(sigma.min()):.6g}; singular values have no sign")
 
 
@@ -179,15 +180,17 @@ class TwoLayer:
 
     def __call__(self, sigma: Tensor) -> Tensor:
         _check_values(sigma)
-        root = torch.sqrt(sigma.square() + self.shift**2 / 4)
+        # No square, which would vanish below 1e-162; without λ also differentiable at σ = 0.
+        root = torch.hypot(sigma, sigma.new_tensor(self.shift / 2)) if self.shift else sigma
         return root.unsqueeze(-1) + root.unsqueeze(-2)
 
 
 class DividedDifference:
     """L relaxed balanced layers: K_ab = (p(x_a) − p(x_b))/(x_a − x_b), p(x) = Π_k (x + c_k), p(x_a) = σ_a².
 
-    The difference is never formed: with p telescoped over its factors every term is positive, so that K keeps full
-    relative accuracy for equal and for far apart singular values, at any depth.
+    The difference is never formed: with p telescoped over its factors every term is positive, so that K keeps its
+    relative accuracy for equal and for far apart singular values. Up to L = 1e5 it was within 1e-13 of 50 digits, and
+    3e-13 where σ comes near the ends of the floating-point range (tests/flows/test_intrinsic.py).
 
     Parameters
     ----------
@@ -234,12 +237,45 @@ class DividedDifference:
         top = logs.amax(-2, keepdim=True)
         # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
         # no partial product leaves [0, 1].
-        relative = logs - top
-        with_own = torch.cumsum(relative, -1)
+        relative, total = _relative(logs, top, sigma)
+        with_own = _running_sum(relative)
         before, after = with_own - relative, with_own[..., -1:] - with_own
-        largest = torch.exp(top.sum(-1, keepdim=True))
-        K = (torch.exp(before - top) @ torch.exp(after).mT) * largest
+        K = torch.exp(before - top + total) @ torch.exp(after).mT
         return self.time_scale * (K + K.mT) / 2
+
+
+# Up to so many layers L round-offs are few, and the plain formulas cost two thirds of the careful ones.
+_SHALLOW = 64
+
+
+def _relative(logs: Tensor, top: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """log (x_a + c_k)/(x + c_k) for the largest root x, and 2 log σ of that one: `(..., d, L)` and `(..., 1, 1)`.
+
+    In deep networks each is of size 1/L, and the difference of two logarithms would leave the sum with L round-offs. It
+    is log(1 − q) with q = (x − x_a)/(x + c_k), and what the sum over k must be, 2 log σ_a/σ, is known.
+    """
+    if logs.shape[-1] <= _SHALLOW:
+        return logs - top, top.sum(-1, keepdim=True)
+    goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny)).unsqueeze(-1)
+    total = goal.amax(-2, keepdim=True)
+    smallest, largest = logs.amin(-1, keepdim=True), top.amin(-1, keepdim=True)  # log(x_a + min c), log(x + min c)
+    q = torch.exp(largest - top) * -torch.expm1(smallest - largest)
+    relative = torch.where(q < 0.5, torch.log1p(-q.clamp(max=0.5)), logs - top)
+    slopes = torch.exp(smallest - logs)
+    excess = relative.sum(-1, keepdim=True) - (goal - total)
+    return relative - slopes * (excess / slopes.sum(-1, keepdim=True)), total
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """`cumsum` along the last axis with √L round-offs in place of L: of parts, and of their sums."""
+    L = values.shape[-1]
+    if L <= _SHALLOW:
+        return torch.cumsum(values, -1)
+    size = math.isqrt(L)
+    parts = torch.nn.functional.pad(values, (0, -L % size)).unflatten(-1, (-1, size))
+    within = torch.cumsum(parts, -1)
+    ends = within[..., -1]
+    return (within + (torch.cumsum(ends, -1) - ends).unsqueeze(-1)).flatten(-2)[..., :L]
 
 
 def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
@@ -270,13 +306,13 @@ def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
     y = goal / number
     excess = (gaps * layers).sum() / number * torch.exp(-y)
     y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
-    small = torch.finfo(goal.dtype).eps ** 0.5
+    small, unseen = torch.finfo(goal.dtype).eps ** 0.5, hidden(goal) or hidden(shifts)
     for _ in range(100):
         logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
         slopes = torch.exp(y.unsqueeze(-1) - logs)
         step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
-        if not float(step.abs().max()) > small:
+        if not (unseen or float(step.detach().abs().max()) > small):
             break
         y = y - step.squeeze(-1)
     return logs - step * slopes

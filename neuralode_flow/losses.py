@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import count, float_tensor, follows, same_kind
 from .matrices import slogdet
+from .modes import gradient, uncompiled
 from .promises import Once, Source, denied
 from .registry import Registry
 
@@ -388,18 +389,21 @@ class Separable:
         _check_z(z, self.shape)
         return self.rho(self._prediction(z) - self.y).sum((-2, -1)) / len(self.x)
 
+    @uncompiled
     def gradient(self, z: Tensor) -> Tensor:
-        with torch.enable_grad():
-            residual = (self._prediction(z) - self.y).detach().requires_grad_()
-            slope = torch.autograd.grad(self.rho(residual).sum(), residual)[0]
-        return self._pulled_back(slope)
+        return self._pulled_back(self._slope(self._prediction(z) - self.y))
 
+    @uncompiled
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
-        with torch.enable_grad():
-            residual = (self._prediction(z) - self.y).detach().requires_grad_()
-            slope = torch.autograd.grad(self.rho(residual).sum(), residual, create_graph=True)[0]
-            bend = torch.autograd.grad(slope.sum(), residual)[0]
-        return self._pulled_back(bend * self._prediction(direction))
+        bend = gradient(lambda residual: self._slope(residual).sum(), self._prediction(z) - self.y)
+        return self._pulled_back(self._prediction(direction) * (0.0 if bend is None else bend))
+
+    def _slope(self, residual: Tensor) -> Tensor:
+        """ρ' of each residual."""
+        slope = gradient(lambda r: self.rho(r).sum(), residual)
+        if slope is None:
+            raise TypeError("rho must depend on its residuals through torch operations, but autograd finds no path")
+        return slope
 
 
 # Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss.
@@ -489,20 +493,23 @@ class Custom:
         _check_z(z, self.shape)
         return self._map(self._value, z)
 
+    @uncompiled
     def gradient(self, z: Tensor) -> Tensor:
         return self._map(self._one_gradient, z)
 
+    @uncompiled
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return self._map(self._one_hessian, z, direction.expand_as(z))
 
     def _one_hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         """The gradient of ⟨∇f(z), direction⟩."""
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            slope = torch.autograd.grad(self._value(leaf), leaf, create_graph=True)[0]
-            if not slope.requires_grad:  # f is linear
-                return torch.zeros_like(leaf)
-            return torch.autograd.grad((slope * direction).sum(), leaf)[0]
+
+        def along(point: Tensor) -> Tensor:
+            # What was made in inference mode cannot be kept for autograd.
+            return (self._one_gradient(point) * (direction.clone() if direction.is_inference() else direction)).sum()
+
+        bend = gradient(along, z)
+        return torch.zeros_like(z) if bend is None else bend  # f is linear
 
     def _value(self, z: Tensor) -> Tensor:
         value = self.f(z)
@@ -513,14 +520,10 @@ class Custom:
         return value
 
     def _one_gradient(self, z: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            value = self._value(leaf)
-            if not value.requires_grad:
-                raise TypeError(
-                    "f must depend on z through torch operations, but autograd finds no path from z to f(z)"
-                )
-            return torch.autograd.grad(value, leaf)[0]
+        slope = gradient(self._value, z)
+        if slope is None:
+            raise TypeError("f must depend on z through torch operations, but autograd finds no path from z to f(z)")
+        return slope
 
     def _map(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         """`function` of each member of an ensemble."""

@@ -115,3 +115,51 @@ def test_extreme_times():
     sigma = exact.aligned_limit(times, torch.tensor([0.3, 2.0, 0.5]), torch.tensor([1.0, 1.0, -1.0]))
     assert torch.allclose(sigma[:3], torch.tensor([[0.3, 2.0, 0.5]] * 3), atol=1e-15)
     assert torch.allclose(sigma[3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-12)
+
+
+def in_many_digits(t, start, tau):
+    """σ(t) at infinite depth by bisection of the elapsed time, from either side of τ."""
+    mpmath = pytest.importorskip("mpmath")
+    t, start, tau = map(mpmath.mpf, (t, start, tau))
+
+    def primitive(sigma):
+        return mpmath.log(sigma / abs(tau - sigma)) / tau**2 - 1 / (tau * sigma)
+
+    def late(sigma):
+        return sigma == tau or primitive(sigma) - primitive(start) > t
+
+    if start < tau:
+        low, high, at = mpmath.log(start / (tau - start)), mpmath.mpf(160), lambda u: tau / (1 + mpmath.exp(-u))
+    else:
+        floor = max(tau, 0)
+        low, high, at = mpmath.mpf(0), mpmath.mpf(160), lambda u: floor + (start - floor) * mpmath.exp(-u)
+    for _ in range(190):
+        middle = (low + high) / 2
+        low, high = (low, middle) if late(at(middle)) else (middle, high)
+    return at(low)
+
+
+@pytest.mark.parametrize(
+    ("start", "tau", "times"),
+    [
+        (0.3, 1.0, [0.1, 1.0, 10.0]),
+        (1e-9, 1.0, [1.0, 5e8, 1e9, 1.0000001e9, 2e9]),  # it escapes at 1e9, with κ up to 2.5e8
+        (4e-8, 2e-4, [1e10, 1.2e11, 1.3e11]),
+        (2.0, 0.4, [1e-3, 1.0, 100.0]),
+        (62.5, 2.6e-5, [1e3, 1e9, 1.5e12, 1e13]),  # comes down to a target far below
+        (0.07, 7e-6, [1e5, 2e13]),
+        (2.7, -3e-5, [1e-3, 1e6, 1e9]),
+        (380.0, -22.0, [1e-6, 2e-3]),
+    ],
+)
+def test_the_limit_has_all_digits_that_its_condition_leaves(start, tau, times):
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(90):
+        h = mpmath.mpf(10) ** -30
+        for t in times:
+            truth, condition = in_many_digits(t, start, tau), 0
+            for a, b, c in ((h, 0, 0), (0, h, 0), (0, 0, h)):
+                moved = in_many_digits(t * (1 + a), start * (1 + b), tau * (1 + c))
+                condition += abs(float((moved / truth - 1) / h))
+            sigma = float(exact.aligned_limit(torch.tensor([t]), torch.tensor([start]), torch.tensor([tau])))
+            assert abs(float(sigma / truth - 1)) < 1e-15 * (1 + condition)

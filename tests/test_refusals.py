@@ -38,6 +38,7 @@ LIBRARY = {
     "flow": [
         "nf.integrate(None, state, times)",
         "nf.integrate(loss, state, times)",
+        "nf.integrate(nf.FiniteFlow(4, nf.Quadratic(z.clone().requires_grad_())), state, times)",
     ],
     "state": [
         "nf.integrate(flow, None, times)",
@@ -59,6 +60,11 @@ LIBRARY = {
         "flow.velocity(torch.zeros(5, 2, 2))",
         "flow.product(None)",
         "net.law(torch.zeros(2, 2))",
+        "nf.integrate(flow, state.clone().requires_grad_(), times)",
+        "nf.integrate(flow, lambda s: z.clone().requires_grad_(), times)",
+        "torch.func.vmap(lambda W: nf.integrate(flow, W, times).z)(state.expand(2, 4, 2, 2))",
+        "torch.func.grad(lambda W: nf.integrate(flow, W, times).loss[-1])(state)",
+        "limit.velocity(z.clone().requires_grad_())",
     ],
     "W": [
         "nf.intrinsic.depth_criterion(grid, state.expand(2, 4, 2, 2))",

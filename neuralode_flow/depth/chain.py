@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from ..modes import bare, plain
 from . import kernel
-from .products import multiply, recorded
+from .products import multiply
 from .workspace import Take, Workspace
 
 # Layers that are multiplied one after the other. Larger blocks take more calls, which is what counts in short chains.
@@ -81,18 +83,27 @@ def gradient(U: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
     if compiled is not None:
         return compiled
     *batch, L, d, _ = U.shape
-    if recorded(U):  # slower, and derivatives can be taken through it
-        before, after, z = outside(U)
-        return after.mT @ outer(z).unsqueeze(-3) @ before.mT
-    return _gradient(U.reshape(-1, L, d, d), by_member(outer, torch.Size(batch))).view(U.shape)
+    if plain(U):
+        with suppress(MoreThanNumbers):
+            return _gradient(U.reshape(-1, L, d, d), by_member(outer, torch.Size(batch))).view(U.shape)
+    # Slower, and derivatives can be taken through it.
+    before, after, z = outside(U)
+    return after.mT @ outer(z).unsqueeze(-3) @ before.mT
+
+
+class MoreThanNumbers(Exception):
+    """What lies outside is not `bare`, and code that writes into given memory cannot go on."""
 
 
 def by_member(outer: Callable[[Tensor], Tensor], batch: torch.Size) -> Callable[[Tensor], Tensor]:
-    """`outer` for the members of leading axes `batch` in one axis, `(members, d, d)`."""
+    """`outer` for the members of leading axes `batch` in one axis, `(members, d, d)`; may raise MoreThanNumbers."""
 
     def flat(z: Tensor) -> Tensor:
         square = z.shape[-2:]
-        return outer(z.view(*batch, *square)).expand(*batch, *square).reshape(z.shape)
+        G = outer(z.view(*batch, *square))
+        if not bare(G):
+            raise MoreThanNumbers
+        return G.expand(*batch, *square).reshape(z.shape)
 
     return flat
 

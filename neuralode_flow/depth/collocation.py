@@ -13,6 +13,7 @@ Reversing the nodes and transposing turns the second equation into the first, so
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor
 
 from .. import matrices
+from ..modes import plain
 from . import kernel, picard
-from .chain import add_identity, by_member, identity_like, outside
+from .chain import MoreThanNumbers, add_identity, by_member, identity_like, outside
 from .grid import DepthGrid, check_grid, gauss_rule
 from .panels import solve
-from .products import recorded
 from .workspace import Take, Workspace
 
 
@@ -177,7 +178,7 @@ def _between_middles(panels: int, enter: Tensor, leave: Tensor) -> tuple[Tensor,
 
 
 def _matrix(grid: DepthGrid, W: Tensor) -> Tensor:
-    return torch.as_tensor(grid.rule.integrate / grid.panels).to(W)
+    return torch.from_numpy(grid.rule.integrate / grid.panels).to(W)
 
 
 def _doubled(local: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ def _halves(grid: DepthGrid, both: Tensor) -> tuple[Tensor, Tensor]:
 
 def _over_panels(grid: DepthGrid, values: Tensor) -> Tensor:
     """The integral over each panel, `(..., panels, m, d, d)` → `(..., panels, d, d)`."""
-    weights = (torch.as_tensor(grid.rule.weights) / grid.panels).to(values)
+    weights = torch.from_numpy(grid.rule.weights / grid.panels).to(values)
     return torch.einsum("m,...mab->...ab", weights, values)
 
 
@@ -218,7 +219,7 @@ class Collocation:
         compiled = kernel.flow(self.grid, W)
         if compiled is not None:
             return compiled
-        across = None if recorded(W) else _across(self.grid, W)
+        across = _across(self.grid, W) if plain(W) else None
         return outside(stages(self.grid, W).across if across is None else across)[2]
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,8 +235,8 @@ class Collocation:
         compiled = kernel.flow(self.grid, W, outer)
         if compiled is not None:
             return compiled
-        if not recorded(W):
-            with _WORKSPACE.lend() as take:
+        if plain(W):
+            with suppress(MoreThanNumbers), _WORKSPACE.lend() as take:
                 middle = _from_middle(self.grid, W, take)
                 if middle is not None:
                     return _gradient(self.grid.panels, W, middle, outer, take)

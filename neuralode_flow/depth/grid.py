@@ -160,7 +160,7 @@ class DepthGrid:
             largest = float(values.abs().max())
             if largest > (torch.finfo(values.dtype).max / len(grid)) ** 0.5:
                 raise ValueError(f"W is too large for {values.dtype}, got an entry of {largest:.3g}; scale it down")
-            matrix = torch.as_tensor(grid.rule.integrate / panels).to(values)
+            matrix = torch.from_numpy(grid.rule.integrate / panels).to(values)
             forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
             if (
                 max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol
@@ -268,7 +268,7 @@ class DepthGrid:
         if len(self) <= _DENSE:
             matrix = np.zeros((len(points), len(self)))
             np.put_along_axis(matrix, columns, weights, axis=1)
-            result = (torch.as_tensor(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+            result = (torch.from_numpy(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
         else:
             rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
             result = self._interpolated(rows, columns, weights, values)
@@ -389,4 +389,4 @@ class Remembered:
 
 def _along_nodes(matrix: np.ndarray, local: Tensor) -> Tensor:
     """Applies an (m, m) matrix along the node axis of `(..., panels, m, a, b)`."""
-    return (torch.as_tensor(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])
+    return (torch.from_numpy(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])

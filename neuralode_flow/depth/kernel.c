@@ -759,7 +759,8 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
                 .rooms = m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
-    if (w->rows > ld) w->rows = ld;
+    /* Strips end where a CHUNK does: rows of 4 or 12 numbers, of small matrices, stay together. */
+    if (w->rows > ld || ld % 8) w->rows = ld;
     w->room_size = (w->rooms + (m || keep ? 0 : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;
 #define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8

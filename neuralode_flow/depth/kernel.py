@@ -1,8 +1,8 @@
 """The compiled kernel: depth products and gradients of small matrices, in kernel.c.
 
-Each function returns None where the kernel cannot serve: not compiled, not float64 on the CPU, large matrices,
-derivatives taken through it, a depth grid that does not resolve W, or a layer that cannot be made. The caller then does
-the same in torch.
+Each function returns None where the kernel cannot serve: not compiled, not float64 on the CPU, large matrices, another
+mode of torch than the eager one (derivatives taken through it, torch.func, tracers, torch.compile), a depth grid that
+does not resolve W, or a layer that cannot be made. The caller then does the same in torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..modes import bare, plain
 from .grid import DepthGrid, gauss_rule
-from .products import recorded
 from .workspace import Workspace
 
 # Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well; kernel.c has the same bound.
@@ -111,9 +111,12 @@ def chain(W: Tensor, outer: Outer | None = None, rule: int = PLAIN, step: float 
         return z if outer is None else _pulled_back(functions.chain_backward, outer, z, room, W)
 
 
-def _pulled_back(backward: Callable[..., None], outer: Outer, z: Tensor, room: Tensor, W: Tensor) -> Tensor:
-    """The gradient at W, after the products have been left in `room`."""
-    G = outer(z).expand(z.shape).contiguous()
+def _pulled_back(backward: Callable[..., None], outer: Outer, z: Tensor, room: Tensor, W: Tensor) -> Tensor | None:
+    """The gradient at W, after the products have been left in `room`; None where `outer` gives more than numbers."""
+    G = outer(z)
+    if not (bare(G) and G.dtype is torch.float64 and G.is_cpu):
+        return None
+    G = G.expand(z.shape).contiguous()
     result = torch.empty_like(W)
     backward(G.data_ptr(), room.data_ptr(), result.data_ptr())
     return result
@@ -121,7 +124,7 @@ def _pulled_back(backward: Callable[..., None], outer: Outer, z: Tensor, room: T
 
 def _serving(W: Tensor) -> ctypes.CDLL | None:
     """The library, if it takes such a state."""
-    fits = 0 < W.shape[-1] <= LARGEST and W.numel() and W.dtype == torch.float64 and W.is_cpu and not recorded(W)
+    fits = plain(W) and W.is_cpu and W.dtype == torch.float64 and 0 < W.shape[-1] <= LARGEST and W.numel()
     return library() if fits else None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checks import follows
 from ..matrices import inverse
+from ..modes import hidden
 from ..registry import Registry
 from . import kernel
 from .chain import add_identity, identity_like
@@ -105,7 +106,7 @@ class Exponential:
     SERIES_NORM = 2.0  # above it the terms grow before they shrink, and digits are lost
 
     def layer(self, A: Tensor) -> tuple[Tensor, tuple[Tensor, float]]:
-        norm = float(torch.linalg.matrix_norm(A.detach()).max())
+        norm = math.inf if hidden(A) else float(torch.linalg.matrix_norm(A.detach()).max())
         E = _taylor_exp(A / 2, norm / 2) if norm <= self.SERIES_NORM else torch.linalg.matrix_exp(A / 2)
         return multiply(E, E), (E, norm)
 

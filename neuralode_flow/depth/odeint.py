@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
 from ..checks import positive
+from ..modes import ordinary, uncompiled
 from ..registry import unknown_name
+from .chain import identity_like
 from .grid import DepthGrid, check_grid
 
 METHODS = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+_NO_LIMIT = 1e100  # of tolerances, so that every step goes to the next point where one must end
 MAX_EVALUATIONS = 20_000  # in one depth solve; smooth W of moderate norm needs hundreds
 
 
@@ -35,6 +39,9 @@ class OdeintDepth:
         If the grid is none, the method unknown or not adaptive, or a tolerance not above 0.
     FloatingPointError
         When the depth solve fails; `integrate` turns it into the status of the run.
+    NotImplementedError
+        Under the transforms of torch.func, forward-mode derivatives and tracers. Autograd's derivatives are those of
+        the steps that were chosen.
     """
 
     def __init__(self, grid: DepthGrid, method: str = "dopri8", rtol: float = 1e-11, atol: float = 1e-13) -> None:
@@ -64,11 +71,59 @@ class OdeintDepth:
         forward, backward, z = self.propagators(W)
         return backward.mT @ outer(z).unsqueeze(-3) @ forward.mT
 
+    @uncompiled
     def _solve(self, W: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """Values at the nodes and at the far end; in reverse, Y' = −Y W from Y(1) = I."""
-        ends = torch.tensor([0.0, 1.0]).to(self.grid.nodes)
-        times = torch.cat((ends[:1], self.grid.nodes, ends[1:]))
+        if not ordinary(W):
+            raise NotImplementedError(
+                "depth='torchdiffeq' chooses its steps by the numbers of W, which torch.func, forward-mode derivatives "
+                "and tracers hide from it: use depth='collocation', or torch.autograd"
+            )
+        if not (W.requires_grad and torch.is_grad_enabled()):
+            return self._values(W, reverse)
+        # The steps of these numbers, taken again: torchdiffeq would also follow how their sizes depend on W, but W only
+        # by its values and not along s, and the two together are no derivative.
+        starts: list[float] = []
+        with torch.no_grad():
+            self._values(W, reverse, note=starts.append)
+        return self._values(W, reverse, steps=starts[1:])
+
+    def _values(
+        self,
+        W: Tensor,
+        reverse: bool,
+        note: Callable[[float], None] | None = None,
+        steps: list[float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same; `note` is told where each step starts, and with `steps` exactly those are taken."""
+        times = torch.cat((self.grid.nodes.new_tensor([0.0]), self.grid.nodes, self.grid.nodes.new_tensor([1.0])))
         times = times.flip(0) if reverse else times
+        floor = 100 * torch.finfo(W.dtype).eps  # of what the dtype can hold: below it no step would be accepted
+        tolerances = {"rtol": max(self.rtol, floor), "atol": max(self.atol, floor / 100)}
+        # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes; and the
+        # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
+        edges = torch.arange(1, self.grid.panels, dtype=times.dtype, device=times.device) / self.grid.panels
+        edges = edges.flip(0) if reverse else edges
+        options: dict[str, Any] = {"step_t": times[1:], "jump_t": edges}
+        if steps is not None:
+            tolerances = dict.fromkeys(tolerances, _NO_LIMIT)
+            ends = [s for s in steps if s not in edges.tolist()]
+            options |= {"step_t": times.new_tensor([*ends, float(times[-1])]), "first_step": 1.0, "ifactor": _NO_LIMIT}
+        right_hand_side = self._right_hand_side(W, reverse)
+        if note is not None:
+            right_hand_side.callback_accept_step = lambda s, X, ds: note(float(s))  # type: ignore[attr-defined]
+        start = identity_like(W[..., 0, :, :]).contiguous()
+        try:
+            values = torchdiffeq.odeint(
+                right_hand_side, start, times, method=self.method, options=options, **tolerances
+            )
+        except AssertionError as error:
+            raise FloatingPointError(f"the depth solve with {self.method} failed: {error}") from error
+        values = values.flip(0) if reverse else values
+        return values[1:-1].movedim(0, -3), values[0] if reverse else values[-1]
+
+    def _right_hand_side(self, W: Tensor, reverse: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """(s, X) ↦ W(s) X; in reverse −X W(s)."""
         model, evaluations = self.grid.interpolant(W), 0
 
         def right_hand_side(s: Tensor, X: Tensor) -> Tensor:
@@ -84,18 +139,4 @@ class OdeintDepth:
                 )
             return slope
 
-        start = torch.eye(W.shape[-1]).to(W).expand(*W.shape[:-3], *W.shape[-2:]).contiguous()
-        # Interior values are interpolated at 4th order by torchdiffeq, so that steps must end on the nodes; and the
-        # panel polynomials do not quite meet at the edges of the panels, which a step must not cross.
-        edges = torch.arange(1, self.grid.panels).to(times) / self.grid.panels
-        options = {"step_t": times[1:], "jump_t": edges.flip(0) if reverse else edges}
-        floor = 100 * torch.finfo(W.dtype).eps  # of what the dtype can hold: below it no step would be accepted
-        rtol, atol = max(self.rtol, floor), max(self.atol, floor / 100)
-        try:
-            values = torchdiffeq.odeint(
-                right_hand_side, start, times, rtol=rtol, atol=atol, method=self.method, options=options
-            )
-        except AssertionError as error:
-            raise FloatingPointError(f"the depth solve with {self.method} failed: {error}") from error
-        values = values.flip(0) if reverse else values
-        return values[1:-1].movedim(0, -3), values[0] if reverse else values[-1]
+        return right_hand_side

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import matrices
+from ..modes import hidden
 from .chain import identity_like
 
 # Fixed-point iterations before a panel is handed to the direct solver; panels with h‖W‖ ≲ 4 need fewer.
@@ -13,7 +14,7 @@ MAX_SWEEPS = 40
 
 
 def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
-    """The stages x of each panel: by fixed-point iteration, or directly where that does not converge.
+    """The stages x of each panel: by fixed-point iteration, or directly where that fails or cannot be looked at.
 
     Parameters
     ----------
@@ -27,7 +28,8 @@ def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
     -------
     Tensor (..., m, d, d)
     """
-    solution = _picard(matrix, W, right)
+    unseen = hidden(W) or (right is not None and hidden(right))
+    solution = None if unseen else _picard(matrix, W, right)
     return _direct(matrix, W, right) if solution is None else solution
 
 

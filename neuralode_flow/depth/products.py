@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..modes import bare, plain
+
 # Up to this size MKL, torch's BLAS, takes 1.1 to 2.2 times as long as the OpenBLAS of NumPy on processors that are not
 # of its maker; but NumPy takes the matrices of a batch one after the other, on one thread, and from as many
 # multiplications of numbers on as make up for the way to it.
@@ -31,12 +33,6 @@ def multiply(one: Tensor, other: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def recorded(matrices: Tensor) -> bool:
-    """Whether derivatives are taken through a tensor, which code that writes into given memory cannot give."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(matrices)
-    return wrapped or (matrices.requires_grad and torch.is_grad_enabled())
-
-
 def _by_numpy(one: Tensor, other: Tensor) -> bool:
     return (
         one.shape[-1] <= SMALL
@@ -45,7 +41,8 @@ def _by_numpy(one: Tensor, other: Tensor) -> bool:
         and one.dtype == torch.float64
         and torch.get_num_threads() == 1
         and not _is_intel()
-        and not (recorded(one) or recorded(other))
+        and plain(one)
+        and bare(other)
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..modes import gradient
 from ..promises import Once, Source, denied, kind
 from . import chain
-from .products import recorded
 
 # Shapes (…, d, d) and sizes of A: one layer alone, many, members of an ensemble; small as in deep networks, and large.
 _CASES = (((2, 2), 0.3), ((3, 4, 4), 1e-3), ((2, 3, 3, 3), 1.0), ((2, 1, 1), 0.5), ((2, 3, 3), 3.0))
@@ -111,11 +111,11 @@ def _check_adjoint(name: str, rule: Any, A: Tensor, M: Tensor, source: Source) -
             )
         return
 
-    def gradient(at: Tensor, along: Tensor) -> Tensor:
+    def claimed(at: Tensor, along: Tensor) -> Tensor:
         return (rule.adjoint(at, rule.layer(at)[1], M.clone()) * along).sum()
 
     with torch.no_grad():
-        wrong = denied(lambda at: (M * rule.layer(at)[0]).sum(), gradient, A, [float(A.abs().max())], source)
+        wrong = denied(lambda at: (M * rule.layer(at)[0]).sum(), claimed, A, [float(A.abs().max())], source)
     if wrong is not None:
         raise ValueError(f"{name} has an adjoint that is not the gradient of its layer: {wrong}; {advice}")
 
@@ -147,16 +147,10 @@ def pulled_back(rule: Any, A: Tensor, outer: Callable[[Tensor], Tensor]) -> Tens
     if hasattr(rule, "adjoint"):
         U, saved = rule.layer(A)
         return rule.adjoint(A, saved, outer(U))
-    if torch._C._functorch.is_functorch_wrapped_tensor(A):
-        pair: Any = torch.func.vjp(lambda A: rule.layer(A)[0], A)  # U, and the map back
-        return pair[1](outer(pair[0]))[0]
-    keep = recorded(A)
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = A if keep else A.clone().detach().requires_grad_()
-        U = rule.layer(leaf)[0]
-    M = outer(U if keep else U.detach())
-    with torch.inference_mode(False):
-        return torch.autograd.grad(U, leaf, M.clone() if M.is_inference() else M, create_graph=keep)[0]
+    slope = gradient(lambda point: rule.layer(point)[0], A, outer)
+    if slope is None:
+        raise TypeError("layer(A) must depend on A through torch operations, but autograd finds no path to it")
+    return slope
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

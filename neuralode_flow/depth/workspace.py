@@ -47,4 +47,6 @@ class Workspace(threading.local):
 
 
 def _fresh(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device)
+    # Memory of inference mode could not be written to after it.
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=like.dtype, device=like.device)

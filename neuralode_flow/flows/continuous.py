@@ -14,6 +14,7 @@ from ..depth.grid import DepthGrid, Profile, check_grid, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change
 from ..losses import Loss, check_square_loss
+from ..modes import uncompiled
 from .base import check_layers, check_matrices
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
@@ -150,11 +151,13 @@ class ContinuousFlow:
         check_layers(state, len(self.grid), "depth nodes")
         check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return self.depth.gradient(state, lambda z: -self.loss.gradient(z))
 
+    @uncompiled
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known.
 
@@ -166,6 +169,7 @@ class ContinuousFlow:
         product = self.depth.linearised(state, self.loss.gradient, derivative)
         return lambda direction: -product(direction)
 
+    @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = P(1,0), shape `(..., d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import float_tensor, same_kind
 from ..losses import Loss, check_loss
+from ..modes import gradient, in_inference_mode, plain, uncompiled
 from .base import check_loss_kind
 
 Map = Callable[[Tensor], Tensor]
@@ -65,6 +66,7 @@ class FactorizationFlow:
         if self.laws is not None:
             self.law(state)
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """−∂φᵀ∇f(z), of the shape of the state."""
         return -self._pulled_back(state, self.loss.gradient)
@@ -74,21 +76,30 @@ class FactorizationFlow:
         return self._pulled_back(state, lambda z: M)
 
     def _pulled_back(self, state: Tensor, outer: Map) -> Tensor:
-        with torch.enable_grad():
-            leaf = state.detach().requires_grad_()
-            z = self.phi(leaf)
-            return torch.autograd.grad(z, leaf, outer(z.detach()))[0]
+        slope = gradient(self.phi, state, outer)
+        if slope is None:
+            raise TypeError("phi must depend on theta through torch operations, but autograd finds no path to it")
+        return slope
 
     def keeps_sign(self, state: Tensor) -> None:
         """Not known of any φ: whether the exact flow keeps the sign of det z is looked at where it changes."""
 
+    @uncompiled
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known."""
         hessian = getattr(self.loss, "hessian", None)
         if hessian is None:
             return None
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                usual = self.linearised(state.clone())
+            return None if usual is None else in_inference_mode(usual)
+        if not plain(state):
+            # The derivative of u ↦ ∂velocityᵀu, which is linear in u, along a direction.
+            pull = torch.func.vjp(self.velocity, state)[1]
+            return lambda direction: torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(state))[1](direction)[0]
         with torch.enable_grad():
-            leaf = state.detach().requires_grad_()
+            leaf = (state.clone() if state.is_inference() else state.detach()).requires_grad_()
             z = self.phi(leaf)
             G = self.loss.gradient(z.detach())
             # ∂φᵀ dual is linear in dual: its derivative in dual along v is ∂φ v.
@@ -106,6 +117,7 @@ class FactorizationFlow:
 
         return product
 
+    @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = φ(θ)."""
         return self.phi(state)
@@ -136,6 +148,9 @@ def checked_map(name: str, function: Map, theta: Tensor, *, depends: bool = True
     TypeError, ValueError
         If it is something else; what the function itself raises comes through.
     """
+    if depends and (torch.is_inference_mode_enabled() or theta.is_inference()):
+        with torch.inference_mode(False):
+            return checked_map(name, function, theta.clone())
     with torch.set_grad_enabled(depends):
         value = function(theta.detach().requires_grad_(depends))
     if not isinstance(value, Tensor):

@@ -12,10 +12,10 @@ from ..checks import count
 from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
 from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
-from ..depth.products import recorded
 from ..depth.promises import pulled_back
 from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
+from ..modes import bare, plain, uncompiled
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
 
@@ -97,6 +97,7 @@ class FiniteFlow:
         twice = (c - c.amin(-1, keepdim=True) <= small.unsqueeze(-1)).sum(-1) > 1
         return twice & (off <= small)
 
+    @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.
 
@@ -114,7 +115,7 @@ class FiniteFlow:
         maps = torch.stack([self._map(segment) for segment in segments], dim=-3)
         behind = chain.gradient(maps, self._downhill).unbind(-3)
         parts = (self._pull_back(segment, partial(_constant, M)) for segment, M in zip(segments, behind, strict=True))
-        if recorded(state):
+        if not (plain(state) and bare(behind[0])):
             return torch.cat(list(parts), dim=-3)
         result = torch.empty_like(state)
         for part, place in zip(parts, result.split(number, dim=-3), strict=True):
@@ -138,6 +139,7 @@ class FiniteFlow:
         """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
         return pulled_back(self.rule, layers / self.depth, partial(chain.gradient, outer=outer))
 
+    @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
         check_layers(state, self.depth, "layers")

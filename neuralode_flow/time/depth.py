@@ -207,7 +207,7 @@ def unwarned(flow: Any, profile: Profile) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Unresolved)
         state: Tensor = flow.sample(profile)
-    return state.detach()
+    return state
 
 
 def _finer(grid: DepthGrid) -> DepthGrid | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, positive, real
+from ..checks import count, float_tensor, no_derivatives, positive, real
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow
 from ..losses import check_derivatives
+from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .base import METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
@@ -41,6 +43,7 @@ class IntegrationError(RuntimeError):
 _ATOL = 1e-10
 
 
+@uncompiled
 def integrate(
     flow: Flow,
     state: Tensor | Profile,
@@ -131,7 +134,8 @@ def integrate(
     Raises
     ------
     TypeError, ValueError
-        For bad arguments, before any work is done; also for a checkpoint that is damaged or of another run.
+        For bad arguments, before any work is done: among them a state or flow that requires a gradient where they are
+        recorded, or that a transform of torch.func follows; also for a checkpoint that is damaged or of another run.
     OSError
         If the checkpoint cannot be written at the start, or is in use by another run.
     IntegrationError
@@ -262,16 +266,34 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
         raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
     if missing:
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
-    if isinstance(state, Tensor) or not callable(state):
-        flow.check(state)
-        check_derivatives(flow.loss, flow.product(state.detach()))
-        return flow, state.detach(), None
-    if not hasattr(flow, "sample"):
+    profile = None if isinstance(state, Tensor) or not callable(state) else Remembered(state)
+    start: Any = state
+    if profile is not None and hasattr(flow, "sample"):
+        start = unwarned(flow, profile)
+    elif profile is not None:
         raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-    profile = Remembered(state)
-    start = unwarned(flow, profile)
-    check_derivatives(flow.loss, flow.product(start))
-    return flow, start, profile
+    if isinstance(start, Tensor):
+        no_derivatives("state", start)
+    _check_numbers(flow)
+    if profile is None:
+        flow.check(start)
+    with suppress(FloatingPointError):  # which the run turns into its status
+        z = flow.product(start)
+        if torch.is_grad_enabled() and flow.loss(z).requires_grad:
+            raise TypeError(
+                "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
+                "time: detach that tensor, or call integrate under torch.no_grad()"
+            )
+        check_derivatives(flow.loss, z.detach())
+    return flow, start.detach(), profile
+
+
+def _check_numbers(flow: Flow) -> None:
+    """Raises where derivatives are taken for a tensor of the flow, its loss, kernel, grid or depth solver."""
+    for owner, part in [("flow", flow), *getattr(flow, "__dict__", {}).items()]:
+        for name, tensor in getattr(part, "__dict__", {}).items():
+            if isinstance(tensor, Tensor):
+                no_derivatives(f"{name.lstrip('_')} of the {owner}", tensor)
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:

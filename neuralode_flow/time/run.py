@@ -50,6 +50,10 @@ class Settled:
     history: list[str]
 
 
+# Until an output so near nothing moves that float64 could tell; methods fail at such steps (LSODA, CVODE, Radau).
+_NO_TIME = 1e-100
+
+
 class Run:
     """Moves a state through all output times.
 
@@ -226,6 +230,9 @@ class Run:
             if event is not None:
                 raise Stopped(event.code, event.sentence(here, start=True))
         while self.outputs < len(self.points):
+            if self.points[self.outputs] - self.t <= _NO_TIME:
+                self._record(self.points[self.outputs], self.state)
+                continue
             if self.stepper is None:
                 control = self._control_of_state()
                 self.stepper = METHODS[self.method](Start(self.watch, self.t, self.state, end, control, self.memory))

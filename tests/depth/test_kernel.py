@@ -151,6 +151,22 @@ def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent():
     assert ended.stdout.strip() == "0", ended.stderr
 
 
+@pytest.mark.parametrize("d", [3, 8, 9, 10, 11, 12, 13, 16])
+@pytest.mark.parametrize("order", [341, 400])
+def test_panels_of_very_many_nodes_are_taken_in_strips_of_rows(d, order, mode):
+    at = [
+        sum(c * torch.cos(k * nf.DepthGrid.gauss(1, m).nodes)[:, None, None] for k, c in enumerate(parts))
+        for m, parts in ((order, model(d, layers=3)), (24, model(d, layers=3)))
+    ]
+    grid, outer = nf.DepthGrid.gauss(1, order), nf.Quadratic(randn(d, d, seed=2)).gradient
+    z, G = kernel.flow(grid, at[0]), kernel.flow(grid, at[0], outer)
+    coarse = nf.DepthGrid.gauss(1, 24)
+    assert distance(z, kernel.flow(coarse, at[1])) < 1e-13
+    # The gradients are one function of depth, on two grids.
+    inside = torch.linspace(0.1, 0.9, 5)
+    assert distance(grid.interpolate(G, inside), coarse.interpolate(kernel.flow(coarse, at[1], outer), inside)) < 1e-10
+
+
 @pytest.mark.parametrize("d", [3, 20])
 def test_what_the_grid_does_not_resolve_is_refused(d):
     grid = nf.DepthGrid.gauss(1, 13)

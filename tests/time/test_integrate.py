@@ -346,3 +346,17 @@ NET = nf.FiniteFlow(3, nf.Quadratic(torch.eye(2)))
 def test_bad_input(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("method", list(nf.METHODS))
+def test_outputs_in_no_time_are_the_state_as_it_is(method):
+    flow, z = nf.IntrinsicFlow(nf.Quadratic(torch.eye(2)), nf.LogMean()), torch.diag(torch.tensor([1.5, 0.7]))
+    options = {"rtol": 1e-4, "atol": 1e-6}
+    for times in ([0.0, 1e-300], [0.0, 1e-320], [0.0, 1e-200, 1e-100], [0.0, 1e-300, 0.01]):
+        path = nf.integrate(flow, z, times, method, **options)
+        assert path.status == "ok"
+        assert path.times.tolist() == times
+        near = [k for k, t in enumerate(times) if t < 1e-99]
+        assert torch.equal(path.z[near], z.expand(len(near), 2, 2))
+    usual = nf.integrate(flow, z, [0.0, 0.01], method, **options)
+    assert torch.equal(path.z[-1], usual.z[-1])
