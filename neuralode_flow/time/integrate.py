@@ -18,7 +18,7 @@ from ..flows.base import Flow
 from ..losses import check_derivatives
 from ..modes import uncompiled
 from ..threads import one_blas_thread
-from .base import METHODS, Control, Watch, fixed_steps
+from .base import FAILURES, METHODS, Control, Watch, fixed_steps
 from .checkpoint import Checkpoint, description, digest
 from .depth import FixedDepth, depth_control, sampled, unwarned
 from .endings import EVENTS_ASKED
@@ -277,23 +277,26 @@ def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pro
     _check_numbers(flow)
     if profile is None:
         flow.check(start)
-    with suppress(FloatingPointError):  # which the run turns into its status
+    recorded = False
+    with suppress(*FAILURES):  # the run tells of them
         z = flow.product(start)
-        if torch.is_grad_enabled() and flow.loss(z).requires_grad:
-            raise TypeError(
-                "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
-                "time: detach that tensor, or call integrate under torch.no_grad()"
-            )
+        recorded = torch.is_grad_enabled() and flow.loss(z).requires_grad
         check_derivatives(flow.loss, z.detach())
+    if recorded:
+        raise TypeError(
+            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
+            "time: detach that tensor, or call integrate under torch.no_grad()"
+        )
     return flow, start.detach(), profile
 
 
 def _check_numbers(flow: Flow) -> None:
     """Raises where derivatives are taken for a tensor of the flow, its loss, kernel, grid or depth solver."""
-    for owner, part in [("flow", flow), *getattr(flow, "__dict__", {}).items()]:
+    own = getattr(flow, "__dict__", {})
+    for owner, part in [("flow", flow), *((f"flow.{name}", part) for name, part in own.items())]:
         for name, tensor in getattr(part, "__dict__", {}).items():
             if isinstance(tensor, Tensor):
-                no_derivatives(f"{name.lstrip('_')} of the {owner}", tensor)
+                no_derivatives(f"{owner}.{name}", tensor)
 
 
 def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
