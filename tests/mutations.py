@@ -1,0 +1,165 @@
+"""Plants faults into a copy of the package, one at a time, and says which of them the tests notice.
+
+    .venv/bin/python tests/mutations.py [NUMBER …]
+
+Prints a table for docs/testing.md; the exit status is 0 if all but one of the faults are noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+COPIED = "neuralode_flow", "conf", "tests", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "setup.py"
+
+
+class Fault(NamedTuple):
+    """`old` stands once in the file, and `new` takes its place; `tests` are what is run."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+FAULTS = [
+    Fault("the continuous velocity goes uphill", "flows/continuous.py",
+          "lambda z: -self.loss.gradient(z))", "lambda z: self.loss.gradient(z))", "flows/test_gradients.py"),
+    Fault("the finite velocity without the factor L", "flows/finite.py",
+          "return pulled_back(self.rule, layers / self.depth,", "return pulled_back(self.rule, layers,",
+          "depth/test_kernel.py depth/test_modes.py"),
+    Fault("the adjoint of RK2 without a transpose", "depth/layers.py",
+          "multiply(A.mT, M).add_(multiply(M, A.mT))", "multiply(A.mT, M).add_(multiply(M, A))",
+          "depth/test_layers.py"),
+    Fault("the adjoint of Cayley without a transpose", "depth/layers.py",
+          "multiply(multiply(saved.mT, M), saved.mT)", "multiply(multiply(saved, M), saved.mT)",
+          "depth/test_layers.py"),
+    Fault("a wrong weight of the Gauss rule", "depth/grid.py", "weights=w / 2,", "weights=w / 2 * (1 + 1e-9),",
+          "depth/test_grid.py"),
+    Fault("depth products in the wrong order", "depth/collocation.py",
+          "links = (enter[:, 1:] @ leave[:, :-1]).unbind(1)", "links = (leave[:, :-1] @ enter[:, 1:]).unbind(1)",
+          "depth/test_picard.py depth/test_products.py"),
+    Fault("the kernel serves while torch compiles", "depth/kernel.py", "fits = plain(W) and", "fits = True and",
+          "depth/test_modes.py"),
+    Fault("the logarithmic mean with r in place of 2r", "kernels.py",
+          "twice_r = torch.where(hi == lo, 0.0, 2 * r)", "twice_r = torch.where(hi == lo, 0.0, r)",
+          "flows/test_intrinsic.py"),
+    Fault("the kernel of layers without its time scale", "kernels.py",
+          "return self.time_scale * (K + K.mT) / 2", "return (K + K.mT) / 2", "flows/test_intrinsic.py test_square.py"),
+    Fault("every network is said to keep the sign of det z", "kernels.py",
+          "(self.shifts == self.shifts.min()).sum() > 1)", "(self.shifts == self.shifts.min()).sum() > 0)",
+          "flows/test_polar.py flows/test_intrinsic.py test_square.py"),
+    Fault("the stretch of the polar form not symmetric", "flows/polar.py",
+          "V @ (stretch + stretch.mT) @ V.mT", "V @ (2 * stretch) @ V.mT", "flows/test_polar.py"),
+    Fault("the rate of layers in logarithms doubled", "kernels.py",
+          "math.log(self.time_scale / 2)", "math.log(self.time_scale)", "flows/test_polar.py"),
+    Fault("an escape across det z = 0 is not said", "time/barrier.py",
+          "        if bool(escaped.any()):\n", "        if False:\n", "time/test_barrier.py"),
+    Fault("a crossing that is allowed is called an escape", "time/barrier.py",
+          "escaped = crossed & (self.least <= self.immobile)", "escaped = crossed", "time/test_barrier.py"),
+    Fault("the status of a run on a coarse grid is ok", "time/depth.py",
+          "        if self.largest <= allowed:\n", "        if True:\n", "time/test_depth.py time/test_endings.py"),
+    Fault("the measured error in time is zero", "time/estimate.py",
+          "            return _HALVED * gap + floor\n", "            return 0 * gap\n", "time/test_estimate.py"),
+    Fault("the companion takes the same steps", "time/estimate.py",
+          "return sorted({*ends, *middles})", "return sorted({*ends})", "time/test_estimate.py"),
+    Fault("the drift projects the upper modes away", "laws.py",
+          "kept = (1 - bounds.unsqueeze(-2) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0.0)",
+          "kept = torch.zeros_like(sizes)", "test_laws.py"),
+    Fault("a profile is compared on the nodes only", "flows/continuous.py",
+          "error = torch.linalg.matrix_norm(z_fine + correction - z) + uncertain",
+          "error = torch.linalg.matrix_norm(z_fine - z)", "time/test_depth.py"),
+    Fault("the stored sign of the quadratic law", "laws.py",
+          "linear = W.shape[-3] * (after + after.mT - before - before.mT)",
+          "linear = -W.shape[-3] * (after + after.mT - before - before.mT)", "test_laws.py"),
+    Fault("the shift counts twice in the start", "initial.py",
+          "stretch = stretch - frame.grid.integrate(frame.height) / 2",
+          "stretch = stretch - frame.grid.integrate(frame.height)",
+          "test_initial.py"),
+    Fault("completion sees what is masked", "losses.py",
+          "return torch.where(self.mask, z - self.target, 0.0)", "return z - self.target", "test_losses.py"),
+    Fault("derivatives of losses are not looked at", "time/integrate.py",
+          "        check_derivatives(flow.loss, z.detach())\n", "        pass\n", "test_losses.py"),
+    Fault("two errors make an order", "studies/orders.py",
+          "LEAST_POINTS, LEAST_WITH_ONE_OUT = 3, 4", "LEAST_POINTS, LEAST_WITH_ONE_OUT = 2, 3",
+          "studies/test_orders.py"),
+    Fault("a contradicted order leaves the status ok", "studies/convergence.py",
+          "if not broken and (contradiction := _contradiction(layers, orders, expected)):",
+          "if False and (contradiction := _contradiction(layers, orders, expected)):", "studies/test_convergence.py"),
+    Fault("round-off refutes the metric property", "intrinsic/metric.py",
+          "return False if self.relative >= METRIC_NONZERO and self.real else UNDECIDED",
+          "return False if self.relative >= METRIC_NONZERO else UNDECIDED", "intrinsic/test_units.py"),
+    Fault("a small change of the metric is none", "intrinsic/metric.py",
+          "METRIC_ZERO, METRIC_NONZERO = 1e-9, 1e-6", "METRIC_ZERO, METRIC_NONZERO = 1e-1, 1.1e-1",
+          "intrinsic/test_report.py intrinsic/test_units.py"),
+    Fault("events at the start are not looked at", "time/run.py",
+          "event = lookout.at_start(here)", "event = None", "time/test_events.py time/test_endings.py"),
+    Fault("a stopped run keeps half a step", "time/run.py",
+          "                self._go_back()\n", "                pass\n", "time/test_stops.py time/test_checkpoint.py"),
+    Fault("a bound that is not reached is said to be tended to", "time/reach.py",
+          "tends = plateau is not None and bool((last < plateau)[member])", "tends = True", "time/test_reach.py"),
+    Fault("implicit midpoint stops after one sweep", "time/midpoint.py", "_MAX_SWEEPS = 200", "_MAX_SWEEPS = 1",
+          "test_laws.py time/test_integrate.py"),
+    Fault("a study that did not run whole ends with status 0", "app/job.py",
+          '    if summary["status"] != "ok":\n', "    if False:\n", "app/test_run.py"),
+]  # fmt: skip
+
+
+def planted(fault: Fault, home: Path) -> tuple[bool, str]:
+    """Whether the tests fail with the fault in the copy, and the first test that does."""
+    file = home / "neuralode_flow" / fault.file
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        tests = [f"tests/{name}" for name in fault.tests.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
+            cwd=home, env=os.environ | {"PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        file.write_text(whole, encoding="utf-8")
+    first = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    return done.returncode == 1, first.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0]
+
+
+def main() -> None:
+    chosen = [int(number) for number in sys.argv[1:]] or list(range(1, len(FAULTS) + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        homes: Queue[Path] = Queue()
+        for k in range(2):
+            home = Path(folder) / str(k)
+            home.mkdir()
+            for name in COPIED:
+                source = ROOT / name
+                copy = shutil.copytree if source.is_dir() else shutil.copy2
+                copy(source, home / name)
+            homes.put(home)
+
+        def tried(number: int) -> bool:
+            home = homes.get()
+            try:
+                noticed, first = planted(FAULTS[number - 1], home)
+            finally:
+                homes.put(home)
+            by = f"`{first.removeprefix('tests/').split('[')[0]}`" if noticed else "**no test**"
+            print(f"| {number} | {FAULTS[number - 1].what} | {by} |", flush=True)
+            return noticed
+
+        with ThreadPoolExecutor(2) as pool:
+            noticed = sum(pool.map(tried, chosen))
+    print(f"{noticed} of {len(chosen)} faults are noticed")
+    sys.exit(noticed < len(chosen) - 1)
+
+
+if __name__ == "__main__":
+    main()
