@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 
 # The commands as modules: their scripts need not be on the path.
@@ -18,6 +20,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_every_file_and_command_of_the_tutorial_works(tmp_path):
     text = TUTORIAL.read_text(encoding="utf-8")
     steps = re.findall(r"(?:`(\w+\.py)`:\n\n)?```(python|sh)\n(.*?)```", text, re.DOTALL)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import all_finite
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 
@@ -39,7 +38,8 @@ class LogPolarFlow:
     Notes
     -----
     A state is `(..., 2, d, d)`, Q and S. Their changes are relative changes of z, so that all entries of a state have
-    one absolute tolerance, (rtol + atol)/2d, with which the Frobenius norm of its error is at most (rtol + atol)/√2.
+    one absolute tolerance, (rtol + atol)/4d: with it z is at least as accurate as when z itself is integrated at rtol
+    and atol, in as many evaluations (DOP853, dopri5 and auto, rtol 1e-6 … 1e-11, d = 2 … 12).
     """
 
     keeps_orientation = True
@@ -64,11 +64,10 @@ class LogPolarFlow:
         """The state in the coordinates of IntrinsicFlow: z."""
         return self.product(state)
 
-    def finite(self, state: Tensor) -> bool:
-        """Whether z is finite; cheap where the entries of S say so."""
-        half = math.log(torch.finfo(state.dtype).max) / 2
-        sure = float(torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)).max()) <= half
-        return sure or all_finite(self.product(state))
+    def finite(self, state: Tensor) -> Tensor:
+        """Whether z is finite, `(...)`; cheap where the entries of S say so."""
+        sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= _largest(state.dtype)
+        return sure if bool(sure.all()) else torch.isfinite(self.product(state)).all(-1).all(-1)
 
     def log_sigma(self, state: Tensor) -> Tensor:
         """The logarithms of the singular values of z, falling, `(..., d)`."""
@@ -92,7 +91,7 @@ class LogPolarFlow:
 
     def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
         """The relative and absolute tolerance of the entries of a state that stand for those of z."""
-        return 100 * torch.finfo(state.dtype).eps, (rtol + atol) / (2 * state.shape[-1])
+        return 100 * torch.finfo(state.dtype).eps, (rtol + atol) / (4 * state.shape[-1])
 
     def check(self, state: Tensor) -> None:
         """States are made by `enter`."""

@@ -171,7 +171,7 @@ def integrate(
     with torch.no_grad():
         flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
         known = flow, start
-        carrier = getattr(flow, "carrier", lambda: None)()
+        carrier = None if adapt else getattr(flow, "carrier", lambda: None)()
         if carrier is not None:
             flow, start = carrier, carrier.enter(start)
 

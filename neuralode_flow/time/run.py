@@ -266,8 +266,10 @@ class Run:
     def _check_carried(self, stepper: Stepper) -> None:
         """Ends the run where the coordinates of the method are finite and z is not."""
         finite = getattr(self.depth.flow, "finite", None)
-        if finite is not None and not finite(stepper.state):
-            raise Stopped("not_finite", f"the end-to-end map is not finite at t = {stepper.t:.6g}: {self._why()}")
+        lost = None if finite is None else ~finite(stepper.state)
+        if lost is not None and bool(lost.any()):
+            where = f"the end-to-end map{of_members(lost)} is not finite at t = {stepper.t:.6g}"
+            raise Stopped("not_finite", f"{where}: {self._why()}{advice(lost)}")
 
     def _given(self, state: Tensor) -> Tensor:
         """A state in the coordinates in which it was given."""

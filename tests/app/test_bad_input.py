@@ -72,6 +72,7 @@ def test_bad_input_is_refused_at_once(command, left_behind, line, words):
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_under_python_without_assertions(workplace, left_behind):
     line = [sys.executable, "-O", "-m", "neuralode_flow", "problem=teacher", "problem.dimension=0"]
     ended = subprocess.run(line, capture_output=True, text=True, check=False)

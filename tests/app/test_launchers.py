@@ -99,6 +99,7 @@ def assert_equal(first, other):
         np.testing.assert_array_equal(one.z_continuous, two.z_continuous)
 
 
+@pytest.mark.slow
 def test_every_launcher_gives_the_same_arrays(tmp_path, slurm):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers of the test extra")
     for name in ("basic", "local", "slurm"):
@@ -113,6 +114,7 @@ def test_ray_gives_the_same_arrays(tmp_path):
     assert_equal(tmp_path / "basic", tmp_path / "ray")
 
 
+@pytest.mark.slow
 def test_a_sweep_outlives_its_workers(tmp_path):
     (tmp_path / "killer.py").write_text(PLUGIN)
     settings = ("-m", "problem=linnerud", "problem.loss=kills_once", "study=trajectory", "study.estimate=false")

@@ -56,6 +56,7 @@ def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
     assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_found_without_being_named(tmp_path):
     site = tmp_path / "site"
     (site / "own_package").mkdir(parents=True)

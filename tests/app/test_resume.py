@@ -76,6 +76,7 @@ def test_an_empty_folder_is_started_and_a_finished_one_is_left_alone(whole, tmp_
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(whole, tmp_path):
     draws, folder = random.Random(0), tmp_path / "run"
     for _ in range(4):
@@ -96,6 +97,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(whole, 
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(whole, number, status, tmp_path):
     folder = tmp_path / "run"
     long = [*SMALL, "save_every=1000"]
@@ -115,6 +117,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, number, status, tmp_path):
     xr.testing.assert_identical(numbers(folder)[1], numbers(whole)[1])
 
 
+@pytest.mark.slow
 def test_resume_true_finds_the_unfinished_run_of_the_same_config(whole, tmp_path):
     place = next(filter(left_in_the_middle, (tmp_path / str(attempt) for attempt in range(20))))
     status, out, _ = finish(*SMALL, "resume=true", cwd=place)

@@ -208,6 +208,7 @@ main.main()
 """
 
 
+@pytest.mark.slow
 def test_four_starts_in_one_second_leave_four_whole_results(workplace):
     quick = [
         "problem=teacher",

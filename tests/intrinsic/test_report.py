@@ -42,6 +42,7 @@ def balanced(n, m, r, lam, seed):
 
 
 @pytest.mark.parametrize(("shape", "holds"), SHAPES.items(), ids=str)
+@pytest.mark.slow
 def test_criterion_b_of_relaxed_balanced_layers_is_what_theory_says_in_twenty_draws(shape, holds):
     phi, laws = two_layers(*shape)
     for seed in range(20):
@@ -54,6 +55,7 @@ def test_criterion_b_of_relaxed_balanced_layers_is_what_theory_says_in_twenty_dr
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.slow
 def test_criterion_b_fails_at_random_parameters_in_twenty_draws(shape):
     phi, laws = two_layers(*shape)
     for seed in range(20):

@@ -60,6 +60,7 @@ def test_units_of_z_and_one_unit_of_theta_change_no_verdict(name, kind):
 
 @pytest.mark.parametrize("kind", KINDS[2:])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_a_unit_for_every_parameter_leaves_the_truth_or_nothing(name, kind):
     for seed in range(2):
         assert all(found in (true, "undecided") for found, true in outcome(name, kind, seed))

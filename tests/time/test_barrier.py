@@ -27,7 +27,7 @@ def factors_of(z, imbalance):
     return nf.relaxed_balanced_layers(z, torch.tensor([0.0, imbalance])) / 2 + torch.eye(2)
 
 
-@pytest.mark.parametrize("method", ["auto", "DOP853", "dopri5", "rk4"])
+@pytest.mark.parametrize("method", ["auto", "DOP853", "dopri5", pytest.param("rk4", marks=pytest.mark.slow)])
 def test_two_balanced_layers_say_when_their_steps_have_crossed(method):
     theta = factors_of(SMALL, 0.0)
     step = {"step": 0.05} if method == "rk4" else {"rtol": 1e-8}

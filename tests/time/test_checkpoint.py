@@ -211,6 +211,7 @@ def program(path):
     return subprocess.Popen([sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants_and_resumed_the_results_are_equal(tmp_path):
     expected = program("").communicate(timeout=120)[0]
     assert "\nok " in expected

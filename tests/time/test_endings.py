@@ -87,6 +87,7 @@ def test_the_list_of_codes_is_complete():
     assert set(ENDS) | {"checkpoint", "interrupted"} == set(nf.ENDINGS)
 
 
+@pytest.mark.slow
 def test_the_codes_are_the_same_without_assertions():
     code = "import torch\ntorch.set_default_dtype(torch.float64)\nimport test_endings\n" + (
         "for code, run in test_endings.ENDS.items():\n    path = run()\n    print(code, path.ending)\n"

@@ -15,7 +15,11 @@ BEGIN = torch.tensor([1.3, 0.8])
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(torch.diag(TARGET)), nf.LogMean())
 FIXED = [name for name in nf.METHODS if fixed_steps(nf.METHODS[name])]
 ADAPTIVE = [name for name in nf.METHODS if name not in FIXED]
-ITERATED = ("implicit_adams", "fixed_adams")  # whose sweeps do not converge at large steps: they say so
+ITERATED = (
+    "implicit_adams",
+    "fixed_adams",
+    "implicit_midpoint",
+)  # whose sweeps do not converge at large steps: they say so
 
 
 def run(method, times, **options):

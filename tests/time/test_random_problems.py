@@ -1,5 +1,6 @@
 """Two hundred random problems: every run ends with a true status, and "ok" means what the tolerance says."""
 
+import pytest
 import torch
 from cases import all_losses, generator, positive_matrix
 from hypothesis import HealthCheck, given, settings
@@ -56,18 +57,21 @@ PROBLEMS = {
 
 @settings(SETTINGS, max_examples=30)
 @given(**PROBLEMS)
+@pytest.mark.slow
 def test_ok_means_that_the_error_of_the_continuous_model_is_at_most_ten_tolerances(**problem):
     check("continuous", **problem)
 
 
 @settings(SETTINGS, max_examples=60)
 @given(**PROBLEMS)
+@pytest.mark.slow
 def test_ok_means_that_the_error_of_a_finite_network_is_at_most_ten_tolerances(**problem):
     check("finite", **problem)
 
 
 @settings(SETTINGS, max_examples=110)
 @given(**PROBLEMS)
+@pytest.mark.slow
 def test_ok_means_that_the_error_of_the_intrinsic_limit_is_at_most_ten_tolerances(**problem):
     check("intrinsic", **problem)
 

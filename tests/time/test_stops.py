@@ -18,19 +18,26 @@ NAMES = ("times", "z", "loss", "drift", "state", "depth_error", "observed")
 
 
 class Once(nf.IntrinsicFlow):
-    """A flow whose velocity fails at one evaluation, and never again."""
+    """A flow whose velocity fails at one evaluation, in the coordinates of the run, and never again."""
 
     def __init__(self, loss, kernel, at, error):
         super().__init__(loss, kernel)
         left = [at]
 
-        def velocity(state):
-            left[0] -= 1
-            if left[0] == 0:
-                raise error
-            return nf.IntrinsicFlow.velocity(self, state)
+        def carrier():
+            carried = nf.IntrinsicFlow(loss, kernel).carrier()
+            whole = carried.velocity
 
-        self.velocity = velocity
+            def velocity(state):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise error
+                return whole(state)
+
+            carried.velocity = velocity
+            return carried
+
+        self.carrier = carrier
 
 
 def budgets(method, every=1):
