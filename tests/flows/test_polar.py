@@ -129,6 +129,14 @@ def test_two_layers_keep_either_sign_of_det(sign):
     assert (other.ending == "unreachable") == (sign < 0)
 
 
+@pytest.mark.parametrize("kernel", [nf.TwoLayer(0.5), nf.DividedDifference(torch.tensor([0.3, 0.0, 0.3]))])
+def test_layers_that_are_not_singular_together_cross(kernel):
+    target = torch.diag(torch.tensor([1.0, -1.0]))
+    path = nf.integrate(nf.IntrinsicFlow(nf.Quadratic(target), kernel), torch.eye(2), [0.0, 60.0], "auto")
+    assert path.status == "ok"
+    assert distance(path.z[-1], target) < 1e-6
+
+
 def test_a_step_that_overflows_is_rejected():
     loss, times = nf.Quadratic(30 * torch.eye(2)), [0.0, 0.2]
     for method in ("dopri5", "DOP853", "LSODA", "CVODE_BDF"):

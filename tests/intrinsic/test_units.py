@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from neuralode_flow.intrinsic import RecoveredFlow, count_laws, quadratic_laws, report
+from neuralode_flow.intrinsic.metric import Change
+from neuralode_flow.intrinsic.ranks import UNDECIDED
 from neuralode_flow.losses import Quadratic
 
 BALANCED = [0.5, 1.25, -0.75, 2.0] * 2
@@ -129,3 +131,9 @@ def test_a_flow_is_recovered_in_any_units():
     laws = maps.in_torch(lambda t: [t[0] * t[0] - t[1] * t[1] - t[2] * t[2]])
     flow = RecoveredFlow(phi, laws, torch.tensor([1.5, 0.5, -0.7]) * 1e7, Quadratic(torch.zeros(2)))
     assert bool(flow.velocity(flow.start).isfinite().all())
+
+
+def test_a_change_of_the_metric_within_its_round_off_is_no_proof():
+    assert Change(relative=1e-3, real=False).verdict == UNDECIDED
+    assert Change(relative=1e-3, real=True).verdict is False
+    assert Change(relative=1e-12, real=False).verdict is True

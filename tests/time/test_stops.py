@@ -197,3 +197,24 @@ def test_an_exception_of_the_observer_leaves_the_last_checkpoint(tmp_path):
         solve("dopri5", checkpoint=tmp_path / "run.npz", every=0, observe=observe)
     fails[0] = False
     same(solve("dopri5", checkpoint=tmp_path / "run.npz", observe=observe), whole)
+
+
+@pytest.mark.parametrize("method", ["BDF", "DOP853"])
+def test_a_run_that_stops_at_an_output_inside_a_step_ends_where_its_state_is(method):
+    class Fails(nf.IntrinsicFlow):
+        left = 0
+
+        def product(self, state):
+            self.__class__.left -= 1
+            if self.__class__.left == 0:
+                raise torch.linalg.LinAlgError("once")
+            return state
+
+    stopped = 0
+    for n in range(4, 120, 4):
+        Fails.left = n
+        path = nf.integrate(Fails(LIMIT.loss, LIMIT.kernel), START, torch.linspace(0, 2, 81), method, 1e-4)
+        stopped += path.ending == "velocity"
+        assert torch.equal(path.z[-1], path.state)
+        assert bool((path.times.diff() > 0).all())
+    assert stopped > 5
