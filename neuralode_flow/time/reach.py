@@ -13,10 +13,11 @@ from .base import FAILURES
 from .members import of_members
 
 # A loss within this part of its whole way from the least value that is left, at a z whose smallest singular value is
-# below this part of its largest one now or at the start, counts as having arrived there ...
+# this part of its largest, counts as having arrived there ...
 _ARRIVED, _SINGULAR = 0.03, 0.04
 
-# ... and as being at rest if at its present rate it would fall, in the whole time again, by that part of what it fell.
+# ... and as being at rest if at its present rate it would fall, in the whole time again, by no more than that part of
+# what it fell, and of what it is above that value.
 
 
 def out_of_reach(
@@ -47,10 +48,13 @@ def out_of_reach(
     least = torch.where(slogdet(columns["z"][0])[0] > 0, least, torch.nan)
     plateau = getattr(flow.loss, "plateau", lambda: None)()
     sigma, size = torch.linalg.svdvals(columns["z"][-1]), torch.linalg.svdvals(columns["z"][0])[..., 0]
-    near = sigma[..., -1] <= _SINGULAR * torch.maximum(sigma[..., 0], size)
+    near = sigma[..., -1] <= _SINGULAR * sigma[..., 0]
     arrived = near & (last - least <= _ARRIVED * (first - least))
     falling = _rate(flow, state, last)
-    resting = near & (falling * (t - since) <= _ARRIVED * (first - last))
+    # Where all of z falls to zero, its singular values may keep their ratios.
+    resting = (near | (sigma[..., 0] <= _SINGULAR * size)) & (
+        falling * (t - since) <= _ARRIVED * torch.minimum(first - last, last - least)
+    )
     gone = arrived | (resting & (last > least)) | (least > max(wanted, default=torch.inf))
     if not bool(gone.any()):
         return None
