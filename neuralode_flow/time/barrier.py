@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import all_finite
 from ..matrices import frobenius, slogdet
 from .base import Control, fixed_steps
 
@@ -54,7 +55,10 @@ class Barrier:
         if self.escaped is not None:
             return
         state = at(t)
-        sign, resolved = _signs(self.flow.product(state))
+        z = self.flow.product(state)
+        if not all_finite(z):  # which the run tells of
+            return
+        sign, resolved = _signs(z)
         crossed = resolved & (sign * self.sign < 0)
         if self.certain is not None:
             escaped = crossed & self.certain

@@ -89,3 +89,10 @@ def test_what_was_seen_goes_through_a_checkpoint(tmp_path):
     assert again.status == whole.status
     assert torch.equal(again.z, whole.z)
     assert math.isfinite(float(whole.loss[-1]))
+
+
+def test_a_factorisation_that_leaves_the_numbers_in_one_step_ends_with_a_status():
+    theta = factors_of(torch.tensor([[1.0, 0.5], [-0.5, 1.0]]), 0.0)
+    path = nf.integrate(nf.FactorizationFlow(product, nf.Quadratic(-3 * torch.eye(2))), theta, [0.0, 1e200], "euler")
+    assert path.ending == "not_finite"
+    assert torch.equal(path.state, theta)
