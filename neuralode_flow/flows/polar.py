@@ -65,9 +65,10 @@ class LogPolarFlow:
         return self.product(state)
 
     def finite(self, state: Tensor) -> Tensor:
-        """Whether z is finite, `(...)`; cheap where the entries of S say so."""
-        sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= _largest(state.dtype)
-        return sure if bool(sure.all()) else torch.isfinite(self.product(state)).all(-1).all(-1)
+        """Whether z is in the range in which its velocity is computed, `(...)`; cheap where the entries of S say so."""
+        largest = _largest(state.dtype)
+        sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= largest
+        return sure if bool(sure.all()) else _factors(state)[1][..., -1] <= largest
 
     def log_sigma(self, state: Tensor) -> Tensor:
         """The logarithms of the singular values of z, falling, `(..., d)`."""
@@ -128,5 +129,5 @@ def _whole(QV: Tensor, ell: Tensor, V: Tensor) -> Tensor:
 
 
 def _largest(dtype: torch.dtype) -> float:
-    """The logarithm of a σ whose fourth power is finite."""
-    return math.log(torch.finfo(dtype).max) / 4
+    """log σ up to which velocities are computed: 1e38, less in float32, since methods square them over tolerances."""
+    return min(math.log(torch.finfo(dtype).max) / 4, math.log(1e38))

@@ -268,7 +268,7 @@ class Run:
         finite = getattr(self.depth.flow, "finite", None)
         lost = None if finite is None else ~finite(stepper.state)
         if lost is not None and bool(lost.any()):
-            where = f"the end-to-end map{of_members(lost)} is not finite at t = {stepper.t:.6g}"
+            where = f"the end-to-end map{of_members(lost)} has left the range of numbers at t = {stepper.t:.6g}"
             raise Stopped("not_finite", f"{where}: {self._why()}{advice(lost)}")
 
     def _given(self, state: Tensor) -> Tensor:

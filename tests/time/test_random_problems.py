@@ -90,3 +90,10 @@ def check(model, d, loss, initial, method, seed, horizon, rtol):
         error = torch.linalg.matrix_norm(path.z - truth.z)
         tolerance = atol + rtol * torch.linalg.matrix_norm(truth.z)
         assert float((error / tolerance).max()) <= 10
+
+
+def test_a_trial_step_that_goes_far_too_far_raises_no_warning():
+    # Drawn above: the square of the error of RK45's first trial step overflowed.
+    check(
+        "intrinsic", d=7, loss="regression", initial="relaxed_balanced", method="RK45", seed=45, horizon=0.3, rtol=1e-4
+    )
