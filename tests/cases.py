@@ -51,3 +51,20 @@ def all_losses(d, seed):
 def distance(a, b):
     """The largest Frobenius distance of two stacks of matrices."""
     return float(torch.linalg.matrix_norm(a - b).max())
+
+
+def carried(loss, kernel, before):
+    """The `carrier` of an intrinsic flow that calls `before` ahead of each velocity, in the coordinates of the run."""
+
+    def carrier():
+        flow = nf.IntrinsicFlow(loss, kernel).carrier()
+        whole = flow.velocity
+
+        def velocity(state):
+            before()
+            return whole(state)
+
+        flow.velocity = velocity
+        return flow
+
+    return carrier

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from cases import randn, relaxed_profile, smooth_profile
+from cases import carried, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
 from neuralode_flow import archive
@@ -35,20 +35,12 @@ class Fragile(nf.IntrinsicFlow):
         super().__init__(loss, kernel)
         left = [last]
 
-        def carrier():
-            carried = nf.IntrinsicFlow(loss, kernel).carrier()
-            whole = carried.velocity
+        def before():
+            left[0] -= 1
+            if left[0] < 0:
+                raise Cut
 
-            def velocity(state):
-                left[0] -= 1
-                if left[0] < 0:
-                    raise Cut
-                return whole(state)
-
-            carried.velocity = velocity
-            return carried
-
-        self.carrier = carrier
+        self.carrier = carried(loss, kernel, before)
 
 
 def solve(flow, method, **options):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import randn, relaxed_profile
+from cases import carried, randn, relaxed_profile
 
 import neuralode_flow as nf
 from neuralode_flow.time.base import fixed_steps
@@ -24,20 +24,12 @@ class Once(nf.IntrinsicFlow):
         super().__init__(loss, kernel)
         left = [at]
 
-        def carrier():
-            carried = nf.IntrinsicFlow(loss, kernel).carrier()
-            whole = carried.velocity
+        def before():
+            left[0] -= 1
+            if left[0] == 0:
+                raise error
 
-            def velocity(state):
-                left[0] -= 1
-                if left[0] == 0:
-                    raise error
-                return whole(state)
-
-            carried.velocity = velocity
-            return carried
-
-        self.carrier = carrier
+        self.carrier = carried(loss, kernel, before)
 
 
 def budgets(method, every=1):
