@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -108,19 +108,38 @@ def locked(path: Path, patience: float = 2.0) -> Iterator[None]:
     OSError
         If the file cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    last = time.monotonic() + patience
+    handle = _opened_and_locked(path)
+    while handle is None:
+        if time.monotonic() > last:
+            raise InUse(f"{path} is held by another process")
+        time.sleep(0.05)
+        handle = _opened_and_locked(path)
     try:
-        last = time.monotonic() + patience
-        while fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > last:
-                    raise InUse(f"{path} is held by another process") from error
-                time.sleep(0.05)
         yield
     finally:
+        os.close(handle)
+
+
+def _opened_and_locked(path: Path) -> int | None:
+    """A handle of the file that is locked now, or None if another process holds it.
+
+    A file that its last holder has removed in the meantime is no lock any more: who comes next makes another one.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 

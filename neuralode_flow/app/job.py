@@ -29,15 +29,15 @@ from ..problems import PROBLEMS
 from ..studies import STUDIES
 from ..studies.base import Clock, Study
 from . import terminal
-from .errors import BadInput, StudyFailed, complain
+from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .report import Drawn, write_report
-from .runfolder import CHECKPOINTS, SUMMARY, claim, discard_if_empty, has_saved, held, unfinished
+from .runfolder import CHECKPOINTS, SUMMARY, ended, has_saved, held
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
 
-def run(job: Job, command: str, folder: Path | None = None) -> Path:
+def run(job: Job, command: str, folder: Path) -> Path:
     """Runs the study of a checked config, prints its results and writes its folder.
 
     Parameters
@@ -45,9 +45,8 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     job : Job
     command : str
         The command line that repeats the run, for the report.
-    folder : Path, optional
-        An existing folder for the results, empty or that of a started run; by default that of `resume`, or a new one,
-        `<out>/<study>/<time>`, is claimed.
+    folder : Path
+        An existing folder for the results, empty or that of a started run.
 
     Returns
     -------
@@ -56,37 +55,52 @@ def run(job: Job, command: str, folder: Path | None = None) -> Path:
     Raises
     ------
     BadInput
-        If the problem, the initialisation or the folder cannot be made; no folder is left.
+        If the problem, the initialisation or the folder cannot be made, or the folder belongs to another run.
     StudyFailed
-        If the study raises, or returns with another status than "ok" (its results are written then).
+        If the study raises, or returns, or has returned before, with another status than "ok" (its results are
+        written then).
     """
     started = time.perf_counter()
-    resume = job.machine.resume
-    theirs = isinstance(resume, str) and Path(resume).expanduser().exists()  # an empty folder that the user has made
     said: list[str] = []
-    try:
-        prepare(job.machine)
-        with _warned(said):
-            setup = build(job)
-        folder = folder or _folder(job)
-        if (folder / SUMMARY).exists():
-            terminal.finished(folder)
+    prepare(job.machine)
+    if finished(folder, job):
+        return folder
+    with _warned(said):
+        setup = build(job)
+    study = STUDIES[job.study.name]
+    with held(folder, job.to_yaml()):
+        if finished(folder, job):  # while this process was waiting for the folder
             return folder
-        study = STUDIES[job.study.name]
-        with held(folder, job.to_yaml()):
-            setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
-            with _warned(said), _resumable(folder), _failing("the study stopped"), terminal.progress() as report:
+        setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
+        with _resumable(folder):
+            with _warned(said), _failing("the study stopped"), terminal.progress() as report:
                 dataset = study.run(setup, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
                 summary = record(study, dataset, started) | {"warnings": said}
                 write(folder, job, dataset, summary, command)
-    finally:
-        if folder is not None and not theirs:
-            discard_if_empty(folder)
     terminal.show(setup.title, summary, folder)
     if summary["status"] != "ok":
         raise StudyFailed(f"the study did not run whole: {summary['status']}")
     return folder
+
+
+def finished(folder: Path, job: Job) -> bool:
+    """Whether the run has ended before, which is said then.
+
+    Raises
+    ------
+    BadInput
+        If another run has ended in this folder.
+    StudyFailed
+        If it has not run whole.
+    """
+    how = ended(folder, job.to_yaml())
+    if how is None:
+        return False
+    terminal.finished(folder)
+    if how != "ok":
+        raise StudyFailed(f"the study did not run whole: {how}")
+    return True
 
 
 def prepare(machine: Machine) -> None:
@@ -104,7 +118,7 @@ def prepare(machine: Machine) -> None:
 
 
 def build(job: Job) -> Clock:
-    """The setup that the study runs on; whatever its parts refuse is the user's to mend."""
+    """The setup that the study runs on; whatever its parts refuse is the user's to mend, but not a lack of memory."""
     try:
         return STUDIES[job.study.name].setup(
             **_parts(job),
@@ -114,8 +128,12 @@ def build(job: Job) -> Clock:
             atol=job.time.atol,
             step=job.time.step,
         )
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:  # the last two: too large for memory
-        raise BadInput(str(error)) from error
+    except Exception as error:
+        if is_memory(error):
+            raise StudyFailed(f"memory ran out while the problem was made: {first_line(error)}") from error
+        if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)):
+            raise BadInput(str(error)) from error
+        raise
 
 
 def _parts(job: Job) -> dict[str, Any]:
@@ -173,20 +191,6 @@ def _draw(folder: Path, study: str, dataset: xr.Dataset) -> dict[str, Drawn]:
     return {name: Drawn(figure, save(figure, folder / name)[0]) for name, figure in FIGURES[study](dataset).items()}
 
 
-def _folder(job: Job) -> Path:
-    """The folder of a run: the one to resume, else a new one."""
-    parent, resume = Path(job.machine.out) / job.study.name, job.machine.resume
-    try:
-        if isinstance(resume, str):
-            folder = Path(resume).expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        return (unfinished(parent, job.to_yaml()) if resume else None) or claim(parent)
-    except OSError as error:
-        where = resume if isinstance(resume, str) else parent
-        raise BadInput(f"{where} cannot hold results: {error.strerror}; set out=FOLDER") from error
-
-
 @contextmanager
 def _warned(said: list[str]) -> Iterator[None]:
     """Warnings about the computation as sentences on stderr, and in `said`: each once, also in a sweep."""
@@ -225,6 +229,8 @@ def _failing(what: str) -> Iterator[None]:
     except OSError as error:
         raise StudyFailed(f"{what}: {error.strerror or error}") from error
     except Exception as error:
+        if is_memory(error):
+            raise StudyFailed(f"{what}: memory ran out: {first_line(error)}") from error
         raise StudyFailed(f"{what}: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)") from error
 
 

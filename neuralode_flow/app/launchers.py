@@ -1,12 +1,16 @@
 """Launchers of other packages, made to keep a sweep going when one of their workers is killed.
 
-Both let the whole sweep end there; what is replaced are functions of their modules, which the tests run.
+They let the whole sweep end there; what is replaced are functions of their modules, which the tests run.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import subprocess
+import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +19,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from .errors import BadInput, complain, first_line
-from .runfolder import SUMMARY, record_failure
+from .runfolder import record_failure
 
 _JOBLIB, _SUBMITIT, _RAY = (f"hydra_plugins.hydra_{name}_launcher" for name in ("joblib", "submitit", "ray"))
 
 # The extra that brings each.
 _EXTRAS = {_JOBLIB: "local", _SUBMITIT: "slurm", _RAY: "ray"}
 _MOST_RESTARTS = 5
+_POLL = 60.0  # seconds between two looks at the states of jobs, at most; submitit's own are ten minutes
 
 
 def prepare(target: str) -> None:
@@ -34,6 +39,8 @@ def prepare(target: str) -> None:
         )
     if package == _JOBLIB:
         _prepare_joblib()
+    elif package == _SUBMITIT:
+        _prepare_submitit()
     elif package == _RAY:
         _prepare_ray()
 
@@ -54,6 +61,72 @@ def _prepare_joblib() -> None:
         return launch(**arguments)
 
     _core.launch = launch_again
+
+
+def _prepare_submitit() -> None:
+    """A job that ends without a result leaves the others alone, and is noticed also where Slurm keeps no accounts."""
+    from submitit.core import core
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+    from submitit.slurm import slurm
+
+    any_job: Any = core.Job
+    watcher: Any = slurm.SlurmJob.watcher
+    results = getattr(any_job.results, "__wrapped__", any_job.results)
+
+    @functools.wraps(results)
+    def outcome(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except UncompletedJobError:
+            why = f"its job {job.job_id} ended ({job.state})"
+        except FailedJobError as error:
+            trace = str(error).partition("with trace:")[2].rpartition("You can check")[0]
+            lines = [line.strip() for line in trace.splitlines() if line.strip(" -")]
+            why = f"its job {job.job_id} ended: {lines[-1].rpartition('Error: ')[2] if lines else job.state}"
+        return [JobReturn(_return_value=f"{why}, see {job.paths.stderr}", status=JobStatus.COMPLETED)]
+
+    any_job.results = outcome
+    watcher.update = functools.partial(_ask_slurm, watcher)
+    watcher._delay_s = _POLL
+
+
+def _ask_slurm(watcher: Any) -> None:
+    """Fills in the states of the jobs that submitit waits for."""
+    jobs = watcher._registered - watcher._finished
+    numbers = {job.partition("_")[0] for job in jobs}
+    if jobs:
+        watcher._num_calls += 1
+        watcher._last_status_check = time.time()
+        table = _accounts(numbers)
+        if table is None:
+            table = _queue(numbers)
+            gone = "GONE" if table is not None else "UNKNOWN"  # a queue forgets a job some minutes after its end
+            watcher._info_dict.update(dict.fromkeys(jobs, {"State": gone}))
+        watcher._info_dict.update(watcher.read_info("JobID|State|NodeList\n" + (table or "")))
+        watcher._finished |= {job for job in jobs if watcher.is_done(job, mode="cache")}
+
+
+def _accounts(numbers: Collection[str]) -> str | None:
+    """A line for each job in Slurm's accounts; None where it keeps none."""
+    command = ["sacct", "--noheader", "--parsable2", "--format=JobID,State,NodeList", f"--jobs={','.join(numbers)}"]
+    return _said(command)
+
+
+def _queue(numbers: Collection[str]) -> str | None:
+    """A line for each job in Slurm's queue; None where that cannot be asked."""
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N", f"--jobs={','.join(numbers)}"]
+    return _said(command, unless="Invalid job id")
+
+
+def _said(command: list[str], unless: str = "\n") -> str | None:
+    """What a command prints, or "" if it fails saying `unless`; None if it fails otherwise."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if ended.returncode:
+        return "" if unless in ended.stderr.strip() else None
+    return ended.stdout
 
 
 def _prepare_ray() -> None:
@@ -84,8 +157,7 @@ def _prepare_ray() -> None:
         except ray.exceptions.RayError as error:
             hydra = configs[task].hydra
             folder = Path(hydra.sweep.dir, str(hydra.sweep.subdir))
-            if not (folder / SUMMARY).exists():
-                record_failure(folder, list(map(str, hydra.overrides.task)), f"Ray gave it up: {first_line(error)}")
+            record_failure(folder, list(map(str, hydra.overrides.task)), f"Ray gave it up: {first_line(error)}")
             return JobReturn(status=JobStatus.COMPLETED)  # as of every member that has failed
 
     _launcher_util._run_job = member

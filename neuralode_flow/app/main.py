@@ -27,10 +27,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, complain
-from .runfolder import discard_if_empty
+from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
-from .sweep import run_member
 
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
@@ -46,7 +46,7 @@ def main() -> None:
         complain(error)
         sys.exit(error.status)
     if not {"--shell-completion", "-sc"} & set(sys.argv):
-        sys.argv[1:] = [forced(argument) for argument in in_sweep_folder(sys.argv[1:])]
+        sys.argv[1:] = map(forced, sys.argv[1:])
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     # Our preset of the Ray launcher has the name that the launcher gives its own.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against", UserWarning)
@@ -70,6 +70,8 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+    finally:
+        discard_unused()
 
 
 def experiments() -> list[str]:
@@ -143,25 +145,17 @@ def forced(argument: str) -> str:
     return f"++{argument}"
 
 
-def in_sweep_folder(arguments: list[str]) -> list[str]:
-    """The arguments of a sweep with resume=FOLDER, which is then where Hydra puts its runs."""
-    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not {"-m", "--multirun"} & set(arguments) or not folders or folders[-1] in ("true", "false"):
-        return arguments
-    return [*arguments, f"hydra.sweep.dir={folders[-1]}"]
-
-
 def _task(config: DictConfig) -> None:
-    """What Hydra calls with the config of each run."""
+    """What Hydra calls with the config of each run, in the folder that it has made for it."""
     settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
-        folder = Path(settings.runtime.output_dir)
         overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
         run_member(lambda: _run(config, folder), folder, list(map(str, overrides)))  # type: ignore[arg-type]
         discard_if_empty(folder)
         return
     try:
-        _run(config, None)
+        _run(config, folder)
     except Stop as stop:
         if WANTS_TRACEBACK:
             traceback.print_exc()
@@ -169,7 +163,7 @@ def _task(config: DictConfig) -> None:
         sys.exit(stop.status)
 
 
-def _run(config: DictConfig, folder: Path | None) -> None:
+def _run(config: DictConfig, folder: Path) -> None:
     job = checked(config)
     from .job import run
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from yaml import YAMLError
 
 from ..files import CONFIG, InUse, atomic_write, locked, remove_remains
 from .errors import BadInput
+from .schema import Job
 
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
@@ -38,7 +40,7 @@ def claim(parent: Path) -> Path:
     OSError
         If `parent` cannot be made or written to.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    make(parent)
     stem = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     folder, number = parent / stem, 1
     while not _made(folder):
@@ -47,13 +49,27 @@ def claim(parent: Path) -> Path:
     return folder
 
 
+def make(folder: Path) -> None:
+    """Makes a folder and those that it lies in, if they are not there."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            make(folder.parent)
+        if not _made(folder) and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(folder))
+
+
 def _made(folder: Path) -> bool:
     """Whether this call made the folder."""
     try:
         folder.mkdir()
     except FileExistsError:
         return False
+    _MADE.append(folder.absolute())
     return True
+
+
+class InUseElsewhere(BadInput):
+    """Another run holds the folder, and goes on with it."""
 
 
 @contextmanager
@@ -64,44 +80,83 @@ def held(folder: Path, config: str) -> Iterator[None]:
 
     Raises
     ------
+    InUseElsewhere
+        If another run holds the folder.
     BadInput
-        If another run holds the folder, it belongs to a run with another config, or it cannot be written to.
+        If it belongs to a run with another config, or cannot be written to.
     """
-    try:
-        with locked(folder / _LOCK):
-            try:
-                _take_up(folder, config)
-                yield
-            finally:
-                _discard_unless_saved(folder)
-    except InUse as error:
-        raise BadInput(f"{folder} is in use by another run; wait for it, or choose another folder") from error
-    except OSError as error:
-        raise BadInput(f"{folder} cannot hold results: {error.strerror or error}; set out=FOLDER") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / _LOCK))
+            stack.callback(_discard_unless_saved, folder)
+            _take_up(folder, config)
+        except InUse as error:
+            raise InUseElsewhere(f"{folder} is in use by another run; wait for it, or choose another folder") from error
+        except OSError as error:
+            raise BadInput(f"{folder} cannot hold results: {error.strerror or error}; set out=FOLDER") from error
+        yield
 
 
 def _take_up(folder: Path, config: str) -> None:
     saved = folder / CONFIG
     remove_remains(saved)  # of a run that was killed while it wrote its first file
     if saved.exists():
-        changed = differences(_read(saved), OmegaConf.create(config))
-        if changed:
-            raise BadInput(
-                f"{folder} was started with another config: {'; '.join(changed)}. Use the former values, or start a "
-                f"new run without resume"
-            )
-    elif [path for path in folder.iterdir() if path.name not in (_LOCK, FAILED)]:
+        refuse_another(folder, config)
+    elif [path for path in folder.iterdir() if path.name not in (_LOCK, FAILED) and not _hydras(path)]:
         raise BadInput(f"{folder} is not the folder of a run: it holds files but no {CONFIG}; choose an empty one")
     else:
         atomic_write(saved, config.encode())
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    if not (folder / SUMMARY).exists():
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
-def _read(path: Path) -> Any:
+def _hydras(path: Path) -> bool:
+    """Whether this is what Hydra itself writes into the folder of a run: hydra.output_subdir, and its log."""
+    return path.suffix == ".log" or (path / "overrides.yaml").exists()
+
+
+def refuse_another(folder: Path, config: str) -> None:
+    """Raises BadInput if a folder belongs to a run with another config than this (YAML)."""
+    changed = differences(saved_config(folder), OmegaConf.create(config))
+    if changed:
+        raise BadInput(
+            f"{folder} was started with another config: {'; '.join(changed)}. Use the former values, or start a "
+            f"new run without resume"
+        )
+
+
+def saved_config(folder: Path) -> Any:
+    """The config of the run in a folder; raises BadInput if it cannot be read."""
+    path = folder / CONFIG
     try:
         return OmegaConf.load(path)
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as the config of a run: {str(error).splitlines()[0]}") from error
+
+
+def ended(folder: Path, config: str | None = None) -> str | None:
+    """How the run, with this config (YAML) if one is given, has ended in a folder, "ok" or a sentence; None if not.
+
+    Raises
+    ------
+    BadInput
+        If another run has ended there.
+    """
+    if not (folder / SUMMARY).exists():
+        return None
+    if config is not None:
+        if not (folder / CONFIG).exists():
+            raise BadInput(f"{folder} holds a {SUMMARY} but no {CONFIG}: it is damaged; choose another folder")
+        refuse_another(folder, config)
+    return status(folder)
+
+
+def status(folder: Path) -> str:
+    """The status in the summary of a run that has ended."""
+    try:
+        return str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return f"{folder / SUMMARY} cannot be read ({type(error).__name__})"
 
 
 def differences(saved: Any, now: Any) -> list[str]:
@@ -127,16 +182,44 @@ def unfinished(parent: Path, config: str) -> Path | None:
     for saved in sorted(parent.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True):
         if not (saved.parent / SUMMARY).exists() and saved.parent.joinpath(CHECKPOINTS).is_dir():
             with suppress(BadInput):
-                if not differences(_read(saved), now):
+                if not differences(saved_config(saved.parent), now):
                     return saved.parent
     return None
 
 
 def record_failure(folder: Path, overrides: Sequence[str], reason: str) -> None:
-    """Writes why a member of a sweep has failed into its folder."""
+    """Writes why a member of a sweep has failed into its folder, unless another run has it now or has finished it."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"overrides": list(overrides), "reason": reason}
-    atomic_write(folder / FAILED, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    with suppress(InUse), locked(folder / _LOCK, patience=0.0):
+        if not (folder / SUMMARY).exists():
+            atomic_write(folder / FAILED, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+        if not has_saved(folder):
+            (folder / _LOCK).unlink(missing_ok=True)
+
+
+def failure(folder: Path) -> str | None:
+    """Why the member of a sweep has failed, if it has."""
+    if (folder / SUMMARY).exists():
+        how = status(folder)
+        return None if how == "ok" else f"the study did not run whole: {how}"
+    if not (folder / FAILED).exists():
+        return None
+    try:
+        return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return f"{folder / FAILED} cannot be read ({type(error).__name__})"
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run holds the folder."""
+    if not (folder / _LOCK).exists():
+        return False
+    try:
+        with locked(folder / _LOCK, patience=0.0):
+            return False
+    except InUse:
+        return True
 
 
 def has_saved(folder: Path) -> bool:
@@ -145,19 +228,52 @@ def has_saved(folder: Path) -> bool:
 
 
 def _discard_unless_saved(folder: Path) -> None:
-    """Removes what a run wrote before it had anything to save."""
+    """Removes what a run wrote before it had anything to save; whoever has removed the folder has done that."""
     finished = (folder / SUMMARY).exists()
     if finished:
+        (folder / FAILED).unlink(missing_ok=True)  # of an earlier start
+    if finished or not has_saved(folder):
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         (folder / _LOCK).unlink(missing_ok=True)
-    elif not has_saved(folder):
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        (folder / _LOCK).unlink(missing_ok=True)
-        if {path.name for path in folder.iterdir()} <= {CONFIG}:
+        if not finished and folder.exists() and {path.name for path in folder.iterdir()} <= {CONFIG, FAILED}:
             (folder / CONFIG).unlink(missing_ok=True)
 
 
+def place(job: Job, wanted: str | None = None) -> Path:
+    """The folder for a single run: the one that is `wanted` or resumed, else a new one, `<out>/<study>/<time>`.
+
+    Raises
+    ------
+    BadInput
+        If it cannot be made.
+    """
+    parent, resume = Path(job.machine.out) / job.study.name, job.machine.resume
+    if wanted is not None and isinstance(resume, str) and Path(wanted).absolute() != Path(resume).absolute():
+        raise BadInput(f"hydra.run.dir={wanted} and resume={resume} are two folders for one run; leave one of them out")
+    given = resume if isinstance(resume, str) else wanted
+    try:
+        if given is not None:
+            folder = Path(given).expanduser()
+            make(folder)
+            return folder
+        return (unfinished(parent, job.to_yaml()) if resume else None) or claim(parent)
+    except OSError as error:
+        raise BadInput(f"{given or parent} cannot hold results: {error.strerror}; set out=FOLDER") from error
+
+
+_MADE: list[Path] = []  # by this process
+
+
+def discard_unused() -> None:
+    """Removes the folders that this process has made, and in which nothing was written."""
+    while _MADE:
+        discard_if_empty(_MADE.pop())
+
+
 def discard_if_empty(folder: Path) -> None:
-    """Removes a folder in which nothing was written; one that holds something stays."""
+    """Removes a folder in which nothing was written but what Hydra writes; one that holds something stays."""
     with suppress(OSError):
-        folder.rmdir()
+        if all(_hydras(path) for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+            folder.rmdir()

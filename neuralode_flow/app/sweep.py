@@ -1,168 +1,170 @@
-"""Sweeps (-m): every point is checked before the first one runs, each runs in a process of its own, and what fails
-says why and does not stop the others. The same command with resume=FOLDER runs what is missing."""
+"""Runs and sweeps (-m) as Hydra starts them: folders are chosen and points are checked before anything is written.
+
+The members of a sweep that have ended are left alone, the others go to Hydra's launcher. What fails, or is lost, says
+why and does not stop the others. The same command with resume=FOLDER runs what is missing.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import json
-import os
-import signal
+import functools
+import re
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import _locate
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
-from .runfolder import FAILED, MULTIRUN, SUMMARY, record_failure
-from .schema import checked
+from .members import Member, is_sweep, number, within
+from .runfolder import CONFIG, FREE, ended, failure, has_saved, in_use, make, place, refuse_another
+from .schema import Job, checked
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
+_OWN_SWEEPS = "${out}/sweeps/"  # where hydra.sweep.dir is, unless the user has another
+
+# Of the sweep of this process. Not of the callback: launchers pickle that.
+_members: list[Member] = []
 
 
-class Killed(str):
-    """Why a member ended that was killed."""
+class Folders(Callback):
+    """Hydra calls it before a run or a sweep, when nothing has been written yet, and after a sweep.
 
+    Hydra turns the exceptions of a callback into warnings, but not SystemExit.
+    """
 
-class CheckSweep(Callback):
-    """Hydra calls it before a sweep, when nothing has been written yet, and after it."""
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Gives a single run its folder, hydra.run.dir; ends the program if it has run, or another one has it."""
+        with _refused():
+            job = checked(_own(config))
+            wanted = config.hydra.run.dir
+            folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
+            how = ended(folder, job.to_yaml())
+            if how is None and (folder / CONFIG).exists():
+                refuse_another(folder, job.to_yaml())
+        if how is None:
+            with read_write(config.hydra):
+                config.hydra.run.dir = str(folder)
+            return
+        _say_finished(folder)
+        if how != "ok":
+            complain(f"the study did not run whole: {how}")
+        sys.exit(0 if how == "ok" else StudyFailed.status)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the program with status 2 at the first bad point; else claims the sweep's folder."""
-        try:
+        _members.clear()
+        with _refused():
             launchers.prepare(str(config.hydra.launcher._target_))
-            resumed = False
-            for overrides in points(config):
-                job = checked(compose(config.hydra.job.config_name, overrides))
-                if job.machine.resume is True:
-                    raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
-                resumed = job.machine.resume is not False
-            _claim(Path(config.hydra.sweep.dir), resumed)
-        except (BadInput, *HYDRA_ERRORS) as error:
-            complain(error)
-            # Hydra turns the exceptions of a callback into warnings, but not this one.
-            sys.exit(BadInput.status)
+            checked_points = {tuple(overrides): _job(config, overrides) for overrides in points(config)}
+            sweep = _sweep_folder(config)
+            _claim(sweep, config.resume is not False)
+        _take_launcher(config, sweep, checked_points)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Says how many members have finished and why the others have not; the status is 1 if one has not."""
         folder = Path(config.hydra.sweep.dir)
-        failed = failures(folder)
-        finished = sum(1 for path in folder.glob(f"*/{SUMMARY}") if not path.with_name(FAILED).exists())
-        for name, reason in failed.items():
-            complain(f"member {name} failed: {reason}")
-        if failed:
+        missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
+        for member, why in missing:
+            complain(f"member {member.name} ({member.settings}) {why}")
+        if missing:
             complain(
-                f"{finished} of {finished + len(failed)} members have finished in {folder}; the same command with "
-                f"resume={folder} runs the others"
+                f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}; the same "
+                f"command with resume={folder} runs the others"
             )
             sys.exit(StudyFailed.status)
 
 
-def run_member(work: Callable[[], None], folder: Path, overrides: Sequence[str]) -> None:
-    """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
-
-    It gets a process of its own, so that even one that is killed leaves the others alone (but not where processes
-    cannot be forked), and is tried once more.
-    """
-    if (folder / SUMMARY).exists():  # of an earlier start; what it says of a failure stays
-        from .terminal import finished  # which imports torch: --help stays fast
-
-        finished(folder)
-        return
-    (folder / FAILED).unlink(missing_ok=True)
-    run = _in_a_child if hasattr(os, "fork") else _in_this_process
-    reason = run(work)
-    if isinstance(reason, Killed):  # from outside, such as for want of memory: it goes on from what it has saved
-        complain(f"member {folder.name} is started again: {reason}")
-        reason = run(work)
+def _missing(member: Member) -> str | None:
+    """What there is to say of a member that has not finished."""
+    if member.refused:
+        return f"was not run: {member.refused}"
+    reason = failure(member.folder)
     if reason is not None:
-        record_failure(folder, overrides, reason)
+        return f"failed: {reason}"
+    if ended(member.folder) is not None:
+        return None
+    if in_use(member.folder):
+        return "is in use by another run, which goes on with it"
+    why = member.lost or "it was ended from outside"
+    return f"was lost: {why}; {'what it had reached is saved' if has_saved(member.folder) else 'it had saved nothing'}"
 
 
-def failures(folder: Path) -> dict[str, str]:
-    """Why members of a sweep have failed, by the name of their folder and their settings."""
-    found = {}
-    for path in sorted(folder.glob(f"*/{FAILED}"), key=lambda path: (len(path.parent.name), path.parent.name)):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        settings = " ".join(line.removeprefix("++") for line in record["overrides"])
-        found[f"{path.parent.name} ({settings})"] = record["reason"]
-    return found
-
-
-def _in_this_process(work: Callable[[], None]) -> str | None:
-    """None, or why the work ended early."""
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What is bad ends the program with status 2."""
     try:
-        work()
-    except Stop as stop:
-        return str(stop)
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
+        yield
+    except (Stop, *HYDRA_ERRORS) as error:
+        complain(error)
+        sys.exit(error.status if isinstance(error, Stop) else BadInput.status)
 
 
-def _in_a_child(work: Callable[[], None]) -> str | None:
-    """The same in a process of its own, which may be killed."""
-    importlib.import_module(".job", __package__)  # torch: once here, and not in each child
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the child uses none of them
-        child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _end_with_parent()
-        status = 1
-        try:
-            reason = _in_this_process(work)
-            os.write(writer, (reason or "").encode()[:4000])
-            status = 0 if reason is None else 1
-        except KeyboardInterrupt:
-            status = 130
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    os.close(writer)
+def _own(config: DictConfig) -> DictConfig:
+    """The config without what is Hydra's."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _overridden(config: DictConfig, key: str) -> bool:
+    return any(line.lstrip("+").partition("=")[0] == key for line in config.hydra.overrides.hydra)
+
+
+def _unresolved(config: DictConfig, name: str) -> str:
+    """hydra.sweep.NAME as it was written."""
+    return str(OmegaConf.to_container(config.hydra.sweep, resolve=False)[name])  # type: ignore[index, call-overload]
+
+
+def _composed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    return GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+
+
+def _job(config: DictConfig, overrides: Sequence[str]) -> Job:
+    """The checked config of one point."""
+    job = checked(_own(_composed(config, overrides)))
+    if job.machine.resume is True:
+        raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
+    if job.machine.resume != config.resume:
+        raise BadInput(f"resume={job.machine.resume} cannot vary in a sweep; give one folder for all of its members")
+    return job
+
+
+def _sweep_folder(config: DictConfig) -> Path:
+    """The folder of the sweep, which is that of `resume` if there is one; Hydra is told then."""
+    if config.resume is False:
+        return Path(config.hydra.sweep.dir)
+    folder, given = str(Path(config.resume).expanduser()), _unresolved(config, "dir")
+    if not given.startswith(_OWN_SWEEPS) and Path(config.hydra.sweep.dir).absolute() != Path(folder).absolute():
+        raise BadInput(
+            f"hydra.sweep.dir={given} and resume={folder} are two folders for one sweep; leave one of them out"
+        )
+    with read_write(config.hydra):
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")
+    return Path(folder)
+
+
+def _claim(folder: Path, resumed: bool) -> None:
+    if folder.exists() and not resumed:
+        raise BadInput(
+            f"the sweep's folder {folder} exists already; choose another hydra.sweep.dir, or go on with resume={folder}"
+        )
     try:
-        with os.fdopen(reader, "rb") as pipe:
-            reason = pipe.read().decode(errors="replace")
-        _, status = os.waitpid(child, 0)
-    except BaseException:  # the user's Ctrl-C, or a signal: the member saves itself first
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
-        raise
-    if os.WIFSIGNALED(status):
-        return Killed(f"its process was killed by signal {os.WTERMSIG(status)} ({_signal_name(os.WTERMSIG(status))})")
-    code = os.waitstatus_to_exitcode(status)
-    if code in (130, 143):
-        sys.exit(code)
-    return None if code == 0 else reason or f"its process ended with status {code}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return "no name"
-
-
-def _end_with_parent() -> None:
-    """Linux: this process gets SIGTERM when its parent is killed, so that it saves itself and lets its folder go."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        make(folder)
+        used = any(folder.iterdir())
+    except OSError as error:
+        raise BadInput(f"the sweep's folder {folder} cannot be made: {error.strerror}; set out=FOLDER") from error
+    if used and not is_sweep(folder):
+        raise BadInput(f"{folder} is not the folder of a sweep: it has no multirun.yaml; choose an empty one")
 
 
 def points(config: DictConfig) -> list[list[str]]:
@@ -180,14 +182,80 @@ def points(config: DictConfig) -> list[list[str]]:
     return result
 
 
-def _claim(folder: Path, resumed: bool) -> None:
+def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], Job]) -> None:
+    """Makes the launcher that was chosen launch only what is missing, each member in its own folder."""
+    launcher = _locate(config.hydra.launcher._target_)
+    launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
+
+    @functools.wraps(launch)
+    def launch_missing(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        members = [Member(tuple(line), jobs.get(tuple(line))) for line in job_overrides]
+        with _refused():
+            _find_folders(config, sweep, members)
+        _members.extend(members)
+        waiting = [member for member in members if not _has_ended(member)]
+        lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in waiting]
+        for member, returned in zip(waiting, launch(self, lines, initial_job_idx) if lines else ()):
+            if returned._return_value is not None:  # an exception, or why the launcher has lost it
+                member.lost = str(returned._return_value)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in members]
+
+    launcher.launch = launch_missing
+
+
+def _find_folders(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=resumed)
-        if resumed and any(folder.iterdir()) and not (folder / MULTIRUN).exists():
-            raise BadInput(f"{folder} is not the folder of a sweep: it has no {MULTIRUN}; choose an empty one")
-    except FileExistsError as error:
-        raise BadInput(
-            f"the sweep's folder {folder} exists already; choose another hydra.sweep.dir, or go on with resume={folder}"
-        ) from error
+        number(sweep, members)
     except OSError as error:
-        raise BadInput(f"the sweep's folder {folder} cannot be made: {error.strerror}; set out=FOLDER") from error
+        raise BadInput(f"the sweep's folder {sweep} cannot be used: {error.strerror or error}") from error
+    pattern = _unresolved(config, "subdir")
+    for member in members:
+        member.name = str(member.number) if pattern == _NUMBERED else _subdir(config, member)
+        member.folder = within(sweep, member.name)
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise BadInput(f"hydra.sweep.subdir={pattern} gives several members the folder {twice}; use {_NUMBERED} in it")
+
+
+def _subdir(config: DictConfig, member: Member) -> str:
+    """What hydra.sweep.subdir is for a member; its number in the sweep takes the place of that in the command."""
+    composed = _composed(config, member.overrides)
+    hydra, names = composed.hydra, composed.hydra.job.config.override_dirname
+    lines = [line.removeprefix("++") for line in member.overrides]
+    parsed = [line for line in OverridesParser.create().parse_overrides(lines) if line.key_or_group not in FREE]
+    with read_write(hydra), open_dict(hydra):
+        hydra.job.num = hydra.job.id = member.number
+        hydra.job.override_dirname = get_overrides_dirname(parsed, names.kv_sep, names.item_sep, names.exclude_keys)
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(composed)
+        return str(hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _has_ended(member: Member) -> bool:
+    """Whether there is nothing to run: it has ended, or its folder belongs to another run."""
+    config = None if member.job is None else member.job.to_yaml()
+    try:
+        if ended(member.folder, config) is not None:
+            _say_finished(member.folder)
+            return True
+        if config is not None and (member.folder / CONFIG).exists():
+            refuse_another(member.folder, config)
+    except BadInput as error:
+        member.refused = str(error)
+    return bool(member.refused)
+
+
+def _say_finished(folder: Path) -> None:
+    from .terminal import finished  # it imports torch: --help stays fast
+
+    finished(folder)
+
+
+def quoted(text: str) -> str:
+    """A value of an override that Hydra takes as it is."""
+    inner = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
+    return "'" + inner.replace("${", "\\${") + "'"

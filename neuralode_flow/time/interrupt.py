@@ -1,4 +1,4 @@
-"""Signals that end a run after its present step, so that it can be saved first."""
+"""Signals that reach a run after its present step, so that it can be saved first."""
 
 from __future__ import annotations
 
@@ -12,15 +12,52 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Request:
-    """Whether a signal has come; the first one is kept, a second one acts at once."""
+    """The signal that has come and has not acted yet, if any.
+
+    Attributes
+    ----------
+    signal : int or None
+        The first one that came.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        """From now on signals are kept, except those that would be ignored anyway."""
+        found = {number: signal.getsignal(number) for number in SIGNALS}
+        self._handlers = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+        for number in self._handlers:
+            signal.signal(number, self._keep)
+
+    def release(self) -> None:
+        """From now on signals act as ever."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def act(self) -> None:
+        """Does what the signal that was kept would have done; where that ends nothing, the next one is kept again."""
+        number, self.signal = self.signal, None
+        if number is None:
+            return
+        self.release()
+        signal.raise_signal(number)
+        self.hold()
+
+    def _keep(self, number: int, frame: Any) -> None:
+        # Somebody who presses Ctrl-C twice does not want to wait. Other signals come twice to one process for other
+        # reasons: from a cluster, and from the process that has started it.
+        twice = self.signal == number == signal.SIGINT
+        self.signal = self.signal or number
+        if twice:
+            self.act()
 
 
 @contextmanager
 def postponed(active: bool) -> Iterator[Request]:
-    """Keeps SIGINT and SIGTERM back for the block; what they would have done is done at its end.
+    """Keeps SIGINT and SIGTERM for the block, which asks for them by `act`; one that is left acts at its end.
 
     Only the main thread of a process can do that; elsewhere, or unless `active`, signals act as ever.
     """
@@ -28,24 +65,10 @@ def postponed(active: bool) -> Iterator[Request]:
     if not active or threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    kept = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
-
-    def restore() -> None:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-    def keep(number: int, frame: Any) -> None:
-        if request.signal is not None:
-            restore()
-            signal.raise_signal(number)
-        request.signal = number
-
-    for number in kept:
-        signal.signal(number, keep)
+    request.hold()
     try:
         yield request
     finally:
-        restore()
+        request.release()
     if request.signal is not None:
         signal.raise_signal(request.signal)

@@ -129,8 +129,6 @@ class Run:
                 self._go_back()
                 status += self._slowest(ending)
             self._last_record()
-        if ending == "interrupted":
-            return self._trajectory(status, ending)
         if ending == "ok":
             ending, status = self._second_thoughts()
         elif ending in EVENTS_ASKED:
@@ -314,12 +312,11 @@ class Run:
         self.memory = {name: value for name, value in stepper.memory().items() if name in ("h", "stiff")}
 
     def _pause(self) -> None:
-        """Saves when it is due, and ends when a signal has come."""
+        """Saves when it is due or a signal has come, which acts then: the run goes on if its handler returns."""
         interrupted = self.request.signal is not None
         if self.checkpoint is not None and (interrupted or self.checkpoint.due()):
             self._save()
-        if interrupted:
-            raise Stopped("interrupted", f"the run was interrupted at t = {self.t:.6g}")
+        self.request.act()
 
     def _record_until(self, t: float, stepper: Stepper) -> None:
         """Records the outputs inside the last step, up to t."""

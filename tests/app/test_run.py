@@ -87,7 +87,7 @@ def test_a_study_that_raises_ends_with_1_and_leaves_no_folder(command):
     ended = command(*FAKE, "study.end=raise")
     assert ended.status == 1
     assert "neuralode-flow: the study stopped: RuntimeError: the sky fell" in ended.err
-    assert list((Path.cwd() / "runs/fake").iterdir()) == []
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_a_study_that_does_not_run_whole_ends_with_1_and_says_so_in_its_summary(command):
@@ -101,7 +101,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_no_folder(command):
     ended = command(*FAKE, "study.end=interrupt")
     assert ended.status == 130
     assert "interrupted" in ended.err
-    assert list((Path.cwd() / "runs/fake").iterdir()) == []
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize("broken", ["write_report", "record"])
@@ -166,7 +166,7 @@ def test_a_failed_run_of_a_sweep_does_not_stop_the_others(command):
     assert ended.status == 1
     assert "the sky fell" in ended.err
     sweep = only_folder("runs/sweeps")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "members.json", "multirun.yaml"]
     assert [path.name for path in (sweep / "0").iterdir()] == ["failed.json"]
 
 

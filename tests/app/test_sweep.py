@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 FAKE = ("-m", "study=fake", "problem=teacher", "problem.dimension=2")
 
@@ -58,11 +59,58 @@ def test_a_member_that_ran_with_a_bad_status_keeps_its_results_and_its_reason(co
     assert names("sweep", "summary.json") == {"0", "1"}
 
 
-def test_another_sweep_in_the_same_folder_is_refused_member_by_member(command):
-    assert command(*FAKE, "resume=sweep", "problem.seed=0,1", "study.end=ok,raise").status == 1
-    ended = command(*FAKE, "resume=sweep", "problem.seed=5,6", "study.end=ok,raise")
+def seeds(folder):
+    return {
+        name: yaml.safe_load((Path(folder) / name / "config.yaml").read_text())["problem"]["seed"]
+        for name in names(folder, "summary.json")
+    }
+
+
+def test_members_are_known_by_their_settings_and_not_by_their_place_in_the_command(command):
+    assert command(*FAKE, "resume=sweep", "problem.seed=0,1").status == 0
+    done = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/summary.json")}
+    ended = command(*FAKE, "resume=sweep", "problem.seed=5,0,1")  # one more, before the others
+    assert ended.status == 0, ended.err
+    assert seeds("sweep") == {"0": 0, "1": 1, "2": 5}
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    turned = [*FAKE[:1], *reversed(FAKE[1:])]  # the same settings in another order, and one that is the default
+    ended = command(*turned, "problem.seed=1,7", "resume=sweep", "study.depths=[4,8]", "threads=2")
+    assert ended.status == 0, ended.err
+    assert seeds("sweep") == {"0": 0, "1": 1, "2": 5, "3": 7}
+
+
+def test_alike_members_have_a_folder_each(command):
+    for _ in range(2):
+        assert command(*FAKE, "resume=sweep", "threads=1,2", "problem.seed=0,0").status == 0
+        assert seeds("sweep") == {"0": 0, "1": 0, "2": 0, "3": 0}
+
+
+def test_a_finished_sweep_of_before_is_taken_up_without_a_ledger(command):
+    assert command(*FAKE, "resume=sweep", "problem.seed=0,1").status == 0
+    Path("sweep/members.json").unlink()
+    assert command(*FAKE, "resume=sweep", "problem.seed=3,1").status == 0
+    assert seeds("sweep") == {"0": 0, "1": 1, "2": 3}
+    Path("sweep/members.json").write_text("{")
+    assert command(*FAKE, "resume=sweep", "problem.seed=3,4").status == 0
+    assert seeds("sweep") == {"0": 0, "1": 1, "2": 3, "3": 4}
+
+
+@pytest.mark.parametrize("end", ["ok", "once"])  # a finished folder, and one that was started
+def test_a_changed_config_file_is_noticed_in_the_folder_of_its_member(command, config_dir, end):
+    (config_dir / "problem").mkdir()
+    own = config_dir / "problem" / "own.yaml"
+    own.write_text("name: teacher\ndimension: 2\n")
+    line = ("-m", "study=fake", "problem=own", "resume=sweep", "problem.seed=0,1", "time.samples=5")
+    assert command(*line).status == 0
+    own.write_text("name: teacher\ndimension: 3\n")
+    if end == "once":
+        Path("sweep/0/summary.json").unlink()
+    ended = command(*line)
     assert ended.status == 1
-    assert len(names("sweep", "summary.json")) == 2
+    assert "member 0 (study=fake problem=own" in ended.err
+    assert "was not run: sweep/0 was started with another config: problem.dimension was 2 and is 3" in ended.err
+    assert "0 of 2 members have finished in sweep" in ended.err
+    assert names("sweep", "failed.json") == set()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import neuralode_flow as nf
 from neuralode_flow import archive
 from neuralode_flow.files import InUse, locked
 from neuralode_flow.time.base import fixed_steps
+from neuralode_flow.time.interrupt import postponed
 
 TARGET = torch.diag(torch.tensor([2.0, 0.5, 1.5]))
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(TARGET), nf.LogMean())
@@ -229,16 +230,53 @@ def test_killed_at_random_instants_and_resumed_the_results_are_equal(tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_saves_and_then_acts_as_ever(number, status, tmp_path):
     path = tmp_path / "run.npz"
-    code = PROGRAM.replace("every=0.002", "every=1000").replace("linspace(0, 6", "linspace(0, 600")
+    said = "every=1000, observe=lambda i, state: print(i, flush=True)"  # from the start on, when signals are kept
+    code = PROGRAM.replace("every=0.002", said).replace("linspace(0, 6, 13", "linspace(0, 600, 601")
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    child.stdout.readline()
-    time.sleep(0.5)
+    while child.stdout.readline() != b"1\n":
+        assert child.poll() is None
     child.send_signal(number)
     child.communicate(timeout=60)
     assert child.returncode in (status, 1)  # Python itself ends with a traceback on Ctrl-C
     reached = nf.load(path)
     assert reached.ending == "interrupted"
     assert reached.stats["steps"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_goes_on_where_the_handler_of_a_signal_returns(number, tmp_path):
+    path, seen = tmp_path / "run.npz", []
+
+    def signals(i, state):
+        if i in (1, 2):
+            signal.raise_signal(number)
+
+    def note(number, frame):
+        seen.append((number, nf.load(path).ending))
+
+    before = signal.signal(number, note)
+    try:
+        reached = solve(LIMIT, "DOP853", checkpoint=path, every=1000, observe=signals)
+        assert signal.getsignal(number) is note
+    finally:
+        signal.signal(number, before)
+    assert seen == 2 * [(number, "interrupted")]  # saved before the handler is called
+    whole = solve(LIMIT, "DOP853")
+    assert reached.ending == "ok"
+    assert torch.equal(reached.z, whole.z)
+    assert nf.load(path).ending == "ok"
+
+
+def test_only_ctrl_c_twice_does_not_wait_for_the_step(tmp_path):
+    with postponed(True) as request:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert request.signal == signal.SIGTERM
+        request.signal = None
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_fuzzed_files_are_refused_with_a_sentence(tmp_path):

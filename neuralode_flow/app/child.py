@@ -1,0 +1,145 @@
+"""One member of a sweep in a process of its own, so that even one that is killed leaves the others alone."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from .errors import Stop, complain
+from .runfolder import FAILED, InUseElsewhere, record_failure
+
+Work = Callable[[], None]
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_FAILED, _BUSY = 1, 75  # exit statuses; the second is EX_TEMPFAIL of <sysexits.h>
+_INTERRUPTED = (130, 143)
+
+# Seconds that a member of a Slurm job which was told to end waits for Slurm, once it has saved itself: it is ended
+# after 30 (KillWait), or queued again by Slurm or submitit. Slurm does not queue a job again that ends by itself.
+_GRACE = 60.0
+
+
+class Killed(Exception):
+    """The process was ended by a signal that it could not answer."""
+
+
+def run_member(work: Work, folder: Path, overrides: Sequence[str]) -> None:
+    """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
+
+    One that is killed is tried once more (but not where processes cannot be forked); one that another run holds is
+    left to that.
+    """
+    (folder / FAILED).unlink(missing_ok=True)
+    run = _in_a_child if hasattr(os, "fork") else _outcome
+    try:
+        try:
+            status, reason = run(work)
+        except Killed as killed:  # from outside, such as for want of memory: it goes on from what it has saved
+            complain(f"member {folder.name} is started again: {killed}")
+            status, reason = run(work)
+    except Killed as killed:
+        status, reason = _FAILED, str(killed)
+    if status == _BUSY:
+        complain(f"member {folder.name} is left alone: {reason}")
+    elif status:
+        record_failure(folder, overrides, reason)
+
+
+def _outcome(work: Work) -> tuple[int, str]:
+    """An exit status, and why the work ended early."""
+    try:
+        work()
+    except InUseElsewhere as error:
+        return _BUSY, str(error)
+    except Stop as stop:
+        return _FAILED, str(stop)
+    except Exception as error:
+        traceback.print_exc()
+        return _FAILED, f"{type(error).__name__}: {error}"
+    return 0, ""
+
+
+def _in_a_child(work: Work) -> tuple[int, str]:
+    """The same in a process of its own; raises Killed, and SystemExit where it was told to end."""
+    importlib.import_module(".job", __package__)  # torch: once here, and not in each child
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the child has handlers of its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the child uses none of them
+        parent, child = os.getpid(), os.fork()
+    if child == 0:
+        _be_child(work, writer, parent, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            reason = pipe.read().decode(errors="replace")
+        _, status = os.waitpid(child, 0)
+    except BaseException:  # the user's Ctrl-C, or a signal: the member saves itself first
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        raise Killed(f"its process was killed by signal {number} ({_signal_name(number)})")
+    code = os.waitstatus_to_exitcode(status)
+    if code in _INTERRUPTED:
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            time.sleep(_GRACE)  # the signal that makes submitit queue the job again ends this
+        sys.exit(code)
+    return code, reason or f"its process ended with status {code}"
+
+
+def _be_child(work: Work, writer: int, parent: int, mask: set[int | signal.Signals]) -> None:
+    """What the child does; it does not return."""
+    status = _FAILED
+    try:
+        _set_signals(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        status, reason = _outcome(work)
+        os.write(writer, reason.encode(errors="replace")[:4000])
+    except KeyboardInterrupt:
+        status = 130
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else _FAILED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+
+def _set_signals(parent: int) -> None:
+    """A child ends on SIGTERM, Ctrl-C and the death of its parent; what else its parent answers is not its concern.
+
+    The handlers of the parent are those of a launcher: that of submitit does not end the process on SIGTERM, and on
+    another signal queues the job again.
+    """
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)) and number not in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.platform == "linux":  # so that it saves itself and lets its folder go
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            sys.exit(143)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return "no name"

@@ -1,0 +1,155 @@
+"""The members of a sweep: which folder belongs to which settings, however a command names and orders them.
+
+members.json in the folder of a sweep is a mapping of number to the overrides of a member and two digests: of its whole
+config, and of what it computes (the config without the settings that are free to change).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..files import CONFIG, atomic_write, locked
+from .errors import BadInput
+from .runfolder import FREE, MULTIRUN, flat, saved_config
+from .schema import Job
+
+LEDGER = "members.json"
+_LOCK = ".members.lock"
+_PATIENCE = 60.0  # seconds to wait for another command that names its members
+
+
+@dataclass
+class Member:
+    """One point of a sweep.
+
+    Attributes
+    ----------
+    overrides : tuple of str
+        What tells it from the others on the command line, and what all have in common.
+    job : Job or None
+        Its checked config; None for a point that turned out to be bad.
+    number : int
+        Under which the ledger knows it.
+    name : str
+        That of its folder in the sweep, which may have parts.
+    folder : Path
+        Where its results go.
+    lost : str
+        Why the launcher has lost it, if it has.
+    refused : str
+        Why it was not run, if its folder belongs to another run.
+    """
+
+    overrides: tuple[str, ...]
+    job: Job | None
+    number: int = -1
+    name: str = ""
+    folder: Path = Path()
+    lost: str = ""
+    refused: str = ""
+
+    @property
+    def settings(self) -> str:
+        """Its overrides as the user has written them."""
+        return " ".join(line.removeprefix("++") for line in self.overrides)
+
+
+def number(sweep: Path, members: Sequence[Member]) -> None:
+    """Gives each member the number that it has in the ledger of a sweep, or a new one.
+
+    A member is known by its whole config, else by what it computes, else by its overrides (so that a changed config
+    file is noticed in the folder that it has); of several that are alike each gets one of its own.
+
+    Raises
+    ------
+    OSError
+        If the ledger cannot be written, or another process holds it for a minute.
+    """
+    with locked(sweep / _LOCK, _PATIENCE):
+        ledger = _read(sweep)
+        free = set(ledger)
+        waiting = [(member, _entry(member)) for member in members]
+        for key in ("config", "computes", "overrides"):
+            left = []
+            for member, entry in waiting:
+                found = next((n for n in sorted(free) if entry[key] and ledger[n].get(key) == entry[key]), None)
+                if found is None:
+                    left.append((member, entry))
+                    continue
+                member.number = found
+                free.discard(found)
+            waiting = left
+        numbers = (n for n in range(len(ledger) + len(waiting)) if n not in ledger)
+        for member, entry in waiting:
+            member.number = next(numbers)
+            ledger[member.number] = entry
+        if waiting or not (sweep / LEDGER).exists():
+            text = json.dumps(dict(sorted(ledger.items())), indent=1, ensure_ascii=False)
+            atomic_write(sweep / LEDGER, (text + "\n").encode())
+        (sweep / _LOCK).unlink(missing_ok=True)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a sweep has been started in a folder."""
+    return any((folder / name).exists() for name in (LEDGER, MULTIRUN, _LOCK))
+
+
+def _entry(member: Member) -> dict[str, Any]:
+    lines = (line.removeprefix("++") for line in member.overrides)
+    overrides = sorted(line for line in lines if line.partition("=")[0] not in FREE)
+    return {"overrides": overrides, **_digests(None if member.job is None else member.job.to_yaml())}
+
+
+def _digests(config: str | None) -> dict[str, str]:
+    if config is None:
+        return {"config": "", "computes": ""}
+    whole = flat(OmegaConf.to_container(OmegaConf.create(config)))
+    computes = {key: value for key, value in whole.items() if key not in FREE}
+    return {"config": _digest(whole), "computes": _digest(computes)}
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(sweep: Path) -> dict[int, dict[str, Any]]:
+    """The ledger; where there is none, or it is damaged, what the folders with a number for a name say."""
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        stored = json.loads((sweep / LEDGER).read_text(encoding="utf-8"))
+        return {int(key): {**entry} for key, entry in stored.items()}
+    return {int(path.name): _digests(_saved(path)) for path in _numbered(sweep)}
+
+
+def _numbered(sweep: Path) -> Iterable[Path]:
+    return (path for path in sweep.iterdir() if path.name.isdecimal() and path.is_dir() and any(path.iterdir()))
+
+
+def _saved(folder: Path) -> str | None:
+    if not (folder / CONFIG).exists():
+        return None
+    with suppress(BadInput):
+        return OmegaConf.to_yaml(saved_config(folder))
+    return None
+
+
+def within(sweep: Path, subdir: str) -> Path:
+    """The folder of a member by its name in the sweep, which may have parts.
+
+    Raises
+    ------
+    BadInput
+        If it does not lie in the sweep's folder.
+    """
+    name = os.path.normpath(subdir)
+    if os.path.isabs(name) or name.split(os.sep)[0] in ("..", "."):
+        raise BadInput(f"hydra.sweep.subdir must name a folder inside the sweep, got {subdir!r}")
+    return sweep / name
