@@ -25,7 +25,7 @@ _INTERRUPTED = (130, 143)
 
 # Seconds that a member of a Slurm job which was told to end waits for Slurm, once it has saved itself: it is ended
 # after 30 (KillWait), or queued again by Slurm or submitit. Slurm does not queue a job again that ends by itself.
-_GRACE = 60.0
+_GRACE = 45.0
 
 
 class Killed(Exception):

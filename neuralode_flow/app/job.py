@@ -37,7 +37,7 @@ from .schema import Job, Machine
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
 
-def run(job: Job, command: str, folder: Path) -> Path:
+def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Path:
     """Runs the study of a checked config, prints its results and writes its folder.
 
     Parameters
@@ -47,6 +47,8 @@ def run(job: Job, command: str, folder: Path) -> Path:
         The command line that repeats the run, for the report.
     folder : Path
         An existing folder for the results, empty or that of a started run.
+    resume : Path, optional
+        What is given as `resume` to go on with it; that of its sweep for a member of one, by default the folder.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def run(job: Job, command: str, folder: Path) -> Path:
         if finished(folder, job):  # while this process was waiting for the folder
             return folder
         setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
-        with _resumable(folder):
+        with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress() as report:
                 dataset = study.run(setup, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
@@ -211,13 +213,13 @@ def _warned(said: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def _resumable(folder: Path, resume: Path) -> Iterator[None]:
     """Says how a run that is ended from outside, or that fails, goes on."""
     try:
         yield
     except BaseException:
         if has_saved(folder):
-            complain(f"what was reached is saved in {folder}; the same command with resume={folder} goes on")
+            complain(f"what was reached is saved in {folder}; the same command with resume={resume} goes on")
         raise
 
 

@@ -151,11 +151,12 @@ def _task(config: DictConfig) -> None:
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
         overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
-        run_member(lambda: _run(config, folder), folder, list(map(str, overrides)))  # type: ignore[arg-type]
+        sweep = Path(settings.sweep.dir)
+        run_member(lambda: _run(config, folder, sweep), folder, list(map(str, overrides)))  # type: ignore[arg-type]
         discard_if_empty(folder)
         return
     try:
-        _run(config, folder)
+        _run(config, folder, folder)
     except Stop as stop:
         if WANTS_TRACEBACK:
             traceback.print_exc()
@@ -163,11 +164,11 @@ def _task(config: DictConfig) -> None:
         sys.exit(stop.status)
 
 
-def _run(config: DictConfig, folder: Path) -> None:
+def _run(config: DictConfig, folder: Path, resume: Path) -> None:
     job = checked(config)
     from .job import run
 
-    run(job, _command(), folder)
+    run(job, _command(), folder, resume)
 
 
 def _command() -> str:

@@ -195,7 +195,13 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         _members.extend(members)
         waiting = [member for member in members if not _has_ended(member)]
         lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in waiting]
-        for member, returned in zip(waiting, launch(self, lines, initial_job_idx) if lines else ()):
+        try:
+            ended = launch(self, lines, initial_job_idx) if lines else ()
+        except KeyboardInterrupt:
+            if "submitit" in launcher.__module__:
+                complain("the jobs that were submitted go on; scancel ends them")
+            raise
+        for member, returned in zip(waiting, ended):
             if returned._return_value is not None:  # an exception, or why the launcher has lost it
                 member.lost = str(returned._return_value)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in members]
