@@ -100,8 +100,9 @@ def check_arguments(arguments: list[str]) -> None:
     if rest:
         raise BadInput(f"settings stand on both sides of an option, such as {rest[0]!r}; put all of them after it")
     if not options.shell_completion:
+        sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
         for setting in options.overrides:
-            _check_setting(setting, options.multirun)
+            _check_setting(setting, sweep)
 
 
 def _check_setting(setting: str, sweep: bool) -> None:

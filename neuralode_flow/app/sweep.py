@@ -232,7 +232,7 @@ def _subdir(config: DictConfig, member: Member) -> str:
     parsed = [line for line in OverridesParser.create().parse_overrides(lines) if line.key_or_group not in FREE]
     with read_write(hydra), open_dict(hydra):
         hydra.job.num = hydra.job.id = member.number
-        hydra.job.override_dirname = get_overrides_dirname(parsed, names.kv_sep, names.item_sep, names.exclude_keys)
+        hydra.job.override_dirname = get_overrides_dirname(parsed, **names)
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(composed)

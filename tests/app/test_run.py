@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 from omegaconf import OmegaConf
 
 import neuralode_flow.app.job as job_module
@@ -234,3 +235,56 @@ def test_four_starts_in_one_second_leave_four_whole_results(workplace):
         assert summary["study"] == "convergence"
         assert summary["depths"] == [2]
         assert (folder / "report.html").stat().st_size > 0
+
+
+def test_hydra_run_dir_is_the_folder_of_the_run(command):
+    for again in (False, True):
+        ended = command(*FAKE, "hydra.run.dir=mine/run", "hydra.output_subdir=.hydra")
+        assert ended.status == 0, ended.err
+        assert ("this run is finished" in ended.out) == again
+    assert sorted(path.name for path in Path("mine/run").iterdir()) == [
+        ".hydra", "config.yaml", "report.html", "results.nc", "summary.json",
+    ]  # fmt: skip
+    assert "study=fake" in yaml.safe_load(Path("mine/run/.hydra/overrides.yaml").read_text())
+    assert [path.name for path in Path.cwd().iterdir()] == ["mine"]
+    ended = command(*FAKE, "hydra.run.dir=mine/run", "problem.seed=7")
+    assert ended.status == 2
+    assert "mine/run was started with another config: problem.seed was 0 and is 7" in ended.err
+
+
+def test_hydras_own_files_go_into_the_folder_of_the_run(command):
+    assert command(*FAKE, "hydra.output_subdir=.hydra").status == 0
+    assert (only_folder("runs/fake") / ".hydra" / "hydra.yaml").exists()
+    assert not Path(".hydra").exists()
+
+
+@pytest.mark.parametrize("end", ["ok", "blown"])
+def test_another_config_on_a_finished_folder_is_refused(command, end):
+    assert command(*FAKE, "resume=run", f"study.end={end}").status == (0 if end == "ok" else 1)
+    before = Path("run/summary.json").stat().st_mtime_ns
+    ended = command(*FAKE, "resume=run", f"study.end={end}", "problem.seed=3")
+    assert ended.status == 2
+    assert "run was started with another config: problem.seed was 0 and is 3" in ended.err
+    ended = command(*FAKE, "resume=run", f"study.end={end}")
+    assert "this run is finished: run" in ended.out
+    assert ended.status == (0 if end == "ok" else 1)  # what did not run whole is not called so the second time
+    assert ("the study did not run whole: blown" in ended.err) == (end == "blown")
+    Path("run/config.yaml").unlink()
+    ended = command(*FAKE, "resume=run", f"study.end={end}")
+    assert ended.status == 2
+    assert "holds a summary.json but no config.yaml" in ended.err
+    assert Path("run/summary.json").stat().st_mtime_ns == before
+
+
+def test_bad_input_leaves_nothing_also_where_hydra_has_written(command):
+    ended = command(*FAKE, "hydra.output_subdir=.hydra", "problem.scale=-1")
+    assert ended.status == 2
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_two_folders_for_one_run_are_refused(command):
+    ended = command(*FAKE, "hydra.run.dir=one", "resume=two")
+    assert ended.status == 2
+    assert "hydra.run.dir=one and resume=two are two folders for one run" in ended.err
+    assert list(Path.cwd().iterdir()) == []
+    assert command(*FAKE, "hydra.run.dir=one", "resume=one").status == 0

@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+
+from neuralode_flow.app.runfolder import record_failure
+from neuralode_flow.files import locked
 
 FAKE = ("-m", "study=fake", "problem=teacher", "problem.dimension=2")
 
@@ -134,3 +138,99 @@ def test_a_launcher_that_is_not_installed_says_how_to_install_it(command, monkey
     ended = command(*FAKE, "hydra/launcher=local", "problem.seed=0,1")
     assert ended.status == 2
     assert "JoblibLauncher is not installed; run pip install 'neuralode_flow[local]'" in ended.err
+
+
+def test_a_member_that_another_run_holds_has_not_failed(command):
+    command(*FAKE, "resume=sweep", "problem.seed=0,1", "study.end=raise")
+    with locked(Path("sweep/0/.lock")):
+        ended = command(*FAKE, "resume=sweep", "problem.seed=0,1", "study.end=raise", "time.samples=21")
+        assert ended.status == 1
+    assert "member 0 is left alone: " in ended.err
+    assert "/sweep/0 is in use by another run" in ended.err
+    assert names("sweep", "failed.json") == {"1"}
+
+
+def test_a_member_that_succeeds_leaves_no_failure_behind(command):
+    line = (*FAKE, "resume=sweep", "study.end=once", "problem.seed=0,1")
+    command(*line)
+    assert names("sweep", "failed.json") == {"0", "1"}
+    Path("mended").touch()
+    assert command(*line).status == 0
+    record_failure(Path("sweep/0"), [], "of another command, too late")
+    assert names("sweep", "failed.json") == set()
+    assert sorted(path.name for path in Path("sweep/0").iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("spelling", ["resume=sweep", "++resume=sweep", "resume='sweep'"])
+@pytest.mark.parametrize("mode", [("-m",), ("hydra.mode=MULTIRUN",), ("own=sweep",)])
+def test_a_sweep_goes_on_however_it_is_asked_for(command, config_dir, spelling, mode):
+    (config_dir / "own").mkdir()
+    (config_dir / "own" / "sweep.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      problem.seed: 0,1\n"
+    )
+    own = mode == ("own=sweep",)
+    line = ("+own=sweep",) if own else (*mode, "problem.seed=0,1")
+    for _ in range(2):
+        ended = command(*line, *FAKE[1:], spelling)
+        assert ended.status == 0, ended.err
+        assert names("sweep", "summary.json") == {"0", "1"}
+        assert not Path("runs").exists()
+    assert ended.out.count("this run is finished") == 2
+
+
+def test_folders_of_members_may_have_parts(command, workplace):
+    np.savetxt("x.csv", np.eye(3), delimiter=",")
+    data = workplace / "x.csv"
+    line = (
+        "-m", "study=fake", "problem=file", f"problem.x={data}", f"problem.y={data}", "problem.standardise=false,true",
+        "study.end=ok,raise", "hydra.sweep.subdir=${hydra.job.override_dirname}", "resume=sweep",
+    )  # fmt: skip
+    for again in (False, True):
+        ended = command(*line)
+        assert ended.status == 1
+        assert ended.err.count("failed: the study stopped: RuntimeError: the sky fell") == 2
+        assert "2 of 4 members have finished" in ended.err
+        assert ended.out.count("this run is finished") == (2 if again else 0)
+    found = [path.relative_to("sweep") for path in Path("sweep").rglob("summary.json")]
+    assert len(found) == 2
+    assert all(path.parts[0].startswith("problem.standardise=") for path in found)
+    assert "++" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("subdir", "message"),
+    [
+        ("same", "hydra.sweep.subdir=same gives several members the folder same"),
+        ("../${hydra.job.num}", "must name a folder inside the sweep, got '../0'"),
+        ("/tmp/${hydra.job.num}", "must name a folder inside the sweep, got '/tmp/0'"),
+    ],
+)
+def test_folders_of_members_lie_in_that_of_the_sweep_and_are_different(command, subdir, message):
+    ended = command(*FAKE, "problem.seed=0,1", f"hydra.sweep.subdir={subdir}", "resume=sweep")
+    assert ended.status == 2
+    assert message in ended.err
+
+
+def test_a_number_in_the_name_of_a_folder_is_that_of_the_member(command):
+    line = (*FAKE, "resume=sweep", "hydra.sweep.subdir=run_${hydra.job.num}")
+    assert command(*line, "problem.seed=0,1").status == 0
+    assert command(*line, "problem.seed=5,0,1").status == 0
+    assert seeds("sweep") == {"run_0": 0, "run_1": 1, "run_2": 5}
+
+
+def test_what_hydra_writes_into_the_folder_of_a_member_is_left_there(command):
+    line = (*FAKE, "resume=sweep", "hydra.output_subdir=.hydra", "study.end=ok,once")
+    assert command(*line).status == 1
+    Path("mended").touch()
+    assert command(*line).status == 0
+    assert yaml.safe_load(Path("sweep/1/.hydra/overrides.yaml").read_text())
+    assert names("sweep", "summary.json") == {"0", "1"}
+
+
+def test_one_folder_is_enough_for_a_sweep(command):
+    ended = command(*FAKE, "problem.seed=0,1", "resume=one", "hydra.sweep.dir=two")
+    assert ended.status == 2
+    assert "hydra.sweep.dir=two and resume=one are two folders for one sweep" in ended.err
+    ended = command(*FAKE, "resume=one,two")
+    assert ended.status == 2
+    assert "cannot vary in a sweep" in ended.err
