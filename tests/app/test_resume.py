@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +129,48 @@ def test_resume_true_finds_the_unfinished_run_of_the_same_config(whole, tmp_path
     xr.testing.assert_identical(numbers(folders[0])[1], numbers(whole)[1])
     assert finish(*SMALL, "resume=true", "problem.seed=1", cwd=place)[0] == 0  # nothing to go on with: a new one
     assert len(list(place.glob("runs/trajectory/*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_while_figures_are_drawn_says_how_to_go_on(whole, tmp_path):
+    folder = tmp_path / "run"
+    child = start(*SMALL, f"resume={folder}")
+    while not (folder / "figures").is_dir() and child.poll() is None:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert f"the same command with resume={folder} goes on" in err
+    assert not (folder / "summary.json").exists()
+    assert finish(*SMALL, f"resume={folder}")[0] == 0
+    xr.testing.assert_identical(numbers(folder)[1], numbers(whole)[1])
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_removed_during_the_run_is_no_bad_input(tmp_path):
+    folder = tmp_path / "run"
+    child = start(*LONG, f"resume={folder}")
+    wait_for_a_checkpoint(child, folder)
+    shutil.rmtree(folder)
+    _, err = child.communicate(timeout=100)
+    assert child.returncode == 1
+    assert "Traceback" not in err
+    assert re.search(f"{folder}.* (could not|cannot) be written.*: No such file or directory", err)
+
+
+def test_memory_that_runs_out_is_no_bad_input(tmp_path):
+    code = (
+        "import resource, sys, torch; from neuralode_flow.app.main import main; import neuralode_flow.app.job;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1));"
+        "sys.argv = ['neuralode-flow', *sys.argv[1:]]; main()"
+    )
+    line = ["problem=teacher", "problem.dimension=2000", "study.depths=[4]", f"out={tmp_path}"]
+    child = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, env=QUIET, timeout=200)
+    assert child.returncode == 1, child.stderr
+    assert "memory ran out" in child.stderr
+    assert "Traceback" not in child.stderr
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def left_in_the_middle(place):

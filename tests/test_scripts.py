@@ -1,0 +1,39 @@
+"""The scripts that set the environment up, with an environment that is there already."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Makes .venv as slowly as `release` comes: what the real one does takes minutes.
+SLOW = """
+. scripts/environment
+install() {
+    echo installing >&2
+    while [ ! -e release ]; do sleep 0.05; done
+    mkdir -p "$root/.venv/bin" && touch "$root/.venv/bin/neuralode-flow" && chmod +x "$root/.venv/bin/neuralode-flow"
+    printf '%s\\n' "$2" >"$stamp"
+}
+ensure_environment
+echo ready
+"""
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is missing")
+def test_a_second_first_start_says_that_it_waits(tmp_path):
+    for name in ("pyproject.toml", "setup.py", "scripts", "neuralode_flow/depth/kernel.c"):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, target)
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(["bash", "-euc", SLOW], **options, env=os.environ)
+    assert first.stderr.readline() == "installing\n"
+    second = subprocess.Popen(["bash", "-euc", SLOW], **options, env=os.environ)
+    assert second.stderr.readline() == f"waiting for another process, which is making {tmp_path}/.venv\n"
+    (tmp_path / "release").touch()
+    assert first.communicate(timeout=60) == ("ready\n", "")
+    assert second.communicate(timeout=60) == ("ready\n", "")  # the second one finds the work done
