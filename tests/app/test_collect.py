@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -82,16 +83,35 @@ def test_runs_are_redrawn_from_their_dataset_and_laid_over_one_another(runs):
     assert "git_commit" in origin
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["nowhere"], "nowhere does not exist"), (["sweep/0", "sweep/0"], "a run is named twice")],
-)
-def test_what_cannot_be_drawn_is_refused(command, capfd, arguments, message):
-    command(*SWEEP, "problem.seed=0,1")
-    with pytest.raises(SystemExit) as stop:
-        plot.main(arguments)
-    assert stop.value.code == 2
-    assert message in capfd.readouterr().err
+UNDRAWN = [
+    (["nowhere"], "nowhere does not exist"),
+    (["sweep/0", "sweep/0"], "a run is named twice"),
+    (["sweep/0"], "which has no figures"),
+    (["sweep/0", "sweep/1"], "of different studies cannot be laid over one another: None, convergence"),
+    (["sweep/1"], "sweep/1 cannot be drawn ("),
+    (["sweep"], "sweep is a collected sweep; give its members, sweep/*"),
+    (["sweep/2"], "sweep/2/config.yaml is a link, which is not followed"),
+    (["sweep/3"], "sweep/3/results.nc is not a file"),
+    (["sweep/4"], "sweep/4/figures is a link, which is not followed; choose a folder with --out"),
+]
+
+
+def test_what_cannot_be_drawn_is_refused(command, capfd):
+    command(*SWEEP, "problem.seed=0,1,2,3,4")
+    replaced(Path("sweep/1"), lambda d: d.assign_attrs(study="convergence").drop_vars("error_z"))
+    Path("sweep/2/config.yaml").unlink()
+    Path("sweep/2/config.yaml").symlink_to("../0/config.yaml")
+    Path("sweep/3/results.nc").unlink()
+    os.mkfifo("sweep/3/results.nc")
+    Path("sweep/4/figures").symlink_to("../0")
+    with suppress(SystemExit):  # two of them are damaged
+        collect.main(["sweep"])
+    for arguments, message in UNDRAWN:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            plot.main(arguments)
+        assert stop.value.code == 2
+        assert message in capfd.readouterr().err
 
 
 def collected(folder) -> tuple[int, dict[str, dict]]:
@@ -380,3 +400,11 @@ def test_settings_of_any_kind_are_stored_and_shown(command):
     dataset = nf.open("sweep")
     assert dataset["study.depths"].values.tolist() == ["[4, 8]", "[4, 8, 16]"] * 2
     assert "more.y/z" not in dataset.coords
+
+
+def test_pictures_that_cannot_be_written_end_with_status_1(runs, capfd):
+    Path("file").touch()
+    with pytest.raises(SystemExit) as stop:
+        plot.main([*runs, "--out", "file"])
+    assert stop.value.code == 1
+    assert "the pictures cannot be written: File exists; choose another folder with --out" in capfd.readouterr().err
