@@ -22,8 +22,8 @@ from .sweeppage import MOST_SHOWN, cells, outcome, sweep_page
 
 __all__ = ["Collected", "collected", "main", "members", "sweep_page"]
 
-
 RECORDS = "collected.json"
+LONGEST_OUTCOME = 300  # in the terminal; the page has more
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,22 +65,37 @@ def _with_results(folder: Path, sweep: Collected) -> Collected:
 
 
 def show(folder: Path, sweep: Collected) -> None:
-    """Prints one line for each member."""
+    """Prints a table with one row for each member, and what became of them."""
     console = Console(highlight=False)
+    settings = _fitting(sweep, console.width)
     table = Table()
-    for key in ("member", *sweep.settings[:MOST_SHOWN], "outcome"):
-        table.add_column(Text(printable(key)), overflow="fold")
+    for key in ("member", *settings, "outcome"):
+        table.add_column(Text(printable(key, 40)), overflow="fold")
     for record in sweep.records:
-        texts = [record["member"], *cells(record, sweep.settings), outcome(record)]
+        texts = [record["member"], *cells(record, settings), outcome(record, LONGEST_OUTCOME)]
         table.add_row(*map(Text, texts))
     console.print(table)
-    if len(sweep.settings) > MOST_SHOWN:
-        console.print(f"{len(sweep.settings) - MOST_SHOWN} more settings in which they differ are in {RECORDS}")
+    if len(settings) < len(sweep.settings):
+        others = len(sweep.settings) - len(settings)
+        console.print(f"the members differ in {others} more settings, which are in {RECORDS}")
     console.print(sweep.told())
     for line in sweep.left_out():
         console.print(f"not in {results.FILE}: {line}", soft_wrap=True, markup=False)
     written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
     console.print(f"{printable(folder)}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+def _fitting(sweep: Collected, width: int) -> list[str]:
+    """The first settings, as far as they leave half of the width for the member and its outcome; at least one."""
+    fitting: list[str] = []
+    room = width // 2
+    for key in sweep.settings[:MOST_SHOWN]:
+        values = (cell for record in sweep.records for cell in cells(record, [key]))
+        room -= 3 + max(map(len, (key, *values)))
+        if fitting and room < 0:
+            break
+        fitting.append(key)
+    return fitting
 
 
 if __name__ == "__main__":

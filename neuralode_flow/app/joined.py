@@ -16,6 +16,8 @@ import xarray as xr
 _PADDING = 16
 _ALWAYS = 32 * 2**20
 
+_MOST_COORDINATES = 100  # settings that are stored beside the members
+
 _NAME = re.compile(r"\w[\w.@+-]*")  # of a setting that netCDF takes as a name
 _KINDS = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "c": "complex numbers"}
 _KINDS |= {"m": "times", "M": "times"}
@@ -25,6 +27,8 @@ def joined(
     datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Mapping[str, Any]]
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """Datasets along a new axis `member`, with the settings as coordinates; what is short is padded with NaN.
+
+    The axis `member` of a dataset itself is called `own_member`. Settings that netCDF cannot name are left out.
 
     Parameters
     ----------
@@ -133,10 +137,13 @@ def _along_members(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Ma
         compat="override",
         join="outer",
     )
-    for key in dict.fromkeys(key for name in names for key in settings[name]):
-        if _NAME.fullmatch(key) and key not in {*dataset.variables, *dataset.dims}:
-            values = _coordinate([settings[name].get(key) for name in names])
-            dataset = dataset.assign_coords({key: ("member", values)})
+    taken = {*dataset.variables, *dataset.dims}
+    keys = dict.fromkeys(key for name in names for key in settings[name] if _NAME.fullmatch(key) and key not in taken)
+    values = {
+        key: ("member", _coordinate([settings[name].get(key) for name in names]))
+        for key in list(keys)[:_MOST_COORDINATES]
+    }
+    dataset = dataset.assign_coords(values)
     for name in dataset.variables:
         if name in first.variables:
             dataset[name].attrs = dict(first[name].attrs)

@@ -23,7 +23,7 @@ from .runfolder import MULTIRUN
 
 MOST_CURVES = 24  # members whose curves are laid over one another
 MOST_POINTS = 200_000  # of all these curves
-MOST_SHOWN = 12  # settings that are shown beside a member; the others are in the records
+MOST_SHOWN = 8  # settings that are shown beside a member; the others are in the records
 _CAPTION = "Numbers of the summaries of all finished members against a setting of the sweep."
 
 
@@ -121,9 +121,10 @@ def cells(record: Mapping[str, Any], settings: Sequence[str]) -> list[str]:
     return [printable(record.get(key, ""), 200) for key in settings[:MOST_SHOWN]]
 
 
-def outcome(record: Mapping[str, Any]) -> str:
+def outcome(record: Mapping[str, Any], most: int = 4000) -> str:
+    """The verdict of a member, or why it has none; a longer one is cut."""
     status = record["status"]
-    return printable(record.get("verdict") or status if status == "ok" else status, lines=True)
+    return printable(record.get("verdict") or status if status == "ok" else status, most, lines=True)
 
 
 def _config(folder: Path, sweep: Collected) -> str:

@@ -84,8 +84,9 @@ def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) ->
             points = [(r[setting], r[name]) for r in known if _is_number(r.get(name)) and r[name] > 0]
             if len({y for _, y in points}) > 1:
                 curves[name] = np.array(sorted(points), dtype=float)
+            if len(curves) == len(_PALETTE) * len(_MARKERS):
+                break
         if curves:
-            curves = dict(list(curves.items())[: len(_PALETTE) * len(_MARKERS)])
             figures[setting] = _points(setting, curves)
     return figures
 

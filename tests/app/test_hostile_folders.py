@@ -138,7 +138,7 @@ def dense(sweep: Path, outside: Path) -> None:
 
 def many(sweep: Path, outside: Path) -> None:
     """Members that differ in as many settings as are read, with as many numbers."""
-    for i in range(60):
+    for i in range(20):
         (sweep / f"m{i}").mkdir()
         shutil.copy(sweep / "0" / "summary.json", sweep / f"m{i}")
         numbers = {"status": "ok", "verdict": "x" * 5000} | {f"n{k}": k + i for k in range(900)}
@@ -264,4 +264,4 @@ def test_a_hostile_folder_reads_nothing_else_and_costs_little(harmless, usual, t
     page = (tmp_path / "S" / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "<img src=x" not in page
-    assert 'href="javascript' not in page
+    assert 'href="javascript:' not in page
