@@ -4,69 +4,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
 
-import numpy as np
-import xarray as xr
-import yaml
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import results
-from ..figures.overlay import by_setting, overlay
-from ..files import CONFIG, atomic_write
-from . import report
+from ..files import atomic_write
+from ..untrusted import printable
+from .collected import Collected, collected
 from .errors import BadInput, complain
+from .memberfolder import members
 from .report import REPORT
-from .runfolder import FAILED, FREE, MULTIRUN, SUMMARY, flat
+from .sweeppage import MOST_SHOWN, cells, outcome, sweep_page
+
+__all__ = ["Collected", "collected", "main", "members", "sweep_page"]
 
 RECORDS = "collected.json"
-MOST_CURVES = 24  # members whose curves are laid over one another
-
-
-class Collected(NamedTuple):
-    """A sweep.
-
-    Attributes
-    ----------
-    records : list of dict
-        Of each member: its name, the settings in which members differ, its status or the reason of its failure, and the
-        numbers of its summary.
-    settings : list of str
-        The names of those settings.
-    datasets : dict of str to xarray.Dataset
-        The results, by member, of those that have any.
-    joined : xarray.Dataset or None
-        The same along a new axis `member`; members of different studies have no common dataset.
-    """
-
-    records: list[dict[str, Any]]
-    settings: list[str]
-    datasets: dict[str, xr.Dataset]
-    joined: xr.Dataset | None
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The records of the members that did not end well."""
-        return [record for record in self.records if record["status"] != "ok"]
+LONGEST_OUTCOME = 300  # in the terminal; the page has more
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Collects the sweep that the command line names; status 2 if it is none."""
+    """Collects the sweep that the command line names; status 2 if it is none, 1 if a member is damaged."""
     parser = argparse.ArgumentParser(prog="neuralode-flow-collect", description=__doc__)
     parser.add_argument("sweep", type=Path, help="folder of a sweep, runs/sweeps/<time>")
     folder = parser.parse_args(arguments).sweep
     try:
-        sweep = collected(folder)
-        if sweep.joined is not None:
-            results.write(folder / results.FILE, sweep.joined)
+        sweep = _with_results(folder, collected(folder))
         text = json.dumps(sweep.records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         atomic_write(folder / RECORDS, text.encode())
         atomic_write(folder / REPORT, sweep_page(folder, sweep))
@@ -74,208 +40,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
         complain(error)
         raise SystemExit(error.status) from None
     except OSError as error:
-        complain(f"{folder} cannot be written to: {error.strerror or error}")
+        complain(f"{printable(folder)} cannot be written to: {error.strerror or error}")
         raise SystemExit(1) from None
     show(folder, sweep)
+    if sweep.damaged:
+        names = ", ".join(record["member"] for record in sweep.damaged)
+        complain(printable(f"damaged members are left out; remove their folders and run the sweep again: {names}"))
+        raise SystemExit(1)
 
 
-def collected(folder: Path) -> Collected:
-    """What the members of a sweep have left.
-
-    Raises
-    ------
-    BadInput
-        If the folder holds no member of a sweep.
-    """
-    members = sorted((p for p in folder.glob("*") if _is_member(p)), key=lambda p: (len(p.name), p.name))
-    if not members:
-        raise BadInput(f"{folder} holds no member of a sweep; give the folder that a run with -m has made")
-    settings = _differing({path.name: _settings(path) for path in members})
-    records, datasets = [], {}
-    for path in members:
-        record: dict[str, Any] = {"member": path.name, **settings[path.name]}
-        if (path / SUMMARY).exists():
-            summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-            datasets[path.name] = results.open(path)
-            record |= {key: value for key, value in summary.items() if _short(value)}
-        if (path / FAILED).exists():
-            record["status"] = json.loads((path / FAILED).read_text(encoding="utf-8"))["reason"]
-        records.append(record)
-    names = list(next(iter(settings.values())))
-    return Collected(records, names, datasets, _joined(datasets, settings))
-
-
-def _is_member(path: Path) -> bool:
-    return path.is_dir() and ((path / SUMMARY).exists() or (path / FAILED).exists())
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The settings of a member: its config, or the overrides of one that failed before it had any."""
-    if (path / CONFIG).exists():
-        return flat(OmegaConf.to_container(OmegaConf.load(path / CONFIG)))
-    lines = json.loads((path / FAILED).read_text(encoding="utf-8"))["overrides"]
-    return {key: _value(text) for key, _, text in (line.removeprefix("++").partition("=") for line in lines)}
-
-
-def _value(text: str) -> Any:
-    """A value of an override as the config would have it; what is no YAML stays a text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _differing(settings: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each member, the settings that are not the same in all members that have them."""
-    names = dict.fromkeys(key for own in settings.values() for key in own if key not in FREE)
-    chosen = []
-    for name in names:
-        values = [own[name] for own in settings.values() if name in own]
-        if any(value != values[0] for value in values):
-            chosen.append(name)
-    return {member: {name: own.get(name) for name in chosen} for member, own in settings.items()}
-
-
-def _short(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bool, int, float))
-
-
-def _joined(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, dict[str, Any]]) -> xr.Dataset | None:
-    studies = {str(dataset.attrs.get("study", "")) for dataset in datasets.values()}
-    if len(studies) != 1:
-        return None
-    names = list(datasets)
-    joined = xr.concat(
-        [dataset.drop_attrs() for dataset in _numbered(list(datasets.values()))],
-        dim=xr.DataArray(names, dims="member", name="member"),
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-        join="outer",
-    )
-    for key in next(iter(settings.values()), {}):
-        values = [settings[name][key] for name in names]
-        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-        joined = joined.assign_coords({key: ("member", np.array(values if numeric else list(map(str, values))))})
-    first = next(iter(datasets.values()))
-    for name in joined.variables:
-        if name in first.variables:
-            joined[name].attrs = dict(first[name].attrs)
-    joined.attrs = {"study": studies.pop(), "sweep": 1, "problem": first.attrs.get("problem", "")}
-    return joined
-
-
-def _numbered(datasets: list[xr.Dataset]) -> list[xr.Dataset]:
-    """The datasets with numbers along axes of no coordinates and several lengths, so that what is short is padded."""
-    sizes: dict[Any, set[int]] = {}
-    for dataset in datasets:
-        for axis, size in dataset.sizes.items():
-            sizes.setdefault(axis, set()).add(size)
-    uneven = [axis for axis, found in sizes.items() if len(found) > 1]
-    return [
-        dataset.assign_coords(
-            {a: np.arange(dataset.sizes[a]) for a in uneven if a in dataset.dims and a not in dataset.coords}
-        )
-        for dataset in datasets
-    ]
-
-
-def sweep_page(folder: Path, sweep: Collected) -> bytes:
-    """One page about a sweep: what failed first, then the numbers of all members and their curves in common axes."""
-    count, failed = len(sweep.records), len(sweep.failed)
-    verdict = f"{count - failed} of {count} members have finished."
-    if failed:
-        verdict += f" {failed} failed: see why below, and run them again by the command at the end."
-    studies = sorted({str(record["study"]) for record in sweep.records if "study" in record})
-    good = [record for record in sweep.records if record["status"] == "ok"]
-    charts = [(figure, _CAPTION) for figure in by_setting(good, sweep.settings).values()]
-    if len(studies) == 1:
-        shown = {_label(r, sweep.settings): sweep.datasets[r["member"]] for r in good[:MOST_CURVES]}
-        left_out = "" if len(shown) == len(good) else f" (the first {len(shown)} members)"
-        with suppress(ValueError):  # they have no curve in common
-            charts += [(figure, f"Each member in its own colour{left_out}.") for figure in overlay(shown).values()]
-    sections = {
-        "Failed members": _outcomes(folder, sweep.failed, sweep.settings),
-        "Figures": "".join(report.figure(report.Drawn(figure), caption) for figure, caption in charts),
-        "Members": _outcomes(folder, sweep.records, sweep.settings),
-        "Run what is missing": f"<pre>{escape(_command(folder))}</pre>",
-        "Config": _config(folder, sweep),
-    }
-    title = f"Sweep: {', '.join(studies) or 'no member has finished'}"
-    return report.page(title, verdict, not failed, " ".join(map(report.question, studies)), sections)
-
-
-_CAPTION = "Numbers of the summaries of all finished members against a setting of the sweep."
-
-
-def _label(record: Mapping[str, Any], settings: Sequence[str]) -> str:
-    """The settings of a member, as short as they tell it from the others."""
-    values = ", ".join(f"{name} = {record.get(key)}" for key, name in _short_names(settings).items())
-    return f"{record['member']}: {values}" if values else str(record["member"])
-
-
-def _outcomes(folder: Path, records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> str:
-    """A row for each member, with a link to its own page."""
-    rows = []
-    for record in records:
-        name = str(record["member"])
-        own = folder / name / REPORT
-        link = f'<a href="{escape(quote(f"{name}/{REPORT}"))}">{escape(name)}</a>'
-        seconds = record.get("seconds")
-        rows.append(
-            [
-                report.Html(link) if own.exists() else name,
-                *(str(record.get(key, "")) for key in settings),
-                "" if seconds is None else f"{seconds:.1f}",
-                _outcome(record),
-            ]
-        )
-    head = ["member", *_short_names(settings).values(), "seconds", "outcome"]
-    return report.table(rows, head, numeric=range(1, len(head) - 1)) if rows else ""
-
-
-def _short_names(settings: Sequence[str]) -> dict[str, str]:
-    """The last part of each name, where that tells it from the others."""
-    ends = [name.rpartition(".")[2] for name in settings]
-    return {name: end if ends.count(end) == 1 else name for name, end in zip(settings, ends)}
-
-
-def _outcome(record: Mapping[str, Any]) -> str:
-    return str(record["verdict"] if record["status"] == "ok" else record["status"])
-
-
-def _config(folder: Path, sweep: Collected) -> str:
-    """The config of one member, and what the others have of their own."""
-    for record in sweep.records:
-        path = folder / str(record["member"]) / CONFIG
-        if path.exists():
-            differing = ", ".join(sweep.settings) or "nothing"
-            note = f"<p>That of member {escape(str(record['member']))}; the others differ in {escape(differing)}.</p>"
-            return f"{note}<pre>{escape(path.read_text(encoding='utf-8'))}</pre>"
-    return ""
-
-
-def _command(folder: Path) -> str:
-    """The command line that has made the sweep, so that it runs what is missing."""
-    path = folder / MULTIRUN
-    lines = OmegaConf.load(path).hydra.overrides.task if path.exists() else ["..."]
-    words = [line.removeprefix("++") for line in lines]
-    words = [word for word in words if not word.startswith("resume=")]
-    return shlex.join(["neuralode-flow", "-m", *words, f"resume={folder}"])
+def _with_results(folder: Path, sweep: Collected) -> Collected:
+    """Writes the joined dataset, or removes the one of an earlier call, and says where it cannot be written."""
+    if sweep.joined is not None:
+        try:
+            results.write(folder / results.FILE, sweep.joined)
+            return sweep
+        except OSError:
+            raise
+        except Exception as error:  # what netCDF cannot hold, such as names that are no Unicode
+            reason = f"the joined dataset cannot be written: {error}"
+            sweep = sweep._replace(joined=None, apart=dict.fromkeys(sweep.datasets, reason) | dict(sweep.apart))
+    (folder / results.FILE).unlink(missing_ok=True)
+    return sweep
 
 
 def show(folder: Path, sweep: Collected) -> None:
-    """Prints one line for each member."""
+    """Prints a table with one row for each member, and what became of them."""
     console = Console(highlight=False)
+    settings = _fitting(sweep, console.width)
     table = Table()
-    for key in ("member", *sweep.settings, "outcome"):
-        table.add_column(key, overflow="fold")
+    for key in ("member", *settings, "outcome"):
+        table.add_column(Text(printable(key, 40)), overflow="fold")
     for record in sweep.records:
-        table.add_row(*(str(record.get(key, "")) for key in ("member", *sweep.settings)), _outcome(record))
+        texts = [record["member"], *cells(record, settings), outcome(record, LONGEST_OUTCOME)]
+        table.add_row(*map(Text, texts))
     console.print(table)
-    console.print(f"{len(sweep.records) - len(sweep.failed)} of {len(sweep.records)} members have finished")
+    if len(settings) < len(sweep.settings):
+        others = len(sweep.settings) - len(settings)
+        console.print(f"the members differ in {others} more settings, which are in {RECORDS}")
+    console.print(sweep.told())
+    for line in sweep.left_out():
+        console.print(f"not in {results.FILE}: {line}", soft_wrap=True, markup=False)
     written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
-    console.print(f"{folder}: {', '.join(written)}", soft_wrap=True, markup=False)
+    console.print(f"{printable(folder)}: {', '.join(written)}", soft_wrap=True, markup=False)
+
+
+def _fitting(sweep: Collected, width: int) -> list[str]:
+    """The first settings, as far as they leave half of the width for the member and its outcome; at least one."""
+    fitting: list[str] = []
+    room = width // 2
+    for key in sweep.settings[:MOST_SHOWN]:
+        values = (cell for record in sweep.records for cell in cells(record, [key]))
+        room -= 3 + max(map(len, (key, *values)))
+        if fitting and room < 0:
+            break
+        fitting.append(key)
+    return fitting
 
 
 if __name__ == "__main__":

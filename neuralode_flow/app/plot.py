@@ -8,10 +8,11 @@ from pathlib import Path
 
 import xarray as xr
 
-from .. import results
-from ..figures import FIGURES, save
+from ..figures import FIGURES, Figures, save
 from ..figures.overlay import overlay
+from ..untrusted import printable
 from .errors import BadInput, complain
+from .memberfolder import dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         written = drawn(options.runs, options.out)
-    except (BadInput, ValueError, FileNotFoundError) as error:
-        complain(error if isinstance(error, BadInput) else str(error))
-        raise SystemExit(BadInput.status) from None
+    except BadInput as error:
+        complain(printable(error))
+        raise SystemExit(error.status) from None
     except OSError as error:
         complain(f"the pictures cannot be written: {error.strerror or error}; choose another folder with --out")
         raise SystemExit(1) from None
@@ -33,22 +34,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def drawn(runs: Sequence[Path], out: Path | None) -> list[Path]:
-    """The written pictures: all figures of one run, or the curves of several in common axes."""
-    datasets = [results.open(run) for run in runs]
+    """The written pictures: all figures of one run, or the curves of several in common axes.
+
+    Raises
+    ------
+    BadInput
+        If a run cannot be read or drawn.
+    OSError
+        If the pictures cannot be written.
+    """
+    try:
+        datasets = [dataset(run) for run in runs]
+    except (OSError, ValueError) as error:
+        raise BadInput(str(error)) from error
+    folder = out or (_folder(runs[0]) / "figures" if len(runs) == 1 else Path("overlay"))
+    if out is None and folder.is_symlink():
+        raise BadInput(f"{folder} is a link, which is not followed; choose a folder with --out")
+    try:
+        figures = _figures(runs, datasets)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+    except (BadInput, OSError):
+        raise
+    except Exception as error:  # whatever data of other shapes make NumPy and Matplotlib raise
+        names = ", ".join(map(str, runs))
+        raise BadInput(f"{names} cannot be drawn ({type(error).__name__}: {error})") from error
+
+
+def _figures(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> Figures:
+    """Figures by name."""
     studies = {str(dataset.attrs.get("study")) for dataset in datasets}
     if len(studies) > 1:
         raise BadInput(f"runs of different studies cannot be laid over one another: {', '.join(sorted(studies))}")
+    if len(runs) > 1:
+        try:
+            return overlay(_named(runs, datasets))
+        except ValueError as error:
+            raise BadInput(str(error)) from error
     study = studies.pop()
-    if len(runs) == 1:
-        if study not in FIGURES:
-            raise BadInput(f"{runs[0]} is of the study {study}, which has no figures (valid: {', '.join(FIGURES)})")
-        folder = out or _folder(runs[0]) / "figures"
-        figures = FIGURES[study](datasets[0])
-    else:
-        folder = out or Path("overlay")
-        figures = overlay(_named(runs, datasets))
-    folder.mkdir(parents=True, exist_ok=True)
-    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+    if "sweep" in datasets[0].attrs:
+        raise BadInput(f"{runs[0]} is a collected sweep; give its members, {runs[0]}/*, or see its report.html")
+    if study not in FIGURES:
+        raise BadInput(f"{runs[0]} is of the study {study}, which has no figures (valid: {', '.join(FIGURES)})")
+    return FIGURES[study](datasets[0])
 
 
 def _folder(run: Path) -> Path:
@@ -59,7 +87,8 @@ def _named(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> dict[str, xr
     """Datasets by the shortest ends of their paths that tell the runs apart."""
     folders = [_folder(run).resolve() for run in runs]
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        # A dollar sign would begin a formula.
+        names = [printable("/".join(folder.parts[-length:])).replace("$", r"\$") for folder in folders]
         if len(set(names)) == len(names):
             return dict(zip(names, datasets, strict=True))
     raise BadInput("a run is named twice; give different runs")

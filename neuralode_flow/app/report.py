@@ -119,7 +119,7 @@ def page(title: str, verdict: str, good: bool, question: str, sections: Mapping[
             question=escape(question),
             sections="\n".join(f"<h2>{escape(name)}</h2>\n{body}" for name, body in sections.items() if body),
         )
-        .encode()
+        .encode(errors="backslashreplace")  # of names of files that are no Unicode
     )
 
 

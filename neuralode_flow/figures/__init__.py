@@ -3,9 +3,9 @@
 import sys
 
 from ..registry import import_modules
-from .base import FIGURES, FigureSet, Movie, save
+from .base import FIGURES, Figures, FigureSet, Movie, save
 from .interactive import describe
 
-__all__ = ["FIGURES", "FigureSet", "Movie", "describe", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "describe", "save"]
 
 import_modules(sys.modules[__name__])

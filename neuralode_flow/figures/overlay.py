@@ -27,6 +27,7 @@ _CURVES = {
 }
 
 
+_MARKERS = "os^Dv"
 _PALETTE = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK]
 
 
@@ -53,9 +54,16 @@ def overlay(runs: Mapping[str, xr.Dataset]) -> dict[str, Figure]:
     return figures
 
 
+def points(run: xr.Dataset) -> int:
+    """How many points the curves of a run have that `overlay` draws."""
+    return sum(run[name].size for name in _CURVES if name in run)
+
+
 @matplotlib.rc_context(style.STYLE)
 def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> dict[str, Figure]:
     """For each setting with numbers that differ, the numbers of all records against it, on a logarithmic axis.
+
+    There are as many numbers as looks, the first ones.
 
     Parameters
     ----------
@@ -76,6 +84,8 @@ def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) ->
             points = [(r[setting], r[name]) for r in known if _is_number(r.get(name)) and r[name] > 0]
             if len({y for _, y in points}) > 1:
                 curves[name] = np.array(sorted(points), dtype=float)
+            if len(curves) == len(_PALETTE) * len(_MARKERS):
+                break
         if curves:
             figures[setting] = _points(setting, curves)
     return figures
@@ -90,7 +100,7 @@ def _points(setting: str, curves: Mapping[str, np.ndarray]) -> Figure:
     for i, (name, points) in enumerate(curves.items()):
         look: dict[str, Any] = {
             "color": _PALETTE[i % len(_PALETTE)],
-            "marker": "os^Dv"[i // len(_PALETTE) % 5],
+            "marker": _MARKERS[i // len(_PALETTE) % len(_MARKERS)],
             "ls": "none",
         }
         axes.plot(*points.T, **look, label=name.replace("_", " "))
