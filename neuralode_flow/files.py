@@ -127,7 +127,7 @@ def _opened_and_locked(path: Path) -> int | None:
     A file that its last holder has removed in the meantime is no lock any more: who comes next makes another one.
     """
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from ..files import CONFIG, atomic_write, locked
+from ..files import atomic_write, locked
+from ..untrusted import parse_yaml, read_json
 from .errors import BadInput
 from .runfolder import FREE, MULTIRUN, flat, saved_config
 from .schema import Job
 
 LEDGER = "members.json"
 _LOCK = ".members.lock"
+_MOST_BYTES = 100_000_000  # for 10⁵ members
 _PATIENCE = 60.0  # seconds to wait for another command that names its members
 
 
@@ -106,13 +106,13 @@ def is_sweep(folder: Path) -> bool:
 def _entry(member: Member) -> dict[str, Any]:
     lines = (line.removeprefix("++") for line in member.overrides)
     overrides = sorted(line for line in lines if line.partition("=")[0] not in FREE)
-    return {"overrides": overrides, **_digests(None if member.job is None else member.job.to_yaml())}
+    return {"overrides": overrides, **_digests(None if member.job is None else parse_yaml(member.job.to_yaml()))}
 
 
-def _digests(config: str | None) -> dict[str, str]:
+def _digests(config: Mapping[str, Any] | None) -> dict[str, str]:
     if config is None:
         return {"config": "", "computes": ""}
-    whole = flat(OmegaConf.to_container(OmegaConf.create(config)))
+    whole = flat(config)
     computes = {key: value for key, value in whole.items() if key not in FREE}
     return {"config": _digest(whole), "computes": _digest(computes)}
 
@@ -124,8 +124,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 def _read(sweep: Path) -> dict[int, dict[str, Any]]:
     """The ledger; where there is none, or it is damaged, what the folders with a number for a name say."""
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        stored = json.loads((sweep / LEDGER).read_text(encoding="utf-8"))
-        return {int(key): {**entry} for key, entry in stored.items()}
+        return {int(key): {**entry} for key, entry in read_json(sweep / LEDGER, _MOST_BYTES).items()}
     return {int(path.name): _digests(_saved(path)) for path in _numbered(sweep)}
 
 
@@ -133,11 +132,9 @@ def _numbered(sweep: Path) -> Iterable[Path]:
     return (path for path in sweep.iterdir() if path.name.isdecimal() and path.is_dir() and any(path.iterdir()))
 
 
-def _saved(folder: Path) -> str | None:
-    if not (folder / CONFIG).exists():
-        return None
+def _saved(folder: Path) -> dict[str, Any] | None:
     with suppress(BadInput):
-        return OmegaConf.to_yaml(saved_config(folder))
+        return saved_config(folder)
     return None
 
 

@@ -11,11 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from ..files import CONFIG, InUse, atomic_write, locked, remove_remains
+from ..untrusted import parse_yaml, read_json, read_yaml
 from .errors import BadInput
 from .schema import Job
 
@@ -117,7 +114,7 @@ def _hydras(path: Path) -> bool:
 
 def refuse_another(folder: Path, config: str) -> None:
     """Raises BadInput if a folder belongs to a run with another config than this (YAML)."""
-    changed = differences(saved_config(folder), OmegaConf.create(config))
+    changed = differences(saved_config(folder), parse_yaml(config))
     if changed:
         raise BadInput(
             f"{folder} was started with another config: {'; '.join(changed)}. Use the former values, or start a "
@@ -125,13 +122,16 @@ def refuse_another(folder: Path, config: str) -> None:
         )
 
 
-def saved_config(folder: Path) -> Any:
-    """The config of the run in a folder; raises BadInput if it cannot be read."""
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder, whoever has written it; raises BadInput if it cannot be read."""
     path = folder / CONFIG
     try:
-        return OmegaConf.load(path)
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as the config of a run: {str(error).splitlines()[0]}") from error
+        config = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as the config of a run: {error}") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} cannot be read as the config of a run: it holds no settings")
+    return config
 
 
 def ended(folder: Path, config: str | None = None) -> str | None:
@@ -154,14 +154,14 @@ def ended(folder: Path, config: str | None = None) -> str | None:
 def status(folder: Path) -> str:
     """The status in the summary of a run that has ended."""
     try:
-        return str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return str(read_json(folder / SUMMARY)["status"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{folder / SUMMARY} cannot be read ({type(error).__name__})"
 
 
-def differences(saved: Any, now: Any) -> list[str]:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a saved config and the present one differ in, as "problem.seed was 0 and is 1"."""
-    before, after = (flat(OmegaConf.to_container(config)) for config in (saved, now))
+    before, after = flat(saved), flat(now)
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
@@ -178,7 +178,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def unfinished(parent: Path, config: str) -> Path | None:
     """The newest folder in `parent` that a run with this config has started and not finished."""
-    now = OmegaConf.create(config)
+    now = parse_yaml(config)
     for saved in sorted(parent.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True):
         if not (saved.parent / SUMMARY).exists() and saved.parent.joinpath(CHECKPOINTS).is_dir():
             with suppress(BadInput):
@@ -206,8 +206,8 @@ def failure(folder: Path) -> str | None:
     if not (folder / FAILED).exists():
         return None
     try:
-        return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["reason"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return str(read_json(folder / FAILED)["reason"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{folder / FAILED} cannot be read ({type(error).__name__})"
 
 
