@@ -60,7 +60,8 @@ def joined(
 
 
 def _renamed(dataset: xr.Dataset) -> xr.Dataset:
-    return dataset.rename(member="own_member") if "member" in (*dataset.dims, *dataset.variables) else dataset
+    names = {*dataset.dims, *dataset.variables}
+    return dataset.rename(member="own_member") if "member" in names and "own_member" not in names else dataset
 
 
 def _of_other_studies(datasets: Mapping[str, xr.Dataset]) -> dict[str, str]:
@@ -86,6 +87,7 @@ def _of_other_kinds(datasets: Mapping[str, xr.Dataset]) -> dict[str, str]:
         reasons = [f"{name} has {kind}, in most {usual[name]}" for name, kind in own if kind != usual[name]]
         twice = (name for name in uneven & set(dataset.indexes) if not dataset.indexes[name].is_unique)
         reasons += [f"its axis {name} has a value twice" for name in twice]
+        reasons += ["it has both member and own_member"] * ("member" in {*dataset.dims, *dataset.variables})
         if reasons:
             apart[member] = reasons[0]
     return apart

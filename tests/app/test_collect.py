@@ -343,6 +343,7 @@ MISFITS = {
     "depth has texts as a coordinate over (depth), in most numbers": lambda d: d.assign_coords(depth=["a", "b"]),
     "its axis depth has a value twice": lambda d: d.assign_coords(depth=[4, 4]),
     "it is of the study other, most are of": lambda d: d.assign_attrs(study="other"),
+    "it has both member and own_member": lambda d: d.assign(member=("member", [1]), own_member=("own_member", [2])),
 }
 
 
@@ -402,9 +403,10 @@ def test_settings_of_any_kind_are_stored_and_shown(command):
     assert "more.y/z" not in dataset.coords
 
 
-def test_pictures_that_cannot_be_written_end_with_status_1(runs, capfd):
+def test_pictures_that_cannot_be_written_end_with_status_1(command, capfd):
+    command(*SWEEP, "problem.seed=0,1")
     Path("file").touch()
     with pytest.raises(SystemExit) as stop:
-        plot.main([*runs, "--out", "file"])
+        plot.main(["sweep/0", "sweep/1", "--out", "file"])
     assert stop.value.code == 1
     assert "the pictures cannot be written: File exists; choose another folder with --out" in capfd.readouterr().err
