@@ -34,15 +34,26 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 
 
 def start(place, environment, *settings):
-    return subprocess.Popen(
-        [sys.executable, "-m", "neuralode_flow", "-m", *SETTINGS, *settings],
-        cwd=place,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    """A command, and the file with what it says: a pipe would stay open as long as workers that outlive it."""
+    said = place / f"said{len(list(place.glob('said*')))}"
+    line = [sys.executable, "-m", "neuralode_flow", "-m", *SETTINGS, *settings]
+    environment = {**environment, "OMP_NUM_THREADS": "1"}
+    with said.open("w") as stream:
+        child = subprocess.Popen(
+            line,
+            cwd=place,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return child, said
+
+
+def finish(child, said):
+    status = child.wait(timeout=300)
+    return status, said.read_text()
 
 
 def processes(place):
@@ -79,9 +90,8 @@ def assert_same(sweep, undisturbed):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     place = tmp_path_factory.mktemp("undisturbed")
-    child = start(place, os.environ, "problem.seed=0,1,2,3", "resume=sweep")
-    out, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, out
+    status, out = finish(*start(place, os.environ, "problem.seed=0,1,2,3", "resume=sweep"))
+    assert status == 0, out
     return place / "sweep"
 
 
@@ -94,7 +104,7 @@ def test_nothing_is_lost_whoever_is_killed(launcher, undisturbed, tmp_path):
     with ExitStack() as stack:
         environment = stack.enter_context(real.slurm(tmp_path / "slurm")) if launcher == "slurm" else os.environ
         for attempt in range(4 * KILLS + 20):
-            child = start(place, environment, *LAUNCHERS[launcher], "problem.seed=0,1,2,3", "resume=sweep")
+            child, said = start(place, environment, *LAUNCHERS[launcher], "problem.seed=0,1,2,3", "resume=sweep")
             while child.poll() is None and not any(place.glob("sweep/*/checkpoints/[!.]*.npz")):
                 time.sleep(0.02)
             while kills < KILLS * (attempt + 1) / 2 and kills < KILLS and child.poll() is None:
@@ -104,14 +114,14 @@ def test_nothing_is_lost_whoever_is_killed(launcher, undisturbed, tmp_path):
                     with suppress(ProcessLookupError):
                         os.kill(draws.choice([child.pid, *running]), draws.choice(SIGNALS))
                         kills += 1
-            out, _ = child.communicate(timeout=400)
+            status, out = finish(child, said)
             assert "Traceback" not in out or launcher == "local", out  # joblib tells of its workers
-            if child.returncode == 0:
+            if status == 0:
                 break
-        assert child.returncode == 0, out
-        last = time.monotonic() + 60
-        while processes(place) and time.monotonic() < last:  # of commands that were killed
-            time.sleep(0.1)
+        assert status == 0, out
+        for left in processes(place):  # workers of joblib that wait for a command that was killed
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
     assert assert_same(place / "sweep", undisturbed) == [0, 1, 2, 3]
     assert not list(place.rglob("failed.json"))
     assert not list(place.glob("sweep/*/checkpoints"))
@@ -128,14 +138,13 @@ def test_two_commands_on_one_folder(undisturbed, tmp_path):
         children = []
         for own in seeds:
             launcher = LAUNCHERS[draws.choice(["basic", "basic", "local"])]
-            line = f"problem.seed={','.join(map(str, own))},{own[0]}"[: -2 if len(own) > 1 else None]
+            line = f"problem.seed={','.join(map(str, own))}"
             children.append(start(place, os.environ, *launcher, line, "resume=sweep"))
             time.sleep(draws.uniform(0.0, 8.0))
-        ends = [(child.communicate(timeout=300)[0], child.returncode) for child in children]
+        ends = [finish(child, said) for child, said in children]
         wanted = sorted({seed for own in seeds for seed in own})
-        print(seeds, [status for _, status in ends])
         assert assert_same(place / "sweep", undisturbed) == wanted, ends
         assert not list(place.rglob("failed.json"))
-        for out, status in ends:
+        for status, out in ends:
             assert status == 0 or "is in use by another run" in out, out
             assert "Traceback" not in out
