@@ -1,7 +1,7 @@
 """One file of named arrays and a header of plain values, with a version and a checksum; reading it runs no code.
 
-The first line names the format and its version, the second holds the SHA-256 of the rest: a NumPy .npz archive without
-pickled objects, whose entry "header" is JSON.
+It is a NumPy .npz archive: `numpy.load` opens it. The entry "header" is JSON, and the comment at the end of the zip
+names the format, its version, and the SHA-256 of all bytes before that sum. Version 1 had them in lines before the zip.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import hashlib
 import io
 import json
 import os
+import re
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .files import atomic_write, check_seal
+from .files import atomic_write, check_seal, check_version, last_bytes, opened
+from .npy import members, read_array
 
-VERSION = 1
-_FORMAT = b"neuralode_flow archive "
-_LONGEST_LINE = 100
+VERSION = 2
+_SUM = 64  # digits of a checksum
+_COMMENT = f"neuralode_flow archive {VERSION} ".encode()
+_SEAL = re.compile(rb"neuralode_flow archive (\d{1,9}) ([0-9a-f]{64})\Z")
+_LINES = re.compile(rb"neuralode_flow archive (\d{1,9})\n([0-9a-f]{64})\n")
+# JSON takes up to twenty times the memory of its text.
+_LONGEST_HEADER = 2**22
 
 
 def previous(path: Path) -> Path:
@@ -46,12 +53,18 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     ------
     OSError
         If it cannot be written; what was at `path` is still there.
+    ValueError
+        If the header is longer than `read` takes.
     """
-    buffer = io.BytesIO()
     encoded = np.frombuffer(json.dumps(header, allow_nan=True).encode(), dtype=np.uint8)
+    if len(encoded) > _LONGEST_HEADER:
+        raise ValueError(f"the settings of {path} take {len(encoded)} bytes, more than {_LONGEST_HEADER}; shorten them")
+    buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, header=encoded, **arrays)
-    payload = buffer.getvalue()
-    digest = hashlib.sha256(payload).hexdigest().encode()
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = _COMMENT + _SUM * b"0"
+    content = bytearray(buffer.getbuffer())
+    content[-_SUM:] = hashlib.sha256(memoryview(content)[:-_SUM]).hexdigest().encode()
     if keep and path.exists():
         # A second name for the old file, so that there is a whole one under `path` at every instant.
         link = path.with_name(f".{path.name}.link")
@@ -59,7 +72,7 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
             link.unlink(missing_ok=True)
             os.link(path, link)
             os.replace(link, previous(path))
-    atomic_write(path, _FORMAT + f"{VERSION}\n".encode() + digest + b"\n" + payload)
+    atomic_write(path, content)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -72,26 +85,47 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     ValueError
         If it is not an archive, of another version, or damaged; the message says which.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path")
-    try:
-        with path.open("rb") as stream:
-            first, second = stream.readline(_LONGEST_LINE), stream.readline(_LONGEST_LINE)
-            payload = stream.read()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if not first.startswith(_FORMAT):
-        raise ValueError(f"{path} is not a file of neuralode_flow: its first line is {first[:40]!r}")
-    version, digest = first.removeprefix(_FORMAT).strip(), second.removesuffix(b"\n")
+    with opened(str(path), path) as stream:
+        comment = _check(path, stream)
+        try:
+            return _contents(stream, comment)
+        except Exception as error:  # whatever a forged archive makes NumPy, zipfile or json raise
+            raise ValueError(f"{path} is not a file that neuralode_flow wrote: its contents cannot be read") from error
+
+
+def _check(path: Path, stream: BinaryIO) -> int:
+    """The length of the archive's comment; ValueError unless the file is sealed and as it was written."""
     spare = previous(path)
     advice = f"the one before it is {spare}" if spare.exists() else "it cannot be mended"
-    check_seal(path, version.decode(errors="replace"), VERSION, digest.decode(errors="replace"), payload, advice)
-    try:
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(arrays.pop("header").tobytes())
-        if not isinstance(header, dict):
-            raise TypeError("its header is not a record")
-    except Exception as error:  # whatever a forged payload makes NumPy, zipfile or json raise
-        raise ValueError(f"{path} is not a file that neuralode_flow wrote: its contents cannot be read") from error
+    tail, size = last_bytes(stream, 2 * _SUM)
+    stream.seek(0)
+    seal, lines = _SEAL.search(tail), _LINES.match(stream.read(2 * _SUM))
+    if seal:
+        check_version(path, int(seal[1]), VERSION)
+        check_seal(path, seal[2].decode(), stream, 0, size - _SUM, advice)
+        return len(seal[0])
+    if lines:
+        check_version(path, int(lines[1]), 1)
+        check_seal(path, lines[2].decode(), stream, lines.end(), size, advice)
+        return 0
+    raise ValueError(f"{path} is damaged or not a file of neuralode_flow: it has no seal at its end; {advice}")
+
+
+def _contents(stream: BinaryIO, comment: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What is in a sealed archive; a seal can be forged, so sizes are looked at first."""
+    archive, found = members(stream, comment)
+    size = stream.seek(0, os.SEEK_END)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in found.values()):
+        raise ValueError("it is compressed")
+    if sum(info.file_size for info in found.values()) > size:
+        raise ValueError("its members claim more bytes than it has")
+    if found["header"].file_size > _LONGEST_HEADER + 256:
+        raise ValueError("its header is too long")
+    arrays = {}
+    for name, info in found.items():
+        with archive.open(info) as member:
+            arrays[name] = read_array(member, info.file_size)
+    header = json.loads(arrays.pop("header").tobytes())
+    if not isinstance(header, dict):
+        raise TypeError("its header is not a record")
     return header, arrays

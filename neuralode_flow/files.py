@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 CONFIG = "config.yaml"  # the resolved config in a run folder
@@ -38,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes | bytearray) -> None:
     """Writes `data` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -54,15 +55,62 @@ def _prefix(path: Path) -> str:
     return f".{path.stem}.writing-"
 
 
-def check_seal(path: Path, version: str, known: int, digest: str, content: bytes, advice: str) -> None:
-    """Raises ValueError unless a file is of the `known` version, and `digest` is the SHA-256 of its content."""
-    if version != str(known):
+@contextmanager
+def opened(label: str, path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading; whatever else has the name is refused, and a pipe is never waited for.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none; the message begins with `label`.
+    ValueError
+        If it is no regular file, or cannot be opened.
+    """
+    try:
+        refuse_irregular(label, path.stat().st_mode)  # to open a device can already move it
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{label} does not exist; check the path") from error
+    except OSError as error:
+        raise ValueError(f"{label} cannot be read: {error.strerror}") from error
+    with os.fdopen(handle, "rb") as stream:
+        refuse_irregular(label, os.fstat(handle).st_mode)  # another may have taken its place since
+        yield stream
+
+
+def refuse_irregular(label: str, mode: int) -> None:
+    """Raises ValueError unless `mode` is that of a regular file."""
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    raise ValueError(f"{label} is {kinds.get(stat.S_IFMT(mode), 'a device')}; give a regular file")
+
+
+def check_version(path: Path, version: int, known: int) -> None:
+    """Raises ValueError unless a file is of the `known` version."""
+    if version != known:
         raise ValueError(
             f"{path} has format version {version} and this program reads version {known}: read it with the version of "
             f"neuralode_flow that wrote it"
         )
-    if hashlib.sha256(content).hexdigest() != digest:
+
+
+def check_seal(path: Path, digest: str, stream: BinaryIO, start: int, stop: int, advice: str) -> None:
+    """Raises ValueError unless `digest` is the SHA-256 of the bytes of `stream` from `start` to `stop`."""
+    found = hashlib.sha256()
+    stream.seek(start)
+    while start < stop and (block := stream.read(min(stop - start, 1 << 20))):
+        found.update(block)
+        start += len(block)
+    if found.hexdigest() != digest:
         raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
+
+
+def last_bytes(stream: BinaryIO, count: int) -> tuple[bytes, int]:
+    """The last `count` bytes of a file, fewer where it is shorter, and its size."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(size - count, 0))
+    return stream.read(count), size
 
 
 def as_path(name: str, value: Any) -> Path:

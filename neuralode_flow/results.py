@@ -1,6 +1,7 @@
 """Datasets on disk: results.nc is netCDF followed by one line with a format version and a checksum of what precedes it.
 
-Readers of netCDF pay no attention to that line; `open` refuses a file that it does not fit.
+Readers of netCDF pay no attention to that line; `open` refuses a file that it does not fit. Anybody can write such a
+line, so `open` also looks before it reads: an HDF5 file can lead to others, and claim data that it does not have.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ import hashlib
 import io
 import re
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import h5py
 import xarray as xr
 
-from .files import CONFIG, as_path, atomic_write, check_seal
+from .files import CONFIG, as_path, atomic_write, check_seal, check_version, last_bytes, opened
 
 FILE = "results.nc"
 VERSION = 1
 _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
+_LONGEST_LINE = 128
+_MOST_VARIABLES = 10_000
+_MOST_TEXTS = 2**20
+_MOST_TEXT = 2**26  # bytes that all texts may take, if each were as long as the longest
+_LONGEST_CONFIG = 2**22
 
 
 def write(path: Path, dataset: xr.Dataset) -> None:
@@ -29,7 +37,7 @@ def write(path: Path, dataset: xr.Dataset) -> None:
     """
     # In memory first: HDF5 that cannot write its file (a full disk) takes the process down when it ends.
     buffer = io.BytesIO()
-    dataset.to_netcdf(buffer, engine="h5netcdf")
+    dataset.drop_encoding().to_netcdf(buffer, engine="h5netcdf")  # plain: an encoding can compress or cut in pieces
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     atomic_write(path, content + f"\nneuralode_flow results {VERSION} {digest}\n".encode())
@@ -53,23 +61,142 @@ def open(path: str | Path) -> xr.Dataset:
         If there is none.
     ValueError
         If the file is damaged, of another version, of another run than its folder, or not ours; the message says which.
+        Nothing is read from other files, and nothing that the file itself does not hold.
     """
     file = as_path("path", path)
     file = file / FILE if file.is_dir() else file
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         raise FileNotFoundError(f"{file} does not exist; give the folder of a run that has ended, or its {FILE}")
-    content = file.read_bytes()
-    mark = _LAST_LINE.search(content)
-    if mark is None:
-        raise ValueError(f"{file} is not a whole file of neuralode_flow: its last line does not say so")
-    sealed = content[: mark.start()]
-    check_seal(file, mark[1].decode(), VERSION, mark[2].decode(), sealed, "run the study again")
-    try:
-        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as stored:
-            dataset = stored.load()
-    except Exception as error:  # whatever HDF5 and the decoders raise where the checksum was forged
-        raise ValueError(f"{file} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+    with opened(str(file), file) as stream:
+        tail, size = last_bytes(stream, _LONGEST_LINE)
+        mark = _LAST_LINE.search(tail)
+        if mark is None:
+            raise ValueError(f"{file} is not a whole file of neuralode_flow: its last line does not say so")
+        check_version(file, int(mark[1]), VERSION)
+        check_seal(file, mark[2].decode(), stream, 0, size - len(mark[0]), "run the study again")
+        dataset = _dataset(file, stream, size)
     config = file.with_name(CONFIG)
-    if config.exists() and dataset.attrs.get("config") != config.read_text(encoding="utf-8"):
+    if config.exists() and dataset.attrs.get("config") != _text(config):
         raise ValueError(f"{file} belongs to another run than {config}: their configs differ")
     return dataset
+
+
+def _text(path: Path) -> str:
+    with opened(str(path), path) as stream:
+        return stream.read(_LONGEST_CONFIG).decode(encoding="utf-8", errors="replace")
+
+
+def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
+    try:
+        with h5py.File(stream, "r") as file:
+            _refuse_tricks(file, size, _longest_text(stream))
+    except _Trick as trick:
+        raise ValueError(f"{path} is not a file that neuralode_flow wrote: {trick}; nothing has been read") from trick
+    except Exception as error:  # whatever HDF5 raises where the checksum was forged
+        raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+    stream.seek(0)
+    try:
+        with xr.open_dataset(stream, engine="h5netcdf") as stored:
+            return stored.load()
+    except Exception as error:  # the decoders as well
+        raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+
+
+class _Trick(Exception):
+    """The file holds what `write` never makes; the text says what."""
+
+
+def _refuse_tricks(file: h5py.File, size: int, longest: int) -> None:
+    """Raises _Trick unless all is plain: variables whose values lie in the file, each where it was written."""
+    if len(file) > _MOST_VARIABLES or file.id.get_create_plist().get_sizes() != (8, 8):
+        raise _Trick(f"it has {len(file)} variables, or addresses of another size")
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise _Trick(f"{name!r} leads elsewhere")
+        if file.get(name, getclass=True) is not h5py.Dataset:
+            raise _Trick(f"{name!r} is no variable")
+    told = [_told("the file", h5py.h5g.open(file.id, b"/")), *(_told(repr(name), file[name].id) for name in file)]
+    _refuse_excess(told, size, longest)  # one of the attributes is read for what follows
+    _refuse_excess([*told, *(_held(repr(name), file[name]) for name in file)], size, longest)
+
+
+def _refuse_excess(sizes: list[tuple[int, int]], size: int, longest: int) -> None:
+    claimed, texts = (sum(column) for column in zip(*sizes, strict=True))
+    if claimed > size:
+        raise _Trick(f"its variables claim {claimed} bytes, and it has {size}")
+    if texts * longest > max(_MOST_TEXT, size):
+        raise _Trick(f"it has {texts} texts of up to {longest} bytes")
+
+
+def _held(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
+    """How many bytes the values of a variable take in the file, and how many of them are texts of any length."""
+    layout = dataset.id.get_create_plist()
+    if layout.get_external_count() or layout.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+        raise _Trick(f"the values of {name} lie elsewhere, or in pieces")
+    if layout.get_nfilters():
+        raise _Trick(f"{name} is compressed")
+    claimed, texts = _size(name, dataset.id, attribute=False)
+    if dataset.id.get_storage_size() >= claimed:
+        return claimed, texts
+    if b"not a netCDF variable" in dataset.attrs.get("NAME", b""):  # the length of an axis, which is not read
+        return 0, 0
+    raise _Trick(f"{name} claims {claimed} bytes that were never written")
+
+
+def _told(name: str, owner: Any) -> tuple[int, int]:
+    """The same of the attributes of a variable or of the file."""
+    count = h5py.h5a.get_num_attrs(owner)
+    sizes = [_size(f"an attribute of {name}", h5py.h5a.open(owner, index=i), attribute=True) for i in range(count)]
+    return sum(claimed for claimed, _ in sizes), sum(texts for _, texts in sizes)
+
+
+def _size(name: str, values: Any, *, attribute: bool) -> tuple[int, int]:
+    """How many bytes some values take in the file, and how many of them are of any length."""
+    kind, count = values.get_type(), values.get_space().get_simple_extent_npoints()
+    parts = [kind]
+    if attribute and kind.get_class() == h5py.h5t.COMPOUND:  # where netCDF keeps which variables an axis has
+        parts = [kind.get_member_type(i) for i in range(kind.get_nmembers())]
+    elif attribute and kind.get_class() == h5py.h5t.VLEN:  # … and which axes a variable has
+        parts = [kind.get_super()]
+    plain = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM} | (
+        {h5py.h5t.REFERENCE} if attribute else set()
+    )
+    loose = kind.get_class() == h5py.h5t.VLEN or (kind.get_class() == h5py.h5t.STRING and kind.is_variable_str())
+    if any(part.get_class() not in plain or (part is not kind and _is_text(part)) for part in parts):
+        raise _Trick(f"{name} is of a kind that is never written")
+    return count * (16 if loose else kind.get_size()), count if loose else 0
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(kind.get_class() == h5py.h5t.STRING)
+
+
+def _longest_text(stream: BinaryIO) -> int:
+    """The most bytes that one text takes: HDF5 keeps texts in heaps, in which many variables can name the same one."""
+    longest, found, overlap, place = 0, 0, b"", 0
+    stream.seek(0)
+    while block := stream.read(1 << 20):
+        block = overlap + block
+        for heap in re.finditer(b"GCOL", block):
+            sizes = _heap(stream, place - len(overlap) + heap.start())
+            longest, found = max(longest, *sizes), found + len(sizes)
+            if found > _MOST_TEXTS:
+                raise _Trick(f"it has more than {_MOST_TEXTS} texts")
+        place += len(block) - len(overlap)
+        overlap = block[-3:]
+        stream.seek(place)
+    return longest
+
+
+def _heap(stream: BinaryIO, start: int) -> list[int]:
+    """The sizes of the texts in the heap that begins at `start` (HDF5 file format specification, III.E)."""
+    stream.seek(start + 8)
+    end, place, sizes = start + int.from_bytes(stream.read(8), "little"), start + 16, [0, 0]
+    while place + 16 <= end and len(sizes) < 2**16:  # their numbers have 16 bits
+        stream.seek(place)
+        head = stream.read(16)
+        if len(head) < 16 or head[:2] == b"\0\0":  # what is left is free
+            break
+        sizes.append(int.from_bytes(head[8:], "little"))
+        place += 16 + -(-sizes[-1] // 8) * 8
+    return sizes

@@ -214,7 +214,7 @@ BAD_FILES: list[tuple[str, Callable[[Path], Path], type[Exception], list[str]]] 
     ("ragged", csv_file("1,2\n3,4\n5\n"), ValueError, ["ragged", "line 3 has 1 cells", "line 1 has 2"]),
     ("word", csv_file("a,b\n1,2\n3,x\n"), ValueError, ["line 3, column 2", "'x' is not a number"]),
     ("half a header", csv_file("1,b\n1,2\n"), ValueError, ["line 1, column 2", "'b' is not a number"]),
-    ("decimal comma", csv_file("1,5;2,5\n"), ValueError, ["is empty"]),
+    ("decimal comma", csv_file("1,5;2.5\n"), ValueError, ["line 1, column 1", "'1,5' has a decimal comma"]),
     ("spaces", csv_file("1 2\n3 4\n"), ValueError, ["line 2, column 1", "'3 4' is not a number"]),
     ("underscore", csv_file("1,2\n1_000,2\n"), ValueError, ["line 2, column 1", "'1_000'"]),
     ("empty cell", csv_file("1,2\n,4\n"), ValueError, ["line 2, column 1", "the cell is empty"]),

@@ -40,6 +40,7 @@ WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before
 
 def main() -> None:
     """Runs the command line of this process and exits; the module's docstring lists the statuses."""
+    sys.argv[1:] = [at_home(argument) for argument in sys.argv[1:]]
     try:
         check_arguments(sys.argv[1:])
     except BadInput as error:
@@ -83,6 +84,27 @@ def experiments() -> list[str]:
             found[path.name.removesuffix(".yaml")] = lines[2].removeprefix("# ")
     width = max(map(len, found), default=0)
     return [f"  {name:<{width}}  {sentence}" for name, sentence in sorted(found.items())]
+
+
+def at_home(argument: str) -> str:
+    """An override with the home directory in place of the `~` that begins its value or an item of it.
+
+    Hydra's grammar knows no `~` in values but in quotes, and the shell expands it at the start of a word only.
+    """
+    key, _, value = argument.partition("=")
+    if "~" not in value or key.startswith(("-", "~")):
+        return argument
+    return f"{key}={_WORD.sub(lambda word: _quoted(word[0]), value)}"
+
+
+# A text in quotes, or all up to what separates items.
+_WORD = re.compile(r"""'(?:\\'|[^'])*'|"(?:\\"|[^"])*"|[^,\[\]{}()'"]+""")
+
+
+def _quoted(word: str) -> str:
+    if word[0] in "'\"" or "~" not in word or "$" in word:
+        return word
+    return "'" + os.path.expanduser(word).replace("'", r"\'") + "'"
 
 
 def check_arguments(arguments: list[str]) -> None:

@@ -37,7 +37,7 @@ EDGES = {
 _PARTS = resources.files(__package__) / "page"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """A figure for a page.
 

@@ -23,7 +23,7 @@ _DENSE = 512  # nodes up to which interpolation is one product with a full matri
 MOST_NODES, MOST_ORDER = 2**18, 2**10  # of a grid, and of one panel: the rule of a panel costs order³
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """The Gauss–Legendre rule of one panel, on [0, 1]; all arrays are NumPy float64.
 

@@ -16,7 +16,7 @@ __all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "save"]
 Figures = Mapping[str, Figure | Movie]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FigureSet:
     """The figures of a study.
 

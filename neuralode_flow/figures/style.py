@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Movie:
     """A figure that moves: under a slider in a report, and as a film if it is worth one.
 

@@ -18,7 +18,7 @@ MOST_ENTRIES = 6
 MOST_FRAMES = 101
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One model in this figure.
 

@@ -25,7 +25,7 @@ _FURTHER = 4
 SPREAD = 1e11
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lie:
     """Lie(∇φ₁, …, ∇φ_m) at a point, as far as brackets were looked at.
 

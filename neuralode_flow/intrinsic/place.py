@@ -22,7 +22,7 @@ _RADII = (0.1, 0.01, 1e-3)
 _NODES, _LAST, _TAIL = 21, 5, 1e-7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """A point θ, and others that round-off does not tell from it.
 

@@ -17,7 +17,7 @@ from .units import Measured
 MOST_UNKNOWNS = 2500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuadraticLaws:
     """A basis of all h(θ) = ½θᵀAθ + b·θ that every gradient flow of f∘φ conserves.
 

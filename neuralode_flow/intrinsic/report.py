@@ -23,7 +23,7 @@ Laws = Callable[[Any], Any] | Sequence[Callable[[Any], Any]]
 _LAW, _ROUND_OFF = 1e-9, 1e-13
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What is known of φ at θ. A verdict is True, False or "undecided": compare with `is True`.
 
@@ -175,7 +175,7 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kernel:
     """ker ∂φ ∩ ker ∂h: the span of `inner` (n, k) is a part of it for sure if `sure`, and it is a part of `outer`."""
 

@@ -13,7 +13,7 @@ from .ranks import ABOVE_ROUND_OFF, Rank, rank_of
 _SWEEPS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """A matrix (m, n) whose entries are known up to round-off.
 

@@ -5,18 +5,25 @@ Loading runs no code: pickled objects are refused.
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import opened, refuse_irregular
+from ..npy import members, read_array
+from .text import HEADERS, read_text
 
-def read_table(name: str, location: str | os.PathLike[str], key: str) -> Tensor:
+# Bytes of a file, and of its numbers: 2²⁷ of them. A regression keeps several copies and products of its tables.
+MOST_BYTES = 2**30
+# A compressed array above the first size grows no more than so many times: tables of measurements grow five times.
+_FREE_GROWTH, _MOST_GROWTH = 2**26, 100
+
+
+def read_table(name: str, location: str | os.PathLike[str], key: str, header: str = "auto") -> Tensor:
     """The table in a file as a float64 tensor `(n, k)`, n rows (samples) and k columns (features).
 
     Parameters
@@ -27,6 +34,8 @@ def read_table(name: str, location: str | os.PathLike[str], key: str) -> Tensor:
         A .npy, .npz or .csv file; `~` is the home directory.
     key : str
         The name of the array in a .npz file that holds several.
+    header : str
+        Whether the first line of a .csv file holds names: "yes", "no", or "auto" (see `text.read_text`).
 
     Raises
     ------
@@ -35,15 +44,21 @@ def read_table(name: str, location: str | os.PathLike[str], key: str) -> Tensor:
     TypeError
         If the location is not a path, or the entries are not real numbers.
     ValueError
-        If the file cannot be read as one non-empty finite table.
+        If the file cannot be read as one non-empty finite table of at most 1 GiB, or could be read as two.
     """
+    if header not in HEADERS:
+        raise ValueError(f"problem.header must be one of {', '.join(HEADERS)}, got {header!r}")
     path = _existing_file(name, location)
     label = f"{name}={path}"
-    readers = {".npy": _read_numpy, ".npz": _read_numpy, ".csv": _read_csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{label} has the unknown suffix {path.suffix!r} (valid: {', '.join(readers)})")
-    return torch.as_tensor(_table(label, reader(label, path, key)))
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", ".npz", ".csv"):
+        raise ValueError(f"{label} has the unknown suffix {path.suffix!r} (valid: .npy, .npz, .csv)")
+    with opened(label, path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{label} has {size} bytes, and tables of at most {MOST_BYTES} are read; give fewer rows")
+        array = read_text(label, stream, header) if suffix == ".csv" else _read_numpy(label, stream, size, key)
+    return torch.as_tensor(_table(label, array))
 
 
 def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
@@ -51,15 +66,15 @@ def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
         raise TypeError(f"{name} must be the path of a .npy, .npz or .csv file, got {location!r}; set {name}=PATH")
     try:
         path = Path(location).expanduser()
-        exists = path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, an unknown user
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{name}={path} does not exist (looked in {path.absolute().parent}); check the path"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a loop, a null character, an unknown user
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is no path that can be read ({reason}), got {str(location)[:60]!r}") from error
-    if not exists:
-        raise FileNotFoundError(f"{name}={path} does not exist (looked in {path.absolute().parent}); check the path")
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "not a regular file"
-        raise ValueError(f"{name}={path} is {kind}; give a .npy, .npz or .csv file")
+    refuse_irregular(f"{name}={path}", mode)
     return path
 
 
@@ -85,13 +100,16 @@ def _table(label: str, array: np.ndarray) -> np.ndarray:
     return table
 
 
-def _read_numpy(label: str, path: Path, key: str) -> np.ndarray:
+def _read_numpy(label: str, stream: BinaryIO, size: int, key: str) -> np.ndarray:
     try:
-        with path.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            return loaded[_array_name(label, loaded.files, key)]
+        if not stream.read(4).startswith(b"PK"):
+            stream.seek(0)
+            return read_array(stream, size, MOST_BYTES)
+        archive, found = members(stream)
+        info = found[_array_name(label, list(found), key)]
+        most = min(MOST_BYTES, max(_FREE_GROWTH, _MOST_GROWTH * info.compress_size))
+        with archive.open(info) as member:
+            return read_array(member, info.file_size, most)
     except _WrongKey:
         raise
     except Exception as error:  # whatever a damaged file makes NumPy, zipfile or zlib raise
@@ -110,67 +128,6 @@ def _array_name(label: str, names: list[str], key: str) -> str:
     if len(names) == 1:
         return names[0]
     if key not in names:
-        listed = ", ".join(names) or "none"
+        listed = ", ".join(names[:20]) or "none"
         raise _WrongKey(f"{label} holds {len(names)} arrays and none is called '{key}' (found: {listed}); rename one")
     return key
-
-
-def _read_csv(label: str, path: Path, key: str) -> np.ndarray:
-    lines = _cells(label, path)
-    if lines and _is_header(lines[0][1]):
-        del lines[0]
-    if not lines:
-        raise ValueError(f"{label} is empty: no line of numbers; give at least one")
-    first_line, first = lines[0]
-    rows = []
-    for line, cells in lines:
-        if len(cells) != len(first):
-            raise ValueError(
-                f"{label} is ragged: line {line} has {len(cells)} cells but line {first_line} has {len(first)}; "
-                "make all lines equally long"
-            )
-        rows.append([_number(label, line, column, cell) for column, cell in enumerate(cells, start=1)])
-    return np.array(rows, dtype=np.float64)
-
-
-def _cells(label: str, path: Path) -> list[tuple[int, list[str]]]:
-    """All lines that are not blank, as (line number from 1, cells)."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte-order mark first
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{label} cannot be read as UTF-8 comma-separated text ({error}); export it again") from error
-    return [(line, cells) for line, cells in lines if cells not in ([], [""])]
-
-
-def _delimiter(text: str) -> str:
-    """Tab, semicolon or comma, judged by the last line that is not blank: a header might quote any of them."""
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return next((mark for mark in "\t;" if mark in last), ",")
-
-
-def _is_header(cells: list[str]) -> bool:
-    """Words and not one number; a line with both is a mistake that should be seen, not skipped."""
-    return any(cells) and not any(map(_is_number, cells))
-
-
-def _number(label: str, line: int, column: int, cell: str) -> float:
-    place = f"{label}, line {line}, column {column}"
-    if not _is_number(cell):
-        what = f"{cell!r} is not a number" if cell else "the cell is empty"
-        raise ValueError(f"{place}: {what}; write numbers such as -1.5e3 between commas, semicolons or tabs")
-    value = float(cell)
-    if not math.isfinite(value):
-        raise ValueError(f"{place}: {cell!r} is not finite; fill or remove NaN and infinite entries")
-    return value
-
-
-def _is_number(cell: str) -> bool:
-    if "_" in cell:  # Python reads 1_000; a table should not
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

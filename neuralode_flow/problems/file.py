@@ -14,7 +14,14 @@ from .base import PROBLEMS, Problem, identity, standardised
 
 
 @PROBLEMS.register("file")
-def file(x: str, y: str, standardise: bool = True, dimension: int | None = None, loss: str = "quadratic") -> Problem:
+def file(
+    x: str,
+    y: str,
+    standardise: bool = True,
+    dimension: int | None = None,
+    loss: str = "quadratic",
+    header: str | bool = "auto",
+) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files (or two arrays of one .npz).
 
     The map z is d × d with d = max(d_in, d_out), or `dimension` if given. Where d_in or d_out is smaller than d, fixed
@@ -23,24 +30,29 @@ def file(x: str, y: str, standardise: bool = True, dimension: int | None = None,
     Parameters
     ----------
     x, y : str
-        Files .npy, .npz (one array, or the ones named x and y) or .csv (an optional header line; comma, semicolon or
-        tab), with one row for each sample: (n, d_in) and (n, d_out). A single axis is one column.
+        Files .npy, .npz (one array, or the ones named x and y) or .csv (comma, semicolon or tab; names of columns and
+        rows are left out), with one row for each sample: (n, d_in) and (n, d_out). A single axis is one column.
     standardise : bool
         Give every column mean 0 and variance 1; constant columns become 0.
     dimension : int, optional
         Size d of the maps, at least max(d_in, d_out).
     loss : str
         A name in LOSSES: how residuals count; "quadratic" as above.
+    header : str or bool
+        Whether the first line of the .csv files holds names: "yes" (true), "no" (false), or "auto" where it can be
+        seen: words, quotes, an empty first cell. A file that could be read in two ways is refused.
 
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
-        If a file is missing or is not a finite real table, if x and y have different numbers of rows, if no column
+        If a file is missing or is not one finite real table, if x and y have different numbers of rows, if no column
         varies, or if a parameter is of the wrong kind or out of range.
     """
     if not isinstance(standardise, bool):
         raise TypeError(f"problem.standardise must be true or false, got {standardise!r}")
-    inputs, outputs = read_table("problem.x", x, "x"), read_table("problem.y", y, "y")
+    if isinstance(header, bool):  # YAML takes yes and no for them
+        header = "yes" if header else "no"
+    inputs, outputs = read_table("problem.x", x, "x", header), read_table("problem.y", y, "y", header)
     if len(inputs) != len(outputs):
         raise ValueError(
             f"problem.x has {len(inputs)} rows but problem.y has {len(outputs)}; give one row for each sample in both"

@@ -22,7 +22,7 @@ from ..time.trajectory import Trajectory
 Progress = Callable[[float, str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Clock:
     """How the integrations of a study run.
 
@@ -103,7 +103,7 @@ class Clock:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ProblemSetup(Clock):
     """A training problem and the grid in depth; the study chooses the initialisations.
 
@@ -127,7 +127,7 @@ class ProblemSetup(Clock):
         return self.problem.title
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Setup(ProblemSetup):
     """A network in depth: what is trained, from where, and on which grid.
 
@@ -142,7 +142,7 @@ class Setup(ProblemSetup):
     initial: Profile
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SystemSetup(Clock):
     """A factorisation of the literature.
 

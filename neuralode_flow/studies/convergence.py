@@ -84,7 +84,7 @@ LONG_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Reference:
     """The right edge of the square and its own errors."""
 

@@ -42,7 +42,7 @@ NOT_ASKED = "not asked"
 _BOUND = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Family:
     """Starts with one z₀, and the flows in z alone that they should follow."""
 

@@ -56,7 +56,7 @@ class Control:
     step: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """Where a time method begins.
 

@@ -17,9 +17,7 @@ from .. import archive
 from ..files import InUse, locked, remove_remains
 from .base import Memory
 from .endings import Stopped
-from .trajectory import Trajectory, pack, unpack
-
-_MEMORY = "memory."
+from .trajectory import MEMORY, Trajectory, pack, unpack
 
 # What every run remembers beside its method: when its steps ended.
 ENDS = "ends"
@@ -103,18 +101,19 @@ class Checkpoint:
 
     def read(self) -> tuple[Trajectory, dict[str, Any], Memory] | None:
         """What was saved: the trajectory so far, the position, and the memory of the method; None before the start."""
-        if not self.path.exists():
+        try:
+            header, arrays = archive.read(self.path)
+        except FileNotFoundError:
             return None
-        header, arrays = archive.read(self.path)
         position = header.get("position")
-        if not isinstance(position, dict) or f"{_MEMORY}{ENDS}" not in arrays:
+        if not isinstance(position, dict) or f"{MEMORY}{ENDS}" not in arrays:
             raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
         for difference in _differences(header.get("settings"), self.settings, ""):
             raise ValueError(
                 f"checkpoint={self.path} belongs to a run with {difference}: go back to the former, or give another "
                 f"path"
             )
-        memory = {name.removeprefix(_MEMORY): a for name, a in arrays.items() if name.startswith(_MEMORY)}
+        memory = {name.removeprefix(MEMORY): a for name, a in arrays.items() if name.startswith(MEMORY)}
         return unpack(self.path, header, arrays), position, memory
 
     def due(self) -> bool:
@@ -126,7 +125,7 @@ class Checkpoint:
         header, arrays = pack(reached)
         header |= {"settings": self.settings, "position": position}
         arrays |= {
-            f"{_MEMORY}{name}": value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+            f"{MEMORY}{name}": value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
             for name, value in memory.items()
         }
         try:

@@ -31,7 +31,7 @@ _HALVED = 2.0
 _WORTH, _OFF = 2.0, 4.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Companion:
     """How a run is measured: by the same method with every step halved, or, of multistep methods, at small tolerances.
 

@@ -18,7 +18,7 @@ from ..registry import Registry
 from .members import of_members
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """A state on the way, and what an event may ask of it; each is computed when it is asked for."""
 

@@ -31,7 +31,7 @@ _COLUMNS = ("z", "loss", "drift")
 _CARRIED = "carried"  # where a checkpoint has the state in the coordinates of the method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settled:
     """A run between two steps: what it is taken back to when the next one does not end, and what a checkpoint holds.
 

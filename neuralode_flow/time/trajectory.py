@@ -14,9 +14,9 @@ from .. import archive
 from ..files import as_path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A training flow at its output times.
+    """A training flow at its output times; it equals itself alone.
 
     Attributes
     ----------
@@ -85,13 +85,16 @@ class Trajectory:
         return None if self.time_error is None else self.depth_error + self.time_error
 
     def save(self, path: str | Path) -> None:
-        """Writes one file, whole or not at all; `load` reads it."""
+        """Writes one file, whole or not at all; `load` reads it, and `numpy.load` the arrays by their names."""
         file = as_path("path", path)
         try:
             archive.write(file, *pack(self))
         except OSError as error:
             raise type(error)(f"path={file} cannot be written: {error.strerror or error}") from error
 
+
+# The names of what a checkpoint holds beside a trajectory begin so.
+MEMORY = "memory."
 
 _WORDS = ("stats", "status", "ending")
 
@@ -111,8 +114,9 @@ def unpack(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) ->
         tensors = {field.name: arrays.get(field.name) for field in fields(Trajectory) if field.name not in _WORDS}
         found = {name: None if value is None else torch.from_numpy(value) for name, value in tensors.items()}
         missing = [name for name in ("times", "z", "loss", "drift", "state", "depth_error") if found[name] is None]
-        if missing:
-            raise KeyError(*missing)
+        foreign = [name for name in arrays if name not in found and not name.startswith(MEMORY)]
+        if missing or foreign:
+            raise KeyError(*missing, *foreign)
         return Trajectory(**found, **{name: header[name] for name in _WORDS})  # type: ignore[arg-type]
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -130,7 +134,7 @@ def load(path: str | Path) -> Trajectory:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, of another version, or something else; the message says which.
+        If it is damaged, of another version, no regular file, or something else; the message says which.
     """
     file = as_path("path", path)
     return unpack(file, *archive.read(file))

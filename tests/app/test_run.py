@@ -144,6 +144,34 @@ def test_files_are_looked_for_from_the_current_folder(command, workplace):
     assert ended.status == 0, ended.err
 
 
+def test_the_home_directory_is_known_in_values(command, workplace, monkeypatch):
+    home = workplace / "o'neil's home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    np.save(home / "x.npy", np.arange(6.0).reshape(3, 2))
+    np.save(home / "y~.npy", np.arange(6.0))
+    files = ["problem=file", "problem.x=~/x.npy", "problem.y='~/x.npy'"]
+    ended = command("study=fake", *files, "out=~/runs")
+    assert (ended.status, ended.err) == (0, "")
+    config = OmegaConf.load(only_folder("o'neil's home/runs/fake") / "config.yaml")
+    assert config.problem.x == str(home / "x.npy")
+    assert command("-m", "study=fake", *files, "problem.x=~/x.npy,~/y~.npy", "resume=~/S").status == 1
+    failed = json.loads((home / "S" / "1" / "failed.json").read_text())  # the second has more rows
+    assert "problem.x has 6 rows but problem.y has 3" in failed["reason"]
+    assert (home / "S" / "0" / "summary.json").exists()
+    assert not (workplace / "~").exists()
+
+
+def test_the_setting_decides_whether_a_table_has_names(command, workplace):
+    (workplace / "x.csv").write_text("0,1\n5,3\n2,7\n")
+    files = ["study=fake", "problem=file", "problem.x=x.csv", "problem.y=x.csv"]
+    ended = command(*files)
+    assert ended.status == 2
+    assert "set problem.header=yes for the former, problem.header=no for the latter" in ended.err
+    for header in ("yes", "no", "true", "false"):
+        assert command(*files, f"problem.header={header}").status == 0
+
+
 def test_an_experiment_of_the_users_own_folder_is_found(command, config_dir):
     (config_dir / "experiment").mkdir()
     defaults = "defaults:\n  - override /study: fake\n  - override /problem: linnerud\n"

@@ -288,7 +288,7 @@ def test_fuzzed_files_are_refused_with_a_sentence(tmp_path):
         flipped = bytearray(sound)
         flipped[draws.randrange(len(sound))] ^= 1 << draws.randrange(8)
         damaged.append(bytes(flipped))
-    damaged += [b"", b"\x80\x04\x95", sound.replace(b"archive 1\n", b"archive 2\n", 1), sound + b"x"]
+    damaged += [b"", b"\x80\x04\x95", sound.replace(b"archive 2 ", b"archive 3 "), sound + b"x"]
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"damaged|not a file of neuralode_flow|format version"):

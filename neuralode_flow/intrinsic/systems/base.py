@@ -20,7 +20,7 @@ from ..report import check_conserved
 Map = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     """A factorisation z = φ(θ), where it starts, what it is trained for, and what must hold.
 
