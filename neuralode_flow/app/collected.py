@@ -11,7 +11,8 @@ import xarray as xr
 from ..untrusted import printable
 from .errors import BadInput
 from .joined import joined
-from .memberfolder import DAMAGED, UNFINISHED, left_by, members
+from .memberfolder import DAMAGED, UNFINISHED, left_by, members, natural, not_run
+from .members import expected
 from .runfolder import FREE
 
 # What a record says of a run; no setting of ours has such a name.
@@ -76,7 +77,9 @@ def collected(folder: Path) -> Collected:
     BadInput
         If the folder holds no member of a sweep, or too many files to look for them.
     """
-    found = {_name(path, folder): left_by(path) for path in members(folder)}
+    found = {path.relative_to(folder).as_posix(): left_by(path) for path in members(folder)}
+    missing = {name: not_run(lines) for name, lines in expected(folder).items() if name not in found}
+    found = {_shown(name): left for name, left in sorted((found | missing).items(), key=lambda item: natural(item[0]))}
     if not found:
         raise BadInput(f"{printable(folder)} holds no member of a sweep; give the folder that a run with -m has made")
     names = _differing([own.settings for own in found.values()])
@@ -91,9 +94,8 @@ def collected(folder: Path) -> Collected:
     return Collected(records, names, datasets, *joined(datasets, settings))
 
 
-def _name(path: Path, folder: Path) -> str:
+def _shown(name: str) -> str:
     """The name of a member; different folders have different names, also where signs are written out."""
-    name = path.relative_to(folder).as_posix()
     return name if name.isprintable() else printable(name.replace("\\", r"\\"))
 
 

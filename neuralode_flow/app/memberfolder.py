@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,12 @@ def members(folder: Path) -> list[Path]:
         waiting += [(Path(entry), depth + 1) for entry in entries if entry.is_dir(follow_symlinks=False)]
     if folder in found:
         raise BadInput(f"{printable(folder)} is a run, not a sweep; give the folder that a run with -m has made")
-    names = {path: path.relative_to(folder).as_posix() for path in found}
-    return sorted(found, key=lambda path: (len(names[path]), names[path]))
+    return sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix()))
+
+
+def natural(name: str) -> tuple[int, str]:
+    """What to sort names by, so that 10 comes after 9."""
+    return len(name), name
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
@@ -109,11 +113,19 @@ def left_by(path: Path) -> Left:
     return Left(f"{UNFINISHED}it has not ended; the command of the sweep goes on with it", settings)
 
 
+def not_run(overrides: Iterable[str]) -> Left:
+    """What a member has left that a command has asked for, and that has not come to anything."""
+    return Left(f"{UNFINISHED}it has not run; the command of the sweep runs it", _overridden(overrides))
+
+
+def _overridden(lines: Iterable[str]) -> dict[str, Any]:
+    return {key: _value(text) for key, _, text in (line.removeprefix("++").partition("=") for line in lines)}
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """The settings of a member: its config, or the overrides of one that failed before it had any."""
     if not os.path.lexists(path / CONFIG) and os.path.lexists(path / FAILED):
-        lines = _failure(path / FAILED)["overrides"]
-        return {key: _value(text) for key, _, text in (line.removeprefix("++").partition("=") for line in lines)}
+        return _overridden(_failure(path / FAILED)["overrides"])
     config = read_yaml(path / CONFIG)
     if not isinstance(config, dict):
         raise ValueError(f"{path / CONFIG} is damaged: it is no config")

@@ -1,7 +1,7 @@
 """The members of a sweep: which folder belongs to which settings, however a command names and orders them.
 
-members.json in the folder of a sweep is a mapping of number to the overrides of a member and two digests: of its whole
-config, and of what it computes (the config without the settings that are free to change).
+members.json in the folder of a sweep is a mapping of number to the overrides of a member, its folder and two digests:
+of its whole config, and of what it computes (the config without the settings that are free to change).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +63,25 @@ class Member:
         return " ".join(line.removeprefix("++") for line in self.overrides)
 
 
-def number(sweep: Path, members: Sequence[Member]) -> None:
-    """Gives each member the number that it has in the ledger of a sweep, or a new one.
+def find_folders(sweep: Path, members: Sequence[Member], name: Callable[[Member], str]) -> None:
+    """Gives each member the number and the folder that it has in the ledger of a sweep, or new ones.
 
     A member is known by its whole config, else by what it computes, else by its overrides (so that a changed config
     file is noticed in the folder that it has); of several that are alike each gets one of its own.
 
+    Parameters
+    ----------
+    sweep : Path
+        The folder of the sweep.
+    members : sequence of Member
+        Their numbers, names and folders are set.
+    name : callable
+        The name of the folder of a new member, whose number is known; it may have parts.
+
     Raises
     ------
+    BadInput
+        If a folder would not lie in that of the sweep.
     OSError
         If the ledger cannot be written, or another process holds it for a minute.
     """
@@ -91,7 +102,10 @@ def number(sweep: Path, members: Sequence[Member]) -> None:
         numbers = (n for n in range(len(ledger) + len(waiting)) if n not in ledger)
         for member, entry in waiting:
             member.number = next(numbers)
-            ledger[member.number] = entry
+            ledger[member.number] = entry | {"folder": name(member)}
+        for member in members:
+            member.name = str(ledger[member.number].get("folder", member.number))
+            member.folder = _within(sweep, member.name)
         if waiting or not (sweep / LEDGER).exists():
             text = json.dumps(dict(sorted(ledger.items())), indent=1, ensure_ascii=False)
             atomic_write(sweep / LEDGER, (text + "\n").encode())
@@ -138,14 +152,15 @@ def _saved(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def within(sweep: Path, subdir: str) -> Path:
-    """The folder of a member by its name in the sweep, which may have parts.
+def expected(sweep: Path) -> dict[str, list[str]]:
+    """The overrides of all members that commands have asked for, by the names of their folders."""
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        entries = read_json(sweep / LEDGER, _MOST_BYTES).items()
+        return {str(entry.get("folder", key)): list(map(str, entry["overrides"])) for key, entry in entries}
+    return {}
 
-    Raises
-    ------
-    BadInput
-        If it does not lie in the sweep's folder.
-    """
+
+def _within(sweep: Path, subdir: str) -> Path:
     name = os.path.normpath(subdir)
     if os.path.isabs(name) or name.split(os.sep)[0] in ("..", "."):
         raise BadInput(f"hydra.sweep.subdir must name a folder inside the sweep, got {subdir!r}")

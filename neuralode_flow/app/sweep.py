@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
-from .members import Member, is_sweep, number, within
+from .members import Member, find_folders, is_sweep
 from .runfolder import CONFIG, FREE, ended, failure, has_saved, in_use, make, place, refuse_another
 from .schema import Job, checked
 
@@ -210,14 +210,11 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
 
 
 def _find_folders(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:
+    pattern = _unresolved(config, "subdir")
     try:
-        number(sweep, members)
+        find_folders(sweep, members, lambda m: str(m.number) if pattern == _NUMBERED else _subdir(config, m))
     except OSError as error:
         raise BadInput(f"the sweep's folder {sweep} cannot be used: {error.strerror or error}") from error
-    pattern = _unresolved(config, "subdir")
-    for member in members:
-        member.name = str(member.number) if pattern == _NUMBERED else _subdir(config, member)
-        member.folder = within(sweep, member.name)
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:

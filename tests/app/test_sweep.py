@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from neuralode_flow.app import collect
 from neuralode_flow.app.runfolder import record_failure
 from neuralode_flow.files import locked
 
@@ -234,3 +235,12 @@ def test_one_folder_is_enough_for_a_sweep(command):
     ended = command(*FAKE, "resume=one,two")
     assert ended.status == 2
     assert "cannot vary in a sweep" in ended.err
+
+
+def test_members_that_have_not_run_are_told_of(command, capfd):
+    command(*FAKE, "resume=sweep", "study.end=ok,interrupt,ok", "problem.seed=0,1")  # Ctrl-C in the third of six
+    assert names("sweep", "summary.json") == {"0", "1"}
+    collect.main(["sweep"])
+    out = capfd.readouterr().out
+    assert "2 of 6 members have finished, 4 unfinished" in out
+    assert "it has not run" in Path("sweep/collected.json").read_text()
