@@ -18,14 +18,16 @@ import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .. import results
+from .. import __version__, results
 from ..figures.overlay import by_setting, overlay
 from ..files import CONFIG, atomic_write
 from . import report
 from .errors import BadInput, complain
 from .report import REPORT
 from .runfolder import FAILED, FREE, MULTIRUN, SUMMARY, flat
+from .streams import results_told, standard_streams
 
 RECORDS = "collected.json"
 MOST_CURVES = 24  # members whose curves are laid over one another
@@ -60,7 +62,13 @@ class Collected(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Collects the sweep that the command line names; status 2 if it is none."""
+    with standard_streams():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="neuralode-flow-collect", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("sweep", type=Path, help="folder of a sweep, runs/sweeps/<time>")
     folder = parser.parse_args(arguments).sweep
     try:
@@ -76,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         complain(f"{folder} cannot be written to: {error.strerror or error}")
         raise SystemExit(1) from None
-    show(folder, sweep)
+    with results_told(folder):
+        show(folder, sweep)
 
 
 def collected(folder: Path) -> Collected:
@@ -269,13 +278,14 @@ def show(folder: Path, sweep: Collected) -> None:
     console = Console(highlight=False)
     table = Table()
     for key in ("member", *sweep.settings, "outcome"):
-        table.add_column(key, overflow="fold")
+        table.add_column(Text(key), overflow="fold")
     for record in sweep.records:
-        table.add_row(*(str(record.get(key, "")) for key in ("member", *sweep.settings)), _outcome(record))
+        cells = [*(str(record.get(key, "")) for key in ("member", *sweep.settings)), _outcome(record)]
+        table.add_row(*map(Text, cells))
     console.print(table)
     console.print(f"{len(sweep.records) - len(sweep.failed)} of {len(sweep.records)} members have finished")
     written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
-    console.print(f"{folder}: {', '.join(written)}", soft_wrap=True, markup=False)
+    console.print(Text(f"{folder}: {', '.join(written)}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -234,3 +234,14 @@ def test_four_starts_in_one_second_leave_four_whole_results(workplace):
         assert summary["study"] == "convergence"
         assert summary["depths"] == [2]
         assert (folder / "report.html").stat().st_size > 0
+
+
+def test_names_of_others_are_no_markup_of_the_terminal(capsys):
+    from neuralode_flow.app import terminal
+
+    errors = {"[/bold]": [1.0, 0.5], ":smile:": [1.0, 0.5]}
+    record = {"errors": errors, "depths": [1, 2], "verdict": "[red]:smile: [/b]", "status": "ok"}
+    terminal.show("a[b].csv → [/x]:smile:", record, Path("runs/[red]"))
+    out = capsys.readouterr().out
+    for text in ("a[b].csv → [/x]:smile:", "[/bold]", " :smile: ", "[red]:smile: [/b]", "runs/[red]"):
+        assert text in out
