@@ -113,6 +113,8 @@ def build(job: Job) -> Clock:
             rtol=job.time.rtol,
             atol=job.time.atol,
             step=job.time.step,
+            max_evaluations=job.time.max_evaluations,
+            max_seconds=job.time.max_seconds,
         )
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:  # the last two: too large for memory
         raise BadInput(str(error)) from error
