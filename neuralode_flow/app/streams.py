@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ def standard_streams() -> Iterator[None]:
     for name, fd in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(fd, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="replace")
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # and not what a program that calls this has put there
+            stream.reconfigure(errors="replace")
     before, ended = sys.stdout, None
     sys.stdout = output = Output(before)
     try:
