@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -27,6 +31,7 @@ FLAGS = [
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
+    "--disable-partial-raster",  # what does not change is painted to the same pixels
     "--force-device-scale-factor=1",
 ]
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -103,6 +108,11 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
         time.sleep(0.3)  # until the page has drawn itself anew
+
+    def pixels(self) -> np.ndarray:
+        """What the window shows, `(height, width, 3)` in 0 … 255."""
+        image = base64.b64decode(self._send("GET", self.session + "/screenshot"))
+        return np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int)
 
     def picture(self, path: Path) -> None:
         """Saves a PNG of the whole page."""

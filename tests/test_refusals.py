@@ -534,6 +534,8 @@ COMMAND = {
     ],
     "time.method": ["time.method=dopri55"],
     "time.step": ["time.step=0"],
+    "time.max_evaluations": ["time.max_evaluations=0", "time.max_evaluations=1e6"],
+    "time.max_seconds": ["time.max_seconds=0", "time.max_seconds=soon", "study=trajectory study.max_seconds=5"],
     "save_every": ["save_every=-1"],
     "depth.panels": [
         "depth.panels=0",

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import results
+from .. import __version__, results
 from ..files import atomic_write
 from ..untrusted import printable
 from .collected import Collected, collected
 from .errors import BadInput, complain
 from .memberfolder import members
 from .report import REPORT
+from .streams import results_told, standard_streams
 from .sweeppage import MOST_SHOWN, cells, outcome, sweep_page
 
 __all__ = ["Collected", "collected", "main", "members", "sweep_page"]
@@ -28,7 +29,13 @@ LONGEST_OUTCOME = 300  # in the terminal; the page has more
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Collects the sweep that the command line names; status 2 if it is none, 1 if a member is damaged."""
+    with standard_streams():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="neuralode-flow-collect", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("sweep", type=Path, help="folder of a sweep, runs/sweeps/<time>")
     folder = parser.parse_args(arguments).sweep
     try:
@@ -42,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         complain(f"{printable(folder)} cannot be written to: {error.strerror or error}")
         raise SystemExit(1) from None
-    show(folder, sweep)
+    with results_told(folder):
+        show(folder, sweep)
     if sweep.damaged:
         names = ", ".join(record["member"] for record in sweep.damaged)
         complain(printable(f"damaged members are left out; remove their folders and run the sweep again: {names}"))
@@ -82,7 +90,7 @@ def show(folder: Path, sweep: Collected) -> None:
     for line in sweep.left_out():
         console.print(f"not in {results.FILE}: {line}", soft_wrap=True, markup=False)
     written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
-    console.print(f"{printable(folder)}: {', '.join(written)}", soft_wrap=True, markup=False)
+    console.print(Text(f"{printable(folder)}: {', '.join(written)}"), soft_wrap=True)
 
 
 def _fitting(sweep: Collected, width: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from contextlib import suppress
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -43,8 +44,9 @@ def is_memory(error: BaseException) -> bool:
 
 
 def complain(error: BaseException | str) -> None:
-    """Says on stderr what is wrong."""
-    print(f"neuralode-flow: {error if isinstance(error, str) else _sentence(error)}", file=sys.stderr)
+    """Says on stderr what is wrong, if anybody can hear it."""
+    with suppress(OSError):
+        print(f"neuralode-flow: {error if isinstance(error, str) else _sentence(error)}", file=sys.stderr, flush=True)
 
 
 def _sentence(error: BaseException) -> str:

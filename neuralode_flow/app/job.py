@@ -129,6 +129,8 @@ def build(job: Job) -> Clock:
             rtol=job.time.rtol,
             atol=job.time.atol,
             step=job.time.step,
+            max_evaluations=job.time.max_evaluations,
+            max_seconds=job.time.max_seconds,
         )
     except Exception as error:
         if is_memory(error):

@@ -1,7 +1,8 @@
 """The command `neuralode-flow`: Hydra composes the config, and every way to end has its exit status.
 
 0: the study ran whole. 1: it did not. 2: bad input, and nothing was written. 130: interrupted. 141: the reader of
-the output has gone. 143: terminated.
+the output, such as `head`, has gone. 143: terminated. Results lie in a folder: a run is whole also where stdout is full
+or closed, and says so on stderr; what is printed alone, such as --help, then ends with 1.
 torch is imported only when a run starts: `--help` and shell completion stay fast.
 """
 
@@ -27,10 +28,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from .. import __version__
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, complain
 from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
+from .streams import standard_streams
 
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
@@ -40,6 +43,14 @@ WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before
 
 def main() -> None:
     """Runs the command line of this process and exits; the module's docstring lists the statuses."""
+    with standard_streams():
+        if "--version" in sys.argv[1:]:  # Hydra's option would print its own
+            print(f"{PROGRAM} {__version__}")
+        else:
+            _main()
+
+
+def _main() -> None:
     sys.argv[1:] = [at_home(argument) for argument in sys.argv[1:]]
     try:
         check_arguments(sys.argv[1:])
@@ -65,9 +76,6 @@ def main() -> None:
             traceback.print_exc()
         complain(error)
         sys.exit(BadInput.status)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)

@@ -8,16 +8,24 @@ from pathlib import Path
 
 import xarray as xr
 
+from .. import __version__
 from ..figures import FIGURES, Figures, save
 from ..figures.overlay import overlay
 from ..untrusted import printable
 from .errors import BadInput, complain
 from .memberfolder import dataset
+from .streams import results_told, standard_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draws what the command line names; status 2 if it cannot be drawn."""
+    with standard_streams():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="neuralode-flow-plot", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or its results.nc")
     parser.add_argument("--out", type=Path, help="folder of the pictures (of one run: its own figures/; else overlay/)")
     options = parser.parse_args(arguments)
@@ -29,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         complain(f"the pictures cannot be written: {error.strerror or error}; choose another folder with --out")
         raise SystemExit(1) from None
-    for path in written:
-        print(path)
+    with results_told(written[0].parent):
+        print(*written, sep="\n")
 
 
 def drawn(runs: Sequence[Path], out: Path | None) -> list[Path]:

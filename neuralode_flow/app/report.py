@@ -12,16 +12,18 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from ..figures import FIGURES, Movie, describe
 from ..files import atomic_write
 from ..studies import STUDIES
 from ..studies.orders import local_orders
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT = "report.html"
 

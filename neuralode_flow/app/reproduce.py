@@ -16,8 +16,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .errors import complain
+from .streams import results_told, standard_streams
 
 # The figures of the papers, then our own.
 EXPERIMENTS = (
@@ -49,7 +51,11 @@ class Row:
 
 def main() -> None:
     """Runs the experiments that are named on the command line, or all; status 1 unless every row is verified."""
-    names = sys.argv[1:] or list(EXPERIMENTS)
+    with standard_streams():
+        _main(sys.argv[1:] or list(EXPERIMENTS))
+
+
+def _main(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         complain(f"unknown figure {unknown[0]!r} (valid: {', '.join(EXPERIMENTS)})")
@@ -59,7 +65,8 @@ def main() -> None:
     for name in names:
         Console(stderr=True, highlight=False).print(f"{name} …")
         rows.append(reproduced(name, out / name))
-    Console(highlight=False, width=max(100, Console().width)).print(table(rows))
+    with results_told(out):
+        Console(highlight=False, width=max(100, Console().width)).print(table(rows))
     sys.exit(0 if all(row.verdict == "verified" for row in rows) else 1)
 
 
@@ -67,7 +74,7 @@ def reproduced(name: str, out: Path) -> Row:
     """Runs one experiment into a folder; whatever goes wrong becomes its verdict."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "neuralode_flow", f"experiment={name}", f"out={out}"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     seconds = time.perf_counter() - started
     summaries = sorted(out.glob("*/*/summary.json"))
     if not summaries:
@@ -141,8 +148,8 @@ def table(rows: Sequence[Row]) -> Table:
         result.add_column(head, justify="right" if head == "seconds" else "left", overflow="fold")
     for line in rows:
         style = "green" if line.verdict == "verified" else "bold red"
-        verdict = f"[{style}]{line.verdict}[/{style}]"
-        result.add_row(line.figure, line.experiment, line.claim, line.measured, verdict, f"{line.seconds:.0f}")
+        cells = map(Text, (line.figure, line.experiment, line.claim, line.measured))
+        result.add_row(*cells, Text(line.verdict, style=style), f"{line.seconds:.0f}")
     return result
 
 

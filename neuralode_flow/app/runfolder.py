@@ -23,7 +23,11 @@ MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
 _LOCK = ".lock"
 
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
-FREE = ("out", "device", "threads", "resume", "save_every", "study.workers", "plugins")
+# The last two are those of runs from before, which were called so.
+FREE = (
+    "out", "device", "threads", "resume", "save_every", "study.workers", "plugins", "time.max_evaluations",
+    "time.max_seconds", "study.max_evaluations", "study.max_seconds",
+)  # fmt: skip
 
 
 def claim(parent: Path) -> Path:

@@ -46,7 +46,10 @@ class Depth:
 
 @dataclass(frozen=True)
 class Time:
-    """The outer solve: `samples` equally spaced times in [0, horizon], a method, its tolerances, or its fixed step."""
+    """The outer solve: `samples` equally spaced times in [0, horizon], a method, its tolerances, or its fixed step.
+
+    `max_evaluations` is a budget of each integration, `max_seconds` one of the whole run, in seconds of wall time.
+    """
 
     horizon: float = 2.0
     samples: int = 21
@@ -54,13 +57,17 @@ class Time:
     rtol: float = 1e-10
     atol: float = 1e-12
     step: float | None = None
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "rtol", "atol", "step"):
+        for name in ("horizon", "rtol", "atol", "step", "max_seconds"):
             if getattr(self, name) is not None:
                 above_zero(f"time.{name}", getattr(self, name))
         at_least(2, "time.samples", self.samples)
         at_most(10**6, "time.samples", self.samples)
+        if self.max_evaluations is not None:
+            at_least(1, "time.max_evaluations", self.max_evaluations)
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,14 @@ def _arguments(
     return arguments
 
 
+# Keys of before, and what they are called now.
+_MOVED = {f"study.{name}": f"time.{name}" for name in ("max_evaluations", "max_seconds")}
+
+
 def _unknown_key(prefix: str, key: str, value: Any, valid: list[str], where: str) -> str:
+    now = _MOVED.get(prefix + key)
+    if now is not None:
+        return f"unknown key {prefix}{key}={value}: it is called {now} now; write {now}={value}"
     near = difflib.get_close_matches(key, valid, n=1)
     hint = f"; did you mean {prefix}{near[0]}?" if near else ""
     return f"unknown key {prefix}{key}={value}{hint} (valid{where}: {', '.join(prefix + name for name in valid)})"
@@ -395,11 +409,8 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "draws": lambda key, value: at_least(2, key, value),
     "networks": lambda key, value: at_least(1, key, value),
     "network_depth": _layer_number,
-    "max_evaluations": lambda key, value: at_least(1, key, value),
     "loss": _loss,
     "model": _model,
     "rule": lambda key, value: _layers(key, [value]),
 }
-_RULES |= dict.fromkeys(
-    ("max_seconds", "stop_loss", "stop_gradient", "stop_steady", "stop_sigma_min", "stop_norm"), _positive_or_none
-)
+_RULES |= dict.fromkeys(("stop_loss", "stop_gradient", "stop_steady", "stop_sigma_min", "stop_norm"), _positive_or_none)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from .base import FIGURES, FigureSet
 _MOST_CURVES = 12
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def closure(dataset: xr.Dataset) -> dict[str, Figure | style.Movie]:
     """The figures of a closure study, drawn from its dataset alone.
 
@@ -66,7 +65,7 @@ def _flow(dataset: xr.Dataset) -> Figure:
 
 def _spline(dataset: xr.Dataset) -> Figure:
     times = dataset["time"].values
-    figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['source']}", panels=2)
+    figure, (left, right) = style.blank(f"{style.problem(dataset)}\n{style.plain(dataset.attrs['source'])}", panels=2)
     for i, shade in zip(np.linspace(0, len(times) - 1, 6).astype(int), style.fade(6), strict=True):
         left.plot(dataset["grid"], dataset["function"][i], color=shade, label=f"t = {times[i]:.2g}")
     _samples(left, dataset)
@@ -92,7 +91,7 @@ def _range(dataset: xr.Dataset) -> tuple[float, float]:
 def _movie(dataset: xr.Dataset) -> style.Movie:
     """The function, its knots on the axis and the slopes that they add, along training."""
     times, knots, slopes = (dataset[name].values for name in ("time", "knots", "slopes"))
-    figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nThe spline and its knots along training")
+    figure, (axes,) = style.blank(f"{style.problem(dataset)}\nThe spline and its knots along training")
     _samples(axes, dataset)
     axes.set_xlim(*_range(dataset))
     shown = np.concatenate((dataset["function"].values.ravel(), dataset["y"].values.ravel()))

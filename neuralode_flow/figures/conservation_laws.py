@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -10,7 +9,7 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def conservation_laws(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of a count of laws, drawn from its dataset alone.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -33,7 +32,7 @@ class Curve(NamedTuple):
     dashes: str
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def convergence(dataset: xr.Dataset) -> Figures:
     """The figures of a convergence study, drawn from its dataset alone.
 
@@ -95,7 +94,8 @@ def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve
         colour, marker = LOOKS[index % len(LOOKS)]
         at = {"rule": rule}
         measured, spread = float(dataset[order].sel(at)), float(dataset[f"{order}_spread"].sel(at))
-        yield Curve(LABELS.get(rule, rule), dataset[errors].sel(at).values, measured, spread, colour, marker, "-")
+        label = LABELS.get(rule, style.plain(rule))
+        yield Curve(label, dataset[errors].sel(at).values, measured, spread, colour, marker, "-")
 
 
 def _edge_curves(dataset: xr.Dataset) -> Iterator[Curve]:
@@ -259,7 +259,7 @@ def _legend(axes: Axes, title: str | None = None) -> None:
 
 
 def _title(dataset: xr.Dataset, what: str) -> str:
-    problem = dataset.attrs.get("problem", "")
+    problem = style.problem(dataset)
     return f"{what}\n{problem}" if problem else what
 
 

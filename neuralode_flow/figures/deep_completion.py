@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -10,10 +9,10 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def deep_completion(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone; bars are the range over the draws."""
-    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     networks = dataset["network"].values.tolist()
     shades = dict(zip([n for n in networks if n], style.fade(len(networks) - 1), strict=True))
     for n in networks:

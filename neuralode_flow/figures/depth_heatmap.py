@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -11,10 +10,10 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def depth_heatmap(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
-    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     distance = dataset["distance"].values[:, 1:]
     depths, steps = dataset["depth"].values, dataset["iteration"].values[1:]
     image = left.pcolormesh(steps, np.arange(len(depths)), np.log10(distance), cmap="viridis", shading="nearest")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ _COLOURS = {"one_shift": style.BLUE, "any_shift": style.GREEN, "detour": style.V
 _LABELS = {"one_shift": "relaxed balanced, one λ", "any_shift": "relaxed balanced, any λ", "detour": "others"}
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def initialisations(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of a study of initialisations, drawn from its dataset alone.
 
@@ -31,7 +30,7 @@ def initialisations(dataset: xr.Dataset) -> dict[str, Figure]:
 def _fan(dataset: xr.Dataset) -> Figure:
     depths = [depth for depth in dataset["depth"].values.tolist() if depth][:1] + [0]
     figure, panels = style.blank(
-        f"{dataset.attrs['problem']}\nStarts with one $z_0$, in the plane in which their curves $z(t)$ spread most",
+        f"{style.problem(dataset)}\nStarts with one $z_0$, in the plane in which their curves $z(t)$ spread most",
         panels=len(depths),
     )
     for axes, depth in zip(panels, depths, strict=True):
@@ -62,7 +61,7 @@ def _curves(axes: Axes, dataset: xr.Dataset) -> None:
 def _spread(dataset: xr.Dataset) -> Figure:
     depths, times = dataset["depth"].values.tolist(), dataset["time"].values
     figure, (axes,) = style.blank(
-        f"{dataset.attrs['problem']}\nLargest Frobenius distance between two starts of a family"
+        f"{style.problem(dataset)}\nLargest Frobenius distance between two starts of a family"
     )
     dashes = dict(zip(depths, ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))], strict=False)) | {0: ":"}
     for name in dataset["family"].values.tolist():

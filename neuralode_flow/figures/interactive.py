@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Transform
 
 from .markup import to_html
-from .style import Movie
+from .style import Movie, house
 
 Record = dict[str, Any]
 
@@ -33,6 +33,7 @@ class NotDescribed(Exception):
     """The figure has a part that can only be shown as a picture."""
 
 
+@house()
 def describe(figure: Figure | Movie) -> Record | None:
     """The figure as numbers, strings, lists and mappings; None if it has a part that can only be shown as a picture.
 
@@ -112,7 +113,12 @@ def _panel(axes: Axes, parts: Sequence[tuple[Artist, Record]], legend: _Legend) 
         panel[name] = _axis(axis, limits)
     panel["marks"] = [mark | _named(artist) | {"entries": legend.of(artist, mark)} for artist, mark in parts]
     panel["texts"] = [
-        {"x": x, "y": y, "text": text.get_text(), "inside": bool(text.get_transform() == axes.transAxes)}
+        {
+            "x": x,
+            "y": y,
+            "text": text.get_text().replace(r"\$", "$"),
+            "inside": bool(text.get_transform() == axes.transAxes),
+        }
         for text in axes.texts
         for x, y in [getattr(text, "xy", text.get_position())]
         if text.get_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -11,10 +10,10 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def lazy_to_rich(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
-    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     balances = dataset["balance"].values
     shown = [i for i, balance in enumerate(balances) if balance >= 0]
     for i, shade in zip(shown, style.fade(len(shown)), strict=True):

@@ -27,7 +27,7 @@ def to_html(text: str) -> str:
     """A label, with formulas between dollar signs, as HTML."""
     parts = re.split(r"(?<!\\)\$", text)
     if len(parts) % 2 == 0:  # a dollar sign alone is only a sign
-        return escape(text)
+        return escape(text.replace(r"\$", "$"))
     return "".join(_formula(part) if odd % 2 else escape(part.replace(r"\$", "$")) for odd, part in enumerate(parts))
 
 

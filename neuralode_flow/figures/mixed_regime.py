@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -10,10 +9,10 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def mixed_regime(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
-    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     widths, colours = dataset["width"].values, (style.BLUE, style.GREEN, style.ORANGE, style.VERMILION, style.PURPLE)
     for i, product in enumerate(dataset["product"].values):
         colour = colours[i % len(colours)]

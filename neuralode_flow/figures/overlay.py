@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ _MARKERS = "os^Dv"
 _PALETTE = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK]
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def overlay(runs: Mapping[str, xr.Dataset]) -> dict[str, Figure]:
     """One figure for each quantity that all runs have as a curve.
 
@@ -59,7 +58,7 @@ def points(run: xr.Dataset) -> int:
     return sum(run[name].size for name in _CURVES if name in run)
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> dict[str, Figure]:
     """For each setting with numbers that differ, the numbers of all records against it, on a logarithmic axis.
 
@@ -96,33 +95,33 @@ def _is_number(value: Any) -> bool:
 
 
 def _points(setting: str, curves: Mapping[str, np.ndarray]) -> Figure:
-    figure, (axes,) = style.blank(f"What the runs found, by {setting}")
+    figure, (axes,) = style.blank(f"What the runs found, by {style.plain(setting)}")
     for i, (name, points) in enumerate(curves.items()):
         look: dict[str, Any] = {
             "color": _PALETTE[i % len(_PALETTE)],
             "marker": _MARKERS[i // len(_PALETTE) % len(_MARKERS)],
             "ls": "none",
         }
-        axes.plot(*points.T, **look, label=name.replace("_", " "))
+        axes.plot(*points.T, **look, label=style.plain(name.replace("_", " ")))
     axes.set_yscale("log")
     xs = np.concatenate([points[:, 0] for points in curves.values()])
     if xs.min() > 0 and xs.max() >= 30 * xs.min():
         axes.set_xscale("log")
-    axes.set_xlabel(setting)
+    axes.set_xlabel(style.plain(setting))
     style.legend_below(figure)
     return figure
 
 
 def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
     first = next(iter(runs.values()))[name]
-    figure, (axes,) = style.blank(str(first.attrs.get("long_name", name.replace("_", " "))).capitalize())
+    figure, (axes,) = style.blank(style.plain(first.attrs.get("long_name", name.replace("_", " "))).capitalize())
     for i, (label, run) in enumerate(runs.items()):
         curves = run[name].transpose(axis, ...).values.reshape(run.sizes[axis], -1)
         for k, curve in enumerate(curves.T):
             values = style.positive(curve) if logarithmic else curve
             dashes = ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":"][i // len(_PALETTE) % 4]
             colour = _PALETTE[i % len(_PALETTE)]
-            axes.plot(run[axis], values, color=colour, ls=dashes, label=label if k == 0 else None)
+            axes.plot(run[axis], values, color=colour, ls=dashes, label=style.plain(label) if k == 0 else None)
     if logarithmic:
         axes.set_yscale("log")
     if axis == "depth":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -10,10 +9,10 @@ from . import style
 from .base import FIGURES, FigureSet
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def residual_scaling(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
-    figure, (left, right) = style.blank(dataset.attrs["problem"], panels=2)
+    figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     depths = dataset["depth"].values
     for i in range(dataset.sizes["target"]):
         label = r"one target, $\det T > 0$" if i == 0 else None

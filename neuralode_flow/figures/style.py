@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -52,6 +57,28 @@ STYLE: dict[Any, Any] = {
 }
 
 
+@contextmanager
+def house() -> Iterator[None]:
+    """All figures are made and saved in here: the house's style on Matplotlib's own, whatever a user's file says."""
+    with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():
+        # In a name; it stays legible in the page.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def plain(text: object) -> str:
+    """What others have named, as a label on one line: a dollar sign is none of a formula, and no label starts with _.
+
+    Matplotlib takes such a label for none.
+    """
+    return re.sub(r"^_|\s", lambda sign: " _" if sign[0] == "_" else " ", str(text)).replace("$", r"\$")
+
+
+def problem(dataset: xr.Dataset) -> str:
+    """What was studied, for a title."""
+    return plain(dataset.attrs.get("problem", ""))
+
+
 @dataclass(frozen=True, eq=False)
 class Movie:
     """A figure that moves: under a slider in a report, and as a film if it is worth one.
@@ -84,9 +111,13 @@ class Movie:
 def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of the fixed width with `panels` axes side by side under the lines of a title, wrapped to fit."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    lines = [textwrap.fill(line, 105) for line in title.splitlines()]
-    figure.suptitle("\n".join(lines), x=0.01, ha="left")
+    figure.suptitle("\n".join(map(_wrapped, title.splitlines())), x=0.01, ha="left")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _wrapped(line: str) -> str:
+    """A line, broken to fit, but not between a backslash and its dollar sign."""
+    return textwrap.fill(line.replace(r"\$", "\0"), 105).replace("\0", r"\$")
 
 
 def legend_below(figure: Figure, *handles: Any, columns: int = 4) -> None:
@@ -185,7 +216,7 @@ def save(figure: Figure | Movie, stem: Path) -> list[Path]:
     paths = []
     for suffix, entries in metadata.items():
         image = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with house():
             figure.savefig(image, format=suffix, metadata=entries)
         path = stem.with_name(f"{stem.name}.{suffix}")
         atomic_write(path, image.getvalue())
@@ -199,7 +230,7 @@ def _gif(movie: Movie) -> bytes:
     for i in range(movie.frames):
         movie.frame(i)
         image = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with house():
             movie.figure.savefig(image, format="png", dpi=90)
         pictures.append(Image.open(image).convert("P", palette=Image.Palette.ADAPTIVE))
     result = io.BytesIO()

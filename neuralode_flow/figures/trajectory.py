@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from .weights import Model, singular_values, weights
 _MOST_MODES = 12
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def trajectory(dataset: xr.Dataset) -> Figures:
     """The figures of a trajectory study, drawn from its dataset alone; of several members the first is shown.
 
@@ -34,9 +33,11 @@ def _path(dataset: xr.Dataset) -> Figure:
     sigma, times = dataset["singular_values"].transpose("time", "mode").values, dataset["time"].values
     limit = singular_values(dataset["z_limit"])
     shown = np.unique(np.linspace(0, sigma.shape[1] - 1, min(sigma.shape[1], _MOST_MODES)).round().astype(int))
-    figure, (left, right) = style.blank(f"{dataset.attrs['problem']}\n{dataset.attrs['how_it_ended']}", panels=2)
+    title = f"{style.problem(dataset)}\n{style.plain(dataset.attrs['how_it_ended'])}"
+    figure, (left, right) = style.blank(title, panels=2)
+    model = style.plain(dataset.attrs["model"])
     for i in shown:
-        left.plot(times, sigma[:, i], color=style.BLUE, label=str(dataset.attrs["model"]) if i == shown[0] else None)
+        left.plot(times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
         label = "intrinsic limit" if i == shown[0] else None
         left.plot(times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
     left.set_ylabel(r"singular values $\sigma_a(t)$")
@@ -56,7 +57,7 @@ def _errors(dataset: xr.Dataset) -> Figure:
         "drift": ("drift of the conservation law", style.GREEN),
     }
     times = dataset["time"].values
-    figure, (axes,) = style.blank(f"{dataset.attrs['problem']}\nWhat is known of the error of $z$ (Frobenius norm)")
+    figure, (axes,) = style.blank(f"{style.problem(dataset)}\nWhat is known of the error of $z$ (Frobenius norm)")
     for name, (label, colour) in curves.items():
         if name in dataset and np.isfinite(style.positive(dataset[name].values)).any():
             axes.plot(times, style.positive(dataset[name].values), color=colour, label=label)
@@ -69,7 +70,7 @@ def _errors(dataset: xr.Dataset) -> Figure:
 def _weights(dataset: xr.Dataset) -> Movie:
     W = dataset["W" if "W" in dataset else "W_singular_values"].transpose("time", "s", ...).values
     models = [
-        Model(str(dataset.attrs["model"]), {"color": style.BLUE}, W, singular_values(dataset["z"])),
+        Model(style.plain(dataset.attrs["model"]), {"color": style.BLUE}, W, singular_values(dataset["z"])),
         Model(
             "intrinsic limit",
             {"color": style.BLACK, "ls": (0, (4, 2)), "lw": 1.0},
@@ -78,7 +79,7 @@ def _weights(dataset: xr.Dataset) -> Movie:
             "x",
         ),
     ]
-    title = f"{dataset.attrs['problem']}\nWeights and singular values"
+    title = f"{style.problem(dataset)}\nWeights and singular values"
     return weights(title, dataset["time"].values, dataset["s"].values, models)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -41,7 +40,7 @@ class Model:
     marker: str = "o"
 
 
-@matplotlib.rc_context(style.STYLE)
+@style.house()
 def weights(title: str, times: np.ndarray, s: np.ndarray, models: list[Model]) -> style.Movie:
     """Left: entries of W(t, s), those that vary most, over s. Right: singular values of z(t). The slider is over t.
 

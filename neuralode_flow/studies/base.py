@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,7 @@ from ..registry import Registry
 from ..time.base import METHODS, fixed_steps
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory
+from .pace import Pace
 
 Progress = Callable[[float, str], None]
 
@@ -40,6 +42,14 @@ class Clock:
         Folder in which the integrations of the study are saved, each under its own name.
     save_every : float
         Seconds of wall time between two savings of an integration.
+    max_evaluations : int or None
+        Budget of each integration; by default that of `integrate`.
+    max_seconds : float or None
+        Budget of wall time of all integrations together, counted from `started`.
+    started : float
+        When this was made, by `time.monotonic`.
+    pace : Pace
+        What watches the progress of all integrations.
     """
 
     # The groups of the config that a study with this setup needs besides time and study.
@@ -52,6 +62,10 @@ class Clock:
     step: float | None = None
     checkpoints: Path | None = None
     save_every: float = 60.0
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def title(self) -> str:
@@ -100,7 +114,19 @@ class Clock:
             "step": self.step,
             "checkpoint": self.checkpoints and self.checkpoints / f"{name}.npz",
             "every": self.save_every,
+            **self.budgets(),
+            "progress": self.pace.watch(self.method) or False,
         }
+
+    def budgets(self) -> dict[str, Any]:
+        """What is left to an integration that begins now, as arguments of `integrate`."""
+        left: dict[str, Any] = {}
+        if self.max_evaluations is not None:
+            left["max_evaluations"] = self.max_evaluations
+        if self.max_seconds is not None:
+            spent = time.monotonic() - self.started
+            left["max_seconds"] = max(self.max_seconds - spent, 1e-9)
+        return left
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

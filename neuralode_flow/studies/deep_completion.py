@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def run(
                 losses[i, j, k] = float(path.loss[-1] / path.loss[0])
                 ends[i, j, k] = float(path.times[-1])
     N = names[min(1, len(depths) - 1)]
-    square = _trained(N, _seen(*cases[0], observations[0]), z0, float(ends[names.index(N), 0, 0]))
+    square = _trained(N, _seen(*cases[0], observations[0]), z0, float(ends[names.index(N), 0, 0]), **setup.budgets())
     dataset = xr.Dataset(
         {
             "unseen": (("network", "entries", "member"), unseen, {"long_name": "relative error of the unseen entries"}),
@@ -162,12 +163,14 @@ def _kernel(N: int) -> Kernel:
     return DividedDifference(torch.zeros(N, dtype=torch.float64), time_scale=1 / N) if N else LogMean()
 
 
-def _trained(N: int, loss: Completion, z0: Tensor, end: float) -> float:
+def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -> float:
     """The relative distance of N trained factors from their closed flow, up to a time of the closed flow."""
     n, times = len(z0), torch.linspace(0, end, 7, dtype=torch.float64)
     theta = z0.diagonal().pow(1 / N).diag().flatten().repeat(N)
-    network = integrate(FactorizationFlow(phi_of([n] * (N + 1)), loss), theta, times / N, "DOP853", 1e-11, 1e-13)
-    closed = integrate(IntrinsicFlow(loss, _kernel(N)), z0, times, "DOP853", 1e-11, 1e-13)
+    network = integrate(
+        FactorizationFlow(phi_of([n] * (N + 1)), loss), theta, times / N, "DOP853", 1e-11, 1e-13, **budgets
+    )
+    closed = integrate(IntrinsicFlow(loss, _kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
     if not (network.ending == closed.ending == "ok"):
         return np.inf
     return float(torch.linalg.matrix_norm(network.z - closed.z).max() / torch.linalg.matrix_norm(closed.z).max())

@@ -64,7 +64,7 @@ def run(
     profile = smooth(d, positive("study.scale", scale), generator)
     times = torch.arange(steps + 1, dtype=torch.float64) * h
     flow = ContinuousFlow(setup.grid, loss, setup.depth)
-    descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)}
+    descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)} | setup.budgets()
     reference = whole(integrate(flow, flow.sample(profile), times, **descent, observe=_kept), "continuous model")
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
     doubled = integrate(flow.on(finer), flow.on(finer).sample(profile), times, **descent, observe=_kept)

@@ -25,6 +25,8 @@ from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study
 from .weights import kept, weights
 
+_MOST = 10_000_000  # evaluations of a run that is left alone
+
 # What is trained: each makes a flow and what it starts from.
 MODELS: Registry[Any] = Registry("model")
 
@@ -58,8 +60,6 @@ def run(
     stop_steady: float | None = None,
     stop_sigma_min: float | None = None,
     stop_norm: float | None = None,
-    max_evaluations: int = 10_000_000,
-    max_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """One training flow to the end, its errors measured, with the intrinsic limit at the same times.
@@ -76,9 +76,6 @@ def run(
         As in `integrate`; the grid of the continuous model may follow W.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run.
-    max_evaluations : int
-    max_seconds : float, optional
-        Budgets.
     progress : callable, optional
         progress(fraction, what).
 
@@ -95,7 +92,11 @@ def run(
         "norm": stop_norm,
     }  # fmt: skip
 
+    pace = setup.pace.watch(setup.method)
+
     def report(where: Where) -> None:
+        if pace is not None:
+            pace(where)
         if progress is not None:
             progress(where.fraction, str(where))
 
@@ -103,14 +104,11 @@ def run(
         flow,
         start,
         setup.times,
-        **setup.options(model),
+        **{"max_evaluations": _MOST, **setup.options(model), "progress": report},
         stop={name: bound for name, bound in wanted.items() if bound is not None},
-        max_evaluations=max_evaluations,
-        max_seconds=max_seconds,
         observe=partial(_first_weights, len(setup.times)) if model != "intrinsic" else None,
         adapt=adapt and model == "continuous",
         estimate=estimate,
-        progress=report,
     )
     dataset = _dataset(setup, model, path, _limit(setup, path))
     nodes = getattr(flow, "nodes", setup.grid.nodes)

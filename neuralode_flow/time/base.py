@@ -258,7 +258,9 @@ class Watch:
                 "evaluations", f"the budget of {self.max_evaluations} velocity evaluations was used up at t = {t:.6g}"
             )
         if self.max_seconds is not None and self.seconds > self.max_seconds:
-            raise Stopped("seconds", f"the budget of {self.max_seconds:g} seconds was used up at t = {t:.6g}")
+            raise Stopped(
+                "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"
+            )
 
     def _computed(self, t: float, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
         try:

@@ -99,12 +99,13 @@ def integrate(
     max_evaluations : int
         Budget of velocity evaluations in the whole run; a step that is repeated after a resumption counts again.
     max_seconds : float, optional
-        Budget of wall time in the whole run, in seconds, counted on when a run is resumed.
+        Budget of wall time in the whole run, with the second one of `estimate`, in seconds; counted on when a run is
+        resumed.
     adapt : bool
         Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z reaches a tenth
         of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
     estimate : bool
-        Also measures the error in time, by a second run with budgets of its own that halves every step; multistep
+        Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
         methods, which choose their steps anew, run at 30 times smaller tolerances instead. A status "ok" of an adaptive
         method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of fixed
         steps have no tolerance, and `time_error` is all that is said. Where the second run did not get, `time_error` is
@@ -176,11 +177,17 @@ def integrate(
             flow, start = carrier, carrier.enter(start)
 
     def run(
-        points: list[float], method: str, control: Control, path: Path | None, goals: list[float] | None = None
+        points: list[float],
+        method: str,
+        control: Control,
+        path: Path | None,
+        goals: list[float] | None = None,
+        spent: float = 0.0,
     ) -> tuple[Trajectory, list[float]]:
         """A run and when its steps ended; that of a companion has goals, and neither events nor an observer."""
         depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
-        watch = Watch(flow, max_evaluations, max_seconds)
+        left = None if max_seconds is None else max(0.0, max_seconds - spent)
+        watch = Watch(flow, max_evaluations, left)
         one = Run(depth, watch, start, points, method, control)
         if goals is None:
             one.events, one.observe = events, _on_grid_of(given, depth, observe) if adapt else observe
@@ -202,7 +209,9 @@ def integrate(
             # A run that can go on will have another companion.
             ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == points[-1]
             companion = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
-            tight, _ = run(result.times.tolist(), better.stand_in, better.control, companion, better.goals)
+            tight, _ = run(
+                result.times.tolist(), better.stand_in, better.control, companion, better.goals, result.stats["seconds"]
+            )
             result = better.measured(tight)
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)

@@ -70,7 +70,8 @@ def bar() -> Iterator[Callable[[float, str], None] | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=console, transient=True) as drawn:
         task = drawn.add_task("starting", total=1.0)

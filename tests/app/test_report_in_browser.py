@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from browser import CHROMIUM, DRIVER, Browser, chromium
+from matplotlib.figure import Figure
 
 from neuralode_flow.app.report import Drawn, write_report
-from neuralode_flow.figures import FIGURES
+from neuralode_flow.figures import FIGURES, style
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
@@ -167,6 +170,187 @@ def test_the_pointer_finds_values(browser: Browser) -> None:
     assert value.startswith("Euler: 1.00")
     assert "= 4," in value
     assert value.endswith("= 0.25")
+
+
+WINDOWS = [(360, 740), (1280, 720), (1920, 1080)]  # a phone, a laptop, a wide screen
+
+# Of a panel in the middle of the window: its frame, and a point in the middle of each of its marks.
+POINTS = """const chart = document.querySelectorAll(".chart")[arguments[0]];
+    const node = chart.querySelectorAll(".panel svg")[arguments[1]];
+    node.scrollIntoView({block: "center"});
+    const box = node.getBoundingClientRect();
+    const centres = [...node.querySelectorAll("[data-mark]")].map((mark) => {
+        const points = mark.getAttribute("d").match(/[ML][-\\d.]+,[-\\d.]+/g) || ["M-1,-1"];
+        const [x, y] = points[Math.floor(0.6 * points.length)].slice(1).split(",").map(Number);
+        return [x + box.left, y + box.top];
+    });
+    return [[box.left, box.top, box.right, box.bottom], centres];"""
+
+# Where the found point is, and the box of the values, in the window.
+FOUND = """const chart = document.querySelectorAll(".chart")[arguments[0]];
+    const found = chart.querySelector(".found"), values = chart.querySelector(".value").getBoundingClientRect();
+    if (!found) return null;
+    const box = found.ownerSVGElement.getBoundingClientRect();
+    return [Number(found.getAttribute("cx")) + box.left, Number(found.getAttribute("cy")) + box.top,
+        [values.left, values.top, values.right, values.bottom]];"""
+
+
+def changed_elsewhere(before: np.ndarray, after: np.ndarray, frame: list[float], found: list) -> tuple[int, np.ndarray]:
+    """How many pixels changed; by how much those did that are neither at the found point, its guides nor the values."""
+    x, y, values = found
+    left, top, right, bottom = frame
+    rows, columns = np.mgrid[: before.shape[0], : before.shape[1]] + 0.5
+    across, upright = (np.abs(rows - y) < 3) & (columns < x), (np.abs(columns - x) < 3) & (rows > y)
+    drawn = (across | upright) & (columns > left) & (columns < right) & (rows > top) & (rows < bottom)
+    drawn |= np.hypot(rows - y, columns - x) < 8
+    drawn |= (columns > values[0]) & (columns < values[2]) & (rows > values[1] - 1) & (rows < values[3] + 1)
+    change = np.abs(before - after).max(axis=-1)
+    return int((change > 0).sum()), change[(change > 0) & ~drawn]
+
+
+def point_at_everything(window: Browser, page: Path, most: int = 3) -> int:
+    """Points at up to `most` marks of each panel of a page; nothing but the found point and its values may change.
+
+    Returns how many points were found.
+    """
+    count = 0
+    for chart_number in range(window.run("return document.querySelectorAll('.chart').length")):
+        script = "return document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.panel').length"
+        for panel in range(window.run(script, chart_number)):
+            window.mouse(("move", 1, 1))
+            frame, centres = window.run(POINTS, chart_number, panel)
+            before = window.pixels()
+            found_here = 0
+            for x, y in centres[:: max(1, len(centres) // most)]:
+                if not (frame[0] < x < frame[2] and frame[1] < y < frame[3]):
+                    continue
+                window.mouse(("move", round(x), round(y)))
+                found = window.run(FOUND, chart_number)
+                if found is None:
+                    continue
+                changed, elsewhere = changed_elsewhere(before, window.pixels(), frame, found)
+                assert changed > 20
+                assert len(elsewhere) == 0, f"chart {chart_number}, panel {panel}: up to {elsewhere.max()}"
+                found_here += 1
+            if found_here:  # a found point of the panel before is gone, its values are not
+                count += found_here
+                window.open(page)
+    return count
+
+
+def light_of(colour: np.ndarray) -> float:
+    """The relative luminance of a colour, by WCAG."""
+    parts = np.asarray(colour) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    """From 1 to 21."""
+    dark, light = sorted(map(light_of, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def all_looks() -> Figure:
+    """Lines, dashes, points, bands, bars, spans, a triangle and a crossing line, on linear and on logarithmic axes."""
+    figure, (left, right) = style.blank("All looks", panels=2)
+    x = np.linspace(1, 5, 9)
+    left.plot(x, x**2, label="line")
+    left.plot(x, 20 - x, ls="--", marker="o", label="dashes")
+    left.scatter(x, 10 + np.sin(x), label="points")
+    left.axhspan(2, 4, color="#EFEFEF")
+    left.axvline(3)
+    left.fill([1, 2, 2], [20, 20, 24], facecolor="#E69F00", edgecolor="#000000")
+    right.errorbar(x, x**-2.0, yerr=0.3 * x**-2.0, marker="^", label="bars")
+    right.loglog(x, x**-1.0, ls=":", marker="x", label="crosses")
+    style.triangle(right, (1, 2), 0.1, -2, "−2")
+    style.legend_below(figure)
+    return figure
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    record = {"study": "convergence", "status": "ok", "verdict": "All is well."}
+    folder = tmp_path_factory.mktemp("looks")
+    return write_report(folder, record, xr.Dataset(), "a: 1\n", "again", {"looks": Drawn(all_looks())})
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_pointer_changes_nothing_but_the_found_point_and_its_values(window: Browser, looks: Path, dark: bool) -> None:
+    window.screen(1280, 720, dark)
+    window.open(looks)
+    assert point_at_everything(window, looks) >= 4
+    window.screen(1000, 900)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The reports of a convergence study and of a trajectory, run by the command."""
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "neuralode_flow", "problem=linnerud", "time.samples=9"]
+    for study in (["study.depths=[4,8,16]"], ["study=trajectory", "study.estimate=false"]):
+        subprocess.run([*command, *study], cwd=folder, check=True, capture_output=True)
+    return sorted(folder.glob("runs/*/*/report.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("size", WINDOWS)
+def test_so_it_is_in_every_chart_of_real_runs(
+    window: Browser, looks: Path, runs: list[Path], size: tuple[int, int], dark: bool
+) -> None:
+    assert [page.parent.parent.name for page in runs] == ["convergence", "trajectory"]
+    window.screen(*size, dark)
+    for page in (looks, *runs):
+        window.open(page)
+        assert point_at_everything(window, page) >= 5
+    window.screen(1000, 900)
+
+
+def test_only_one_point_is_asked_for_and_none_of_a_hidden_curve(browser: Browser) -> None:
+    found = "return [...document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.found')].length"
+    for panel in (0, 1):
+        _, centres = browser.run(POINTS, chart("weights"), panel)
+        browser.mouse(("move", *map(round, centres[-1])))
+        assert browser.run(found, chart("weights")) == 1
+    focus(browser, "loss", "svg[tabindex]")
+    browser.keys("right")
+    assert browser.run(found, chart("loss")) == 1
+    browser.keys(*["+"] * 9)  # the point is out of view
+    assert (browser.run(found, chart("loss")), texts(browser, "loss", ".value")) == (0, ["\xa0"])
+    browser.keys("0")
+    assert browser.run(found, chart("loss")) == 1
+    press(browser, "loss", "none")
+    assert (browser.run(found, chart("loss")), texts(browser, "loss", ".value")) == (0, ["\xa0"])
+
+
+def test_print_has_no_guides_without_their_values(browser: Browser) -> None:
+    focus(browser, "loss", "svg[tabindex]")
+    browser.keys("right")
+    shown = "return getComputedStyle(document.querySelector(arguments[0])).display"
+    for media, seen in (("print", False), ("", True)):
+        browser.devtools("Emulation.setEmulatedMedia", media=media)
+        assert [browser.run(shown, part) != "none" for part in (".guide", ".found", ".value")] == [seen] * 3
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_focus_grid_and_bands_are_seen_on_the_paper(window: Browser, looks: Path, dark: bool) -> None:
+    window.screen(1280, 720, dark)
+    window.open(looks)
+    left, top, right, bottom = map(round, window.run(POINTS, 0, 0)[0])
+    plain = window.pixels()
+    window.run("document.querySelector('.panel svg').focus()")
+    window.keys("+", "0")  # the focus is shown once a key is pressed
+    focused = window.pixels()
+    window.screen(1000, 900)
+    paper = plain[2, 2]
+    inside = plain[top + 15 : bottom - 40, left + 80 : right - 20].reshape(-1, 3)
+    colours, counts = np.unique(inside, axis=0, return_counts=True)
+    seen = [contrast(colour, paper) for colour in colours[counts > 1000]]  # the paper, the band, the grid
+    assert len(seen) >= 3
+    assert sorted(seen)[1] > 1.1
+    outline = focused[(focused != plain).any(axis=-1)]
+    assert contrast(np.median(outline, axis=0), paper) > 3  # WCAG, of what is no text
 
 
 def test_a_box_zooms_and_a_double_click_shows_all(browser: Browser) -> None:

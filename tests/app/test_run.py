@@ -316,3 +316,14 @@ def test_two_folders_for_one_run_are_refused(command):
     assert "hydra.run.dir=one and resume=two are two folders for one run" in ended.err
     assert list(Path.cwd().iterdir()) == []
     assert command(*FAKE, "hydra.run.dir=one", "resume=one").status == 0
+
+
+def test_names_of_others_are_no_markup_of_the_terminal(capsys):
+    from neuralode_flow.app import terminal
+
+    errors = {"[/bold]": [1.0, 0.5], ":smile:": [1.0, 0.5]}
+    record = {"errors": errors, "depths": [1, 2], "verdict": "[red]:smile: [/b]", "status": "ok"}
+    terminal.show("a[b].csv → [/x]:smile:", record, Path("runs/[red]"))
+    out = capsys.readouterr().out
+    for text in ("a[b].csv → [/x]:smile:", "[/bold]", " :smile: ", "[red]:smile: [/b]", "runs/[red]"):
+        assert text in out

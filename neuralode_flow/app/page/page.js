@@ -125,7 +125,7 @@
       if (record.title) html("div", { class: "label" }, this.box, record.title);
       if (record.y.label || chart.record.panels.some((p) => p.y.label)) html("div", { class: "label" }, this.box, record.y.label);
       this.svg = svg("svg", { tabindex: 0, role: "application" }, this.box);
-      const name = [record.title, record.y.label, record.x.label].filter(Boolean).join(", ").replace(/<[^>]*>/g, "");
+      const name = html("p", {}, null, [record.title, record.y.label, record.x.label].filter(Boolean).join(", ")).textContent;
       this.svg.setAttribute("aria-label", `${name}. Left and right arrows tell values along a curve, up and down change the ` +
         "curve; plus and minus zoom, shift with arrows moves, 0 shows all.");
       if (record.x.label) html("div", { class: "label below" }, this.box, record.x.label);
@@ -247,10 +247,19 @@
       return best;
     }
 
+    // Asks for a point; there is one in a chart, and its values are what the chart tells.
+    ask(at) {
+      if (!at) return;
+      this.at = at;
+      this.chart.asked = this;
+      this.chart.drawn.forEach((panel) => panel.point());
+    }
+
     point() {
       this.found.replaceChildren();
-      const at = this.at, mark = at && this.record.marks[at.m];
-      if (!mark || !this.tells(mark) || mark.x[at.k] == null || mark.y[at.k] == null) return;
+      if (this.chart.asked !== this) return;
+      const at = this.at, mark = this.record.marks[at.m];
+      if (!this.tells(mark) || !this.inside(mark, at.k)) return this.chart.tell("&nbsp;");
       const [x, y] = [this.place("x", mark.x[at.k]), this.place("y", mark.y[at.k])];
       svg("path", { class: "guide", d: `M${x},${this.inner.y[0]}V${y}H${this.inner.x[0]}` }, this.found);
       svg("circle", { class: "found", cx: x, cy: y, r: 5 }, this.found);
@@ -274,8 +283,7 @@
       let next = k + along;
       while (next >= 0 && next < count && !there(next)) next += along || 1;
       if (there(next)) k = next;
-      if (there(k)) this.at = { m, k };
-      this.point();
+      if (there(k)) this.ask({ m, k });
     }
 
     // --- zoom ---------------------------------------------------------------------------------------------------
@@ -337,8 +345,7 @@
           const [width, height] = [Math.abs(now[0] - start[0]), Math.abs(now[1] - start[1])];
           for (const [key, value] of Object.entries({ x, y, width, height })) box.setAttribute(key, value);
         } else {
-          this.at = this.nearest(...now) || this.at;
-          this.point();
+          this.ask(this.nearest(...now));
         }
       });
       const end = (event) => {
@@ -351,8 +358,7 @@
           }
           this.draw();
         } else if (event.type === "pointerup" && event.pointerType !== "mouse") {
-          this.at = this.nearest(...now) || this.at;
-          this.point();
+          this.ask(this.nearest(...now));
         }
         if (box) box.remove();
         start = box = null;
@@ -441,7 +447,7 @@
       const buttons = this.record.legend.map((entry, i) => {
         const button = html("button", { type: "button", "aria-pressed": "true", "data-entry": i }, box);
         const sample = svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, button);
-        if (entry.width > 0) paint(svg("path", { d: "M1,6H25" }, sample), entry);
+        if (entry.width > 0) paint(svg("path", { d: "M1,6.5H25" }, sample), entry);
         if (entry.marker) dots(svg("path", { d: `M13,6m0,0${relative(shape(entry.marker, Math.min(entry.size, 8)))}` }, sample), entry);
         html("span", {}, button, entry.label);
         button.addEventListener("click", () => set(i, !this.shown[i]));
