@@ -21,6 +21,7 @@ CHECKPOINTS = "checkpoints"
 FAILED = "failed.json"  # why a member of a sweep has failed
 MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
 _LOCK = ".lock"
+_BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can go on
 
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 # The last two are those of runs from before, which were called so.
@@ -107,7 +108,8 @@ def _take_up(folder: Path, config: str) -> None:
         raise BadInput(f"{folder} is not the folder of a run: it holds files but no {CONFIG}; choose an empty one")
     else:
         atomic_write(saved, config.encode())
-    if not (folder / SUMMARY).exists():
+    if ended(folder) is None:
+        (folder / SUMMARY).unlink(missing_ok=True)  # of the part before a budget was used up
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
@@ -141,18 +143,27 @@ def saved_config(folder: Path) -> dict[str, Any]:
 def ended(folder: Path, config: str | None = None) -> str | None:
     """How the run, with this config (YAML) if one is given, has ended in a folder, "ok" or a sentence; None if not.
 
+    One that has only used up a budget can go on.
+
     Raises
     ------
     BadInput
         If another run has ended there.
     """
-    if not (folder / SUMMARY).exists():
+    if not (folder / SUMMARY).exists() or _can_go_on(folder):
         return None
     if config is not None:
         if not (folder / CONFIG).exists():
             raise BadInput(f"{folder} holds a {SUMMARY} but no {CONFIG}: it is damaged; choose another folder")
         refuse_another(folder, config)
     return status(folder)
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether a run that has written its results was stopped by a budget, and has saved where it was."""
+    with suppress(OSError, ValueError, AttributeError):
+        return has_saved(folder) and read_json(folder / SUMMARY).get("ending") in _BUDGETS
+    return False
 
 
 def status(folder: Path) -> str:
@@ -234,6 +245,8 @@ def has_saved(folder: Path) -> bool:
 def _discard_unless_saved(folder: Path) -> None:
     """Removes what a run wrote before it had anything to save; whoever has removed the folder has done that."""
     finished = (folder / SUMMARY).exists()
+    if _can_go_on(folder):
+        return
     if finished:
         (folder / FAILED).unlink(missing_ok=True)  # of an earlier start
     if finished or not has_saved(folder):

@@ -135,7 +135,10 @@ def _limit(setup: Setup, path: Trajectory) -> np.ndarray:
     """The intrinsic limit at the same times; NaN where it was not reached, or the path has several members."""
     if path.z.ndim != 3:
         return np.full(path.z.shape, np.nan)
-    limit = integrate(IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0], path.times, **setup.options("limit"))
+    options = setup.options("limit")
+    if path.ending not in (*REACHED, *EVENTS_ASKED):  # it may go on, and then the limit is that at other times
+        options["checkpoint"] = None
+    limit = integrate(IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0], path.times, **options)
     z = np.full(path.z.shape, np.nan)
     z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
     return z

@@ -158,6 +158,22 @@ def test_a_folder_that_is_removed_during_the_run_is_no_bad_input(tmp_path):
     assert re.search(f"{folder}.* (could not|cannot) be written.*: No such file or directory", err)
 
 
+@pytest.mark.slow
+def test_a_run_that_has_used_up_a_budget_goes_on_with_another(whole, tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(2):  # the second time there is nothing left of it
+        status, out, err = finish(*SMALL, f"resume={folder}", "time.max_evaluations=100")
+        assert status == 1
+        assert "the budget of 100 velocity evaluations was used up" in err
+        assert "finished" not in out
+        assert json.loads((folder / "summary.json").read_text())["ending"] == "evaluations"
+        assert saved(folder)
+    status, _, err = finish(*SMALL, f"resume={folder}")
+    assert (status, err) == (0, "")
+    xr.testing.assert_equal(numbers(folder)[1], numbers(whole)[1])  # the evaluations of the cut steps count as well
+    assert not saved(folder)
+
+
 def test_memory_that_runs_out_is_no_bad_input(tmp_path):
     code = (
         "import resource, sys, torch; from neuralode_flow.app.main import main; import neuralode_flow.app.job;"
