@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from neuralode_flow.app.runfolder import claim, discard_if_empty, held
-from neuralode_flow.files import atomic_path, atomic_write
+from neuralode_flow.files import InUse, atomic_path, atomic_write, locked
 
 
 def test_every_claim_gets_a_folder_of_its_own(tmp_path):
@@ -99,3 +99,20 @@ def test_a_folder_is_taken_up_again_whose_run_was_killed_while_it_wrote_its_firs
     with held(tmp_path, "a: 1\n"):
         assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
         assert not (tmp_path / ".config.writing-0123.yaml").exists()
+
+
+def test_a_lock_that_its_holder_has_removed_is_none(tmp_path, monkeypatch):
+    path, opened = tmp_path / ".lock", []
+
+    def open_and_remove(*arguments):  # what a holder that ends does between the opening and the locking of another
+        opened.append(os_open(*arguments))
+        if len(opened) == 1:
+            path.unlink()
+        return opened[-1]
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", open_and_remove)
+    with locked(path):
+        assert len(opened) == 2
+        with pytest.raises(InUse), locked(path, patience=0.0):
+            pass
