@@ -186,6 +186,8 @@ def _task(config: DictConfig) -> None:
         run_member(lambda: _run(config, folder, sweep), folder, list(map(str, overrides)))  # type: ignore[arg-type]
         discard_if_empty(folder)
         return
+    if folder != Path.cwd() and folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())  # to be read, and copied
     try:
         _run(config, folder, folder)
     except Stop as stop:
