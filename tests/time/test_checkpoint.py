@@ -268,15 +268,22 @@ def test_a_run_goes_on_where_the_handler_of_a_signal_returns(number, tmp_path):
 
 
 def test_only_ctrl_c_twice_does_not_wait_for_the_step(tmp_path):
-    with postponed(True) as request:
-        for _ in range(3):
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert request.signal == signal.SIGTERM
-        request.signal = None
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+    acted = []
+    before = signal.signal(signal.SIGTERM, lambda *_: acted.append("terminated"))
+    try:
+        with postponed(True) as request:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
+            assert request.signal == signal.SIGTERM
+            assert acted == []
+            request.act()
+            assert acted == ["terminated"]
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_fuzzed_files_are_refused_with_a_sentence(tmp_path):
