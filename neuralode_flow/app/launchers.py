@@ -26,7 +26,7 @@ _JOBLIB, _SUBMITIT, _RAY = (f"hydra_plugins.hydra_{name}_launcher" for name in (
 # The extra that brings each.
 _EXTRAS = {_JOBLIB: "local", _SUBMITIT: "slurm", _RAY: "ray"}
 _MOST_RESTARTS = 5
-_POLL = 60.0  # seconds between two looks at the states of jobs, at most; submitit's own are ten minutes
+_POLL = 30.0  # seconds between two looks at the states of jobs, at most; submitit's own are ten minutes
 
 
 def prepare(target: str) -> None:

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import pytest
 
 import neuralode_flow as nf
 from neuralode_flow import results
+from neuralode_flow.app import collect, plot
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,16 +28,6 @@ pytestmark = [
 SECRET = "the-secret-of-this-machine"
 NAMES = ("config.yaml", "summary.json", "failed.json", "results.nc", "report.html")
 SWEEP = ("study=trajectory", "problem=teacher", "problem.dimension=2", "problem.seed=0,1", "study.estimate=false")
-# Runs a module, and writes the largest memory of this process; that of wait4 would be at least its parent's.
-MEASURED = """
-import pathlib, runpy, sys
-_, module, *sys.argv[1:] = sys.argv
-try:
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-finally:
-    status = pathlib.Path("/proc/self/status").read_text()
-    pathlib.Path("peak").write_text(status.partition("VmHWM:")[2].split()[0])
-"""
 LAUGHS = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'ha'] * 9)}]\n" for i in range(12))
 
 
@@ -47,25 +40,48 @@ class Ran(NamedTuple):
     seconds: float
 
 
-def ran(module: str, *arguments: str, folder: Path) -> Ran:
-    """Runs a module; its memory is the largest resident set, its time that of the processor."""
-    environment = os.environ | {"SECRET": SECRET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    line = [sys.executable, "-c", MEASURED, f"neuralode_flow{module}", *arguments]
-    with (folder / "said").open("w+b") as said:
-        child = subprocess.Popen(line, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        text = said.read().decode()
+def ran(command: Callable[[list[str]], None], *arguments: str, folder: Path) -> Ran:
+    """Runs a command in a process of its own; memory is the largest resident set, time that of the processor."""
+    child = os.fork()
+    if child == 0:
+        with (folder / "said").open("w+b", buffering=0) as said:
+            for stream in (1, 2):
+                os.dup2(said.fileno(), stream)
+        _be_command(command, list(arguments), folder)
+    _, status, usage = os.wait4(child, 0)
     megabytes = int((folder / "peak").read_text()) / 1024
-    return Ran(child.returncode, text, megabytes, usage.ru_utime + usage.ru_stime)
+    said = (folder / "said").read_text(errors="replace")
+    return Ran(os.waitstatus_to_exitcode(status), said, megabytes, usage.ru_utime + usage.ru_stime)
+
+
+def _be_command(command: Callable[[list[str]], None], arguments: list[str], folder: Path) -> None:
+    status = 0
+    try:
+        os.chdir(folder)
+        os.environ |= {"SECRET": SECRET, "COLUMNS": "200"}
+        for name, handle in (("stdout", 1), ("stderr", 2)):
+            setattr(sys, name, open(handle, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+        Path("/proc/self/clear_refs").write_text("5")  # the largest resident set begins anew
+        command(arguments)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+        (folder / "peak").write_text(peak)
+        os._exit(status)
 
 
 @pytest.fixture(scope="module")
 def harmless(tmp_path_factory) -> Path:
     """A place with the folder S of a sweep of two members."""
     place = tmp_path_factory.mktemp("harmless")
-    assert ran("", "-m", *SWEEP, "resume=S", folder=place).status == 0
+    line = [sys.executable, "-m", "neuralode_flow", "-m", *SWEEP, "resume=S"]
+    subprocess.run(line, cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
     return place
 
 
@@ -74,7 +90,7 @@ def usual(harmless) -> tuple[Ran, Ran]:
     """What the commands need for that sweep."""
     place = harmless.parent / "usual"
     shutil.copytree(harmless, place)
-    return ran(".app.collect", "S", folder=place), ran(".app.plot", "S/1", folder=place)
+    return ran(collect.main, "S", folder=place), ran(plot.main, "S/1", folder=place)
 
 
 def interpolations(sweep: Path, outside: Path) -> None:
@@ -241,8 +257,8 @@ def test_a_hostile_folder_reads_nothing_else_and_costs_little(harmless, usual, t
     (outside / "secret").write_text(f"status: ok\nverdict: {SECRET}\n")
     FOLDERS[name](tmp_path / "S", outside)
     before = sorted(outside.rglob("*"))
-    plotted = ran(".app.plot", "S/1", folder=tmp_path)
-    gathered = ran(".app.collect", "S", folder=tmp_path)
+    plotted = ran(plot.main, "S/1", folder=tmp_path)
+    gathered = ran(collect.main, "S", folder=tmp_path)
     for ended, baseline in zip((gathered, plotted), usual, strict=True):
         assert "Traceback" not in ended.said
         assert SECRET not in ended.said

@@ -101,7 +101,7 @@ def test_the_version_is_that_of_the_package(tmp_path: Path, module: str, name: s
 def test_figures_are_drawn_whatever_matplotlib_is_told_and_files_are_called(tmp_path: Path) -> None:
     names = ["a$b.csv", r"c$d_x^2{%<b>[red]:smile:" + "\\[b] \U0001f600.csv"]
     for name in names:
-        tmp_path.joinpath(name).write_text("\n".join(f"{i},{i * i % 7}" for i in range(6)))
+        tmp_path.joinpath(name).write_text("\n".join(f"{i / 2},{i * i % 7}" for i in range(6)))
     tmp_path.joinpath("matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nsavefig.format: nonsense\n")
     settings = ["problem=file", f"problem.x='{names[0]}'", f"problem.y='{names[1]}'",
                 "debug=quick", "study.layers=[euler]", "out=runs"]  # fmt: skip

@@ -17,8 +17,8 @@ import yaml
 import neuralode_flow as nf
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "4"))  # of each launcher
-INTERLEAVINGS = int(os.environ.get("NEURALODE_FLOW_INTERLEAVINGS", "3"))
+KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "2"))  # of each launcher
+INTERLEAVINGS = int(os.environ.get("NEURALODE_FLOW_INTERLEAVINGS", "2"))
 
 SETTINGS = [
     "problem=teacher", "problem.dimension=3", "study=trajectory", "study.model=finite", "study.network_depth=24",
