@@ -208,6 +208,14 @@ def test_a_name_that_no_folder_can_have_is_refused_and_not_kept(command):
     assert names("sweep", "summary.json") == {"0", "1"}
 
 
+def test_what_hydra_itself_cannot_write_is_said_in_a_sentence(command):
+    Path("sweep/multirun.yaml").mkdir(parents=True)
+    ended = command(*FAKE, "problem.seed=0,1", "resume=sweep")
+    assert ended.status == 1
+    assert "sweep/multirun.yaml cannot be written: Is a directory; free the folder, or choose another one" in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_the_names_of_a_group_may_be_given_by_a_pattern(command):
     ended = command("-m", "study=fake", "problem=glob(tea*)", "problem.dimension=2", "resume=sweep")
     assert ended.status == 0, ended.err
