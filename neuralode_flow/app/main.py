@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
 from .child import run_member
-from .errors import HYDRA_ERRORS, BadInput, Stop, complain
+from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
 from .streams import standard_streams
@@ -76,6 +76,11 @@ def _main() -> None:
             traceback.print_exc()
         complain(error)
         sys.exit(BadInput.status)
+    except OSError as error:
+        if error.filename is None or WANTS_TRACEBACK:  # a stream that is closed or full is no file of Hydra's
+            raise
+        complain(f"{error.filename} cannot be written: {error.strerror}; free the folder, or choose another one")
+        sys.exit(StudyFailed.status)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)

@@ -164,4 +164,13 @@ def _within(sweep: Path, subdir: str) -> Path:
     name = os.path.normpath(subdir)
     if os.path.isabs(name) or name.split(os.sep)[0] in ("..", "."):
         raise BadInput(f"hydra.sweep.subdir must name a folder inside the sweep, got {subdir!r}")
+    try:
+        with suppress(FileNotFoundError):
+            (sweep / name).stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"hydra.sweep.subdir cannot be {name[:60]!r}...: {reason}; use ${{hydra.job.num}}, or leave out settings "
+            f"by hydra.job.config.override_dirname.exclude_keys"
+        ) from error
     return sweep / name

@@ -20,6 +20,7 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 FAILED = "failed.json"  # why a member of a sweep has failed
 MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
+_HYDRAS = {"config.yaml", "hydra.yaml", "overrides.yaml"}  # what it writes into hydra.output_subdir
 _LOCK = ".lock"
 _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can go on
 
@@ -115,7 +116,15 @@ def _take_up(folder: Path, config: str) -> None:
 
 def _hydras(path: Path) -> bool:
     """Whether this is what Hydra itself writes into the folder of a run: hydra.output_subdir, and its log."""
-    return path.suffix == ".log" or (path / "overrides.yaml").exists()
+    if not path.is_dir():
+        return path.suffix == ".log"
+    found = False
+    for below in path.rglob("*"):
+        if not below.is_dir():
+            if below.name not in _HYDRAS:
+                return False
+            found |= below.name == "overrides.yaml"
+    return found
 
 
 def refuse_another(folder: Path, config: str) -> None:

@@ -174,7 +174,8 @@ def points(config: DictConfig) -> list[list[str]]:
         return []
     lines = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     lines += list(config.hydra.overrides.task)
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(lines), None)
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows the names that glob() means
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), None)
     result = [list(point) for batch in batches for point in batch]
     if not result:
         ranges = ", ".join(line.removeprefix("++") for line in lines)

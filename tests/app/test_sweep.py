@@ -198,6 +198,30 @@ def test_folders_of_members_may_have_parts(command, workplace):
     assert "++" not in str(found)
 
 
+def test_a_name_that_no_folder_can_have_is_refused_and_not_kept(command):
+    line = (*FAKE, "problem.seed=0,1", "resume=sweep")
+    ended = command(*line, f"hydra.sweep.subdir={'long' * 64}_${{hydra.job.num}}")
+    assert ended.status == 2
+    assert "hydra.sweep.subdir cannot be 'longlong" in ended.err
+    assert "File name too long; use ${hydra.job.num}, or leave out settings by" in ended.err
+    assert command(*line).status == 0
+    assert names("sweep", "summary.json") == {"0", "1"}
+
+
+def test_what_hydra_itself_cannot_write_is_said_in_a_sentence(command):
+    Path("sweep/multirun.yaml").mkdir(parents=True)
+    ended = command(*FAKE, "problem.seed=0,1", "resume=sweep")
+    assert ended.status == 1
+    assert "sweep/multirun.yaml cannot be written: Is a directory; free the folder, or choose another one" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_the_names_of_a_group_may_be_given_by_a_pattern(command):
+    ended = command("-m", "study=fake", "problem=glob(tea*)", "problem.dimension=2", "resume=sweep")
+    assert ended.status == 0, ended.err
+    assert names("sweep", "summary.json") == {"0"}
+
+
 @pytest.mark.parametrize(
     ("subdir", "message"),
     [
@@ -219,12 +243,13 @@ def test_a_number_in_the_name_of_a_folder_is_that_of_the_member(command):
     assert seeds("sweep") == {"run_0": 0, "run_1": 1, "run_2": 5}
 
 
-def test_what_hydra_writes_into_the_folder_of_a_member_is_left_there(command):
-    line = (*FAKE, "resume=sweep", "hydra.output_subdir=.hydra", "study.end=ok,once")
+@pytest.mark.parametrize("subdir", [".hydra", "hydra/of_run"])
+def test_what_hydra_writes_into_the_folder_of_a_member_is_left_there(command, subdir):
+    line = (*FAKE, "resume=sweep", f"hydra.output_subdir={subdir}", "study.end=ok,once")
     assert command(*line).status == 1
     Path("mended").touch()
     assert command(*line).status == 0
-    assert yaml.safe_load(Path("sweep/1/.hydra/overrides.yaml").read_text())
+    assert yaml.safe_load(Path(f"sweep/1/{subdir}/overrides.yaml").read_text())
     assert names("sweep", "summary.json") == {"0", "1"}
 
 
