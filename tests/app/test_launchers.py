@@ -1,4 +1,4 @@
-"""The same sweep through all launchers gives equal arrays; Slurm is a stand-in that runs job arrays on this machine."""
+"""The same sweep through all launchers gives equal arrays; for Slurm see test_slurm.py."""
 
 import os
 import subprocess
@@ -14,50 +14,6 @@ SWEEP = [
     "-m", "problem=teacher", "problem.dimension=2", "problem.seed=0,1", "study.depths=[4]", "study.layers=[euler]",
     "study.workers=1", "time.samples=3",
 ]  # fmt: skip
-
-SBATCH = """
-import os, re, subprocess, sys
-home, script = os.environ["STAND_IN"], sys.argv[-1]
-first, last = map(int, re.search(r"#SBATCH --array=(\\d+)-(\\d+)", open(script).read()).groups())
-job = str(os.getpid())
-one = {"SLURM_JOB_ID": job, "SLURM_ARRAY_JOB_ID": job, "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-one |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "localhost"}
-for task in range(first, last + 1):
-    log = open(f"{home}/{job}_{task}", "w")
-    environment = {**os.environ, **one, "SLURM_ARRAY_TASK_ID": str(task)}
-    subprocess.Popen(["bash", script], env=environment, stdout=log, stderr=log, start_new_session=True)
-print(f"Submitted batch job {job}")
-"""
-
-# Slurm calls a job completed whatever became of it: what counts is the run folder.
-SACCT = """
-import os
-print("JobID|State|NodeList")
-for name in os.listdir(os.environ["STAND_IN"]):
-    print(f"{name}|RUNNING|localhost")
-"""
-
-SRUN = """
-import os, sys
-rest = sys.argv[1:]
-while rest[0].startswith("-"):
-    rest = rest[2:] if rest[0] in ("--output", "--error") else rest[1:]
-os.execvp(rest[0], rest)
-"""
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """An environment in which sbatch, sacct and srun are those above."""
-    tools, state = tmp_path / "tools", tmp_path / "state"
-    tools.mkdir()
-    state.mkdir()
-    for name, body in (("sbatch", SBATCH), ("sacct", SACCT), ("srun", SRUN)):
-        path = tools / name
-        path.write_text(f"#!{sys.executable}\n{body}")
-        path.chmod(0o755)
-    return {"PATH": f"{tools}:{os.environ['PATH']}", "STAND_IN": str(state)}
-
 
 PLUGIN = """
 import os, signal
@@ -84,9 +40,9 @@ def kills_always(*arguments):
 """
 
 
-def sweep(folder, name, *settings, status=0, **environment):
+def sweep(folder, name, *settings, status=0):
     line = [sys.executable, "-m", "neuralode_flow", *(settings or SWEEP), f"hydra/launcher={name}", f"resume={name}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert ended.returncode == status, ended.stderr
     return ended.stderr
@@ -100,11 +56,11 @@ def assert_equal(first, other):
 
 
 @pytest.mark.slow
-def test_every_launcher_gives_the_same_arrays(tmp_path, slurm):
+def test_joblib_gives_the_same_arrays(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers of the test extra")
-    for name in ("basic", "local", "slurm"):
-        sweep(tmp_path, name, **(slurm if name == "slurm" else {}))
-        assert_equal(tmp_path / "basic", tmp_path / name)
+    for name in ("basic", "local"):
+        sweep(tmp_path, name)
+    assert_equal(tmp_path / "basic", tmp_path / "local")
 
 
 def test_ray_gives_the_same_arrays(tmp_path):
