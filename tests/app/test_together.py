@@ -17,7 +17,7 @@ import yaml
 import neuralode_flow as nf
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "2"))  # of each launcher
+KILLS = int(os.environ.get("NEURALODE_FLOW_KILLS", "1"))  # of each launcher
 INTERLEAVINGS = int(os.environ.get("NEURALODE_FLOW_INTERLEAVINGS", "2"))
 
 SETTINGS = [
