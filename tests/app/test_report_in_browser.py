@@ -294,8 +294,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("size", WINDOWS)
+@pytest.mark.parametrize(("size", "dark"), [(size, bool(i % 2)) for i, size in enumerate(WINDOWS)])
 def test_so_it_is_in_every_chart_of_real_runs(
     window: Browser, looks: Path, runs: list[Path], size: tuple[int, int], dark: bool
 ) -> None:
