@@ -95,8 +95,7 @@ def _named(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> dict[str, xr
     """Datasets by the shortest ends of their paths that tell the runs apart."""
     folders = [_folder(run).resolve() for run in runs]
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
-        # A dollar sign would begin a formula.
-        names = [printable("/".join(folder.parts[-length:])).replace("$", r"\$") for folder in folders]
+        names = [printable("/".join(folder.parts[-length:])) for folder in folders]
         if len(set(names)) == len(names):
             return dict(zip(names, datasets, strict=True))
     raise BadInput("a run is named twice; give different runs")

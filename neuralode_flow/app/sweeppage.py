@@ -78,8 +78,7 @@ def _label(record: Mapping[str, Any], settings: Sequence[str]) -> str:
     """The settings of a member, as short as they tell it from the others."""
     own = [(name, record[key]) for key, name in _short_names(settings[:MOST_SHOWN]).items() if key in record]
     values = ", ".join(f"{name} = {value}" for name, value in own)
-    label = printable(f"{record['member']}: {values}" if values else record["member"], 100)
-    return label.replace("$", r"\$")  # which would begin a formula
+    return printable(f"{record['member']}: {values}" if values else record["member"], 100)
 
 
 def _outcomes(folder: Path, records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> str:

@@ -410,3 +410,15 @@ def test_pictures_that_cannot_be_written_end_with_status_1(command, capfd):
         plot.main(["sweep/0", "sweep/1", "--out", "file"])
     assert stop.value.code == 1
     assert "the pictures cannot be written: File exists; choose another folder with --out" in capfd.readouterr().err
+
+
+def test_a_dollar_sign_in_the_name_of_a_member_is_shown_as_it_is(command):
+    command(*SWEEP, "problem.seed=0,3", "study.end=ok")
+    Path("sweep/members.json").unlink()
+    Path("sweep/0").rename("sweep/a$b")
+    collect.main(["sweep"])
+    page = Path("sweep/report.html").read_text(encoding="utf-8")
+    assert '"name":"a$b: seed = 0"' in page
+    figures = plot._figures([Path("sweep/a$b"), Path("sweep/1")], [nf.open("sweep/a$b"), nf.open("sweep/1")])
+    (legend,) = figures["error_z"].legends
+    assert legend.get_texts()[0].get_text() == r"a\$b"  # Matplotlib's way to write it
