@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -14,12 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..parent import end_with_parent
 from .errors import Stop, complain
 from .runfolder import FAILED, InUseElsewhere, record_failure
 
 Work = Callable[[], None]
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _FAILED, _BUSY = 1, 75  # exit statuses; the second is EX_TEMPFAIL of <sysexits.h>
 _INTERRUPTED = (130, 143)
 
@@ -132,10 +131,9 @@ def _set_signals(parent: int) -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if sys.platform == "linux":  # so that it saves itself and lets its folder go
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            sys.exit(143)
+    end_with_parent(signal.SIGTERM)  # so that it saves itself and lets its folder go
+    if os.getppid() != parent:  # which has ended already
+        sys.exit(143)
 
 
 def _signal_name(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from ..parent import end_with_parent
+
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 _PATIENCE = 10.0  # seconds that a worker has for its last step
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
 _task: Callable[[Any], Any] | None = None
@@ -81,7 +81,7 @@ def side_by_side(
 
 
 def _start_worker() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed leaves no workers behind
+    end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
     torch.set_num_threads(1)
     threadpool_limits(1)  # BLAS below NumPy and SciPy: idle threads of two workers would spin in each other's way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
