@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -114,8 +114,7 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         daemon.wait()
 
 
-def _until(ready: object, folder: Path) -> None:
-    assert callable(ready)
+def _until(ready: Callable[[], bool], folder: Path) -> None:
     last = time.monotonic() + 60
     while not ready():
         if time.monotonic() > last:
