@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Member:
     lost: str = ""
     refused: str = ""
 
+    @cached_property
+    def config(self) -> str | None:
+        """Its config as YAML."""
+        return None if self.job is None else self.job.to_yaml()
+
     @property
     def settings(self) -> str:
         """Its overrides as the user has written them."""
@@ -87,17 +93,20 @@ def find_folders(sweep: Path, members: Sequence[Member], name: Callable[[Member]
     """
     with locked(sweep / _LOCK, _PATIENCE):
         ledger = _read(sweep)
-        free = set(ledger)
+        free = dict(sorted(ledger.items()))
         waiting = [(member, _entry(member)) for member in members]
         for key in ("config", "computes", "overrides"):
+            known: dict[str, list[int]] = {}
+            for n in reversed(free):  # the least is taken first
+                known.setdefault(str(free[n].get(key)), []).append(n)
             left = []
             for member, entry in waiting:
-                found = next((n for n in sorted(free) if entry[key] and ledger[n].get(key) == entry[key]), None)
-                if found is None:
+                alike = known.get(str(entry[key])) if entry[key] else None
+                if alike:
+                    member.number = alike.pop()
+                    del free[member.number]
+                else:
                     left.append((member, entry))
-                    continue
-                member.number = found
-                free.discard(found)
             waiting = left
         numbers = (n for n in range(len(ledger) + len(waiting)) if n not in ledger)
         for member, entry in waiting:
@@ -120,7 +129,7 @@ def is_sweep(folder: Path) -> bool:
 def _entry(member: Member) -> dict[str, Any]:
     lines = (line.removeprefix("++") for line in member.overrides)
     overrides = sorted(line for line in lines if line.partition("=")[0] not in FREE)
-    return {"overrides": overrides, **_digests(None if member.job is None else parse_yaml(member.job.to_yaml()))}
+    return {"overrides": overrides, **_digests(None if member.config is None else parse_yaml(member.config))}
 
 
 def _digests(config: Mapping[str, Any] | None) -> dict[str, str]:

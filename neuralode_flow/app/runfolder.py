@@ -150,21 +150,22 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 
 def ended(folder: Path, config: str | None = None) -> str | None:
-    """How the run, with this config (YAML) if one is given, has ended in a folder, "ok" or a sentence; None if not.
+    """How the run in a folder has ended, "ok" or a sentence; None if it has not.
 
     One that has only used up a budget can go on.
 
     Raises
     ------
     BadInput
-        If another run has ended there.
+        If a config (YAML) is given, and the folder has that of another run or has lost it.
     """
+    known = (folder / CONFIG).exists()
+    if config is not None and known:
+        refuse_another(folder, config)
     if not (folder / SUMMARY).exists() or _can_go_on(folder):
         return None
-    if config is not None:
-        if not (folder / CONFIG).exists():
-            raise BadInput(f"{folder} holds a {SUMMARY} but no {CONFIG}: it is damaged; choose another folder")
-        refuse_another(folder, config)
+    if config is not None and not known:
+        raise BadInput(f"{folder} holds a {SUMMARY} but no {CONFIG}: it is damaged; choose another folder")
     return status(folder)
 
 

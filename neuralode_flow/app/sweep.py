@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
-from .runfolder import CONFIG, FREE, ended, failure, has_saved, in_use, make, place, refuse_another
+from .runfolder import FREE, ended, failure, has_saved, in_use, make, place
 from .schema import Job, checked
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
@@ -49,17 +50,12 @@ class Folders(Callback):
             job = checked(_own(config))
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
-            how = ended(folder, job.to_yaml())
-            if how is None and (folder / CONFIG).exists():
-                refuse_another(folder, job.to_yaml())
-        if how is None:
-            with read_write(config.hydra):
-                config.hydra.run.dir = str(folder)
-            return
-        _say_finished(folder)
-        if how != "ok":
-            complain(f"the study did not run whole: {how}")
-        sys.exit(0 if how == "ok" else StudyFailed.status)
+            from .job import finished  # it imports torch: --help stays fast
+
+            if finished(folder, job):
+                sys.exit(0)
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the program with status 2 at the first bad point; else claims the sweep's folder."""
@@ -197,12 +193,12 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         waiting = [member for member in members if not _has_ended(member)]
         lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in waiting]
         try:
-            ended = launch(self, lines, initial_job_idx) if lines else ()
+            results = launch(self, lines, initial_job_idx) if lines else ()
         except KeyboardInterrupt:
             if "submitit" in launcher.__module__:
                 complain("the jobs that were submitted go on; scancel ends them")
             raise
-        for member, returned in zip(waiting, ended):
+        for member, returned in zip(waiting, results):
             if returned._return_value is not None:  # an exception, or why the launcher has lost it
                 member.lost = str(returned._return_value)
         return [JobReturn(status=JobStatus.COMPLETED) for _ in members]
@@ -216,9 +212,7 @@ def _find_folders(config: DictConfig, sweep: Path, members: Sequence[Member]) ->
         find_folders(sweep, members, lambda m: str(m.number) if pattern == _NUMBERED else _subdir(config, m))
     except OSError as error:
         raise BadInput(f"the sweep's folder {sweep} cannot be used: {error.strerror or error}") from error
-    names = [member.name for member in members]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
+    for twice in (name for name, count in Counter(member.name for member in members).items() if count > 1):
         raise BadInput(f"hydra.sweep.subdir={pattern} gives several members the folder {twice}; use {_NUMBERED} in it")
 
 
@@ -241,22 +235,15 @@ def _subdir(config: DictConfig, member: Member) -> str:
 
 def _has_ended(member: Member) -> bool:
     """Whether there is nothing to run: it has ended, or its folder belongs to another run."""
-    config = None if member.job is None else member.job.to_yaml()
-    try:
-        if ended(member.folder, config) is not None:
-            _say_finished(member.folder)
-            return True
-        if config is not None and (member.folder / CONFIG).exists():
-            refuse_another(member.folder, config)
-    except BadInput as error:
-        member.refused = str(error)
-    return bool(member.refused)
-
-
-def _say_finished(folder: Path) -> None:
     from .terminal import finished  # it imports torch: --help stays fast
 
-    finished(folder)
+    try:
+        if ended(member.folder, member.config) is None:
+            return False
+        finished(member.folder)
+    except BadInput as error:
+        member.refused = str(error)
+    return True
 
 
 def quoted(text: str) -> str:
