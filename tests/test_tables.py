@@ -193,7 +193,44 @@ TEXTS = [
     ("#,x\n# a comment, and more\n1.5,2.5\n", [[1.5, 2.5]]),
     ("\ufeffa;b\r\n1;2\r\n", [[1, 2]]),
     ("0,1\n1,x\n", "line 2, column 2: 'x' is not a number"),
-]
+    # A comment may hold any delimiter and any quotes.
+    ("a,b\n1,5\n2,7\n# one; two\n", [[1, 5], [2, 7]]),
+    ("1.5,2\n2.5,7\n# one\ttwo\n", [[1.5, 2], [2.5, 7]]),
+    ('# a,"b\n1,2.5\n3,"4.5"\n', [[1, 2.5], [3, 4.5]]),
+    ('"","a"\n"p;q",1.5\n"r;s",2.5\n', [[1.5], [2.5]]),
+    ("sep=;\na;b\n1;2,5\n", [[1, 2.5]]),
+    ("sep=;\n1;2,5;3\n2;4,5;7\n", [[1, 2.5, 3], [2, 4.5, 7]]),
+    ("#N/A\n1.5\n", "line 1: #N/A is not a number"),
+    ("1.5,2\n#DIV/0!,3\n", "line 2: #DIV/0! is not a number"),
+    # A number that is missing moves no other up.
+    ('a\n1.5\n""\n2.5\n', "line 3, column 1: the cell is empty"),
+    ('1.5\n2.5\n""\n', "line 3, column 1: the cell is empty"),
+    ("a\n1.5\n\n2.5\n", "the line before line 4 is blank, where a number may be missing"),
+    ("a\n\n1.5\n2.5\n", "the line before line 3 is blank, where a number may be missing"),
+    ("\n# a comment\n\n1.5\n2.5\n\n\n", [[1.5], [2.5]]),
+    ("a\r\r\n1\r\r\n2\r\r\n", [[1], [2]]),  # as Python writes them on Windows
+    ("1.5,2\n\n3,4\n", [[1.5, 2], [3, 4]]),
+    # A first line that looks like numbers in other words is no line of names.
+    *((f"{cell}\n1.5\n2.5\n", "numbers that are missing or written in another way") for cell in (
+        "NA", "null", "-", "True", '"1,234.50"', "1.234.567", "1 234", "\u22121.5", "1.5D+03", "1+2i", "$5.00", "(5.0)",
+        "5 €",
+    )),
+    *((f"{name}\n1.5\n2.5\n", [[1.5], [2.5]]) for name in (
+        "Na", "x1", "2nd", "5%", "2020-01-01", "01.02.2020", "10:30", "3D", "q0.5", "1_1",
+    )),
+    # Names of numbers: steps that are equal as nowhere below.
+    ("400.0,402.0,404.0,406.0\n0.1,0.15,0.2,0.17\n", "is equally spaced as no other"),
+    ("400,402,404,406\n1,5,2,7\n", "is equally spaced as no other"),
+    ("1,2,3\n5,1,1\n7,4,4\n", "may be names"),
+    ("0.0,0.1,0.2,0.3\n0.0,0.2,0.4,0.6\n1,5,2,7\n", [[0, 0.1, 0.2, 0.3], [0, 0.2, 0.4, 0.6], [1, 5, 2, 7]]),
+    ("1.5,1.5,1.5,1.5\n1,5,2,7\n", [[1.5, 1.5, 1.5, 1.5], [1, 5, 2, 7]]),
+    # Columns without a name, and an index that has one.
+    (",,a\nx,0,1.5\nx,1,2.5\n", "column 2 has no name in line 1"),
+    ("a,,b\n1,2,3\n", "column 2 has no name in line 1"),
+    ("patient_id,a\n1,1.5\n2,2.5\n3,3.5\n", "counts the lines and may be an index"),
+    ("i,a\n0,1.5\n1,2.5\n2,3.5\n", "counts the lines and may be an index"),
+    ("year,a\n2019,1.5\n2020,2.5\n2021,3.5\n", [[2019, 1.5], [2020, 2.5], [2021, 3.5]]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "outcome"), TEXTS, ids=[content for content, _ in TEXTS])

@@ -25,17 +25,29 @@ HEADERS = ("auto", "yes", "no")
 _LONGEST_LINE = 2**20
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-_INDICES = {"id", "index", "row", "rownames", "rowname", "no", "no.", "nr", "nr.", "obs", "unnamed: 0"}
+# Numbers written in other ways, and what stands for one that is missing: a line of these alone may hold no names.
+_GROUPED = r"\d{1,3}(?:[.,'\u2019\s]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?(?:[eEdD][+-]?\d+)?"
+_SPOILT = re.compile(rf"\(?[+\-\u2212\u2013]?[$€£¥]?\s*(?:{_GROUPED})(?:\s*[$€£¥]|[+-].*[ij])?\)?")
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "missing", "-", "--", ".", "?"}
+_LOGICAL = {"TRUE", "True", "true", "FALSE", "False", "false"}
+_SPREADSHEET_ERROR = re.compile(r"#(N/A|DIV/0!|VALUE!|REF!|NUM!|NAME\?|NULL!)")
+_INDICES = re.compile(
+    r"i|(.*[_ .])?(id|index|row|no\.?|nr\.?)|rownames?|rowid|obs|case|sample|subject|record|unnamed: 0|level_0"
+)
 
 
 class _Record(NamedTuple):
-    """A line of the table: its number from 1, its cells, whether all or the first were in quotes, what came before."""
+    """A line of the table: its number from 1, its cells, whether all or the first were in quotes, what came before.
+
+    That is whether there was a comment anywhere, and a blank line since the last line of the table, if there was one.
+    """
 
     line: int
     cells: list[str]
     quoted: bool
     first_quoted: bool
     commented: bool
+    blank: bool | None
 
 
 class _Body(NamedTuple):
@@ -100,39 +112,59 @@ def _dialect(stream: BinaryIO) -> tuple[str, str]:
     if len(lines) > 1 and stream.read(1):
         del lines[-1]  # perhaps not whole
     stream.seek(0)
-    return encoding, next((mark for mark in "\t;" if lines and mark in lines[-1]), ",")
+    last = next((line for line in reversed(lines) if not line.lstrip().startswith("#")), "")  # a comment may hold any
+    unquoted = re.sub('"[^"]*"', "", last)
+    return encoding, next((mark for mark in "\t;" if mark in unquoted), ",")
 
 
 def _records(label: str, text: io.TextIOWrapper, delimiter: str) -> Iterator[_Record]:
     """All lines that are neither blank nor comments."""
     pieces: list[str] = []
-    length = 0
+    number = length = 0
+    commented, blank = False, None
 
     def lines() -> Iterator[str]:
-        nonlocal length
+        nonlocal number, length, commented
         while line := text.readline(_LONGEST_LINE):
-            pieces.append(line)
+            number += 1
             length += len(line)
             if length >= _LONGEST_LINE:
                 raise ValueError(f"{label} has a line of more than {_LONGEST_LINE} characters; it is no table")
-            yield line
+            if pieces or not _is_remark(label, number, line):
+                pieces.append(line)
+                yield line
+            else:  # quotes in it mean nothing
+                commented = commented or line.lstrip().startswith("#")
+                length = 0
 
-    reader, commented = csv.reader(lines(), delimiter=delimiter, strict=True), False
     try:
-        for cells in reader:
+        for cells in csv.reader(lines(), delimiter=delimiter, strict=True):
             raw = "".join(pieces).strip()
             pieces.clear()
             length = 0
             cells = [cell.strip() for cell in cells]
-            if cells and cells[0].startswith("#") and raw.startswith("#"):
-                commented = True
-            elif cells not in ([], [""]):
-                yield _Record(reader.line_num, cells, raw.count('"') >= 2 * len(cells), raw[:1] == '"', commented)
+            if raw:
+                quoted = raw.count('"') >= 2 * len(cells)
+                yield _Record(number, cells, quoted, raw[:1] == '"', commented, blank)
+                blank = False
+            elif blank is not None:
+                blank = True
     except (OSError, UnicodeError, csv.Error) as error:
         raise ValueError(
             f"{label} cannot be read as UTF-8 text with commas, semicolons or tabs between its cells ({error}); export "
             f"it again"
         ) from error
+
+
+def _is_remark(label: str, number: int, line: str) -> bool:
+    """Whether a line is none of the table: a comment, or a spreadsheet's hint which delimiter there is."""
+    start = line.lstrip()
+    error = _SPREADSHEET_ERROR.match(start)
+    if error:
+        raise ValueError(
+            f"{label}, line {number}: {error[0]} is not a number; fill or remove what the spreadsheet misses"
+        )
+    return start.startswith("#") or (number == 1 and re.fullmatch(r"sep=.", line.strip(" \r\n")) is not None)
 
 
 def _is_header(label: str, first: _Record, second: _Record | None, header: str) -> bool:
@@ -146,6 +178,12 @@ def _is_header(label: str, first: _Record, second: _Record | None, header: str) 
     if header != "auto":
         return header == "yes"
     if not any(numbers):
+        if any(first.cells) and all(_is_spoilt(cell) for cell in first.cells):
+            shown = ", ".join(map(repr, first.cells[:3])) + (" …" if len(first.cells) > 3 else "")
+            raise ValueError(
+                f"{label}: line {first.line} ({shown}) may be names of columns, or numbers that are missing or written "
+                f"in another way; set problem.header=yes for the former, write numbers such as -1.5e3 for the latter"
+            )
         return any(first.cells)
     unnamed = first.cells[0] == "" and len(first.cells) > 1
     return second is not None and (unnamed or (first.quoted and not second.quoted))
@@ -154,6 +192,12 @@ def _is_header(label: str, first: _Record, second: _Record | None, header: str) 
 def _has_row_names(label: str, names: _Record, row: _Record, delimiter: str) -> bool:
     """Whether the first column names the rows; ValueError where the line of names has too many or too few cells."""
     above, below = len(names.cells), len(row.cells)
+    unnamed = next((i for i, cell in enumerate(names.cells[1:], 2) if cell == ""), None)
+    if above == below and unnamed:
+        raise ValueError(
+            f"{label}: column {unnamed} has no name in line {names.line}; name it if it is data, remove it if it names "
+            f"rows"
+        )
     if above == below:
         return below > 1 and names.cells[0] == ""
     unsure = delimiter == "," and below == 2 and _is_whole(row.cells[0]) and not row.first_quoted  # 1,5 is 1.5?
@@ -194,8 +238,10 @@ def _numbers(label: str, rows: Iterator[_Record], width: int, names: _RowNames |
     """The numbers of all lines, without the names of rows."""
     values, whole, left = array("d"), bytearray(), int(names is not None)
     commas, points, first = _Commas(label), False, 0
-    for line, cells, *_ in rows:
+    after_blank, after_line = 0, False
+    for line, cells, *_, blank in rows:
         first = first or line
+        after_blank, after_line = after_blank or line * bool(blank), after_line or blank is False
         if len(cells) != width:
             raise ValueError(
                 f"{label} is ragged: line {line} has {len(cells)} cells but line {first} has {width}; make all lines "
@@ -208,6 +254,11 @@ def _numbers(label: str, rows: Iterator[_Record], width: int, names: _RowNames |
         whole.extend(map(_is_whole, cells))
         points = points or any("." in cell for cell in cells)
     commas.check(points)
+    if width == 1 and after_blank and after_line:  # else it is how lines end
+        raise ValueError(
+            f"{label}: the line before line {after_blank} is blank, where a number may be missing; fill or remove "
+            f"missing entries"
+        )
     shape = (-1, width - left)
     return _Body(np.frombuffer(values).reshape(shape), np.frombuffer(whole, dtype=bool).reshape(shape))
 
@@ -241,7 +292,7 @@ def _refuse_named_index(label: str, names: list[str], body: _Body) -> None:
             f"{label}: names of columns repeat themselves, and the line below them may hold names or numbers; write "
             f"one line of names, all different"
         )
-    if names[0].lower() in _INDICES and _counts(body, 0, 1):
+    if _INDICES.fullmatch(names[0].lower()) and _counts(body, 0, 1):
         raise ValueError(
             f"{label}: its first column, {names[0]!r}, counts the lines and may be an index; remove it if it is one, "
             f"set problem.header=yes if it is data"
@@ -274,6 +325,12 @@ def _without_header(label: str, line: _Record, body: _Body, delimiter: str) -> n
             f"{label}: its first line ({shown}) may be names of columns or numbers; set problem.header=yes for the "
             f"former, problem.header=no for the latter"
         )
+    if len(table) > 1 and _may_be_marks(table):
+        raise ValueError(
+            f"{label}: its first line ({first[0]:g}, {first[1]:g}, {first[2]:g} …) is equally spaced as no other, and "
+            f"may be names of columns or numbers; set problem.header=yes for the former, problem.header=no for the "
+            f"latter"
+        )
     if _counts(body, 0, int(line.first_quoted and not line.quoted)):  # R quotes names of rows
         raise ValueError(
             f"{label}: its first column counts the lines and may be an index; remove it if it is one, set "
@@ -296,7 +353,16 @@ def _may_be_names(body: _Body) -> bool:
         return decimals and first[0] == 0 and len(table) > 2
     years = (table >= 1800) & (table < 2200) & whole
     distinct = len(np.unique(first)) == len(first)
-    return _is_range(first) or (distinct and (decimals or (bool(years[0].all()) and not years[1:].any())))
+    counted = _is_range(first) or (len(first) > 2 and _is_range(first - 1))  # from 0, or from 1
+    return counted or (distinct and (decimals or (bool(years[0].all()) and not years[1:].any())))
+
+
+def _may_be_marks(table: np.ndarray) -> bool:
+    """Whether the first line alone has equal steps, as the wavelengths or times above columns have."""
+    first = np.diff(table[0])
+    if len(first) < 3 or not first.any() or not _is_even(table[0]):
+        return False
+    return not any(row[0] != row[1] and _is_even(row) for row in table[1:])
 
 
 def _is_range(values: np.ndarray) -> bool:
@@ -339,6 +405,11 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return _DECIMAL_COMMA.fullmatch(cell) is not None
     return True
+
+
+def _is_spoilt(cell: str) -> bool:
+    """Whether a cell that is no number looks like one in other words, or like one that is missing."""
+    return cell in _MISSING | _LOGICAL or _SPOILT.fullmatch(cell) is not None
 
 
 def _is_whole(cell: str) -> bool:
