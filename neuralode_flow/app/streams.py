@@ -51,11 +51,16 @@ class Output:
 def standard_streams() -> Iterator[None]:
     """Everything that a command does, which ends here.
 
-    Signs that the encoding of a stream lacks are replaced. A reader that has gone away, such as `head`, makes the
-    status 141, and what cannot be printed because stdout is full or closed makes it 1, unless `results_told` stands
-    around it. Another status than 0 stays.
+    Where the current folder is gone the status is 2, and nothing is done. Signs that the encoding of a stream lacks are
+    replaced. A reader that has gone away, such as `head`, makes the status 141, and what cannot be printed because
+    stdout is full or closed makes it 1, unless `results_told` stands around it. Another status than 0 stays.
     """
     _open_closed()
+    try:
+        os.getcwd()
+    except OSError:
+        complain("the current folder has been removed; change into another one")
+        sys.exit(2)
     for name, fd in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(fd, "w", encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -43,8 +43,9 @@ def _fan(dataset: xr.Dataset) -> Figure:
 def _curves(axes: Axes, dataset: xr.Dataset) -> None:
     z = dataset["z"].transpose("family", "start", "time", "row", "column").values
     points = z.reshape(-1, z.shape[-1] * z.shape[-2])
-    centred = points - points.mean(axis=0)
-    plane = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    whole = np.isfinite(points).all(axis=1)  # a run that has stopped early has none at the last times
+    centred = points - points[whole].mean(axis=0)
+    plane = np.linalg.svd(centred[whole], full_matrices=False)[2][:2]
     flat = (centred @ plane.T).reshape(*z.shape[:3], -1)
     order = {"detour": 0, "any_shift": 1, "one_shift": 2}
     for name in sorted(dataset["family"].values.tolist(), key=lambda name: order[name]):

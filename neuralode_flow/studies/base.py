@@ -128,6 +128,10 @@ class Clock:
             left["max_seconds"] = max(self.max_seconds - spent, 1e-9)
         return left
 
+    def used_up(self) -> bool:
+        """Whether the wall time of the whole run is over: for what is computed without an integration."""
+        return self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProblemSetup(Clock):

@@ -66,6 +66,8 @@ def run(setup: Clock, *, networks: int = 50, seed: int = 0, progress: Progress |
         for i in range(n):
             if progress is not None:
                 progress((len(cases)) / (2 * n), f"{kind} networks")
+            if setup.used_up():
+                raise RuntimeError(f"the budget of wall time was used up after {len(cases)} of {2 * n} networks")
             L = _draw(generator, *layers)
             cases.append(_counted(kind, [_draw(generator, *widths) for _ in range(L + 1)], i, generator))
     return _dataset(cases)

@@ -165,6 +165,8 @@ def _kernel(N: int) -> Kernel:
 
 def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -> float:
     """The relative distance of N trained factors from their closed flow, up to a time of the closed flow."""
+    if end == 0.0:  # a budget was used up before the first step
+        return np.inf
     n, times = len(z0), torch.linspace(0, end, 7, dtype=torch.float64)
     theta = z0.diagonal().pow(1 / N).diag().flatten().repeat(N)
     network = integrate(

@@ -329,7 +329,8 @@ def test_print_has_no_guides_without_their_values(browser: Browser) -> None:
     shown = "return getComputedStyle(document.querySelector(arguments[0])).display"
     for media, seen in (("print", False), ("", True)):
         browser.devtools("Emulation.setEmulatedMedia", media=media)
-        assert [browser.run(shown, part) != "none" for part in (".guide", ".found", ".value")] == [seen] * 3
+        parts = (".guide", ".found", ".value", ".tools", ".legend button:not([aria-pressed])")
+        assert [browser.run(shown, part) != "none" for part in parts] == [seen] * 5
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -55,6 +55,14 @@ def test_a_whole_run_is_one_whatever_its_streams_are(
     assert len(ended.stderr.splitlines()) == bool(err)
 
 
+@pytest.mark.parametrize("command", ["neuralode_flow", "neuralode_flow.app.plot S"])
+def test_a_folder_that_is_gone_is_said(tmp_path: Path, command: str) -> None:
+    (tmp_path / "gone").mkdir()
+    ended = shell(tmp_path / "gone", f"rmdir ../gone; $PY -m {command}")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "neuralode-flow: the current folder has been removed; change into another one\n"
+
+
 @pytest.mark.slow
 def test_a_reader_who_goes_away_ends_no_member_of_a_sweep(tmp_path: Path) -> None:
     swept = shell(tmp_path, f"$PY {RUN.replace('experiment', '-m experiment')} system.seed=0,1 resume=S | head -1")

@@ -78,6 +78,22 @@ def test_a_budget_ends_a_run_which_goes_on_with_another_one(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["study=initialisations", "study.draws=2", "study.depths=[2]"], "was used up at t = "),
+        (["study=deep_completion", "study.members=1", "study.depths=[2,3]"], "was used up at t = "),
+        (["study=conservation_laws", "study.networks=50"], "was used up after "),
+    ],
+)
+def test_a_budget_ends_every_study_with_its_own_sentence(tmp_path: Path, settings: list[str], sentence: str) -> None:
+    line = [sys.executable, "-m", "neuralode_flow", *settings, "time.max_seconds=0.02"]
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert ended.returncode == 1
+    assert f"the budget of wall time {sentence}" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_a_stiff_problem_says_that_it_crawls_and_auto_does_not(tmp_path: Path) -> None:
     ended = command(tmp_path, "time.max_seconds=14")
     assert ended.returncode == 1
