@@ -258,6 +258,11 @@ def test_the_setting_decides(tmp_path: Path) -> None:
         read(text(tmp_path, "a,b\n1,2\n"), "no")
 
 
+def test_a_name_of_a_file_moves_no_cursor(tmp_path: Path) -> None:
+    path = text(tmp_path, "1.5,2\n2.5,7\n").rename(tmp_path / "\x1b[31m\u202ex.csv")
+    assert PROBLEMS["file"](x=path, y=path).title.startswith(r"\x1b[31m\u202ex.csv → \x1b[31m")
+
+
 def test_names_that_count_over_decimals_are_said(tmp_path: Path) -> None:
     pd.DataFrame(NUMBERS).to_csv(tmp_path / "x.csv", index=False)
     with pytest.warns(RuntimeWarning, match=r"its first line \(0 to 2\) is taken as the names of its columns"):

@@ -82,6 +82,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
                 write(folder, job, dataset, summary, command)
     terminal.show(setup.title, summary, folder)
     if summary["status"] != "ok":
+        if ended(folder) is None:  # a budget was used up
+            _say_saved(folder, resume or folder)
         raise StudyFailed(f"the study did not run whole: {summary['status']}")
     return folder
 
@@ -221,8 +223,12 @@ def _resumable(folder: Path, resume: Path) -> Iterator[None]:
         yield
     except BaseException:
         if has_saved(folder):
-            complain(f"what was reached is saved in {folder}; the same command with resume={resume} goes on")
+            _say_saved(folder, resume)
         raise
+
+
+def _say_saved(folder: Path, resume: Path) -> None:
+    complain(f"what was reached is saved in {folder}; the same command with resume={resume} goes on")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import count
 from ..losses import LOSSES
+from ..untrusted import printable
 from .arrays import read_table
 from .base import PROBLEMS, Problem, identity, standardised
 
@@ -64,7 +65,8 @@ def file(
     f = LOSSES[loss](inputs, outputs, readin=_padded(d, d_in), readout=_padded(d_out, d))
     if not torch.isfinite(f(identity(d))):
         raise ValueError("the loss of problem.x and problem.y overflows at z = I; scale them or set standardise=true")
-    title = f"{Path(x).name} → {Path(y).name}: {d_in} inputs → {d_out} outputs, {n} samples, z is {d} × {d}"
+    names = " → ".join(printable(Path(path).name) for path in (x, y))
+    title = f"{names}: {d_in} inputs → {d_out} outputs, {n} samples, z is {d} × {d}"
     return Problem("file", title, f, identity(d))
 
 

@@ -77,6 +77,15 @@ def test_a_budget_ends_a_run_which_goes_on_with_another_one(tmp_path: Path) -> N
         assert list(tmp_path.glob("here/checkpoints/*.npz"))
 
 
+def test_a_study_that_shows_what_it_has_reached_says_that_it_goes_on(tmp_path: Path) -> None:
+    settings = ("study=trajectory", "time.method=auto", "resume=here")
+    ended = command(tmp_path, *settings, "time.max_evaluations=50")
+    assert ended.returncode == 1
+    assert "the same command with resume=here goes on" in ended.stderr
+    assert "the study did not run whole: the budget of 50 velocity evaluations" in ended.stderr
+    assert "goes on" not in command(tmp_path, *settings, "time.max_evaluations=100000").stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "sentence"),
