@@ -159,12 +159,14 @@ def _records(label: str, text: io.TextIOWrapper, delimiter: str) -> Iterator[_Re
 def _is_remark(label: str, number: int, line: str) -> bool:
     """Whether a line is none of the table: a comment, or a spreadsheet's hint which delimiter there is."""
     start = line.lstrip()
+    if not start.startswith("#"):
+        return number == 1 and re.fullmatch(r"sep=.", start.rstrip("\r\n")) is not None
     error = _SPREADSHEET_ERROR.match(start)
     if error:
         raise ValueError(
             f"{label}, line {number}: {error[0]} is not a number; fill or remove what the spreadsheet misses"
         )
-    return start.startswith("#") or (number == 1 and re.fullmatch(r"sep=.", line.strip(" \r\n")) is not None)
+    return True
 
 
 def _is_header(label: str, first: _Record, second: _Record | None, header: str) -> bool:
