@@ -78,11 +78,11 @@ def test_indices_of_pandas_are_no_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [True, False])
-@pytest.mark.parametrize("second", [["x", "y"], [0, 1]])
-def test_two_lines_of_names_are_refused(second: list, index: bool, tmp_path: Path) -> None:
-    columns = pd.MultiIndex.from_product([["a"], second])
+@pytest.mark.parametrize("levels", [[["a"], ["x", "y"]], [["a"], [0, 1]], [["a", "b"], [7]]])
+def test_two_lines_of_names_are_refused(levels: list, index: bool, tmp_path: Path) -> None:
+    columns = pd.MultiIndex.from_product(levels)
     pd.DataFrame(NUMBERS[:, :2], columns=columns).to_csv(tmp_path / "x.csv", index=index)
-    with pytest.raises(ValueError, match=r"is not a number|has no name|repeat themselves"):
+    with pytest.raises(ValueError, match=r"is not a number|has no name|is whole as no other"):
         read(tmp_path / "x.csv")
 
 
@@ -214,7 +214,7 @@ TEXTS = [
     # A first line that looks like numbers in other words is no line of names.
     *((f"{cell}\n1.5\n2.5\n", "numbers that are missing or written in another way") for cell in (
         "NA", "null", "-", "True", '"1,234.50"', "1.234.567", "1 234", "\u22121.5", "1.5D+03", "1+2i", "$5.00", "(5.0)",
-        "5 €",
+        "5 €", "0x10",
     )),
     *((f"{name}\n1.5\n2.5\n", [[1.5], [2.5]]) for name in (
         "Na", "x1", "2nd", "5%", "2020-01-01", "01.02.2020", "10:30", "3D", "q0.5", "1_1",
@@ -222,6 +222,10 @@ TEXTS = [
     # Names of numbers: steps that are equal as nowhere below.
     ("400.0,402.0,404.0,406.0\n0.1,0.15,0.2,0.17\n", "is equally spaced as no other"),
     ("400,402,404,406\n1,5,2,7\n", "is equally spaced as no other"),
+    ("0.0,0.1,0.2\n1,5,2\n2.5,5,2\n", "is equally spaced as no other"),
+    ("0.2,0.1,0.0\n1,5,2\n2.5,5,2\n", [[0.2, 0.1, 0], [1, 5, 2], [2.5, 5, 2]]),
+    ("7\n0.1\n0.2\n", "its first line (7) may be names"),
+    ("-7\n0.1\n0.2\n", [[-7], [0.1], [0.2]]),
     ("1,2,3\n5,1,1\n7,4,4\n", "may be names"),
     ("0.0,0.1,0.2,0.3\n0.0,0.2,0.4,0.6\n1,5,2,7\n", [[0, 0.1, 0.2, 0.3], [0, 0.2, 0.4, 0.6], [1, 5, 2, 7]]),
     ("1.5,1.5,1.5,1.5\n1,5,2,7\n", [[1.5, 1.5, 1.5, 1.5], [1, 5, 2, 7]]),
@@ -230,10 +234,12 @@ TEXTS = [
     ("a,,b\n1,2,3\n", "column 2 has no name in line 1"),
     ("patient_id,a\n1,1.5\n2,2.5\n3,3.5\n", "counts the lines and may be an index"),
     ("i,a\n0,1.5\n1,2.5\n2,3.5\n", "counts the lines and may be an index"),
+    ("x,y\n1,2\n0.5,3\n", [[1, 2], [0.5, 3]]),
     ("year,a\n2019,1.5\n2020,2.5\n2021,3.5\n", [[2019, 1.5], [2020, 2.5], [2021, 3.5]]),
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*counts the lines and is taken as data")
 @pytest.mark.parametrize(("content", "outcome"), TEXTS, ids=[content for content, _ in TEXTS])
 def test_what_could_be_two_tables_is_refused_and_what_cannot_is_read(
     content: str, outcome: list | str, tmp_path: Path
@@ -244,6 +250,14 @@ def test_what_could_be_two_tables_is_refused_and_what_cannot_is_read(
             read(path)
     else:
         np.testing.assert_array_equal(read(path), outcome)
+
+
+def test_a_column_that_counts_is_said(tmp_path: Path) -> None:
+    path = text(tmp_path, ",t,a\np,0,1.5\nq,1,2.5\nr,2,3.5\n")
+    with pytest.warns(RuntimeWarning, match=r"its first column, 't', counts the lines and is taken as data"):
+        assert read(path).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"its first column, 'id', counts the lines and may be an index"):
+        read(text(tmp_path, ",id,a\np,0,1.5\nq,1,2.5\nr,2,3.5\n"))
 
 
 def test_the_setting_decides(tmp_path: Path) -> None:

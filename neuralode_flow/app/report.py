@@ -19,8 +19,6 @@ import xarray as xr
 
 from ..figures import FIGURES, Movie, describe
 from ..files import atomic_write
-from ..studies import STUDIES
-from ..studies.orders import local_orders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,6 +103,8 @@ def write_report(
 
 def question(study: str) -> str:
     """What a study answers."""
+    from ..studies import STUDIES  # which need torch: pages of sweeps do not
+
     return STUDIES[study].question if study in STUDIES else ""
 
 
@@ -189,6 +189,8 @@ def _floor(dataset: xr.Dataset) -> float:
 
 def _depth_table(depths: np.ndarray, columns: list[str], errors: np.ndarray, floor: float) -> str:
     """`errors` is `(depth, column)`; there is no order where an error is only the solver's own."""
+    from ..studies.orders import local_orders  # as for the question
+
     orders = np.full(errors.shape, np.nan)
     for column in range(len(columns)):
         orders[1:, column] = local_orders(depths, errors[:, column])

@@ -55,7 +55,7 @@ def test_a_whole_run_is_one_whatever_its_streams_are(
     assert len(ended.stderr.splitlines()) == bool(err)
 
 
-@pytest.mark.parametrize("command", ["neuralode_flow", "neuralode_flow.app.plot S"])
+@pytest.mark.parametrize("command", ["neuralode_flow", "neuralode_flow.app.plot S", "neuralode_flow.app.collect S"])
 def test_a_folder_that_is_gone_is_said(tmp_path: Path, command: str) -> None:
     (tmp_path / "gone").mkdir()
     ended = shell(tmp_path / "gone", f"rmdir ../gone; $PY -m {command}")

@@ -1,0 +1,79 @@
+"""What a cell of a table in text is: a number, perhaps with a decimal comma, one in other words, or a name."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+# Numbers written in other ways, and what stands for one that is missing: a line of these alone may hold no names.
+_GROUPED = r"0[xX][\da-fA-F]+|\d{1,3}(?:[.,'\u2019\s]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?(?:[eEdD][+-]?\d+)?"
+_SPOILT = re.compile(rf"\(?[+\-\u2212\u2013]?[$€£¥]?\s*(?:{_GROUPED})(?:\s*[$€£¥]|[+-].*[ij])?\)?")
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "missing", "-", "--", ".", "?"}
+_LOGICAL = {"TRUE", "True", "true", "FALSE", "False", "false"}
+
+
+class Commas:
+    """Decimal commas, as long as they can be nothing else."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._place, self._sure = label, "", False
+
+    def number(self, line: int, column: int, cell: str) -> float:
+        self._place = self._place or f"line {line}, column {column}: {cell!r}"
+        self._sure = self._sure or not _THOUSANDS.fullmatch(cell)
+        return float(cell.replace(",", "."))
+
+    def check(self, points: bool) -> None:
+        if self._place and points:
+            raise ValueError(f"{self._label}, {self._place} has a decimal comma, but others have points; use points")
+        if self._place and not self._sure:
+            raise ValueError(
+                f"{self._label}, {self._place} could have a decimal comma or one between thousands, as all could; "
+                f"write points"
+            )
+
+
+def numbers_of(cells: list[str]) -> list[float] | None:
+    """The numbers of a line where all is well, else None."""
+    try:
+        numbers = list(map(float, cells))
+    except ValueError:
+        return None
+    return numbers if math.isfinite(sum(numbers)) and not any("_" in cell for cell in cells) else None
+
+
+def number_of(label: str, line: int, column: int, cell: str, commas: Commas) -> float:
+    """The number of one cell; ValueError, which says where it stands, if it has none or no finite one."""
+    place = f"{label}, line {line}, column {column}"
+    if _DECIMAL_COMMA.fullmatch(cell):
+        return commas.number(line, column, cell)
+    if not is_number(cell):
+        what = f"{cell[:60]!r} is not a number" if cell else "the cell is empty"
+        raise ValueError(f"{place}: {what}; write numbers such as -1.5e3 between commas, semicolons or tabs")
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError(f"{place}: {cell!r} is not finite; fill or remove NaN and infinite entries")
+    return value
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number as Python writes it, or one with a decimal comma."""
+    if "_" in cell:  # Python reads 1_000; a table should not
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return _DECIMAL_COMMA.fullmatch(cell) is not None
+    return True
+
+
+def is_spoilt(cell: str) -> bool:
+    """Whether a cell that is no number looks like one in other words, or like one that is missing."""
+    return cell in _MISSING | _LOGICAL or _SPOILT.fullmatch(cell) is not None
+
+
+def is_whole(cell: str) -> bool:
+    """Whether a cell has digits alone, and perhaps a sign."""
+    return cell.removeprefix("-").removeprefix("+").isdecimal()
