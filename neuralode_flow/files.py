@@ -21,6 +21,10 @@ except ImportError:  # Windows: no locks, so that a second run on a folder is no
     fcntl = None  # type: ignore[assignment]
 
 
+# A pipe does not make the program wait. Windows has none of these but the last.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of `path` when the block ends well, else it is removed.
@@ -56,32 +60,55 @@ def _prefix(path: Path) -> str:
 
 
 @contextmanager
-def opened(label: str, path: Path) -> Iterator[BinaryIO]:
+def opened(label: str, path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
     """A regular file, open for reading; whatever else has the name is refused, and a pipe is never waited for.
+
+    Parameters
+    ----------
+    label : str
+        Begins every message.
+    path : Path
+        Folders on the way to the file may be links.
+    follow : bool
+        Whether the file itself may be one.
 
     Raises
     ------
     FileNotFoundError
-        If there is none; the message begins with `label`.
+        If there is none.
     ValueError
         If it is no regular file, or cannot be opened.
     """
+    check_regular(label, path, follow=follow)  # to open a device can already move it
+    with _said(label):
+        handle = os.open(path, _FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
+    with os.fdopen(handle, "rb") as stream:
+        _refuse_irregular(label, os.fstat(handle).st_mode)  # another may have taken its place since
+        yield stream
+
+
+def check_regular(label: str, path: Path, *, follow: bool = True) -> None:
+    """Raises what `opened` does unless there is a regular file."""
+    with _said(label):
+        mode = path.stat(follow_symlinks=follow).st_mode
+    _refuse_irregular(label, mode)
+
+
+@contextmanager
+def _said(label: str) -> Iterator[None]:
     try:
-        refuse_irregular(label, path.stat().st_mode)  # to open a device can already move it
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{label} does not exist; check the path") from error
     except OSError as error:
         raise ValueError(f"{label} cannot be read: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as stream:
-        refuse_irregular(label, os.fstat(handle).st_mode)  # another may have taken its place since
-        yield stream
 
 
-def refuse_irregular(label: str, mode: int) -> None:
-    """Raises ValueError unless `mode` is that of a regular file."""
+def _refuse_irregular(label: str, mode: int) -> None:
     if stat.S_ISREG(mode):
         return
+    if stat.S_ISLNK(mode):
+        raise ValueError(f"{label} is a link, which is not followed; put the file itself there")
     kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     raise ValueError(f"{label} is {kinds.get(stat.S_IFMT(mode), 'a device')}; give a regular file")
 

@@ -9,18 +9,16 @@ import json
 import math
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .files import opened
+
 MOST_BYTES = 256 * 1024  # of a config or a record; ours have a few thousand
 _DEEPEST = 32  # lists and mappings inside one another
 _MOST_DIGITS = 20  # of an integer: 64 bits
-
-# A FIFO does not make the program wait, and a link that took the file's place is not followed. Windows has neither.
-_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 
 def read_plain(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
@@ -41,37 +39,15 @@ def read_plain(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         If it is a link, a folder, a pipe or a device, is too long, or cannot be read; the message says which.
     """
     try:
-        check_kind(path)
-        with os.fdopen(os.open(path, _FLAGS), "rb") as stream:
-            status = os.fstat(stream.fileno())
-            check_kind(path, status)  # again: it may have been replaced
-            if status.st_size > most_bytes:
-                raise ValueError(f"{path} has {status.st_size} bytes, more than the {most_bytes} that are read")
+        with opened(str(path), path, follow=False) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > most_bytes:
+                raise ValueError(f"{path} has {size} bytes, more than the {most_bytes} that are read")
             return stream.read(most_bytes)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def check_kind(path: Path, status: os.stat_result | None = None) -> None:
-    """Raises ValueError unless `path` is a regular file, by itself or by what fstat says of the open one.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is a link, a folder, a pipe or a device.
-    """
-    try:
-        status = status or path.lstat()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing") from error
-    if stat.S_ISLNK(status.st_mode):
-        raise ValueError(f"{path} is a link, which is not followed; put the file itself there")
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is not a file")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:

@@ -125,7 +125,7 @@ FAULTS = [
           "time/test_checkpoint.py"),
     Fault("a curve under the pointer has an area", "app/page/page.css",
           ".chart svg { fill: none; }", ".chart svg { }", "app/test_report_in_browser.py"),
-    Fault("the index of pandas is data", "problems/text.py",
+    Fault("the index of pandas is data", "problems/names.py",
           'return below > 1 and names.cells[0] == ""', "return False", "test_tables.py"),
     Fault("results.nc may lead to other files", "results.py",
           "if not isinstance(file.get(name, getlink=True), h5py.HardLink):", "if False:", "test_files.py"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from neuralode_flow import untrusted
+from neuralode_flow import files, untrusted
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_nothing_but_a_regular_file_of_a_small_size_is_read(tmp_path):
     assert untrusted.read_plain(small) == b"ok"
     for path, reason in (
         (long, "more than"),
-        (pipe, "is not a file"),
+        (pipe, "is a named pipe"),
         (link, "is a link"),
-        (tmp_path, "is not a file"),
+        (tmp_path, "is a directory"),
     ):
         with pytest.raises(ValueError, match=reason):
             untrusted.read_plain(path)
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is a device"):
         untrusted.read_plain(Path("/dev/zero"))
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         untrusted.read_plain(tmp_path / "nowhere")
@@ -65,14 +65,14 @@ def test_nothing_but_a_regular_file_of_a_small_size_is_read(tmp_path):
 def test_a_link_that_takes_the_place_of_a_file_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "file").write_text("ok")
-    look = untrusted.check_kind
+    look = files.check_regular
 
-    def swap(path, status=None):
-        look(path, status)
+    def swap(label, path, **how):
+        look(label, path, **how)
         path.unlink()
         path.symlink_to(tmp_path / "secret")
 
-    monkeypatch.setattr(untrusted, "check_kind", swap)
+    monkeypatch.setattr(files, "check_regular", swap)
     with pytest.raises(ValueError, match="cannot be read"):
         untrusted.read_plain(tmp_path / "file")
 

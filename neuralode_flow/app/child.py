@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..parent import end_with_parent
 from .errors import Stop, complain
-from .runfolder import FAILED, InUseElsewhere, record_failure
+from .records import FAILED
+from .runfolder import InUseElsewhere, record_failure
 
 Work = Callable[[], None]
 

@@ -30,8 +30,9 @@ from ..studies import STUDIES
 from ..studies.base import Clock, Study
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
+from .records import SUMMARY
 from .report import Drawn, write_report
-from .runfolder import CHECKPOINTS, SUMMARY, ended, has_saved, held
+from .runfolder import CHECKPOINTS, ended, has_saved, held
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")

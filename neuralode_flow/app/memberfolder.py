@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import xarray as xr
 
 from .. import results
-from ..files import CONFIG
-from ..untrusted import check_kind, parse_yaml, printable, read_json, read_text, read_yaml
+from ..files import CONFIG, check_regular
+from ..untrusted import parse_yaml, printable, read_text, read_yaml
 from .errors import BadInput
-from .runfolder import CHECKPOINTS, FAILED, SUMMARY, flat
+from .records import FAILED, SUMMARY, check_entries, read_failure, read_summary
+from .runfolder import CHECKPOINTS, flat
 
 DAMAGED, UNFINISHED = "damaged: ", "unfinished: "  # how the status of such a member begins
-MOST_ENTRIES = 1000  # in a config or a summary; ours have 40
 MOST_VISITED = 100_000  # files and folders that are looked at in search of members
 DEEPEST = 64  # folders inside one another
 
@@ -101,13 +101,13 @@ def left_by(path: Path) -> Left:
             raise ValueError("it is a link, which is not followed; put the folder itself there")
         settings = _settings(path)
         if os.path.lexists(path / SUMMARY):
-            summary = _summary(path / SUMMARY)
+            summary = read_summary(path / SUMMARY)
             status = summary["status"]
             if status != "ok" and os.path.lexists(path / FAILED):
-                status = _failure(path / FAILED)["reason"]
+                status = read_failure(path / FAILED)["reason"]
             return Left(status, settings, {k: v for k, v in summary.items() if _short(v)}, dataset(path))
         if os.path.lexists(path / FAILED):
-            return Left(_failure(path / FAILED)["reason"], settings)
+            return Left(read_failure(path / FAILED)["reason"], settings)
     except (OSError, ValueError) as error:
         return Left(DAMAGED + str(error).replace(f"{path}{os.sep}", ""), settings)
     return Left(f"{UNFINISHED}it has not ended; the command of the sweep goes on with it", settings)
@@ -125,12 +125,12 @@ def _overridden(lines: Iterable[str]) -> dict[str, Any]:
 def _settings(path: Path) -> dict[str, Any]:
     """The settings of a member: its config, or the overrides of one that failed before it had any."""
     if not os.path.lexists(path / CONFIG) and os.path.lexists(path / FAILED):
-        return _overridden(_failure(path / FAILED)["overrides"])
+        return _overridden(read_failure(path / FAILED)["overrides"])
     config = read_yaml(path / CONFIG)
     if not isinstance(config, dict):
         raise ValueError(f"{path / CONFIG} is damaged: it is no config")
     settings = {key: _storable(value) for key, value in flat(config).items()}
-    _check_entries(path / CONFIG, settings)
+    check_entries(path / CONFIG, settings)
     return settings
 
 
@@ -151,39 +151,8 @@ def _storable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    summary = read_json(path)
-    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
-        raise ValueError(f"{path} is damaged: it has no status")
-    for key, kind, what in (("verdict", str, "text"), ("study", str, "text"), ("seconds", (int, float), "number")):
-        value = summary.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise ValueError(f"{path} is damaged: {key} must be a {what}, got {printable(repr(value), 60)}")
-    _check_entries(path, summary)
-    return summary
-
-
 def _short(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int, float))
-
-
-def _failure(path: Path) -> dict[str, Any]:
-    failure = read_json(path)
-    reason = failure.get("reason") if isinstance(failure, dict) else None
-    if not isinstance(reason, str) or reason in ("", "ok"):
-        raise ValueError(f"{path} is damaged: it has no reason")
-    lines = failure.get("overrides")
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"{path} is damaged: it has no overrides")
-    _check_entries(path, lines)
-    return failure
-
-
-def _check_entries(path: Path, entries: Sized) -> None:
-    if len(entries) > MOST_ENTRIES:
-        raise ValueError(
-            f"{path} is damaged: it has {len(entries)} entries, more than the {MOST_ENTRIES} that are read"
-        )
 
 
 def dataset(run: Path) -> xr.Dataset:
@@ -203,7 +172,7 @@ def dataset(run: Path) -> xr.Dataset:
     """
     folder, file = (run, run / results.FILE) if run.is_dir() else (run.parent, run)
     if os.path.lexists(file):
-        check_kind(file)
+        check_regular(str(file), file, follow=False)
     if os.path.lexists(folder / CONFIG):
         read_text(folder / CONFIG)
     try:

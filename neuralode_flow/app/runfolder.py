@@ -14,11 +14,10 @@ from typing import Any
 from ..files import CONFIG, InUse, atomic_write, locked, remove_remains
 from ..untrusted import parse_yaml, read_json, read_yaml
 from .errors import BadInput
+from .records import FAILED, SUMMARY, status
 from .schema import Job
 
-SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
-FAILED = "failed.json"  # why a member of a sweep has failed
 MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
 _HYDRAS = {"config.yaml", "hydra.yaml", "overrides.yaml"}  # what it writes into hydra.output_subdir
 _LOCK = ".lock"
@@ -176,14 +175,6 @@ def _can_go_on(folder: Path) -> bool:
     return False
 
 
-def status(folder: Path) -> str:
-    """The status in the summary of a run that has ended."""
-    try:
-        return str(read_json(folder / SUMMARY)["status"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{folder / SUMMARY} cannot be read ({type(error).__name__})"
-
-
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a saved config and the present one differ in, as "problem.seed was 0 and is 1"."""
     before, after = flat(saved), flat(now)
@@ -221,19 +212,6 @@ def record_failure(folder: Path, overrides: Sequence[str], reason: str) -> None:
             atomic_write(folder / FAILED, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
         if not has_saved(folder):
             (folder / _LOCK).unlink(missing_ok=True)
-
-
-def failure(folder: Path) -> str | None:
-    """Why the member of a sweep has failed, if it has."""
-    if (folder / SUMMARY).exists():
-        how = status(folder)
-        return None if how == "ok" else f"the study did not run whole: {how}"
-    if not (folder / FAILED).exists():
-        return None
-    try:
-        return str(read_json(folder / FAILED)["reason"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{folder / FAILED} cannot be read ({type(error).__name__})"
 
 
 def in_use(folder: Path) -> bool:

@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
-from .runfolder import FREE, ended, failure, has_saved, in_use, make, place
+from .records import failure
+from .runfolder import FREE, ended, has_saved, in_use, make, place
 from .schema import Job, checked
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another

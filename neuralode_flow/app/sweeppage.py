@@ -14,8 +14,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..figures.overlay import by_setting, overlay, points
-from ..files import CONFIG
-from ..untrusted import check_kind, printable, read_text, read_yaml
+from ..files import CONFIG, check_regular
+from ..untrusted import printable, read_text, read_yaml
 from . import report
 from .collected import Collected
 from .report import REPORT
@@ -103,7 +103,7 @@ def _outcomes(folder: Path, records: Sequence[Mapping[str, Any]], settings: Sequ
 def _is_own(member: Path, name: str) -> bool:
     """Whether a file is there, and in the sweep: neither it nor its folder is a link."""
     try:
-        check_kind(member / name)
+        check_regular(name, member / name, follow=False)
     except (OSError, ValueError):
         return False
     return not member.is_symlink()

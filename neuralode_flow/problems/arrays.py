@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import opened, refuse_irregular
+from ..files import check_regular, opened
 from ..npy import members, read_array
 from .text import HEADERS, read_text
 
@@ -66,7 +66,7 @@ def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
         raise TypeError(f"{name} must be the path of a .npy, .npz or .csv file, got {location!r}; set {name}=PATH")
     try:
         path = Path(location).expanduser()
-        mode = path.stat().st_mode
+        path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{name}={path} does not exist (looked in {path.absolute().parent}); check the path"
@@ -74,7 +74,7 @@ def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a loop, a null character, an unknown user
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is no path that can be read ({reason}), got {str(location)[:60]!r}") from error
-    refuse_irregular(f"{name}={path}", mode)
+    check_regular(f"{name}={path}", path)
     return path
 
 

@@ -91,7 +91,7 @@ UNDRAWN = [
     (["sweep/1"], "sweep/1 cannot be drawn ("),
     (["sweep"], "sweep is a collected sweep; give its members, sweep/*"),
     (["sweep/2"], "sweep/2/config.yaml is a link, which is not followed"),
-    (["sweep/3"], "sweep/3/results.nc is not a file"),
+    (["sweep/3"], "sweep/3/results.nc is a named pipe"),
     (["sweep/4"], "sweep/4/figures is a link, which is not followed; choose a folder with --out"),
 ]
 

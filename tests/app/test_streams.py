@@ -36,7 +36,6 @@ def whole(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("redirection", "environment", "status", "out", "err"),
     [
-        ("", {"PYTHONIOENCODING": "ascii"}, 0, "b = u? ? v?, d = 6", ""),
         ("", ASCII, 0, "b = u? ? v?, d = 6", ""),
         (">/dev/full", {}, 0, "", "No space left on device; the results are in runs/closure/"),
         (">&-", {}, 0, "", "stdout cannot be written to: Bad file descriptor; the results are in runs/closure/"),
