@@ -2,62 +2,32 @@
 
 import pytest
 import torch
+from small import SMALL, dataset
 
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, save
 from neuralode_flow.studies import STUDIES, mixed_regime, strong_imbalance, volume_form
-from neuralode_flow.studies.base import Clock, ProblemSetup
+
+PUBLISHED = [
+    "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
+    "mixed_regime", "deep_completion",
+]  # fmt: skip
 
 
-def clock(horizon=2.0, samples=9, **changes):
-    return Clock(
-        **({"times": torch.linspace(0, horizon, samples), "method": "DOP853", "rtol": 1e-10, "atol": 1e-12} | changes)
-    )
-
-
-def network(dimension, **changes):
-    fields = {name: getattr(clock(**changes), name) for name in ("times", "method", "rtol", "atol")}
-    problem = nf.PROBLEMS["teacher"](dimension=dimension)
-    return ProblemSetup(problem=problem, grid=nf.DepthGrid.gauss(2, 10), depth="collocation", **fields)
-
-
-SMALL = {
-    "residual_scaling": (clock(), {"targets": 3}),
-    "depth_heatmap": (network(3), {"depths": [2, 8, 32, 128, 256], "iterations": 5}),
-    "lazy_to_rich": (clock(rtol=1e-11, atol=1e-13), {"balances": [-20.0, -0.1, 0.0, 0.1, 20.0], "width": 3}),
-    "scalar_blocks": (clock(rtol=1e-11, atol=1e-13), {"depths": [16, 64, 256], "blocks": 4}),
-    "volume_form": (clock(20.0), {"dimension": 4}),
-    "strong_imbalance": (network(2), {"depths": [16, 32, 64], "strengths": [0.0, 2.0], "network_depth": 4}),
-    "mixed_regime": (
-        clock(3.0, rtol=1e-7, atol=1e-9),
-        {"dimension": 6, "rank": 2, "products": [0.1, 1.0], "widths": [200, 800, 3200], "repeats": 6},
-    ),
-    "deep_completion": (
-        clock(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
-        {"dimension": 8, "rank": 1, "depths": [2, 3], "observations": [32], "members": 2},
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def datasets():
-    return {name: STUDIES[name].run(setup, **options) for name, (setup, options) in SMALL.items()}
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_claim_of_each_figure_holds(name, datasets):
-    summary = STUDIES[name].summarise(datasets[name])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_claim_of_each_figure_holds(name):
+    summary = STUDIES[name].summarise(dataset(name))
     assert summary["status"] == "ok"
     assert summary["passed"], summary["verdict"]
     assert summary["error"] <= summary["bound"]
     assert {"figure", "claim", "published", "measured", "check", "verdict", "problem"} <= set(summary)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_each_figure_is_drawn_from_its_dataset(name, datasets, tmp_path):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_figure_is_drawn_from_its_dataset(name, tmp_path):
     from neuralode_flow import results
 
-    results.write(tmp_path / "results.nc", datasets[name])
+    results.write(tmp_path / "results.nc", dataset(name))
     for stem, figure in FIGURES[name](nf.open(tmp_path)).items():
         assert all(path.stat().st_size > 1000 for path in save(figure, tmp_path / stem))
         assert FIGURES[name].captions[stem].endswith(".")
@@ -67,7 +37,7 @@ def test_a_layer_rule_of_another_order_would_not_pass(monkeypatch):
     from neuralode_flow.studies import residual_scaling
 
     monkeypatch.setattr(residual_scaling, "FiniteFlow", lambda depth, loss: nf.FiniteFlow(depth, loss, "cayley"))
-    setup, options = SMALL["residual_scaling"]
+    setup, options = SMALL["residual_scaling"]()
     assert not STUDIES["residual_scaling"].summarise(residual_scaling.run(setup, **options))["passed"]
 
 

@@ -1,0 +1,61 @@
+"""Every study as small as its claim still holds; a study is run once in each process that asks for it."""
+
+from functools import cache
+
+import torch
+
+import neuralode_flow as nf
+from neuralode_flow.studies import STUDIES
+from neuralode_flow.studies.base import Clock, ProblemSetup, Setup, SystemSetup
+
+
+def clock(horizon=2.0, samples=9, **changes):
+    return Clock(
+        **({"times": torch.linspace(0, horizon, samples), "method": "DOP853", "rtol": 1e-10, "atol": 1e-12} | changes)
+    )
+
+
+def network(dimension, initial=None, panels=2, order=10, **changes):
+    fields = {name: getattr(clock(**changes), name) for name in ("times", "method", "rtol", "atol")}
+    fields["problem"] = nf.PROBLEMS["teacher"](dimension=dimension)
+    fields |= {"grid": nf.DepthGrid.gauss(panels, order), "depth": "collocation"}
+    if initial is None:
+        return ProblemSetup(**fields)
+    return Setup(**fields, initial=nf.INITIALS[initial](fields["problem"].z0))
+
+
+def system(name, **changes):
+    fields = {field: getattr(clock(**changes), field) for field in ("times", "method", "rtol", "atol")}
+    return SystemSetup(system=nf.SYSTEMS[name](), **fields)
+
+
+SMALL = {
+    "residual_scaling": lambda: (clock(), {"targets": 3}),
+    "depth_heatmap": lambda: (network(3), {"depths": [2, 8, 32, 128, 256], "iterations": 5}),
+    "lazy_to_rich": lambda: (
+        clock(rtol=1e-11, atol=1e-13),
+        {"balances": [-20.0, -0.1, 0.0, 0.1, 20.0], "width": 3},
+    ),
+    "scalar_blocks": lambda: (clock(rtol=1e-11, atol=1e-13), {"depths": [16, 64, 256], "blocks": 4}),
+    "volume_form": lambda: (clock(20.0), {"dimension": 4}),
+    "strong_imbalance": lambda: (network(2), {"depths": [16, 32, 64], "strengths": [0.0, 2.0], "network_depth": 4}),
+    "mixed_regime": lambda: (
+        clock(3.0, rtol=1e-7, atol=1e-9),
+        {"dimension": 6, "rank": 2, "products": [0.1, 1.0], "widths": [200, 800, 3200], "repeats": 6},
+    ),
+    "deep_completion": lambda: (
+        clock(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
+        {"dimension": 8, "rank": 1, "depths": [2, 3], "observations": [32], "members": 2},
+    ),
+    "conservation_laws": lambda: (clock(), {"networks": 2}),
+    "closure": lambda: (system("single_neuron", horizon=1.0, samples=5), {}),
+    "convergence": lambda: (network(2, "relaxed_balanced", samples=3), {"depths": [4, 8, 16], "workers": 1}),
+    "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
+    "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),
+}
+
+
+@cache
+def dataset(name):
+    setup, options = SMALL[name]()
+    return STUDIES[name].run(setup, **options)
