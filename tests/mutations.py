@@ -89,7 +89,7 @@ FAULTS = [
           "return torch.where(self.mask, z - self.target, 0.0)", "return z - self.target", "test_losses.py"),
     Fault("derivatives of losses are not looked at", "time/integrate.py",
           "        check_derivatives(flow.loss, z.detach())\n", "        pass\n", "test_losses.py"),
-    Fault("two errors make an order", "studies/orders.py",
+    Fault("two errors make an order", "orders.py",
           "LEAST_POINTS, LEAST_WITH_ONE_OUT = 3, 4", "LEAST_POINTS, LEAST_WITH_ONE_OUT = 2, 3",
           "studies/test_orders.py"),
     Fault("a contradicted order leaves the status ok", "studies/convergence.py",

@@ -7,7 +7,7 @@ import torch
 from cases import all_losses, distance, generator, positive_matrix, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
-from neuralode_flow.studies.orders import local_orders
+from neuralode_flow.orders import local_orders
 
 TIMES = torch.linspace(0, 2, 6)
 

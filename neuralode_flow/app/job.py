@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from .. import results
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
+from ..finding import finite, plain
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS
 from ..problems import PROBLEMS
@@ -79,13 +79,14 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
             with _warned(said), _failing("the study stopped"), terminal.progress() as report:
                 dataset = study.run(setup, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
+                finding = study.finding(dataset)
                 summary = record(study, dataset, started) | {"warnings": said}
                 write(folder, job, dataset, summary, command)
-    terminal.show(setup.title, summary, folder)
-    if summary["status"] != "ok":
+    terminal.show(finding.problem or setup.title, finding, folder)
+    if finding.status != "ok":
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)
-        raise StudyFailed(f"the study did not run whole: {summary['status']}")
+        raise StudyFailed(f"the study did not run whole: {finding.status}")
     return folder
 
 
@@ -162,7 +163,7 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
     """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     summary = study.summarise(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
-    return {key: _json(value) for key, value in summary.items()}
+    return finite(plain(summary))
 
 
 def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
@@ -243,16 +244,3 @@ def _failing(what: str) -> Iterator[None]:
         if is_memory(error):
             raise StudyFailed(f"{what}: memory ran out: {first_line(error)}") from error
         raise StudyFailed(f"{what}: {type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)") from error
-
-
-def _json(value: Any) -> Any:
-    """`value` in the types that JSON has; arrays and NumPy numbers become lists and numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -19,20 +19,13 @@ import xarray as xr
 
 from ..figures import FIGURES, Movie, describe
 from ..files import atomic_write
+from ..finding import ErrorTable, Finding
+from ..orders import Order, local_orders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
-
-# The errors of the reference itself, of whatever study.
-REFERENCE_ERRORS = ("error_reference", "error_grid", "error_time")
-
-EDGES = {
-    "error_richardson": "Richardson 2z_2L − z_L, Euler",
-    "error_finite_square": "finite network – its intrinsic flow",
-    "error_intrinsic_depth": "intrinsic flow of L layers – limit",
-}
 
 _PARTS = resources.files(__package__) / "page"
 
@@ -80,23 +73,23 @@ def write_report(
     -------
     Path of the page.
     """
-    study, status = str(summary.get("study", "")), str(summary.get("status", "ok"))
+    finding = Finding.of(dataset) if Finding.stated(dataset) else Finding.from_record(summary)
+    study, status = finding.study, finding.status
     captions = FIGURES[study].captions if study in FIGURES else {}
     sections = {
-        "Key numbers": _key_numbers(summary, dataset),
-        "Criteria": f"<pre>{escape(dataset.attrs['evidence'])}</pre>" if "evidence" in dataset.attrs else "",
+        "Key numbers": _key_numbers(summary, finding),
+        **{title: f"<pre>{escape(note)}</pre>" for title, note in finding.notes.items()},
         "Figures": "".join(
             figure(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()
         ),
-        "Errors by depth": _errors_by_depth(dataset, "error_z") if "rule" in dataset.coords else "",
-        "The other edges of the square": _edges(dataset) if "rule" in dataset.coords else "",
+        **{table.title: _errors(table) for table in finding.tables},
         "Repeat this run": f"<pre>{escape(command)}</pre>",
         "Config": f"<pre>{escape(config_yaml)}</pre>",
         "Versions": table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
     }
     path = folder / REPORT
-    title = f"{study.capitalize()}: {dataset.attrs.get('problem', '')}".strip(": ")
-    verdict = _verdict(status, str(summary.get("verdict") or ""))
+    title = f"{study.capitalize()}: {finding.problem}".strip(": ")
+    verdict = _verdict(status, finding.verdict)
     atomic_write(path, page(title, verdict, status == "ok", question(study), sections))
     return path
 
@@ -135,71 +128,41 @@ def _verdict(status: str, verdict: str) -> str:
     return verdict if status == "ok" or status in verdict else f"{status}. {verdict}"
 
 
-def _key_numbers(summary: Mapping[str, Any], dataset: xr.Dataset) -> str:
+def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> str:
     """Each number with its own error beside it."""
-    rows = (
-        [_order_row(dataset, rule) for rule in dataset["rule"].values.tolist()]
-        if {"order", "rule"} <= set(dataset.variables)
-        else []
-    )
-    for name in REFERENCE_ERRORS:
-        if name in dataset:
-            what = dataset[name].attrs.get("long_name", name)
-            rows.append([f"reference: {what}", _number(float(dataset[name].max())), "sup over time, Frobenius norm"])
-    checks: dict[str, float] = {}
-    if "bound" in summary:
-        checks = summary.get("errors") or {summary["check"]: summary["error"]}
-        rows += [[what, _number(error), f"bound {summary['bound']:.0e}"] for what, error in checks.items()]
-    if summary.get("law_drift") is not None and not any("drift" in what for what in checks):
-        rows.append(["drift of the conserved quantity", _number(summary["law_drift"]), "0 in exact arithmetic"])
+    rows = [_order_row(order) for order in finding.orders]
+    for check in finding.checks:
+        rows.append([check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))])
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])
     return table(rows, head=["", "value", "error, norm"], numeric={1})
 
 
-def _order_row(dataset: xr.Dataset, rule: str) -> list[str]:
-    order, spread = (float(dataset[name].sel(rule=rule)) for name in ("order", "order_spread"))
-    return [
-        f"order of {rule} in 1/L",
-        f"{order:.3f}" if math.isfinite(order) else "–",
-        f"± {_number(spread)} over the straight part" if math.isfinite(spread) else "",
-    ]
+def _order_row(order: Order) -> list[str]:
+    known = [f"± {_number(order.spread)} over the straight part"] if math.isfinite(order.spread) else []
+    known += [f"expected {order.expected:g}"] if math.isfinite(order.expected) else []
+    return [f"order of {order.rule}", f"{order.value:.3f}" if math.isfinite(order.value) else "–", ", ".join(known)]
 
 
-def _errors_by_depth(dataset: xr.Dataset, name: str) -> str:
-    """A column for each rule; beside each error the local order from the depth before."""
-    depths, rules = dataset["depth"].values, dataset["rule"].values.tolist()
-    errors = dataset[name].transpose("depth", "rule").values
-    note = "<p>Errors of z over training time, with the order from the depth before in small print.</p>"
-    return note + _depth_table(depths, rules, errors, _floor(dataset))
+def _errors(errors: ErrorTable) -> str:
+    """A column for each label; beside each error the local order from the depth before."""
+    note = f"<p>{escape(errors.what)}, with the order from the depth before in small print.</p>" if errors.what else ""
+    values = np.array([[math.nan if e is None else e for e in column] for column in errors.errors.values()]).T
+    return note + _depth_table(errors, values)
 
 
-def _edges(dataset: xr.Dataset) -> str:
-    names = [name for name in EDGES if name in dataset]
-    if not names:
-        return ""
-    errors = np.stack([dataset[name].values for name in names], axis=1)
-    return _depth_table(dataset["depth"].values, [EDGES[name] for name in names], errors, _floor(dataset))
-
-
-def _floor(dataset: xr.Dataset) -> float:
-    return float(dataset.attrs.get("floor", 0.0))
-
-
-def _depth_table(depths: np.ndarray, columns: list[str], errors: np.ndarray, floor: float) -> str:
+def _depth_table(table_of: ErrorTable, errors: np.ndarray) -> str:
     """`errors` is `(depth, column)`; there is no order where an error is only the solver's own."""
-    from ..studies.orders import local_orders  # as for the question
-
     orders = np.full(errors.shape, np.nan)
-    for column in range(len(columns)):
-        orders[1:, column] = local_orders(depths, errors[:, column])
-    orders[errors <= floor] = np.nan
+    for column in range(errors.shape[1]):
+        orders[1:, column] = local_orders(np.array(table_of.depths), errors[:, column])
+    orders[errors <= table_of.floor] = np.nan
     rows = [
         [str(depth), *(Html(_cell(e, p)) for e, p in zip(*line, strict=True))]
-        for depth, *line in zip(depths.tolist(), errors, orders, strict=True)
+        for depth, *line in zip(table_of.depths, errors, orders, strict=True)
     ]
-    return table(rows, head=["L", *columns], numeric=range(len(columns) + 1))
+    return table(rows, head=["L", *table_of.errors], numeric=range(errors.shape[1] + 1))
 
 
 def _cell(error: float, order: float) -> str:

@@ -83,32 +83,8 @@ def reproduced(name: str, out: Path) -> Row:
     return row(name, json.loads(summaries[-1].read_text(encoding="utf-8")), seconds)
 
 
-# What the commuting square must show: orders in 1/L within ORDER, the limit within LIMIT.
-_ORDERS = {"euler": 1, "rk2": 2, "cayley": 2, "exp": 2}
-_ORDER, _LIMIT = 0.05, 1e-8
-
-
-def _square(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The convergence study as a claim."""
-    orders, error = summary["orders"], summary["reference_error"]
-    found = [(orders.get(rule), order) for rule, order in _ORDERS.items()]
-    close = all(measured is not None and abs(measured - order) <= _ORDER for measured, order in found)
-    return {
-        **summary,
-        "figure": "own",
-        "claim": "networks tend to the continuous model at order 1 (Euler) or 2, and z follows the intrinsic limit",
-        "published": None,
-        "measured": orders,
-        "error": error,
-        "bound": _LIMIT,
-        "passed": close and error <= _LIMIT,
-    }
-
-
 def row(name: str, summary: Mapping[str, Any], seconds: float) -> Row:
     """The line of a run."""
-    if summary["study"] == "convergence":
-        summary = _square(summary)
     passed = summary.get("passed") and summary["status"] == "ok"
     return Row(
         experiment=name,

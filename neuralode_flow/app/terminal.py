@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..finding import ErrorTable, Finding
+from ..orders import Order
 from ..time.progress import bar
 from .streams import results_told
 
@@ -33,35 +35,34 @@ def finished(folder: Path) -> None:
         Console().print(Text(f"this run is finished: {folder}"), soft_wrap=True)
 
 
-def show(title: str, summary: Mapping[str, Any], folder: Path) -> None:
-    """Prints the record of a run: errors by depth and rule with their orders, the checks, the verdict, the folder."""
+def show(title: str, finding: Finding, folder: Path) -> None:
+    """Prints what a run has found: its tables of errors with their orders, the checks, the verdict, the folder."""
     with results_told(folder):
         console = Console(highlight=False)
         console.print(Text(title, style="bold"))
-        if summary.get("errors") and summary.get("depths"):
-            console.print("error of the end-to-end map, sup over the output times:")
-            console.print(_errors_table(summary))
-        for name in ("reference_error", "law_drift"):
-            if name in summary:
-                console.print(f"{name.replace('_', ' ')}: {_number(summary[name])}")
-        if summary.get("verdict"):
-            console.print(Text(summary["verdict"], style="bold green" if summary["status"] == "ok" else "bold red"))
+        for table in finding.tables[:1]:  # the report has all of them
+            console.print(f"{table.what}:")
+            console.print(_errors(table, finding.orders))
+        for check in finding.checks:
+            bound = "" if check.bound is None else f" ({check.said_bound})"
+            console.print(Text(f"{check.name}: {_number(check.error)}{bound}"))
+        if finding.verdict:
+            console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
         # A path is printed as it is, on one line, to be copied.
         console.print(Text(f"{folder}"), soft_wrap=True)
 
 
-def _errors_table(summary: Mapping[str, Any]) -> Table:
-    errors, orders = summary["errors"], summary.get("orders", {})
-    table = Table()
+def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:
+    table, found = Table(), {order.rule: order.value for order in orders}
     table.add_column("depth L", justify="right")
-    for rule in errors:
-        table.add_column(Text(rule), justify="right")
-    for i, depth in enumerate(summary["depths"]):
-        table.add_row(str(depth), *(_number(values[i]) for values in errors.values()))
+    for label in errors.errors:
+        table.add_column(Text(label), justify="right")
+    for i, depth in enumerate(errors.depths):
+        table.add_row(str(depth), *(_number(column[i]) for column in errors.errors.values()))
     table.add_section()
-    table.add_row("order", *(_number(orders.get(rule), ".2f") for rule in errors))
+    table.add_row("order", *(_number(found.get(label), ".2f") for label in errors.errors))
     return table
 
 
 def _number(value: float | None, form: str = ".2e") -> str:
-    return "–" if value is None else format(value, form)
+    return "–" if value is None or not math.isfinite(value) else format(value, form)

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..depth.grid import DepthGrid, Profile
+from ..finding import Finding
 from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
@@ -190,6 +191,11 @@ class SystemSetup(Clock):
         return self.system.title
 
 
+def summarise(dataset: xr.Dataset) -> dict[str, Any]:
+    """The flat record for summary.json of a dataset that states its finding."""
+    return Finding.of(dataset).record()
+
+
 @dataclass(frozen=True)
 class Study:
     """A study by name.
@@ -197,10 +203,11 @@ class Study:
     Attributes
     ----------
     run : callable
-        ``run(setup, *, <own keyword parameters>, progress=None)`` → xarray.Dataset; progress(fraction, what) is called
-        as the work goes on.
+        ``run(setup, *, <own keyword parameters>, progress=None)`` → xarray.Dataset that states a `Finding`;
+        progress(fraction, what) is called as the work goes on.
     summarise : callable
-        The dataset's flat record for summary.json: study, status, verdict, errors, orders.
+        The dataset's flat record for summary.json; by default that of its finding. A study that states none gives one
+        of its own: study, status, verdict, errors, orders.
     setup : type
         The kind of setup that it runs on; it says which groups of the config are read.
     question : str
@@ -208,9 +215,13 @@ class Study:
     """
 
     run: Callable[..., xr.Dataset]
-    summarise: Callable[[xr.Dataset], dict[str, Any]]
+    summarise: Callable[[xr.Dataset], dict[str, Any]] = summarise
     setup: type[Clock] = Setup
     question: str = ""
+
+    def finding(self, dataset: xr.Dataset) -> Finding:
+        """What the study has found."""
+        return Finding.of(dataset) if self.summarise is summarise else Finding.from_record(self.summarise(dataset))
 
 
 def whole(path: Trajectory, what: str) -> Trajectory:

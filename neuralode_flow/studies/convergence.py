@@ -29,11 +29,11 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature, relaxed_balance_defect
+from ..orders import Order, observed_order, relative_noise
 from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Progress, Setup, Study, whole
-from .orders import Order, observed_order, relative_noise
 from .parallel import side_by_side
 from .weights import MOST_NUMBERS, MOST_ROWS, kept, weights
 

@@ -15,10 +15,10 @@ from ..depth.grid import DepthGrid
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..initial import smooth
+from ..orders import observed_order, said
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, ProblemSetup, Progress, Study, whole
-from .orders import observed_order, said
 from .published import claimed, summarise
 
 _ORDER = 0.05

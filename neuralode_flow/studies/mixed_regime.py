@@ -14,9 +14,9 @@ from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import TwoLayer
 from ..losses import Quadratic
+from ..orders import LEAST_POINTS, observed_order, relative_noise, said
 from ..time.integrate import integrate
 from .base import STUDIES, Clock, Progress, Study, whole
-from .orders import LEAST_POINTS, observed_order, relative_noise, said
 from .published import claimed, summarise
 
 _ORDER = 0.1

@@ -15,10 +15,10 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Quadratic
+from ..orders import LEAST_POINTS, observed_order, said
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .base import STUDIES, Clock, Progress, Study, whole
-from .orders import LEAST_POINTS, observed_order, said
 from .published import claimed, summarise
 
 # Errors of one target in the paper's setting, at n = 25, 50, 100, 200.

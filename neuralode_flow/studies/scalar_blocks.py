@@ -13,9 +13,9 @@ from ..checks import count
 from ..flows.factorization import FactorizationFlow
 from ..intrinsic.systems import ClosedFlow
 from ..losses import Quadratic
+from ..orders import observed_order
 from ..time.integrate import integrate
 from .base import STUDIES, Clock, Progress, Study, whole
-from .orders import observed_order
 from .published import claimed, summarise
 
 _ORDER, _BOUND = 0.95, 1e-8

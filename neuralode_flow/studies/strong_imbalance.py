@@ -15,9 +15,9 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
+from ..orders import observed_order, said
 from ..time.integrate import integrate
 from .base import STUDIES, ProblemSetup, Progress, Study, whole
-from .orders import observed_order, said
 from .published import claimed, summarise
 
 # m for ℓ = 1, 2, to the digits that were derived before.

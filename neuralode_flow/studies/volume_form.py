@@ -10,12 +10,14 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..finding import Check, Claim, Finding
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Completion
 from ..time.integrate import integrate
+from ..time.trajectory import Trajectory
+from .axes import arranged, time
 from .base import STUDIES, Clock, Progress, Study
-from .published import claimed, summarise
 
 _BOUND = 1e-10
 
@@ -69,46 +71,49 @@ def run(
         progress(0.0, "infinite depth")
     flow = IntrinsicFlow(Completion(target, mask), LogMean())
     path = integrate(flow, z0, setup.times, **setup.options("limit"))
+    dataset = _dataset(path, target, mask)
+    title = f"Cohen, Menon, Veraszto 2023: a {d} × {d} matrix of rank {rank} completed, {observed:.0%} seen"
+    return _finding(dataset, title, path.status).attached(dataset)
+
+
+def _dataset(path: Trajectory, target: Tensor, mask: Tensor) -> xr.Dataset:
     sigma = torch.linalg.svdvals(path.z)
-    formula = torch.stack([_log_volume(values) for values in sigma])
-    numeric = torch.stack([_log_volume_of_metric(z) for z in path.z])
-    error = float((formula - numeric).abs().max())
     energy = sigma / sigma.sum(-1, keepdim=True)
     hidden = torch.where(mask, 0.0, path.z - target)
     unseen = torch.linalg.matrix_norm(hidden) / torch.linalg.matrix_norm(torch.where(mask, 0.0, target))
-    dataset = xr.Dataset(
+    formula = torch.stack([_log_volume(values) for values in sigma])
+    numeric = torch.stack([_log_volume_of_metric(z) for z in path.z])
+    return arranged(
         {
-            "singular_values": (("time", "mode"), sigma.numpy(), {"long_name": "singular values of z"}),
-            "log_volume": ("time", formula.numpy(), {"long_name": "log volume form, by its formula"}),
-            "log_volume_metric": ("time", numeric.numpy(), {"long_name": "log volume form, from the metric"}),
-            "effective_rank": (
-                "time",
-                torch.exp(torch.special.entr(energy).sum(-1)).numpy(),
-                {"long_name": "effective rank"},
-            ),
-            "loss": ("time", path.loss.numpy(), {"long_name": "loss on the entries that are seen"}),
-            "unseen": ("time", unseen.numpy(), {"long_name": "relative error of the entries that are not seen"}),
+            "singular_values": (("time", "mode"), sigma, "singular values of z"),
+            "log_volume": ("time", formula, "log volume form, by its formula"),
+            "log_volume_metric": ("time", numeric, "log volume form, from the metric"),
+            "effective_rank": ("time", torch.exp(torch.special.entr(energy).sum(-1)), "effective rank"),
+            "loss": ("time", path.loss, "loss on the entries that are seen"),
+            "unseen": ("time", unseen, "relative error of the entries that are not seen"),
         },
-        coords={"time": ("time", path.times.numpy(), {"long_name": "training time t", "units": "flow time"})},
+        [time(path.times)],
     )
-    return claimed(
-        dataset,
+
+
+def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
+    error, last = float(abs(dataset.log_volume - dataset.log_volume_metric).max()), dataset.isel(time=-1)
+    return Finding(
         study="volume_form",
-        figure="F7",
-        title=f"Cohen, Menon, Veraszto 2023: a {d} × {d} matrix of rank {rank} completed, {observed:.0%} seen",
-        claim="√det g times the Jacobian of the singular values is Π σ_i⁻¹ Π |log σ_i² − log σ_j²|",
-        published="identity",
-        measured=error,
-        check="logarithm of the volume form, from the metric against the formula",
-        error=error,
-        bound=_BOUND,
-        passed=error <= _BOUND,
-        verdict=(
-            f"The volume form of the metric is its formula to {error:.1e} along the whole trajectory; the loss falls "
-            f"to {float(path.loss[-1]):.1e}, with an effective rank of {float(dataset.effective_rank[-1]):.2f} and an "
-            f"error of {float(unseen[-1]):.2g} on the entries that are not seen."
+        problem=title,
+        status=status,
+        verdict=f"The volume form of the metric is its formula to {error:.1e} along the whole trajectory; the loss "
+        f"falls to {float(last.loss):.1e}, with an effective rank of {float(last.effective_rank):.2f} and an error of "
+        f"{float(last.unseen):.2g} on the entries that are not seen.",
+        claim=Claim(
+            "√det g times the Jacobian of the singular values is Π σ_i⁻¹ Π |log σ_i² − log σ_j²|",
+            measured=error,
+            published="identity",
+            figure="F7",
         ),
-        status=path.status,
+        checks=(
+            Check("logarithm of the volume form, from the metric against the formula", error, _BOUND, "sup over t"),
+        ),
     )
 
 
@@ -147,8 +152,7 @@ def _log_volume_of_metric(z: Tensor) -> Tensor:
 STUDIES.register("volume_form")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="How does the infinite-depth flow complete a matrix, and what is its volume form along the way?",
     )
 )

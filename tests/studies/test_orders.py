@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuralode_flow.studies.orders import local_orders, observed_order, said
+from neuralode_flow.orders import local_orders, observed_order, said
 
 DEPTHS = np.array([4, 8, 16, 32, 64, 128, 256])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Nearer to the floor than this the floor bends the curve: at 30 it moves a slope over one doubling by at most 0.05.
 ABOVE_FLOOR = 30.0
@@ -34,6 +36,8 @@ class Order(NamedTuple):
     falls : False where the errors have stopped to fall although they are above the floor: there is no convergence.
     last : the larger of the last two local slopes, also where the order is undecided: one error alone makes a slope
         too small on one side of it only.
+    rule : what it is the order of.
+    expected : the order that theory says; NaN where it says none.
     """
 
     value: float
@@ -42,6 +46,8 @@ class Order(NamedTuple):
     reason: str = ""
     falls: bool = True
     last: float = UNDECIDED
+    rule: str = ""
+    expected: float = UNDECIDED
 
     def __str__(self) -> str:
         if self.reason:

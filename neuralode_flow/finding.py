@@ -1,0 +1,237 @@
+"""What a study found, stated once: summary.json, the terminal, the report, reproduce and collect read it from here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import xarray as xr
+
+from .orders import UNDECIDED, Order
+
+_ATTRIBUTE = "finding"  # of a dataset
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says of the numbers.
+
+    Attributes
+    ----------
+    text : str
+    published, measured : number, text, list or dict
+        What is said, and what was found of the same quantity; None where nothing was published.
+    figure : str
+        Where it is said, such as "F1"; "own" for a claim of this library.
+    """
+
+    text: str
+    measured: Any
+    published: Any = None
+    figure: str = "own"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A number that tells how far something is from what it must be.
+
+    Attributes
+    ----------
+    name : str
+        What it is of.
+    error : float
+    bound : float or None
+        The largest error that passes; None for one that is only told.
+    norm : str
+        In which norm, and over what.
+    least : bool
+        The bound is the least value that passes instead.
+    """
+
+    name: str
+    error: float
+    bound: float | None = None
+    norm: str = ""
+    least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it passes; NaN does not."""
+        if self.bound is None:
+            return True
+        return self.error >= self.bound if self.least else self.error <= self.bound
+
+    @property
+    def said_bound(self) -> str:
+        """The bound in words; empty without one."""
+        return "" if self.bound is None else f"{'at least' if self.least else 'bound'} {self.bound:.0e}"
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """Errors by number of layers.
+
+    Attributes
+    ----------
+    title : str
+    depths : list of int
+    errors : dict of str to list of float
+        A column for each label.
+    floor : float
+        Errors down to it are the solver's own.
+    what : str
+        What the errors are of, in one line.
+    """
+
+    title: str
+    depths: list[int]
+    errors: Mapping[str, list[float]]
+    floor: float = 0.0
+    what: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a study found.
+
+    Attributes
+    ----------
+    study : str
+        Its name.
+    problem : str
+        What was studied, in one sentence.
+    status : str
+        "ok", or why the study did not run whole.
+    verdict : str
+        What was found, in one or two sentences with their numbers.
+    claim : Claim, optional
+        What was put to the test.
+    checks : tuple of Check
+        The first with a bound is that of the claim.
+    orders : tuple of Order
+        Observed orders of convergence.
+    tables : tuple of ErrorTable
+    notes : dict of str to str
+        Further text for the report, by its title.
+    numbers : dict
+        Further entries of summary.json.
+    """
+
+    study: str
+    problem: str
+    status: str
+    verdict: str
+    claim: Claim | None = None
+    checks: tuple[Check, ...] = ()
+    orders: tuple[Order, ...] = ()
+    tables: tuple[ErrorTable, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the study ran whole and all its checks hold."""
+        return self.status == "ok" and all(check.holds for check in self.checks)
+
+    def attached(self, dataset: xr.Dataset) -> xr.Dataset:
+        """The dataset with this finding in its attributes."""
+        parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
+        named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
+        return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(plain(parts), ensure_ascii=False)})
+
+    @staticmethod
+    def stated(dataset: xr.Dataset) -> bool:
+        """Whether a dataset states a finding."""
+        return _ATTRIBUTE in dataset.attrs
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> Self:
+        """The finding in the attributes of a dataset.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if not cls.stated(dataset):
+            raise ValueError("the dataset states no finding; its study must return `Finding(…).attached(dataset)`")
+        parts = json.loads(dataset.attrs[_ATTRIBUTE])
+        claim = parts["claim"]
+        return cls(
+            **parts | {
+                "claim": None if claim is None else Claim(**claim),
+                "checks": tuple(Check(**check) for check in parts["checks"]),
+                "orders": tuple(Order(**order) for order in parts["orders"]),
+                "tables": tuple(ErrorTable(**table) for table in parts["tables"]),
+            }
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """That of a study that gives a flat record of its own, with errors and orders by layer rule if it has any."""
+        errors, depths, orders = (plain(record.get(key)) for key in ("errors", "depths", "orders"))
+        told = {key: plain(record[key]) for key in _TOLD if key in record}
+        return cls(
+            study=str(record.get("study", "")),
+            problem=str(record.get("problem", "")),
+            status=str(record.get("status", "ok")),
+            verdict=str(record.get("verdict") or ""),
+            checks=tuple(
+                Check(_TOLD[key][0], math.nan if value is None else value, norm=_TOLD[key][1])
+                for key, value in told.items()
+            ),
+            orders=tuple(
+                Order(UNDECIDED if value is None else value, UNDECIDED, 0, rule=rule)
+                for rule, value in (orders.items() if isinstance(orders, dict) else ())
+            ),
+            tables=(ErrorTable("Errors by depth", depths, errors, what=ERRORS_OF_Z),) if errors and depths else (),
+            numbers=dict(record),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The flat record for summary.json."""
+        claim = self.claim
+        record: dict[str, Any] = {"study": self.study, "status": self.status, "verdict": self.verdict}
+        if self.problem:
+            record["problem"] = self.problem
+        if claim is not None:
+            record |= {"figure": claim.figure, "claim": claim.text, "published": claim.published}
+            record |= {"measured": claim.measured, "passed": self.passed}
+            first = next((check for check in self.checks if check.bound is not None), None)
+            if first is not None:
+                record |= {"check": first.name, "error": first.error, "bound": first.bound}
+        if self.checks:
+            record["checks"] = [asdict(check) for check in self.checks]
+        if self.orders:
+            record["observed_orders"] = [order._asdict() for order in self.orders]
+        return plain(record | dict(self.numbers))
+
+
+ERRORS_OF_Z = "error of the end-to-end map, sup over the output times"
+_TOLD = {
+    "reference_error": ("reference error", "sup over time, Frobenius norm"),
+    "law_drift": ("law drift", "0 in exact arithmetic"),
+}
+
+
+def plain(value: Any) -> Any:
+    """`value` in the types of Python; arrays and NumPy numbers become lists and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for each number that is not finite, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
