@@ -67,7 +67,7 @@ class Check:
     @property
     def said_bound(self) -> str:
         """The bound in words; empty without one."""
-        return "" if self.bound is None else f"{'at least' if self.least else 'bound'} {self.bound:.0e}"
+        return "" if self.bound is None else f"{'at least' if self.least else 'bound'} {self.bound:.3g}"
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class Finding:
             record["problem"] = self.problem
         if claim is not None:
             record |= {"figure": claim.figure, "claim": claim.text, "published": claim.published}
-            record |= {"measured": claim.measured, "passed": self.passed}
-            first = next((check for check in self.checks if check.bound is not None), None)
-            if first is not None:
-                record |= {"check": first.name, "error": first.error, "bound": first.bound}
+            record["measured"] = claim.measured
+        first = next((check for check in self.checks if check.bound is not None), None)
+        if first is not None:
+            record |= {"check": first.name, "error": first.error, "bound": first.bound, "passed": self.passed}
         if self.checks:
             record["checks"] = [asdict(check) for check in self.checks]
         if self.orders:

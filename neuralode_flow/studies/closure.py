@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from ..finding import Check, Finding
 from ..flows.base import Flow
 from ..flows.factorization import FactorizationFlow
 from ..intrinsic import Rank, RecoveredFlow, Report, count_laws, report
@@ -16,6 +19,7 @@ from ..intrinsic.systems import System
 from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
+from .axes import arranged, time
 from .base import STUDIES, Progress, Study, SystemSetup
 
 # A control must be left by this part of ‖z‖.
@@ -66,14 +70,20 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     z = system.phi(theta)
     tell(0.6, "flow of z")
     route, closed = _closed(system, verdicts)
-    end = _from(closed, z[0], path.times, setup, "closed")
-    control = _from(system.control, z[0], path.times, setup, "control")
+    beside = {
+        name: integrate(other, z[0], path.times, **setup.options(name))
+        for name, other in (("closed", closed), ("control", system.control))
+        if other is not None
+    }
     tell(0.9, "identities")
     checks = {name: check(path.times, theta) for name, check in system.checks.items()}
     if system.closed is not None:
         some = theta[:: max(1, len(theta) // _COMPARED)]
         checks[VELOCITY] = closed_velocity_error(system, flow, some)
-    return _dataset(setup, path, theta, z, route, end, control, verdicts, generic, checks)
+    named = {"system": system.name, "source": system.source, "bound": system.bound, "route": route}
+    dataset = _dataset(system, path, theta, z, beside).assign_attrs(named)
+    criteria = _Criteria(verdicts, generic)
+    return _finding(system, dataset, path, beside, criteria, checks).attached(dataset)
 
 
 def _kept(i: int, theta: Tensor) -> Tensor:
@@ -90,77 +100,28 @@ def _closed(system: System, verdicts: Report) -> tuple[str, Flow | None]:
     return NONE, None
 
 
-def _from(flow: Flow | None, z0: Tensor, times: Tensor, setup: SystemSetup, name: str) -> Trajectory | None:
-    if flow is None:
-        return None
-    return integrate(flow, z0, times, **setup.options(name))
-
-
 def _dataset(
-    setup: SystemSetup,
-    path: Trajectory,
-    theta: Tensor,
-    z: Tensor,
-    route: str,
-    closed: Trajectory | None,
-    control: Trajectory | None,
-    verdicts: Report,
-    generic: Rank,
-    checks: dict[str, float],
+    system: System, path: Trajectory, theta: Tensor, z: Tensor, beside: Mapping[str, Trajectory]
 ) -> xr.Dataset:
-    system, T = setup.system, len(path.times)
-    flat = z.reshape(T, -1)
-    values: dict[str, Any] = {
+    flat = z.reshape(len(path.times), -1)
+    variables: dict[str, tuple[Any, ...]] = {
         "theta": (("time", "parameter"), theta),
         "z": (("time", "component"), flat),
         "loss": ("time", path.loss),
         "law_drift": ("time", path.drift),
     }
-    for name, other in (("closed", closed), ("control", control)):
-        if other is not None:
-            there = flat.new_full(flat.shape, torch.nan)
-            there[: len(other.z)] = other.z.reshape(len(other.z), -1)
-            values[f"z_{name}"] = (("time", "component"), there)
-            values[f"distance_{name}"] = ("time", torch.linalg.vector_norm(there - flat, dim=1))
+    for name, other in beside.items():
+        there = flat.new_full(flat.shape, torch.nan)
+        there[: len(other.z)] = other.z.reshape(len(other.z), -1)
+        variables[f"z_{name}"] = (("time", "component"), there)
+        variables[f"distance_{name}"] = ("time", torch.linalg.vector_norm(there - flat, dim=1))
     for name, quantity in system.observe.items():
         seen = torch.stack([quantity(point) for point in theta])
-        values[name] = (("time", *(f"{name}_{i}" for i in range(seen.ndim - 1))), seen)
+        variables[name] = (("time", *(f"{name}_{i}" for i in range(seen.ndim - 1))), seen, name)
     for name, fact in system.facts.items():
         if isinstance(fact, Tensor):
-            values[name] = (tuple(f"{name}_{i}" for i in range(fact.ndim)), fact)
-    dataset = xr.Dataset(
-        {name: (axes, value.detach().cpu().numpy()) for name, (axes, value) in values.items()},
-        coords={"time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
-    )
-    for name in map(str, dataset.data_vars):
-        dataset[name].attrs["long_name"] = LONG_NAMES.get(name, name)  # a system's own quantities say what they are
-    stopped = [other.status for other in (closed, control) if other is not None and other.ending != "ok"]
-    if path.ending not in ("ok", "event"):
-        stopped.insert(0, path.status)
-    dataset.attrs = {
-        "study": "closure",
-        "problem": system.title,
-        "system": system.name,
-        "source": system.source,
-        "status": stopped[0] if stopped else "ok",
-        "route": route,
-        "bound": system.bound,
-        "ended_by": system.until_what if path.ending == "event" else "",
-        "checks": list(checks),
-        "check_errors": np.array(list(checks.values())),
-        "dimension": verdicts.dimension,
-        **{name: str(getattr(verdicts, name)) for name in ("rank", "recoverable", "metric", "laws")},
-        "laws_generic": str(generic.verdict),
-        "metric_change": verdicts.metric_relative,
-        "evidence": f"{verdicts}\nlaws at a random θ  {generic}",
-        **{f"expected_{name}": str(expected) for name, expected in _expected(system).items() if expected is not None},
-    }
-    dataset.attrs["verdict"] = _verdict(dataset)
-    return dataset
-
-
-def _expected(system: System) -> dict[str, Any]:
-    return {"laws_generic": system.independent, "recoverable": system.recoverable, "metric": system.metric}
+            variables[name] = (tuple(f"{name}_{i}" for i in range(fact.ndim)), fact, name)
+    return arranged(variables, [time(path.times)], LONG_NAMES)
 
 
 LONG_NAMES = {
@@ -175,31 +136,42 @@ LONG_NAMES = {
 }
 
 
-def _errors(dataset: xr.Dataset) -> dict[str, float]:
+class _Criteria(NamedTuple):
+    """What was measured at θ₀, and the laws at a random θ."""
+
+    found: Report
+    generic: Rank
+
+    def told(self) -> dict[str, Any]:
+        """What is compared with theory, and the rank."""
+        found = self.found
+        return {
+            "rank": found.rank, "recoverable": found.recoverable, "metric": found.metric, "laws": found.laws,
+            "laws_generic": self.generic.verdict,
+        }  # fmt: skip
+
+
+def _expected(system: System) -> dict[str, Any]:
+    """What theory says of the criteria, where it says something."""
+    known = {"laws_generic": system.independent, "recoverable": system.recoverable, "metric": system.metric}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _contradictions(system: System, told: Mapping[str, Any]) -> list[str]:
+    """Where theory and measurement differ."""
+    return [
+        f"{name} is {told[name]} where theory says {value}"
+        for name, value in _expected(system).items()
+        if str(told[name]) != str(value)
+    ]
+
+
+def _errors(dataset: xr.Dataset, checks: Mapping[str, float]) -> dict[str, float]:
     """What must stay below the bound: the distance of the closed flow, the drift of the laws, further identities."""
     errors = {}
     if "distance_closed" in dataset:
         errors[f"z against {dataset.attrs['route']}"] = float(dataset.distance_closed.max())
-    errors["drift of the conservation laws"] = float(dataset.law_drift.max())
-    return errors | dict(zip(dataset.attrs["checks"], map(float, dataset.attrs["check_errors"]), strict=True))
-
-
-def _contradictions(dataset: xr.Dataset) -> list[str]:
-    """Where theory and measurement differ."""
-    attrs = dataset.attrs
-    return [
-        f"{name} is {attrs[name]} where theory says {attrs[f'expected_{name}']}"
-        for name in ("laws_generic", "recoverable", "metric")
-        if attrs.get(f"expected_{name}", attrs[name]) != attrs[name]
-    ]
-
-
-def _passed(dataset: xr.Dataset) -> bool:
-    within = all(error <= dataset.attrs["bound"] for error in _errors(dataset).values())
-    left = _control_left(dataset)
-    return (
-        dataset.attrs["status"] == "ok" and within and (left is None or left >= _LEFT) and not _contradictions(dataset)
-    )
+    return errors | {"drift of the conservation laws": float(dataset.law_drift.max())} | dict(checks)
 
 
 def _control_left(dataset: xr.Dataset) -> float | None:
@@ -209,55 +181,71 @@ def _control_left(dataset: xr.Dataset) -> float | None:
     return float(dataset.distance_control.max()) / float(np.linalg.norm(dataset.z, axis=1).max())
 
 
-def _verdict(dataset: xr.Dataset) -> str:
-    attrs, errors = dataset.attrs, _errors(dataset)
-    check = next(iter(errors))
-    last = float(dataset.time[-1])
-    until = f" (then comes {attrs['ended_by']})" if attrs["ended_by"] else ""
+def _status(path: Trajectory, beside: Mapping[str, Trajectory]) -> str:
+    """ "ok" if all flows ran to the last time, or to where the comparison must end; else why the first did not."""
+    if path.ending not in ("ok", "event"):
+        return path.status
+    return next((other.status for other in beside.values() if other.ending != "ok"), "ok")
+
+
+def _finding(
+    system: System,
+    dataset: xr.Dataset,
+    path: Trajectory,
+    beside: Mapping[str, Trajectory],
+    criteria: _Criteria,
+    checks: Mapping[str, float],
+) -> Finding:
+    told, left = criteria.told(), _control_left(dataset)
+    wrong, errors = _contradictions(system, told), _errors(dataset, checks)
+    until = system.until_what if path.ending == "event" else ""
+    tested = [Check(name, error, system.bound) for name, error in errors.items()]
+    if left is not None:
+        tested.append(Check("part of ‖z‖ by which the control is left", left, _LEFT, least=True))
+    tested.append(Check("criteria of which theory says otherwise", float(len(wrong)), 0.0))
+    finding = Finding(
+        study="closure",
+        problem=system.title,
+        status=_status(path, beside),
+        verdict="",
+        checks=tuple(tested),
+        notes={"Criteria": f"{criteria.found}\nlaws at a random θ  {criteria.generic}"},
+        numbers={
+            "system": system.name,
+            "source": system.source,
+            "errors": errors,
+            "law_drift": float(dataset.law_drift.max()),
+            "control_left": left,
+            "reached_time": float(dataset.time[-1]),
+            "ended_by": until,
+            "loss": float(dataset.loss[-1]),
+            "dimension": criteria.found.dimension,
+            **{name: _plain(str(value)) for name, value in told.items()},
+            **{f"expected_{name}": _plain(str(value)) for name, value in _expected(system).items()},
+            "metric_change": criteria.found.metric_relative,
+        },
+    )
+    return replace(finding, verdict=_verdict(finding, wrong))
+
+
+def _verdict(finding: Finding, wrong: list[str]) -> str:
+    numbers, errors = finding.numbers, finding.numbers["errors"]
+    check, last = next(iter(errors)), numbers["reached_time"]
+    until = f" (then comes {numbers['ended_by']})" if numbers["ended_by"] else ""
     sentences = [
-        f"{check[0].upper()}{check[1:]}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} (bound "
-        f"{attrs['bound']:.0e}).",
-        f"A (recoverable): {attrs['recoverable']}; B (metric property): {attrs['metric']}; {attrs['laws']} "
-        f"independent laws, rank {attrs['rank']} of {attrs['dimension']} parameters.",
+        f"{check[0].upper()}{check[1:]}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} "
+        f"({finding.checks[0].said_bound}).",
+        f"A (recoverable): {numbers['recoverable']}; B (metric property): {numbers['metric']}; {numbers['laws']} "
+        f"independent laws, rank {numbers['rank']} of {numbers['dimension']} parameters.",
     ]
-    left = _control_left(dataset)
+    left = numbers["control_left"]
     if left is not None:
         sentences.append(f"The flow of relaxed balanced layers is left by {100 * left:.2g} % of ‖z‖ (at least 1 %).")
     if len(errors) > 1:
         worst = max(errors, key=lambda name: errors[name] if name != check else -1.0)
         sentences.append(f"Of the other identities the worst is: {worst}, {errors[worst]:.1e}.")
-    sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in _contradictions(dataset)]
-    return f"{'' if _passed(dataset) else 'NOT as theory says. '}{' '.join(sentences)}"
-
-
-def summarise(dataset: xr.Dataset) -> dict[str, Any]:
-    """The flat record of the study for summary.json."""
-    attrs, errors = dataset.attrs, _errors(dataset)
-    check = next(iter(errors))
-    verdicts = {name: _plain(attrs[name]) for name in ("rank", "recoverable", "metric", "laws", "laws_generic")}
-    expected = {name: _plain(attrs[name]) for name in attrs if name.startswith("expected_")}
-    return {
-        "study": "closure",
-        "status": attrs["status"],
-        "verdict": attrs["verdict"],
-        "problem": attrs["problem"],
-        "system": attrs["system"],
-        "source": attrs["source"],
-        "check": check,
-        "error": errors[check],
-        "bound": attrs["bound"],
-        "passed": _passed(dataset),
-        "errors": errors,
-        "law_drift": float(dataset.law_drift.max()),
-        "control_left": _control_left(dataset),
-        "reached_time": float(dataset.time[-1]),
-        "ended_by": attrs["ended_by"],
-        "loss": float(dataset.loss[-1]),
-        "dimension": attrs["dimension"],
-        **verdicts,
-        **expected,
-        "metric_change": attrs["metric_change"],
-    }
+    sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in wrong]
+    return f"{'' if finding.passed else 'NOT as theory says. '}{' '.join(sentences)}"
 
 
 def _plain(text: str) -> Any:
@@ -268,8 +256,7 @@ def _plain(text: str) -> Any:
 STUDIES.register("closure")(
     Study(
         run,
-        summarise,
-        SystemSetup,
+        setup=SystemSetup,
         question="Does the training flow of this factorisation z = φ(θ) close on z, which laws does it obey, "
         "and does the closed flow give the z of the training flow?",
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checks import count
 from ..depth.grid import Profile
+from ..finding import Check, Finding
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -22,6 +23,7 @@ from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
+from .axes import arranged, time
 from .base import STUDIES, Progress, Setup, Study
 from .weights import kept, weights
 
@@ -110,9 +112,10 @@ def run(
         adapt=adapt and model == "continuous",
         estimate=estimate,
     )
-    dataset = _dataset(setup, model, path, _limit(setup, path))
-    nodes = getattr(flow, "nodes", setup.grid.nodes)
-    return dataset if path.observed is None else dataset.merge(weights(_all_weights(path), nodes))
+    dataset = _dataset(model, path, _limit(setup, path))
+    if path.observed is not None:
+        dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", setup.grid.nodes)))
+    return _finding(dataset, path, setup.problem.title).attached(dataset)
 
 
 def _first_weights(times: int, _: int, state: Tensor) -> Tensor | None:
@@ -144,44 +147,6 @@ def _limit(setup: Setup, path: Trajectory) -> np.ndarray:
     return z
 
 
-def _dataset(setup: Setup, model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
-    z = path.z.cpu().numpy()
-    members = [f"member_{i}" for i in range(z.ndim - 3)]
-    matrix, scalar = ("time", *members, "row", "column"), ("time", *members)
-    singular = torch.linalg.svdvals(path.z).cpu().numpy()
-    values = {
-        "z": (matrix, z),
-        "z_limit": (matrix, limit),
-        "singular_values": ((*scalar, "mode"), singular),
-        "loss": (scalar, path.loss.cpu().numpy()),
-        "drift": (scalar, path.drift.cpu().numpy()),
-        "depth_error": ("time", path.depth_error.cpu().numpy()),
-        "distance_from_limit": (scalar, np.linalg.norm(z - limit, axis=(-2, -1))),
-    }
-    if path.time_error is not None:
-        values["time_error"] = ("time", path.time_error.cpu().numpy())
-    dataset = xr.Dataset(
-        values,
-        coords={"time": ("time", path.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"})},
-    )
-    for name, meaning in LONG_NAMES.items():
-        if name in dataset:
-            dataset[name].attrs["long_name"] = meaning
-    fine = path.ending in (*REACHED, *EVENTS_ASKED)
-    dataset.attrs = {
-        "study": "trajectory",
-        "status": "ok" if fine else path.status,
-        "ending": path.ending,
-        "how_it_ended": "the last time was reached" if path.status == "ok" else path.status,
-        "problem": setup.problem.title,
-        "model": model,
-        "history": "; ".join(path.stats["history"]),
-        **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
-    }
-    dataset.attrs["verdict"] = _verdict(dataset)
-    return dataset
-
-
 LONG_NAMES = {
     "z": "end-to-end map",
     "z_limit": "solution of the intrinsic limit from the same map",
@@ -192,6 +157,57 @@ LONG_NAMES = {
     "time_error": "measured error of z from the steps in time",
     "distance_from_limit": "Frobenius distance of z from the intrinsic limit",
 }
+ERRORS = ("distance_from_limit", "time_error", "depth_error", "drift")
+
+
+def _dataset(model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
+    z = path.z.cpu().numpy()
+    members = [f"member_{i}" for i in range(z.ndim - 3)]
+    matrix, scalar = ("time", *members, "row", "column"), ("time", *members)
+    variables: dict[str, tuple[Any, Any]] = {
+        "z": (matrix, z),
+        "z_limit": (matrix, limit),
+        "singular_values": ((*scalar, "mode"), torch.linalg.svdvals(path.z)),
+        "loss": (scalar, path.loss),
+        "drift": (scalar, path.drift),
+        "depth_error": ("time", path.depth_error),
+        "distance_from_limit": (scalar, np.linalg.norm(z - limit, axis=(-2, -1))),
+    }
+    if path.time_error is not None:
+        variables["time_error"] = ("time", path.time_error)
+    return arranged(variables, [time(path.times)], LONG_NAMES).assign_attrs(
+        ending=path.ending,
+        how_it_ended="the last time was reached" if path.status == "ok" else path.status,
+        model=model,
+        history="; ".join(path.stats["history"]),
+        **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
+    )
+
+
+def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
+    fine, attrs = path.ending in (*REACHED, *EVENTS_ASKED), dataset.attrs
+    names = ("model", "ending", "history", "method", "rtol", "atol", "evaluations", "products", "steps")
+    largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
+    norm = "largest over time, Frobenius norm"
+    return Finding(
+        study="trajectory",
+        problem=problem,
+        status="ok" if fine else path.status,
+        verdict=_verdict(dataset),
+        checks=tuple(
+            Check(LONG_NAMES[name], error, norm="0 in exact arithmetic" if name == "drift" else norm)
+            for name, error in largest.items()
+        ),
+        numbers={
+            **{name: attrs[name] for name in names},
+            "reached_time": float(dataset.time[-1]),
+            "loss": float(dataset.loss.isel(time=-1).max()),
+            "reference_error": largest["distance_from_limit"],
+            "depth_error": largest["depth_error"],
+            "time_error": largest.get("time_error"),
+            "law_drift": largest["drift"],
+        },
+    )
 
 
 def _verdict(dataset: xr.Dataset) -> str:
@@ -208,28 +224,9 @@ def _verdict(dataset: xr.Dataset) -> str:
     )
 
 
-def summarise(dataset: xr.Dataset) -> dict[str, Any]:
-    """The flat record of the study for summary.json."""
-    attrs = dataset.attrs
-    names = ("problem", "model", "ending", "history", "method", "rtol", "atol", "evaluations", "products", "steps")
-    return {
-        "study": "trajectory",
-        "status": attrs["status"],
-        "verdict": attrs["verdict"],
-        **{name: attrs[name] for name in names},
-        "reached_time": float(dataset.time[-1]),
-        "loss": float(dataset.loss.isel(time=-1).max()),
-        "reference_error": float(dataset.distance_from_limit.max()),
-        "depth_error": float(dataset.depth_error.max()),
-        "time_error": float(dataset.time_error.max()) if "time_error" in dataset else None,
-        "law_drift": float(dataset.drift.max()),
-    }
-
-
 STUDIES.register("trajectory")(
     Study(
         run,
-        summarise,
         question="Where does this training flow go, how does it end, and how large is the error of what was computed?",
     )
 )

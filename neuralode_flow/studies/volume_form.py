@@ -97,7 +97,8 @@ def _dataset(path: Trajectory, target: Tensor, mask: Tensor) -> xr.Dataset:
 
 
 def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
-    error, last = float(abs(dataset.log_volume - dataset.log_volume_metric).max()), dataset.isel(time=-1)
+    error = float(abs(dataset.log_volume - dataset.log_volume_metric).values.max())  # NaN stays
+    last = dataset.isel(time=-1)
     return Finding(
         study="volume_form",
         problem=title,

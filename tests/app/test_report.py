@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,35 +15,40 @@ import xarray as xr
 
 from neuralode_flow.app import report
 from neuralode_flow.app.report import Drawn, write_report
+from neuralode_flow.finding import Check, ErrorTable, Finding
+from neuralode_flow.orders import Order
 
 PIXEL = b"\x89PNG\r\n\x1a\n made up"
 
 
-def dataset() -> xr.Dataset:
+def dataset(**changes: Any) -> xr.Dataset:
     depths = np.array([4, 8, 16])
-    return xr.Dataset(
-        {
-            "error_z": (("rule", "depth"), np.array([1.0 / depths, 3.0 / depths**2])),
-            "error_richardson": ("depth", np.array([1e-1, 2.5e-2, np.nan])),
-            "error_finite_square": ("depth", np.array([0.0, 1e-12, 2e-12])),
-            "error_intrinsic_depth": ("depth", 0.5 / depths),
-            "error_reference": ((), 4e-11),
-            "error_grid": ((), 3e-12),
-            "error_time": ((), np.nan),
-            "order": ("rule", [1.0, 2.0]),
-            "order_spread": ("rule", [0.004, np.nan]),
-        },
-        {"rule": ["euler", "exp"], "depth": depths},
-        {"problem": "Fish & <chips>: 3 → 3", "floor": 1e-10},
+    edges = {
+        "Richardson": [1e-1, 2.5e-2, math.nan],
+        "left": [0.0, 1e-12, 2e-12],
+        "bottom": [0.125, 0.0625, 0.03125],
+    }
+    finding = Finding(
+        study="convergence",
+        problem="Fish & <chips>: 3 → 3",
+        status="ok",
+        verdict="The square commutes to 4e-11.",
+        checks=(
+            Check("reference", 4e-11, 1e-8, "sup over time"),
+            Check("grid", 3e-12),
+            Check("time", math.nan),
+        ),
+        orders=(Order(1.0, 0.004, 3, rule="euler"), Order(2.0, math.nan, 3, rule="exp", expected=2.0)),
+        tables=(
+            ErrorTable("Errors by depth", depths.tolist(), {"euler": 1.0 / depths, "exp": 3.0 / depths**2}, 1e-10),
+            ErrorTable("Other edges", depths.tolist(), edges, 1e-10),
+        ),
     )
+    return replace(finding, **changes).attached(xr.Dataset())
 
 
 def summary(**changes: Any) -> dict[str, Any]:
     record = {
-        "study": "convergence",
-        "status": "ok",
-        "verdict": "The square commutes to 4e-11.",
-        "law_drift": None,
         "seconds": 12.34,
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
     }
@@ -99,13 +106,22 @@ def test_the_verdict_comes_first_and_the_numbers_follow(tmp_path: Path) -> None:
     places = [says.index(word) for word in order]
     assert places == sorted(places)
     assert "2.00e-12 " not in outline.text  # no order of an error that is round-off
-    for word in ("± 4.00e-03", "4.69e-02 2.00", "3.00e-12", "12.3", "torch", "2.13.0", "run x=<y>"):
+    for word in (
+        "± 4.00e-03",
+        "expected 2",
+        "bound 1e-08; sup over time",
+        "4.69e-02 2.00",
+        "3.00e-12",
+        "12.3",
+        "torch",
+        "2.13.0",
+        "run x=<y>",
+    ):
         assert word in outline.text
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
-    record, config = summary(verdict="a < b & <script>"), "x: <script>alert(1)</script>"
-    page, outline = written(tmp_path, dataset(), record, config)
+    page, outline = written(tmp_path, dataset(verdict="a < b & <script>"), summary(), "x: <script>alert(1)</script>")
     assert "alert(1)" in page
     assert "<script>alert" not in page
     assert "& <script>" not in page
@@ -114,7 +130,7 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_not_hidden(tmp_path: Path) -> None:
-    page, outline = written(tmp_path, dataset(), summary(status="the step became too small at t = 1.2", verdict=None))
+    page, outline = written(tmp_path, dataset(status="the step became too small at t = 1.2", verdict=""), summary())
     assert 'class="verdict bad"' in page
     assert "the step became too small at t = 1.2" in outline.text
 
@@ -126,8 +142,17 @@ def test_a_study_without_errors_still_has_its_page(tmp_path: Path) -> None:
     assert "run x=<y>" in outline.text
 
 
+def test_a_study_with_a_record_of_its_own_has_its_tables(tmp_path: Path) -> None:
+    record = {"study": "other", "status": "ok", "errors": {"euler": [0.5, None]}, "depths": [2, 4], "law_drift": 3e-12}
+    _, outline = written(tmp_path, xr.Dataset(), record)
+    assert "Errors by depth" in outline.text
+    assert "5.00e-01" in outline.text
+    assert "law drift3.00e-12" in outline.text
+
+
 def test_one_depth_has_no_local_orders(tmp_path: Path) -> None:
-    page, _ = written(tmp_path, dataset().isel(depth=[0]), summary())
+    one = ErrorTable("Errors by depth", [4], {"euler": [0.25]})
+    page, _ = written(tmp_path, dataset(tables=(one,)), summary())
     assert "<small>" not in page.partition("<script>")[0]
     assert "2.50e-01" in page
 

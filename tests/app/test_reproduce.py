@@ -19,14 +19,6 @@ def test_a_row_is_verified_only_if_the_study_ran_whole_and_its_claim_holds():
     assert reproduce.row("x", summary | {"status": "blown"}, 1.0).verdict == "NOT verified"
 
 
-def test_the_square_is_verified_by_its_orders():
-    orders = {"euler": 1.0, "rk2": 2.01, "cayley": 2.0, "exp": 2.0}
-    summary = {"study": "convergence", "status": "ok", "orders": orders, "reference_error": 1e-12}
-    assert reproduce.row("square", summary, 1.0).verdict == "verified"
-    wrong = summary | {"orders": orders | {"exp": 1.5}}
-    assert reproduce.row("square", wrong, 1.0).verdict == "NOT verified"
-
-
 def test_numbers_are_shown_short():
     assert reproduce.short([1.23456, 2]) == "1.23, 2"
     assert reproduce.short({"a": 0.1}) == "a 0.1"

@@ -320,10 +320,11 @@ def test_two_folders_for_one_run_are_refused(command):
 
 def test_names_of_others_are_no_markup_of_the_terminal(capsys):
     from neuralode_flow.app import terminal
+    from neuralode_flow.finding import Finding
 
     errors = {"[/bold]": [1.0, 0.5], ":smile:": [1.0, 0.5]}
     record = {"errors": errors, "depths": [1, 2], "verdict": "[red]:smile: [/b]", "status": "ok"}
-    terminal.show("a[b].csv → [/x]:smile:", record, Path("runs/[red]"))
+    terminal.show("a[b].csv → [/x]:smile:", Finding.from_record(record), Path("runs/[red]"))
     out = capsys.readouterr().out
     for text in ("a[b].csv → [/x]:smile:", "[/bold]", " :smile: ", "[red]:smile: [/b]", "runs/[red]"):
         assert text in out

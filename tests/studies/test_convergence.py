@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import neuralode_flow as nf
+from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
-from neuralode_flow.studies import STUDIES, Setup, convergence
+from neuralode_flow.studies import STUDIES, Setup, convergence, square
 from neuralode_flow.studies.convergence import run, summarise
 from neuralode_flow.studies.weights import kept
 
@@ -150,7 +152,7 @@ def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
         budget = {"max_evaluations": 30} if isinstance(flow, nf.FiniteFlow) and flow.depth == 8 else {}
         return nf.integrate(flow, *args, **kwargs, **budget)
 
-    monkeypatch.setattr(convergence, "integrate", stopping)
+    monkeypatch.setattr(square, "integrate", stopping)
     dataset = run(setup(), depths=[4, 8], layers=["euler", "exp"])
     assert dataset.attrs["status"].startswith("2 of 4 finite networks stopped early; euler, L = 8: the budget of 30")
     assert np.isnan(dataset.error_z.sel(depth=8)).all()
@@ -238,6 +240,18 @@ def test_the_verdict_has_each_order_with_spread_depths_and_what_was_expected(dat
         order, spread = (float(dataset[name].sel(rule=rule)) for name in ("order", "order_spread"))
         points = int(dataset.order_points.sel(rule=rule))
         assert f"{rule} {order:.2f} ± {spread:.2f} over {points} depths (expected {expected})" in verdict
+
+
+def test_the_claim_of_the_square_holds_by_its_orders_and_its_limit(dataset):
+    found = Finding.of(dataset)
+    assert found.passed
+    assert summarise(dataset)["passed"]
+    for check in found.checks:
+        if check.bound is not None:
+            off = replace(found, checks=tuple(replace(c, error=np.nan) if c is check else c for c in found.checks))
+            assert not off.passed
+    measured = {check.name: check.error for check in found.checks}
+    assert measured["order of exp from 2"] == abs(float(dataset.order.sel(rule="exp")) - 2)
 
 
 def test_of_two_depths_no_order_is_said():

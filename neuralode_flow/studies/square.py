@@ -1,0 +1,245 @@
+"""The commuting square, solved: networks of all depths, the continuous model, and their intrinsic dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import count
+from ..depth.grid import DepthGrid
+from ..flows.base import Flow
+from ..flows.continuous import ContinuousFlow
+from ..flows.finite import FiniteFlow
+from ..flows.intrinsic import IntrinsicFlow
+from ..initial import relaxed_balanced_layers
+from ..kernels import DividedDifference, LogMean
+from ..laws import depth_curvature
+from ..orders import relative_noise
+from ..time.endings import REACHED
+from ..time.integrate import integrate
+from ..time.trajectory import Trajectory
+from .base import Progress, Setup, whole
+from .parallel import side_by_side
+from .weights import MOST_NUMBERS, MOST_ROWS
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The right edge of the square and its own errors."""
+
+    flow: ContinuousFlow
+    states: list[Tensor]
+    path: Trajectory
+    intrinsic: Trajectory
+    error_grid: float = np.nan
+    error_time: float = np.nan
+    error_profile_grid: float = np.nan  # of W(s), which the grid holds less accurately between its nodes than z
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One finite network beside the continuous model; arrays begin with members and have NaN after an early end."""
+
+    layers: np.ndarray | None  # of the first member at the depth nodes, (T, N, d, d), where they are kept
+    z: np.ndarray
+    loss: np.ndarray
+    error_z: float
+    noise_z: float
+    error_profile: float
+    drift: float
+    evaluations: int
+    seconds: float
+    status: str
+
+
+@dataclass(frozen=True, eq=False)
+class Square:
+    """All edges; `sides` `(depths, 2)` are the left and the bottom one."""
+
+    reference: Reference
+    depths: list[int]
+    layers: list[str]
+    networks: dict[tuple[str, int], Network]
+    sides: np.ndarray
+
+    def table(self, name: str) -> np.ndarray:
+        """An attribute of all networks, `(rule, depth, …)`."""
+        return np.array([[getattr(self.networks[layer, L], name) for L in self.depths] for layer in self.layers])
+
+
+def solve_square(
+    setup: Setup, depths: list[int], layers: list[str], sampling: str, workers: int | None, progress: Progress | None
+) -> Square:
+    """Solves all edges, side by side; raises RuntimeError if the reference itself could not be computed."""
+    flows = {(layer, L): FiniteFlow(L, setup.problem.loss, layer, sampling) for layer in layers for L in depths}
+    sides = {("square", L): L for L in depths}
+    nodes = len(setup.grid)
+    checks = [("doubled", 2 * nodes), ("tight", nodes)]
+    meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
+    reference = _reference(setup, meter)
+    shown = ("euler" if "euler" in layers else layers[0]) if _fits(setup, reference, depths) else None
+
+    def edge(key: tuple[str, int]) -> Any:
+        if key in sides:
+            return _side_edges(setup, reference, key[1])
+        if key in checks:
+            return _doubled(setup, reference) if key[0] == "doubled" else _tight(setup, reference)
+        return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key], keep=key[0] == shown)
+
+    edges = {}
+    # The checks first: without them nothing else counts.
+    keys = [*checks, *sorted([*flows, *sides], key=lambda key: -key[1])]
+    for key, result in side_by_side(edge, keys, workers):
+        edges[key] = result
+        meter.step(key[1], f"{key[0]}, L = {key[1]}")
+    (error_grid, error_profile_grid), error_time = (edges[key] for key in checks)
+    reference = replace(reference, error_grid=error_grid, error_time=error_time, error_profile_grid=error_profile_grid)
+    corners = np.array([edges[key] for key in sides])
+    return Square(reference, depths, layers, {key: edges[key] for key in flows}, corners)
+
+
+def _fits(setup: Setup, reference: Reference, depths: Sequence[int]) -> bool:
+    """Whether the layers of one network of each depth are few enough numbers to be kept."""
+    numbers = len(setup.times) * reference.states[0].numel() * len(depths)
+    return numbers <= MOST_NUMBERS and setup.problem.z0.shape[-1] <= MOST_ROWS
+
+
+class _Meter:
+    """Turns the weights of finished work into a fraction; a network of depth L weighs L."""
+
+    def __init__(self, progress: Progress | None, total: float) -> None:
+        self.progress = progress
+        self.total = total
+        self.finished = 0.0
+
+    def step(self, weight: float, what: str) -> None:
+        self.finished += weight
+        if self.progress is not None:
+            self.progress(min(self.finished / self.total, 1.0), what)
+
+
+def check_depths(depths: Sequence[int]) -> list[int]:
+    checked = [count("depths", L) for L in depths]
+    if not checked or any(b <= a for a, b in zip(checked, checked[1:], strict=False)):
+        raise ValueError(f"depths must be a non-empty increasing list of numbers of layers, got {list(depths)}")
+    return checked
+
+
+def _solve(
+    setup: Setup, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
+) -> Trajectory:
+    return integrate(flow, state, setup.times, **setup.options(name), observe=observe)
+
+
+def _is_whole(path: Trajectory) -> bool:
+    """Whether a path reached the last time with numbers to trust; its target may be out of reach."""
+    return path.ending in REACHED
+
+
+def _reference(setup: Setup, meter: _Meter) -> Reference:
+    flow = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
+
+    def keep(_: int, state: Tensor) -> Tensor:
+        meter.step(len(setup.grid) / len(setup.times), "continuous model")
+        return state
+
+    path = whole(_solve(setup, "continuous", flow, flow.sample(setup.initial), keep), "continuous model")
+    states = list(_observed(path))
+    limit = IntrinsicFlow(setup.problem.loss, LogMean())
+    intrinsic = whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
+    return Reference(flow, states, path, intrinsic)
+
+
+def _doubled(setup: Setup, reference: Reference) -> tuple[float, float]:
+    """What the depth grid contributes to the reference: to z, and to W(s) between the nodes."""
+    finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
+    flow = ContinuousFlow(finer, setup.problem.loss, setup.depth)
+
+    def compare(i: int, state: Tensor) -> Tensor:
+        gap = state - setup.grid.interpolate(reference.states[i], finer.nodes)
+        return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
+
+    start = flow.sample(setup.initial)
+    path = whole(_solve(setup, "doubled", flow, start, compare), "continuous model on a doubled grid")
+    return distance(path.z, reference.path.z), float(_observed(path).max())
+
+
+def _tight(setup: Setup, reference: Reference) -> float:
+    """What the steps in time contribute to z of the reference."""
+    path = whole(_solve(setup.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
+    return float(torch.linalg.matrix_norm(setup.time_error(reference.path.z, path.z)).max())
+
+
+def distance(z: Tensor, other: Tensor) -> float:
+    """sup over times of the Frobenius distance of `(T, d, d)` paths."""
+    return float(torch.linalg.matrix_norm(z - other).max())
+
+
+def _observed(path: Trajectory) -> Tensor:
+    """What was observed at the output times."""
+    assert path.observed is not None
+    return path.observed
+
+
+def _top_edge(setup: Setup, reference: Reference, name: str, flow: FiniteFlow, *, keep: bool) -> Network:
+    """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
+    nodes, L = reference.flow.grid.nodes, len(flow.nodes)
+    at_nodes = (nodes * L).floor().long().clamp(max=L - 1)
+
+    def compare(i: int, state: Tensor) -> Tensor:
+        limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
+        squares = (state - limit).square().sum((-2, -1)).mean(-1)
+        error = squares.mean().sqrt()
+        if not keep:
+            return error.unsqueeze(0)
+        first = state.reshape(-1, *state.shape[-3:])[0]
+        return torch.cat((error.unsqueeze(0), first[at_nodes].flatten()))
+
+    path = _solve(setup, name, flow, flow.sample(setup.initial), compare)
+    members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
+    gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
+    gap = gaps.square().mean(-1).sqrt()
+    reached, seen = _is_whole(path), _observed(path)
+    layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
+    return Network(
+        layers=None if layers is None else _padded(layers, len(setup.times))[0],
+        z=_padded(members, len(setup.times)),
+        loss=_padded(path.loss.reshape(len(members), -1), len(setup.times)),
+        error_z=float(gap.max()) if reached else np.nan,
+        noise_z=relative_noise(gaps[int(gap.argmax())]),
+        error_profile=float(seen[:, 0].max()) if reached else np.nan,
+        drift=float(path.drift.max()),
+        evaluations=path.stats["evaluations"],
+        seconds=path.stats["seconds"],
+        status=path.status,
+    )
+
+
+def _padded(values: Tensor, length: int) -> np.ndarray:
+    """`(t, members, …)` → `(members, T, …)`, with NaN after an early end."""
+    result = np.full((values.shape[1], length, *values.shape[2:]), np.nan)
+    result[:, : len(values)] = values.transpose(0, 1).cpu().numpy()
+    return result
+
+
+def _side_edges(setup: Setup, reference: Reference, L: int) -> tuple[float, float]:
+    """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
+
+    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L.
+    """
+    grid, z0, loss = reference.flow.grid, reference.path.z[0], setup.problem.loss
+    lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    between = torch.arange(1, L).to(z0) / L
+    steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
+    shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
+    network = _solve(setup, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
+    limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
+    closed = _solve(setup, f"square-{L}-intrinsic", limit, z0)
+    if not (_is_whole(network) and _is_whole(closed)):
+        return np.nan, np.nan
+    return distance(network.z, closed.z), distance(closed.z, reference.intrinsic.z)
