@@ -12,16 +12,18 @@ from torch import Tensor
 
 from ..checks import count, positive
 from ..depth.grid import DepthGrid
+from ..finding import Check, Claim, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..initial import smooth
-from ..orders import observed_order, said
+from ..orders import Order, observed_order, said
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
+from .axes import arranged, axis, depth
 from .base import STUDIES, ProblemSetup, Progress, Study, whole
-from .published import claimed, summarise
 
 _ORDER = 0.05
+_TOLD = 12  # orders, at most, that are told one by one
 
 
 def run(
@@ -63,56 +65,69 @@ def run(
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     profile = smooth(d, positive("study.scale", scale), generator)
     times = torch.arange(steps + 1, dtype=torch.float64) * h
-    flow = ContinuousFlow(setup.grid, loss, setup.depth)
     descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)} | setup.budgets()
-    reference = whole(integrate(flow, flow.sample(profile), times, **descent, observe=_kept), "continuous model")
+
+    def descended(flow: Any, what: str) -> Trajectory:
+        path = integrate(flow, flow.sample(profile), times, **descent, observe=lambda i, W: W.clone())
+        return whole(path, what)
+
+    flow = ContinuousFlow(setup.grid, loss, setup.depth)
     finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
-    doubled = integrate(flow.on(finer), flow.on(finer).sample(profile), times, **descent, observe=_kept)
-    apart = _apart(whole(doubled, "continuous model on a doubled grid"), setup.grid, reference, finer.nodes)
-    floor = float(apart.max())
+    reference = descended(flow, "continuous model")
+    doubled = descended(flow.on(finer), "continuous model on a doubled grid")
+    floor = float(_apart(doubled, setup.grid, reference, finer.nodes).max())
     distances, gaps = [], []
     for k, L in enumerate(depths):
         if progress is not None:
             progress(k / len(depths), f"L = {L}")
         net = FiniteFlow(L, loss)
-        path = whole(integrate(net, net.sample(profile), times, **descent, observe=_kept), f"network of {L} layers")
+        path = descended(net, f"network of {L} layers")
         distances.append(_apart(path, setup.grid, reference, net.nodes))
         gaps.append(torch.linalg.matrix_norm(path.z - reference.z).numpy())
-    distance, gap = np.array(distances), np.array(gaps)
-    later = slice(1, None)  # at iteration 0 the layers are the profile
-    found = [observed_order(np.array(depths), column, floor) for column in distance[:, later].T]
-    orders = np.array([order.value for order in found])
-    dataset = xr.Dataset(
+    later = np.array(distances)[:, 1:]  # at iteration 0 the layers are the profile
+    found = [observed_order(np.array(depths), column, floor) for column in later.T]
+    dataset = _dataset(depths, distances, gaps, floor, found)
+    return _finding(dataset, f"Marion et al. 2023, figure 1: {setup.problem.title}", found).attached(dataset)
+
+
+def _dataset(
+    depths: Sequence[int], distances: list[np.ndarray], gaps: list[np.ndarray], floor: float, found: Sequence[Order]
+) -> xr.Dataset:
+    return arranged(
         {
-            "distance": (("depth", "iteration"), distance, {"long_name": "‖W^L − W‖ in L² over depth"}),
-            "error_z": (("depth", "iteration"), gap, {"long_name": "‖z_L − z‖, Frobenius norm"}),
-            "error_grid": ((), floor, {"long_name": "limit minus the same on a doubled depth grid"}),
-            "order": ("later", orders, {"long_name": "observed order in 1/L"}),
+            "distance": (("depth", "iteration"), distances, "‖W^L − W‖ in L² over depth"),
+            "error_z": (("depth", "iteration"), gaps, "‖z_L − z‖, Frobenius norm"),
+            "error_grid": ((), floor, "limit minus the same on a doubled depth grid"),
+            "order": ("later", [order.value for order in found], "observed order in 1/L"),
         },
-        coords={
-            "depth": ("depth", list(depths), {"long_name": "layers L"}),
-            "iteration": ("iteration", np.arange(steps + 1), {"long_name": "gradient steps"}),
-        },
+        [depth(depths, "layers L"), axis("iteration", np.arange(len(found) + 1), "gradient steps")],
     )
-    off = float(np.abs(orders - 1).max())
-    return claimed(
-        dataset,
+
+
+def _finding(dataset: xr.Dataset, title: str, found: Sequence[Order]) -> Finding:
+    orders, first, last = dataset.order.values, dataset.isel(depth=0), dataset.isel(depth=-1)
+    off = float(np.abs(orders - 1).max())  # NaN where one of them is undecided
+    error_grid = float(dataset.error_grid)
+    by_iteration = tuple(p._replace(rule=f"W in 1/L, iteration {k}", expected=1.0) for k, p in enumerate(found, 1))
+    return Finding(
         study="depth_heatmap",
-        figure="F2",
-        title=f"Marion et al. 2023, figure 1: {setup.problem.title}",
-        claim="the weights converge to the limit as L grows, uniformly over the iterations, at rate 1/L",
-        published=1.0,
-        measured=[float(orders.min()), float(orders.max())],
-        check="the order at each iteration from 1",
-        error=off,
-        bound=_ORDER,
-        passed=off <= _ORDER,
-        verdict=(
-            f"‖W^L − W‖ falls at order {said(found)} in 1/L at every one of {steps} "
-            f"iterations, from {distance[0].max():.1e} at L = {depths[0]} to {distance[-1].max():.1e} at "
-            f"L = {depths[-1]}."
+        problem=title,
+        status="ok",
+        verdict=f"‖W^L − W‖ falls at order {said(found)} in 1/L at every one of {len(found)} iterations, from "
+        f"{first.distance.values.max():.1e} at L = {int(first.depth)} to {last.distance.values.max():.1e} at "
+        f"L = {int(last.depth)}.",
+        claim=Claim(
+            "the weights converge to the limit as L grows, uniformly over the iterations, at rate 1/L",
+            measured=[float(orders.min()), float(orders.max())],
+            published=1.0,
+            figure="F2",
         ),
-        reference_error=floor,
+        checks=(
+            Check("the order at each iteration from 1", off, _ORDER, "largest over the iterations"),
+            Check("error in depth of the limit", error_grid, norm="largest over the iterations, L² over depth"),
+        ),
+        orders=by_iteration if len(found) <= _TOLD else (),
+        numbers={"reference_error": error_grid},
     )
 
 
@@ -124,15 +139,10 @@ def _apart(path: Trajectory, grid: DepthGrid, reference: Trajectory, nodes: Tens
     return gap.square().sum((-2, -1)).mean(-1).sqrt().numpy()
 
 
-def _kept(i: int, W: Tensor) -> Tensor:
-    return W.clone()
-
-
 STUDIES.register("depth_heatmap")(
     Study(
         run,
-        summarise,
-        ProblemSetup,
+        setup=ProblemSetup,
         question="Do the weights of residual networks of L layers stay near those of the continuous model during "
         "gradient descent, at which rate in L?",
     )

@@ -11,19 +11,21 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
+from ..finding import Check, Claim, Finding
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Quadratic
-from ..orders import LEAST_POINTS, observed_order, said
+from ..orders import LEAST_POINTS, Order, observed_order, said
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
+from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study, whole
-from .published import claimed, summarise
 
 # Errors of one target in the paper's setting, at n = 25, 50, 100, 200.
 PUBLISHED = [6.0e-2, 3.0e-2, 1.5e-2, 7.7e-3]
 _ORDER = 0.03
+_TOLD = 12  # orders, at most, that are told one by one
 
 
 def run(
@@ -59,68 +61,58 @@ def run(
     if len(depths) < LEAST_POINTS:
         raise ValueError(f"study.depths must be at least three numbers of layers, for an order, got {list(depths)}")
     within, beyond = _targets(number, count("study.seed", seed, least=0))
-    values, losses = {}, {}
-    for k, depth in enumerate((0, *depths)):
+    paths = {}
+    for k, n in enumerate((0, *depths)):
         if progress is not None:
-            progress(k / (1 + len(depths)), f"n = {depth}" if depth else "limit")
+            progress(k / (1 + len(depths)), f"n = {n}" if n else "limit")
         for name, T in (("within", within), ("beyond", beyond)):
-            path = _trained(setup, depth, T, name)
-            values[name, depth], losses[name, depth] = path.z.numpy(), path.loss.numpy()
-    errors = np.stack(
-        [np.linalg.norm(values["within", n] - values["within", 0], axis=(-2, -1)).max(axis=0) for n in depths]
-    )
-    again = _trained(setup.tight(), 0, within, "tight").z
-    gap = setup.time_error(torch.as_tensor(values["within", 0]), again)
+            paths[name, n] = _trained(setup, n, T, name)
+    gap = setup.time_error(paths["within", 0].z, _trained(setup.tight(), 0, within, "tight").z)
     error_time = float(torch.linalg.matrix_norm(gap).max())
+    values = [paths["within", n].z.numpy() for n in (0, *depths)]
+    errors = np.stack([np.linalg.norm(z - values[0], axis=(-2, -1)).max(axis=0) for z in values[1:]])
     found = [observed_order(np.array(depths), column, setup.floor(error_time)) for column in errors.T]
-    orders = np.array([order.value for order in found])
-    stall = (torch.linalg.svdvals(beyond)[:, -1] ** 2 / 2).numpy()
-    dataset = xr.Dataset(
+    losses = [torch.stack([paths[name, n].loss for n in (0, *depths)]) for name in ("within", "beyond")]
+    stall = torch.linalg.svdvals(beyond)[:, -1] ** 2 / 2
+    dataset = arranged(
         {
-            "error_z": (("depth", "target"), errors, {"long_name": "sup over t of ‖z_n − z_∞‖"}),
-            "error_time": ((), error_time, {"long_name": "error in time of the limit, from the same in finer steps"}),
-            "order": ("target", orders, {"long_name": "observed order in 1/n"}),
-            "loss_within": (
-                ("network", "time", "target"),
-                np.stack([losses["within", n] for n in (0, *depths)]),
-                {"long_name": "loss, det T > 0"},
-            ),
-            "loss_beyond": (
-                ("network", "time", "target"),
-                np.stack([losses["beyond", n] for n in (0, *depths)]),
-                {"long_name": "loss, det T < 0"},
-            ),
-            "stall": ("target", stall, {"long_name": "½σ_min(T)², the least loss on det z = 0"}),
+            "error_z": (("depth", "target"), errors, "sup over t of ‖z_n − z_∞‖"),
+            "error_time": ((), error_time, "error in time of the limit, from the same in finer steps"),
+            "order": ("target", [order.value for order in found], "observed order in 1/n"),
+            "loss_within": (("network", "time", "target"), losses[0], "loss, det T > 0"),
+            "loss_beyond": (("network", "time", "target"), losses[1], "loss, det T < 0"),
+            "stall": ("target", stall, "½σ_min(T)², the least loss on det z = 0"),
         },
-        coords={
-            "depth": ("depth", list(depths), {"long_name": "layers n"}),
-            "network": ("network", [0, *depths], {"long_name": "layers n; 0 is the limit"}),
-            "time": ("time", setup.times.numpy(), {"long_name": "training time t", "units": "flow time"}),
-        },
+        [depth(depths, "layers n"), axis("network", [0, *depths], "layers n; 0 is the limit"), time(setup.times)],
     )
-    off = float(np.abs(orders - 1).max())
+    return _finding(dataset, found).attached(dataset)
+
+
+def _finding(dataset: xr.Dataset, found: Sequence[Order]) -> Finding:
+    errors, depths, number = dataset.error_z.values, dataset.depth.values, len(found)
+    off = float(np.abs(dataset.order.values - 1).max())  # NaN where one of them is undecided
     nearest = int(np.abs(np.log(errors / _at(depths)[:, None])).sum(axis=0).argmin())
-    left = float((losses["beyond", 0][-1] - stall).min())
-    return claimed(
-        dataset,
+    left, error_time = float((dataset.loss_beyond[0, -1] - dataset.stall).min()), float(dataset.error_time)
+    orders = tuple(p._replace(rule=f"z in 1/n, target {k}", expected=1.0) for k, p in enumerate(found, 1))
+    return Finding(
         study="residual_scaling",
-        figure="F1",
-        title=f"Sander, Ablin, Peyré 2022, figure 2: d = 2, {number} targets of either sign of det T",
-        claim="the error of n layers to the limit falls like 1/n, for every target with det T > 0",
-        published=PUBLISHED,
-        measured=[float(error) for error in errors[:, nearest]],
-        check="the order of each target from 1",
-        error=off,
-        bound=_ORDER,
-        passed=off <= _ORDER,
-        verdict=(
-            f"The error of z falls at order {said(found)} in 1/n, n = {depths[0]} to {depths[-1]}, "
-            f"for the {number} targets with det T > 0. With det T < 0 no flow of the limit falls below "
-            f"½σ_min(T)² (least distance {left:.1e} at t = {float(setup.times[-1]):g})."
+        problem=f"Sander, Ablin, Peyré 2022, figure 2: d = 2, {number} targets of either sign of det T",
+        status="ok",
+        verdict=f"The error of z falls at order {said(found)} in 1/n, n = {depths[0]} to {depths[-1]}, "
+        f"for the {number} targets with det T > 0. With det T < 0 no flow of the limit falls below "
+        f"½σ_min(T)² (least distance {left:.1e} at t = {float(dataset.time[-1]):g}).",
+        claim=Claim(
+            "the error of n layers to the limit falls like 1/n, for every target with det T > 0",
+            measured=errors[:, nearest].tolist(),
+            published=PUBLISHED,
+            figure="F1",
         ),
-        reference_error=error_time,
-        orders=orders.tolist(),
-        stall_gap=left,
+        checks=(
+            Check("the order of each target from 1", off, _ORDER, "largest over the targets"),
+            Check("error in time of the limit", error_time, norm="sup over t and the targets, Frobenius norm"),
+        ),
+        orders=orders if number <= _TOLD else (),
+        numbers={"reference_error": error_time, "orders": dataset.order.values.tolist(), "stall_gap": left},
     )
 
 
@@ -139,20 +131,19 @@ def _targets(number: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack(found[True][:number]), torch.stack(found[False][:number])
 
 
-def _trained(setup: Clock, depth: int, T: Tensor, name: str) -> Trajectory:
+def _trained(setup: Clock, n: int, T: Tensor, name: str) -> Trajectory:
     """All targets at once, with n layers, or in the limit for 0."""
     loss, z0 = Quadratic(T), torch.eye(2, dtype=torch.float64)
-    flow: Any = FiniteFlow(depth, loss) if depth else IntrinsicFlow(loss, LogMean())
-    start = T.new_zeros(len(T), depth, 2, 2) if depth else z0.expand(T.shape).clone()
-    path = integrate(flow, start, setup.times, **setup.options(f"{name}-{depth}"))
-    return whole(path, f"flow of {depth} layers" if depth else "limit")
+    flow: Any = FiniteFlow(n, loss) if n else IntrinsicFlow(loss, LogMean())
+    start = T.new_zeros(len(T), n, 2, 2) if n else z0.expand(T.shape).clone()
+    path = integrate(flow, start, setup.times, **setup.options(f"{name}-{n}"))
+    return whole(path, f"flow of {n} layers" if n else "limit")
 
 
 STUDIES.register("residual_scaling")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="At which rate do linear residual networks of n layers, trained with learning rate n, tend to their "
         "limit, and what happens where the limit cannot reach the target?",
     )

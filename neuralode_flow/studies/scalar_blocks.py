@@ -10,13 +10,14 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
+from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..intrinsic.systems import ClosedFlow
 from ..losses import Quadratic
 from ..orders import observed_order
 from ..time.integrate import integrate
+from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study, whole
-from .published import claimed, summarise
 
 _ORDER, _BOUND = 0.95, 1e-8
 
@@ -53,41 +54,51 @@ def run(
         if progress is not None:
             progress(k / (1 + len(depths)), f"S = {S}" if S else "limit")
         curves[S] = _scalar(setup, S)
-    network = _network(setup, S0)
-    square = float(np.abs(network - _scalar(setup, S0)).max())
-    errors = np.array([np.abs(curves[S] - curves[0]).max() for S in depths])
+    square = float(np.abs(_network(setup, S0) - _scalar(setup, S0)).max())
     tight = torch.as_tensor(_scalar(setup.tight(), 0, "tight"))
     error_time = float(setup.time_error(torch.as_tensor(curves[0]), tight).abs().max())
-    order = observed_order(np.array(depths), errors, setup.floor(error_time))
-    dataset = xr.Dataset(
+    dataset = _dataset(setup.times, depths, curves, error_time)
+    return _finding(dataset, S0, square, setup.floor(error_time)).attached(dataset)
+
+
+def _dataset(times: Tensor, depths: Sequence[int], curves: dict[int, np.ndarray], error_time: float) -> xr.Dataset:
+    errors = [np.abs(curves[S] - curves[0]).max() for S in depths]
+    return arranged(
         {
-            "r": (("network", "time"), np.stack([curves[S] for S in (0, *depths)]), {"long_name": "r(t)"}),
-            "error_r": ("depth", errors, {"long_name": "sup over t of |r_S − r_∞|"}),
-            "error_time": ((), error_time, {"long_name": "error in time of the limit, from the same in finer steps"}),
+            "r": (("network", "time"), np.stack([curves[S] for S in (0, *depths)]), "r(t)"),
+            "error_r": ("depth", errors, "sup over t of |r_S − r_∞|"),
+            "error_time": ((), error_time, "error in time of the limit, from the same in finer steps"),
         },
-        coords={
-            "network": ("network", [0, *depths], {"long_name": "blocks S; 0 is the limit"}),
-            "depth": ("depth", list(depths), {"long_name": "blocks S"}),
-            "time": ("time", setup.times.numpy(), {"long_name": "training time t", "units": "flow time times S"}),
-        },
+        [
+            axis("network", [0, *depths], "blocks S; 0 is the limit"),
+            depth(depths, "blocks S"),
+            time(times, units="flow time times S"),
+        ],
     )
-    return claimed(
-        dataset,
+
+
+def _finding(dataset: xr.Dataset, S0: int, square: float, floor: float) -> Finding:
+    order = observed_order(dataset.depth.values, dataset.error_r.values, floor)
+    error_time = float(dataset.error_time)
+    return Finding(
         study="scalar_blocks",
-        figure="F5",
-        title="Zhang, Peyré 2026: factorised residual blocks in a scalar",
-        claim="the scalar flow of S blocks tends to its limit as S → ∞, at order 1",
-        published=1.0,
-        measured=float(order.value),
-        check=f"the trained parameters of {S0} blocks against the scalar flow",
-        error=square,
-        bound=_BOUND,
-        passed=order.value >= _ORDER and square <= _BOUND,
-        verdict=(
-            f"r of S blocks tends to the limit at order {order} (expected 1) in 1/S; the parameters of {S0} blocks "
-            f"follow the scalar flow to {square:.1e}."
+        problem="Zhang, Peyré 2026: factorised residual blocks in a scalar",
+        status="ok",
+        verdict=f"r of S blocks tends to the limit at order {order} (expected 1) in 1/S; the parameters of {S0} blocks "
+        f"follow the scalar flow to {square:.1e}.",
+        claim=Claim(
+            "the scalar flow of S blocks tends to its limit as S → ∞, at order 1",
+            measured=order.value,
+            published=1.0,
+            figure="F5",
         ),
-        reference_error=error_time,
+        checks=(
+            Check(f"the trained parameters of {S0} blocks against the scalar flow", square, _BOUND, "sup over t"),
+            Check("the order at which r tends to the limit", order.value, _ORDER, "in 1/S", least=True),
+            Check("error in time of the limit", error_time, norm="sup over t"),
+        ),
+        orders=(order._replace(rule="r in 1/S", expected=1.0),),
+        numbers={"reference_error": error_time},
     )
 
 
@@ -121,8 +132,7 @@ def _network(setup: Clock, S: int) -> np.ndarray:
 STUDIES.register("scalar_blocks")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="Does the training of S factorised residual blocks in a scalar tend to a closed limit as S grows?",
     )
 )

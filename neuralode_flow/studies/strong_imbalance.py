@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,18 +12,21 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from ..checks import count, real
+from ..finding import Check, Claim, Finding
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..orders import observed_order, said
 from ..time.integrate import integrate
+from ..time.trajectory import Trajectory
+from .axes import arranged, axis, depth, time
 from .base import STUDIES, ProblemSetup, Progress, Study, whole
-from .published import claimed, summarise
 
 # m for ℓ = 1, 2, to the digits that were derived before.
 DERIVED = {1.0: 1.0453, 2.0: 1.2549}
-_ORDER, _BOUND = 0.05, 1e-8
+_ORDER, _BOUND, _DIGITS, _PLATEAU = 0.05, 1e-8, 5e-5, 2.0
+_TOLD = 12  # orders, at most, that are told one by one
 
 
 def run(
@@ -57,85 +61,94 @@ def run(
     -------
     xarray.Dataset
     """
-    L0, loss, z0 = count("study.network_depth", network_depth), setup.problem.loss, setup.problem.z0
-    errors: list[list[float]] = []
-    weak: list[list[float]] = []
-    missed: list[list[float]] = []
-    factors, curves, floors, square = [], [], [], 0.0
-    balanced = integrate(IntrinsicFlow(loss, LogMean()), z0, setup.times, **setup.options("balanced"))
-    one = whole(balanced, "balanced limit").z
+    L0, start = count("study.network_depth", network_depth), count("study.seed", seed, least=0)
+    one = _limit(setup, 1.0, "balanced", "balanced limit").z
+    found = []
     for k, strength in enumerate(strengths):
         ell = real(f"study.strengths[{k}]", strength)
         m = factor(ell)
-        factors.append(m)
-        fast, again = (
-            whole(integrate(IntrinsicFlow(loss, LogMean()), z0, m * at.times, **at.options(f"{name}-{k}")), "limit")
-            for at, name in ((setup, "limit"), (setup.tight(), "tight"))
-        )
-        floors.append(float(torch.linalg.matrix_norm(setup.time_error(fast.z, again.z)).max()))
-        columns: list[list[float]] = [[], [], []]
+        fast, again = (_limit(at, m, f"{name}-{k}") for at, name in ((setup, "limit"), (setup.tight(), "tight")))
+        error_time = float(torch.linalg.matrix_norm(setup.time_error(fast.z, again.z)).max())
+        distances = []
         for i, L in enumerate(depths):
             if progress is not None:
                 progress((k + i / len(depths)) / len(strengths), f"ℓ = {ell:g}, L = {L}")
-            strong = _closed(setup, z0, ell / L, L, f"{k}-{L}")
-            gentle = _closed(setup, z0, ell / L**2, L, f"{k}-{L}-weak")
-            for column, pair in zip(columns, ((strong, fast.z), (gentle, one), (strong, one)), strict=True):
-                column.append(_apart(*pair))
-        for table, column in zip((errors, weak, missed), columns, strict=True):
-            table.append(column)
-        curves.append(fast.loss.numpy())
-        generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
-        layers = relaxed_balanced_layers(z0, _shifts(ell / L0, L0).to(z0), generator)
-        path = integrate(FiniteFlow(L0, loss), layers, setup.times, **setup.options(f"layers-{k}"))
-        square = max(square, _apart(whole(path, "layers").z, _closed(setup, z0, ell / L0, L0, f"{k}-own")))
-    error, floor = np.array(errors), max(floors)
-    orders, weak_orders = (
-        [observed_order(np.array(depths), np.array(column), setup.floor(floor)) for column in table]
-        for table in (errors, weak)
-    )
-    known = max((abs(factors[i] - DERIVED[e]) for i, e in enumerate(strengths) if e in DERIVED), default=0.0)
-    dataset = xr.Dataset(
+            strong, weak = _closed(setup, ell / L, L, f"{k}-{L}"), _closed(setup, ell / L**2, L, f"{k}-{L}-weak")
+            distances.append([_apart(strong, fast.z), _apart(weak, one), _apart(strong, one)])
+        layers = _apart(_trained(setup, ell, L0, start, f"layers-{k}"), _closed(setup, ell / L0, L0, f"{k}-own"))
+        found.append(_Strength(m, fast.loss, error_time, distances, layers))
+    dataset = _dataset(setup.times, depths, strengths, found)
+    square, floor = max(strength.layers for strength in found), setup.floor(float(dataset.error_time.values.max()))
+    return _finding(dataset, setup.problem.title, L0, square, floor).attached(dataset)
+
+
+@dataclass(frozen=True, eq=False)
+class _Strength:
+    """What is computed at one ℓ.
+
+    distances : at each L those of λ = ℓ/L from m · logmean, of λ = ℓ/L² from logmean, and of λ = ℓ/L from logmean.
+    layers : distance of trained layers from their closed flow.
+    """
+
+    factor: float
+    loss: Tensor
+    error_time: float
+    distances: list[list[float]]
+    layers: float
+
+
+def _dataset(times: Tensor, depths: Sequence[int], strengths: Sequence[float], found: list[_Strength]) -> xr.Dataset:
+    error, weak, missed = np.array([strength.distances for strength in found]).transpose(2, 0, 1)
+    return arranged(
         {
-            "error_z": (("strength", "depth"), error, {"long_name": "sup over t of ‖z_L − z_∞‖"}),
-            "error_weak": (("strength", "depth"), weak, {"long_name": "the same with λ = ℓ/L² against m = 1"}),
-            "error_balanced": (("strength", "depth"), missed, {"long_name": "with λ = ℓ/L against m = 1"}),
-            "error_time": (
-                "strength",
-                floors,
-                {"long_name": "error in time of the limit"},
-            ),
-            "factor": ("strength", factors, {"long_name": "m"}),
-            "loss": (("strength", "time"), np.stack(curves), {"long_name": "loss of the limit"}),
+            "error_z": (("strength", "depth"), error, "sup over t of ‖z_L − z_∞‖"),
+            "error_weak": (("strength", "depth"), weak, "the same with λ = ℓ/L² against m = 1"),
+            "error_balanced": (("strength", "depth"), missed, "with λ = ℓ/L against m = 1"),
+            "error_time": ("strength", [strength.error_time for strength in found], "error in time of the limit"),
+            "factor": ("strength", [strength.factor for strength in found], "m"),
+            "loss": (("strength", "time"), torch.stack([strength.loss for strength in found]), "loss of the limit"),
         },
-        coords={
-            "strength": ("strength", list(strengths), {"long_name": "ℓ"}),
-            "depth": ("depth", list(depths), {"long_name": "layers L"}),
-            "time": ("time", setup.times.numpy(), {"long_name": "training time t", "units": "flow time"}),
-        },
+        [axis("strength", list(strengths), "ℓ"), depth(depths, "layers L"), time(times)],
+    )
+
+
+def _finding(dataset: xr.Dataset, title: str, L0: int, square: float, floor: float) -> Finding:
+    strengths, factors, depths = (dataset[name].values.tolist() for name in ("strength", "factor", "depth"))
+    orders, weak_orders = (
+        [observed_order(dataset.depth.values, column, floor) for column in dataset[name].values]
+        for name in ("error_z", "error_weak")
     )
     imbalanced = [i for i, e in enumerate(strengths) if e > 0]
     distances = [abs(order[i].value - 1) for i in imbalanced for order in (orders, weak_orders)]
     off = float(np.max(distances, initial=0.0))  # NaN where one of them is undecided
-    plateau = min((missed[i][-1] / errors[i][-1] for i in imbalanced), default=np.inf)
+    known = max((abs(m - DERIVED[e]) for m, e in zip(factors, strengths, strict=True) if e in DERIVED), default=0.0)
+    farther = dataset.error_balanced.values[imbalanced, -1] / dataset.error_z.values[imbalanced, -1]
+    plateau = float(np.min(farther, initial=np.inf))
     limits = ", ".join(f"m = {m:.4f} at ℓ = {e:g} (order {p})" for m, e, p in zip(factors, strengths, orders))
-    return claimed(
-        dataset,
+    told = [(f"{e:g}/L", p) for e, p in zip(strengths, orders, strict=True)]
+    told += [(f"{strengths[i]:g}/L²", weak_orders[i]) for i in imbalanced]
+    error_time = float(dataset.error_time.values.max())
+    return Finding(
         study="strong_imbalance",
-        figure="own",
-        title=f"Strong imbalance λ_k = ℓ/L: {setup.problem.title}",
-        claim="with λ_k = ℓ/L the limit is m · logmean, reached at order 1; m = 1.0453 (ℓ = 1), 1.2549 (ℓ = 2)",
-        published=list(DERIVED.values()),
-        measured=factors,
-        check=f"{L0} trained layers against their closed flow",
-        error=square,
-        bound=_BOUND,
-        passed=square <= _BOUND and off <= _ORDER and known <= 5e-5 and plateau > 2,
-        verdict=(
-            f"Networks with λ = ℓ/L tend to m · logmean: {limits}; at L = {depths[-1]} they are {plateau:.2g} times as "
-            f"far from logmean itself, to which those with λ = ℓ/L² tend at order {said(weak_orders)}. {L0} "
-            f"trained layers follow their closed flow to {square:.1e}."
+        problem=f"Strong imbalance λ_k = ℓ/L: {title}",
+        status="ok",
+        verdict=f"Networks with λ = ℓ/L tend to m · logmean: {limits}; at L = {depths[-1]} they are {plateau:.2g} "
+        f"times as far from logmean itself, to which those with λ = ℓ/L² tend at order {said(weak_orders)}. {L0} "
+        f"trained layers follow their closed flow to {square:.1e}.",
+        claim=Claim(
+            "with λ_k = ℓ/L the limit is m · logmean, reached at order 1; m = 1.0453 (ℓ = 1), 1.2549 (ℓ = 2)",
+            measured=factors,
+            published=list(DERIVED.values()),
         ),
-        reference_error=floor,
+        checks=(
+            Check(f"{L0} trained layers against their closed flow", square, _BOUND, "sup over t, Frobenius norm"),
+            Check("the order at each ℓ > 0 from 1", off, _ORDER, "largest over ℓ, with λ = ℓ/L and with ℓ/L²"),
+            Check("m against its derived digits", known, _DIGITS, "largest over the ℓ that have them"),
+            Check("times as far from logmean as from m · logmean", plateau, _PLATEAU, "last L, ℓ > 0", least=True),
+            Check("error in time of the limit", error_time, norm="sup over t and ℓ, Frobenius norm"),
+        ),
+        orders=tuple(p._replace(rule=f"z in 1/L, λ = {lam}", expected=1.0) for lam, p in told if len(told) <= _TOLD),
+        numbers={"reference_error": error_time},
     )
 
 
@@ -163,10 +176,25 @@ def _shifts(lam: float, L: int) -> Tensor:
     return lam * torch.arange(L, dtype=torch.float64)
 
 
-def _closed(setup: ProblemSetup, z0: Tensor, lam: float, L: int, name: str) -> Tensor:
+def _limit(setup: ProblemSetup, m: float, name: str, what: str = "limit") -> Trajectory:
+    """The flow of m · logmean, at the times of the setup."""
+    flow = IntrinsicFlow(setup.problem.loss, LogMean())
+    return whole(integrate(flow, setup.problem.z0, m * setup.times, **setup.options(name)), what)
+
+
+def _trained(setup: ProblemSetup, ell: float, L: int, seed: int, name: str) -> Tensor:
+    """z(t) of L layers with λ = ℓ/L that are trained themselves, from random frames."""
+    z0, generator = setup.problem.z0, torch.Generator().manual_seed(seed)
+    layers = relaxed_balanced_layers(z0, _shifts(ell / L, L).to(z0), generator)
+    flow = FiniteFlow(L, setup.problem.loss)
+    return whole(integrate(flow, layers, setup.times, **setup.options(name)), "layers").z
+
+
+def _closed(setup: ProblemSetup, lam: float, L: int, name: str) -> Tensor:
     """z(t) of L layers with the same λ between all of them."""
-    kernel = DividedDifference(shifts=_shifts(lam, L).to(z0), time_scale=1 / L)
-    path = integrate(IntrinsicFlow(setup.problem.loss, kernel), z0, setup.times, **setup.options(name))
+    kernel = DividedDifference(shifts=_shifts(lam, L).to(setup.problem.z0), time_scale=1 / L)
+    flow = IntrinsicFlow(setup.problem.loss, kernel)
+    path = integrate(flow, setup.problem.z0, setup.times, **setup.options(name))
     return whole(path, f"flow of {L} layers").z
 
 
@@ -177,8 +205,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
 STUDIES.register("strong_imbalance")(
     Study(
         run,
-        summarise,
-        ProblemSetup,
+        setup=ProblemSetup,
         question="Which limit do networks have whose layers are out of balance by ℓ/L, and how fast do they reach it?",
     )
 )
