@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 
+_MOST_ORDERS = 12  # shown one by one
 _PARTS = resources.files(__package__) / "page"
 
 
@@ -130,7 +131,9 @@ def _verdict(status: str, verdict: str) -> str:
 
 def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> str:
     """Each number with its own error beside it."""
-    rows = [_order_row(order) for order in finding.orders]
+    rows = [_order_row(order) for order in finding.orders[:_MOST_ORDERS]]
+    if more := len(finding.orders) - len(rows):
+        rows.append([f"{more} more orders", "", "in summary.json"])
     for check in finding.checks:
         rows.append([check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))])
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
