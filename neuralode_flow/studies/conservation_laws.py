@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from ..checks import count
+from ..finding import Check, Claim, Finding
 from ..intrinsic.lie import count_laws
 from ..intrinsic.paths import ReluDag
 from ..intrinsic.ranks import Rank
 from ..intrinsic.systems.linear_network import independent_laws, phi_of
+from .axes import arranged
 from .base import STUDIES, Clock, Progress, Study
 
 # Layers (inclusive) and widths (inclusive) of the random networks, as in the table of Marcotte et al. 2023.
@@ -28,6 +28,8 @@ _SPARE = 5
 
 @dataclass(frozen=True, eq=False)
 class _Case:
+    """A network with its number of laws."""
+
     kind: str
     widths: list[int]
     dimension: int
@@ -70,7 +72,8 @@ def run(setup: Clock, *, networks: int = 50, seed: int = 0, progress: Progress |
                 raise RuntimeError(f"the budget of wall time was used up after {len(cases)} of {2 * n} networks")
             L = _draw(generator, *layers)
             cases.append(_counted(kind, [_draw(generator, *widths) for _ in range(L + 1)], i, generator))
-    return _dataset(cases)
+    dataset = _dataset(cases)
+    return _finding(dataset).attached(dataset)
 
 
 def _draw(generator: torch.Generator, low: int, high: int) -> int:
@@ -92,71 +95,65 @@ def _counted(kind: str, widths: list[int], seed: int, generator: torch.Generator
 
 
 def _dataset(cases: list[_Case]) -> xr.Dataset:
-    columns: dict[str, tuple[str, list[Any]]] = {
-        "kind": ("linear or relu", [case.kind for case in cases]),
-        "widths": ("widths from input to output", ["-".join(map(str, case.widths)) for case in cases]),
-        "dimension": ("number of parameters", [case.dimension for case in cases]),
-        "found": ("independent laws by brackets, n − dim Lie", [case.found.rank for case in cases]),
-        "known": ("independent laws by theory", [case.known for case in cases]),
-        "decided": ("1 where the gap of the singular values decides", [int(case.found.decided) for case in cases]),
-        "largest_zero": ("largest singular value counted as zero, relative", [c.found.largest_zero for c in cases]),
-        "smallest_nonzero": ("smallest one counted as non-zero, relative", [c.found.smallest_nonzero for c in cases]),
-        "seconds": ("wall time", [case.seconds for case in cases]),
+    columns = {
+        "kind": ([case.kind for case in cases], "linear or relu"),
+        "widths": (["-".join(map(str, case.widths)) for case in cases], "widths from input to output"),
+        "dimension": ([case.dimension for case in cases], "number of parameters"),
+        "found": ([case.found.rank for case in cases], "independent laws by brackets, n − dim Lie"),
+        "known": ([case.known for case in cases], "independent laws by theory"),
+        "decided": ([int(case.found.decided) for case in cases], "1 where the gap of the singular values decides"),
+        "largest_zero": ([c.found.largest_zero for c in cases], "largest singular value counted as zero, relative"),
+        "smallest_nonzero": ([c.found.smallest_nonzero for c in cases], "smallest one counted as non-zero, relative"),
+        "seconds": ([case.seconds for case in cases], "wall time"),
     }
-    dataset = xr.Dataset(
-        {name: ("network", np.array(values), {"long_name": meaning}) for name, (meaning, values) in columns.items()}
-    )
-    dataset["seconds"].attrs["units"] = "s"
-    dataset.attrs = {"study": "conservation_laws", "status": "ok", "problem": "Conservation laws of random networks"}
-    sentences = []
+    return arranged({name: ("network", *column) for name, column in columns.items()}, units={"seconds": "s"})
+
+
+def _finding(dataset: xr.Dataset) -> Finding:
+    agrees = (dataset.found == dataset.known) & (dataset.decided == 1)
+    sentences: list[str] = []
+    numbers: dict[str, float] = {}
     for kind in SIZES:
         rows = dataset.where(dataset.kind == kind, drop=True)
-        agree = int(((rows.found == rows.known) & (rows.decided == 1)).sum())
+        networks, agree = rows.sizes["network"], int((agrees & (dataset.kind == kind)).sum())
+        seconds = float(rows.seconds.sum())
         sentences.append(
-            f"{kind}: {agree} of {rows.sizes['network']} networks have the known number of laws, "
+            f"{kind}: {agree} of {networks} networks have the known number of laws, "
             f"{int((rows.decided == 0).sum())} undecided (largest zero {float(rows.largest_zero.max()):.1e}, smallest "
-            f"non-zero {float(rows.smallest_nonzero.min()):.1e}), in {float(rows.seconds.sum()):.1f} s"
+            f"non-zero {float(rows.smallest_nonzero.min()):.1e}), in {seconds:.1f} s"
         )
-    dataset.attrs["verdict"] = "; ".join(sentences) + "."
-    return dataset
-
-
-def summarise(dataset: xr.Dataset) -> dict[str, Any]:
-    """The flat record of the study for summary.json."""
-    result: dict[str, Any] = {
-        "study": "conservation_laws",
-        "status": dataset.attrs["status"],
-        "verdict": dataset.attrs["verdict"],
-    }
-    wrong = (dataset.found != dataset.known) | (dataset.decided == 0)
-    for kind in SIZES:
-        of = (dataset.kind == kind).values
-        result |= {
-            f"{kind}_networks": int(of.sum()),
-            f"{kind}_agree": int((~wrong.values & of).sum()),
-            f"{kind}_seconds": float(dataset.seconds.values[of].sum()),
-        }
-    agree = sum(result[f"{kind}_agree"] for kind in SIZES)
-    return result | {
-        "figure": "T1",
-        "claim": "every random network has the known number of conservation laws",
-        "published": dataset.sizes["network"],
-        "measured": agree,
-        "check": "networks whose number of laws differs from the known one, or is undecided",
-        "error": float(wrong.sum()),
-        "bound": 0.0,
-        "passed": not bool(wrong.any()),
+        numbers |= {f"{kind}_networks": networks, f"{kind}_agree": agree, f"{kind}_seconds": seconds}
+    wrong, largest_zero = float((~agrees).sum()), float(dataset.largest_zero.max())
+    numbers |= {
         "undecided": int((dataset.decided == 0).sum()),
-        "largest_zero": float(dataset.largest_zero.max()),
+        "largest_zero": largest_zero,
         "smallest_nonzero": float(dataset.smallest_nonzero.min()),
     }
+    return Finding(
+        study="conservation_laws",
+        problem="Conservation laws of random networks",
+        status="ok",
+        verdict="; ".join(sentences) + ".",
+        claim=Claim(
+            "every random network has the known number of conservation laws",
+            measured=int(agrees.sum()),
+            published=dataset.sizes["network"],
+            figure="T1",
+        ),
+        checks=(
+            Check(
+                "networks whose number of laws differs from the known one, or is undecided", wrong, 0.0, "their number"
+            ),
+            Check("largest singular value counted as zero", largest_zero, norm="relative, sup over networks"),
+        ),
+        numbers=numbers,
+    )
 
 
 STUDIES.register("conservation_laws")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="How many independent conservation laws do random networks have, and is it the known number?",
     )
 )

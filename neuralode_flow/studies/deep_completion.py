@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,29 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..intrinsic.systems.linear_network import phi_of
 from ..kernels import DividedDifference, Kernel, LogMean
 from ..losses import Completion
 from ..time.integrate import integrate
+from .axes import arranged, axis
 from .base import STUDIES, Clock, Progress, Study
-from .published import claimed, summarise
 
 _BOUND = 1e-8
 _CLEARLY = 0.75  # of the pairs of runs on the same entries
+
+
+@dataclass(frozen=True, eq=False)
+class _Completed:
+    """Where one completion ended."""
+
+    unseen: float
+    effective_rank: float
+    loss: float
+    time: float
+    status: str
 
 
 def run(
@@ -77,67 +90,100 @@ def run(
     r = count("study.rank", rank, most=n)
     z0 = size * n * torch.eye(n, dtype=torch.float64)
     cases = [(_matrix(n, r, generator), torch.rand(n * n, generator=generator).argsort()) for _ in range(draws)]
-    names = [*depths, 0]
-    shape = (len(names), len(observations), draws)
-    (unseen, ranks, losses, ends), status = np.full((4, *shape), np.nan), "ok"
-    for i, N in enumerate(names):
+    networks, runs = [*depths, 0], []
+    for i, N in enumerate(networks):
         for j, number in enumerate(observations):
             if progress is not None:
-                progress((i + j / len(observations)) / len(names), f"{N or 'infinite'} layers, {number} entries")
+                progress((i + j / len(observations)) / len(networks), f"{N or 'infinite'} layers, {number} entries")
             for k, (target, order) in enumerate(cases):
-                f = _seen(target, order, count(f"study.observations[{j}]", number, most=n * n))
-                stop = {"loss": end * float(f(z0))}
-                flow = IntrinsicFlow(f, _kernel(N))
-                path = integrate(flow, z0, setup.times, **setup.options(f"{N}-{number}-{k}"), stop=stop)
-                if path.ending not in ("ok", "loss"):
-                    status = path.status
-                hidden = torch.where(f.mask, 0.0, path.z[-1] - target)
-                unseen[i, j, k] = float(hidden.norm() / torch.where(f.mask, 0.0, target).norm())
-                shares = torch.linalg.svdvals(path.z[-1])
-                ranks[i, j, k] = float(torch.exp(torch.special.entr(shares / shares.sum()).sum()))
-                losses[i, j, k] = float(path.loss[-1] / path.loss[0])
-                ends[i, j, k] = float(path.times[-1])
-    N = names[min(1, len(depths) - 1)]
-    square = _trained(N, _seen(*cases[0], observations[0]), z0, float(ends[names.index(N), 0, 0]), **setup.budgets())
-    dataset = xr.Dataset(
-        {
-            "unseen": (("network", "entries", "member"), unseen, {"long_name": "relative error of the unseen entries"}),
-            "effective_rank": (("network", "entries", "member"), ranks, {"long_name": "effective rank of z"}),
-            "loss": (("network", "entries", "member"), losses, {"long_name": "loss at the end, relative"}),
-        },
-        coords={
-            "network": ("network", names, {"long_name": "layers N; 0 is infinite depth"}),
-            "entries": ("entries", list(observations), {"long_name": "entries that are seen"}),
-        },
+                loss = _seen(target, order, count(f"study.observations[{j}]", number, most=n * n))
+                runs.append(_completed(setup, N, loss, z0, end, f"{N}-{number}-{k}"))
+    trained = min(1, len(depths) - 1)
+    N, until = networks[trained], runs[trained * len(observations) * draws].time
+    square = _trained(N, _seen(*cases[0], observations[0]), z0, until, **setup.budgets())
+    dataset = _dataset(networks, observations, runs)
+    title = f"Arora et al. 2019: completion of {n} × {n} matrices of rank {r}, z₀ = {size * n:g} I"
+    status = next((run.status for run in reversed(runs) if run.status != "ok"), "ok")
+    scaled_down = "" if n >= 100 else f"n = {n}, rank {r} in place of 100 and 5"
+    return _finding(dataset, n * n, N, square, title, status, scaled_down).attached(dataset)
+
+
+def _completed(setup: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
+    """The end of the closed flow of N layers, run until the loss is `fall` times its first value."""
+    flow, stop = IntrinsicFlow(loss, _kernel(N)), {"loss": fall * float(loss(z0))}
+    path = integrate(flow, z0, setup.times, **setup.options(name), stop=stop)
+    hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
+    shares = torch.linalg.svdvals(path.z[-1])
+    return _Completed(
+        unseen=float(hidden.norm() / torch.where(loss.mask, 0.0, loss.target).norm()),
+        effective_rank=float(torch.exp(torch.special.entr(shares / shares.sum()).sum())),
+        loss=float(path.loss[-1] / path.loss[0]),
+        time=float(path.times[-1]),
+        status="ok" if path.ending in ("ok", "loss") else path.status,
     )
-    better = {N: float((unseen[i] < unseen[0]).mean()) for i, N in enumerate(names) if i > 0}
-    shares = {_name(N): share for N, share in better.items()}
+
+
+def _dataset(networks: list[int], observations: Sequence[int], runs: list[_Completed]) -> xr.Dataset:
+    dims, shape = ("network", "entries", "member"), (len(networks), len(observations), -1)
+    said = {
+        "unseen": "relative error of the unseen entries",
+        "effective_rank": "effective rank of z",
+        "loss": "loss at the end, relative",
+    }
+    return arranged(
+        {name: (dims, np.reshape([getattr(run, name) for run in runs], shape), what) for name, what in said.items()},
+        [
+            axis("network", networks, "layers N; 0 is infinite depth"),
+            axis("entries", list(observations), "entries that are seen"),
+        ],
+    )
+
+
+def _finding(
+    dataset: xr.Dataset, entries: int, trained: int, square: float, title: str, status: str, scaled_down: str
+) -> Finding:
+    """Of matrices with `entries`, whose network of `trained` layers is `square` away from its closed flow."""
+    unseen, (first, *deeper) = dataset.unseen.values, dataset.network.values.tolist()
+    better = {N: float((errors < unseen[0]).mean()) for N, errors in zip(deeper, unseen[1:], strict=True)}
     middle = np.median(unseen, axis=-1)
     few = int(np.argmax(middle[0] - middle[1:].min(axis=0)))
-    return claimed(
-        dataset,
+    return Finding(
         study="deep_completion",
-        figure="F6",
-        title=f"Arora et al. 2019: completion of {n} × {n} matrices of rank {r}, z₀ = {size * n:g} I",
-        claim="deeper factorisations complete a low-rank matrix from fewer entries than two layers do",
-        published="deeper is better at few entries",
-        measured=shares,
-        check=f"{N} trained factors against their closed flow, relative",
-        error=square,
-        bound=_BOUND,
-        passed=square <= _BOUND and all(better[N] >= _CLEARLY for N in depths[1:]),
-        verdict=(
-            f"On the same entries of the same matrices deeper is better than {depths[0]} layers in "
-            + ", ".join(f"{share:.0%} ({name})" for name, share in shares.items())
-            + f" of {len(observations) * draws} pairs; with {observations[few]} of {n * n} entries the median errors "
-            f"on the others are "
-            + ", ".join(f"{middle[i, few]:.2g} ({_name(N)})" for i, N in enumerate(names))
-            + f", the largest of all at infinite depth {unseen[-1].max():.2g}; {N} trained factors follow their closed "
-            f"flow to {square:.1e}."
-        ),
+        problem=title,
         status=status,
-        reference_error=square,
-        scaled_down="" if n >= 100 else f"n = {n}, rank {r} in place of 100 and 5",
+        verdict=f"On the same entries of the same matrices deeper is better than {first} layers in "
+        + ", ".join(f"{share:.0%} ({_name(N)})" for N, share in better.items())
+        + f" of {unseen[0].size} pairs; with {int(dataset.entries[few])} of {entries} entries the median errors "
+        "on the others are "
+        + ", ".join(f"{errors[few]:.2g} ({_name(N)})" for N, errors in zip([first, *deeper], middle, strict=True))
+        + f", the largest of all at infinite depth {unseen[-1].max():.2g}; {trained} trained factors follow their "
+        f"closed flow to {square:.1e}.",
+        claim=Claim(
+            "deeper factorisations complete a low-rank matrix from fewer entries than two layers do",
+            measured={_name(N): share for N, share in better.items()},
+            published="deeper is better at few entries",
+            figure="F6",
+        ),
+        checks=(
+            Check(
+                f"{trained} trained factors against their closed flow, relative",
+                square,
+                _BOUND,
+                "sup over t, Frobenius norm",
+            ),
+            *(
+                Check(
+                    f"{_name(N)} against {first} on the same entries",
+                    share,
+                    _CLEARLY,
+                    "part of the pairs in which they are better",
+                    least=True,
+                )
+                for N, share in better.items()
+                if N
+            ),
+        ),
+        numbers={"reference_error": square, "scaled_down": scaled_down},
     )
 
 
@@ -181,8 +227,7 @@ def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -
 STUDIES.register("deep_completion")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="How many entries of a low-rank matrix must be seen for a factorisation of N layers to complete it, "
         "and what does infinite depth do?",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..checks import count, positive, real
 from ..depth.grid import sample
+from ..finding import Check, Claim, Finding
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -25,6 +27,7 @@ from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..kernels import DividedDifference, LogMean
 from ..matrices import inverse
 from ..time.integrate import integrate
+from .axes import arranged, axis, time
 from .base import STUDIES, ProblemSetup, Progress, Study
 
 # What the starts of a family have in common besides z₀.
@@ -33,6 +36,7 @@ FAMILIES = {
     "any_shift": "relaxed balanced, each with its own λ",
     "detour": "not relaxed balanced",
 }
+_BALANCED = ["one_shift", "any_shift"]
 
 # Criterion B is asked of networks with at most this many parameters L d².
 _MOST_PARAMETERS = 200
@@ -50,6 +54,18 @@ class _Family:
     states: Tensor
     criterion: Callable[[Tensor], tuple[Verdict, float]]
     closed: list[Flow] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What became of the starts of a family, in the order of the start where there is one."""
+
+    z: np.ndarray
+    distance_closed: np.ndarray
+    law_drift: float
+    metric: list[str]
+    metric_change: list[float]
+    status: str
 
 
 def run(
@@ -101,23 +117,29 @@ def run(
         generator = torch.Generator().manual_seed(count("seed", seed, least=0))
         make = _networks(setup, depth, n, sizes, generator) if depth else _profiles(setup, n, sizes, generator)
         families |= {(name, depth): family for name, family in make.items()}
-    columns: dict[str, list[Any]] = {"z": [], "distance_closed": [], "law_drift": [], "metric": [], "metric_change": []}
-    status = "ok"
+    found: dict[tuple[str, int], _Found] = {}
     for i, ((name, depth), family) in enumerate(families.items()):
         if progress is not None:
             progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
-        path = integrate(family.flow, family.states, setup.times, **setup.options(f"{name}-{depth}"))
-        z = torch.full((len(setup.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
-        z[: len(path.z)] = path.z
-        if path.ending != "ok":
-            status = path.status
-        verdicts = [family.criterion(state) for state in family.states]
-        columns["z"].append(z.numpy())
-        columns["law_drift"].append(float(path.drift.max()))
-        columns["metric"].append([str(verdict) for verdict, _ in verdicts])
-        columns["metric_change"].append([change for _, change in verdicts])
-        columns["distance_closed"].append(_from_closed(setup, f"{name}-{depth}", family, z).numpy())
-    return _dataset(setup, list(families), columns, status)
+        found[name, depth] = _followed(setup, f"{name}-{depth}", family)
+    dataset = _dataset(setup, found)
+    status = next((family.status for family in reversed(found.values()) if family.status != "ok"), "ok")
+    return _finding(dataset, setup.problem.title, status).attached(dataset)
+
+
+def _followed(setup: ProblemSetup, name: str, family: _Family) -> _Found:
+    path = integrate(family.flow, family.states, setup.times, **setup.options(name))
+    z = torch.full((len(setup.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
+    z[: len(path.z)] = path.z
+    verdicts = [family.criterion(state) for state in family.states]
+    return _Found(
+        z=z.numpy(),
+        distance_closed=_from_closed(setup, name, family, z).numpy(),
+        law_drift=float(path.drift.max()),
+        metric=[str(verdict) for verdict, _ in verdicts],
+        metric_change=[change for _, change in verdicts],
+        status="ok" if path.ending == "ok" else path.status,
+    )
 
 
 def _from_closed(setup: ProblemSetup, name: str, family: _Family, z: Tensor) -> Tensor:
@@ -201,55 +223,92 @@ def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     return L * (layers - identity)
 
 
-def _dataset(
-    setup: ProblemSetup, labels: list[tuple[str, int]], columns: dict[str, list[Any]], status: str
-) -> xr.Dataset:
-    names, depths = list(FAMILIES), list(dict.fromkeys(depth for _, depth in labels))
-    where = {label: i for i, label in enumerate(labels)}
+def _dataset(setup: ProblemSetup, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
+    depths = list(dict.fromkeys(depth for _, depth in found))
+    of = ("family", "depth")
 
     def table(column: str) -> np.ndarray:
-        values = columns[column]
-        return np.stack([np.stack([np.asarray(values[where[name, depth]]) for depth in depths]) for name in names])
+        """Of `(family, depth, …)`."""
+        values = np.stack([np.asarray(getattr(found[label], column)) for label in product(FAMILIES, depths)])
+        return values.reshape(len(FAMILIES), len(depths), *values.shape[1:])
 
     z = table("z")  # family, depth, time, start, row, column
     gaps = np.linalg.norm(z[:, :, :, :, None] - z[:, :, :, None], axis=(-2, -1)).max(axis=(-2, -1))
-    families = ("family", "depth")
-    dataset = xr.Dataset(
+    return arranged(
         {
-            "z": ((*families, "time", "start", "row", "column"), z, {"long_name": "end-to-end map"}),
-            "spread": (
-                (*families, "time"),
-                gaps,
-                {"long_name": "largest Frobenius distance between two starts of a family"},
-            ),
+            "z": ((*of, "time", "start", "row", "column"), z, "end-to-end map"),
+            "spread": ((*of, "time"), gaps, "largest Frobenius distance between two starts of a family"),
             "distance_closed": (
-                (*families, "time", "start"),
+                (*of, "time", "start"),
                 table("distance_closed"),
-                {"long_name": "Frobenius distance of a start from its closed flow"},
+                "Frobenius distance of a start from its closed flow",
             ),
-            "law_drift": (families, table("law_drift"), {"long_name": "drift of the conservation law"}),
-            "metric": ((*families, "start"), table("metric").astype(str), {"long_name": "criterion B at the start"}),
-            "metric_change": (
-                (*families, "start"),
-                table("metric_change"),
-                {"long_name": "‖∂M‖ on the kernel, relative to ‖M‖/‖θ‖"},
-            ),
+            "law_drift": (of, table("law_drift"), "drift of the conservation law"),
+            "metric": ((*of, "start"), table("metric"), "criterion B at the start"),
+            "metric_change": ((*of, "start"), table("metric_change"), "‖∂M‖ on the kernel, relative to ‖M‖/‖θ‖"),
         },
-        coords={
-            "family": names,
-            "depth": ("depth", depths, {"long_name": "layers; 0 is infinite depth"}),
-            "time": ("time", setup.times.cpu().numpy(), {"long_name": "training time t", "units": "flow time"}),
+        [
+            ("family", np.array(list(FAMILIES)), {}),
+            axis("depth", depths, "layers; 0 is infinite depth"),
+            time(setup.times),
+        ],
+    )
+
+
+def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
+    spread, change = dataset.spread.max("time"), dataset.metric_change
+    limit = {name: float(spread.sel(family=name, depth=0)) for name in FAMILIES}
+    verdicts = {name: dataset.metric.sel(family=name).values for name in FAMILIES}
+    law_drift = float(dataset.law_drift.max())
+    return Finding(
+        study="initialisations",
+        problem=title,
+        status=status,
+        verdict=_verdict(dataset),
+        claim=Claim(
+            "at infinite depth relaxed balanced starts with one z₀ share a curve, others do not", measured=limit
+        ),
+        checks=(
+            Check(
+                "z of each relaxed balanced start against its own closed flow",
+                float(dataset.distance_closed.max()),
+                _BOUND,
+                "sup over starts, layers and t, Frobenius norm",
+            ),
+            *(
+                Check(
+                    f"spread at infinite depth, {FAMILIES[name]}",
+                    limit[name],
+                    _BOUND,
+                    "sup over starts and t, Frobenius norm",
+                    least,
+                )
+                for name, least in (("any_shift", False), ("detour", True))
+            ),
+            Check("starts on which criterion B is wrong or undecided", _misjudged(verdicts), 0.0, "their number"),
+            Check("drift of the conservation law", law_drift, norm="0 in exact arithmetic"),
+        ),
+        numbers={
+            "depths": [depth or None for depth in dataset.depth.values.tolist()],
+            "spread": {name: spread.sel(family=name).values for name in FAMILIES},
+            "metric": {name: {v: int((said == v).sum()) for v in np.unique(said)} for name, said in verdicts.items()},
+            "metric_change_balanced": float(change.sel(family=_BALANCED).max()),
+            "metric_change_others": float(change.sel(family="detour").min()),
+            "law_drift": law_drift,
         },
     )
-    dataset.attrs = {"study": "initialisations", "status": status, "problem": setup.problem.title}
-    dataset.attrs["verdict"] = _verdict(dataset)
-    return dataset
+
+
+def _misjudged(verdicts: dict[str, np.ndarray]) -> float:
+    """On how many starts criterion B was asked and is wrong or undecided."""
+    wanted = {name: [str(name in _BALANCED), NOT_ASKED] for name in verdicts}
+    return float(sum((~np.isin(said, wanted[name])).sum() for name, said in verdicts.items()))
 
 
 def _verdict(dataset: xr.Dataset) -> str:
     spread, limit = dataset.spread.max("time"), {"depth": 0}
     closed = float(dataset.distance_closed.max())
-    balanced = max(float(spread.sel(family=name, **limit)) for name in ("one_shift", "any_shift"))
+    balanced = max(float(spread.sel(family=name, **limit)) for name in _BALANCED)
     finite = [depth for depth in dataset.depth.values.tolist() if depth]
     own = ", ".join(f"{float(spread.sel(family='any_shift', depth=L)):.1e} at L = {L}" for L in finite)
     said = {name: sorted({*dataset.metric.sel(family=name).values.flat} - {NOT_ASKED}) for name in FAMILIES}
@@ -263,44 +322,10 @@ def _verdict(dataset: xr.Dataset) -> str:
     )
 
 
-def summarise(dataset: xr.Dataset) -> dict[str, Any]:
-    """The flat record of the study for summary.json; the last entry of a list is that of infinite depth."""
-    spread, families = dataset.spread.max("time"), dataset.family.values.tolist()
-    verdicts = {name: dataset.metric.sel(family=name).values for name in families}
-    balanced = ["one_shift", "any_shift"]
-    error = float(dataset.distance_closed.max())
-    told_apart = all(
-        set(verdicts[name].ravel()) <= {wanted, NOT_ASKED}
-        for name, wanted in (("one_shift", "True"), ("any_shift", "True"), ("detour", "False"))
-    )
-    limit = {name: float(spread.sel(family=name, depth=0)) for name in families}
-    return {
-        "study": "initialisations",
-        "figure": "own",
-        "claim": "at infinite depth relaxed balanced starts with one z₀ share a curve, others do not",
-        "published": None,
-        "measured": limit,
-        "passed": error <= _BOUND and limit["any_shift"] <= _BOUND < limit["detour"] and told_apart,
-        "status": dataset.attrs["status"],
-        "verdict": dataset.attrs["verdict"],
-        "problem": dataset.attrs["problem"],
-        "depths": [depth or None for depth in dataset.depth.values.tolist()],
-        "spread": {name: spread.sel(family=name).values for name in families},
-        "metric": {name: {v: int((said == v).sum()) for v in np.unique(said)} for name, said in verdicts.items()},
-        "metric_change_balanced": float(dataset.metric_change.sel(family=balanced).max()),
-        "metric_change_others": float(dataset.metric_change.sel(family="detour").min()),
-        "check": "z of each relaxed balanced start against its own closed flow",
-        "error": error,
-        "bound": _BOUND,
-        "law_drift": float(dataset.law_drift.max()),
-    }
-
-
 STUDIES.register("initialisations")(
     Study(
         run,
-        summarise,
-        ProblemSetup,
+        setup=ProblemSetup,
         question="Which starts with the same end-to-end map train along the same curve z(t), and does "
         "criterion B tell them from the others?",
     )

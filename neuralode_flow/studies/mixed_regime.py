@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,17 +11,30 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import TwoLayer
-from ..losses import Quadratic
-from ..orders import LEAST_POINTS, observed_order, relative_noise, said
+from ..losses import Loss, Quadratic
+from ..orders import LEAST_POINTS, Order, observed_order, relative_noise, said
 from ..time.integrate import integrate
+from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study, whole
-from .published import claimed, summarise
 
 _ORDER = 0.1
 _LAZY = 0.05  # how near the laziest flow must come to the lazy limit
+
+
+@dataclass(frozen=True, eq=False)
+class _Regime:
+    """Networks by width at one σ²w, and the closed flow from z = 0."""
+
+    error_z: list[float]
+    order: Order
+    error_time: float
+    loss: np.ndarray
+    test_error: np.ndarray
+    effective_rank: float
 
 
 def run(
@@ -75,79 +89,125 @@ def run(
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     data, truth = _data(d, count("study.rank", rank, most=d), generator)
     loss = Quadratic(data)
-    found, errors, tests, losses, ranks, floors = [], [], [], [], [], []
+    regimes: list[_Regime] = []
     for k, product in enumerate(products):
-        c = positive(f"study.products[{k}]", product)
-        times = setup.times / max(1.0, c)
-        flow, column, noise, what = IntrinsicFlow(loss, TwoLayer(2 * c)), [], [], f"at σ²w = {c:g}"
+        c, gaps = positive(f"study.products[{k}]", product), []
         for i, w in enumerate(widths):
             if progress is not None:
                 progress((k + i / len(widths)) / len(products), f"σ²w = {c:g}, w = {w}")
             weights = (c / w) ** 0.5 * torch.stack([_bartlett(w, d, generator) for _ in range(number)])
-            network = integrate(FactorizationFlow(_product, loss), weights, times, **setup.options(f"network-{k}-{w}"))
-            closed = integrate(flow, network.z[0], times, **setup.options(f"closed-{k}-{w}"))
-            gap = torch.linalg.matrix_norm(whole(network, f"networks {what}").z - whole(closed, f"flow {what}").z)
-            column.append(float(gap.amax(0).square().mean().sqrt()))
-            noise.append(relative_noise(gap.amax(0)))
-        zero = torch.zeros(d, d, dtype=torch.float64)
-        limit = integrate(flow, zero, times, **setup.options(f"zero-{k}"))
-        tight = setup.tight()
-        again = integrate(flow, zero, tight.times / max(1.0, c), **tight.options(f"tight-{k}"))
-        errors.append(column)
-        gap = setup.time_error(whole(limit, f"flow {what}").z, whole(again, f"flow {what}").z)
-        floors.append(float(torch.linalg.matrix_norm(gap).max()))
-        found.append(observed_order(np.array(widths), np.array(column), setup.floor(floors[-1]), np.array(noise)))
-        losses.append(limit.loss.numpy())
-        tests.append((torch.linalg.matrix_norm(limit.z - truth) / torch.linalg.matrix_norm(truth)).square().numpy())
-        shares = torch.linalg.svdvals(limit.z[int(tests[-1].argmin())])
-        ranks.append(float(torch.exp(torch.special.entr(shares / shares.sum()).sum())))
-    error, test = np.array(errors), np.array(tests)
-    orders = np.array([order.value for order in found])
+            gaps.append(_distances(setup, loss, c, weights, f"{k}-{w}"))
+        regimes.append(_regime(setup, loss, truth, c, widths, gaps, str(k)))
     lazy = 1 - float((data * truth).sum() ** 2 / (data.square().sum() * truth.square().sum()))
-    dataset = xr.Dataset(
-        {
-            "error_z": (("product", "width"), error, {"long_name": "sup over t of the distance from the closed flow"}),
-            "loss": (("product", "time"), np.stack(losses), {"long_name": "loss of the closed flow from z = 0"}),
-            "test_error": (("product", "time"), test, {"long_name": "‖z − A*‖²/‖A*‖² of the closed flow from z = 0"}),
-            "test_error_lazy": ((), lazy, {"long_name": "least test error along the lazy limit, a line to Y"}),
-            "effective_rank": ("product", ranks, {"long_name": "effective rank of z where the test error is least"}),
-            "order": ("product", orders, {"long_name": "order in 1/w"}),
-            "error_time": (
-                "product",
-                floors,
-                {"long_name": "error in time of the closed flow"},
-            ),
-        },
-        coords={
-            "product": ("product", list(products), {"long_name": "σ²w"}),
-            "width": ("width", list(widths), {"long_name": "width w"}),
-            "time": ("time", setup.times.numpy(), {"long_name": "training time t max(1, σ²w)", "units": "flow time"}),
-        },
+    dataset = _dataset(setup, products, widths, regimes, lazy)
+    title = f"Tu, Aranguri, Jacot 2024, figure 1: d = {d}, rank {rank} and noise (seed {seed})"
+    scaled_down = "" if d >= 500 else f"d = {d}, rank {rank} in place of 500 and 5"
+    return _finding(dataset, [regime.order for regime in regimes], title, scaled_down).attached(dataset)
+
+
+def _distances(setup: Clock, loss: Loss, c: float, weights: Tensor, name: str) -> Tensor:
+    """Of networks with `weights` at σ²w = c from the closed flow, sup over t: `(n, 2, d, w)` → `(n,)`."""
+    times, flow = setup.times / max(1.0, c), IntrinsicFlow(loss, TwoLayer(2 * c))
+    network = integrate(FactorizationFlow(_product, loss), weights, times, **setup.options(f"network-{name}"))
+    closed = integrate(flow, network.z[0], times, **setup.options(f"closed-{name}"))
+    gap = whole(network, f"networks at σ²w = {c:g}").z - whole(closed, f"flow at σ²w = {c:g}").z
+    return torch.linalg.matrix_norm(gap).amax(0)
+
+
+def _regime(
+    setup: Clock, loss: Loss, truth: Tensor, c: float, widths: Sequence[int], gaps: list[Tensor], name: str
+) -> _Regime:
+    """What the distances `gaps` of networks by width say, and the closed flow from z = 0 itself."""
+    flow, zero, tight, unit = IntrinsicFlow(loss, TwoLayer(2 * c)), torch.zeros_like(truth), setup.tight(), max(1.0, c)
+    limit = integrate(flow, zero, setup.times / unit, **setup.options(f"zero-{name}"))
+    again = integrate(flow, zero, tight.times / unit, **tight.options(f"tight-{name}"))
+    what = f"flow at σ²w = {c:g}"
+    gap = setup.time_error(whole(limit, what).z, whole(again, what).z)
+    error_time = float(torch.linalg.matrix_norm(gap).max())
+    errors = [float(gap.square().mean().sqrt()) for gap in gaps]
+    noise = np.array([relative_noise(gap) for gap in gaps])
+    order = observed_order(np.array(widths), np.array(errors), setup.floor(error_time), noise)
+    test_error = (torch.linalg.matrix_norm(limit.z - truth) / torch.linalg.matrix_norm(truth)).square()
+    shares = torch.linalg.svdvals(limit.z[int(test_error.argmin())])
+    return _Regime(
+        error_z=errors,
+        order=order._replace(rule=f"z in 1/w, σ²w = {c:g}", expected=0.5),
+        error_time=error_time,
+        loss=limit.loss.numpy(),
+        test_error=test_error.numpy(),
+        effective_rank=float(torch.exp(torch.special.entr(shares / shares.sum()).sum())),
     )
-    least = test.min(axis=1)
-    off = float(np.abs(orders - 0.5).max())
-    return claimed(
-        dataset,
+
+
+def _dataset(
+    setup: Clock, products: Sequence[float], widths: Sequence[int], regimes: list[_Regime], lazy: float
+) -> xr.Dataset:
+    errors, losses, tests = ([getattr(r, name) for r in regimes] for name in ("error_z", "loss", "test_error"))
+    return arranged(
+        {
+            "error_z": (("product", "width"), errors, "sup over t of the distance from the closed flow"),
+            "loss": (("product", "time"), losses, "loss of the closed flow from z = 0"),
+            "test_error": (("product", "time"), tests, "‖z − A*‖²/‖A*‖² of the closed flow from z = 0"),
+            "test_error_lazy": ((), lazy, "least test error along the lazy limit, a line to Y"),
+            "effective_rank": (
+                "product",
+                [r.effective_rank for r in regimes],
+                "effective rank of z where the test error is least",
+            ),
+            "order": ("product", [r.order.value for r in regimes], "order in 1/w"),
+            "error_time": ("product", [r.error_time for r in regimes], "error in time of the closed flow"),
+        },
+        [
+            axis("product", list(products), "σ²w"),
+            axis("width", list(widths), "width w"),
+            time(setup.times, "training time t max(1, σ²w)"),
+        ],
+    )
+
+
+def _finding(dataset: xr.Dataset, orders: list[Order], title: str, scaled_down: str) -> Finding:
+    error, products, ranks = (dataset[name].values for name in ("error_z", "product", "effective_rank"))
+    least, lazy = dataset.test_error.values.min(axis=1), float(dataset.test_error_lazy)
+    error_time = float(dataset.error_time.values.max())
+    return Finding(
         study="mixed_regime",
-        figure="F4",
-        title=f"Tu, Aranguri, Jacot 2024, figure 1: d = {d}, rank {rank} and noise (seed {seed})",
-        claim="wide random two-layer networks follow the closed flow with |λ|/2 = σ²w at order ½ in 1/w, and learn A* "
-        "better the smaller σ²w is",
-        published=0.5,
-        measured={"orders": orders.tolist(), "test errors": least.tolist(), "test error, lazy limit": lazy},
-        check="how far the order in 1/w is from ½",
-        error=off,
-        bound=_ORDER,
-        passed=off <= _ORDER and bool((np.diff(least) > 0).all()) and abs(least[-1] / lazy - 1) <= _LAZY,
-        verdict=(
-            f"The distance of random networks from the closed flow falls at order {said(found)} in 1/w, "
-            f"from {error[:, 0].max():.2g} to {error[:, -1].max():.2g}. The least test "
-            f"error along training goes from {least[0]:.2g} at σ²w = {products[0]:g} (rich: effective rank "
-            f"{ranks[0]:.1f}) to {least[-1]:.2g} at σ²w = {products[-1]:g} (effective rank {ranks[-1]:.1f}); that of "
-            f"the lazy limit is {lazy:.2g}."
+        problem=title,
+        status="ok",
+        verdict=f"The distance of random networks from the closed flow falls at order {said(orders)} in 1/w, "
+        f"from {error[:, 0].max():.2g} to {error[:, -1].max():.2g}. The least test "
+        f"error along training goes from {least[0]:.2g} at σ²w = {products[0]:g} (rich: effective rank "
+        f"{ranks[0]:.1f}) to {least[-1]:.2g} at σ²w = {products[-1]:g} (effective rank {ranks[-1]:.1f}); that of "
+        f"the lazy limit is {lazy:.2g}.",
+        claim=Claim(
+            "wide random two-layer networks follow the closed flow with |λ|/2 = σ²w at order ½ in 1/w, and learn A* "
+            "better the smaller σ²w is",
+            measured={"orders": dataset.order.values, "test errors": least, "test error, lazy limit": lazy},
+            published=0.5,
+            figure="F4",
         ),
-        reference_error=max(floors),
-        scaled_down="" if d >= 500 else f"d = {d}, rank {rank} in place of 500 and 5",
+        checks=(
+            Check(
+                "how far the order in 1/w is from ½",
+                float(abs(dataset.order.values - 0.5).max()),
+                _ORDER,
+                "sup over σ²w",
+            ),
+            Check(
+                "values of σ²w from which on the least test error does not rise",
+                float((~(np.diff(least) > 0)).sum()),
+                0.0,
+                "their number",
+            ),
+            Check(
+                "least test error at the largest σ²w, against that of the lazy limit",
+                float(abs(least[-1] / lazy - 1)),
+                _LAZY,
+                "relative",
+            ),
+            Check("error in time of the closed flow", error_time, norm="sup over σ²w and t, Frobenius norm"),
+        ),
+        orders=tuple(orders),
+        numbers={"reference_error": error_time, "scaled_down": scaled_down},
     )
 
 
@@ -178,8 +238,7 @@ def _product(weights: Tensor) -> Tensor:
 STUDIES.register("mixed_regime")(
     Study(
         run,
-        summarise,
-        Clock,
+        setup=Clock,
         question="Do wide two-layer networks with random weights follow the flow of relaxed balanced ones, from the "
         "lazy to the rich regime?",
     )
