@@ -110,7 +110,7 @@ FAULTS = [
     Fault("implicit midpoint stops after one sweep", "time/midpoint.py", "_MAX_SWEEPS = 200", "_MAX_SWEEPS = 1",
           "test_laws.py time/test_integrate.py"),
     Fault("a study that did not run whole ends with status 0", "app/job.py",
-          '    if summary["status"] != "ok":\n', "    if False:\n", "app/test_run.py"),
+          '    if finding.status != "ok":\n', "    if False:\n", "app/test_run.py"),
     Fault("a finished folder answers to any config", "app/runfolder.py",
           "if config is not None and known:", "if False:", "app/test_run.py"),
     Fault("members of a sweep are known by their number", "app/members.py",
