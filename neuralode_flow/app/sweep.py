@@ -7,6 +7,7 @@ why and does not stop the others. The same command with resume=FOLDER runs what 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
 from collections import Counter
@@ -240,11 +241,19 @@ def _has_ended(member: Member) -> bool:
 
     try:
         if ended(member.folder, member.config) is None:
+            _check_place(member.folder)
             return False
         finished(member.folder)
     except BadInput as error:
         member.refused = str(error)
     return True
+
+
+def _check_place(folder: Path) -> None:
+    """Raises BadInput where Hydra could not make the folder of a member, and would end the whole sweep."""
+    nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise BadInput(f"{nearest} is no folder, which a member needs there; move it away")
 
 
 def quoted(text: str) -> str:

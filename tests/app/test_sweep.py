@@ -32,6 +32,20 @@ def test_members_that_fail_or_are_killed_leave_the_others_alone(command):
     assert "++study.end=raise" in record["overrides"]
 
 
+def test_a_member_whose_place_is_taken_leaves_the_others_alone(command):
+    assert command(*FAKE, "resume=sweep", "problem.seed=0").status == 0
+    Path("sweep/1").touch()
+    Path("sweep/3").symlink_to("nowhere")
+    ended = command(*FAKE, "resume=sweep", "problem.seed=0,1,2,3")
+    assert ended.status == 1
+    assert names("sweep", "summary.json") == {"0", "2"}
+    assert ended.err.count("was not run: sweep/") == 2
+    assert "sweep/1 is no folder, which a member needs there; move it away" in ended.err
+    Path("sweep/1").unlink()
+    Path("sweep/3").unlink()
+    assert command(*FAKE, "resume=sweep", "problem.seed=0,1,2,3").status == 0
+
+
 def test_a_member_that_is_killed_is_tried_once_more(command):
     ended = command(*FAKE, "resume=sweep", "study.end=ok,kill_once")
     assert ended.status == 0, ended.err
