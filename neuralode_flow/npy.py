@@ -33,7 +33,8 @@ def read_array(stream: IO[bytes], stored: int, most: float = math.inf) -> np.nda
     Raises
     ------
     ValueError
-        If the header is none, is of objects, or claims more than `stored` or `most`; nothing has been read then.
+        If the header is none, is of objects, or claims more than `most` or another size than `stored`; nothing has been
+        read then.
     """
     first = stream.tell()
     head = io.BytesIO(stream.read(_LONGEST_HEADER))
@@ -49,6 +50,8 @@ def read_array(stream: IO[bytes], stored: int, most: float = math.inf) -> np.nda
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > stored - head.tell():
         raise ValueError(f"its header claims shape {shape} of {dtype}, but {stored - head.tell()} bytes follow")
+    if size < stored - head.tell():  # numpy.save twice into one file
+        raise ValueError(f"{stored - head.tell() - size} bytes follow its array, perhaps of another one")
     if size > most:
         raise ValueError(f"its array of shape {shape} takes {size} bytes, more than {most:.0f}")
     stream.seek(first)

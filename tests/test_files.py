@@ -169,6 +169,7 @@ TABLES = {
     "a negative claim": ("npy", lambda p: p.write_bytes(npy_header((-1, -8)) + bytes(80)), "claims shape"),
     "a long header": ("npy", lambda p: sparse(p, GIB, b"\x93NUMPY\2\0" + struct.pack("<I", GIB - 100)), "NumPy file"),
     "a large array": ("npy", lambda p: sparse(p, 3 * GIB, npy_header((3 * 2**27,))), f"at most {MOST_BYTES} are read"),
+    "two arrays": ("npy", lambda p: p.write_bytes(2 * (npy_header((2,)) + bytes(16))), "bytes follow its array"),
     "objects": ("npy", lambda p: p.write_bytes(npy_header((2,), "|O") + b"\x80\x04N."), "Python objects"),
     "a large text": ("csv", lambda p: sparse(p, 2 * GIB, b"1,2\n"), f"at most {MOST_BYTES} are read"),
     "a long line": ("csv", lambda p: sparse(p, GIB // 2, b"1,2\n"), "has a line of more than"),
