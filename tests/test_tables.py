@@ -234,6 +234,17 @@ TEXTS = [
     ("a,,b\n1,2,3\n", "column 2 has no name in line 1"),
     ("patient_id,a\n1,1.5\n2,2.5\n3,3.5\n", "counts the lines and may be an index"),
     ("i,a\n0,1.5\n1,2.5\n2,3.5\n", "counts the lines and may be an index"),
+    ("index,a\n2,1.5\n0,2.5\n1,3.5\n", "has another whole number for each of the lines and may be an index"),
+    ("Unnamed: 0,a\n17,1.5\n4,2.5\n", "has another whole number for each of the lines and may be an index"),
+    ("id,a\n2,1.5\n0,2.5\n2,3.5\n", [[2, 1.5], [0, 2.5], [2, 3.5]]),
+    ('"3",0.5,2.5\n"1",1.5,3.5\n', "its first column is in quotes alone and may be an index"),
+    ('"1,5",2\n"2,5",3\n', [[1.5, 2], [2.5, 3]]),
+    ("a,b\n1\t2\n3\t4\n", "line 1 has the names of 1 columns but line 2 has 2 cells"),
+    # Other lines of numbers that may be names: in levels, and decimals over whole numbers.
+    ("1,1\n0,1\n0.3,0.4\n0.1,0.5\n", "its first two lines are whole as no other"),
+    ("1,1\n0,1\n0.3,4\n", [[1, 1], [0, 1], [0.3, 4]]),
+    ("0.5,1.5\n34,24\n42,20\n", "has decimals as no other"),
+    ("0.5,1.5\n34,24\n42,2.5\n", [[0.5, 1.5], [34, 24], [42, 2.5]]),
     ("x,y\n1,2\n0.5,3\n", [[1, 2], [0.5, 3]]),
     ("year,a\n2019,1.5\n2020,2.5\n2021,3.5\n", [[2019, 1.5], [2020, 2.5], [2021, 3.5]]),
 ]  # fmt: skip

@@ -73,6 +73,7 @@ def has_row_names(label: str, names: Line, row: Line, delimiter: str) -> bool:
     if above == below:
         return below > 1 and names.cells[0] == ""
     unsure = delimiter == "," and below == 2 and is_whole(row.cells[0]) and not row.first_quoted  # 1,5 is 1.5?
+    unsure |= above == 1 and not names.quoted and bool({",", ";"} & set(names.cells[0]))  # names of two columns
     if above == below - 1 and not unsure:
         return True
     doubled = delimiter == "," and below == 2 * above
@@ -114,13 +115,15 @@ def check_named(label: str, names: list[str], body: Body) -> None:
             f"{label}: the line below the names of columns is whole as no other and may hold names or numbers; "
             f"remove it if it holds names, set problem.header=yes if it holds numbers"
         )
-    if _counts(body, 0, 1):
-        first = names[-table.shape[1]]  # names of rows are no column of the body
-        if _INDICES.fullmatch(first.lower()):
-            raise ValueError(
-                f"{label}: its first column, {first!r}, counts the lines and may be an index; remove it if it is "
-                f"one, set problem.header=yes if it is data"
-            )
+    first = names[-table.shape[1]]  # names of rows are no column of the body
+    counting, named = _counts(body, 0, 1), _INDICES.fullmatch(first.lower())
+    if named and (counting or _numbers_lines(body)):
+        how = "counts" if counting else "has another whole number for each of"
+        raise ValueError(
+            f"{label}: its first column, {first!r}, {how} the lines and may be an index; remove it if it is one, set "
+            f"problem.header=yes if it is data"
+        )
+    if counting:
         _warn(
             f"{label}: its first column, {first!r}, counts the lines and is taken as data; remove it if it is an index"
         )
@@ -132,6 +135,12 @@ def _counts(body: Body, *starts: int) -> bool:
     column = body.table[:, 0]
     counting = body.whole[:, 0].all() and column[0] in starts and (np.diff(column) == 1).all()
     return width > 1 and n > 2 and bool(counting)
+
+
+def _numbers_lines(body: Body) -> bool:
+    """Whether the first of several columns has whole numbers alone, none of them twice, in any order."""
+    n, width = body.table.shape
+    return width > 1 and n > 1 and bool(body.whole[:, 0].all()) and len(np.unique(body.table[:, 0])) == n
 
 
 def without_names(label: str, line: Line, body: Body, delimiter: str) -> np.ndarray:
@@ -150,16 +159,28 @@ def without_names(label: str, line: Line, body: Body, delimiter: str) -> np.ndar
             f"{label}: its first line ({shown}) may be names of columns or numbers; set problem.header=yes for the "
             f"former, problem.header=no for the latter"
         )
+    if _may_be_levels(body):
+        raise ValueError(
+            f"{label}: its first two lines are whole as no other and may be names of columns or numbers; remove them "
+            f"in the first case, set problem.header=no in the second"
+        )
+    if _has_decimals_alone(body):
+        raise ValueError(
+            f"{label}: its first line ({first[0]:g}, {first[1]:g} …) has decimals as no other, and may be names of "
+            f"columns or numbers; set problem.header=yes for the former, problem.header=no for the latter"
+        )
     if len(table) > 1 and _may_be_marks(table):
         raise ValueError(
             f"{label}: its first line ({first[0]:g}, {first[1]:g}, {first[2]:g} …) is equally spaced as no other, and "
             f"may be names of columns or numbers; set problem.header=yes for the former, problem.header=no for the "
             f"latter"
         )
-    if _counts(body, 0, int(line.first_quoted and not line.quoted)):  # R quotes names of rows
+    quoted = line.first_quoted and not line.quoted and _numbers_lines(body)  # R quotes names of rows
+    if quoted or _counts(body, 0):
+        how = "is in quotes alone" if quoted else "counts the lines"
         raise ValueError(
-            f"{label}: its first column counts the lines and may be an index; remove it if it is one, set "
-            f"problem.header=no if it is data"
+            f"{label}: its first column {how} and may be an index; remove it if it is one, set problem.header=no if it "
+            f"is data"
         )
     pairs = delimiter == "," and table.shape[1] == 2 and len(table) > 1 and whole.all()
     if pairs and (table[:, 1] >= 0).all() and (table[:, 1] > 1).any():
@@ -180,6 +201,19 @@ def _may_be_names(body: Body) -> bool:
     distinct = len(np.unique(first)) == len(first)
     counted = _is_range(first) or (len(first) > 2 and _is_range(first - 1))  # from 0, or from 1
     return counted or (distinct and (decimals or (bool(years[0].all()) and not years[1:].any())))
+
+
+def _may_be_levels(body: Body) -> bool:
+    """Whether two lines of whole numbers stand over decimals, as pandas' columns in levels."""
+    n, width = body.table.shape
+    return n > 2 and width > 1 and bool(body.whole[:2].all()) and not body.whole[2:].any()
+
+
+def _has_decimals_alone(body: Body) -> bool:
+    """Whether different decimals, such as frequencies or concentrations, stand over lines of whole numbers."""
+    table, whole = body
+    different = table.shape[1] > 1 and len(np.unique(table[0])) == table.shape[1]
+    return different and len(table) > 2 and not whole[0].any() and bool(whole[1:].all())
 
 
 def _may_be_marks(table: np.ndarray) -> bool:

@@ -51,9 +51,10 @@ def read_text(label: str, stream: BinaryIO, header: str) -> np.ndarray:
     The first column is left out, as names of the rows, where the line of names has an empty cell above it (pandas, R's
     write.csv) or is one cell short (R's write.table). Refused are a first line of whole numbers over decimals, of years
     over other numbers, of 0, 1, … or 1, 2, 3, … and of equal steps up where no other line has equal steps; a line of
-    whole numbers over decimals below names (pandas' columns in levels); a first column that counts the lines, unless it
-    has a name that no index has (a RuntimeWarning then). Two decimals above two columns of decimals are data: nothing
-    in the text could tell.
+    whole numbers over decimals below names, or two of them without names (pandas' columns in levels); different
+    decimals over whole numbers; a first column that counts the lines, unless it has a name that no index has (a
+    RuntimeWarning then); one of different whole numbers that has the name of an index or is in quotes alone. Two
+    decimals above two columns of decimals are data: nothing in the text could tell.
     """
     encoding, delimiter = _dialect(stream)
     with io.TextIOWrapper(stream, encoding, newline="") as text:
