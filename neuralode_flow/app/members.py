@@ -162,10 +162,13 @@ def _saved(folder: Path) -> dict[str, Any] | None:
 
 
 def expected(sweep: Path) -> dict[str, list[str]]:
-    """The overrides of all members that commands have asked for, by the names of their folders."""
+    """The overrides of all members that commands have asked for, by the names of their folders.
+
+    There are none of a member that was there before the ledger.
+    """
     with suppress(OSError, ValueError, AttributeError, TypeError):
         entries = read_json(sweep / LEDGER, _MOST_BYTES).items()
-        return {str(entry.get("folder", key)): list(map(str, entry["overrides"])) for key, entry in entries}
+        return {str(entry.get("folder", key)): list(map(str, entry.get("overrides", ()))) for key, entry in entries}
     return {}
 
 

@@ -112,6 +112,7 @@ def test_a_finished_sweep_of_before_is_taken_up_without_a_ledger(command):
     Path("sweep/members.json").write_text("{")
     assert command(*FAKE, "resume=sweep", "problem.seed=3,4").status == 0
     assert seeds("sweep") == {"0": 0, "1": 1, "2": 3, "3": 4}
+    collect.main(["sweep"])
 
 
 @pytest.mark.parametrize("end", ["ok", "once"])  # a finished folder, and one that was started
