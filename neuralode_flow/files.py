@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 CONFIG = "config.yaml"  # the resolved config in a run folder
+RESULTS = "results.nc"  # its dataset
 
 try:
     import fcntl
@@ -124,13 +125,23 @@ def check_version(path: Path, version: int, known: int) -> None:
 
 def check_seal(path: Path, digest: str, stream: BinaryIO, start: int, stop: int, advice: str) -> None:
     """Raises ValueError unless `digest` is the SHA-256 of the bytes of `stream` from `start` to `stop`."""
+    if _digest(stream, start, stop) != digest:
+        raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
+
+
+def _digest(stream: BinaryIO, start: int, stop: int) -> str:
     found = hashlib.sha256()
     stream.seek(start)
     while start < stop and (block := stream.read(min(stop - start, 1 << 20))):
         found.update(block)
         start += len(block)
-    if found.hexdigest() != digest:
-        raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
+    return found.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a regular file; raises what `opened` does."""
+    with opened(str(path), path) as stream:
+        return _digest(stream, 0, os.fstat(stream.fileno()).st_size)
 
 
 def last_bytes(stream: BinaryIO, count: int) -> tuple[bytes, int]:

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import h5py
 import xarray as xr
 
-from .files import CONFIG, as_path, atomic_write, check_seal, check_version, last_bytes, opened
+from .files import CONFIG, RESULTS, as_path, atomic_write, check_seal, check_version, last_bytes, opened
 
-FILE = "results.nc"
+FILE = RESULTS
 VERSION = 1
 _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
 _LONGEST_LINE = 128

@@ -210,6 +210,10 @@ TEXTS = [
     ("a\n\n1.5\n2.5\n", "the line before line 3 is blank, where a number may be missing"),
     ("\n# a comment\n\n1.5\n2.5\n\n\n", [[1.5], [2.5]]),
     ("a\r\r\n1\r\r\n2\r\r\n", [[1], [2]]),  # as Python writes them on Windows
+    ("1.500;2.500\n3.100;4.200\n", "line 1: '1.500' could have a decimal point or one between thousands"),
+    ("a;b\n200;2\n3.100;4\n", "line 3: '3.100' could have a decimal point or one between thousands"),
+    ("1.500;0.25\n3.100;4.200\n", [[1.5, 0.25], [3.1, 4.2]]),
+    ("1.500,2.500\n3.100,4.200\n", [[1.5, 2.5], [3.1, 4.2]]),
     ("1.5,2\n\n3,4\n", [[1.5, 2], [3, 4]]),
     # A first line that looks like numbers in other words is no line of names.
     *((f"{cell}\n1.5\n2.5\n", "numbers that are missing or written in another way") for cell in (

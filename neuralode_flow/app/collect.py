@@ -89,6 +89,8 @@ def show(folder: Path, sweep: Collected) -> None:
     console.print(sweep.told())
     for line in sweep.left_out():
         console.print(f"not in {results.FILE}: {line}", soft_wrap=True, markup=False)
+    for line in sweep.doubled():
+        console.print(f"counted twice: {printable(line)}", soft_wrap=True, markup=False)
     written = [RECORDS, REPORT, *([results.FILE] if sweep.joined is not None else [])]
     console.print(Text(f"{printable(folder)}: {', '.join(written)}"), soft_wrap=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import xarray as xr
 from ..untrusted import printable
 from .errors import BadInput
 from .joined import joined
-from .memberfolder import DAMAGED, UNFINISHED, left_by, members, natural, not_run
+from .memberfolder import DAMAGED, UNFINISHED, Left, left_by, members, natural, not_run
 from .members import expected
 from .runfolder import FREE
 
@@ -35,6 +36,8 @@ class Collected(NamedTuple):
         The same along a new axis `member`; members of different studies have no common dataset.
     apart : mapping of str to str
         Why a member that has results is not among the joined ones, by member.
+    twice : mapping of str to str
+        Members that no command has asked for, and the one whose settings they have: they may be copies.
     """
 
     records: list[dict[str, Any]]
@@ -42,6 +45,7 @@ class Collected(NamedTuple):
     datasets: dict[str, xr.Dataset]
     joined: xr.Dataset | None
     apart: Mapping[str, str] = {}
+    twice: Mapping[str, str] = {}
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -59,6 +63,12 @@ class Collected(NamedTuple):
         for member, reason in self.apart.items():
             by_reason.setdefault(printable(reason, 300), []).append(member)
         return [f"{printable(', '.join(names), 200)}: {reason}" for reason, names in by_reason.items()]
+
+    def doubled(self) -> list[str]:
+        """Which members may be copies of others, and count twice."""
+        return [
+            f"{name} has the settings of {of}; remove its folder if it is a copy" for name, of in self.twice.items()
+        ]
 
     def told(self) -> str:
         """How many members have finished, and what became of the others."""
@@ -78,7 +88,9 @@ def collected(folder: Path) -> Collected:
         If the folder holds no member of a sweep, or too many files to look for them.
     """
     found = {path.relative_to(folder).as_posix(): left_by(path) for path in members(folder)}
-    missing = {name: not_run(lines) for name, lines in expected(folder).items() if name not in found}
+    known = expected(folder)
+    twice = _copies(found, known)
+    missing = {name: not_run(lines) for name, lines in known.items() if name not in found}
     found = {_shown(name): left for name, left in sorted((found | missing).items(), key=lambda item: natural(item[0]))}
     if not found:
         raise BadInput(f"{printable(folder)} holds no member of a sweep; give the folder that a run with -m has made")
@@ -91,7 +103,19 @@ def collected(folder: Path) -> Collected:
         for member, own in found.items()
     ]
     datasets = {member: own.dataset for member, own in found.items() if own.dataset is not None}
-    return Collected(records, names, datasets, *joined(datasets, settings))
+    return Collected(records, names, datasets, *joined(datasets, settings), twice)
+
+
+def _copies(found: Mapping[str, Left], known: Collection[str]) -> dict[str, str]:
+    """Folders that no command has asked for, with the settings of a member; and that member."""
+    first = {_computed(left): name for name, left in found.items() if name in known and left.settings}
+    twice = {name: first.get(_computed(left)) for name, left in found.items() if name not in known}
+    return {_shown(name): _shown(of) for name, of in twice.items() if of is not None}
+
+
+def _computed(left: Left) -> str:
+    """What a member computes, by its settings."""
+    return json.dumps({key: value for key, value in sorted(left.settings.items()) if key not in FREE})
 
 
 def _shown(name: str) -> str:

@@ -32,7 +32,7 @@ from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Drawn, write_report
-from .runfolder import CHECKPOINTS, ended, has_saved, held
+from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held
 from .schema import Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
@@ -68,6 +68,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
     prepare(job.machine)
     if finished(folder, job):
         return folder
+    inputs = job.inputs()
     with _warned(said):
         setup = build(job)
     study = STUDIES[job.study.name]
@@ -81,6 +82,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
             with _failing(f"the results could not be written to {folder}"):
                 finding = study.finding(dataset)
                 summary = record(study, dataset, started) | {"warnings": said}
+                if inputs:
+                    summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)
     terminal.show(finding.problem or setup.title, finding, folder)
     if finding.status != "ok":
@@ -100,7 +103,7 @@ def finished(folder: Path, job: Job) -> bool:
     StudyFailed
         If it has not run whole.
     """
-    how = ended(folder, job.to_yaml())
+    how = ended(folder, job.to_yaml(), job.inputs)
     if how is None:
         return False
     terminal.finished(folder)
@@ -230,7 +233,7 @@ def _resumable(folder: Path, resume: Path) -> Iterator[None]:
 
 
 def _say_saved(folder: Path, resume: Path) -> None:
-    complain(f"what was reached is saved in {folder}; the same command with resume={resume} goes on")
+    complain(f"what was reached is saved in {folder}; {going_on(resume)}")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The command `neuralode-flow`: Hydra composes the config, and every way to end has its exit status.
 
-0: the study ran whole. 1: it did not. 2: bad input, and nothing was written. 130: interrupted. 141: the reader of
-the output, such as `head`, has gone. 143: terminated. Results lie in a folder: a run is whole also where stdout is full
-or closed, and says so on stderr; what is printed alone, such as --help, then ends with 1.
+0: the study ran whole. 1: it did not. 2: bad input, and nothing was written. 129: the terminal was closed.
+130: interrupted. 141: the reader of the output, such as `head`, has gone. 143: terminated. Results lie in a folder: a
+run is whole also where stdout is full or closed, and says so on stderr; what is printed alone, such as --help, then
+ends with 1.
 torch is imported only when a run starts: `--help` and shell completion stay fast.
 """
 
@@ -38,6 +39,7 @@ from .streams import standard_streams
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before main() sets it
 
 
@@ -62,7 +64,9 @@ def _main() -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     # Our preset of the Ray launcher has the name that the launcher gives its own.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against", UserWarning)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default Python would end without cleaning up
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:  # Python would end without cleaning up; nohup ignores one
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
     except SystemExit as stop:

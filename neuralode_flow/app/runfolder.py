@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..files import CONFIG, InUse, atomic_write, locked, remove_remains
+from ..files import CONFIG, RESULTS, InUse, atomic_write, locked, remove_remains
 from ..untrusted import parse_yaml, read_json, read_yaml
 from .errors import BadInput
-from .records import FAILED, SUMMARY, status
+from .records import FAILED, SUMMARY, read_summary, status
 from .schema import Job
 
 CHECKPOINTS = "checkpoints"
@@ -148,24 +150,57 @@ def saved_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def ended(folder: Path, config: str | None = None) -> str | None:
+def ended(folder: Path, config: str | None = None, inputs: Callable[[], Mapping[str, str]] = dict) -> str | None:
     """How the run in a folder has ended, "ok" or a sentence; None if it has not.
 
     One that has only used up a budget can go on.
 
+    Parameters
+    ----------
+    folder : Path
+    config : str, optional
+        That of the run which asks (YAML).
+    inputs : callable
+        Gives the digests of its input files.
+
     Raises
     ------
     BadInput
-        If a config (YAML) is given, and the folder has that of another run or has lost it.
+        If a config is given, and the folder is that of a run with another one, or with other inputs, or is damaged.
     """
     known = (folder / CONFIG).exists()
     if config is not None and known:
         refuse_another(folder, config)
     if not (folder / SUMMARY).exists() or _can_go_on(folder):
         return None
-    if config is not None and not known:
-        raise BadInput(f"{folder} holds a {SUMMARY} but no {CONFIG}: it is damaged; choose another folder")
+    if config is not None:
+        _check_whole(folder)
+        _refuse_other_inputs(folder, inputs)
     return status(folder)
+
+
+def _check_whole(folder: Path) -> None:
+    """Raises BadInput if a run that has ended has lost some of its files, or has a summary that cannot be read."""
+    try:
+        read_summary(folder / SUMMARY)
+        for name in (CONFIG, RESULTS):
+            if not (folder / name).exists():
+                raise ValueError(f"{folder} holds a {SUMMARY} but no {name}: it is damaged")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{error}; remove {folder} to run it again, or choose another folder") from error
+
+
+def _refuse_other_inputs(folder: Path, inputs: Callable[[], Mapping[str, str]]) -> None:
+    """Raises BadInput if the files that a run has read hold something else now; those that are gone do not."""
+    before = read_summary(folder / SUMMARY).get("inputs")
+    if not isinstance(before, dict):  # it has read none, or is of a version that kept no digests
+        return
+    changed = [key for key, digest in inputs().items() if before.get(key, digest) != digest]
+    if changed:
+        raise BadInput(
+            f"{folder} holds a run with other data: the contents of {', '.join(changed)} have changed since; choose "
+            f"another folder"
+        )
 
 
 def _can_go_on(folder: Path) -> bool:
@@ -242,6 +277,19 @@ def _discard_unless_saved(folder: Path) -> None:
         (folder / _LOCK).unlink(missing_ok=True)
         if not finished and folder.exists() and {path.name for path in folder.iterdir()} <= {CONFIG, FAILED}:
             (folder / CONFIG).unlink(missing_ok=True)
+
+
+def quoted(text: str) -> str:
+    """A value of an override that Hydra takes as it is."""
+    inner = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
+    return "'" + inner.replace("${", "\\${") + "'"
+
+
+def going_on(folder: Path, does: str = "goes on") -> str:
+    """What is to be done for a run to go on, or a sweep; it can be copied into a shell."""
+    plain = re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII)
+    setting = f"resume={folder}" if plain else shlex.quote(f"resume={quoted(str(folder))}")
+    return f"the same command with {setting} {does}"
 
 
 def place(job: Job, wanted: str | None = None) -> Path:

@@ -15,11 +15,13 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..files import digest
 from ..registry import Registry, unknown_name
 from .errors import BadInput, first_line
 
@@ -133,6 +135,14 @@ class Job:
         }
         machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
         return OmegaConf.to_yaml(OmegaConf.create(sections | machine))
+
+    def inputs(self) -> dict[str, str]:
+        """The SHA-256 of each file that the problem is read from, by the setting that names it."""
+        if self.problem is None:
+            return {}
+        named = {key: value for key, value in self.problem.parameters.items() if isinstance(value, str) and value}
+        paths = {f"problem.{key}": Path(value).expanduser() for key, value in named.items()}
+        return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
 
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
 from .records import failure
-from .runfolder import FREE, ended, has_saved, in_use, make, place
+from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
 from .schema import Job, checked
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
@@ -76,10 +75,8 @@ class Folders(Callback):
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
         if missing:
-            complain(
-                f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}; the same "
-                f"command with resume={folder} runs the others"
-            )
+            others = "; " + going_on(folder, "runs the others") if any(not m.refused for m, _ in missing) else ""
+            complain(f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}{others}")
             sys.exit(StudyFailed.status)
 
 
@@ -240,7 +237,7 @@ def _has_ended(member: Member) -> bool:
     from .terminal import finished  # it imports torch: --help stays fast
 
     try:
-        if ended(member.folder, member.config) is None:
+        if ended(member.folder, member.config, member.job.inputs if member.job else dict) is None:
             _check_place(member.folder)
             return False
         finished(member.folder)
@@ -254,9 +251,3 @@ def _check_place(folder: Path) -> None:
     nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not nearest.is_dir():
         raise BadInput(f"{nearest} is no folder, which a member needs there; move it away")
-
-
-def quoted(text: str) -> str:
-    """A value of an override that Hydra takes as it is."""
-    inner = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
-    return "'" + inner.replace("${", "\\${") + "'"

@@ -38,6 +38,7 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     sections = {
         "Members that have not finished": _outcomes(folder, sweep.failed, sweep.settings),
         "Left out of the joined dataset": report.table([[line] for line in sweep.left_out()]),
+        "Counted twice": report.table([[printable(line)] for line in sweep.doubled()]),
         "Figures": _figures(sweep),
         "Members": _outcomes(folder, sweep.records, sweep.settings),
         "Run what is missing": _again(folder),

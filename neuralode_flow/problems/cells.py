@@ -8,10 +8,34 @@ import re
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 # Numbers written in other ways, and what stands for one that is missing: a line of these alone may hold no names.
+_POINTS_BETWEEN_THOUSANDS = re.compile(r"[+-]?(?:\d{1,3}|[1-9]\d{0,2}(?:\.\d{3})+)")
 _GROUPED = r"0[xX][\da-fA-F]+|\d{1,3}(?:[.,'\u2019\s]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?(?:[eEdD][+-]?\d+)?"
 _SPOILT = re.compile(rf"\(?[+\-\u2212\u2013]?[$€£¥]?\s*(?:{_GROUPED})(?:\s*[$€£¥]|[+-].*[ij])?\)?")
 _MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "missing", "-", "--", ".", "?"}
 _LOGICAL = {"TRUE", "True", "true", "FALSE", "False", "false"}
+
+
+class Points:
+    """Decimal points, which between semicolons could stand between thousands."""
+
+    def __init__(self, label: str, delimiter: str) -> None:
+        self._label, self._place, self._sure = label, "", delimiter != ";"
+
+    def see(self, line: int, cells: list[str]) -> None:
+        if self._sure:
+            return
+        for cell in cells:
+            if not _POINTS_BETWEEN_THOUSANDS.fullmatch(cell):
+                self._sure = True
+            elif "." in cell:
+                self._place = self._place or f"line {line}: {cell!r}"
+
+    def check(self) -> None:
+        if self._place and not self._sure:
+            raise ValueError(
+                f"{self._label}, {self._place} could have a decimal point or one between thousands, as all could; "
+                f"write 1500 or 1.5, or commas between the cells"
+            )
 
 
 class Commas:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .cells import Commas, is_whole, number_of, numbers_of
+from .cells import Commas, Points, is_whole, number_of, numbers_of
 from .names import Body, Line, RowNames, check_named, has_row_names, is_header, without_names
 
 HEADERS = ("auto", "yes", "no")
@@ -68,11 +68,11 @@ def _table(label: str, lines: Iterator[Line], delimiter: str, header: str) -> np
         raise ValueError(f"{label} is empty: no line of numbers; give at least one")
     if named and second is not None:
         names = RowNames(label, first.cells) if has_row_names(label, first, second, delimiter) else None
-        body = _numbers(label, chain([second], lines), len(second.cells), names)
+        body = _numbers(label, chain([second], lines), delimiter, len(second.cells), names)
         if header == "auto":
             check_named(label, first.cells, body)
         return body.table
-    body = _numbers(label, chain([first], [second] if second else [], lines), len(first.cells), None)
+    body = _numbers(label, chain([first], [second] if second else [], lines), delimiter, len(first.cells), None)
     return without_names(label, first, body, delimiter) if header == "auto" else body.table
 
 
@@ -143,10 +143,10 @@ def _is_remark(label: str, number: int, line: str) -> bool:
     return True
 
 
-def _numbers(label: str, rows: Iterator[Line], width: int, names: RowNames | None) -> Body:
+def _numbers(label: str, rows: Iterator[Line], delimiter: str, width: int, names: RowNames | None) -> Body:
     """The numbers of all lines, without the names of rows."""
     values, whole, left = array("d"), bytearray(), int(names is not None)
-    commas, points, first = Commas(label), False, 0
+    commas, thousands, points, first = Commas(label), Points(label, delimiter), False, 0
     gap, close = 0, False  # a line that follows a blank one, and whether any follows another
     for line, cells, *_, blank in rows:
         first = first or line
@@ -163,8 +163,10 @@ def _numbers(label: str, rows: Iterator[Line], width: int, names: RowNames | Non
             numbers_of(cells) or [number_of(label, line, i, cell, commas) for i, cell in enumerate(cells, left + 1)]
         )
         whole.extend(map(is_whole, cells))
+        thousands.see(line, cells)
         points = points or any("." in cell for cell in cells)
     commas.check(points)
+    thousands.check()
     if width == 1 and gap and close:  # else it is how lines end
         raise ValueError(
             f"{label}: the line before line {gap} is blank, where a number may be missing; fill or remove "

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last is that of a terminal which is closed; Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Request:
@@ -57,7 +58,7 @@ class Request:
 
 @contextmanager
 def postponed(active: bool) -> Iterator[Request]:
-    """Keeps SIGINT and SIGTERM for the block, which asks for them by `act`; one that is left acts at its end.
+    """Keeps the signals that end a run for the block, which asks for them by `act`; one that is left acts at its end.
 
     Only the main thread of a process can do that; elsewhere, or unless `active`, signals act as ever.
     """

@@ -243,6 +243,20 @@ def test_a_damaged_failure_is_no_success(command):
     assert [record["status"] for record in records.values()].count("ok") == 2
 
 
+def test_a_copy_of_a_member_is_told(command, capfd):
+    assert command(*SWEEP, "problem.seed=0,1").status == 0
+    shutil.copytree("sweep/0", "sweep/0.bak")
+    status, records = collected("sweep")
+    assert status == 0
+    assert len(records) == 3
+    said = "0.bak has the settings of 0; remove its folder if it is a copy"
+    assert f"counted twice: {said}" in capfd.readouterr().out
+    assert said in Path("sweep/report.html").read_text()
+    shutil.rmtree("sweep/0.bak")
+    collected("sweep")
+    assert "counted twice" not in capfd.readouterr().out
+
+
 def test_a_member_that_succeeded_has_not_failed(command, capfd):
     command(*SWEEP, "problem.seed=0,3")
     Path("sweep/1/failed.json").write_text('{"reason": "in use", "overrides": []}')

@@ -98,7 +98,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(whole, 
     assert [path.name for path in folder.rglob(".*")] == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(whole, number, status, tmp_path):
     folder = tmp_path / "run"

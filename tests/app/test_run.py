@@ -1,7 +1,9 @@
 """A run leaves one whole folder, or says why not."""
 
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 
 import neuralode_flow.app.job as job_module
 from neuralode_flow.app.main import forced
+from neuralode_flow.app.runfolder import quoted
 from neuralode_flow.figures import FIGURES, FigureSet
 
 FAKE = ("study=fake", "problem=teacher", "problem.dimension=2")
@@ -302,6 +305,62 @@ def test_another_config_on_a_finished_folder_is_refused(command, end):
     assert ended.status == 2
     assert "holds a summary.json but no config.yaml" in ended.err
     assert Path("run/summary.json").stat().st_mtime_ns == before
+
+
+def test_other_data_on_a_finished_folder_is_refused(command):
+    np.savetxt("x.csv", np.eye(2), delimiter=",", header="a,b", comments="")
+    np.savetxt("y.csv", 2 * np.eye(2), delimiter=",", header="a,b", comments="")
+    line = ("study=fake", "problem=file", "problem.x=x.csv", "problem.y=y.csv", "resume=run")
+    for again in (False, True):
+        ended = command(*line)
+        assert ended.status == 0, ended.err
+        assert ("this run is finished" in ended.out) == again
+    np.savetxt("y.csv", 3 * np.eye(2), delimiter=",", header="a,b", comments="")
+    ended = command(*line)
+    assert ended.status == 2
+    assert "run holds a run with other data: the contents of problem.y have changed since" in ended.err
+    sweep = ("-m", *line[:-1], "resume=sweep")
+    assert command(*sweep).status == 0
+    np.savetxt("x.csv", 3 * np.eye(2), delimiter=",", header="a,b", comments="")
+    swept = command(*sweep)
+    assert swept.status == 1
+    assert "was not run: sweep/0 holds a run with other data: the contents of problem.x" in swept.err
+    Path("x.csv").unlink()  # what is gone says nothing against the results
+    assert command(*sweep).status == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda run: (run / "results.nc").unlink(), "sweep/1 holds a summary.json but no results.nc: it is damaged"),
+        (lambda run: (run / "summary.json").write_text('{"status": "o'), "sweep/1/summary.json is damaged: line 1"),
+    ],
+)
+def test_a_damaged_run_is_not_called_finished_and_the_advice_helps(command, spoil, sentence):
+    line = ("-m", *FAKE, "problem.seed=0,1", "resume=sweep")
+    assert command(*line).status == 0
+    spoil(Path("sweep/1"))
+    ended = command(*line)
+    assert ended.status == 1
+    assert ended.out.count("this run is finished") == 1
+    assert sentence in ended.err
+    assert "remove sweep/1 to run it again, or choose another folder" in ended.err
+    assert "runs the others" not in ended.err
+    single = command(*FAKE, "problem.seed=1", "hydra.run.dir=sweep/1")
+    assert (single.status, sentence in single.err) == (2, True)
+    shutil.rmtree("sweep/1")
+    assert command(*line).status == 0
+
+
+@pytest.mark.parametrize("folder", ["plain-1.5/a_b", "sw p%é", "it's", "a\\'b"])
+def test_what_is_said_of_a_folder_can_be_copied_into_a_shell(command, folder):
+    setting = shlex.quote(f"resume={quoted(folder)}")
+    ended = command("-m", *FAKE, "study.end=once", *shlex.split(setting))
+    (said,) = re.findall(r"the same command with (.*) runs the others", ended.err)
+    assert said == setting or folder.startswith("plain")
+    Path("mended").touch()
+    assert command("-m", *FAKE, "study.end=once", *shlex.split(said)).status == 0
+    assert Path(folder, "0", "summary.json").exists()
 
 
 def test_bad_input_leaves_nothing_also_where_hydra_has_written(command):
