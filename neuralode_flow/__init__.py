@@ -20,7 +20,7 @@ _HOMES = {
     "Collocation": "depth.collocation",
     "OdeintDepth": "depth.odeint",
     "DEPTH_SOLVERS": "depth",
-    "LAYERS": "depth.layers",
+    "LAYERS": "depth.rules.base",
     "relaxed_balanced": "initial",
     "relaxed_balanced_layers": "initial",
     "balanced": "initial",

@@ -355,7 +355,7 @@ def _depths(key: str, values: list[int]) -> None:
 
 
 def _layers(key: str, values: list[str]) -> None:
-    from ..depth.layers import LAYERS
+    from ..depth.rules import LAYERS
 
     _distinct(key, values)
     for i, value in enumerate(values):

@@ -14,7 +14,6 @@ from . import style
 from .base import FIGURES, Figures, FigureSet, Movie
 from .weights import Model, singular_values, weights
 
-LABELS = {"euler": "Euler", "rk2": "RK2", "cayley": "Cayley", "exp": "exponential"}
 LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
 MOST_SINGULAR_VALUES = 12
 RMS = "root mean square over"
@@ -94,7 +93,7 @@ def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve
         colour, marker = LOOKS[index % len(LOOKS)]
         at = {"rule": rule}
         measured, spread = float(dataset[order].sel(at)), float(dataset[f"{order}_spread"].sel(at))
-        label = LABELS.get(rule, style.plain(rule))
+        label = _label(rule)
         yield Curve(label, dataset[errors].sel(at).values, measured, spread, colour, marker, "-")
 
 
@@ -177,7 +176,7 @@ def _spectra(dataset: xr.Dataset) -> Figure:
     ranks = np.unique(np.linspace(0, d - 1, min(d, MOST_SINGULAR_VALUES)).round().astype(int))
     what = "Singular values of $z$" if len(ranks) == d else f"{len(ranks)} of the {d} singular values of $z$"
     which = _members(dataset, "first of")
-    figure, (axes,) = style.blank(_title(dataset, f"{what}: {LABELS.get(rule, rule)} networks{which}"))
+    figure, (axes,) = style.blank(_title(dataset, f"{what}: {_label(rule)} networks{which}"))
     times = dataset["time"].values
     _fading(axes, dataset, [singular_values(z)[:, ranks] for z in finite])
     _lines(axes, times, singular_values(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
@@ -195,7 +194,7 @@ def _loss(dataset: xr.Dataset) -> Figure:
     finite = dataset["loss_finite"].sel(rule=rule).mean("member").transpose("depth", "time").values
     limit, times = dataset["loss_continuous"].values, dataset["time"].values
     which = _members(dataset, "mean over")
-    title = _title(dataset, f"Loss along training: {LABELS.get(rule, rule)} networks{which}")
+    title = _title(dataset, f"Loss along training: {_label(rule)} networks{which}")
     figure, (left, right) = style.blank(title, panels=2)
     look: dict[str, Any] = {"label": "continuous depth", "color": style.BLACK, "ls": (0, (4, 2))}
     _fading(left, dataset, list(finite))
@@ -229,8 +228,15 @@ def _weights(dataset: xr.Dataset) -> Movie:
     models.append(Model("continuous depth", limit, W, singular_values(dataset["z_continuous"]), "s"))
     dashed = {"color": style.BLACK, "lw": 1.1, "ls": (0, (4, 2))}
     models.append(Model("intrinsic limit", dashed, None, singular_values(dataset["z_intrinsic"]), "x"))
-    title = _title(dataset, f"Weights and singular values: {LABELS.get(rule, rule)} networks")
+    title = _title(dataset, f"Weights and singular values: {_label(rule)} networks")
     return weights(title, dataset["time"].values, dataset["s"].values, models)
+
+
+def _label(rule: str) -> str:
+    """What a layer rule is called; one that is not known here by its name."""
+    from ..depth.rules import LAYERS, label  # with torch, which pictures of other studies do not need
+
+    return label(rule) if rule in LAYERS else style.plain(rule)
 
 
 def _shown_rule(dataset: xr.Dataset) -> str:

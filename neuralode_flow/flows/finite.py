@@ -11,8 +11,8 @@ from torch import Tensor
 from ..checks import count
 from ..depth import chain, kernel
 from ..depth.grid import Profile, sample
-from ..depth.layers import COMPILED, LAYERS, LayerRule, check_rule
 from ..depth.promises import pulled_back
+from ..depth.rules import LAYERS, LayerRule, check_rule, compiled
 from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..modes import bare, plain, uncompiled
@@ -127,13 +127,13 @@ class FiniteFlow:
 
     def _compiled(self, layers: Tensor, outer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
         """`kernel.chain` of consecutive layers, where the kernel has the rule."""
-        rule = COMPILED.get(type(self.rule))
+        rule = compiled(self.rule)
         return None if rule is None else kernel.chain(layers, outer, rule, 1 / self.depth)
 
     def _map(self, layers: Tensor) -> Tensor:
         """The product of consecutive layers W_k, shape `(..., d, d)`."""
-        compiled = self._compiled(layers)
-        return chain.product(self.rule.layer(layers / self.depth)[0]) if compiled is None else compiled
+        found = self._compiled(layers)
+        return chain.product(self.rule.layer(layers / self.depth)[0]) if found is None else found
 
     def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
@@ -150,7 +150,7 @@ class FiniteFlow:
         check_layers(state, self.depth, "layers")
         if not self.rule.quadratic_law:
             return symmetric_law(state)
-        if COMPILED.get(type(self.rule)) == kernel.EULER:
+        if compiled(self.rule) == kernel.EULER:
             return euler_law(state)
         U = self.rule.layer(state / self.depth)[0]
         return euler_law(self.depth * (U - chain.identity_like(U)))

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 from ..checks import count
-from ..depth.layers import LAYERS
+from ..depth.rules import LAYERS
 from ..finding import ERRORS_OF_Z, Check, Claim, ErrorTable, Finding
 from ..flows.finite import SAMPLING_ORDERS
 from ..laws import relaxed_balance_defect

@@ -11,7 +11,7 @@ OWN = """
 import torch
 
 import neuralode_flow as nf
-from neuralode_flow.depth.layers import LAYERS
+from neuralode_flow.depth.rules import LAYERS
 from neuralode_flow.losses import LOSSES, Separable
 
 

@@ -5,7 +5,8 @@ from cases import distance, randn
 
 import neuralode_flow as nf
 from neuralode_flow.depth import promises
-from neuralode_flow.depth.layers import LAYERS, Euler
+from neuralode_flow.depth.rules import LAYERS
+from neuralode_flow.depth.rules.euler import Euler
 
 
 def test_layers_are_their_formulas():

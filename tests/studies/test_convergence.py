@@ -211,7 +211,7 @@ class Inconsistent(Formula):
 @pytest.fixture
 def with_rules():
     """Registers rules for one test."""
-    from neuralode_flow.depth.layers import LAYERS
+    from neuralode_flow.depth.rules import LAYERS
 
     before = dict(LAYERS._entries)
     yield lambda **rules: [LAYERS.register(name)(rule) for name, rule in rules.items()]

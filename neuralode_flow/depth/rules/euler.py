@@ -1,0 +1,27 @@
+"""Euler layers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import kernel
+from ..chain import identity_like
+from .base import own
+
+
+class Euler:
+    """U = I + A."""
+
+    label = "Euler"
+    compiled = kernel.EULER
+    order = 1
+    quadratic_law = True
+
+    def layer(self, A: Tensor) -> tuple[Tensor, None]:
+        return identity_like(A) + A, None
+
+    def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
+        return M
+
+
+own("euler", Euler())

@@ -1,0 +1,28 @@
+"""Layers of the Runge–Kutta method of order 2."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import kernel
+from ..chain import add_identity
+from ..products import multiply
+from .base import own
+
+
+class RK2:
+    """U = I + A + A²/2."""
+
+    label = "RK2"
+    compiled = kernel.RK2
+    order = 2
+    quadratic_law = False
+
+    def layer(self, A: Tensor) -> tuple[Tensor, None]:
+        return add_identity(multiply(A, A).mul_(0.5).add_(A)), None
+
+    def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
+        return multiply(A.mT, M).add_(multiply(M, A.mT)).mul_(0.5).add_(M)
+
+
+own("rk2", RK2())
