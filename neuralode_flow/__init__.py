@@ -44,7 +44,7 @@ _HOMES = {
     "load": "time.trajectory",
     "ENDINGS": "time.endings",
     "EVENTS": "time.events",
-    "METHODS": "time",
+    "METHODS": "time.base",
     "Problem": "problems",
     "PROBLEMS": "problems",
     "STUDIES": "studies",

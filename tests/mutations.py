@@ -107,7 +107,7 @@ FAULTS = [
           "                self._go_back()\n", "                pass\n", "time/test_stops.py time/test_checkpoint.py"),
     Fault("a bound that is not reached is said to be tended to", "time/reach.py",
           "tends = plateau is not None and bool((last < plateau)[member])", "tends = True", "time/test_reach.py"),
-    Fault("implicit midpoint stops after one sweep", "time/midpoint.py", "_MAX_SWEEPS = 200", "_MAX_SWEEPS = 1",
+    Fault("implicit midpoint stops after one sweep", "time/methods/midpoint.py", "_MAX_SWEEPS = 200", "_MAX_SWEEPS = 1",
           "test_laws.py time/test_integrate.py"),
     Fault("a study that did not run whole ends with status 0", "app/job.py",
           '    if finding.status != "ok":\n', "    if False:\n", "app/test_run.py"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import METHODS, Start, Stepper
+from ..base import METHODS, Start, Stepper
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 

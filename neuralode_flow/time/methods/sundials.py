@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import METHODS, Start, Stepper
-from .endings import Stopped
+from ..base import METHODS, Start, Stepper
+from ..endings import Stopped
 from .scipy import to_array, to_state
 
 # CVODE bounds the error of a step; over a run of BDF the errors add up to about three times the tolerance.

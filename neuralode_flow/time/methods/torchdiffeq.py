@@ -17,8 +17,8 @@ from torchdiffeq._impl.misc import _rms_norm
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import _RungeKuttaState
 
-from .base import METHODS, FixedStepper, Start, Stepper, Velocity
-from .endings import Stopped
+from ..base import METHODS, FixedStepper, Start, Stepper, Velocity
+from ..endings import Stopped
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ONE_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import METHODS, FixedStepper
-from .endings import Stopped
+from ..base import METHODS, FixedStepper
+from ..endings import Stopped
 
 _MAX_SWEEPS = 200
 

@@ -12,8 +12,8 @@ import torch
 from scipy.integrate._ivp.radau import RadauDenseOutput
 from torch import Tensor
 
-from .base import METHODS, Memory, Start, Stepper
-from .endings import Stopped
+from ..base import METHODS, Memory, Start, Stepper
+from ..endings import Stopped
 
 # Their own interpolation between steps is of lower order than the step, so steps are made to end on output times.
 RUNGE_KUTTA = ("RK23", "RK45", "DOP853")
