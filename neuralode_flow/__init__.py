@@ -3,7 +3,52 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see
+    from . import exact as exact
+    from . import intrinsic as intrinsic
+    from . import laws as laws
+    from .depth import DEPTH_SOLVERS as DEPTH_SOLVERS
+    from .depth.collocation import Collocation as Collocation
+    from .depth.grid import DepthGrid as DepthGrid
+    from .depth.odeint import OdeintDepth as OdeintDepth
+    from .depth.rules.base import LAYERS as LAYERS
+    from .flows.continuous import ContinuousFlow as ContinuousFlow
+    from .flows.factorization import FactorizationFlow as FactorizationFlow
+    from .flows.finite import FiniteFlow as FiniteFlow
+    from .flows.intrinsic import IntrinsicFlow as IntrinsicFlow
+    from .initial import INITIALS as INITIALS
+    from .initial import Detour as Detour
+    from .initial import Rough as Rough
+    from .initial import balanced as balanced
+    from .initial import control as control
+    from .initial import identity as identity
+    from .initial import relaxed_balanced as relaxed_balanced
+    from .initial import relaxed_balanced_layers as relaxed_balanced_layers
+    from .initial import smooth as smooth
+    from .intrinsic.systems import SYSTEMS as SYSTEMS
+    from .kernels import DividedDifference as DividedDifference
+    from .kernels import LogMean as LogMean
+    from .kernels import TwoLayer as TwoLayer
+    from .losses import LOSSES as LOSSES
+    from .losses import Completion as Completion
+    from .losses import Custom as Custom
+    from .losses import LeastSquares as LeastSquares
+    from .losses import Quadratic as Quadratic
+    from .losses import Regression as Regression
+    from .losses import Separable as Separable
+    from .problems import PROBLEMS as PROBLEMS
+    from .problems import Problem as Problem
+    from .results import open as open
+    from .studies import STUDIES as STUDIES
+    from .time.base import METHODS as METHODS
+    from .time.endings import ENDINGS as ENDINGS
+    from .time.events import EVENTS as EVENTS
+    from .time.integrate import IntegrationError as IntegrationError
+    from .time.integrate import integrate as integrate
+    from .time.trajectory import Trajectory as Trajectory
+    from .time.trajectory import load as load
 
 __version__ = "0.1.0"
 
