@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from neuralode_flow.app.report import Drawn, write_report
 from neuralode_flow.figures import FIGURES, style
+from neuralode_flow.finding import ERRORS_OF_Z, ErrorTable, Finding
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
@@ -61,8 +62,17 @@ def dataset() -> xr.Dataset:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = dataset()
     drawn = {name: Drawn(figure) for name, figure in FIGURES["convergence"](data).items()}
-    record = {"study": "convergence", "status": "ok", "verdict": "All is well."}
-    return write_report(tmp_path_factory.mktemp("run"), record, data, "a: 1\n", "run again", drawn)
+    errors = {str(rule): data.error_z.sel(rule=rule).values for rule in data.rule.values}
+    finding = Finding(
+        study="convergence",
+        problem="round numbers",
+        status="ok",
+        verdict="All is well.",
+        tables=(ErrorTable("Errors by depth", data.depth.values.tolist(), errors, 1e-11, ERRORS_OF_Z),),
+    )
+    return write_report(
+        tmp_path_factory.mktemp("run"), finding.record(), finding.attached(data), "a: 1\n", "run again", drawn
+    )
 
 
 @pytest.fixture(scope="module")
