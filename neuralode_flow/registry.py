@@ -42,6 +42,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return file_entry
 
+    def check(self, name: str) -> None:
+        """Raises ValueError with the valid names, and the nearest of them, if `name` is none."""
+        self[name]
+
     def __getitem__(self, name: str) -> T:
         if not isinstance(name, str) or name not in self._entries:
             raise ValueError(unknown_name(self.kind, name, self._entries))

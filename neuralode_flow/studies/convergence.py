@@ -131,7 +131,7 @@ def run(
         If the reference itself could not be computed.
     """
     for layer in layers:
-        LAYERS[layer]
+        LAYERS.check(layer)
     workers = None if workers is None else count("workers", workers)
     square = solve_square(setup, check_depths(depths), list(layers), sampling, workers, progress)
     orders = _orders(setup, square, sampling)

@@ -86,7 +86,7 @@ def run(
     xarray.Dataset
         Status "ok" if the last time or an event was reached, or the target is out of reach; else what was reached.
     """
-    MODELS[model]
+    MODELS.check(model)
     count("network_depth", network_depth)
     flow, start = MODELS[model](setup, network_depth, rule)
     wanted = {

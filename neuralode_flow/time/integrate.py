@@ -142,7 +142,7 @@ def integrate(
     IntegrationError
         With ``throw=True``.
     """
-    METHODS[method]
+    METHODS.check(method)
     points = _check_times(times)
     flow, start, profile = _check_start(flow, state)
     control = _check_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
