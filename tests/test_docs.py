@@ -3,6 +3,7 @@
 import ast
 import re
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,35 @@ def test_every_planted_fault_still_has_its_place():
         assert (ROOT / "neuralode_flow" / fault.file).read_text().count(fault.old) == 1, fault.what
         for name in fault.tests.split():
             assert (ROOT / "tests" / name).exists(), fault.what
+
+
+def rooms():
+    """The rooms of docs/architecture.md from the highest to the lowest, as paths in the package."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return [re.findall(r"`([a-z_/]+)`", cell) for cell in table]
+
+
+def test_no_room_imports_from_one_below_it():
+    order = {name: i for i, names in enumerate(rooms()) for name in names}
+    package = ROOT / "neuralode_flow"
+
+    def level(path):
+        """How far down the room of a module stands."""
+        found = [name for name in order if path == name or path.startswith(f"{name}/")]
+        return order[max(found, key=len)] if found else None
+
+    for file in package.rglob("*.py"):
+        *parents, name = file.relative_to(package).with_suffix("").parts
+        here = "/".join([*parents, name])
+        if here in ("__init__", "__main__"):
+            continue
+        assert level(here) is not None, f"{here} is in no room of docs/architecture.md"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                home = resolve_name("." * node.level + (node.module or ""), ".".join(["neuralode_flow", *parents]))
+                target = "/".join(home.split(".")[1:])
+                for alias in node.names:
+                    what = f"{target}/{alias.name}".lstrip("/")
+                    own = name == "__init__" and what.startswith("/".join(parents))  # a folder has rooms within
+                    assert own or level(what) is None or level(what) <= level(here), f"{here} imports {what}"
