@@ -140,8 +140,11 @@ class Job:
         """The SHA-256 of each file that the problem is read from, by the setting that names it."""
         if self.problem is None:
             return {}
-        named = {key: value for key, value in self.problem.parameters.items() if isinstance(value, str) and value}
-        paths = {f"problem.{key}": Path(value).expanduser() for key, value in named.items()}
+        from ..problems import PROBLEMS, InputFile
+
+        kinds = _annotations(PROBLEMS[self.problem.name], extras=True)
+        given = {key: value for key, value in self.problem.parameters.items() if kinds.get(key) == InputFile}
+        paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
 
@@ -208,11 +211,18 @@ def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]
 
 def fields_of(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a dataclass or function that a config can set, with their annotations resolved."""
+    hints, parameters = _annotations(maker), inspect.signature(maker).parameters
+    return {name: parameters[name].replace(annotation=hint) for name, hint in hints.items()}
+
+
+def _annotations(maker: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
+    """The annotations of these parameters, resolved; with `extras` what Annotated adds is kept.
+
+    The others may name what is imported for type checkers alone.
+    """
     parameters = {name: p for name, p in inspect.signature(maker).parameters.items() if name not in _NOT_CONFIG}
-    # Only these annotations are resolved: the others may name what is imported for type checkers alone.
     wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in parameters.items()})
-    hints = typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]))
-    return {name: p.replace(annotation=hints[name]) for name, p in parameters.items()}
+    return typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]), include_extras=extras)
 
 
 _NOT_CONFIG = {"z0", "setup", "progress"}  # given by the program, not by the user

@@ -3,8 +3,8 @@
 import sys
 
 from ..registry import import_modules
-from .base import PROBLEMS, Problem
+from .base import PROBLEMS, InputFile, Problem
 
-__all__ = ["PROBLEMS", "Problem"]
+__all__ = ["PROBLEMS", "InputFile", "Problem"]
 
 import_modules(sys.modules[__name__])

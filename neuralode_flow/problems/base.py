@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class Problem:
 
 
 PROBLEMS: Registry[Callable[..., Problem]] = Registry("problem")
+
+# How a builder declares a parameter that is the path of a file which it reads: a finished run knows what was in it.
+InputFile = Annotated[str, "the path of an input file"]
 
 
 def identity(dimension: int) -> Tensor:

@@ -11,13 +11,13 @@ from ..checks import count
 from ..losses import LOSSES
 from ..untrusted import printable
 from .arrays import read_table
-from .base import PROBLEMS, Problem, identity, standardised
+from .base import PROBLEMS, InputFile, Problem, identity, standardised
 
 
 @PROBLEMS.register("file")
 def file(
-    x: str,
-    y: str,
+    x: InputFile,
+    y: InputFile,
     standardise: bool = True,
     dimension: int | None = None,
     loss: str = "quadratic",
