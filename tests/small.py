@@ -1,6 +1,8 @@
 """Every study as small as its claim still holds; a study is run once in each process that asks for it."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -59,3 +61,27 @@ SMALL = {
 def dataset(name):
     setup, options = SMALL[name]()
     return STUDIES[name].run(setup, **options)
+
+
+PUBLISHED = [
+    "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
+    "mixed_regime", "deep_completion",
+]  # fmt: skip
+FROZEN = Path(__file__).with_name("frozen.json")
+
+
+def names(study):
+    """The names in what a study leaves, with the dimensions of arrays and the keys of tables."""
+    found = dataset(study)
+    summary = STUDIES[study].summarise(found)
+    return {
+        "summary": {key: sorted(value) if isinstance(value, dict) else None for key, value in summary.items()},
+        "variables": {str(name): list(variable.dims) for name, variable in found.variables.items()},
+    }
+
+
+def assert_names_stay(study):
+    """Whatever name a study has had, it has."""
+    frozen, now = json.loads(FROZEN.read_text())["results"][study], names(study)
+    for part, known in frozen.items():
+        assert {key: now[part].get(key, "gone") for key in known} == known

@@ -11,14 +11,30 @@ import pytest
 
 import neuralode_flow
 
-# A whole run with signs that ASCII lacks in its title, as short as one can be.
-RUN = "-m neuralode_flow experiment=diagonal time.samples=3 out=runs"
+# A whole run with signs that ASCII lacks in its title, as short as one can be: its study draws nothing.
+STUDY = """
+import xarray as xr
+
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Study
+from neuralode_flow.studies.base import Clock
+
+
+def run(setup, *, seed: int = 0, progress=None):
+    return Finding(study="short", problem="b = u² − v²", status="ok", verdict="All is well.").attached(xr.Dataset())
+
+
+STUDIES.register("short")(Study(run, setup=Clock))
+"""
+RUN = "-m neuralode_flow ~study +study.name=short plugins=[short] out=runs"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What a line of bash does in which PY is this Python; its status is that of the first command."""
     quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MPL", "HYDRA"))}
+    if "plugins=[short]" in line:
+        folder.joinpath("short.py").write_text(STUDY, encoding="utf-8")
     script = f"{line}; exit ${{PIPESTATUS[0]}}"
     return subprocess.run(
         ["bash", "-c", script], cwd=folder, env=quiet | {"PY": sys.executable} | environment, capture_output=True,
@@ -36,10 +52,10 @@ def whole(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("redirection", "environment", "status", "out", "err"),
     [
-        ("", ASCII, 0, "b = u? ? v?, d = 6", ""),
-        (">/dev/full", {}, 0, "", "No space left on device; the results are in runs/closure/"),
-        (">&-", {}, 0, "", "stdout cannot be written to: Bad file descriptor; the results are in runs/closure/"),
-        ("2>/dev/full", {}, 0, "b = u² − v², d = 6", ""),
+        ("", ASCII, 0, "b = u? ? v?", ""),
+        (">/dev/full", {}, 0, "", "No space left on device; the results are in runs/short/"),
+        (">&-", {}, 0, "", "stdout cannot be written to: Bad file descriptor; the results are in runs/short/"),
+        ("2>/dev/full", {}, 0, "b = u² − v²", ""),
         (">&- 2>&- <&-", {}, 0, "", ""),
         ("| true", {}, 141, "", ""),
     ],
@@ -64,7 +80,8 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path, command: str) -> None:
 
 @pytest.mark.slow
 def test_a_reader_who_goes_away_ends_no_member_of_a_sweep(tmp_path: Path) -> None:
-    swept = shell(tmp_path, f"$PY {RUN.replace('experiment', '-m experiment')} system.seed=0,1 resume=S | head -1")
+    drawn = "-m neuralode_flow -m experiment=diagonal time.samples=3 system.seed=0,1 resume=S"
+    swept = shell(tmp_path, f"$PY {drawn} | head -1")
     assert (swept.returncode, swept.stderr) == (141, "")
     assert len(list(tmp_path.glob("S/*/summary.json"))) == 2
     assert not list(tmp_path.glob("S/*/failed.json"))

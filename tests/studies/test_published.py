@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from small import SMALL, dataset
+from small import PUBLISHED, SMALL, assert_names_stay, dataset
 
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, save
 from neuralode_flow.studies import STUDIES, mixed_regime, strong_imbalance, volume_form
-
-PUBLISHED = [
-    "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -21,6 +16,7 @@ def test_the_claim_of_each_figure_holds(name):
     assert summary["passed"], summary["verdict"]
     assert summary["error"] <= summary["bound"]
     assert {"figure", "claim", "published", "measured", "check", "verdict", "problem"} <= set(summary)
+    assert_names_stay(name)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
