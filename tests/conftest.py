@@ -1,6 +1,10 @@
-"""What all tests share: float64, as everywhere in the package, and Ctrl-C."""
+"""What all tests share: float64, as everywhere in the package, one thread, and Ctrl-C."""
 
+import os
 import signal
+
+# They run side by side, as do the programs that they start: further threads of OpenMP would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
