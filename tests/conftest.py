@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 
 # They run side by side, as do the programs that they start: further threads of OpenMP would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 # Not in a fixture: test modules make tensors when they are imported.
@@ -14,3 +16,10 @@ torch.set_default_dtype(torch.float64)
 # A shell ignores it in what it starts in the background, and programs that the tests start would do so too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item):
+    """Starts no slow test after the deadline of .ci/run, if there is one: on a machine that is too slow it says so."""
+    deadline = float(os.environ.get("NEURALODE_FLOW_DEADLINE", "inf"))
+    if item.get_closest_marker("slow") and time.time() > deadline:
+        pytest.skip("no time is left for it here; ./scripts/test -m slow runs it")
