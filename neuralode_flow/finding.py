@@ -12,6 +12,7 @@ import xarray as xr
 
 from .orders import UNDECIDED, Order
 
+MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
 
 
@@ -142,21 +143,18 @@ class Finding:
         named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
         return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(plain(parts), ensure_ascii=False)})
 
-    @staticmethod
-    def stated(dataset: xr.Dataset) -> bool:
-        """Whether a dataset states a finding."""
-        return _ATTRIBUTE in dataset.attrs
-
     @classmethod
-    def of(cls, dataset: xr.Dataset) -> Self:
-        """The finding in the attributes of a dataset.
+    def of(cls, dataset: xr.Dataset, record: Mapping[str, Any] | None = None) -> Self:
+        """The finding in the attributes of a dataset; where there is none, what a flat record says.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If there is neither.
         """
-        if not cls.stated(dataset):
+        if _ATTRIBUTE not in dataset.attrs:
+            if record is not None:
+                return cls.from_record(record)
             raise ValueError("the dataset states no finding; its study must return `Finding(…).attached(dataset)`")
         parts = json.loads(dataset.attrs[_ATTRIBUTE])
         claim = parts["claim"]
@@ -206,7 +204,7 @@ class Finding:
         if self.checks:
             record["checks"] = [asdict(check) for check in self.checks]
         if self.orders:
-            record["observed_orders"] = [order._asdict() for order in self.orders]
+            record["observed_orders"] = [order._asdict() for order in self.orders[:MOST_ORDERS]]
         return plain(record | dict(self.numbers))
 
 

@@ -11,24 +11,24 @@ from neuralode_flow.studies import STUDIES
 from neuralode_flow.studies.base import Clock, ProblemSetup, Setup, SystemSetup
 
 
-def clock(horizon=2.0, samples=9, **changes):
-    return Clock(
-        **({"times": torch.linspace(0, horizon, samples), "method": "DOP853", "rtol": 1e-10, "atol": 1e-12} | changes)
-    )
+def timed(horizon=2.0, samples=9, **changes):
+    return {"times": torch.linspace(0, horizon, samples), "method": "DOP853", "rtol": 1e-10, "atol": 1e-12} | changes
+
+
+def clock(*arguments, **changes):
+    return Clock(**timed(*arguments, **changes))
 
 
 def network(dimension, initial=None, panels=2, order=10, **changes):
-    fields = {name: getattr(clock(**changes), name) for name in ("times", "method", "rtol", "atol")}
-    fields["problem"] = nf.PROBLEMS["teacher"](dimension=dimension)
-    fields |= {"grid": nf.DepthGrid.gauss(panels, order), "depth": "collocation"}
+    problem, grid = nf.PROBLEMS["teacher"](dimension=dimension), nf.DepthGrid.gauss(panels, order)
+    fields = timed(**changes) | {"problem": problem, "grid": grid, "depth": "collocation"}
     if initial is None:
         return ProblemSetup(**fields)
-    return Setup(**fields, initial=nf.INITIALS[initial](fields["problem"].z0))
+    return Setup(**fields, initial=nf.INITIALS[initial](problem.z0))
 
 
 def system(name, **changes):
-    fields = {field: getattr(clock(**changes), field) for field in ("times", "method", "rtol", "atol")}
-    return SystemSetup(system=nf.SYSTEMS[name](), **fields)
+    return SystemSetup(system=nf.SYSTEMS[name](), **timed(**changes))
 
 
 SMALL = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,8 @@ from ..untrusted import printable
 from .errors import BadInput
 from .joined import joined
 from .memberfolder import DAMAGED, UNFINISHED, Left, left_by, members, natural, not_run
-from .members import expected
-from .runfolder import FREE
+from .members import digest, expected
+from .runfolder import FREE, computing
 
 # What a record says of a run; no setting of ours has such a name.
 _TAKEN = ("member", "status", "verdict", "study", "seconds")
@@ -108,14 +107,10 @@ def collected(folder: Path) -> Collected:
 
 def _copies(found: Mapping[str, Left], known: Collection[str]) -> dict[str, str]:
     """Folders that no command has asked for, with the settings of a member; and that member."""
-    first = {_computed(left): name for name, left in found.items() if name in known and left.settings}
-    twice = {name: first.get(_computed(left)) for name, left in found.items() if name not in known}
+    computes = {name: digest(computing(left.settings)) for name, left in found.items()}
+    first = {computes[name]: name for name, left in found.items() if name in known and left.settings}
+    twice = {name: first.get(computes[name]) for name in found if name not in known}
     return {_shown(name): _shown(of) for name, of in twice.items() if of is not None}
-
-
-def _computed(left: Left) -> str:
-    """What a member computes, by its settings."""
-    return json.dumps({key: value for key, value in sorted(left.settings.items()) if key not in FREE})
 
 
 def _shown(name: str) -> str:

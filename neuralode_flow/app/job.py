@@ -22,7 +22,7 @@ from .. import results
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
-from ..finding import finite, plain
+from ..finding import Finding, finite, plain
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS
 from ..problems import PROBLEMS
@@ -80,8 +80,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
             with _warned(said), _failing("the study stopped"), terminal.progress() as report:
                 dataset = study.run(setup, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
-                finding = study.finding(dataset)
                 summary = record(study, dataset, started) | {"warnings": said}
+                finding = Finding.of(dataset, summary)
                 if inputs:
                     summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)

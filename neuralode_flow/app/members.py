@@ -19,7 +19,7 @@ from typing import Any
 from ..files import atomic_write, locked
 from ..untrusted import parse_yaml, read_json
 from .errors import BadInput
-from .runfolder import FREE, MULTIRUN, flat, saved_config
+from .runfolder import FREE, MULTIRUN, computing, flat, saved_config
 from .schema import Job
 
 LEDGER = "members.json"
@@ -136,11 +136,11 @@ def _digests(config: Mapping[str, Any] | None) -> dict[str, str]:
     if config is None:
         return {"config": "", "computes": ""}
     whole = flat(config)
-    computes = {key: value for key, value in whole.items() if key not in FREE}
-    return {"config": _digest(whole), "computes": _digest(computes)}
+    return {"config": digest(whole), "computes": digest(computing(whole))}
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
+def digest(settings: Mapping[str, Any]) -> str:
+    """A name for settings, in whatever order they are."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -74,7 +74,7 @@ def write_report(
     -------
     Path of the page.
     """
-    finding = Finding.of(dataset) if Finding.stated(dataset) else Finding.from_record(summary)
+    finding = Finding.of(dataset, summary)
     study, status = finding.study, finding.status
     captions = FIGURES[study].captions if study in FIGURES else {}
     sections = {
@@ -133,7 +133,7 @@ def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> str:
     """Each number with its own error beside it."""
     rows = [_order_row(order) for order in finding.orders[:_MOST_ORDERS]]
     if more := len(finding.orders) - len(rows):
-        rows.append([f"{more} more orders", "", "in summary.json"])
+        rows.append([f"{more} more orders", "", "in results.nc"])
     for check in finding.checks:
         rows.append([check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))])
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
@@ -149,23 +149,16 @@ def _order_row(order: Order) -> list[str]:
 
 
 def _errors(errors: ErrorTable) -> str:
-    """A column for each label; beside each error the local order from the depth before."""
+    """A column for each label; beside each error the local order from the depth before, unless it is the solver's."""
+    columns = []
+    for column in errors.errors.values():
+        values = np.array(column, dtype=float)  # None, as JSON has it for NaN, becomes that again
+        orders = np.append(np.nan, local_orders(np.array(errors.depths), values))
+        orders[values <= errors.floor] = np.nan
+        columns.append([Html(_cell(*cell)) for cell in zip(values, orders, strict=True)])
+    rows = [[str(depth), *cells] for depth, *cells in zip(errors.depths, *columns, strict=True)]
     note = f"<p>{escape(errors.what)}, with the order from the depth before in small print.</p>" if errors.what else ""
-    values = np.array([[math.nan if e is None else e for e in column] for column in errors.errors.values()]).T
-    return note + _depth_table(errors, values)
-
-
-def _depth_table(table_of: ErrorTable, errors: np.ndarray) -> str:
-    """`errors` is `(depth, column)`; there is no order where an error is only the solver's own."""
-    orders = np.full(errors.shape, np.nan)
-    for column in range(errors.shape[1]):
-        orders[1:, column] = local_orders(np.array(table_of.depths), errors[:, column])
-    orders[errors <= table_of.floor] = np.nan
-    rows = [
-        [str(depth), *(Html(_cell(e, p)) for e, p in zip(*line, strict=True))]
-        for depth, *line in zip(table_of.depths, errors, orders, strict=True)
-    ]
-    return table(rows, head=["L", *table_of.errors], numeric=range(errors.shape[1] + 1))
+    return note + table(rows, head=["L", *errors.errors], numeric=range(len(columns) + 1))
 
 
 def _cell(error: float, order: float) -> str:

@@ -173,26 +173,27 @@ def ended(folder: Path, config: str | None = None, inputs: Callable[[], Mapping[
         refuse_another(folder, config)
     if not (folder / SUMMARY).exists() or _can_go_on(folder):
         return None
-    if config is not None:
-        _check_whole(folder)
-        _refuse_other_inputs(folder, inputs)
-    return status(folder)
+    if config is None:
+        return status(folder)
+    summary = _whole_summary(folder)
+    _refuse_other_inputs(folder, summary.get("inputs"), inputs)
+    return str(summary["status"])
 
 
-def _check_whole(folder: Path) -> None:
-    """Raises BadInput if a run that has ended has lost some of its files, or has a summary that cannot be read."""
+def _whole_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run that has ended; raises BadInput if it cannot be read, or if other files are lost."""
     try:
-        read_summary(folder / SUMMARY)
+        summary = read_summary(folder / SUMMARY)
         for name in (CONFIG, RESULTS):
             if not (folder / name).exists():
                 raise ValueError(f"{folder} holds a {SUMMARY} but no {name}: it is damaged")
     except (OSError, ValueError) as error:
         raise BadInput(f"{error}; remove {folder} to run it again, or choose another folder") from error
+    return summary
 
 
-def _refuse_other_inputs(folder: Path, inputs: Callable[[], Mapping[str, str]]) -> None:
+def _refuse_other_inputs(folder: Path, before: Any, inputs: Callable[[], Mapping[str, str]]) -> None:
     """Raises BadInput if the files that a run has read hold something else now; those that are gone do not."""
-    before = read_summary(folder / SUMMARY).get("inputs")
     if not isinstance(before, dict):  # it has read none, or is of a version that kept no digests
         return
     changed = [key for key, digest in inputs().items() if before.get(key, digest) != digest]
@@ -210,13 +211,18 @@ def _can_go_on(folder: Path) -> bool:
     return False
 
 
+def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that what is computed depends on."""
+    return {key: value for key, value in settings.items() if key not in FREE}
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a saved config and the present one differ in, as "problem.seed was 0 and is 1"."""
-    before, after = flat(saved), flat(now)
+    before, after = computing(flat(saved)), computing(flat(now))
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
-        if key not in FREE and before.get(key) != after.get(key)
+        if before.get(key) != after.get(key)
     ]
 
 

@@ -142,8 +142,8 @@ class Job:
             return {}
         from ..problems import PROBLEMS, InputFile
 
-        kinds = _annotations(PROBLEMS[self.problem.name], extras=True)
-        given = {key: value for key, value in self.problem.parameters.items() if kinds.get(key) == InputFile}
+        fields = fields_of(PROBLEMS[self.problem.name], extras=True)
+        given = {key: value for key, value in self.problem.parameters.items() if fields[key].annotation == InputFile}
         paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
@@ -209,20 +209,16 @@ def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]
     return sections[name]
 
 
-def fields_of(maker: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a dataclass or function that a config can set, with their annotations resolved."""
-    hints, parameters = _annotations(maker), inspect.signature(maker).parameters
-    return {name: parameters[name].replace(annotation=hint) for name, hint in hints.items()}
+def fields_of(maker: Callable[..., Any], extras: bool = False) -> dict[str, inspect.Parameter]:
+    """The parameters of a dataclass or function that a config can set, with their annotations resolved.
 
-
-def _annotations(maker: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
-    """The annotations of these parameters, resolved; with `extras` what Annotated adds is kept.
-
-    The others may name what is imported for type checkers alone.
+    With `extras` the annotations have what Annotated adds.
     """
     parameters = {name: p for name, p in inspect.signature(maker).parameters.items() if name not in _NOT_CONFIG}
+    # Only these annotations are resolved: the others may name what is imported for type checkers alone.
     wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in parameters.items()})
-    return typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]), include_extras=extras)
+    hints = typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]), include_extras=extras)
+    return {name: p.replace(annotation=hints[name]) for name, p in parameters.items()}
 
 
 _NOT_CONFIG = {"z0", "setup", "progress"}  # given by the program, not by the user

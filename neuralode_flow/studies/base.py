@@ -219,10 +219,6 @@ class Study:
     setup: type[Clock] = Setup
     question: str = ""
 
-    def finding(self, dataset: xr.Dataset) -> Finding:
-        """What the study has found."""
-        return Finding.of(dataset) if self.summarise is summarise else Finding.from_record(self.summarise(dataset))
-
 
 def whole(path: Trajectory, what: str) -> Trajectory:
     """A path that reached the last time with numbers to trust; its target may be out of reach.

@@ -6,6 +6,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .axes import arranged, axis
+
 # Up to this size matrices are kept entry by entry, larger ones by their singular values; and no more numbers than this.
 MOST_ROWS = 16
 MOST_NUMBERS = 2**21
@@ -36,9 +38,9 @@ def weights(values: Tensor, nodes: Tensor) -> xr.Dataset:
     xarray.Dataset
         "W" (time, s, row, column) or "W_singular_values" (time, s, mode).
     """
-    coordinates = {"s": ("s", nodes.cpu().numpy(), {"long_name": "depth s", "units": "1"})}
-    array = values.cpu().numpy()
+    depth = axis("s", nodes, "depth s", "1")
     if values.ndim == 3:
-        meaning = {"long_name": "singular values of the weights"}
-        return xr.Dataset({"W_singular_values": (("time", "s", "mode"), array, meaning)}, coordinates)
-    return xr.Dataset({"W": (("time", "s", "row", "column"), array, {"long_name": "weights"})}, coordinates)
+        return arranged(
+            {"W_singular_values": (("time", "s", "mode"), values, "singular values of the weights")}, [depth]
+        )
+    return arranged({"W": (("time", "s", "row", "column"), values, "weights")}, [depth])

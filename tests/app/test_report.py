@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import neuralode_flow as nf
+from neuralode_flow import results
 from neuralode_flow.app import report
+from neuralode_flow.app.records import read_summary
 from neuralode_flow.app.report import Drawn, write_report
-from neuralode_flow.finding import Check, ErrorTable, Finding
+from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite
 from neuralode_flow.orders import Order
 
 PIXEL = b"\x89PNG\r\n\x1a\n made up"
@@ -167,3 +171,13 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="no space"):
         write_report(tmp_path, summary(), dataset(), "", "", {})
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_a_study_with_ten_thousand_orders_has_a_summary_that_is_read(tmp_path: Path) -> None:
+    finding = Finding.of(dataset(orders=tuple(Order(1.0, 0.01, 9, rule=f"curve {i}") for i in range(10_000))))
+    (tmp_path / "summary.json").write_text(json.dumps(finite(finding.record()), indent=2))
+    assert len(read_summary(tmp_path / "summary.json")["observed_orders"]) == MOST_ORDERS
+    results.write(tmp_path / "results.nc", finding.attached(xr.Dataset()))
+    assert len(Finding.of(nf.open(tmp_path)).orders) == 10_000
+    _, outline = written(tmp_path, finding.attached(xr.Dataset()), summary())
+    assert "9988 more orders" in outline.text
