@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
+from ..parent import ENDING
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .runfolder import discard_if_empty, discard_unused
@@ -39,7 +40,6 @@ from .streams import standard_streams
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
 FULL_ERROR = "HYDRA_FULL_ERROR"
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before main() sets it
 
 

@@ -15,7 +15,7 @@ READER_GONE = 141  # as of a program that SIGPIPE ends: 128 + 13
 
 
 class Output:
-    """A stdout that is silent from the first failure on, and keeps it: whoever writes has other things to end."""
+    """A stream that is silent from the first failure on, and keeps it: whoever writes has other things to end."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -52,8 +52,9 @@ def standard_streams() -> Iterator[None]:
     """Everything that a command does, which ends here.
 
     Where the current folder is gone the status is 2, and nothing is done. Signs that the encoding of a stream lacks are
-    replaced. A reader that has gone away, such as `head`, makes the status 141, and what cannot be printed because
-    stdout is full or closed makes it 1, unless `results_told` stands around it. Another status than 0 stays.
+    replaced. A stderr that cannot be written to any more, such as a terminal that was closed, ends nothing. A reader
+    that has gone away, such as `head`, makes the status 141, and what cannot be printed because stdout is full or
+    closed makes it 1, unless `results_told` stands around it. Another status than 0 stays.
     """
     _open_closed()
     try:
@@ -67,15 +68,16 @@ def standard_streams() -> Iterator[None]:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # and not what a program that calls this has put there
             stream.reconfigure(errors="replace")
-    before, ended = sys.stdout, None
-    sys.stdout = output = Output(before)
+    before, ended = (sys.stdout, sys.stderr), None
+    sys.stdout, sys.stderr = output, said = Output(sys.stdout), Output(sys.stderr)
     try:
         yield
     except SystemExit as stop:
         ended = stop
     finally:
         output.flush()
-        sys.stdout = before
+        said.flush()
+        sys.stdout, sys.stderr = before
     if ended is not None and ended.code:
         raise ended
     if isinstance(output.failure, BrokenPipeError):

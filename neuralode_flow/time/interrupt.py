@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# The last is that of a terminal which is closed; Windows has none.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from ..parent import ENDING
+
+SIGNALS = (signal.SIGINT, *ENDING)
 
 
 class Request:

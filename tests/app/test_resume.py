@@ -1,5 +1,6 @@
 """Run folders that are left in the middle: they go on to the same results, and nothing else may use them."""
 
+import fcntl
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -116,6 +118,37 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, number, status, tmp_path):
     reached = [nf.load(path) for path in saved(folder)]
     assert reached
     assert finish(*long, f"resume={folder}")[0] == 0
+    xr.testing.assert_identical(numbers(folder)[1], numbers(whole)[1])
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_leaves_a_run_that_goes_on(whole, tmp_path):
+    folder, (ours, theirs) = tmp_path / "run", os.openpty()
+    line = [*COMMAND, *SMALL, "save_every=1000", f"resume={folder}"]
+    child = subprocess.Popen(
+        line, stdin=theirs, stdout=theirs, stderr=theirs, env=QUIET, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    last = time.monotonic() + 60
+    while not (folder / "checkpoints").is_dir() and time.monotonic() < last:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.close(ours)
+    assert child.wait(timeout=60) == 129
+    assert saved(folder)
+    assert finish(*line[3:])[0] == 0
+    xr.testing.assert_identical(numbers(folder)[1], numbers(whole)[1])
+
+
+@pytest.mark.slow
+def test_nohup_lets_a_run_go_on_without_its_terminal(whole, tmp_path):
+    folder = tmp_path / "run"
+    child = start(*SMALL, f"resume={folder}", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for_a_checkpoint(child, folder)
+    child.send_signal(signal.SIGHUP)
+    child.communicate(timeout=100)
+    assert child.returncode == 0
     xr.testing.assert_identical(numbers(folder)[1], numbers(whole)[1])
 
 
