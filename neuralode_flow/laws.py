@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .checks import floating, same_kind
-from .depth import kernel
 from .depth.collocation import Collocation
 from .depth.grid import DepthGrid, check_grid
 from .depth.products import multiply
@@ -107,10 +106,7 @@ def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
     """The part of dJ/dt that the nodes miss, by mode, relative to the largest ‖M‖: `(..., m)`."""
     d = W.shape[-1]
     G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(W)
-    M = kernel.flow(grid, W, lambda z: G)
-    if M is None:  # from the propagators, so that this does not rest on what it judges
-        forward, backward, _ = Collocation(grid).propagators(W)
-        M = multiply(multiply(backward.mT, G), forward.mT)
+    M = Collocation(grid).gradient(W, lambda z: G)
     part = multiply(W.mT, M) - multiply(M, W.mT)
     missed = torch.linalg.matrix_norm(grid.legendre(_primitive(grid, M + M.mT, part + part.mT))).amax(-2)
     return missed / torch.linalg.matrix_norm(M).amax(-1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)

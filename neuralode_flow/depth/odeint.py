@@ -12,8 +12,8 @@ from torch import Tensor
 from ..checks import positive
 from ..modes import ordinary, uncompiled
 from ..registry import unknown_name
-from .chain import identity_like
 from .grid import DepthGrid, check_grid
+from .products import identity_like
 
 METHODS = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 _NO_LIMIT = 1e100  # of tolerances, so that every step goes to the next point where one must end

@@ -1,13 +1,18 @@
-"""The collocation equations x_i = r_i + Σ_j A_ij W_j x_j of many panels at once."""
+"""The collocation equations x_i = r_i + Σ_j A_ij W_j x_j of many panels at once, by what can be differentiated."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import matrices
 from ..modes import hidden
-from .chain import identity_like
+from .products import identity_like
+
+if TYPE_CHECKING:
+    from .grid import DepthGrid
 
 # Fixed-point iterations before a panel is handed to the direct solver; panels with h‖W‖ ≲ 4 need fewer.
 MAX_SWEEPS = 40
@@ -59,3 +64,52 @@ def _direct(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
         right = identity_like(W).expand_as(W)
     system = torch.eye(m * d, dtype=W.dtype, device=W.device) - coupling
     return matrices.solve(system, right.flatten(-3, -2)).unflatten(-2, (m, d))
+
+
+class Stages(NamedTuple):
+    """Propagators inside each panel, shape `(..., panels, m, d, d)`, and across it, `(..., panels, d, d)`.
+
+    forward[p, i] = P(s_i, a_p), backward[p, i] = P(b_p, s_i)ᵀ (transposed, as the gradient uses it),
+    across[p] = P(b_p, a_p).
+    """
+
+    forward: Tensor
+    backward: Tensor
+    across: Tensor
+
+
+def stages(grid: DepthGrid, W: Tensor) -> Stages:
+    """Solves the collocation equations of all panels at once.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+        N nodes.
+    W : Tensor (..., N, d, d)
+        The model on the nodes.
+    """
+    local = grid.panelled(W)
+    forward, backward = halves(grid, solve(gauss_matrix(grid, W), doubled(local)))
+    across = identity_like(local[..., 0, :, :]) + over_panels(grid, local @ forward)
+    return Stages(forward, backward, across)
+
+
+def gauss_matrix(grid: DepthGrid, W: Tensor) -> Tensor:
+    """h A, in the dtype and on the device of W."""
+    return torch.from_numpy(grid.rule.integrate / grid.panels).to(W)
+
+
+def doubled(local: Tensor) -> Tensor:
+    """W and its mirror image, of which the stages are P(s_i, a) and P(b, s_i)ᵀ."""
+    return torch.cat((local, local.mT.flip(-3)), dim=-4)
+
+
+def halves(grid: DepthGrid, both: Tensor) -> tuple[Tensor, Tensor]:
+    """The stages of W and of its mirror image, of what was solved for `doubled`."""
+    return both[..., : grid.panels, :, :, :], both[..., grid.panels :, :, :, :].flip(-3)
+
+
+def over_panels(grid: DepthGrid, values: Tensor) -> Tensor:
+    """The integral over each panel, `(..., panels, m, d, d)` → `(..., panels, d, d)`."""
+    weights = torch.from_numpy(grid.rule.weights / grid.panels).to(values)
+    return torch.einsum("m,...mab->...ab", weights, values)

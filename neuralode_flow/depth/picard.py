@@ -9,12 +9,13 @@ the defect, and the same sweeps on the defect give the correction.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .workspace import Take
+from .grid import gauss_rule
 
 # From this d on two sweeps in float32 cost less than one in float64.
 MIXED_FROM = 16
@@ -32,8 +33,27 @@ _ROUND_OFF = 1e-10  # what the defect of a solution in float32 counts for in J f
 _REFINED = 2e-7  # a correction below it is as accurate in float32 as float64 can tell
 
 
+class Unsolved(Exception):
+    """The sweeps do not lead to the solution: W is large, or the grid does not resolve it."""
+
+
+class Integrals(NamedTuple):
+    """Integrals of the Lagrange polynomials of a panel, made once for each grid."""
+
+    middle: Tensor  # (m, m): from the middle to the nodes
+    ends: Tensor  # (2, m): from the middle to both ends
+
+
+@cache
+def integrals(panels: int, order: int, dtype: torch.dtype, device: torch.device) -> Integrals:
+    """Those of a grid."""
+    rule = gauss_rule(order)
+    arrays = rule.from_middle[:order], rule.from_middle[order:]
+    return Integrals(*(torch.as_tensor(array / panels, dtype=dtype, device=device) for array in arrays))
+
+
 class Slopes(NamedTuple):
-    """f and J f, `(B, m, d, d)`, in memory of the workspace; the largest entry of J f, and about h‖W‖ as seen."""
+    """f and J f, `(B, m, d, d)`; the largest entry of J f, and about h‖W‖ as seen."""
 
     slopes: Tensor
     integral: Tensor
@@ -41,54 +61,46 @@ class Slopes(NamedTuple):
     reach: float
 
 
-def solve(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
-    """The solution f of f = W (1 + J f) on many panels at once; None where W is too large for it.
+def solve(W: Tensor, J: Tensor) -> Slopes:
+    """The solution f of f = W (1 + J f) on many panels at once.
 
     Parameters
     ----------
     W : Tensor (B, m, d, d)
         The model on the m nodes of B panels.
     J : Tensor (m, m)
-    take : Take
-        Gives the memory.
+
+    Raises
+    ------
+    Unsolved
+        If W is too large for it.
     """
     if W.dtype == torch.float64 and W.shape[-1] >= MIXED_FROM:
-        return _refined(W, J, take)
-    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6), take)
+        return _refined(W, J)
+    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6))
 
 
-def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+def along_nodes(matrix: Tensor, values: Tensor) -> Tensor:
     """Applies a matrix `(n, m)` along the nodes of `(B, m, d, d)`: `(B, n, d, d)`."""
     B, m, *square = values.shape
-    if out is None:
-        out = values.new_empty(B, len(matrix), *square)
-    torch.bmm(matrix.expand(B, -1, -1), values.view(B, m, -1), out=out.view(B, len(matrix), -1))
-    return out
+    return torch.bmm(matrix.expand(B, -1, -1), values.view(B, m, -1)).view(B, len(matrix), *square)
 
 
-def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes | None:
-    single_J = J.float()
-    single = take("W32", W.shape, single_J).copy_(W)
-    start = _sweep(single, single_J, single, _ROUGH, take, certify=False)
-    if start is None:
-        return None
-    f = take("f64", W.shape, W).copy_(start.slopes)
-    integral, defect = (take(name, W.shape, W) for name in ("integral64", "defect64"))
-    source = take("defect32", W.shape, single)
-    along_nodes(J, f, integral)
+def _refined(W: Tensor, J: Tensor) -> Slopes:
+    single, single_J = W.float(), J.float()
+    start = _sweep(single, single_J, single, _ROUGH, certify=False)
+    f = start.slopes.double()
+    integral = along_nodes(J, f)
     for _ in range(_MAX_REFINEMENTS):
-        torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral), out=_nodes(defect))
-        source.copy_(defect.sub_(f))
-        correction = _sweep(single, single_J, source, _TOLERANCE[torch.float64], take, start.reach)
-        if correction is None:
-            return None
+        defect = torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral)).view_as(f).sub_(f)
+        correction = _sweep(single, single_J, defect.float(), _TOLERANCE[torch.float64], start.reach)
         # A sum of two precisions is slower than a copy and a sum of one.
         f += defect.copy_(correction.slopes)
         if correction.size <= _REFINED:
             integral += defect.copy_(correction.integral)
             return Slopes(f, integral, correction.size, start.reach)
-        along_nodes(J, f, integral)
-    return None
+        integral = along_nodes(J, f)
+    raise Unsolved
 
 
 def _sweep(
@@ -96,20 +108,18 @@ def _sweep(
     J: Tensor,
     source: Tensor,
     tolerance: float,
-    take: Take,
     reach: float | None = None,
     *,
     certify: bool = True,
-) -> Slopes | None:
-    """f = source + W J f by sweeps, until J f changes by less than `tolerance` beside 1; None if it will not.
+) -> Slopes:
+    """f = source + W J f by sweeps, until J f changes by less than `tolerance` beside 1, or Unsolved.
 
     The changes fall like ν^k/k! with ν ≈ h‖W‖ (`reach`), so that the second one tells how many sweeps it takes. They
     are looked at only then, where they are largest: at the outermost nodes. Without `certify` they are not looked at
     again, and J f is one sweep behind.
     """
     B, m = W.shape[:2]
-    f, integral = take("f", W.shape, W), take("integral", W.shape, W)
-    along_nodes(J, source, integral)
+    f, integral = torch.empty_like(W), along_nodes(J, source)
     # The views of one sweep's two products, made once: at small d they would cost as much as the products.
     into_f = _nodes(source), _nodes(W), _nodes(integral)
     into_integral = J.expand(B, -1, -1), f.view(B, m, -1)
@@ -129,7 +139,7 @@ def _sweep(
         if reach is None:
             reach = math.sqrt(2 * change)
         if not (reach <= LARGEST and done < _MAX_SWEEPS):
-            return None
+            raise Unsolved
         bound = max(tolerance * math.exp(reach), 2 * torch.finfo(W.dtype).eps * size)
         if change <= bound:
             return Slopes(f, integral, size, reach)

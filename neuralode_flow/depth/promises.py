@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..modes import gradient
 from ..promises import Once, Source, denied, kind
 from . import chain
+from .engine.by_torch import pulled_back
 
 # Shapes (…, d, d) and sizes of A: one layer alone, many, members of an ensemble; small as in deep networks, and large.
 _CASES = (((2, 2), 0.3), ((3, 4, 4), 1e-3), ((2, 3, 3, 3), 1.0), ((2, 1, 1), 0.5), ((2, 3, 3), 3.0))
@@ -137,20 +136,6 @@ def _check_law(name: str, rule: Any, source: Source) -> None:
             f"{name} declares quadratic_law = True, but U_(k+1)ᵀU_(k+1) − U_kU_kᵀ moves along its flow, at the rate "
             f"{moved:.2g} of the layers; declare quadratic_law = False"
         )
-
-
-def pulled_back(rule: Any, A: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
-    """The gradient in A `(..., L, d, d)` of a function of the layers U = rule(A), whose gradient there is outer(U).
-
-    By the rule's own `adjoint`, or by autograd through its `layer` where it has none.
-    """
-    if hasattr(rule, "adjoint"):
-        U, saved = rule.layer(A)
-        return rule.adjoint(A, saved, outer(U))
-    slope = gradient(lambda point: rule.layer(point)[0], A, outer)
-    if slope is None:
-        raise TypeError("layer(A) must depend on A through torch operations, but autograd finds no path to it")
-    return slope
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

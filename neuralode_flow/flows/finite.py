@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth import chain, kernel
+from ..depth.engine import choose
 from ..depth.grid import Profile, sample
-from ..depth.promises import pulled_back
-from ..depth.rules import LAYERS, LayerRule, check_rule, compiled
+from ..depth.products import identity_like
+from ..depth.rules import LAYERS, LayerRule, check_rule
+from ..depth.rules.euler import Euler
 from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
-from ..modes import bare, plain, uncompiled
+from ..modes import uncompiled
 from ..registry import unknown_name
 from .base import check_layers, check_matrices
-
-# Bytes of the layers that are taken together where there are many of them.
-SEGMENT = 2**22
 
 # Layers count as relaxed balanced where their law is as near as that to multiples of I, relative to ‖U_k‖².
 _BALANCED = 1e-11
@@ -99,63 +94,25 @@ class FiniteFlow:
 
     @uncompiled
     def velocity(self, state: Tensor) -> Tensor:
-        """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule.
-
-        A state of more than 64 MiB is taken in segments, whose products are computed twice: beside the result little
-        memory is used. A smaller one takes four times its own.
-        """
+        """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
         check_layers(state, self.depth, "layers")
-        compiled = self._compiled(state, self._downhill)
-        if compiled is not None:
-            return compiled
-        if state.nbytes <= 16 * SEGMENT:
-            return self._pull_back(state, self._downhill)
-        number = max(1, SEGMENT * self.depth // state.nbytes)
-        segments = state.split(number, dim=-3)
-        maps = torch.stack([self._map(segment) for segment in segments], dim=-3)
-        behind = chain.gradient(maps, self._downhill).unbind(-3)
-        parts = (self._pull_back(segment, partial(_constant, M)) for segment, M in zip(segments, behind, strict=True))
-        if not (plain(state) and bare(behind[0])):
-            return torch.cat(list(parts), dim=-3)
-        result = torch.empty_like(state)
-        for part, place in zip(parts, result.split(number, dim=-3), strict=True):
-            place.copy_(part)
-        return result
+        return choose(state).chain(state, self._downhill, self.rule, self.depth)
 
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)
-
-    def _compiled(self, layers: Tensor, outer: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
-        """`kernel.chain` of consecutive layers, where the kernel has the rule."""
-        rule = compiled(self.rule)
-        return None if rule is None else kernel.chain(layers, outer, rule, 1 / self.depth)
-
-    def _map(self, layers: Tensor) -> Tensor:
-        """The product of consecutive layers W_k, shape `(..., d, d)`."""
-        found = self._compiled(layers)
-        return chain.product(self.rule.layer(layers / self.depth)[0]) if found is None else found
-
-    def _pull_back(self, layers: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
-        """The gradient of a function of their product, with respect to W_k/L; `outer` is its gradient there."""
-        return pulled_back(self.rule, layers / self.depth, partial(chain.gradient, outer=outer))
 
     @uncompiled
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
         check_layers(state, self.depth, "layers")
-        return self._map(state)
+        return choose(state).chain(state, rule=self.rule, depth=self.depth)
 
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         check_layers(state, self.depth, "layers")
         if not self.rule.quadratic_law:
             return symmetric_law(state)
-        if compiled(self.rule) == kernel.EULER:
+        if type(self.rule) is Euler:
             return euler_law(state)
         U = self.rule.layer(state / self.depth)[0]
-        return euler_law(self.depth * (U - chain.identity_like(U)))
-
-
-def _constant(M: Tensor, z: Tensor) -> Tensor:
-    """The gradient M, wherever z is."""
-    return M
+        return euler_law(self.depth * (U - identity_like(U)))

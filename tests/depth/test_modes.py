@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import neuralode_flow as nf
-from neuralode_flow.depth import kernel
+from neuralode_flow.depth import engine
 
 N, D = 4, 3
 GRID = nf.DepthGrid.gauss(1, N)
@@ -295,8 +295,8 @@ def test_derivatives_with_respect_to_the_loss_pass_through_the_velocity(name):
 
 def test_a_network_taken_in_segments_is_differentiated_as_well(monkeypatch):
     x = case("rk2", "quadratic")[1]
-    monkeypatch.setattr("neuralode_flow.flows.finite.SEGMENT", 1)
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr("neuralode_flow.depth.engine.by_torch.SEGMENT", 1)
+    monkeypatch.setattr(engine.compiled, "library", lambda: None)
 
     def velocity(target):
         return nf.FiniteFlow(N, nf.Quadratic(target), "rk2").velocity(x)
@@ -311,7 +311,7 @@ def test_a_network_taken_in_segments_is_differentiated_as_well(monkeypatch):
 @pytest.mark.parametrize("name", ["collocation", *RULES])
 def test_a_given_loss_is_followed_where_torch_serves(name, dtype, monkeypatch):
     # The routes of torch that write into memory of their own, with an outer derivative that is recorded.
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(engine.compiled, "library", lambda: None)
     x, target = case(name, "quadratic")[1].to(dtype), TARGET.to(dtype)
 
     def velocity(T):
@@ -326,10 +326,10 @@ def test_a_given_loss_is_followed_where_torch_serves(name, dtype, monkeypatch):
     agree(vmap(velocity)(target[None])[0], velocity(target), rel=1e-12 if dtype == torch.float64 else 1e-4)
 
 
-def test_the_kernel_serves_in_eager_mode_and_in_no_other():
-    if kernel.library() is None:
-        pytest.skip("the kernel is not compiled here")
-    W, served = randn(N, D, D, seed=4), lambda W: kernel._serving(W) is not None
+def test_the_compiled_engine_serves_in_eager_mode_and_in_no_other():
+    if engine.compiled.library() is None:
+        pytest.skip("the engine is not compiled here")
+    W, served = randn(N, D, D, seed=4), engine.compiled.takes
     assert served(W)
     assert served(torch.nn.Parameter(W, requires_grad=False))
     assert served(W.clone().requires_grad_().detach())
@@ -352,10 +352,10 @@ class Marked(torch.Tensor):
     """A subclass without behaviour of its own."""
 
 
-def test_compiled_velocities_use_the_kernel_and_know_other_shapes():
+def test_compiled_velocities_use_the_compiled_engine_and_know_other_shapes():
     torch._dynamo.reset()
     asked = []
-    flow = nf.FiniteFlow(N, nf.Custom(lambda z: asked.append(kernel._serving(z)) or (z - 1).square().sum()))
+    flow = nf.FiniteFlow(N, nf.Custom(lambda z: asked.append(engine.compiled.takes(z)) or (z - 1).square().sum()))
     call = torch.compile(flow.velocity, backend="eager")
     for d in range(1, 12):  # more than torch compiles anew
         W = randn(N, d, d, seed=d)
@@ -428,7 +428,7 @@ def test_defaults_of_torch_change_nothing(default):
     flows = [case(name, loss)[0] for name in ("collocation", *RULES) for loss in LOSSES]
     flows.append(nf.ContinuousFlow(GRID, LOSSES["quadratic"], "torchdiffeq"))
     calls = [(f, x) for flow in flows for f in (flow.velocity, flow.product, flow.law)]
-    # Matrices that are too large for the kernel.
+    # Matrices that are too large for the compiled engine.
     large, loss = randn(N, 260, 260, seed=12) / 60, nf.Quadratic(torch.eye(260))
     calls += [(nf.FiniteFlow(N, loss, rule).velocity, large) for rule in RULES]
     calls.append((nf.ContinuousFlow(GRID, loss).velocity, large))

@@ -122,8 +122,8 @@ def test_a_long_network_taken_in_segments_has_the_same_velocity(layer, L, monkey
     flow = nf.FiniteFlow(L, all_losses(3, seed=20)["regression"], layer)
     state = randn(2, L, 3, 3, seed=21)
     whole, z = flow.velocity(state), flow.product(state)
-    monkeypatch.setattr("neuralode_flow.flows.finite.SEGMENT", state.nbytes // 17)
+    monkeypatch.setattr("neuralode_flow.depth.engine.by_torch.SEGMENT", state.nbytes // 17)
     assert torch.allclose(flow.velocity(state), whole, atol=1e-13 * float(whole.abs().max()))
-    monkeypatch.setattr("neuralode_flow.flows.finite.SEGMENT", 1)  # one layer each
+    monkeypatch.setattr("neuralode_flow.depth.engine.by_torch.SEGMENT", 1)  # one layer each
     assert torch.allclose(flow.velocity(state), whole, atol=1e-13 * float(whole.abs().max()))
     assert torch.equal(flow.product(state), z)

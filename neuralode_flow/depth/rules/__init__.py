@@ -8,7 +8,7 @@ registers an instance in `LAYERS` is found by its name.
 import sys
 
 from ...registry import import_modules
-from .base import LAYERS, LayerRule, check_rule, compiled, label
+from .base import LAYERS, LayerRule, check_rule, label
 
 # isort: off
 from . import euler, rk2, cayley, exponential  # noqa: F401 (listed first, in this order)
@@ -16,4 +16,4 @@ from . import euler, rk2, cayley, exponential  # noqa: F401 (listed first, in th
 
 import_modules(sys.modules[__name__])
 
-__all__ = ["LAYERS", "LayerRule", "check_rule", "compiled", "label"]
+__all__ = ["LAYERS", "LayerRule", "check_rule", "label"]

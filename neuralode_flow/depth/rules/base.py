@@ -22,7 +22,7 @@ class LayerRule(Protocol):
        the depth, which tells the integral of W over it to order 2: so that is the highest.
     4. `quadratic_law` is True where L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) is conserved exactly by the training flow.
     5. `label`, if it has one, is what figures call it; else they take its name.
-    6. `compiled`, if its class itself has one (a subclass may be another rule), is its number in the compiled kernel.
+    6. `compiled`, if its class itself has one (a subclass may be another rule), is its number in the compiled engine.
 
     What can be measured of a rule alone is, at its first use in a flow; the order is compared in the study.
     """
@@ -40,11 +40,6 @@ def own(name: str, rule: LayerRule) -> None:
     """Files a rule of the library, which its tests have checked: at its first use it need not take a start's time."""
     LAYERS.register(name)(rule)
     passed(rule)
-
-
-def compiled(rule: LayerRule) -> int | None:
-    """The number of a rule in the compiled kernel, if it is there."""
-    return vars(type(rule)).get("compiled")
 
 
 def label(name: str) -> str:

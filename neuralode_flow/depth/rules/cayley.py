@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...matrices import inverse
-from .. import kernel
-from ..chain import add_identity
-from ..products import multiply
+from ..engine import compiled
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -15,7 +14,7 @@ class Cayley:
     """U = (I − A/2)⁻¹(I + A/2) = 2R − I with R = (I − A/2)⁻¹, so that dU = R dA R."""
 
     label = "Cayley"
-    compiled = kernel.CAYLEY
+    compiled = compiled.CAYLEY
     order = 2
     quadratic_law = False
 

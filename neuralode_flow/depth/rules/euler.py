@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import kernel
-from ..chain import identity_like
+from ..engine import compiled
+from ..products import identity_like
 from .base import own
 
 
@@ -13,7 +13,7 @@ class Euler:
     """U = I + A."""
 
     label = "Euler"
-    compiled = kernel.EULER
+    compiled = compiled.EULER
     order = 1
     quadratic_law = True
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ...modes import hidden
-from .. import kernel
-from ..chain import add_identity
-from ..products import multiply
+from ..engine import compiled
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -23,7 +22,7 @@ class Exponential:
     """
 
     label = "exponential"
-    compiled = kernel.EXP
+    compiled = compiled.EXP
     order = 2
     quadratic_law = False
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import kernel
-from ..chain import add_identity
-from ..products import multiply
+from ..engine import compiled
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -14,7 +13,7 @@ class RK2:
     """U = I + A + A²/2."""
 
     label = "RK2"
-    compiled = kernel.RK2
+    compiled = compiled.RK2
     order = 2
     quadratic_law = False
 

@@ -1,43 +1,53 @@
-"""The compiled kernel against torch: all sizes, instruction sets and numbers of threads, and what it must refuse."""
+"""The compiled engine against torch's: all sizes, instruction sets and numbers of threads, and what it must refuse."""
 
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import distance, randn
 
 import neuralode_flow as nf
-from neuralode_flow.depth import kernel
-from neuralode_flow.depth.rules import compiled
+from neuralode_flow.depth.engine import by_torch, choose, compiled
+from neuralode_flow.depth.rules import LAYERS
 
 SIZES = [*range(1, 13), 15, 16, 17, 24, 31, 33, 64, 100]
 
 
+class HandedOver(Exception):
+    """The compiled engine has given a call to torch's."""
+
+
 @pytest.fixture(autouse=True)
-def route():
-    """In place of the two routes of this folder."""
-    if kernel.library() is None:
-        pytest.skip("the kernel is not compiled here")
+def route(monkeypatch):
+    """In place of the two routes of this folder: what the compiled engine hands over is not done."""
+    if compiled.library() is None:
+        pytest.skip("the engine is not compiled here")
+
+    def refuse(*arguments):
+        raise HandedOver
+
+    monkeypatch.setattr(compiled, "by_torch", SimpleNamespace(flow=refuse, chain=refuse, layered=refuse))
 
 
 @pytest.fixture(params=[(2, 1), (2, 2), (1, 1), (0, 2)], ids=["best", "two threads", "avx2", "plain"])
 def mode(request):
     """The best instruction set that is allowed, and the number of threads."""
     before = torch.get_num_threads()
-    kernel.library().set_level(request.param[0])
+    compiled.library().set_level(request.param[0])
     torch.set_num_threads(request.param[1])
     yield request.param
-    kernel.library().set_level(2)
+    compiled.library().set_level(2)
     torch.set_num_threads(before)
 
 
-def by_torch(monkeypatch, function, *arguments):
+def without(monkeypatch, function, *arguments):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with monkeypatch.context() as patch:
-        patch.setattr(kernel, "library", lambda: None)
+        patch.setattr(compiled, "library", lambda: None)
         result = function(*arguments)
     torch.set_num_threads(threads)
     return result
@@ -55,10 +65,10 @@ def test_the_continuous_gradient_is_that_of_torch(panels, order, mode, monkeypat
     for d in SIZES if (panels, order) == (1, 13) else (1, 2, 5, 8, 17, 32):
         for batch in ((), (3,)):
             W, outer = model(d, *batch, layers=len(grid)), nf.Quadratic(randn(d, d, seed=2)).gradient
-            found, z = kernel.flow(grid, W, outer), kernel.flow(grid, W)
-            expected = by_torch(monkeypatch, solver.gradient, W, outer)
+            found, z = compiled.flow(grid, W, outer), compiled.flow(grid, W)
+            expected = without(monkeypatch, solver.gradient, W, outer)
             assert distance(found, expected) < 2e-13 * float(torch.linalg.matrix_norm(expected).max())
-            assert distance(z, by_torch(monkeypatch, solver.product, W)) < 1e-12
+            assert distance(z, without(monkeypatch, solver.product, W)) < 1e-12
 
 
 def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
@@ -67,11 +77,11 @@ def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
             for batch in ((), (2,)):
                 W, loss = model(d, *batch, layers=L), nf.Quadratic(randn(d, d, seed=2))
                 flow, U = nf.FiniteFlow(L, loss), torch.eye(d) + W / L
-                expected = by_torch(monkeypatch, flow.velocity, W)
+                expected = without(monkeypatch, flow.velocity, W)
                 size = float(torch.linalg.matrix_norm(expected).max())
                 assert distance(flow.velocity(W), expected) < 2e-13 * size
                 assert distance(-nf.depth.chain.gradient(U, loss.gradient), expected) < 2e-13 * size
-                assert distance(flow.product(W), by_torch(monkeypatch, flow.product, W)) < 1e-12
+                assert distance(flow.product(W), without(monkeypatch, flow.product, W)) < 1e-12
 
 
 @pytest.mark.parametrize("rule", ["rk2", "cayley", "exp"])
@@ -81,8 +91,7 @@ def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
             for norm in (1e-3, 0.3, 2.5, 12.0):  # of all layers together; exp(12) is found by squaring
                 W, loss = model(d, *(() if d % 2 else (2,)), layers=L, norm=norm), nf.Quadratic(randn(d, d, seed=2))
                 flow = nf.FiniteFlow(L, loss, rule)
-                assert kernel.chain(W, rule=compiled(flow.rule), step=1 / L) is not None
-                z, expected = (by_torch(monkeypatch, f, W) for f in (flow.product, flow.velocity))
+                z, expected = (without(monkeypatch, f, W) for f in (flow.product, flow.velocity))
                 # Of I - A/2 for one layer of norm 12 the inverse is ill-conditioned.
                 bound = 1e-10 if rule == "cayley" and norm > 2 * L else 1e-12
                 assert distance(flow.product(W), z) < bound * float(torch.linalg.matrix_norm(z).max())
@@ -93,19 +102,21 @@ def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
 def test_the_exponential_of_a_turn(angle, mode):
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     exact = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    assert distance(kernel.chain((angle * turn)[None], rule=kernel.EXP), exact) < 1e-15 * (1 + angle)
+    assert distance(compiled.chain((angle * turn)[None], rule=LAYERS["exp"]), exact) < 1e-15 * (1 + angle)
     # Its derivative in the direction of the turn itself is the turn at that angle.
-    slope = kernel.chain((angle * turn)[None], lambda z: exact @ turn, kernel.EXP)[0]
+    slope = compiled.chain((angle * turn)[None], lambda z: exact @ turn, LAYERS["exp"])[0]
     assert abs(float((slope * turn).sum()) - 2) < 1e-14 * (1 + angle)
 
 
 def test_a_layer_that_cannot_be_made_goes_to_torch():
-    assert kernel.chain(2 * torch.eye(3).expand(4, 3, 3), rule=kernel.CAYLEY) is None  # I - A/2 = 0
+    with pytest.raises(HandedOver):
+        compiled.chain(2 * torch.eye(3).expand(4, 3, 3), rule=LAYERS["cayley"])  # I - A/2 = 0
     swapped = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # I - A/2 has zeros on its diagonal, and an inverse
     expected = torch.linalg.inv(torch.eye(2) - swapped / 2) @ (torch.eye(2) + swapped / 2)
-    assert distance(kernel.chain(swapped[None], rule=kernel.CAYLEY), expected) < 1e-14
+    assert distance(compiled.chain(swapped[None], rule=LAYERS["cayley"]), expected) < 1e-14
     for bad in (1e4, math.inf, math.nan):
-        assert kernel.chain(bad * torch.eye(3)[None], rule=kernel.EXP) is None
+        with pytest.raises(HandedOver):
+            compiled.chain(bad * torch.eye(3)[None], rule=LAYERS["exp"])
 
 
 def test_threads_do_not_change_a_bit():
@@ -114,8 +125,8 @@ def test_threads_do_not_change_a_bit():
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         outer = nf.Quadratic(torch.eye(16)).gradient
-        chain = kernel.chain(layers, outer, kernel.EULER, 5e-4)
-        results.append((kernel.flow(grid, W, nf.Quadratic(torch.eye(40)).gradient), chain))
+        chain = compiled.chain(layers, outer, LAYERS["euler"], 2000)
+        results.append((compiled.flow(grid, W, nf.Quadratic(torch.eye(40)).gradient), chain))
     torch.set_num_threads(before)
     for flow, chain in results[1:]:
         assert torch.equal(flow, results[0][0])
@@ -126,10 +137,10 @@ def test_threads_of_its_own_do_the_same():
     grid, W, before = nf.DepthGrid.gauss(4, 6), model(40, layers=24), torch.get_num_threads()
     outer = nf.Quadratic(torch.eye(40)).gradient
     torch.set_num_threads(2)
-    expected = kernel.flow(grid, W, outer)
-    kernel.library().set_pool(None)
-    found = kernel.flow(grid, W, outer)
-    kernel.library().set_pool(kernel._openmp())
+    expected = compiled.flow(grid, W, outer)
+    compiled.library().set_pool(None)
+    found = compiled.flow(grid, W, outer)
+    compiled.library().set_pool(compiled._openmp())
     torch.set_num_threads(before)
     assert torch.equal(found, expected)
 
@@ -159,43 +170,57 @@ def test_panels_of_very_many_nodes_are_taken_in_strips_of_rows(d, order, mode):
         for m, parts in ((order, model(d, layers=3)), (24, model(d, layers=3)))
     ]
     grid, outer = nf.DepthGrid.gauss(1, order), nf.Quadratic(randn(d, d, seed=2)).gradient
-    z, G = kernel.flow(grid, at[0]), kernel.flow(grid, at[0], outer)
+    z, G = compiled.flow(grid, at[0]), compiled.flow(grid, at[0], outer)
     coarse = nf.DepthGrid.gauss(1, 24)
-    assert distance(z, kernel.flow(coarse, at[1])) < 1e-13
+    assert distance(z, compiled.flow(coarse, at[1])) < 1e-13
     # The gradients are one function of depth, on two grids.
     inside = torch.linspace(0.1, 0.9, 5)
-    assert distance(grid.interpolate(G, inside), coarse.interpolate(kernel.flow(coarse, at[1], outer), inside)) < 1e-10
+    assert (
+        distance(grid.interpolate(G, inside), coarse.interpolate(compiled.flow(coarse, at[1], outer), inside)) < 1e-10
+    )
 
 
 @pytest.mark.parametrize("d", [3, 20])
 def test_what_the_grid_does_not_resolve_is_refused(d):
     grid = nf.DepthGrid.gauss(1, 13)
-    for norm in (30.0, 1e3, 1e200, math.inf):
-        assert kernel.flow(grid, norm * model(d, layers=13, norm=1.0)) is None
     W = model(d, layers=13)
     W[7, 1, 1] = torch.nan
-    assert kernel.flow(grid, W) is None
-    assert kernel.flow(nf.DepthGrid.gauss(1, 2), model(d, layers=2, norm=6.0)) is None
+    bad = [norm * model(d, layers=13, norm=1.0) for norm in (30.0, 1e3, 1e200, math.inf)]
+    for grid, state in (*((grid, W) for W in (*bad, W)), (nf.DepthGrid.gauss(1, 2), model(d, layers=2, norm=6.0))):
+        with pytest.raises(HandedOver):
+            compiled.flow(grid, state)
 
 
-def test_what_the_kernel_is_not_made_for_goes_to_torch():
-    grid, W = nf.DepthGrid.gauss(1, 4), model(3, layers=4)
-    assert kernel.flow(grid, W) is not None
-    assert kernel.flow(grid, W.float()) is None
-    assert kernel.flow(grid, W.clone().requires_grad_()) is None
-    assert kernel.flow(grid, torch.zeros(4, kernel.LARGEST + 1, kernel.LARGEST + 1)) is None
+def test_what_the_engine_is_not_made_for_goes_to_torch():
+    W, large = model(3, layers=4), torch.zeros(4, compiled.LARGEST + 1, compiled.LARGEST + 1)
+    assert choose(W) is compiled
+    for other in (W.float(), W.clone().requires_grad_(), large, W[:0]):
+        assert choose(other) is by_torch
+
+
+def test_what_is_handed_over_is_done_whole_by_torch(monkeypatch):
+    monkeypatch.setattr(compiled, "by_torch", by_torch)
+    grid, outer = nf.DepthGrid.gauss(1, 4), nf.Quadratic(torch.eye(3)).gradient
+    for W in (model(3, layers=4, norm=30.0), model(3, 2, layers=4, norm=9.0)):
+        assert torch.equal(compiled.flow(grid, W), by_torch.flow(grid, W))
+        assert torch.equal(compiled.flow(grid, W, outer), by_torch.flow(grid, W, outer))
+    W, rule = 1e4 * model(3, layers=4), LAYERS["exp"]
+    assert torch.equal(compiled.chain(W, None, rule, 4), by_torch.chain(W, None, rule, 4))
+    target = torch.eye(3).requires_grad_()
+    followed = nf.Quadratic(target).gradient  # the outer gradient carries derivatives, which C would not see
+    for call in (lambda: compiled.flow(grid, W / 1e4, followed), lambda: compiled.chain(W / 1e4, followed, rule, 4)):
+        assert torch.autograd.grad(call().sum(), target)[0].abs().max() > 0
 
 
 def test_a_state_with_strides_is_read_as_it_is():
     grid, W = nf.DepthGrid.gauss(1, 4), model(3, layers=4)
     seen = W.mT.contiguous().mT
     assert not seen.is_contiguous()
-    assert torch.equal(kernel.flow(grid, seen), kernel.flow(grid, W))
+    assert torch.equal(compiled.flow(grid, seen), compiled.flow(grid, W))
 
 
-def test_it_can_be_left_aside():
-    code = "from neuralode_flow.depth import kernel; print(kernel.library())"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env={"NEURALODE_FLOW_KERNEL": "0"}, capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize("name", ["NEURALODE_FLOW_ENGINE", "NEURALODE_FLOW_KERNEL"])
+def test_it_can_be_left_aside(name):
+    code = "from neuralode_flow.depth.engine import compiled; print(compiled.library())"
+    ended = subprocess.run([sys.executable, "-c", code], env={name: "0"}, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "None"

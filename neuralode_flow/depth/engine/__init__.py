@@ -1,0 +1,38 @@
+"""Who computes: the compiled engine or torch's, chosen once for each call; both do the same two operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from . import by_torch, compiled
+
+if TYPE_CHECKING:
+    from ..grid import DepthGrid
+    from ..rules import LayerRule
+
+
+class Engine(Protocol):
+    """What an engine does: z of W or, with `outer`, which maps z to the gradient there, the gradient in W."""
+
+    def flow(self, grid: DepthGrid, W: Tensor, outer: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """z = P(1, 0) of W `(..., N, d, d)` on the nodes, or P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z)."""
+
+    def chain(
+        self,
+        W: Tensor,
+        outer: Callable[[Tensor], Tensor] | None = None,
+        rule: LayerRule | None = None,
+        depth: int = 1,
+    ) -> Tensor:
+        """z = U_L … U_1 of U_k = rule(W_k/depth), `(..., L, d, d)`, or the gradient in all W_k/depth.
+
+        Without a rule the layers are W_k themselves.
+        """
+
+
+def choose(W: Tensor) -> Engine:
+    """The compiled engine where it is there and takes such a state, torch's in all other cases."""
+    return compiled if compiled.takes(W) else by_torch

@@ -1,0 +1,67 @@
+/* The product of two matrices of numbers of type REAL. */
+
+typedef REAL R(full) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef REAL R(part) __attribute__((vector_size(BYTES / 2), aligned(sizeof(REAL)), may_alias));
+
+/* C = S + alpha A B for some rows and the columns of one vector; A is read by numbers, with any strides. */
+#define TILE(name, vector, ROWS)                                                                                       \
+    INLINE void name(int k, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C, int ld) { \
+        vector acc[ROWS] = {{0}};                                                                                      \
+        for (int j = 0; j < k; j++) {                                                                                  \
+            vector b = *(const vector *)(B + (long)j * ld);                                                            \
+            UNROLL for (int r = 0; r < ROWS; r++) acc[r] += A[r * ar + j * ak] * b;                                    \
+        }                                                                                                              \
+        UNROLL for (int r = 0; r < ROWS; r++) *(vector *)(C + r * ld) =                                                \
+            S ? *(const vector *)(S + r * ld) + alpha * acc[r] : alpha * acc[r];                                       \
+    }
+TILE(R(full8), R(full), 8)
+TILE(R(full4), R(full), 4)
+TILE(R(part8), R(part), 8)
+TILE(R(part4), R(part), 4)
+#undef TILE
+
+#if BYTES == 64
+/* The same for 6 rows and 12 columns of double. */
+INLINE void R(six)(int k, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    enum { WIDE = BYTES / sizeof(REAL), LD = 12 };
+    R(full) acc[6] = {{0}};
+    R(part) rest[6] = {{0}};
+    for (int j = 0; j < k; j++) {
+        R(full) b = *(const R(full) *)(B + j * LD);
+        R(part) c = *(const R(part) *)(B + j * LD + WIDE);
+        UNROLL for (int r = 0; r < 6; r++) acc[r] += A[r * ar + j * ak] * b, rest[r] += A[r * ar + j * ak] * c;
+    }
+    UNROLL for (int r = 0; r < 6; r++) {
+        R(full) *to = (R(full) *)(C + r * LD);
+        R(part) *more = (R(part) *)(C + r * LD + WIDE);
+        *to = S ? *(const R(full) *)(S + r * LD) + alpha * acc[r] : alpha * acc[r];
+        *more = S ? *(const R(part) *)(S + r * LD + WIDE) + alpha * rest[r] : alpha * rest[r];
+    }
+}
+#endif
+
+/* C = S + alpha A B for some rows of A, S and C; ld and they are multiples of 4, of 8 for float. S may be C or NULL, A
+   and B may not be C. */
+static void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    const int wide = BYTES / sizeof(REAL);
+#if BYTES == 64
+    if (rows == 8 && ld == 8 && wide == 8) {
+        R(full8)(d, A, ar, ak, B, alpha, S, C, 8);
+        return;
+    }
+    if (rows == 12 && ld == 12 && wide == 8) {
+        R(six)(d, A, ar, ak, B, alpha, S, C);
+        R(six)(d, A + 6 * ar, ar, ak, B, alpha, S ? S + 6 * 12 : 0, C + 6 * 12);
+        return;
+    }
+#endif
+    for (int j = 0; j < ld; j += wide)
+        for (int i = 0; i < rows; i += 8) {
+            const REAL *a = A + i * ar, *s = S ? S + i * ld + j : 0;
+            REAL *c = C + i * ld + j;
+            if (j + wide <= ld)
+                (i + 8 <= rows ? R(full8) : R(full4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+            else
+                (i + 8 <= rows ? R(part8) : R(part4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+        }
+}

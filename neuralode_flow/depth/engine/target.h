@@ -1,0 +1,25 @@
+/* Everything that is compiled for each instruction set, TARGET, with vectors of BYTES bytes. */
+
+#define REAL double
+#define BITS int64_t
+#include "product.h"
+#include "sweeps.h"
+#undef REAL
+#undef BITS
+#define REAL float
+#define BITS int32_t
+#include "product.h"
+#include "sweeps.h"
+#undef REAL
+#undef BITS
+#define ROWS CAT(productdouble, TARGET)
+#define PRODUCT(ld, ...) ROWS(ld, ld, __VA_ARGS__)
+#define INTEGRAL CAT(integraldouble, TARGET)
+#include "parts.h"
+#include "flow.h"
+#include "chain.h"
+#undef ROWS
+#undef PRODUCT
+#undef INTEGRAL
+#undef TARGET
+#undef BYTES

@@ -1,0 +1,56 @@
+/* What all files share: constants, names by type of number and instruction set, and what a call works on. */
+
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256 };
+enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
+#define LARGEST 3.0     /* h|W|, as seen in the first sweep */
+#define FAR 1e3         /* I + J f */
+#define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
+#define FASTEST 0.01    /* what a sweep is trusted to gain, were it more in the last one by chance */
+#define TOLERANCE 3e-16 /* of J f */
+#define ROUGH 4e-8      /* of a solution in float that will be refined */
+#define REFINED 6e-8    /* a correction below it is as good in float */
+#define STRIP (1L << 18)   /* bytes of f in float, of all nodes of a panel, that are worked on together */
+#define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
+#define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
+#define WORTH 4e6          /* multiplications that are worth another thread */
+
+typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+#define CAT_(x, y) x##y
+#define CAT(x, y) CAT_(x, y)
+#define T(x) CAT(x, TARGET)
+#define R(x) CAT(CAT(x, REAL), TARGET)
+#ifdef __clang__
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+typedef int64_t Order __attribute__((vector_size(32)));
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Order){__VA_ARGS__})
+#endif
+
+/* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
+typedef struct {
+    int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, turned, rooms;
+    long members, parts, n, L, length, room_size;
+    double alpha;
+    const double *W, *G;
+    double *c, *X, *ends, *middle, *products, *outer, *kept, *units, *room, *z, *out;
+    float *cf;
+    int *terms;
+} Work;
+
+#define MIXED(w) ((w)->ld % 8 == 0) /* vectors of float fit into the rows */
+#define FIRST(w, t) ((t) / (w)->parts * (w)->L + (t) % (w)->parts * (w)->length)
+#define LAST(w, t) ((t) % (w)->parts == (w)->parts - 1 ? ((t) / (w)->parts + 1) * (w)->L : FIRST(w, t) + (w)->length)
