@@ -24,6 +24,7 @@ from .depth.probes import probes
 from .kernels import log_factors
 from .matrices import orientation_preserving, polar, random_orthogonal, real_log, skew_log
 from .registry import Registry
+from .signatures import Members, Seed
 
 INITIALS: Registry[Callable[..., Profile]] = Registry("initialisation")
 
@@ -452,14 +453,14 @@ def _balanced(z0: Tensor) -> Profile:
 
 
 @INITIALS.register("relaxed_balanced")
-def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: int = 0) -> Profile:
+def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: Seed = 0) -> Profile:
     generator = torch.Generator().manual_seed(seed)
     omega = random_twist(z0.shape[-1], real("twist", twist), generator)
     return relaxed_balanced(z0, random_shift(real("shift", shift), generator), omega)
 
 
 @INITIALS.register("control")
-def _control(z0: Tensor, shear: float = 1.0, seed: int = 0) -> Profile:
+def _control(z0: Tensor, shear: float = 1.0, seed: Seed = 0) -> Profile:
     """log of z₀ times a random unit upper triangular matrix, so that the start is not normal even for z₀ = I."""
     generator = torch.Generator().manual_seed(seed)
     d = z0.shape[-1]
@@ -468,19 +469,19 @@ def _control(z0: Tensor, shear: float = 1.0, seed: int = 0) -> Profile:
 
 
 @INITIALS.register("smooth")
-def _smooth(z0: Tensor, scale: float = 1.0, seed: int = 0) -> Profile:
+def _smooth(z0: Tensor, scale: float = 1.0, seed: Seed = 0) -> Profile:
     return smooth(z0.shape[-1], scale, torch.Generator().manual_seed(seed))
 
 
 @INITIALS.register("detour")
-def _detour(z0: Tensor, twist: float = 1.0, shift: float = 0.5, detour: float = 0.5, seed: int = 0) -> Profile:
+def _detour(z0: Tensor, twist: float = 1.0, shift: float = 0.5, detour: float = 0.5, seed: Seed = 0) -> Profile:
     base = _relaxed_balanced(z0, twist, shift, seed)
     return Detour(base, random_direction(z0.shape[-1], real("detour", detour), torch.Generator().manual_seed(seed)))
 
 
 @INITIALS.register("rough")
 def _rough(
-    z0: Tensor, twist: float = 1.0, shift: float = 0.5, noise: float = 0.5, members: int = 16, seed: int = 0
+    z0: Tensor, twist: float = 1.0, shift: float = 0.5, noise: float = 0.5, members: Members = 16, seed: Seed = 0
 ) -> Profile:
     base = _relaxed_balanced(z0, twist, shift, seed)
     return Rough(base, positive("noise", noise), count("members", members), seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from .matrices import slogdet
 from .modes import gradient, uncompiled
 from .promises import Once, Source, denied
 from .registry import Registry
+from .signatures import known
 
 
 class Loss(Protocol):
@@ -408,6 +409,7 @@ class Separable:
 
 # Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss.
 LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
+LossName = Annotated[str, known(LOSSES)]
 LOSSES.register("quadratic")(Regression)
 
 

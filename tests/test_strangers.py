@@ -54,17 +54,28 @@ from ..finding import Check, Claim, Finding
 from ..flows.continuous import ContinuousFlow
 from ..time.integrate import integrate
 from .axes import arranged, time
-from .base import STUDIES, Setup, Study
+from ..depth import DepthSolver
+from ..depth.grid import Profile
+from ..problems import Problem
+from .base import STUDIES, Clock, Progress, Study
 
 
-def run(setup, *, least: float = 0.0, progress=None):
-    flow = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
-    path = integrate(flow, setup.initial, setup.times, **setup.options("slope"))
+def run(
+    problem: Problem,
+    initial: Profile,
+    solver: DepthSolver,
+    clock: Clock,
+    *,
+    least: float = 0.0,
+    progress: Progress | None = None,
+):
+    flow = ContinuousFlow(solver.grid, problem.loss, solver)
+    path = integrate(flow, initial, clock.times, **clock.options("slope"))
     dataset = arranged({"loss": ("time", path.loss, "loss")}, [time(path.times)])
     fall = float(path.loss[0] - path.loss[1])
     return Finding(
         study="slope",
-        problem=setup.problem.title,
+        problem=problem.title,
         status=path.status,
         verdict=f"The loss falls by {fall:.2g} up to the second time.",
         claim=Claim("the loss falls", measured=fall),
@@ -72,7 +83,7 @@ def run(setup, *, least: float = 0.0, progress=None):
     ).attached(dataset)
 
 
-STUDIES.register("slope")(Study(run, setup=Setup, question="How fast does the loss fall?"))
+STUDIES.register("slope")(Study(run, question="How fast does the loss fall?"))
 ''',
     "figures/slope.py": '''
 """The loss against time."""

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..checks import positive
-from ..losses import LOSSES
+from ..losses import LOSSES, LossName
+from ..signatures import Seed
 from .base import PROBLEMS, Problem, generator, identity, normal, standardised
 
 
 @PROBLEMS.register("linnerud")
-def linnerud(loss: str = "quadratic") -> Problem:
+def linnerud(loss: LossName = "quadratic") -> Problem:
     """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998)."""
     from sklearn.datasets import load_linnerud
 
@@ -20,7 +21,7 @@ def linnerud(loss: str = "quadratic") -> Problem:
 
 
 @PROBLEMS.register("breast_cancer")
-def breast_cancer(loss: str = "quadratic") -> Problem:
+def breast_cancer(loss: LossName = "quadratic") -> Problem:
     """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993)."""
     from sklearn.datasets import load_breast_cancer
 
@@ -30,7 +31,7 @@ def breast_cancer(loss: str = "quadratic") -> Problem:
 
 
 @PROBLEMS.register("digits")
-def digits(noise: float = 0.5, seed: int = 0, loss: str = "quadratic") -> Problem:
+def digits(noise: float = 0.5, seed: Seed = 0, loss: LossName = "quadratic") -> Problem:
     """A linear denoiser of handwritten digits: 64 noisy pixels in, the 64 clean ones out.
 
     The clean pixels are standardised (those that never change stay 0) and the input is clean + noise·randn in these

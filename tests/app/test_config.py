@@ -11,11 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from neuralode_flow.app.main import GROUPS
-from neuralode_flow.app.schema import Depth, Machine, Time, fields_of
+from neuralode_flow.app.schema import Depth, Machine, Time
 from neuralode_flow.depth import DEPTH_SOLVERS
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.intrinsic.systems import SYSTEMS
 from neuralode_flow.problems import PROBLEMS
+from neuralode_flow.signatures import settings
 from neuralode_flow.studies import STUDIES
 
 CONF = files("neuralode_flow.conf")
@@ -40,7 +41,7 @@ REGISTERED = [
 
 @pytest.mark.parametrize(("group", "name", "builder"), REGISTERED, ids=[f"{g}={n}" for g, n, _ in REGISTERED])
 def test_every_registered_name_has_a_file_with_the_defaults_of_its_signature(group, name, builder):
-    fields = {key: "???" if p.default is p.empty else p.default for key, p in fields_of(builder).items()}
+    fields = {key: "???" if p.default is p.empty else p.default for key, p in settings(builder).items()}
     defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
     assert load(group, name) == {"name": name, **defaults}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...checks import count
 from ...losses import LeastSquares
+from ...signatures import Seed
 from ..paths import ReluDag
 from .base import SYSTEMS, System, generator, normal
 from .relu_two_layer import network_flow, slope_of
@@ -26,7 +27,7 @@ def relu_dag(
     skips: bool = True,
     slope: float = 0.0,
     samples: int = 8,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> System:
     """z = φ(θ), the products of the weights along all paths, with a law for every hidden neuron (Marcotte 2025).
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from ...checks import count, floating, real
 from ...flows.factorization import FactorizationFlow
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, Map, System, generator, normal
 
 # A v_j within this cosine of a switch has reached it.
@@ -27,7 +28,7 @@ def relu_two_layer(
     samples: int = 12,
     biases: bool = True,
     slope: float = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> System:
     """y(x) = Σ_j u_j σ(v_j·x), z_j = u_j v_jᵀ, with the laws δ_j = ‖u_j‖² − ‖v_j‖² (Marcotte 2023, 2025).
 
