@@ -33,6 +33,7 @@ from .. import __version__
 from ..parent import ENDING
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
+from .groups import offer
 from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
 from .streams import standard_streams
@@ -67,6 +68,7 @@ def _main() -> None:
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:  # Python would end without cleaning up; nohup ignores one
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+    offer(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
     except SystemExit as stop:

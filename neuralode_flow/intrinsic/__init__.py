@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .depth import DepthCriterion, depth_criterion
+from .infinite_depth import DepthCriterion, depth_criterion
 from .lie import count_laws
 from .quadratic import QuadraticLaws, quadratic_laws
 from .ranks import Rank

@@ -13,7 +13,13 @@ from .base import PROBLEMS, Problem, generator, identity, normal, standardised
 
 @PROBLEMS.register("linnerud")
 def linnerud(loss: LossName = "quadratic") -> Problem:
-    """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998)."""
+    """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998).
+
+    Parameters
+    ----------
+    loss : str
+        A name in LOSSES: how residuals count.
+    """
     from sklearn.datasets import load_linnerud
 
     data = load_linnerud()
@@ -22,7 +28,13 @@ def linnerud(loss: LossName = "quadratic") -> Problem:
 
 @PROBLEMS.register("breast_cancer")
 def breast_cancer(loss: LossName = "quadratic") -> Problem:
-    """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993)."""
+    """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993).
+
+    Parameters
+    ----------
+    loss : str
+        A name in LOSSES: how residuals count.
+    """
     from sklearn.datasets import load_breast_cancer
 
     features = load_breast_cancer().data  # (569, 30): 10 means, 10 standard errors, 10 worst values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
-from ..kernels import LogMean
+from ..kernels import KERNELS, LogMean
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import Layers, Positive, known
@@ -34,22 +35,23 @@ from .weights import kept, weights
 _MOST = 10_000_000  # evaluations of a run that is left alone
 
 # What is trained: each makes a flow and what it starts from.
-MODELS: Registry[Any] = Registry("model")
+Start = tuple[Flow, Tensor | Profile]
+MODELS: Registry[Callable[[ContinuousFlow, Profile, int, str, str], Start]] = Registry("model")
 
 
 @MODELS.register("continuous")
-def _continuous(limit: ContinuousFlow, initial: Profile, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
+def _continuous(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
     return limit, initial
 
 
 @MODELS.register("finite")
-def _finite(limit: ContinuousFlow, initial: Profile, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
+def _finite(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
     return FiniteFlow(layers, limit.loss, rule), initial
 
 
 @MODELS.register("intrinsic")
-def _intrinsic(limit: ContinuousFlow, initial: Profile, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
-    return IntrinsicFlow(limit.loss, LogMean()), limit.product(limit.sample(initial))
+def _intrinsic(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
+    return IntrinsicFlow(limit.loss, KERNELS[kernel]()), limit.product(limit.sample(initial))
 
 
 def run(
@@ -61,6 +63,7 @@ def run(
     model: Annotated[str, known(MODELS)] = "continuous",
     network_depth: Layers = 64,
     rule: Annotated[str, known(LAYERS)] = "euler",
+    kernel: Annotated[str, known(KERNELS)] = "logmean",
     adapt: bool = True,
     estimate: bool = True,
     stop_loss: Positive | None = None,
@@ -84,10 +87,14 @@ def run(
         Layers L of the finite model.
     rule : str
         Layer rule of the finite model.
-    adapt, estimate : bool
-        As in `integrate`; the grid of the continuous model may follow W.
+    kernel : str
+        Kernel of the intrinsic model; "logmean" is that of infinite depth.
+    adapt : bool
+        Whether the depth grid of the continuous model follows W, as in `integrate`.
+    estimate : bool
+        Whether a second, more accurate run measures the error in time, as in `integrate`.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
-        Events that end the run.
+        Events that end the run, as in `integrate`.
     progress : callable, optional
         progress(fraction, what).
 
@@ -99,7 +106,7 @@ def run(
     MODELS.check(model)
     count("network_depth", network_depth)
     continuous = ContinuousFlow(solver.grid, problem.loss, solver)
-    flow, start = MODELS[model](continuous, initial, network_depth, rule)
+    flow, start = MODELS[model](continuous, initial, network_depth, rule, kernel)
     wanted = {
         "loss": stop_loss, "gradient": stop_gradient, "steady": stop_steady, "sigma_min": stop_sigma_min,
         "norm": stop_norm,
@@ -124,6 +131,8 @@ def run(
         estimate=estimate,
     )
     dataset = _dataset(model, path, _limit(problem, clock, path))
+    if model == "intrinsic":
+        dataset.attrs["kernel"] = kernel
     if path.observed is not None:
         dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", solver.grid.nodes)))
     return _finding(dataset, path, problem.title).attached(dataset)
@@ -210,7 +219,7 @@ def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
             for name, error in largest.items()
         ),
         numbers={
-            **{name: attrs[name] for name in names},
+            **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
             "reached_time": float(dataset.time[-1]),
             "loss": float(dataset.loss.isel(time=-1).max()),
             "reference_error": largest["distance_from_limit"],
@@ -228,6 +237,8 @@ def _verdict(dataset: xr.Dataset) -> str:
     if "time_error" in dataset:
         errors = f"time error {float(dataset.time_error.max()):.1e}, {errors}"
     ending = attrs["how_it_ended"]
+    if attrs.get("kernel", "logmean") != "logmean":
+        ending = f"{ending} with the kernel {attrs['kernel']}"
     history = f" On the way: {attrs['history']}." if attrs["history"] else ""
     return (
         f"{ending[0].upper()}{ending[1:]} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
