@@ -112,19 +112,11 @@ def run(
         "norm": stop_norm,
     }  # fmt: skip
 
-    pace = clock.pace.watch(clock.method)
-
-    def report(where: Where) -> None:
-        if pace is not None:
-            pace(where)
-        if progress is not None:
-            progress(where.fraction, str(where))
-
     path = integrate(
         flow,
         start,
         clock.times,
-        **{"max_evaluations": _MOST, **clock.options(model), "progress": report},
+        **{"max_evaluations": _MOST, **clock.options(model), "progress": _told(clock, progress)},
         stop={name: bound for name, bound in wanted.items() if bound is not None},
         observe=partial(_first_weights, len(clock.times)) if model != "intrinsic" else None,
         adapt=adapt and model == "continuous",
@@ -136,6 +128,19 @@ def run(
     if path.observed is not None:
         dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", solver.grid.nodes)))
     return _finding(dataset, path, problem.title).attached(dataset)
+
+
+def _told(clock: Clock, progress: Progress | None) -> Callable[[Where], None]:
+    """What `integrate` reports to: the clock's pace, and who asked for progress."""
+    pace = clock.pace.watch(clock.method)
+
+    def report(where: Where) -> None:
+        if pace is not None:
+            pace(where)
+        if progress is not None:
+            progress(where.fraction, str(where))
+
+    return report
 
 
 def _first_weights(times: int, _: int, state: Tensor) -> Tensor | None:
