@@ -34,7 +34,7 @@ from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Drawn, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held
-from .schema import Job, Machine
+from .schema import DRAWN, Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
@@ -182,7 +182,7 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     config = (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
     results.write(folder / results.FILE, dataset.assign_attrs(origin))
-    pictures = _draw(folder / "figures", job.study.name, dataset)
+    pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -202,12 +202,13 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, study: str, dataset: xr.Dataset) -> dict[str, Drawn]:
+def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...]) -> dict[str, Drawn]:
     """All figures of a study, saved; a study without figures has none."""
-    if study not in FIGURES:
+    if study not in FIGURES or not formats:
         return {}
     folder.mkdir(exist_ok=True)
-    return {name: Drawn(figure, save(figure, folder / name)[0]) for name, figure in FIGURES[study](dataset).items()}
+    figures = FIGURES[study](dataset).items()
+    return {name: Drawn(figure, save(figure, folder / name, formats)[0]) for name, figure in figures}
 
 
 @contextmanager

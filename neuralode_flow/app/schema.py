@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
 from ..registry import Registry
-from ..signatures import Count, Positive, Workers, at_least, at_most, settings
+from ..signatures import Count, Positive, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -62,13 +62,18 @@ class Time:
     max_seconds: Positive | None = None
 
 
+# The files that are drawn of each figure.
+DRAWN: dict[str, tuple[str, ...]] = {"all": ("png", "pdf"), "png": ("png",), "none": ()}
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where results go and what computes them; these fields lie at the top of the config.
 
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
-    same config, or false; `save_every` the seconds of wall time between two savings. `plugins` are modules that
-    register rules, losses, systems, … of the user's own; they are looked for in the current folder too.
+    same config, or false; `save_every` the seconds of wall time between two savings. Figures are drawn as PNG and PDF
+    (`figures` all), as PNG alone (png), or not at all (none). `plugins` are modules that register rules, losses,
+    systems, … of the user's own; they are looked for in the current folder too.
     """
 
     out: str = "runs"
@@ -76,6 +81,7 @@ class Machine:
     threads: Workers | None = 1
     resume: bool | str = False
     save_every: float = 60.0
+    figures: Annotated[str, known(DRAWN, "choice of figures")] = "all"
     plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
