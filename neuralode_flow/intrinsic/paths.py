@@ -50,7 +50,7 @@ class ReluDag:
     Every path from an input or a bias to an output multiplies what it starts with by the weights along it and by the
     slopes of the activations that it meets. The network is therefore linear in φ(θ), the products of weights, as long
     as no activation switches (Gonon et al. 2023, arXiv 2310.01225, definition of the path lifting and of the path
-    activations). Where no entry of θ is zero, ∂φ has rank n − hidden: its kernel is the rescaling of the neurons
+    activations). Where no entry of θ is zero, ∂φ has rank n − hidden: its null space is the rescaling of the neurons
     (Marcotte et al. 2023, arXiv 2307.00144; 2025, arXiv 2508.07370).
     """
 
@@ -334,8 +334,8 @@ class ReluDag:
         Notes
         -----
         As polynomials in c the products Π c_e of different paths are independent, so that generic draws span all
-        functionals of φ: as many as ∂φ has rank have the same kernel and the same rank, and the Lie algebra that the
-        gradients of φ generate is that of theirs.
+        functionals of φ: as many as ∂φ has rank have the same null space and the same rank, and the Lie algebra that
+        the gradients of φ generate is that of theirs.
         """
         number = count("number", number)
         random_source("generator", generator)
