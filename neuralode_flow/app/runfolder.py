@@ -32,6 +32,9 @@ FREE = (
     "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
 
+# Settings that runs from before do not have, with the value that stands for what they did.
+ADDED = (("study.kernel", "logmean"),)
+
 
 def claim(parent: Path) -> Path:
     """A new folder in `parent` that no other run has.
@@ -212,8 +215,8 @@ def _can_go_on(folder: Path) -> bool:
 
 
 def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that what is computed depends on."""
-    return {key: value for key, value in settings.items() if key not in FREE}
+    """Those settings that what is computed depends on, and those added since only where they change it."""
+    return {key: value for key, value in settings.items() if key not in FREE and (key, value) not in ADDED}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neuralode_flow.app.runfolder import claim, discard_if_empty, held
+from neuralode_flow.app.runfolder import claim, differences, discard_if_empty, held
 from neuralode_flow.files import InUse, atomic_path, atomic_write, locked
 
 
@@ -116,3 +116,11 @@ def test_a_lock_that_its_holder_has_removed_is_none(tmp_path, monkeypatch):
         assert len(opened) == 2
         with pytest.raises(InUse), locked(path, patience=0.0):
             pass
+
+
+def test_a_run_from_before_a_setting_was_added_goes_on_unless_that_changes_it():
+    before = {"study": {"name": "trajectory", "model": "intrinsic"}}
+    same = {"study": {"name": "trajectory", "model": "intrinsic", "kernel": "logmean"}, "figures": "none"}
+    other = {"study": {"name": "trajectory", "model": "intrinsic", "kernel": "two_layer"}}
+    assert differences(before, same) == []
+    assert differences(before, other) == ["study.kernel was None and is two_layer"]
