@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..compat import standard_gamma
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -226,7 +227,7 @@ def _bartlett(w: int, d: int, generator: torch.Generator) -> Tensor:
     B = torch.randn(2 * d, 2 * d, generator=generator, dtype=torch.float64).tril(-1)
     freedom = torch.arange(w, w - 2 * d, -1, dtype=torch.float64)
     # A gamma variable of half the degrees of freedom, doubled, is chi-squared.
-    chi = (2 * torch._standard_gamma(freedom / 2, generator=generator)).sqrt()
+    chi = (2 * standard_gamma(freedom / 2, generator)).sqrt()
     return (B + chi.diag()).reshape(2, d, 2 * d)
 
 
