@@ -130,8 +130,10 @@ def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> list[list[str]
     rows = [_order_row(order) for order in finding.orders[:_MOST_ORDERS]]
     if more := len(finding.orders) - len(rows):
         rows.append([f"{more} more orders", "", "in results.nc"])
-    for check in finding.checks:
-        rows.append([check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))])
+    rows += [
+        [check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))]
+        for check in finding.checks
+    ]
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])

@@ -1,4 +1,4 @@
-"""The intrinsic property of a factorisation z = φ(θ): when does gradient flow on θ close on z?"""
+"""The intrinsic property of a factorisation z = φ(θ): when gradient flow on θ closes on z."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Criterion B at infinite depth: does the metric of z depend on more of W(s) than z and the law?"""
+"""Criterion B at infinite depth: whether the metric of z depends on more of W(s) than z and the law."""
 
 from __future__ import annotations
 

@@ -104,8 +104,10 @@ class ReluDag:
         slope: float = 0.0,
         max_paths: int = 100_000,
     ) -> ReluDag:
-        """A network of fully connected layers of these widths, inputs first; `skips` joins every layer to the layer
-        after the next as well."""
+        """A network of fully connected layers of these widths, inputs first.
+
+        `skips` joins every layer to the layer after the next as well.
+        """
         if not isinstance(widths, Sequence) or len(widths) < 2:
             raise TypeError(f"widths must be a sequence of at least 2 integers, got {widths!r}")
         if not isinstance(skips, bool):
@@ -187,9 +189,9 @@ class ReluDag:
         return theta[..., self._order].split([len(into) for into in self._incoming], dim=-1)
 
     def _walk(self, starts: Sequence[Value], one: Value, step: Callable[[int, list[Value]], Value]) -> list[Value]:
-        """Dynamic programming over the nodes: the values of the outputs, node k after the inputs having the value
-        step(k, the values that its edges come from).
+        """The values of the outputs, by dynamic programming over the nodes.
 
+        Node k after the inputs has the value step(k, the values that its edges come from);
         `starts` are the values of the inputs and `one` that of the node of the biases.
         """
         values = dict(enumerate(starts))

@@ -50,8 +50,10 @@ class Measured:
         return Measured(torch.cat((self.values, other.values)), torch.cat((self.noise, other.noise)))
 
     def null_space(self) -> tuple[Tensor, Rank]:
-        """Of the equilibrated matrix: a basis (n, k) of its null space, orthonormal in the units of its columns, and
-        the rank n − k. A rank does not depend on units, but what round-off leaves of it does."""
+        """A basis (n, k) of the null space, orthonormal in the units of the columns, and the rank n − k.
+
+        Both are of the equilibrated matrix: a rank does not depend on units, but what round-off leaves of it does.
+        """
         rows, columns = self.scales
         _, values, Vh = torch.linalg.svd(rows[:, None] * self.values * columns, full_matrices=True)
         there = self.values != 0

@@ -11,6 +11,7 @@ from .base import PASSED, check_z
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
+    """½ Σ r² over the last axes of a residual."""
     return residual.square().sum(tuple(range(-axes, 0))) / 2 if axes else residual.square() / 2
 
 

@@ -1,4 +1,4 @@
-"""Does the training flow of a factorisation z = φ(θ) close on z?"""
+"""Whether the training flow of a factorisation z = φ(θ) closes on z."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _control_left(dataset: xr.Dataset) -> float | None:
 
 
 def _status(path: Trajectory, beside: Mapping[str, Trajectory]) -> str:
-    """ "ok" if all flows ran to the last time, or to where the comparison must end; else why the first did not."""
+    """Why the first flow did not run to the last time, or to where the comparison must end; "ok" if all did."""
     if path.ending not in ("ok", "event"):
         return path.status
     return next((other.status for other in beside.values() if other.ending != "ok"), "ok")

@@ -288,7 +288,7 @@ def expected_order(initial: Profile, layer: str, sampling: str) -> float:
 
 
 def _status(dataset: xr.Dataset, square: Square, orders: Sequence[Order]) -> str:
-    """ "ok", or why the numbers are not those of networks that were trained to the end and tend to their limit."""
+    """Why the numbers are not those of networks that were trained to the end and tend to their limit, or "ok"."""
     statuses = [(f"{layer}, L = {L}", network.status) for (layer, L), network in square.networks.items()]
     broken = [f"{name}: {status}" for name, status in statuses if status != "ok"]
     if broken:

@@ -131,6 +131,7 @@ class _Meter:
 
 
 def check_depths(depths: Sequence[int]) -> list[int]:
+    """Depths that increase; raises ValueError for others."""
     checked = [count("depths", L) for L in depths]
     if not checked or any(b <= a for a, b in zip(checked, checked[1:], strict=False)):
         raise ValueError(f"depths must be a non-empty increasing list of numbers of layers, got {list(depths)}")

@@ -84,7 +84,7 @@ class Lookout:
             below = self._dip(event, stepper, (before, first), (after, last))
         if below is None and last <= 0:
             below = after
-        return None if below is None else _root(falls, before, below, after)
+        return None if below is None else _root(falls, before, below)
 
     def _dip(self, event: Stop, stepper: Stepper, start: tuple[float, float], end: tuple[float, float]) -> float | None:
         """A time inside the step at which the event has happened, though perhaps it has not at the end of it.
@@ -151,7 +151,7 @@ def _valleys(values: list[float]) -> list[tuple[int, int]]:
     return found
 
 
-def _root(falls: Callable[[float], float], before: float, below: float, after: float) -> float:
+def _root(falls: Callable[[float], float], before: float, below: float) -> float:
     """The far side of a root between `before`, where `falls` is above zero, and `below`, where it is not."""
     span = below - before
     at = float(brentq(falls, before, below, xtol=1e-12 * span, rtol=1e-12))

@@ -251,8 +251,10 @@ class NeuronLoss:
         return torch.where(self.delta > 0, longer, shorter), torch.where(self.delta > 0, shorter, longer)
 
     def _oriented(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive multiples of v_j (..., width, d) for z as blocks, and the cosines (..., width) of the longer vectors
-        with those of the anchors."""
+        """Positive multiples of v_j (..., width, d) for z as blocks.
+
+        With them come the cosines (..., width) of the longer vectors with those of the anchors.
+        """
         nearest = (z.unsqueeze(-4) - self._z).square().sum((-2, -1)).argmin(-2)
         neurons = torch.arange(self.network.width, device=z.device)
         u, v = self._u[nearest, neurons], self._v[nearest, neurons]
