@@ -14,6 +14,7 @@ from ..checks import count
 from ..depth.grid import Profile
 from ..finding import Check, Finding
 from ..flows.base import Flow
+from ..flows.capabilities import AtDepths, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -114,7 +115,7 @@ def run(
     )
     dataset = _dataset(model, path, _limit(setup, path))
     if path.observed is not None:
-        dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", setup.grid.nodes)))
+        dataset = dataset.merge(weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else setup.grid.nodes))
     return _finding(dataset, path, setup.problem.title).attached(dataset)
 
 
