@@ -40,7 +40,6 @@ class Samples(Protocol):
 
     def sample(self, W0: Profile) -> Tensor:
         """The state of W0, a function float s → (..., d, d)."""
-        ...
 
 
 class AtDepths(Protocol):
@@ -49,7 +48,6 @@ class AtDepths(Protocol):
     @property
     def nodes(self) -> Tensor:
         """Depths in [0, 1], shape (N,)."""
-        ...
 
 
 class OnGrid(Protocol):
@@ -63,11 +61,9 @@ class ChangesGrid(OnGrid, Protocol):
 
     def on(self, grid: DepthGrid) -> Any:
         """The same flow on another grid."""
-        ...
 
     def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
         """A state on another grid."""
-        ...
 
 
 class EstimatesDepth(Protocol):
@@ -75,7 +71,6 @@ class EstimatesDepth(Protocol):
 
     def depth_error(self, state: Tensor) -> float:
         """Frobenius norm, the largest of a batch."""
-        ...
 
 
 class EstimatesSmooth(Protocol):
@@ -83,7 +78,6 @@ class EstimatesSmooth(Protocol):
 
     def polynomial_error(self, state: Tensor) -> float:
         """Frobenius norm, the largest of a batch."""
-        ...
 
 
 class KnowsMisfit(EstimatesSmooth, Protocol):
@@ -91,7 +85,6 @@ class KnowsMisfit(EstimatesSmooth, Protocol):
 
     def misfit(self, state: Tensor, W0: Profile) -> float:
         """How far z of the state is from that of the profile: Frobenius norm, the largest of a batch."""
-        ...
 
 
 class Multiplies(Protocol):
@@ -100,7 +93,6 @@ class Multiplies(Protocol):
     @property
     def factors(self) -> int:
         """Their number."""
-        ...
 
 
 # Laws and determinants.
@@ -111,7 +103,6 @@ class TellsLawChange(Protocol):
 
     def law_change(self, state: Tensor, start: Tensor) -> LawChange:
         """How far the law has moved from `start`."""
-        ...
 
 
 class KeepsOrientation(Protocol):
@@ -120,7 +111,6 @@ class KeepsOrientation(Protocol):
     @property
     def keeps_orientation(self) -> bool:
         """Whether det z keeps its sign for all time."""
-        ...
 
 
 class KeepsSign(Protocol):
@@ -128,7 +118,6 @@ class KeepsSign(Protocol):
 
     def keeps_sign(self, state: Tensor) -> Tensor | None:
         """Booleans `(...)`; None where it is not known, and `PullsBack` decides at each crossing."""
-        ...
 
 
 class PullsBack(Protocol):
@@ -136,7 +125,6 @@ class PullsBack(Protocol):
 
     def pull_back(self, state: Tensor, M: Tensor) -> Tensor:
         """The gradient of ⟨M, z⟩ in the state."""
-        ...
 
 
 # Time.
@@ -147,7 +135,6 @@ class Linearises(Protocol):
 
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The derivative of the velocity at a state, a function of a direction; None where it is not known."""
-        ...
 
 
 class Carried(Protocol):
@@ -155,7 +142,6 @@ class Carried(Protocol):
 
     def carrier(self) -> Any:
         """The same flow there, which `Enters` and `Leaves`; None where it is integrated as it is."""
-        ...
 
 
 class Enters(Protocol):
@@ -163,7 +149,6 @@ class Enters(Protocol):
 
     def enter(self, state: Tensor) -> Tensor:
         """A given state in the coordinates of this flow."""
-        ...
 
 
 class Leaves(Protocol):
@@ -171,7 +156,6 @@ class Leaves(Protocol):
 
     def leave(self, state: Tensor) -> Tensor:
         """A state in the coordinates in which it was given."""
-        ...
 
 
 class ChoosesTolerances(Protocol):
@@ -179,7 +163,6 @@ class ChoosesTolerances(Protocol):
 
     def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
         """rtol and atol of the entries of the state that stand for those of z."""
-        ...
 
 
 class KnowsFinite(Protocol):
@@ -187,7 +170,6 @@ class KnowsFinite(Protocol):
 
     def finite(self, state: Tensor) -> Tensor:
         """Whether z is in the range of numbers, `(...)`."""
-        ...
 
 
 class KnowsRate(Protocol):
@@ -195,7 +177,6 @@ class KnowsRate(Protocol):
 
     def rate(self, state: Tensor) -> Tensor:
         """Its derivative in time."""
-        ...
 
 
 class KnowsLogSigma(Protocol):
@@ -203,4 +184,3 @@ class KnowsLogSigma(Protocol):
 
     def log_sigma(self, state: Tensor) -> Tensor:
         """Their logarithms, falling, `(..., d)`."""
-        ...

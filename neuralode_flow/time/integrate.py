@@ -17,7 +17,7 @@ from ..flows.capabilities import Carried, offers
 from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .arguments import check_budgets, check_options, checked_control, checked_path, checked_start, output_times
-from .base import METHODS, Control, fixed_steps
+from .base import METHODS, fixed_steps
 from .checkpoint import Checkpoint, description, digest
 from .endings import EVENTS_ASKED
 from .estimate import Companion
@@ -25,7 +25,7 @@ from .events import checked as checked_events
 from .interrupt import postponed
 from .progress import Report, Throttled, shown
 from .records import Observer
-from .resolution import AdaptiveGrid, FixedGrid, sampled
+from .resolution import AdaptiveGrid, FixedGrid, Sampled, sampled
 from .run import Surroundings, Task, carried_out
 from .trajectory import Trajectory
 from .watch import Budget
@@ -146,14 +146,16 @@ def integrate(
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
     check_options(observe, progress, adapt=adapt, estimate=estimate, throw=throw)
-    budget, told = Budget(max_evaluations, max_seconds), stop or {}
     with torch.no_grad():
-        course = _Course.prepared(flow, start, profile, adapt, control, budget, float(every))
+        known = sampled(flow, start, profile, adapt, control.rtol, control.atol)
+        carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
+        moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
-        task = Task(course.start, points, method, control, events=events, observe=observe)
-        result, ends = course.run(task, path, report, told)
+        course = _Course(flow, known, moving[0], adapt, Budget(max_evaluations, max_seconds), float(every), report)
+        task = Task(moving[1], points, method, control, events=events, observe=observe)
+        result, ends = course.run(task, path, stop or {})
         if estimate:
-            result = course.measured(task, result, ends, path, report)
+            result = course.measured(task, result, ends, path)
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
@@ -167,51 +169,31 @@ class _Course:
     ----------
     given : Flow
         On the grid of the user, on which states are observed.
-    known, known_start : Flow, Tensor
-        On a grid that resolves the profile: a checkpoint knows the run by them.
-    flow, start : Flow, Tensor
-        The same in the coordinates in which they are integrated.
-    misfit : float or None
-        The error of z at the start that comes from the grid, where it was measured.
+    known : Sampled
+        On a grid that resolves the profile: a checkpoint knows the run by it.
+    flow : Flow
+        The same in the coordinates in which it is integrated.
     adapt : bool
     budget : Budget
     every : float
         Seconds between two savings.
+    report : callable or None
     """
 
     given: Any
-    known: Any
-    known_start: Tensor
+    known: Sampled
     flow: Any
-    start: Tensor
-    misfit: float | None
     adapt: bool
     budget: Budget
     every: float
-
-    @classmethod
-    def prepared(
-        cls,
-        given: Flow,
-        start: Tensor,
-        profile: Profile | None,
-        adapt: bool,
-        control: Control,
-        budget: Budget,
-        every: float,
-    ) -> _Course:
-        """The course of a flow from a state, or from the state of a profile."""
-        known, known_start, misfit = sampled(given, start, profile, adapt, control.rtol, control.atol)
-        carrier = known.carrier() if offers(known, Carried) and not adapt else None
-        flow, start = (known, known_start) if carrier is None else (carrier, carrier.enter(known_start))
-        return cls(given, known, known_start, flow, start, misfit, adapt, budget, every)
+    report: Report | None
 
     def run(
-        self, task: Task, path: Path | None, report: Report | None, stop: Mapping[str, Any], spent: float = 0.0
+        self, task: Task, path: Path | None, stop: Mapping[str, Any], spent: float = 0.0
     ) -> tuple[Trajectory, list[float]]:
         """A trajectory and when its steps ended, after `spent` seconds of the budget."""
         control = task.control
-        grid = (AdaptiveGrid if self.adapt else FixedGrid)(self.flow, control.rtol, control.atol, self.misfit)
+        grid = (AdaptiveGrid if self.adapt else FixedGrid)(self.flow, control.rtol, control.atol, self.known.misfit)
         if self.adapt and task.observe is not None:
             task = replace(task, observe=self._on_given_grid(task.observe, grid))
         most, seconds = self.budget
@@ -221,18 +203,16 @@ class _Course:
             if path is not None:
                 checkpoint = held.enter_context(Checkpoint(path, self.every, self._settings(task, stop)))
             request = held.enter_context(postponed(path is not None))
-            return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(report)))
+            return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)))
 
-    def measured(
-        self, task: Task, result: Trajectory, ends: list[float], path: Path | None, report: Report | None
-    ) -> Trajectory:
+    def measured(self, task: Task, result: Trajectory, ends: list[float], path: Path | None) -> Trajectory:
         """The trajectory with its error in time, from a companion, which has neither events nor an observer."""
         better = Companion(self.flow, task.method, task.control, result, ends)
         # A run that can go on will have another companion.
         ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == task.points[-1]
         file = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
-        companion = Task(self.start, result.times.tolist(), better.stand_in, better.control, better.goals)
-        return better.measured(self.run(companion, file, report, {}, result.stats["seconds"])[0])
+        companion = Task(task.start, result.times.tolist(), better.stand_in, better.control, better.goals)
+        return better.measured(self.run(companion, file, {}, result.stats["seconds"])[0])
 
     def _on_given_grid(self, observe: Observer, grid: FixedGrid) -> Observer:
         """An observer that is shown the state on the grid of the given flow, whatever grid it is on."""
@@ -240,7 +220,7 @@ class _Course:
 
     def _settings(self, task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
         """What a run is; all of it must be the same for a checkpoint to be taken up."""
-        flow, start, points, goals = self.known, self.known_start, task.points, task.goals
+        flow, start, points, goals = self.known.flow, self.known.start, task.points, task.goals
         loss = flow.loss(flow.product(start))
         settings = {
             "flow": description(flow),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -189,17 +189,23 @@ class AdaptiveGrid(FixedGrid):
         return moved
 
 
-def sampled(
-    flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float
-) -> tuple[Any, Tensor, float | None]:
-    """Flow, initial state and the error of z that sampling a profile makes; None without a profile.
+class Sampled(NamedTuple):
+    """A flow, its initial state, and the error of z that sampling a profile makes; None without a profile."""
+
+    flow: Any
+    start: Tensor
+    misfit: float | None
+
+
+def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float) -> Sampled:
+    """A flow and its initial state, and how well that stands for a profile.
 
     With `adapt` the grid is refined until that is a tenth of the tolerance; a profile too rough for all grids is left
     to the verdict at the end.
     """
     compares = offers(flow, KnowsMisfit)
     if profile is None or not compares:
-        return flow, start, None
+        return Sampled(flow, start, None)
     misfit = flow.misfit(start, profile)
     allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
     grid = flow.grid
@@ -207,7 +213,7 @@ def sampled(
         flow = flow.on(grid)
         start = unwarned(flow, profile)
         misfit = flow.misfit(start, profile)
-    return flow, start, misfit
+    return Sampled(flow, start, misfit)
 
 
 def unwarned(flow: Any, profile: Profile) -> Tensor:

@@ -118,20 +118,10 @@ class Run:
     """
 
     def __init__(
-        self,
-        task: Task,
-        around: Surroundings,
-        records: Records,
-        barrier: Barrier | None,
-        watch: Watch,
-        here: Beginning,
+        self, task: Task, around: Surroundings, records: Records, barrier: Barrier | None, watch: Watch, here: Beginning
     ) -> None:
-        self.task = task
-        self.around = around
-        self.records = records
-        self.barrier = barrier
-        self.watch = watch
-        self.grid = watch.grid
+        self.task, self.around = task, around
+        self.records, self.barrier, self.watch, self.grid = records, barrier, watch, watch.grid
         self.lookout = Lookout(task.events, watch, watch.grid)
         self.ends = array("d", here.ends)  # of the steps
         self.history = here.history  # of the methods before the present one
