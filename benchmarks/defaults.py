@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from neuralode_flow.app.job import build, prepare
 from neuralode_flow.app.schema import checked
 from neuralode_flow.studies import STUDIES
-from neuralode_flow.time.base import Watch
+from neuralode_flow.time.watch import Watch
 
 SECONDS = 60.0
 METHODS = ("DOP853", "auto")

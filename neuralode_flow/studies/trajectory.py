@@ -17,6 +17,7 @@ from ..depth.grid import Profile
 from ..depth.rules import LAYERS
 from ..finding import Check, Finding
 from ..flows.base import Flow
+from ..flows.capabilities import AtDepths, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -126,7 +127,9 @@ def run(
     if model == "intrinsic":
         dataset.attrs["kernel"] = kernel
     if path.observed is not None:
-        dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", solver.grid.nodes)))
+        dataset = dataset.merge(
+            weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else solver.grid.nodes)
+        )
     return _finding(dataset, path, problem.title).attached(dataset)
 
 
