@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from neuralode_flow.app.job import build, prepare
 from neuralode_flow.app.schema import checked
 from neuralode_flow.studies import STUDIES
-from neuralode_flow.time.base import Watch
+from neuralode_flow.time.watch import Watch
 
 SECONDS = 60.0
 METHODS = ("DOP853", "auto")
@@ -54,9 +54,8 @@ def main() -> None:
     print("| run | DOP853 | auto | ratio |\n|---|---|---|---|")
     for name in sys.argv[1:] or [*problems, *experiments]:
         chosen = [f"experiment={name}"] if name in experiments else ["study=trajectory", f"problem={name}"]
-        found = []
-        for method in METHODS:
-            found.append(evaluations([*chosen, f"time.method={method}", f"time.max_seconds={SECONDS}"]))
+        settings = [*chosen, f"time.max_seconds={SECONDS}"]
+        found = [evaluations([*settings, f"time.method={method}"]) for method in METHODS]
         cells = [f"{count}{f' ({how})' if how else ''}" for count, how in found]
         print(f"| {name} | {cells[0]} | {cells[1]} | {found[0][0] / max(1, found[1][0]):.2f} |", flush=True)
 

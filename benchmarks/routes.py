@@ -18,8 +18,8 @@ from harness import alternated, quartiles
 from speed import limit_threads, scaled_waves
 
 import neuralode_flow as nf
-from neuralode_flow.depth import chain, collocation, kernel, picard, products, workspace
-from neuralode_flow.matrices import solve
+from neuralode_flow.depth import chain, picard
+from neuralode_flow.depth.engine import by_torch, compiled
 
 SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -34,19 +34,10 @@ Changes = list[tuple[Any, str, Any]]
 
 # What is taken out of the operations on a grid, and out of chains.
 FLOW: Mapping[str, Changes] = {
-    "fast sweeps": [(collocation, "plain", lambda W: False)],
+    "fast sweeps": [(by_torch, "plain", lambda W: False)],
     "single precision": [(picard, "MIXED_FROM", 10**9)],
-    "Neumann series": [
-        (collocation, "_divided", lambda off, size, right: solve(torch.eye(off.shape[-1]) + off, right))
-    ],
-    "kept memory": [(workspace.Workspace, "_take", lambda self, *what: workspace._fresh(*what))],
 }
-CHAIN: Mapping[str, Changes] = {
-    "blocks (one after the other)": [(chain, "BLOCK", 10**9)],
-    "blocks (products before and after)": [(chain, "plain", lambda U: False)],
-    "NumPy's BLAS": [(products, "_by_numpy", lambda one, other: False)],
-    "kept memory": [(workspace.Workspace, "_take", lambda self, *what: workspace._fresh(*what))],
-}
+CHAIN: Mapping[str, Changes] = {"blocks": [(by_torch, "BLOCK", 10**9)]}
 
 
 @contextlib.contextmanager
@@ -76,7 +67,7 @@ def main() -> None:
     chosen = parser.parse_args()
     limit_threads(chosen.threads)
     torch.set_default_dtype(torch.float64)
-    with patch.object(kernel, "library", lambda: None):
+    with patch.object(compiled, "library", lambda: None):
         for d in chosen.sizes:
             for name, call, routes in operations(d):
                 sides = {"as it is": call}

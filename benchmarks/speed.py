@@ -584,17 +584,17 @@ def study(size: Size) -> Section:
     with initialize_config_module("neuralode_flow.conf", version_base="1.3"):
         job = checked(compose("config"))
     options = dict(job.study.parameters) | ({} if size.study is None else {"depths": size.study})
-    setup, threads, workers = build(job), torch.get_num_threads(), len(os.sched_getaffinity(0))
+    inputs, threads, workers = build(job), torch.get_num_threads(), len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # as in the study, whose networks run side by side
     results: list[Any] = []
     start = time.perf_counter()  # one run at least, and three if they fit
     while not results or (len(results) < 3 and time.perf_counter() - start < size.budget):
         began = time.perf_counter()
-        results.append((convergence.run(setup, **options), time.perf_counter() - began))
+        results.append((convergence.run(**inputs, **options), time.perf_counter() - began))
     dataset, rows, totals = results[-1][0], [], {"autograd": 0.0, "autograd, unbound": 0.0}
     for layer in options["layers"]:
         for L in options["depths"]:
-            row = one_network(setup, layer, L, options["sampling"], size)
+            row = one_network(inputs, layer, L, options["sampling"], size)
             row.notes["evaluations"] = int(dataset["evaluations"].sel(rule=layer, depth=L))
             networks = 2 if layer == "euler" else 1
             for name in totals:
@@ -608,15 +608,15 @@ def study(size: Size) -> Section:
     return Section(rows, {"processes": workers, "autograd of the whole study": how})
 
 
-def one_network(setup: Any, layer: str, L: int, sampling: str, size: Size) -> Row:
+def one_network(inputs: dict[str, Any], layer: str, L: int, sampling: str, size: Size) -> Row:
     """One velocity of a network of the study."""
-    loss = setup.problem.loss
+    loss = inputs["problem"].loss
     flows = {
         "ours": nf.FiniteFlow(L, loss, layer, sampling),
         "autograd": peers.AutogradFlow(L, loss, layer, sampling),
         "autograd, unbound": peers.AutogradFlow(L, loss, layer, sampling, unbound=True),
     }
-    state = flows["ours"].sample(setup.initial)
+    state = flows["ours"].sample(inputs["initial"])
     sides = {name: partial(flow.velocity, state) for name, flow in flows.items()}
     notes = {"difference": max(agreement(call(), sides["ours"]()) for call in sides.values())}
     samples = alternated(sides, replace(size, rounds=3))

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .time.trajectory import Trajectory as Trajectory
     from .time.trajectory import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public names and their homes; they are imported at first use, so that `import neuralode_flow` is light.
 _HOMES = {

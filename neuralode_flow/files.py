@@ -176,9 +176,12 @@ class InUse(OSError):
     """Another process holds the lock."""
 
 
+# Not the package filelock (4.2): it takes the lock away from forked children, so that a run that is killed leaves its
+# folder free while its workers still run; it makes a folder anew that was removed; and asked without patience it takes
+# a lock for held whose holder has just removed it.
 @contextmanager
 def locked(path: Path, patience: float = 2.0) -> Iterator[None]:
-    """Holds the lock file `path` for the block; the lock ends with the process, however that ends.
+    """Holds the lock file `path` for the block; it ends with the process and those forked from it, however they end.
 
     Parameters
     ----------

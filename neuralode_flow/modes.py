@@ -12,15 +12,14 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from .compat import torch_modes
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-_transform = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
+_transform, _dispatch_modes, _tracing_state, _forward_level, _is_wrapped, _is_batched, _unwrapped = torch_modes()
 _is_compiling = torch.compiler.is_compiling
 
 
@@ -37,7 +36,7 @@ def followed() -> bool:
 
 def forward_mode() -> bool:
     """Whether forward-mode derivatives are at work."""
-    return forward_ad._current_level >= 0
+    return _forward_level() >= 0
 
 
 def bare(tensor: Tensor) -> bool:
@@ -66,10 +65,10 @@ def hidden(tensor: Tensor) -> bool:
     """
     if _is_compiling() or _dispatch_modes() or _tracing_state() is not None or type(tensor) not in _ORDINARY:
         return True
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_batchedtensor(tensor):
+    while _is_wrapped(tensor):
+        if _is_batched(tensor):
             return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+        tensor = _unwrapped(tensor)
     return False
 
 

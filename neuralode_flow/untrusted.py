@@ -186,7 +186,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def printable(text: object, most: int = 4000, lines: bool = False) -> str:
-    """A text without signs that move the cursor, colour or hide what follows: they are written out, as in \\x1b.
+    r"""A text without signs that move the cursor, colour or hide what follows: they are written out, as in \x1b.
 
     Parameters
     ----------

@@ -8,48 +8,52 @@ import torch
 
 import neuralode_flow as nf
 from neuralode_flow.studies import STUDIES
-from neuralode_flow.studies.base import Clock, ProblemSetup, Setup, SystemSetup
+from neuralode_flow.studies.base import Clock
 
 
-def timed(horizon=2.0, samples=9, **changes):
-    return {"times": torch.linspace(0, horizon, samples), "method": "DOP853", "rtol": 1e-10, "atol": 1e-12} | changes
+def clock(horizon=2.0, samples=9, **changes):
+    settings = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
+    return Clock(times=torch.linspace(0, horizon, samples), **(settings | changes))
 
 
-def clock(*arguments, **changes):
-    return Clock(**timed(*arguments, **changes))
-
-
-def network(dimension, initial=None, panels=2, order=10, **changes):
-    problem, grid = nf.PROBLEMS["teacher"](dimension=dimension), nf.DepthGrid.gauss(panels, order)
-    fields = timed(**changes) | {"problem": problem, "grid": grid, "depth": "collocation"}
-    if initial is None:
-        return ProblemSetup(**fields)
-    return Setup(**fields, initial=nf.INITIALS[initial](problem.z0))
+def network(dimension, initial=None, solver=True, **changes):
+    problem, solvers = nf.PROBLEMS["teacher"](dimension=dimension), {}
+    if solver:
+        solvers["solver"] = nf.Collocation(nf.DepthGrid.gauss(2, 10))
+    initials = {} if initial is None else {"initial": nf.INITIALS[initial](problem.z0)}
+    return {"problem": problem, "clock": clock(**changes), **initials, **solvers}
 
 
 def system(name, **changes):
-    return SystemSetup(system=nf.SYSTEMS[name](), **timed(**changes))
+    return {"system": nf.SYSTEMS[name](), "clock": clock(**changes)}
+
+
+def alone(*arguments, **changes):
+    return {"clock": clock(*arguments, **changes)}
 
 
 SMALL = {
-    "residual_scaling": lambda: (clock(), {"targets": 3}),
+    "residual_scaling": lambda: (alone(), {"targets": 3}),
     "depth_heatmap": lambda: (network(3), {"depths": [2, 8, 32, 128, 256], "iterations": 5}),
     "lazy_to_rich": lambda: (
-        clock(rtol=1e-11, atol=1e-13),
+        alone(rtol=1e-11, atol=1e-13),
         {"balances": [-20.0, -0.1, 0.0, 0.1, 20.0], "width": 3},
     ),
-    "scalar_blocks": lambda: (clock(rtol=1e-11, atol=1e-13), {"depths": [16, 64, 256], "blocks": 4}),
-    "volume_form": lambda: (clock(20.0), {"dimension": 4}),
-    "strong_imbalance": lambda: (network(2), {"depths": [16, 32, 64], "strengths": [0.0, 2.0], "network_depth": 4}),
+    "scalar_blocks": lambda: (alone(rtol=1e-11, atol=1e-13), {"depths": [16, 64, 256], "blocks": 4}),
+    "volume_form": lambda: (alone(20.0), {"dimension": 4}),
+    "strong_imbalance": lambda: (
+        network(2, solver=False),
+        {"depths": [16, 32, 64], "strengths": [0.0, 2.0], "network_depth": 4},
+    ),
     "mixed_regime": lambda: (
-        clock(3.0, rtol=1e-7, atol=1e-9),
+        alone(3.0, rtol=1e-7, atol=1e-9),
         {"dimension": 6, "rank": 2, "products": [0.1, 1.0], "widths": [200, 800, 3200], "repeats": 6},
     ),
     "deep_completion": lambda: (
-        clock(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
+        alone(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
         {"dimension": 8, "rank": 1, "depths": [2, 3], "observations": [32], "members": 2},
     ),
-    "conservation_laws": lambda: (clock(), {"networks": 2}),
+    "conservation_laws": lambda: (alone(), {"networks": 2}),
     "closure": lambda: (system("single_neuron", horizon=1.0, samples=5), {}),
     "convergence": lambda: (network(2, "relaxed_balanced", samples=3), {"depths": [4, 8, 16], "workers": 1}),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
@@ -59,8 +63,8 @@ SMALL = {
 
 @cache
 def dataset(name):
-    setup, options = SMALL[name]()
-    return STUDIES[name].run(setup, **options)
+    inputs, options = SMALL[name]()
+    return STUDIES[name].run(**inputs, **options)
 
 
 PUBLISHED = [

@@ -1,11 +1,13 @@
 """The scripts that set the environment up, with an environment that is there already."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,3 +39,12 @@ def test_a_second_first_start_says_that_it_waits(tmp_path):
     (tmp_path / "release").touch()
     assert first.communicate(timeout=60) == ("ready\n", "")
     assert second.communicate(timeout=60) == ("ready\n", "")  # the second one finds the work done
+
+
+def test_a_commit_is_checked_as_scripts_test_does():
+    script = (ROOT / "scripts/test").read_text()
+    checks = [line.removeprefix("exec ") for line in script.splitlines() if '"$bin/' in line]
+    commands = [re.sub(r'"\$bin/(\w+)"', r".venv/bin/\1", line).removesuffix(' "$@"') for line in checks]
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == commands
+    assert len(commands) == 4

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from .. import results
+from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid
 from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
 from ..finding import Finding, finite, plain
 from ..initial import INITIALS
-from ..intrinsic.systems import SYSTEMS
-from ..problems import PROBLEMS
+from ..intrinsic.systems import SYSTEMS, System
+from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.base import Clock, Study
 from . import terminal
@@ -33,7 +34,7 @@ from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Drawn, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held
-from .schema import Job, Machine
+from .schema import DRAWN, Job, Machine
 
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
@@ -70,22 +71,22 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
         return folder
     inputs = job.inputs()
     with _warned(said):
-        setup = build(job)
+        taken = build(job)
     study = STUDIES[job.study.name]
     with held(folder, job.to_yaml()):
         if finished(folder, job):  # while this process was waiting for the folder
             return folder
-        setup = replace(setup, checkpoints=folder / CHECKPOINTS, save_every=job.machine.save_every)
+        taken = _saved(taken, folder / CHECKPOINTS, job.machine.save_every)
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress() as report:
-                dataset = study.run(setup, **job.study.parameters, progress=report)
+                dataset = study.run(**taken, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
                 summary = record(study, dataset, started) | {"warnings": said}
                 finding = Finding.of(dataset, summary)
                 if inputs:
                     summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)
-    terminal.show(finding.problem or setup.title, finding, folder)
+    terminal.show(finding.problem or _title(taken), finding, folder)
     if finding.status != "ok":
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)
@@ -126,40 +127,47 @@ def prepare(machine: Machine) -> None:
         threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
 
 
-def build(job: Job) -> Clock:
-    """The setup that the study runs on; whatever its parts refuse is the user's to mend, but not a lack of memory."""
+def build(job: Job) -> dict[str, Any]:
+    """What the study takes in, by its parameters; what a part refuses is the user's to mend, but no lack of memory."""
     try:
-        return STUDIES[job.study.name].setup(
-            **_parts(job),
-            times=torch.linspace(0.0, job.time.horizon, job.time.samples),
-            method=job.time.method,
-            rtol=job.time.rtol,
-            atol=job.time.atol,
-            step=job.time.step,
-            max_evaluations=job.time.max_evaluations,
-            max_seconds=job.time.max_seconds,
-        )
+        parts = _parts(job)
     except Exception as error:
         if is_memory(error):
             raise StudyFailed(f"memory ran out while the problem was made: {first_line(error)}") from error
         if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)):
             raise BadInput(str(error)) from error
         raise
+    return {name: parts[group] for name, group in STUDIES[job.study.name].inputs.items()}
 
 
 def _parts(job: Job) -> dict[str, Any]:
-    """What the config describes, by the names that the setup has for it."""
-    parts: dict[str, Any] = {}
+    """What each group of the config describes."""
+    times = torch.linspace(0.0, job.time.horizon, job.time.samples)
+    settings = {name: value for name, value in asdict(job.time).items() if name not in ("horizon", "samples")}
+    parts: dict[str, Any] = {"time": Clock(times=times, **settings)}
     if job.problem is not None:
         parts["problem"] = PROBLEMS[job.problem.name](**job.problem.parameters)
     if job.initial is not None:
         parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0, **job.initial.parameters)
     if job.depth is not None:
-        parts["grid"] = DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device)
-        parts["depth"] = job.depth.name
+        grid = DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device)
+        parts["depth"] = DEPTH_SOLVERS[job.depth.name](grid)
     if job.system is not None:
         parts["system"] = SYSTEMS[job.system.name](**job.system.parameters)
     return parts
+
+
+def _title(inputs: dict[str, Any]) -> str:
+    """What is studied, in one sentence, as a problem or a system says it."""
+    return next((part.title for part in inputs.values() if isinstance(part, (Problem, System))), "")
+
+
+def _saved(inputs: dict[str, Any], folder: Path, every: float) -> dict[str, Any]:
+    """The same, where integrations are saved in a folder each so many seconds of wall time."""
+    return {
+        name: replace(part, checkpoints=folder, save_every=every) if isinstance(part, Clock) else part
+        for name, part in inputs.items()
+    }
 
 
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
@@ -174,7 +182,7 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     config = (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
     results.write(folder / results.FILE, dataset.assign_attrs(origin))
-    pictures = _draw(folder / "figures", job.study.name, dataset)
+    pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -194,12 +202,13 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, study: str, dataset: xr.Dataset) -> dict[str, Drawn]:
+def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...]) -> dict[str, Drawn]:
     """All figures of a study, saved; a study without figures has none."""
-    if study not in FIGURES:
+    if study not in FIGURES or not formats:
         return {}
     folder.mkdir(exist_ok=True)
-    return {name: Drawn(figure, save(figure, folder / name)[0]) for name, figure in FIGURES[study](dataset).items()}
+    figures = FIGURES[study](dataset).items()
+    return {name: Drawn(figure, save(figure, folder / name, formats)[0]) for name, figure in figures}
 
 
 @contextmanager

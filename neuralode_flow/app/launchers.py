@@ -1,23 +1,20 @@
 """Launchers of other packages, made to keep a sweep going when one of their workers is killed.
 
-They let the whole sweep end there; what is replaced are functions of their modules, which the tests run.
+They let the whole sweep end there; what of them is replaced is in neuralode_flow/compat.py.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import subprocess
-import time
 from collections.abc import Collection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from .. import compat
 from .errors import BadInput, complain, first_line
 from .runfolder import record_failure
 
@@ -47,63 +44,43 @@ def prepare(target: str) -> None:
 
 def _prepare_joblib() -> None:
     """joblib gives up when a worker is killed: the members that are missing are started again."""
-    from hydra_plugins.hydra_joblib_launcher import _core
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    killed = compat.joblib_killed()
 
-    launch = _core.launch
+    def again(launch: compat.Launch) -> compat.Launch:
+        def launch_again(**arguments: Any) -> Any:
+            for _ in range(_MOST_RESTARTS):
+                try:
+                    return launch(**arguments)
+                except killed:
+                    complain("a worker of the sweep was killed; the members that are missing are started again")
+            return launch(**arguments)
 
-    def launch_again(**arguments: Any) -> Any:
-        for _ in range(_MOST_RESTARTS):
-            try:
-                return launch(**arguments)
-            except TerminatedWorkerError:
-                complain("a worker of the sweep was killed; the members that are missing are started again")
-        return launch(**arguments)
+        return launch_again
 
-    _core.launch = launch_again
+    compat.wrap_joblib(again)
 
 
 def _prepare_submitit() -> None:
     """A job that ends without a result leaves the others alone, and is noticed also where Slurm keeps no accounts."""
-    from submitit.core import core
-    from submitit.core.utils import FailedJobError, UncompletedJobError
-    from submitit.slurm import slurm
 
-    any_job: Any = core.Job
-    watcher: Any = slurm.SlurmJob.watcher
-    results = getattr(any_job.results, "__wrapped__", any_job.results)
-
-    @functools.wraps(results)
-    def outcome(job: Any) -> list[Any]:
-        try:
-            return results(job)
-        except UncompletedJobError:
-            why = f"its job {job.job_id} ended ({job.state})"
-        except FailedJobError as error:
-            trace = str(error).partition("with trace:")[2].rpartition("You can check")[0]
+    def told(job: Any, trace: str | None) -> Any:
+        why = f" ({job.state})"
+        if trace is not None:
             lines = [line.strip() for line in trace.splitlines() if line.strip(" -")]
-            why = f"its job {job.job_id} ended: {lines[-1].rpartition('Error: ')[2] if lines else job.state}"
-        return [JobReturn(_return_value=f"{why}, see {job.paths.stderr}", status=JobStatus.COMPLETED)]
+            why = f": {lines[-1].rpartition('Error: ')[2] if lines else job.state}"
+        return compat.completed(f"its job {job.job_id} ended{why}, see {job.paths.stderr}")
 
-    any_job.results = outcome
-    watcher.update = functools.partial(_ask_slurm, watcher)
-    watcher._delay_s = _POLL
+    compat.replace_submitit_failures(told)
+    compat.watch_slurm(_ask_slurm, _POLL)
 
 
-def _ask_slurm(watcher: Any) -> None:
-    """Fills in the states of the jobs that submitit waits for."""
-    jobs = watcher._registered - watcher._finished
-    numbers = {job.partition("_")[0] for job in jobs}
-    if jobs:
-        watcher._num_calls += 1
-        watcher._last_status_check = time.time()
-        table = _accounts(numbers)
-        if table is None:
-            table = _queue(numbers)
-            gone = "GONE" if table is not None else "UNKNOWN"  # a queue forgets a job some minutes after its end
-            watcher._info_dict.update(dict.fromkeys(jobs, {"State": gone}))
-        watcher._info_dict.update(watcher.read_info("JobID|State|NodeList\n" + (table or "")))
-        watcher._finished |= {job for job in jobs if watcher.is_done(job, mode="cache")}
+def _ask_slurm(jobs: Collection[str]) -> tuple[str, str]:
+    """A line for each job that Slurm knows, and the state of those that it does not."""
+    table = _accounts(jobs)
+    if table is not None:
+        return table, ""
+    table = _queue(jobs)
+    return table or "", "GONE" if table is not None else "UNKNOWN"  # a queue forgets a job some minutes after its end
 
 
 def _accounts(numbers: Collection[str]) -> str | None:
@@ -135,21 +112,21 @@ def _prepare_ray() -> None:
     Members run in the folder of this process: the workers of a cluster start in that of `ray start`.
     """
     import ray
-    from hydra_plugins.hydra_ray_launcher import _core, _launcher_util
 
-    here, submit = os.getcwd(), _core.launch_job_on_ray
+    here = os.getcwd()
     configs: dict[Any, DictConfig] = {}
 
     def member(**arguments: Any) -> Any:
-        from hydra_plugins.hydra_ray_launcher._launcher_util import _run_job  # in the worker: that of the launcher
-
         os.chdir(here)
-        return _run_job(**arguments)
+        return compat.run_ray_job(**arguments)
 
-    def submitted(hydra_context: Any, remote: Any, config: DictConfig, *rest: Any) -> Any:
-        task = submit(hydra_context, remote, config, *rest)
-        configs[task] = config
-        return task
+    def noted(submit: compat.Launch) -> compat.Launch:
+        def submitted(hydra_context: Any, remote: Any, config: DictConfig, *rest: Any) -> Any:
+            task = submit(hydra_context, remote, config, *rest)
+            configs[task] = config
+            return task
+
+        return submitted
 
     def result(task: Any) -> Any:
         try:
@@ -158,8 +135,6 @@ def _prepare_ray() -> None:
             hydra = configs[task].hydra
             folder = Path(hydra.sweep.dir, str(hydra.sweep.subdir))
             record_failure(folder, list(map(str, hydra.overrides.task)), f"Ray gave it up: {first_line(error)}")
-            return JobReturn(status=JobStatus.COMPLETED)  # as of every member that has failed
+            return compat.completed()  # as of every member that has failed
 
-    _launcher_util._run_job = member
-    _core.launch_job_on_ray = submitted
-    _core.ray = SimpleNamespace(get=result)
+    compat.wrap_ray(member, noted, result)

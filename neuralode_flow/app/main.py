@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, Sweep
@@ -30,9 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
+from ..compat import hydra_arguments
 from ..parent import ENDING
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
+from .groups import offer
 from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
 from .streams import standard_streams
@@ -67,6 +68,7 @@ def _main() -> None:
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:  # Python would end without cleaning up; nohup ignores one
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+    offer(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
     except SystemExit as stop:
@@ -130,7 +132,7 @@ def check_arguments(arguments: list[str]) -> None:
     def refuse(message: str) -> NoReturn:
         raise BadInput(f"{message}; {PROGRAM} --help lists what can be set")
 
-    parser = get_args_parser()
+    parser = hydra_arguments()
     parser.error = refuse  # type: ignore[method-assign]
     options, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]

@@ -1,4 +1,4 @@
-"""What users add from packages of their own: modules that register layer rules, losses, systems, studies, …
+"""What users add from packages of their own: modules that register layer rules, losses, systems, or studies.
 
 A package that is installed announces such a module as an entry point of the group "neuralode_flow"; one that is not is
 named by `plugins=[MODULE]`.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ..figures import FIGURES, Movie, describe
 from ..files import atomic_write
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 
 _MOST_ORDERS = 12  # shown one by one
-_PARTS = resources.files(__package__) / "page"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,23 +72,25 @@ def write_report(
     Path of the page.
     """
     finding = Finding.of(dataset, summary)
-    study, status = finding.study, finding.status
+    study = finding.study
     captions = FIGURES[study].captions if study in FIGURES else {}
-    sections = {
-        "Key numbers": _key_numbers(summary, finding),
-        **{title: f"<pre>{escape(note)}</pre>" for title, note in finding.notes.items()},
-        "Figures": "".join(
-            figure(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()
-        ),
-        **{table.title: _errors(table) for table in finding.tables},
-        "Repeat this run": f"<pre>{escape(command)}</pre>",
-        "Config": f"<pre>{escape(config_yaml)}</pre>",
-        "Versions": table([[name, str(value)] for name, value in (summary.get("versions") or {}).items()]),
-    }
+    shown = [Shown.of(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()]
     path = folder / REPORT
-    title = f"{study.capitalize()}: {finding.problem}".strip(": ")
-    verdict = _verdict(status, finding.verdict)
-    atomic_write(path, page(title, verdict, status == "ok", question(study), sections))
+    written = page(
+        "report.html",
+        title=f"{study.capitalize()}: {finding.problem}".strip(": "),
+        verdict=_verdict(finding.status, finding.verdict),
+        good=finding.status == "ok",
+        question=question(study),
+        finding=finding,
+        numbers=_key_numbers(summary, finding),
+        shown=shown,
+        rows=_error_rows,
+        command=command,
+        config=config_yaml,
+        versions=[*(summary.get("versions") or {}).items()],
+    )
+    atomic_write(path, written)
     return path
 
 
@@ -102,26 +101,23 @@ def question(study: str) -> str:
     return STUDIES[study].question if study in STUDIES else ""
 
 
-def page(title: str, verdict: str, good: bool, question: str, sections: Mapping[str, str]) -> bytes:
-    """A page whose sections are HTML already; those that are empty are left out."""
-    return (
-        Template(_part("page.html"))
-        .substitute(
-            style=_part("page.css"),
-            script=_part("page.js"),
-            title=escape(title),
-            tone="" if good else "bad",
-            verdict=escape(verdict),
-            question=escape(question),
-            sections="\n".join(f"<h2>{escape(name)}</h2>\n{body}" for name, body in sections.items() if body),
-        )
-        .encode(errors="backslashreplace")  # of names of files that are no Unicode
-    )
+def page(template: str, **parts: Any) -> bytes:
+    """The page that a template in the folder `page` makes of its parts; texts are escaped there."""
+    text = _templates().get_template(template).render(parts)
+    return text.encode(errors="backslashreplace")  # of names of files that are no Unicode
 
 
 @cache
-def _part(name: str) -> str:
-    return (_PARTS / name).read_text(encoding="utf-8").strip()
+def _templates() -> Environment:
+    loader = PackageLoader(__package__, "page")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.policies["json.dumps_kwargs"] = {
+        "ensure_ascii": False, "allow_nan": False, "separators": (",", ":")
+    }  # fmt: skip
+    templates.globals["file"] = lambda name: Markup(loader.get_source(templates, name)[0].strip())
+    return templates
 
 
 def _verdict(status: str, verdict: str) -> str:
@@ -129,17 +125,19 @@ def _verdict(status: str, verdict: str) -> str:
     return verdict if status == "ok" or status in verdict else f"{status}. {verdict}"
 
 
-def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> str:
+def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> list[list[str]]:
     """Each number with its own error beside it."""
     rows = [_order_row(order) for order in finding.orders[:_MOST_ORDERS]]
     if more := len(finding.orders) - len(rows):
         rows.append([f"{more} more orders", "", "in results.nc"])
-    for check in finding.checks:
-        rows.append([check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))])
+    rows += [
+        [check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))]
+        for check in finding.checks
+    ]
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
     if summary.get("seconds") is not None:
         rows.append(["seconds", f"{summary['seconds']:.1f}", ""])
-    return table(rows, head=["", "value", "error, norm"], numeric={1})
+    return rows
 
 
 def _order_row(order: Order) -> list[str]:
@@ -148,55 +146,42 @@ def _order_row(order: Order) -> list[str]:
     return [f"order of {order.rule}", f"{order.value:.3f}" if math.isfinite(order.value) else "–", ", ".join(known)]
 
 
-def _errors(errors: ErrorTable) -> str:
-    """A column for each label; beside each error the local order from the depth before, unless it is the solver's."""
+def _error_rows(table: ErrorTable) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Of each depth its errors, with the local order from the depth before unless an error is the solver's."""
     columns = []
-    for column in errors.errors.values():
-        values = np.array(column, dtype=float)  # None, as JSON has it for NaN, becomes that again
-        orders = np.append(np.nan, local_orders(np.array(errors.depths), values))
-        orders[values <= errors.floor] = np.nan
-        columns.append([Html(_cell(*cell)) for cell in zip(values, orders, strict=True)])
-    rows = [[str(depth), *cells] for depth, *cells in zip(errors.depths, *columns, strict=True)]
-    note = f"<p>{escape(errors.what)}, with the order from the depth before in small print.</p>" if errors.what else ""
-    return note + table(rows, head=["L", *errors.errors], numeric=range(len(columns) + 1))
+    for column in table.errors.values():
+        errors = np.array(column, dtype=float)  # None, as JSON has it for NaN, becomes that again
+        orders = np.append(np.nan, local_orders(np.array(table.depths), errors))
+        orders[errors <= table.floor] = np.nan
+        said = ["" if math.isnan(order) else f"{order:.2f}" for order in orders]
+        columns.append([*zip(map(_number, errors), said, strict=True)])
+    for depth, *cells in zip(table.depths, *columns, strict=True):
+        yield depth, cells
 
 
-def _cell(error: float, order: float) -> str:
-    return _number(error) + (f" <small>{order:.2f}</small>" if math.isfinite(order) else "")
+class Shown(NamedTuple):
+    """A figure as templates take it.
 
+    Attributes
+    ----------
+    chart : dict or None
+        The description of a chart.
+    picture : str
+        The address of a picture, which holds all of it; empty where there is none.
+    caption : str
+    """
 
-class Html(str):
-    """Text that is markup already."""
+    chart: dict[str, Any] | None
+    picture: str
+    caption: str
 
-
-def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numeric: Collection[int] = ()) -> str:
-    body = "".join(_row(row, "td", numeric) for row in rows)
-    return f'<div class="scroll"><table>{_row(head, "th", numeric) if head else ""}{body}</table></div>' if body else ""
-
-
-def _row(cells: Sequence[str], tag: str, numeric: Collection[int]) -> str:
-    texts = [cell if isinstance(cell, Html) else escape(cell) for cell in cells]
-    kinds = [' class="number"' if column in numeric else "" for column in range(len(cells))]
-    return "<tr>" + "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True)) + "</tr>\n"
-
-
-def figure(drawn: Drawn, caption: str) -> str:
-    """A chart, or the picture of what a chart cannot show, with its caption."""
-    chart = describe(drawn.figure) if drawn.figure is not None else None
-    caption = escape(caption)
-    picture = "" if drawn.picture is None else _picture(drawn.picture, caption)
-    shown = picture
-    if chart is not None:
-        numbers = json.dumps(chart, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-        shown = f'<script type="application/json">{numbers}</script>'
-        shown += f"<noscript>{picture}</noscript>" if picture else ""
-    kind = ' class="chart"' if chart is not None else ""
-    return f"<figure{kind}>{shown}<figcaption>{caption}</figcaption></figure>\n"
-
-
-def _picture(path: Path, caption: str) -> str:
-    image = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/{path.suffix[1:]};base64,{image}" alt="{caption}">'
+    @classmethod
+    def of(cls, drawn: Drawn, caption: str) -> Shown:
+        """What there is of a figure."""
+        picture, path = "", drawn.picture
+        if path is not None:
+            picture = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return cls(None if drawn.figure is None else describe(drawn.figure), picture, caption)
 
 
 def _number(value: float | None) -> str:

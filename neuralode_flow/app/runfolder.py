@@ -28,9 +28,12 @@ _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 # The last two are those of runs from before, which were called so.
 FREE = (
-    "out", "device", "threads", "resume", "save_every", "study.workers", "plugins", "time.max_evaluations",
-    "time.max_seconds", "study.max_evaluations", "study.max_seconds",
+    "out", "device", "threads", "resume", "save_every", "figures", "study.workers", "plugins",
+    "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
+
+# Settings that runs from before do not have, with the value that stands for what they did.
+ADDED = (("study.kernel", "logmean"),)
 
 
 def claim(parent: Path) -> Path:
@@ -212,8 +215,8 @@ def _can_go_on(folder: Path) -> bool:
 
 
 def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that what is computed depends on."""
-    return {key: value for key, value in settings.items() if key not in FREE}
+    """Those settings that what is computed depends on, and those added since only where they change it."""
+    return {key: value for key, value in settings.items() if key not in FREE and (key, value) not in ADDED}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """The config as checked values: every key, type and range is looked at before any work starts.
 
 The fields of a section are the keyword parameters of what it configures: of the dataclasses below, and of the builder
-that is registered under the section's name. A signature is thus the only place that lists names, types and defaults.
+that is registered under the section's name. A signature is thus the only place that lists names, types, ranges and
+defaults.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
-from ..registry import Registry, unknown_name
+from ..registry import Registry
+from ..signatures import Count, Positive, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
-MOST_NODES, MOST_ORDER, MOST_DIMENSION, MOST_THREADS, MOST_LAYERS = 65_536, 512, 4096, 4096, 10**6
+MOST_NODES, MOST_ORDER = 65_536, 512
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,10 @@ class Depth:
     """The inner solve: `panels` equal panels of `order` Gauss–Legendre nodes on [0, 1]."""
 
     name: str = "collocation"
-    panels: int = 4
-    order: int = 12
+    panels: Count = 4
+    order: Annotated[int, at_least(1), at_most(MOST_ORDER)] = 12
 
     def __post_init__(self) -> None:
-        at_least(1, "depth.panels", self.panels)
-        at_least(1, "depth.order", self.order)
-        at_most(MOST_ORDER, "depth.order", self.order)
         if self.panels * self.order > MOST_NODES:
             most = MOST_NODES // self.order
             raise BadInput(f"depth.panels must be at most {most} with depth.order={self.order}, got {self.panels}")
@@ -53,23 +52,18 @@ class Time:
     `max_evaluations` is a budget of each integration, `max_seconds` one of the whole run, in seconds of wall time.
     """
 
-    horizon: float = 2.0
-    samples: int = 21
+    horizon: Positive = 2.0
+    samples: Annotated[int, at_least(2), at_most(10**6)] = 21
     method: str = "DOP853"
-    rtol: float = 1e-10
-    atol: float = 1e-12
-    step: float | None = None
-    max_evaluations: int | None = None
-    max_seconds: float | None = None
+    rtol: Positive = 1e-10
+    atol: Positive = 1e-12
+    step: Positive | None = None
+    max_evaluations: Count | None = None
+    max_seconds: Positive | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("horizon", "rtol", "atol", "step", "max_seconds"):
-            if getattr(self, name) is not None:
-                above_zero(f"time.{name}", getattr(self, name))
-        at_least(2, "time.samples", self.samples)
-        at_most(10**6, "time.samples", self.samples)
-        if self.max_evaluations is not None:
-            at_least(1, "time.max_evaluations", self.max_evaluations)
+
+# The files that are drawn of each figure.
+DRAWN: dict[str, tuple[str, ...]] = {"all": ("png", "pdf"), "png": ("png",), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -77,15 +71,17 @@ class Machine:
     """Where results go and what computes them; these fields lie at the top of the config.
 
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
-    same config, or false; `save_every` the seconds of wall time between two savings. `plugins` are modules that
-    register rules, losses, systems, … of the user's own; they are looked for in the current folder too.
+    same config, or false; `save_every` the seconds of wall time between two savings. Figures are drawn as PNG and PDF
+    (`figures` all), as PNG alone (png), or not at all (none). `plugins` are modules that register rules, losses,
+    systems, … of the user's own; they are looked for in the current folder too.
     """
 
     out: str = "runs"
     device: str = "cpu"
-    threads: int | None = 1
+    threads: Workers | None = 1
     resume: bool | str = False
     save_every: float = 60.0
+    figures: Annotated[str, known(DRAWN, "choice of figures")] = "all"
     plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -94,9 +90,6 @@ class Machine:
             raise BadInput("out must be the folder for results, got ''; set out=FOLDER")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise BadInput(f"unknown device {self.device!r} (valid: cpu, cuda, cuda:N); set device=cpu")
-        if self.threads is not None:
-            at_least(1, "threads", self.threads)
-            at_most(MOST_THREADS, "threads", self.threads)
         if self.resume == "":
             raise BadInput("resume must be true, false or the folder of a run, got ''; set resume=FOLDER")
         if self.save_every < 0:
@@ -142,7 +135,7 @@ class Job:
             return {}
         from ..problems import PROBLEMS, InputFile
 
-        fields = fields_of(PROBLEMS[self.problem.name], extras=True)
+        fields = settings(PROBLEMS[self.problem.name])
         given = {key: value for key, value in self.problem.parameters.items() if fields[key].annotation == InputFile}
         paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
@@ -181,7 +174,7 @@ def checked(config: DictConfig) -> Job:
         _known(DEPTH_SOLVERS, "depth.name", depth.name)
     _known(METHODS, "time.method", time.method)
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
-    needed = (*STUDIES[study.name].setup.sections, "time", "study")
+    needed = STUDIES[study.name].groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
     for name in SECTIONS:
         if name in needed:
@@ -207,21 +200,6 @@ def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]
     if not sections[name]:
         raise BadInput(f"{name} must be a group of fields, got None; choose one with {name}=NAME")
     return sections[name]
-
-
-def fields_of(maker: Callable[..., Any], extras: bool = False) -> dict[str, inspect.Parameter]:
-    """The parameters of a dataclass or function that a config can set, with their annotations resolved.
-
-    With `extras` the annotations have what Annotated adds.
-    """
-    parameters = {name: p for name, p in inspect.signature(maker).parameters.items() if name not in _NOT_CONFIG}
-    # Only these annotations are resolved: the others may name what is imported for type checkers alone.
-    wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in parameters.items()})
-    hints = typing.get_type_hints(wanted, globalns=vars(sys.modules[maker.__module__]), include_extras=extras)
-    return {name: p.replace(annotation=hints[name]) for name, p in parameters.items()}
-
-
-_NOT_CONFIG = {"z0", "setup", "progress"}  # given by the program, not by the user
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -256,7 +234,10 @@ def _arguments(
     section: str, node: Mapping[str, Any], maker: Callable[..., Any], chosen: str | None = None
 ) -> dict[str, Any]:
     """Keyword arguments for `maker`, of the types that its signature names; `chosen` is the name it is filed under."""
-    fields = fields_of(maker)
+    try:
+        fields = settings(maker)
+    except (TypeError, NameError) as error:  # of a user's own
+        raise BadInput(f"{section}.name={chosen} cannot be used: {error}") from error
     prefix = f"{section}." if section else ""
     for key, value in node.items():
         if key not in fields:
@@ -269,8 +250,6 @@ def _arguments(
         if value is inspect.Parameter.empty or value == "???":
             raise BadInput(f"{prefix}{name} is missing; set {prefix}{name}=VALUE")
         arguments[name] = typed(prefix + name, value, parameter.annotation)
-        if name in _RULES:
-            _RULES[name](prefix + name, arguments[name])
     return arguments
 
 
@@ -303,9 +282,17 @@ def typed(key: str, value: Any, kind: Any) -> Any:
     Raises
     ------
     BadInput
-        If it is of another type; a float must also be finite.
+        If it is of another type, or out of the ranges that Annotated adds; a float must also be finite.
     """
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value = typed(key, value, options[0])
+        for within in filter(callable, options[1:]):
+            try:
+                within(key, value)
+            except ValueError as error:
+                raise BadInput(str(error)) from error
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
@@ -323,110 +310,3 @@ def typed(key: str, value: Any, kind: Any) -> Any:
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise BadInput(f"{key} must be {_KINDS[kind]}, got {value!r}")
     return value
-
-
-def above_zero(key: str, value: float) -> None:
-    """Raises BadInput unless value > 0."""
-    if not value > 0:
-        raise BadInput(f"{key} must be above 0, got {value!r}")
-
-
-def at_least(least: int, key: str, value: int) -> None:
-    """Raises BadInput unless value >= least."""
-    if value < least:
-        raise BadInput(f"{key} must be at least {least}, got {value}")
-
-
-def at_most(most: int, key: str, value: int) -> None:
-    """Raises BadInput unless value <= most."""
-    if value > most:
-        raise BadInput(f"{key} must be at most {most}, got {value}")
-
-
-def _distinct(key: str, values: list[Any]) -> None:
-    if not values:
-        raise BadInput(f"{key} must not be empty, got []")
-    repeated = {value for value in values if values.count(value) > 1}
-    if repeated:
-        raise BadInput(f"{key} must not repeat a value, got {values}; remove one {', '.join(map(str, repeated))}")
-
-
-def _depths(key: str, values: list[int]) -> None:
-    _distinct(key, values)
-    for i, value in enumerate(values):
-        at_least(1, f"{key}[{i}]", value)
-        at_most(MOST_LAYERS, f"{key}[{i}]", value)
-    if values != sorted(values):
-        raise BadInput(f"{key} must increase, got {values}; write {key}={sorted(values)}")
-
-
-def _layers(key: str, values: list[str]) -> None:
-    from ..depth.rules import LAYERS
-
-    _distinct(key, values)
-    for i, value in enumerate(values):
-        _known(LAYERS, f"{key}[{i}]", value)
-
-
-def _sampling(key: str, value: str) -> None:
-    from ..flows.finite import SAMPLINGS
-
-    if value not in SAMPLINGS:
-        raise BadInput(f"{key}: {unknown_name('sampling', value, list(SAMPLINGS))}")
-
-
-def _seed(key: str, value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise BadInput(f"{key} must be at least 0 and below 2**63, got {value}")
-
-
-def _workers(key: str, value: int | None) -> None:
-    if value is not None:
-        at_least(1, key, value)
-        at_most(MOST_THREADS, key, value)
-
-
-def _dimension(key: str, value: int | None) -> None:
-    if value is not None:
-        at_most(MOST_DIMENSION, key, value)
-
-
-def _layer_number(key: str, value: int) -> None:
-    at_least(1, key, value)
-    at_most(MOST_LAYERS, key, value)
-
-
-def _loss(key: str, value: str) -> None:
-    from ..losses import LOSSES
-
-    _known(LOSSES, key, value)
-
-
-def _model(key: str, value: str) -> None:
-    from ..studies.trajectory import MODELS
-
-    _known(MODELS, key, value)
-
-
-def _positive_or_none(key: str, value: float | None) -> None:
-    if value is not None:
-        above_zero(key, value)
-
-
-# A parameter of one of these names means the same wherever it occurs.
-_RULES: dict[str, Callable[[str, Any], None]] = {
-    "depths": _depths,
-    "layers": _layers,
-    "sampling": _sampling,
-    "seed": _seed,
-    "workers": _workers,
-    "dimension": _dimension,
-    "members": lambda key, value: at_most(MOST_DIMENSION, key, value),
-    "draws": lambda key, value: at_least(2, key, value),
-    "networks": lambda key, value: at_least(1, key, value),
-    "network_depth": _layer_number,
-    "loss": _loss,
-    "model": _model,
-    "rule": lambda key, value: _layers(key, [value]),
-}
-_RULES |= dict.fromkeys(("stop_loss", "stop_gradient", "stop_steady", "stop_sigma_min", "stop_norm"), _positive_or_none)

@@ -15,16 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import _locate
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from ..compat import completed, is_basic_sweeper, overrides_name, returned, sweep_points
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
@@ -165,13 +164,12 @@ def _claim(folder: Path, resumed: bool) -> None:
 def points(config: DictConfig) -> list[list[str]]:
     """The overrides of every run of a sweep; other sweepers than Hydra's own choose their points as they go."""
     sweeper = config.hydra.sweeper
-    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+    if not is_basic_sweeper(sweeper._target_):
         return []
     lines = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     lines += list(config.hydra.overrides.task)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows the names that glob() means
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(lines), None)
-    result = [list(point) for batch in batches for point in batch]
+    result = sweep_points(parser.parse_overrides(lines))
     if not result:
         ranges = ", ".join(line.removeprefix("++") for line in lines)
         raise BadInput(f"the sweep has no point: a range in {ranges} is empty; give it at least one value")
@@ -180,7 +178,7 @@ def points(config: DictConfig) -> list[list[str]]:
 
 def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], Job]) -> None:
     """Makes the launcher that was chosen launch only what is missing, each member in its own folder."""
-    launcher = _locate(config.hydra.launcher._target_)
+    launcher: Any = get_class(config.hydra.launcher._target_)
     launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
 
     @functools.wraps(launch)
@@ -197,10 +195,10 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
             if "submitit" in launcher.__module__:
                 complain("the jobs that were submitted go on; scancel ends them")
             raise
-        for member, returned in zip(waiting, results):
-            if returned._return_value is not None:  # an exception, or why the launcher has lost it
-                member.lost = str(returned._return_value)
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in members]
+        for member, result in zip(waiting, map(returned, results)):
+            if result is not None:  # an exception, or why the launcher has lost it
+                member.lost = str(result)
+        return [completed() for _ in members]
 
     launcher.launch = launch_missing
 
@@ -223,7 +221,7 @@ def _subdir(config: DictConfig, member: Member) -> str:
     parsed = [line for line in OverridesParser.create().parse_overrides(lines) if line.key_or_group not in FREE]
     with read_write(hydra), open_dict(hydra):
         hydra.job.num = hydra.job.id = member.number
-        hydra.job.override_dirname = get_overrides_dirname(parsed, **names)
+        hydra.job.override_dirname = overrides_name(parsed, **names)
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(composed)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import xarray as xr
@@ -35,25 +34,33 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     if sweep.damaged:
         verdict += " It runs damaged members again once their folders are removed."
     studies = sorted({str(record["study"]) for record in sweep.records if record.get("study")})
-    sections = {
-        "Members that have not finished": _outcomes(folder, sweep.failed, sweep.settings),
-        "Left out of the joined dataset": report.table([[line] for line in sweep.left_out()]),
-        "Counted twice": report.table([[printable(line)] for line in sweep.doubled()]),
-        "Figures": _figures(sweep),
-        "Members": _outcomes(folder, sweep.records, sweep.settings),
-        "Run what is missing": _again(folder),
-        "Config": _config(folder, sweep),
-    }
-    title = f"Sweep: {printable(', '.join(studies), 200) or 'no member has finished'}"
-    return report.page(title, verdict, not sweep.failed, " ".join(map(report.question, studies)), sections)
+    shown, undrawn = _figures(sweep)
+    damaged, command = _again(folder)
+    return report.page(
+        "sweep.html",
+        title=f"Sweep: {printable(', '.join(studies), 200) or 'no member has finished'}",
+        verdict=verdict,
+        good=not sweep.failed,
+        question=" ".join(map(report.question, studies)),
+        settings=[*_short_names(sweep.settings[:MOST_SHOWN]).values()],
+        failed=[_outcome(folder, record, sweep.settings) for record in sweep.failed],
+        left_out=[[line] for line in sweep.left_out()],
+        doubled=[[printable(line)] for line in sweep.doubled()],
+        shown=shown,
+        undrawn=undrawn,
+        all=[_outcome(folder, record, sweep.settings) for record in sweep.records],
+        damaged=damaged,
+        command=command,
+        config=_config(folder, sweep),
+    )
 
 
-def _figures(sweep: Collected) -> str:
+def _figures(sweep: Collected) -> tuple[list[report.Shown], str]:
     """The charts, or why there are none."""
     try:
-        return "".join(report.figure(report.Drawn(figure), caption) for figure, caption in _charts(sweep))
+        return [report.Shown.of(report.Drawn(figure), caption) for figure, caption in _charts(sweep)], ""
     except Exception as error:  # whatever forged data make NumPy and Matplotlib raise
-        return f"<p>The figures cannot be drawn: {escape(printable(f'{type(error).__name__}: {error}', 300))}</p>"
+        return [], printable(f"{type(error).__name__}: {error}", 300)
 
 
 def _charts(sweep: Collected) -> Iterator[tuple[Figure, str]]:
@@ -82,23 +89,20 @@ def _label(record: Mapping[str, Any], settings: Sequence[str]) -> str:
     return printable(f"{record['member']}: {values}" if values else record["member"], 100)
 
 
-def _outcomes(folder: Path, records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> str:
-    """A row for each member, with a link to its own page."""
-    rows = []
-    for record in records:
-        name = str(record["member"])
-        link = f'<a href="{escape(quote(f"{name}/{REPORT}"))}">{escape(name)}</a>'
-        seconds = record.get("seconds")
-        rows.append(
-            [
-                report.Html(link) if _is_own(folder / name, REPORT) else name,
-                *cells(record, settings),
-                "" if seconds is None else printable(f"{seconds:.1f}", 30),
-                outcome(record),
-            ]
-        )
-    head = ["member", *_short_names(settings[:MOST_SHOWN]).values(), "seconds", "outcome"]
-    return report.table(rows, head, numeric=range(1, len(head) - 1)) if rows else ""
+class _Outcome(NamedTuple):
+    """A row for a member: its name, its own page, its settings and seconds, and what came of it."""
+
+    name: str
+    page: str
+    values: list[str]
+    outcome: str
+
+
+def _outcome(folder: Path, record: Mapping[str, Any], settings: Sequence[str]) -> _Outcome:
+    name, seconds = str(record["member"]), record.get("seconds")
+    page = quote(f"{name}/{REPORT}") if _is_own(folder / name, REPORT) else ""
+    took = "" if seconds is None else printable(f"{seconds:.1f}", 30)
+    return _Outcome(name, page, [*cells(record, settings), took], outcome(record))
 
 
 def _is_own(member: Path, name: str) -> bool:
@@ -127,23 +131,20 @@ def outcome(record: Mapping[str, Any], most: int = 4000) -> str:
     return printable(record.get("verdict") or status if status == "ok" else status, most, lines=True)
 
 
-def _config(folder: Path, sweep: Collected) -> str:
+def _config(folder: Path, sweep: Collected) -> dict[str, str] | None:
     """The config of one member, and what the others have of their own."""
     for record in sweep.records:
         path = folder / record["member"]
         with suppress(OSError, ValueError):
-            if not _is_own(path, CONFIG):
-                continue
-            text = read_text(path / CONFIG)
-            differing = printable(", ".join(sweep.settings)) or "nothing"
-            note = f"<p>That of member {escape(record['member'])}; the others differ in {escape(differing)}.</p>"
-            return f"{note}<pre>{escape(text)}</pre>"
-    return ""
+            if _is_own(path, CONFIG):
+                differing = printable(", ".join(sweep.settings)) or "nothing"
+                return {"member": record["member"], "differing": differing, "text": read_text(path / CONFIG)}
+    return None
 
 
-def _again(folder: Path) -> str:
-    """The command line that has made the sweep, so that it runs what is missing."""
-    note, words = "", ["..."]
+def _again(folder: Path) -> tuple[str, str]:
+    """What is damaged, and the command line that has made the sweep, so that it runs what is missing."""
+    damaged, words = "", ["..."]
     try:
         lines = read_yaml(folder / MULTIRUN)["hydra"]["overrides"]["task"]
         # A word that begins with a dash would be an option, and not a setting.
@@ -151,7 +152,7 @@ def _again(folder: Path) -> str:
             raise TypeError("its overrides are no settings")
         words = [line.removeprefix("++") for line in lines]
     except (OSError, ValueError, TypeError, KeyError):
-        note = f"<p>{MULTIRUN} is missing or damaged: put the settings of the sweep in place of the dots.</p>"
+        damaged = MULTIRUN
     words = [word for word in words if not word.startswith("resume=")]
     command = shlex.join(["neuralode-flow", "-m", *words, f"resume={folder}"])
-    return f"{note}<pre>{escape(printable(command, 100_000, lines=True))}</pre>"
+    return damaged, printable(command, 100_000, lines=True)

@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Transform
 
+from ..compat import dash_pattern
 from .markup import to_html
 from .style import Movie, house
 
@@ -221,9 +222,8 @@ def _look(artist: Any) -> Record:
 
 
 def _dash(line: Line2D) -> list[float]:
-    """On and off lengths in units of the width, which Matplotlib keeps to itself; empty for a solid line."""
-    offset_and_lengths = line._unscaled_dash_pattern  # type: ignore[attr-defined]
-    return [float(length) for length in offset_and_lengths[1] or ()]
+    """On and off lengths in units of the width; empty for a solid line."""
+    return [float(length) for length in dash_pattern(line)]
 
 
 def _first(colours: Any) -> str:

@@ -195,7 +195,7 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     axes.set_xlabel("number of layers $L$")
 
 
-def save(figure: Figure | Movie, stem: Path) -> list[Path]:
+def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Writes `stem`.png and `stem`.pdf, each whole or not at all, and without dates: equal data give equal files.
 
     A film becomes `stem`.gif.
@@ -203,7 +203,7 @@ def save(figure: Figure | Movie, stem: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The PNG, then the PDF; or the GIF.
+        One for each of the `formats`; or the GIF.
     """
     if isinstance(figure, Movie):
         if figure.film:
@@ -214,10 +214,11 @@ def save(figure: Figure | Movie, stem: Path) -> list[Path]:
         figure = figure.figure
     metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = []
-    for suffix, entries in metadata.items():
+    for suffix in formats:
         image = io.BytesIO()
         with house():
-            figure.savefig(image, format=suffix, metadata=entries)
+            figure.savefig(image, format=suffix, metadata=metadata[suffix])
+        figure.set_layout_engine("none")  # it takes as long as the drawing, and has its result
         path = stem.with_name(f"{stem.name}.{suffix}")
         atomic_write(path, image.getvalue())
         paths.append(path)

@@ -35,7 +35,8 @@ def _path(dataset: xr.Dataset) -> Figure:
     shown = np.unique(np.linspace(0, sigma.shape[1] - 1, min(sigma.shape[1], _MOST_MODES)).round().astype(int))
     title = f"{style.problem(dataset)}\n{style.plain(dataset.attrs['how_it_ended'])}"
     figure, (left, right) = style.blank(title, panels=2)
-    model = style.plain(dataset.attrs["model"])
+    kernel = dataset.attrs.get("kernel", "logmean")
+    model = style.plain(dataset.attrs["model"] + ("" if kernel == "logmean" else f", kernel {kernel}"))
     for i in shown:
         left.plot(times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
         label = "intrinsic limit" if i == shown[0] else None

@@ -19,16 +19,7 @@ class Flow(Protocol):
     4. `law(state)` is a quantity that the exact flow conserves, shape `(..., n, d, d)`; n = 0 where there is none.
     5. The four of them accept leading batch axes.
 
-    Where they make sense it also has `keeps_orientation` (det z keeps its sign for all time) and `factors` (how many
-    matrices are multiplied to z: what its round-off grows with), and a flow on a depth grid has `grid`, `on(grid)`,
-    `transfer(state, grid)`, `depth_error(state)`, `polynomial_error(state)`, `misfit(state, profile)` and
-    `law_change(state, start)`; `linearised(state)` makes the Jacobian–vector products of stiff solvers exact (see
-    ContinuousFlow).
-
-    `carrier()` is the same flow in the coordinates in which it is to be integrated (see LogPolarFlow), or None.
-    `keeps_sign(state)` says whether the exact flow from a state keeps the sign of det z, `(...)`, or None where that is
-    not known and `pull_back(state, M)`, the gradient of ⟨M, z⟩ in the state, decides: a run then tells when its steps
-    have carried z across (see Barrier).
+    What else a flow may offer is listed in `flows/capabilities.py`.
     """
 
     loss: Loss

@@ -1,8 +1,8 @@
-"""The intrinsic property of a factorisation z = φ(θ): when does gradient flow on θ close on z?"""
+"""The intrinsic property of a factorisation z = φ(θ): when gradient flow on θ closes on z."""
 
 from __future__ import annotations
 
-from .depth import DepthCriterion, depth_criterion
+from .infinite_depth import DepthCriterion, depth_criterion
 from .lie import count_laws
 from .quadratic import QuadraticLaws, quadratic_laws
 from .ranks import Rank

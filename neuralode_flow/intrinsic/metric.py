@@ -1,4 +1,4 @@
-"""Criterion B: does ∂M vanish on a kernel, M = ∂φ ∂φᵀ? In units that no scaling of z or θ changes."""
+"""Criterion B: does ∂M vanish on a null space, M = ∂φ ∂φᵀ? In units that no scaling of z or θ changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .units import Measured
 
 Verdict = bool | str
 
-# ∂M on the kernel, entry by entry relative to the terms that it is made of: up to METRIC_ZERO it vanishes, from
+# ∂M on the null space, entry by entry relative to the terms that it is made of: up to METRIC_ZERO it vanishes, from
 # METRIC_NONZERO on it does not.
 METRIC_ZERO, METRIC_NONZERO = 1e-9, 1e-6
 
@@ -24,13 +24,13 @@ _ROWS = 4
 
 @dataclass(frozen=True)
 class Change:
-    """How much M changes on a kernel.
+    """How much M changes on a null space.
 
     Attributes
     ----------
     relative : float
-        The largest |∂M_ij[v]| over unit v in the kernel, in units of θ in which all columns of ∂φ are alike, relative
-        to the terms of ∂M_ij: √(Σ_l (Σ_k |∂_l∂_kφ_i ∂_kφ_j| + |∂_kφ_i ∂_l∂_kφ_j|)²).
+        The largest |∂M_ij[v]| over unit v in the null space, in units of θ in which all columns of ∂φ are alike,
+        relative to the terms of ∂M_ij: √(Σ_l (Σ_k |∂_l∂_kφ_i ∂_kφ_j| + |∂_kφ_i ∂_l∂_kφ_j|)²).
     real : bool
         Whether that is far above the round-off in it.
     """

@@ -50,7 +50,7 @@ class ReluDag:
     Every path from an input or a bias to an output multiplies what it starts with by the weights along it and by the
     slopes of the activations that it meets. The network is therefore linear in φ(θ), the products of weights, as long
     as no activation switches (Gonon et al. 2023, arXiv 2310.01225, definition of the path lifting and of the path
-    activations). Where no entry of θ is zero, ∂φ has rank n − hidden: its kernel is the rescaling of the neurons
+    activations). Where no entry of θ is zero, ∂φ has rank n − hidden: its null space is the rescaling of the neurons
     (Marcotte et al. 2023, arXiv 2307.00144; 2025, arXiv 2508.07370).
     """
 
@@ -104,8 +104,10 @@ class ReluDag:
         slope: float = 0.0,
         max_paths: int = 100_000,
     ) -> ReluDag:
-        """A network of fully connected layers of these widths, inputs first; `skips` joins every layer to the layer
-        after the next as well."""
+        """A network of fully connected layers of these widths, inputs first.
+
+        `skips` joins every layer to the layer after the next as well.
+        """
         if not isinstance(widths, Sequence) or len(widths) < 2:
             raise TypeError(f"widths must be a sequence of at least 2 integers, got {widths!r}")
         if not isinstance(skips, bool):
@@ -187,9 +189,9 @@ class ReluDag:
         return theta[..., self._order].split([len(into) for into in self._incoming], dim=-1)
 
     def _walk(self, starts: Sequence[Value], one: Value, step: Callable[[int, list[Value]], Value]) -> list[Value]:
-        """Dynamic programming over the nodes: the values of the outputs, node k after the inputs having the value
-        step(k, the values that its edges come from).
+        """The values of the outputs, by dynamic programming over the nodes.
 
+        Node k after the inputs has the value step(k, the values that its edges come from);
         `starts` are the values of the inputs and `one` that of the node of the biases.
         """
         values = dict(enumerate(starts))
@@ -334,8 +336,8 @@ class ReluDag:
         Notes
         -----
         As polynomials in c the products Π c_e of different paths are independent, so that generic draws span all
-        functionals of φ: as many as ∂φ has rank have the same kernel and the same rank, and the Lie algebra that the
-        gradients of φ generate is that of theirs.
+        functionals of φ: as many as ∂φ has rank have the same null space and the same rank, and the Lie algebra that
+        the gradients of φ generate is that of theirs.
         """
         number = count("number", number)
         random_source("generator", generator)

@@ -90,8 +90,8 @@ def rank_of(values: Tensor, floor: float = 0.0) -> Rank:
     return replace(found, doubt=doubt, above_noise=above)
 
 
-def kernel(matrix: Tensor) -> tuple[Tensor, Rank]:
-    """An orthonormal basis (n, k) of the kernel of a matrix (m, n), and the rank n − k."""
+def null_space(matrix: Tensor) -> tuple[Tensor, Rank]:
+    """An orthonormal basis (n, k) of the null space of a matrix (m, n), and the rank n − k."""
     _, values, Vh = torch.linalg.svd(matrix, full_matrices=True)
     rank = rank_of(values)
     return Vh[rank.rank :].mT, rank

@@ -45,11 +45,11 @@ class Report:
         "rank", "kernel" (of ∂φ and ∂h together), "laws", "lie" (n − dim Lie(∇φ)(θ), also where laws were given) and
         "nearby" (the same at a generic point near θ).
     metric_size : float
-        The largest ‖∂M[v]‖ over unit v in that kernel, Frobenius norm; 0 for an empty kernel.
+        The largest ‖∂M[v]‖ over unit v in that null space, Frobenius norm; 0 for an empty null space.
     metric_scale : float
         ‖M‖/‖θ‖, the size of ∂M to be expected where all entries of z, and all of θ, are of one size.
     direction : Tensor or None
-        The v (of the shape of θ) where it is attained; None for an empty kernel.
+        The v (of the shape of θ) where it is attained; None for an empty null space.
     metric_relative : float
         What decides `metric`: the largest |∂M_ij[v]| relative to its terms, the same in all units of z.
     singular : True, False or "undecided"
@@ -176,7 +176,7 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
 
 
 @dataclass(frozen=True, eq=False)
-class _Kernel:
+class _NullSpace:
     """ker ∂φ ∩ ker ∂h: the span of `inner` (n, k) is a part of it for sure if `sure`, and it is a part of `outer`."""
 
     inner: Tensor
@@ -187,22 +187,22 @@ class _Kernel:
     recoverable: Verdict
 
 
-def _with_given(J: Measured, dh: Measured) -> _Kernel:
-    """The kernel with the gradients dh of given laws."""
+def _with_given(J: Measured, dh: Measured) -> _NullSpace:
+    """The null space with the gradients dh of given laws."""
     basis, rank = _kernel(J, dh)
     verdict = rank.rank == basis.shape[0] if rank.decided else UNDECIDED
-    return _Kernel(basis, basis, rank.decided, rank, dh.rank, verdict)
+    return _NullSpace(basis, basis, rank.decided, rank, dh.rank, verdict)
 
 
 def _kernel(J: Measured, dh: Measured) -> tuple[Tensor, Rank]:
     """ker ∂φ ∩ ker ∂h, and the rank of both together: as they are orthogonal, it is the sum of theirs."""
-    basis, rank = J.above(dh).kernel()
+    basis, rank = J.above(dh).null_space()
     apart = J.rank.rank + dh.rank.rank
     return basis, rank if rank.rank == apart else rank.doubted(f"∂φ and ∂h alone have ranks that add to {apart}")
 
 
-def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _Kernel:
-    """The kernel with the gradients of all laws that exist on a neighbourhood of θ."""
+def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _NullSpace:
+    """The null space with the gradients of all laws that exist on a neighbourhood of θ."""
     n = J.values.shape[1]
     inner, rank = _kernel(J, lie.fields.complement())
     sure = J.rank.decided and rank.decided and lie.least == lie.rank.rank
@@ -214,13 +214,13 @@ def _with_all(J: Measured, lie: Lie, around: Lie, generic: Rank) -> _Kernel:
         elif J.rank.rank < max(lie.least, around.least):
             recoverable = False
     if generic.decided and lie.rank.decided and generic.rank == lie.rank.rank:
-        return _Kernel(inner, inner, sure, rank, laws, recoverable)
+        return _NullSpace(inner, inner, sure, rank, laws, recoverable)
     most = Rank(J.rank.rank + laws.rank, J.rank.largest_zero, J.rank.smallest_nonzero, J.rank.doubt or laws.doubt)
-    return _Kernel(inner, J.kernel()[0], sure, most, laws, recoverable)
+    return _NullSpace(inner, J.null_space()[0], sure, most, laws, recoverable)
 
 
 def _metric(inner: Change, outer: Change, sure: bool, even: bool) -> Verdict:
-    """Criterion B from the change of M on a part of the kernel and on more than it, with units that spread or not."""
+    """Criterion B from the change of M on part of the null space and on more than it, with units that spread or not."""
     if sure and inner.verdict is False:
         return False
     kept = outer.verdict is True and (even or outer.relative == 0)

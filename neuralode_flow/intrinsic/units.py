@@ -1,4 +1,4 @@
-"""Derivatives with the round-off in them, and ranks and kernels of them that no choice of units changes."""
+"""Derivatives with the round-off in them, and ranks and null spaces of them that no choice of units changes."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ class Measured:
         """Both matrices under one another."""
         return Measured(torch.cat((self.values, other.values)), torch.cat((self.noise, other.noise)))
 
-    def kernel(self) -> tuple[Tensor, Rank]:
-        """Of the equilibrated matrix: a basis (n, k) of its kernel, orthonormal in the units of its columns, and the
-        rank n − k. A rank does not depend on units, but what round-off leaves of it does."""
+    def null_space(self) -> tuple[Tensor, Rank]:
+        """A basis (n, k) of the null space, orthonormal in the units of the columns, and the rank n − k.
+
+        Both are of the equilibrated matrix: a rank does not depend on units, but what round-off leaves of it does.
+        """
         rows, columns = self.scales
         _, values, Vh = torch.linalg.svd(rows[:, None] * self.values * columns, full_matrices=True)
         there = self.values != 0
@@ -62,11 +64,11 @@ class Measured:
     @cached_property
     def rank(self) -> Rank:
         """The rank of the equilibrated matrix."""
-        return self.kernel()[1]
+        return self.null_space()[1]
 
     def complement(self) -> Measured:
         """Rows that span all that is orthogonal to the rows."""
-        basis = self.kernel()[0].mT
+        basis = self.null_space()[0].mT
         columns = self.scales[1]
         return Measured(basis, 1e-15 * columns.expand(basis.shape))
 

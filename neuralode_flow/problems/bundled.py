@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from ..checks import positive
-from ..losses import LOSSES
+from ..losses import LOSSES, LossName
+from ..signatures import Seed
 from .base import PROBLEMS, Problem, generator, identity, normal, standardised
 
 
 @PROBLEMS.register("linnerud")
-def linnerud(loss: str = "quadratic") -> Problem:
-    """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998)."""
+def linnerud(loss: LossName = "quadratic") -> Problem:
+    """Three physiological measures from three exercises, 20 men, standardised (Tenenhaus 1998).
+
+    Parameters
+    ----------
+    loss : str
+        A name in LOSSES: how residuals count.
+    """
     from sklearn.datasets import load_linnerud
 
     data = load_linnerud()
@@ -20,8 +27,14 @@ def linnerud(loss: str = "quadratic") -> Problem:
 
 
 @PROBLEMS.register("breast_cancer")
-def breast_cancer(loss: str = "quadratic") -> Problem:
-    """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993)."""
+def breast_cancer(loss: LossName = "quadratic") -> Problem:
+    """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, standardised (Street, Wolberg 1993).
+
+    Parameters
+    ----------
+    loss : str
+        A name in LOSSES: how residuals count.
+    """
     from sklearn.datasets import load_breast_cancer
 
     features = load_breast_cancer().data  # (569, 30): 10 means, 10 standard errors, 10 worst values
@@ -30,7 +43,7 @@ def breast_cancer(loss: str = "quadratic") -> Problem:
 
 
 @PROBLEMS.register("digits")
-def digits(noise: float = 0.5, seed: int = 0, loss: str = "quadratic") -> Problem:
+def digits(noise: float = 0.5, seed: Seed = 0, loss: LossName = "quadratic") -> Problem:
     """A linear denoiser of handwritten digits: 64 noisy pixels in, the 64 clean ones out.
 
     The clean pixels are standardised (those that never change stay 0) and the input is clean + noise·randn in these

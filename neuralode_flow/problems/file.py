@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..losses import LOSSES
+from ..losses import LOSSES, LossName
+from ..signatures import Dimension
 from ..untrusted import printable
 from .arrays import read_table
 from .base import PROBLEMS, InputFile, Problem, identity, standardised
@@ -19,8 +20,8 @@ def file(
     x: InputFile,
     y: InputFile,
     standardise: bool = True,
-    dimension: int | None = None,
-    loss: str = "quadratic",
+    dimension: Dimension | None = None,
+    loss: LossName = "quadratic",
     header: str | bool = "auto",
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files (or two arrays of one .npz).
@@ -80,7 +81,7 @@ def _standardised(name: str, table: Tensor) -> Tensor:
     return result
 
 
-def _dimension(dimension: int | None, d_in: int, d_out: int) -> int:
+def _dimension(dimension: Dimension | None, d_in: int, d_out: int) -> int:
     least = max(d_in, d_out)
     if dimension is None:
         return least

@@ -6,11 +6,12 @@ import torch
 
 from ..checks import count
 from ..losses import Quadratic
+from ..signatures import Dimension, Seed
 from .base import PROBLEMS, Problem, generator, identity, normal
 
 
 @PROBLEMS.register("reflection")
-def reflection(dimension: int = 3, seed: int = 0) -> Problem:
+def reflection(dimension: Dimension = 3, seed: Seed = 0) -> Problem:
     """Fit T = I − 2kkᵀ, ‖k‖ = 1 random: f(z) = ½‖z − T‖², det T = −1.
 
     One delta block I − βkkᵀ is T for β = 2; det z > 0 keeps the continuous model from it, and its loss tends to ½, half

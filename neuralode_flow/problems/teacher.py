@@ -6,13 +6,14 @@ import torch
 
 from ..checks import count, positive
 from ..losses import Quadratic
+from ..signatures import Dimension, Seed
 from .base import PROBLEMS, Problem, generator, identity, normal
 
 LEAST_DETERMINANT = 0.05
 
 
 @PROBLEMS.register("teacher")
-def teacher(dimension: int = 8, seed: int = 0, scale: float = 0.5) -> Problem:
+def teacher(dimension: Dimension = 8, seed: Seed = 0, scale: float = 0.5) -> Problem:
     """Fit a random target: f(z) = ½‖z − T‖², T = I + scale·N with N of independent standard normals.
 
     The continuous model only reaches maps of positive determinant (det z > 0 always), so T is redrawn from the same

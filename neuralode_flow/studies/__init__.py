@@ -3,8 +3,8 @@
 import sys
 
 from ..registry import import_modules
-from .base import STUDIES, Setup, Study
+from .base import STUDIES, Clock, Study
 
-__all__ = ["STUDIES", "Setup", "Study"]
+__all__ = ["STUDIES", "Clock", "Study"]
 
 import_modules(sys.modules[__name__])

@@ -6,17 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import xarray as xr
 from torch import Tensor
 
-from ..depth.grid import DepthGrid, Profile
+from ..depth import DepthSolver
+from ..depth.grid import Profile
 from ..finding import Finding
 from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
+from ..signatures import parameters
 from ..time.base import METHODS, fixed_steps
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory
@@ -53,9 +55,6 @@ class Clock:
         What watches the progress of all integrations.
     """
 
-    # The groups of the config that a study with this setup needs besides time and study.
-    sections: ClassVar[tuple[str, ...]] = ()
-
     times: Tensor
     method: str
     rtol: float
@@ -67,11 +66,6 @@ class Clock:
     max_seconds: float | None = None
     started: float = field(default_factory=time.monotonic)
     pace: Pace = field(default_factory=Pace)
-
-    @property
-    def title(self) -> str:
-        """What is studied, in one sentence."""
-        return ""
 
     def tight(self) -> Self:
         """The same with more accurate steps, to measure the error in time; `time_error` compares the two.
@@ -134,61 +128,14 @@ class Clock:
         return self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ProblemSetup(Clock):
-    """A training problem and the grid in depth; the study chooses the initialisations.
-
-    Attributes
-    ----------
-    problem : Problem
-        Loss and z₀.
-    grid : DepthGrid
-    depth : str
-        Name of the depth solver.
-    """
-
-    sections: ClassVar[tuple[str, ...]] = ("problem", "depth")
-
-    problem: Problem
-    grid: DepthGrid
-    depth: str
-
-    @property
-    def title(self) -> str:
-        return self.problem.title
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Setup(ProblemSetup):
-    """A network in depth: what is trained, from where, and on which grid.
-
-    Attributes
-    ----------
-    initial : callable
-        Profile W0(s).
-    """
-
-    sections: ClassVar[tuple[str, ...]] = ("problem", "initial", "depth")
-
-    initial: Profile
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SystemSetup(Clock):
-    """A factorisation of the literature.
-
-    Attributes
-    ----------
-    system : System
-    """
-
-    sections: ClassVar[tuple[str, ...]] = ("system",)
-
-    system: System
-
-    @property
-    def title(self) -> str:
-        return self.system.title
+# What the `run` of a study may declare beside its settings, and the group of the config that makes it.
+INPUTS: dict[Any, str] = {
+    Problem: "problem",
+    Profile: "initial",
+    System: "system",
+    DepthSolver: "depth",
+    Clock: "time",
+}
 
 
 def summarise(dataset: xr.Dataset) -> dict[str, Any]:
@@ -203,21 +150,34 @@ class Study:
     Attributes
     ----------
     run : callable
-        ``run(setup, *, <own keyword parameters>, progress=None)`` → xarray.Dataset that states a `Finding`;
-        progress(fraction, what) is called as the work goes on.
+        ``run(problem: Problem, clock: Clock, *, <settings>, progress=None)`` → xarray.Dataset that states a `Finding`.
+        What it takes in is declared by annotation, any of `INPUTS`, and made of the config; its settings are the
+        keyword parameters. progress(fraction, what) is called as the work goes on.
     summarise : callable
         The dataset's flat record for summary.json; by default that of its finding. A study that states none gives one
         of its own: study, status, verdict, errors, orders.
-    setup : type
-        The kind of setup that it runs on; it says which groups of the config are read.
     question : str
         What it answers, for the report.
+    accepts : tuple of str
+        Groups of the config that it took before and that change nothing now: they may still be set.
     """
 
     run: Callable[..., xr.Dataset]
     summarise: Callable[[xr.Dataset], dict[str, Any]] = summarise
-    setup: type[Clock] = Setup
     question: str = ""
+    accepts: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The group of the config that makes each input, by the parameter that takes it."""
+        annotations = {name: p.annotation for name, p in parameters(self.run).items()}
+        return {name: INPUTS[kind] for name, kind in annotations.items() if kind in INPUTS}
+
+    @property
+    def groups(self) -> set[str]:
+        """The groups of the config that are read for its inputs; an initialisation starts from z₀ of the problem."""
+        wanted = {*self.inputs.values(), *self.accepts}
+        return wanted | {"problem"} if "initial" in wanted else wanted
 
 
 def whole(path: Trajectory, what: str) -> Trajectory:

@@ -1,4 +1,4 @@
-"""Does the training flow of a factorisation z = φ(θ) close on z?"""
+"""Whether the training flow of a factorisation z = φ(θ) closes on z."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
-from .base import STUDIES, Progress, Study, SystemSetup
+from .base import STUDIES, Clock, Progress, Study
 
 # A control must be left by this part of ‖z‖.
 _LEFT = 0.01
@@ -35,12 +35,13 @@ RECOVERED = "the flow of z with θ recovered from (z, h) by Newton's method"
 NONE = "nothing: no flow in z alone is known"
 
 
-def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
+def run(system: System, clock: Clock, *, progress: Progress | None = None) -> xr.Dataset:
     """Trains θ, runs the flow that is closed on z beside it, and measures criteria, laws and identities at θ₀.
 
     Parameters
     ----------
-    setup : SystemSetup
+    system : System
+    clock : Clock
     progress : callable, optional
         progress(fraction, what).
 
@@ -49,7 +50,6 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     xarray.Dataset
         Status "ok" if both flows ran to the last time, or to where the comparison must end.
     """
-    system = setup.system
 
     def tell(fraction: float, what: str) -> None:
         if progress is not None:
@@ -62,7 +62,7 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     tell(0.3, "training flow of θ")
     flow = system.flow or FactorizationFlow(system.phi, system.loss, system.laws)
     stop = None if system.until is None else {"end": system.until}
-    path = integrate(flow, system.theta, setup.times, **setup.options("parameters"), stop=stop, observe=_kept)
+    path = integrate(flow, system.theta, clock.times, **clock.options("parameters"), stop=stop, observe=_kept)
     theta = path.observed
     assert theta is not None
     if len(path.times) > len(theta):  # it ended between two output times
@@ -71,7 +71,7 @@ def run(setup: SystemSetup, *, progress: Progress | None = None) -> xr.Dataset:
     tell(0.6, "flow of z")
     route, closed = _closed(system, verdicts)
     beside = {
-        name: integrate(other, z[0], path.times, **setup.options(name))
+        name: integrate(other, z[0], path.times, **clock.options(name))
         for name, other in (("closed", closed), ("control", system.control))
         if other is not None
     }
@@ -182,7 +182,7 @@ def _control_left(dataset: xr.Dataset) -> float | None:
 
 
 def _status(path: Trajectory, beside: Mapping[str, Trajectory]) -> str:
-    """ "ok" if all flows ran to the last time, or to where the comparison must end; else why the first did not."""
+    """Why the first flow did not run to the last time, or to where the comparison must end; "ok" if all did."""
     if path.ending not in ("ok", "event"):
         return path.status
     return next((other.status for other in beside.values() if other.ending != "ok"), "ok")
@@ -256,7 +256,6 @@ def _plain(text: str) -> Any:
 STUDIES.register("closure")(
     Study(
         run,
-        setup=SystemSetup,
         question="Does the training flow of this factorisation z = φ(θ) close on z, which laws does it obey, "
         "and does the closed flow give the z of the training flow?",
     )

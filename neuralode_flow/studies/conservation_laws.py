@@ -16,6 +16,7 @@ from ..intrinsic.lie import count_laws
 from ..intrinsic.paths import ReluDag
 from ..intrinsic.ranks import Rank
 from ..intrinsic.systems.linear_network import independent_laws, phi_of
+from ..signatures import Count, Seed
 from .axes import arranged
 from .base import STUDIES, Clock, Progress, Study
 
@@ -38,7 +39,7 @@ class _Case:
     seconds: float
 
 
-def run(setup: Clock, *, networks: int = 50, seed: int = 0, progress: Progress | None = None) -> xr.Dataset:
+def run(clock: Clock, *, networks: Count = 50, seed: Seed = 0, progress: Progress | None = None) -> xr.Dataset:
     """Counts the independent conservation laws of random linear and ReLU networks at random parameters.
 
     Linear networks: z = W_L … W_1, 2 to 4 layers, widths 2 to 5. ReLU networks: path lifting, without biases, 2 to 4
@@ -46,7 +47,7 @@ def run(setup: Clock, *, networks: int = 50, seed: int = 0, progress: Progress |
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
         Nothing in it matters here.
     networks : int
         Of each kind.
@@ -68,7 +69,7 @@ def run(setup: Clock, *, networks: int = 50, seed: int = 0, progress: Progress |
         for i in range(n):
             if progress is not None:
                 progress((len(cases)) / (2 * n), f"{kind} networks")
-            if setup.used_up():
+            if clock.used_up():
                 raise RuntimeError(f"the budget of wall time was used up after {len(cases)} of {2 * n} networks")
             L = _draw(generator, *layers)
             cases.append(_counted(kind, [_draw(generator, *widths) for _ in range(L + 1)], i, generator))
@@ -153,7 +154,6 @@ def _finding(dataset: xr.Dataset) -> Finding:
 STUDIES.register("conservation_laws")(
     Study(
         run,
-        setup=Clock,
         question="How many independent conservation laws do random networks have, and is it the known number?",
     )
 )

@@ -10,20 +10,25 @@ IntrinsicFlow(L) ─────▶ IntrinsicFlow(∞)      bottom: error_intrin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 
 from ..checks import count
+from ..depth import DEPTH_SOLVERS, DepthSolver
+from ..depth.grid import Profile
 from ..depth.rules import LAYERS
 from ..finding import ERRORS_OF_Z, Check, Claim, ErrorTable, Finding
-from ..flows.finite import SAMPLING_ORDERS
+from ..flows.continuous import ContinuousFlow
+from ..flows.finite import SAMPLING_ORDERS, SAMPLINGS
 from ..laws import relaxed_balance_defect
 from ..orders import Order, observed_order
+from ..problems import Problem
+from ..signatures import Depths, Workers, distinct, each, known
 from .axes import arranged, axis, depth, time
-from .base import STUDIES, Progress, Setup, Study, summarise
+from .base import STUDIES, Clock, Progress, Study, summarise
 from .square import Reference, Square, check_depths, distance, solve_square
 from .weights import kept, weights
 
@@ -94,19 +99,26 @@ class _Orders(NamedTuple):
 
 
 def run(
-    setup: Setup,
+    problem: Problem,
+    initial: Profile,
+    solver: DepthSolver,
+    clock: Clock,
     *,
-    depths: Sequence[int] = DEPTHS,
-    layers: Sequence[str] = RULES,
-    sampling: str = "midpoint",
-    workers: int | None = None,
+    depths: Depths = DEPTHS,
+    layers: Annotated[Sequence[str], distinct, each(known(LAYERS))] = RULES,
+    sampling: Annotated[str, known(SAMPLINGS, "sampling")] = "midpoint",
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Errors of finite networks against the continuous model, and of all edges of the square.
 
     Parameters
     ----------
-    setup : Setup
+    problem : Problem
+    initial : callable
+        Profile W0(s).
+    solver : DepthSolver
+    clock : Clock
     depths : sequence of int
         Numbers of layers L, increasing.
     layers : sequence of str
@@ -133,23 +145,32 @@ def run(
     for layer in layers:
         LAYERS.check(layer)
     workers = None if workers is None else count("workers", workers)
-    square = solve_square(setup, check_depths(depths), list(layers), sampling, workers, progress)
-    orders = _orders(setup, square, sampling)
-    dataset = _dataset(setup, square, orders)
-    dataset = dataset.assign_attrs(_attributes(setup, square, orders, sampling))
-    return _finding(dataset, square, orders, setup).attached(dataset)
+    square = solve_square(
+        ContinuousFlow(solver.grid, problem.loss, solver),
+        initial,
+        clock,
+        check_depths(depths),
+        list(layers),
+        sampling,
+        workers,
+        progress,
+    )
+    orders = _orders(square, sampling, initial, clock)
+    dataset = _dataset(square, orders)
+    dataset = dataset.assign_attrs(_attributes(square, orders, sampling, clock))
+    return _finding(dataset, problem.title, square, orders).attached(dataset)
 
 
-def _orders(setup: Setup, square: Square, sampling: str) -> _Orders:
+def _orders(square: Square, sampling: str, initial: Profile, clock: Clock) -> _Orders:
     L, reference = np.array(square.depths), square.reference
     floor, floor_profile = (
-        setup.floor(reference.error_time, error) for error in (reference.error_grid, reference.error_profile_grid)
+        clock.floor(reference.error_time, error) for error in (reference.error_grid, reference.error_profile_grid)
     )
     errors, noise, profiles = (square.table(name) for name in ("error_z", "noise_z", "error_profile"))
     found = [observed_order(L, line, floor, unsure) for line, unsure in zip(errors, noise, strict=True)]
     return _Orders(
         [
-            order._replace(rule=layer, expected=expected_order(setup, layer, sampling))
+            order._replace(rule=layer, expected=expected_order(initial, layer, sampling))
             for order, layer in zip(found, square.layers, strict=True)
         ],
         [observed_order(L, line, floor_profile) for line in profiles],
@@ -158,7 +179,7 @@ def _orders(setup: Setup, square: Square, sampling: str) -> _Orders:
     )
 
 
-def _dataset(setup: Setup, square: Square, orders: _Orders) -> xr.Dataset:
+def _dataset(square: Square, orders: _Orders) -> xr.Dataset:
     reference, L = square.reference, np.array(square.depths)
     path, modes = reference.path, reference.path.stats["law_modes"]
     left, bottom = square.sides.T
@@ -226,17 +247,17 @@ def _richardson(square: Square) -> np.ndarray:
     return errors
 
 
-def _attributes(setup: Setup, square: Square, orders: _Orders, sampling: str) -> dict[str, str | float]:
+def _attributes(square: Square, orders: _Orders, sampling: str, clock: Clock) -> dict[str, str | float]:
     """How it was computed, and how far the initialisation is from the relaxed balanced ones."""
     reference, W0 = square.reference, square.reference.states[0]
     z, limit = reference.path.z, reference.intrinsic.z
     return {
         "sampling": sampling,
         "depth_nodes": len(reference.flow.grid),
-        "depth_solver": setup.depth,
-        "method": setup.method,
-        "rtol": setup.rtol,
-        "atol": setup.atol,
+        "depth_solver": _named(reference.flow.depth),
+        "method": clock.method,
+        "rtol": clock.rtol,
+        "atol": clock.atol,
         "floor": orders.floor,
         "floor_profile": orders.floor_profile,
         "relaxed_balance_defect": float(relaxed_balance_defect(reference.flow.grid, W0)),
@@ -245,23 +266,29 @@ def _attributes(setup: Setup, square: Square, orders: _Orders, sampling: str) ->
     }
 
 
+def _named(solver: DepthSolver) -> str:
+    """The name that a depth solver is chosen by."""
+    kind = type(solver)
+    return next((name for name, maker in DEPTH_SOLVERS.items() if maker is kind), kind.__name__)
+
+
 def _unbalanced(dataset: xr.Dataset) -> bool:
     return bool(dataset.attrs["relaxed_balance_defect"] > UNBALANCED * dataset.attrs["defect_scale"])
 
 
-def expected_order(setup: Setup, layer: str, sampling: str) -> float:
+def expected_order(initial: Profile, layer: str, sampling: str) -> float:
     """The order in 1/L that the layer rule declares, as far as where W is sampled and what is sampled let it.
 
     An initialisation says by `order` how fast networks can tend to it; NaN for one that gives the layers itself and
     does not.
     """
-    unknown = np.nan if hasattr(setup.initial, "layers") else np.inf
-    most = float(getattr(setup.initial, "order", unknown))
+    unknown = np.nan if hasattr(initial, "layers") else np.inf
+    most = float(getattr(initial, "order", unknown))
     return most if np.isnan(most) else min(float(LAYERS[layer].order), SAMPLING_ORDERS[sampling], most)
 
 
 def _status(dataset: xr.Dataset, square: Square, orders: Sequence[Order]) -> str:
-    """ "ok", or why the numbers are not those of networks that were trained to the end and tend to their limit."""
+    """Why the numbers are not those of networks that were trained to the end and tend to their limit, or "ok"."""
     statuses = [(f"{layer}, L = {L}", network.status) for (layer, L), network in square.networks.items()]
     broken = [f"{name}: {status}" for name, status in statuses if status != "ok"]
     if broken:
@@ -297,12 +324,12 @@ def _contradiction(orders: Sequence[Order]) -> str:
     return ""
 
 
-def _finding(dataset: xr.Dataset, square: Square, orders: _Orders, setup: Setup) -> Finding:
+def _finding(dataset: xr.Dataset, title: str, square: Square, orders: _Orders) -> Finding:
     status = _status(dataset, square, orders.z)
     verdict = _verdict(dataset, orders.z)
     return Finding(
         study="convergence",
-        problem=setup.problem.title,
+        problem=title,
         status=status,
         verdict=verdict if status == "ok" else f"{status}. {verdict}",
         claim=Claim(

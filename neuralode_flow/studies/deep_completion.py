@@ -18,6 +18,7 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..intrinsic.systems.linear_network import phi_of
 from ..kernels import DividedDifference, Kernel, LogMean
 from ..losses import Completion
+from ..signatures import Depths, Dimension, Members, Seed
 from ..time.integrate import integrate
 from .axes import arranged, axis
 from .base import STUDIES, Clock, Progress, Study
@@ -38,16 +39,16 @@ class _Completed:
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
-    dimension: int = 20,
+    dimension: Dimension = 20,
     rank: int = 2,
     start: float = 1e-3,
-    depths: Sequence[int] = (2, 3, 4),
+    depths: Depths = (2, 3, 4),
     observations: Sequence[int] = (100, 140, 180, 240),
-    members: int = 5,
+    members: Members = 5,
     fall: float = 1e-4,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Reconstruction error and effective rank of deep factorisations of a low-rank matrix, by entries that are seen.
@@ -58,7 +59,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
         Its last time bounds the runs.
     dimension : int
         n of the n × n matrix; the paper takes 100.
@@ -97,10 +98,10 @@ def run(
                 progress((i + j / len(observations)) / len(networks), f"{N or 'infinite'} layers, {number} entries")
             for k, (target, order) in enumerate(cases):
                 loss = _seen(target, order, count(f"study.observations[{j}]", number, most=n * n))
-                runs.append(_completed(setup, N, loss, z0, end, f"{N}-{number}-{k}"))
+                runs.append(_completed(clock, N, loss, z0, end, f"{N}-{number}-{k}"))
     trained = min(1, len(depths) - 1)
     N, until = networks[trained], runs[trained * len(observations) * draws].time
-    square = _trained(N, _seen(*cases[0], observations[0]), z0, until, **setup.budgets())
+    square = _trained(N, _seen(*cases[0], observations[0]), z0, until, **clock.budgets())
     dataset = _dataset(networks, observations, runs)
     title = f"Arora et al. 2019: completion of {n} × {n} matrices of rank {r}, z₀ = {size * n:g} I"
     status = next((run.status for run in reversed(runs) if run.status != "ok"), "ok")
@@ -108,10 +109,10 @@ def run(
     return _finding(dataset, n * n, N, square, title, status, scaled_down).attached(dataset)
 
 
-def _completed(setup: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
+def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
     """The end of the closed flow of N layers, run until the loss is `fall` times its first value."""
     flow, stop = IntrinsicFlow(loss, _kernel(N)), {"loss": fall * float(loss(z0))}
-    path = integrate(flow, z0, setup.times, **setup.options(name), stop=stop)
+    path = integrate(flow, z0, clock.times, **clock.options(name), stop=stop)
     hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
     shares = torch.linalg.svdvals(path.z[-1])
     return _Completed(
@@ -227,7 +228,6 @@ def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -
 STUDIES.register("deep_completion")(
     Study(
         run,
-        setup=Clock,
         question="How many entries of a low-rank matrix must be seen for a factorisation of N layers to complete it, "
         "and what does infinite depth do?",
     )

@@ -11,28 +11,33 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..depth import DepthSolver
 from ..depth.grid import DepthGrid
 from ..finding import Check, Claim, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..initial import smooth
 from ..orders import Order, observed_order, said
+from ..problems import Problem
+from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth
-from .base import STUDIES, ProblemSetup, Progress, Study, whole
+from .base import STUDIES, Clock, Progress, Study, whole
 
 _ORDER = 0.05
 
 
 def run(
-    setup: ProblemSetup,
+    problem: Problem,
+    solver: DepthSolver,
+    clock: Clock,
     *,
-    depths: Sequence[int] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    depths: Depths = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     iterations: int = 50,
     rate: float = 0.01,
     scale: float = 1.0,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """‖W^L − W‖ in L² over depth after each of 50 gradient steps with learning rate 0.01 L, for depths 2¹ … 2¹⁰.
@@ -42,7 +47,10 @@ def run(
 
     Parameters
     ----------
-    setup : ProblemSetup
+    problem : Problem
+    solver : DepthSolver
+    clock : Clock
+        Its budgets; the steps are those of the paper.
     depths : sequence of int
         L, increasing.
     iterations : int
@@ -60,33 +68,33 @@ def run(
     xarray.Dataset
     """
     steps, h = count("study.iterations", iterations), positive("study.rate", rate)
-    loss, d = setup.problem.loss, setup.problem.z0.shape[-1]
+    loss, d = problem.loss, problem.z0.shape[-1]
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     profile = smooth(d, positive("study.scale", scale), generator)
     times = torch.arange(steps + 1, dtype=torch.float64) * h
-    descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)} | setup.budgets()
+    descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)} | clock.budgets()
 
     def descended(flow: Any, what: str) -> Trajectory:
         path = integrate(flow, flow.sample(profile), times, **descent, observe=lambda i, W: W.clone())
         return whole(path, what)
 
-    flow = ContinuousFlow(setup.grid, loss, setup.depth)
-    finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
+    flow = ContinuousFlow(solver.grid, loss, solver)
+    finer = DepthGrid.gauss(2 * solver.grid.panels, solver.grid.order)
     reference = descended(flow, "continuous model")
     doubled = descended(flow.on(finer), "continuous model on a doubled grid")
-    floor = float(_apart(doubled, setup.grid, reference, finer.nodes).max())
+    floor = float(_apart(doubled, solver.grid, reference, finer.nodes).max())
     distances, gaps = [], []
     for k, L in enumerate(depths):
         if progress is not None:
             progress(k / len(depths), f"L = {L}")
         net = FiniteFlow(L, loss)
         path = descended(net, f"network of {L} layers")
-        distances.append(_apart(path, setup.grid, reference, net.nodes))
+        distances.append(_apart(path, solver.grid, reference, net.nodes))
         gaps.append(torch.linalg.matrix_norm(path.z - reference.z).numpy())
     later = np.array(distances)[:, 1:]  # at iteration 0 the layers are the profile
     found = [observed_order(np.array(depths), column, floor) for column in later.T]
     dataset = _dataset(depths, distances, gaps, floor, found)
-    return _finding(dataset, f"Marion et al. 2023, figure 1: {setup.problem.title}", found).attached(dataset)
+    return _finding(dataset, f"Marion et al. 2023, figure 1: {problem.title}", found).attached(dataset)
 
 
 def _dataset(
@@ -141,7 +149,6 @@ def _apart(path: Trajectory, grid: DepthGrid, reference: Trajectory, nodes: Tens
 STUDIES.register("depth_heatmap")(
     Study(
         run,
-        setup=ProblemSetup,
         question="Do the weights of residual networks of L layers stay near those of the continuous model during "
         "gradient descent, at which rate in L?",
     )

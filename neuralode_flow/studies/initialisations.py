@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive, real
+from ..depth import DepthSolver
 from ..depth.grid import sample
 from ..finding import Check, Claim, Finding
 from ..flows.base import Flow
@@ -26,9 +27,11 @@ from ..intrinsic.report import Verdict
 from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..kernels import DividedDifference, LogMean
 from ..matrices import inverse
+from ..problems import Problem
+from ..signatures import Depths, Seed, at_least
 from ..time.integrate import integrate
 from .axes import arranged, axis, time
-from .base import STUDIES, ProblemSetup, Progress, Study
+from .base import STUDIES, Clock, Progress, Study
 
 # What the starts of a family have in common besides z₀.
 FAMILIES = {
@@ -69,21 +72,25 @@ class _Found:
 
 
 def run(
-    setup: ProblemSetup,
+    problem: Problem,
+    solver: DepthSolver,
+    clock: Clock,
     *,
-    draws: int = 6,
-    depths: Sequence[int] = (2, 4, 8),
+    draws: Annotated[int, at_least(2)] = 6,
+    depths: Depths = (2, 4, 8),
     twist: float = 2.0,
     shift: float = 1.0,
     detour: float = 0.5,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Trajectories of z from many starts with the same z₀, by family, for networks of L layers and in the limit.
 
     Parameters
     ----------
-    setup : ProblemSetup
+    problem : Problem
+    solver : DepthSolver
+    clock : Clock
     draws : int
         Starts of each family, at least 2.
     depths : sequence of int
@@ -115,26 +122,28 @@ def run(
     families: dict[tuple[str, int], _Family] = {}
     for depth in (*depths, 0):
         generator = torch.Generator().manual_seed(count("seed", seed, least=0))
-        make = _networks(setup, depth, n, sizes, generator) if depth else _profiles(setup, n, sizes, generator)
+        make = (
+            _networks(problem, depth, n, sizes, generator) if depth else _profiles(problem, solver, n, sizes, generator)
+        )
         families |= {(name, depth): family for name, family in make.items()}
     found: dict[tuple[str, int], _Found] = {}
     for i, ((name, depth), family) in enumerate(families.items()):
         if progress is not None:
             progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
-        found[name, depth] = _followed(setup, f"{name}-{depth}", family)
-    dataset = _dataset(setup, found)
+        found[name, depth] = _followed(clock, f"{name}-{depth}", family)
+    dataset = _dataset(clock, found)
     status = next((family.status for family in reversed(found.values()) if family.status != "ok"), "ok")
-    return _finding(dataset, setup.problem.title, status).attached(dataset)
+    return _finding(dataset, problem.title, status).attached(dataset)
 
 
-def _followed(setup: ProblemSetup, name: str, family: _Family) -> _Found:
-    path = integrate(family.flow, family.states, setup.times, **setup.options(name))
-    z = torch.full((len(setup.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
+def _followed(clock: Clock, name: str, family: _Family) -> _Found:
+    path = integrate(family.flow, family.states, clock.times, **clock.options(name))
+    z = torch.full((len(clock.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
     z[: len(path.z)] = path.z
     verdicts = [family.criterion(state) for state in family.states]
     return _Found(
         z=z.numpy(),
-        distance_closed=_from_closed(setup, name, family, z).numpy(),
+        distance_closed=_from_closed(clock, name, family, z).numpy(),
         law_drift=float(path.drift.max()),
         metric=[str(verdict) for verdict, _ in verdicts],
         metric_change=[change for _, change in verdicts],
@@ -142,22 +151,24 @@ def _followed(setup: ProblemSetup, name: str, family: _Family) -> _Found:
     )
 
 
-def _from_closed(setup: ProblemSetup, name: str, family: _Family, z: Tensor) -> Tensor:
+def _from_closed(clock: Clock, name: str, family: _Family, z: Tensor) -> Tensor:
     """Distance of each start from its closed flow, (T, n); NaN where there is none."""
     gap = torch.full(z.shape[:2], torch.nan, dtype=torch.float64)
     for k, flow in enumerate(family.closed or []):
-        path = integrate(flow, z[0, k], setup.times, **setup.options(f"{name}-closed-{k}"))
+        path = integrate(flow, z[0, k], clock.times, **clock.options(f"{name}-closed-{k}"))
         gap[: len(path.z), k] = torch.linalg.matrix_norm(path.z - z[: len(path.z), k])
     return gap
 
 
-def _profiles(setup: ProblemSetup, n: int, sizes: dict[str, float], generator: torch.Generator) -> dict[str, _Family]:
+def _profiles(
+    problem: Problem, solver: DepthSolver, n: int, sizes: dict[str, float], generator: torch.Generator
+) -> dict[str, _Family]:
     """The families at infinite depth."""
-    z0, loss, nodes = setup.problem.z0, setup.problem.loss, setup.grid.nodes
+    z0, loss, grid = problem.z0, problem.loss, solver.grid
     d = z0.shape[-1]
 
     def criterion(W: Tensor) -> tuple[Verdict, float]:
-        found = depth_criterion(setup.grid, W)
+        found = depth_criterion(grid, W)
         return found.metric, found.size / found.scale
 
     common = random_shift(sizes["shift"], generator)
@@ -165,22 +176,25 @@ def _profiles(setup: ProblemSetup, n: int, sizes: dict[str, float], generator: t
     one = [relaxed_balanced(z0, common, twist) for twist in twists]
     each = [relaxed_balanced(z0, random_shift(sizes["shift"], generator), twist) for twist in twists]
     astray = [Detour(profile, random_direction(d, sizes["detour"], generator)) for profile in one]
-    flow = ContinuousFlow(setup.grid, loss, setup.depth)
+    flow = ContinuousFlow(grid, loss, solver)
     closed: list[Flow] = [IntrinsicFlow(loss, LogMean())] * n
     starts: dict[str, list[Any]] = {"one_shift": one, "any_shift": each, "detour": astray}
     return {
         name: _Family(
-            flow, torch.stack([sample(p, nodes) for p in profiles]), criterion, None if name == "detour" else closed
+            flow,
+            torch.stack([sample(p, grid.nodes) for p in profiles]),
+            criterion,
+            None if name == "detour" else closed,
         )
         for name, profiles in starts.items()
     }
 
 
 def _networks(
-    setup: ProblemSetup, L: int, n: int, sizes: dict[str, float], generator: torch.Generator
+    problem: Problem, L: int, n: int, sizes: dict[str, float], generator: torch.Generator
 ) -> dict[str, _Family]:
     """The families of L Euler layers."""
-    z0, loss = setup.problem.z0, setup.problem.loss
+    z0, loss = problem.z0, problem.loss
     d = z0.shape[-1]
     widths = [d] * (L + 1)
     phi, laws, identity = phi_of(widths), laws_of(widths), torch.eye(d).to(z0)
@@ -223,7 +237,7 @@ def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     return L * (layers - identity)
 
 
-def _dataset(setup: ProblemSetup, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
+def _dataset(clock: Clock, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
     depths = list(dict.fromkeys(depth for _, depth in found))
     of = ("family", "depth")
 
@@ -250,7 +264,7 @@ def _dataset(setup: ProblemSetup, found: dict[tuple[str, int], _Found]) -> xr.Da
         [
             ("family", np.array(list(FAMILIES)), {}),
             axis("depth", depths, "layers; 0 is infinite depth"),
-            time(setup.times),
+            time(clock.times),
         ],
     )
 
@@ -325,7 +339,6 @@ def _verdict(dataset: xr.Dataset) -> str:
 STUDIES.register("initialisations")(
     Study(
         run,
-        setup=ProblemSetup,
         question="Which starts with the same end-to-end map train along the same curve z(t), and does "
         "criterion B tell them from the others?",
     )

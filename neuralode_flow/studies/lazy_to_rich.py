@@ -16,6 +16,7 @@ from ..flows.factorization import FactorizationFlow
 from ..intrinsic.derivatives import jacobian
 from ..intrinsic.systems import System
 from ..intrinsic.systems.balanced_two_layer import balanced_two_layer
+from ..signatures import Seed
 from ..time.integrate import integrate
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study
@@ -35,11 +36,11 @@ class _Trained:
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
     balances: Sequence[float] = (-100.0, -10.0, -1.0, -0.1, -0.01, 0.0, 0.01, 0.1, 1.0, 10.0, 100.0),
     width: int = 5,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Two layers 5-5-5 with UᵀU − VᵀV = λI, one z₀ and one target for all λ, trained to the end.
@@ -49,7 +50,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
     balances : sequence of float
         λ, increasing.
     width : int
@@ -68,28 +69,28 @@ def run(
         lam = real(f"study.balances[{k}]", balance)
         if progress is not None:
             progress(k / len(balances), f"λ = {lam:g}")
-        trained.append(_trained(setup, balanced_two_layer(size, size, size, lam, seed), f"lambda-{k}"))
-    dataset = _dataset(setup, balances, trained)
+        trained.append(_trained(clock, balanced_two_layer(size, size, size, lam, seed), f"lambda-{k}"))
+    dataset = _dataset(clock, balances, trained)
     title = f"Dominé et al. 2025: two λ-balanced layers {size}-{size}-{size} (seed {seed})"
     status = next((network.status for network in reversed(trained) if network.status != "ok"), "ok")
     return _finding(dataset, title, status).attached(dataset)
 
 
-def _trained(setup: Clock, system: System, name: str) -> _Trained:
+def _trained(clock: Clock, system: System, name: str) -> _Trained:
     flow = FactorizationFlow(system.phi, system.loss, system.laws)
-    path = integrate(flow, system.theta, setup.times, **setup.options(name), observe=lambda i, th: th.clone())
+    path = integrate(flow, system.theta, clock.times, **clock.options(name), observe=lambda i, th: th.clone())
     (solution,) = system.checks.values()
     assert path.observed is not None
     first, last = (J @ J.mT for J in (jacobian(system.phi, path.observed[i]) for i in (0, -1)))
     return _Trained(
-        loss=np.pad(path.loss.numpy(), (0, len(setup.times) - len(path.loss)), constant_values=np.nan),
+        loss=np.pad(path.loss.numpy(), (0, len(clock.times) - len(path.loss)), constant_values=np.nan),
         error_z=solution(path.times, path.observed),
         kernel_change=float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)),
         status="ok" if path.ending == "ok" else path.status,
     )
 
 
-def _dataset(setup: Clock, balances: Sequence[float], trained: list[_Trained]) -> xr.Dataset:
+def _dataset(clock: Clock, balances: Sequence[float], trained: list[_Trained]) -> xr.Dataset:
     errors, moved = [network.error_z for network in trained], [network.kernel_change for network in trained]
     return arranged(
         {
@@ -97,7 +98,7 @@ def _dataset(setup: Clock, balances: Sequence[float], trained: list[_Trained]) -
             "error_z": ("balance", errors, "sup over t of the distance of z from the closed solution"),
             "kernel_change": ("balance", moved, "relative change of the tangent kernel M"),
         },
-        [axis("balance", list(balances), "λ"), time(setup.times)],
+        [axis("balance", list(balances), "λ"), time(clock.times)],
     )
 
 
@@ -132,7 +133,6 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
 STUDIES.register("lazy_to_rich")(
     Study(
         run,
-        setup=Clock,
         question="How does the balance λ of two layers move their training between the lazy and the rich regime, and "
         "does the closed solution hold for all of them?",
     )

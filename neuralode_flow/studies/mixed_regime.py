@@ -11,12 +11,14 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
+from ..compat import standard_gamma
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import TwoLayer
 from ..losses import Loss, Quadratic
 from ..orders import LEAST_POINTS, Order, observed_order, relative_noise, said
+from ..signatures import Dimension, Seed
 from ..time.integrate import integrate
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study, whole
@@ -38,14 +40,14 @@ class _Regime:
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
-    dimension: int = 32,
+    dimension: Dimension = 32,
     rank: int = 2,
     products: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
     widths: Sequence[int] = (10_000, 100_000, 1_000_000, 10_000_000),
     repeats: int = 4,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """z = UVᵀ with independent normal entries of variance σ², w columns: UUᵀ and VVᵀ concentrate at σ²w I.
@@ -60,7 +62,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
         Times are in units in which σ²w t is held fixed for σ²w > 1.
     dimension : int
         d; the paper takes 500.
@@ -96,37 +98,37 @@ def run(
             if progress is not None:
                 progress((k + i / len(widths)) / len(products), f"σ²w = {c:g}, w = {w}")
             weights = (c / w) ** 0.5 * torch.stack([_bartlett(w, d, generator) for _ in range(number)])
-            gaps.append(_distances(setup, loss, c, weights, f"{k}-{w}"))
-        regimes.append(_regime(setup, loss, truth, c, widths, gaps, str(k)))
+            gaps.append(_distances(clock, loss, c, weights, f"{k}-{w}"))
+        regimes.append(_regime(clock, loss, truth, c, widths, gaps, str(k)))
     lazy = 1 - float((data * truth).sum() ** 2 / (data.square().sum() * truth.square().sum()))
-    dataset = _dataset(setup, products, widths, regimes, lazy)
+    dataset = _dataset(clock, products, widths, regimes, lazy)
     title = f"Tu, Aranguri, Jacot 2024, figure 1: d = {d}, rank {rank} and noise (seed {seed})"
     scaled_down = "" if d >= 500 else f"d = {d}, rank {rank} in place of 500 and 5"
     return _finding(dataset, [regime.order for regime in regimes], title, scaled_down).attached(dataset)
 
 
-def _distances(setup: Clock, loss: Loss, c: float, weights: Tensor, name: str) -> Tensor:
+def _distances(clock: Clock, loss: Loss, c: float, weights: Tensor, name: str) -> Tensor:
     """Of networks with `weights` at σ²w = c from the closed flow, sup over t: `(n, 2, d, w)` → `(n,)`."""
-    times, flow = setup.times / max(1.0, c), IntrinsicFlow(loss, TwoLayer(2 * c))
-    network = integrate(FactorizationFlow(_product, loss), weights, times, **setup.options(f"network-{name}"))
-    closed = integrate(flow, network.z[0], times, **setup.options(f"closed-{name}"))
+    times, flow = clock.times / max(1.0, c), IntrinsicFlow(loss, TwoLayer(2 * c))
+    network = integrate(FactorizationFlow(_product, loss), weights, times, **clock.options(f"network-{name}"))
+    closed = integrate(flow, network.z[0], times, **clock.options(f"closed-{name}"))
     gap = whole(network, f"networks at σ²w = {c:g}").z - whole(closed, f"flow at σ²w = {c:g}").z
     return torch.linalg.matrix_norm(gap).amax(0)
 
 
 def _regime(
-    setup: Clock, loss: Loss, truth: Tensor, c: float, widths: Sequence[int], gaps: list[Tensor], name: str
+    clock: Clock, loss: Loss, truth: Tensor, c: float, widths: Sequence[int], gaps: list[Tensor], name: str
 ) -> _Regime:
     """What the distances `gaps` of networks by width say, and the closed flow from z = 0 itself."""
-    flow, zero, tight, unit = IntrinsicFlow(loss, TwoLayer(2 * c)), torch.zeros_like(truth), setup.tight(), max(1.0, c)
-    limit = integrate(flow, zero, setup.times / unit, **setup.options(f"zero-{name}"))
+    flow, zero, tight, unit = IntrinsicFlow(loss, TwoLayer(2 * c)), torch.zeros_like(truth), clock.tight(), max(1.0, c)
+    limit = integrate(flow, zero, clock.times / unit, **clock.options(f"zero-{name}"))
     again = integrate(flow, zero, tight.times / unit, **tight.options(f"tight-{name}"))
     what = f"flow at σ²w = {c:g}"
-    gap = setup.time_error(whole(limit, what).z, whole(again, what).z)
+    gap = clock.time_error(whole(limit, what).z, whole(again, what).z)
     error_time = float(torch.linalg.matrix_norm(gap).max())
     errors = [float(gap.square().mean().sqrt()) for gap in gaps]
     noise = np.array([relative_noise(gap) for gap in gaps])
-    order = observed_order(np.array(widths), np.array(errors), setup.floor(error_time), noise)
+    order = observed_order(np.array(widths), np.array(errors), clock.floor(error_time), noise)
     test_error = (torch.linalg.matrix_norm(limit.z - truth) / torch.linalg.matrix_norm(truth)).square()
     shares = torch.linalg.svdvals(limit.z[int(test_error.argmin())])
     return _Regime(
@@ -140,7 +142,7 @@ def _regime(
 
 
 def _dataset(
-    setup: Clock, products: Sequence[float], widths: Sequence[int], regimes: list[_Regime], lazy: float
+    clock: Clock, products: Sequence[float], widths: Sequence[int], regimes: list[_Regime], lazy: float
 ) -> xr.Dataset:
     errors, losses, tests = ([getattr(r, name) for r in regimes] for name in ("error_z", "loss", "test_error"))
     return arranged(
@@ -160,7 +162,7 @@ def _dataset(
         [
             axis("product", list(products), "σ²w"),
             axis("width", list(widths), "width w"),
-            time(setup.times, "training time t max(1, σ²w)"),
+            time(clock.times, "training time t max(1, σ²w)"),
         ],
     )
 
@@ -225,7 +227,7 @@ def _bartlett(w: int, d: int, generator: torch.Generator) -> Tensor:
     B = torch.randn(2 * d, 2 * d, generator=generator, dtype=torch.float64).tril(-1)
     freedom = torch.arange(w, w - 2 * d, -1, dtype=torch.float64)
     # A gamma variable of half the degrees of freedom, doubled, is chi-squared.
-    chi = (2 * torch._standard_gamma(freedom / 2, generator=generator)).sqrt()
+    chi = (2 * standard_gamma(freedom / 2, generator)).sqrt()
     return (B + chi.diag()).reshape(2, d, 2 * d)
 
 
@@ -238,7 +240,6 @@ def _product(weights: Tensor) -> Tensor:
 STUDIES.register("mixed_regime")(
     Study(
         run,
-        setup=Clock,
         question="Do wide two-layer networks with random weights follow the flow of relaxed balanced ones, from the "
         "lazy to the rich regime?",
     )

@@ -17,6 +17,7 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Quadratic
 from ..orders import LEAST_POINTS, Order, observed_order, said
+from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth, time
@@ -28,11 +29,11 @@ _ORDER = 0.03
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
-    depths: Sequence[int] = (25, 50, 100, 200),
+    depths: Depths = (25, 50, 100, 200),
     targets: int = 10,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Layers I + A_i/n from A = 0, d = 2, f(z) = ½‖z − T‖², T = I + randn, gradient flow with learning rate n.
@@ -42,7 +43,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
     depths : sequence of int
         n, increasing, at least three.
     targets : int
@@ -65,12 +66,12 @@ def run(
         if progress is not None:
             progress(k / (1 + len(depths)), f"n = {n}" if n else "limit")
         for name, T in (("within", within), ("beyond", beyond)):
-            paths[name, n] = _trained(setup, n, T, name)
-    gap = setup.time_error(paths["within", 0].z, _trained(setup.tight(), 0, within, "tight").z)
+            paths[name, n] = _trained(clock, n, T, name)
+    gap = clock.time_error(paths["within", 0].z, _trained(clock.tight(), 0, within, "tight").z)
     error_time = float(torch.linalg.matrix_norm(gap).max())
     values = [paths["within", n].z.numpy() for n in (0, *depths)]
     errors = np.stack([np.linalg.norm(z - values[0], axis=(-2, -1)).max(axis=0) for z in values[1:]])
-    found = [observed_order(np.array(depths), column, setup.floor(error_time)) for column in errors.T]
+    found = [observed_order(np.array(depths), column, clock.floor(error_time)) for column in errors.T]
     losses = [torch.stack([paths[name, n].loss for n in (0, *depths)]) for name in ("within", "beyond")]
     stall = torch.linalg.svdvals(beyond)[:, -1] ** 2 / 2
     dataset = arranged(
@@ -82,7 +83,7 @@ def run(
             "loss_beyond": (("network", "time", "target"), losses[1], "loss, det T < 0"),
             "stall": ("target", stall, "½σ_min(T)², the least loss on det z = 0"),
         },
-        [depth(depths, "layers n"), axis("network", [0, *depths], "layers n; 0 is the limit"), time(setup.times)],
+        [depth(depths, "layers n"), axis("network", [0, *depths], "layers n; 0 is the limit"), time(clock.times)],
     )
     return _finding(dataset, found).attached(dataset)
 
@@ -130,19 +131,18 @@ def _targets(number: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack(found[True][:number]), torch.stack(found[False][:number])
 
 
-def _trained(setup: Clock, n: int, T: Tensor, name: str) -> Trajectory:
+def _trained(clock: Clock, n: int, T: Tensor, name: str) -> Trajectory:
     """All targets at once, with n layers, or in the limit for 0."""
     loss, z0 = Quadratic(T), torch.eye(2, dtype=torch.float64)
     flow: Any = FiniteFlow(n, loss) if n else IntrinsicFlow(loss, LogMean())
     start = T.new_zeros(len(T), n, 2, 2) if n else z0.expand(T.shape).clone()
-    path = integrate(flow, start, setup.times, **setup.options(f"{name}-{n}"))
+    path = integrate(flow, start, clock.times, **clock.options(f"{name}-{n}"))
     return whole(path, f"flow of {n} layers" if n else "limit")
 
 
 STUDIES.register("residual_scaling")(
     Study(
         run,
-        setup=Clock,
         question="At which rate do linear residual networks of n layers, trained with learning rate n, tend to their "
         "limit, and what happens where the limit cannot reach the target?",
     )

@@ -15,6 +15,7 @@ from ..flows.factorization import FactorizationFlow
 from ..intrinsic.systems import ClosedFlow
 from ..losses import Quadratic
 from ..orders import observed_order
+from ..signatures import Depths
 from ..time.integrate import integrate
 from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study, whole
@@ -23,9 +24,9 @@ _ORDER, _BOUND = 0.95, 1e-8
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
-    depths: Sequence[int] = (4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    depths: Depths = (4, 8, 16, 32, 64, 128, 256, 512, 1024),
     blocks: int = 6,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -36,7 +37,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
     depths : sequence of int
         S, increasing.
     blocks : int
@@ -53,12 +54,12 @@ def run(
     for k, S in enumerate((0, *depths)):
         if progress is not None:
             progress(k / (1 + len(depths)), f"S = {S}" if S else "limit")
-        curves[S] = _scalar(setup, S)
-    square = float(np.abs(_network(setup, S0) - _scalar(setup, S0)).max())
-    tight = torch.as_tensor(_scalar(setup.tight(), 0, "tight"))
-    error_time = float(setup.time_error(torch.as_tensor(curves[0]), tight).abs().max())
-    dataset = _dataset(setup.times, depths, curves, error_time)
-    return _finding(dataset, S0, square, setup.floor(error_time)).attached(dataset)
+        curves[S] = _scalar(clock, S)
+    square = float(np.abs(_network(clock, S0) - _scalar(clock, S0)).max())
+    tight = torch.as_tensor(_scalar(clock.tight(), 0, "tight"))
+    error_time = float(clock.time_error(torch.as_tensor(curves[0]), tight).abs().max())
+    dataset = _dataset(clock.times, depths, curves, error_time)
+    return _finding(dataset, S0, square, clock.floor(error_time)).attached(dataset)
 
 
 def _dataset(times: Tensor, depths: Sequence[int], curves: dict[int, np.ndarray], error_time: float) -> xr.Dataset:
@@ -102,7 +103,7 @@ def _finding(dataset: xr.Dataset, S0: int, square: float, floor: float) -> Findi
     )
 
 
-def _scalar(setup: Clock, S: int, name: str = "scalar") -> np.ndarray:
+def _scalar(clock: Clock, S: int, name: str = "scalar") -> np.ndarray:
     """r(t) of the equation in r alone; of the limit for S = 0."""
 
     def velocity(r: Tensor, _: Tensor) -> Tensor:
@@ -110,11 +111,11 @@ def _scalar(setup: Clock, S: int, name: str = "scalar") -> np.ndarray:
         return -2 * torch.sqrt(1 + r.square()) * (z + 1) * slope
 
     zero = torch.zeros((), dtype=torch.float64)
-    path = integrate(ClosedFlow(Quadratic(zero), velocity), zero, setup.times, **setup.options(f"{name}-{S}"))
+    path = integrate(ClosedFlow(Quadratic(zero), velocity), zero, clock.times, **clock.options(f"{name}-{S}"))
     return whole(path, f"flow of {S} blocks" if S else "limit").z.numpy()
 
 
-def _network(setup: Clock, S: int) -> np.ndarray:
+def _network(clock: Clock, S: int) -> np.ndarray:
     """r(t) of the trained parameters (u_k, v_k)."""
 
     def phi(theta: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ def _network(setup: Clock, S: int) -> np.ndarray:
 
     start = torch.cat((torch.full((S,), 2**0.5), torch.zeros(S))).double()
     flow = FactorizationFlow(phi, Quadratic(-torch.ones((), dtype=torch.float64)))
-    path = integrate(flow, start, S * setup.times, **setup.options("network"), observe=lambda i, theta: theta.clone())
+    path = integrate(flow, start, S * clock.times, **clock.options("network"), observe=lambda i, theta: theta.clone())
     seen = whole(path, "network").observed
     assert seen is not None
     return (seen[:, 0] * seen[:, S]).numpy()
@@ -132,7 +133,6 @@ def _network(setup: Clock, S: int) -> np.ndarray:
 STUDIES.register("scalar_blocks")(
     Study(
         run,
-        setup=Clock,
         question="Does the training of S factorised residual blocks in a scalar tend to a closed limit as S grows?",
     )
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.grid import DepthGrid
+from ..depth.grid import DepthGrid, Profile
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -23,7 +23,7 @@ from ..orders import relative_noise
 from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .base import Progress, Setup, whole
+from .base import Clock, Progress, whole
 from .parallel import side_by_side
 from .weights import MOST_NUMBERS, MOST_ROWS
 
@@ -73,23 +73,30 @@ class Square:
 
 
 def solve_square(
-    setup: Setup, depths: list[int], layers: list[str], sampling: str, workers: int | None, progress: Progress | None
+    flow: ContinuousFlow,
+    initial: Profile,
+    clock: Clock,
+    depths: list[int],
+    layers: list[str],
+    sampling: str,
+    workers: int | None,
+    progress: Progress | None,
 ) -> Square:
     """Solves all edges, side by side; raises RuntimeError if the reference itself could not be computed."""
-    flows = {(layer, L): FiniteFlow(L, setup.problem.loss, layer, sampling) for layer in layers for L in depths}
+    flows = {(layer, L): FiniteFlow(L, flow.loss, layer, sampling) for layer in layers for L in depths}
     sides = {("square", L): L for L in depths}
-    nodes = len(setup.grid)
+    nodes = len(flow.grid)
     checks = [("doubled", 2 * nodes), ("tight", nodes)]
     meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
-    reference = _reference(setup, meter)
-    shown = ("euler" if "euler" in layers else layers[0]) if _fits(setup, reference, depths) else None
+    reference = _reference(flow, initial, clock, meter)
+    shown = ("euler" if "euler" in layers else layers[0]) if _fits(reference, depths) else None
 
     def edge(key: tuple[str, int]) -> Any:
         if key in sides:
-            return _side_edges(setup, reference, key[1])
+            return _side_edges(reference, clock, key[1])
         if key in checks:
-            return _doubled(setup, reference) if key[0] == "doubled" else _tight(setup, reference)
-        return _top_edge(setup, reference, f"{key[0]}-{key[1]}", flows[key], keep=key[0] == shown)
+            return _doubled(reference, initial, clock) if key[0] == "doubled" else _tight(reference, clock)
+        return _top_edge(reference, initial, clock, f"{key[0]}-{key[1]}", flows[key], keep=key[0] == shown)
 
     edges = {}
     # The checks first: without them nothing else counts.
@@ -103,10 +110,10 @@ def solve_square(
     return Square(reference, depths, layers, {key: edges[key] for key in flows}, corners)
 
 
-def _fits(setup: Setup, reference: Reference, depths: Sequence[int]) -> bool:
+def _fits(reference: Reference, depths: Sequence[int]) -> bool:
     """Whether the layers of one network of each depth are few enough numbers to be kept."""
-    numbers = len(setup.times) * reference.states[0].numel() * len(depths)
-    return numbers <= MOST_NUMBERS and setup.problem.z0.shape[-1] <= MOST_ROWS
+    numbers = reference.path.z.shape[0] * reference.states[0].numel() * len(depths)
+    return numbers <= MOST_NUMBERS and reference.path.z.shape[-1] <= MOST_ROWS
 
 
 class _Meter:
@@ -124,6 +131,7 @@ class _Meter:
 
 
 def check_depths(depths: Sequence[int]) -> list[int]:
+    """Depths that increase; raises ValueError for others."""
     checked = [count("depths", L) for L in depths]
     if not checked or any(b <= a for a, b in zip(checked, checked[1:], strict=False)):
         raise ValueError(f"depths must be a non-empty increasing list of numbers of layers, got {list(depths)}")
@@ -131,9 +139,9 @@ def check_depths(depths: Sequence[int]) -> list[int]:
 
 
 def _solve(
-    setup: Setup, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
+    clock: Clock, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
 ) -> Trajectory:
-    return integrate(flow, state, setup.times, **setup.options(name), observe=observe)
+    return integrate(flow, state, clock.times, **clock.options(name), observe=observe)
 
 
 def _is_whole(path: Trajectory) -> bool:
@@ -141,38 +149,37 @@ def _is_whole(path: Trajectory) -> bool:
     return path.ending in REACHED
 
 
-def _reference(setup: Setup, meter: _Meter) -> Reference:
-    flow = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
-
+def _reference(flow: ContinuousFlow, initial: Profile, clock: Clock, meter: _Meter) -> Reference:
     def keep(_: int, state: Tensor) -> Tensor:
-        meter.step(len(setup.grid) / len(setup.times), "continuous model")
+        meter.step(len(flow.grid) / len(clock.times), "continuous model")
         return state
 
-    path = whole(_solve(setup, "continuous", flow, flow.sample(setup.initial), keep), "continuous model")
+    path = whole(_solve(clock, "continuous", flow, flow.sample(initial), keep), "continuous model")
     states = list(_observed(path))
-    limit = IntrinsicFlow(setup.problem.loss, LogMean())
-    intrinsic = whole(_solve(setup, "intrinsic", limit, path.z[0]), "intrinsic limit")
+    limit = IntrinsicFlow(flow.loss, LogMean())
+    intrinsic = whole(_solve(clock, "intrinsic", limit, path.z[0]), "intrinsic limit")
     return Reference(flow, states, path, intrinsic)
 
 
-def _doubled(setup: Setup, reference: Reference) -> tuple[float, float]:
+def _doubled(reference: Reference, initial: Profile, clock: Clock) -> tuple[float, float]:
     """What the depth grid contributes to the reference: to z, and to W(s) between the nodes."""
-    finer = DepthGrid.gauss(2 * setup.grid.panels, setup.grid.order)
-    flow = ContinuousFlow(finer, setup.problem.loss, setup.depth)
+    grid = reference.flow.grid
+    finer = DepthGrid.gauss(2 * grid.panels, grid.order)
+    flow = ContinuousFlow(finer, reference.flow.loss, reference.flow.depth.on(finer))
 
     def compare(i: int, state: Tensor) -> Tensor:
-        gap = state - setup.grid.interpolate(reference.states[i], finer.nodes)
+        gap = state - grid.interpolate(reference.states[i], finer.nodes)
         return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
 
-    start = flow.sample(setup.initial)
-    path = whole(_solve(setup, "doubled", flow, start, compare), "continuous model on a doubled grid")
+    start = flow.sample(initial)
+    path = whole(_solve(clock, "doubled", flow, start, compare), "continuous model on a doubled grid")
     return distance(path.z, reference.path.z), float(_observed(path).max())
 
 
-def _tight(setup: Setup, reference: Reference) -> float:
+def _tight(reference: Reference, clock: Clock) -> float:
     """What the steps in time contribute to z of the reference."""
-    path = whole(_solve(setup.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
-    return float(torch.linalg.matrix_norm(setup.time_error(reference.path.z, path.z)).max())
+    path = whole(_solve(clock.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
+    return float(torch.linalg.matrix_norm(clock.time_error(reference.path.z, path.z)).max())
 
 
 def distance(z: Tensor, other: Tensor) -> float:
@@ -186,7 +193,9 @@ def _observed(path: Trajectory) -> Tensor:
     return path.observed
 
 
-def _top_edge(setup: Setup, reference: Reference, name: str, flow: FiniteFlow, *, keep: bool) -> Network:
+def _top_edge(
+    reference: Reference, initial: Profile, clock: Clock, name: str, flow: FiniteFlow, *, keep: bool
+) -> Network:
     """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
     nodes, L = reference.flow.grid.nodes, len(flow.nodes)
     at_nodes = (nodes * L).floor().long().clamp(max=L - 1)
@@ -200,16 +209,16 @@ def _top_edge(setup: Setup, reference: Reference, name: str, flow: FiniteFlow, *
         first = state.reshape(-1, *state.shape[-3:])[0]
         return torch.cat((error.unsqueeze(0), first[at_nodes].flatten()))
 
-    path = _solve(setup, name, flow, flow.sample(setup.initial), compare)
+    path = _solve(clock, name, flow, flow.sample(initial), compare)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
     gap = gaps.square().mean(-1).sqrt()
     reached, seen = _is_whole(path), _observed(path)
     layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
     return Network(
-        layers=None if layers is None else _padded(layers, len(setup.times))[0],
-        z=_padded(members, len(setup.times)),
-        loss=_padded(path.loss.reshape(len(members), -1), len(setup.times)),
+        layers=None if layers is None else _padded(layers, len(clock.times))[0],
+        z=_padded(members, len(clock.times)),
+        loss=_padded(path.loss.reshape(len(members), -1), len(clock.times)),
         error_z=float(gap.max()) if reached else np.nan,
         noise_z=relative_noise(gaps[int(gap.argmax())]),
         error_profile=float(seen[:, 0].max()) if reached else np.nan,
@@ -227,19 +236,19 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
     return result
 
 
-def _side_edges(setup: Setup, reference: Reference, L: int) -> tuple[float, float]:
+def _side_edges(reference: Reference, clock: Clock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
     The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L.
     """
-    grid, z0, loss = reference.flow.grid, reference.path.z[0], setup.problem.loss
+    grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
     lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     between = torch.arange(1, L).to(z0) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
-    network = _solve(setup, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
+    network = _solve(clock, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
     limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
-    closed = _solve(setup, f"square-{L}-intrinsic", limit, z0)
+    closed = _solve(clock, f"square-{L}-intrinsic", limit, z0)
     if not (_is_whole(network) and _is_whole(closed)):
         return np.nan, np.nan
     return distance(network.z, closed.z), distance(closed.z, reference.intrinsic.z)

@@ -18,10 +18,12 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..orders import observed_order, said
+from ..problems import Problem
+from ..signatures import Depths, Layers, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth, time
-from .base import STUDIES, ProblemSetup, Progress, Study, whole
+from .base import STUDIES, Clock, Progress, Study, whole
 
 # m for ℓ = 1, 2, to the digits that were derived before.
 DERIVED = {1.0: 1.0453, 2.0: 1.2549}
@@ -29,12 +31,13 @@ _ORDER, _BOUND, _DIGITS, _PLATEAU = 0.05, 1e-8, 5e-5, 2.0
 
 
 def run(
-    setup: ProblemSetup,
+    problem: Problem,
+    clock: Clock,
     *,
-    depths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512),
+    depths: Depths = (8, 16, 32, 64, 128, 256, 512),
     strengths: Sequence[float] = (0.0, 1.0, 2.0),
-    network_depth: int = 8,
-    seed: int = 0,
+    network_depth: Layers = 8,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Layers with U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = ℓ/L · I: their flow tends to m · logmean as L → ∞.
@@ -44,7 +47,8 @@ def run(
 
     Parameters
     ----------
-    setup : ProblemSetup
+    problem : Problem
+    clock : Clock
     depths : sequence of int
         L, increasing.
     strengths : sequence of float
@@ -61,24 +65,27 @@ def run(
     xarray.Dataset
     """
     L0, start = count("study.network_depth", network_depth), count("study.seed", seed, least=0)
-    one = _limit(setup, 1.0, "balanced", "balanced limit").z
+    one = _limit(problem, clock, 1.0, "balanced", "balanced limit").z
     found = []
     for k, strength in enumerate(strengths):
         ell = real(f"study.strengths[{k}]", strength)
         m = factor(ell)
-        fast, again = (_limit(at, m, f"{name}-{k}") for at, name in ((setup, "limit"), (setup.tight(), "tight")))
-        error_time = float(torch.linalg.matrix_norm(setup.time_error(fast.z, again.z)).max())
+        fast = _limit(problem, clock, m, f"limit-{k}")
+        again = _limit(problem, clock.tight(), m, f"tight-{k}")
+        error_time = float(torch.linalg.matrix_norm(clock.time_error(fast.z, again.z)).max())
         distances = []
         for i, L in enumerate(depths):
             if progress is not None:
                 progress((k + i / len(depths)) / len(strengths), f"ℓ = {ell:g}, L = {L}")
-            strong, weak = _closed(setup, ell / L, L, f"{k}-{L}"), _closed(setup, ell / L**2, L, f"{k}-{L}-weak")
+            strong = _closed(problem, clock, ell / L, L, f"{k}-{L}")
+            weak = _closed(problem, clock, ell / L**2, L, f"{k}-{L}-weak")
             distances.append([_apart(strong, fast.z), _apart(weak, one), _apart(strong, one)])
-        layers = _apart(_trained(setup, ell, L0, start, f"layers-{k}"), _closed(setup, ell / L0, L0, f"{k}-own"))
+        trained = _trained(problem, clock, ell, L0, start, f"layers-{k}")
+        layers = _apart(trained, _closed(problem, clock, ell / L0, L0, f"{k}-own"))
         found.append(_Strength(m, fast.loss, error_time, distances, layers))
-    dataset = _dataset(setup.times, depths, strengths, found)
-    square, floor = max(strength.layers for strength in found), setup.floor(float(dataset.error_time.values.max()))
-    return _finding(dataset, setup.problem.title, L0, square, floor).attached(dataset)
+    dataset = _dataset(clock.times, depths, strengths, found)
+    square, floor = max(strength.layers for strength in found), clock.floor(float(dataset.error_time.values.max()))
+    return _finding(dataset, problem.title, L0, square, floor).attached(dataset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,25 +182,25 @@ def _shifts(lam: float, L: int) -> Tensor:
     return lam * torch.arange(L, dtype=torch.float64)
 
 
-def _limit(setup: ProblemSetup, m: float, name: str, what: str = "limit") -> Trajectory:
-    """The flow of m · logmean, at the times of the setup."""
-    flow = IntrinsicFlow(setup.problem.loss, LogMean())
-    return whole(integrate(flow, setup.problem.z0, m * setup.times, **setup.options(name)), what)
+def _limit(problem: Problem, clock: Clock, m: float, name: str, what: str = "limit") -> Trajectory:
+    """The flow of m · logmean, at the times of the clock."""
+    flow = IntrinsicFlow(problem.loss, LogMean())
+    return whole(integrate(flow, problem.z0, m * clock.times, **clock.options(name)), what)
 
 
-def _trained(setup: ProblemSetup, ell: float, L: int, seed: int, name: str) -> Tensor:
+def _trained(problem: Problem, clock: Clock, ell: float, L: int, seed: int, name: str) -> Tensor:
     """z(t) of L layers with λ = ℓ/L that are trained themselves, from random frames."""
-    z0, generator = setup.problem.z0, torch.Generator().manual_seed(seed)
+    z0, generator = problem.z0, torch.Generator().manual_seed(seed)
     layers = relaxed_balanced_layers(z0, _shifts(ell / L, L).to(z0), generator)
-    flow = FiniteFlow(L, setup.problem.loss)
-    return whole(integrate(flow, layers, setup.times, **setup.options(name)), "layers").z
+    flow = FiniteFlow(L, problem.loss)
+    return whole(integrate(flow, layers, clock.times, **clock.options(name)), "layers").z
 
 
-def _closed(setup: ProblemSetup, lam: float, L: int, name: str) -> Tensor:
+def _closed(problem: Problem, clock: Clock, lam: float, L: int, name: str) -> Tensor:
     """z(t) of L layers with the same λ between all of them."""
-    kernel = DividedDifference(shifts=_shifts(lam, L).to(setup.problem.z0), time_scale=1 / L)
-    flow = IntrinsicFlow(setup.problem.loss, kernel)
-    path = integrate(flow, setup.problem.z0, setup.times, **setup.options(name))
+    kernel = DividedDifference(shifts=_shifts(lam, L).to(problem.z0), time_scale=1 / L)
+    flow = IntrinsicFlow(problem.loss, kernel)
+    path = integrate(flow, problem.z0, clock.times, **clock.options(name))
     return whole(path, f"flow of {L} layers").z
 
 
@@ -204,7 +211,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
 STUDIES.register("strong_imbalance")(
     Study(
         run,
-        setup=ProblemSetup,
         question="Which limit do networks have whose layers are out of balance by ℓ/L, and how fast do they reach it?",
+        accepts=("depth",),
     )
 )

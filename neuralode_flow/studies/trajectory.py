@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,73 +12,90 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
+from ..depth import DepthSolver
 from ..depth.grid import Profile
+from ..depth.rules import LAYERS
 from ..finding import Check, Finding
 from ..flows.base import Flow
+from ..flows.capabilities import AtDepths, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
-from ..kernels import LogMean
+from ..kernels import KERNELS, LogMean
+from ..problems import Problem
 from ..registry import Registry
+from ..signatures import Layers, Positive, known
 from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
-from .base import STUDIES, Progress, Setup, Study
+from .base import STUDIES, Clock, Progress, Study
 from .weights import kept, weights
 
 _MOST = 10_000_000  # evaluations of a run that is left alone
 
 # What is trained: each makes a flow and what it starts from.
-MODELS: Registry[Any] = Registry("model")
+Start = tuple[Flow, Tensor | Profile]
+MODELS: Registry[Callable[[ContinuousFlow, Profile, int, str, str], Start]] = Registry("model")
 
 
 @MODELS.register("continuous")
-def _continuous(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
-    return ContinuousFlow(setup.grid, setup.problem.loss, setup.depth), setup.initial
+def _continuous(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
+    return limit, initial
 
 
 @MODELS.register("finite")
-def _finite(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
-    return FiniteFlow(layers, setup.problem.loss, rule), setup.initial
+def _finite(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
+    return FiniteFlow(layers, limit.loss, rule), initial
 
 
 @MODELS.register("intrinsic")
-def _intrinsic(setup: Setup, layers: int, rule: str) -> tuple[Flow, Tensor | Profile]:
-    z0 = ContinuousFlow(setup.grid, setup.problem.loss, setup.depth)
-    return IntrinsicFlow(setup.problem.loss, LogMean()), z0.product(z0.sample(setup.initial))
+def _intrinsic(limit: ContinuousFlow, initial: Profile, layers: int, rule: str, kernel: str) -> Start:
+    return IntrinsicFlow(limit.loss, KERNELS[kernel]()), limit.product(limit.sample(initial))
 
 
 def run(
-    setup: Setup,
+    problem: Problem,
+    initial: Profile,
+    solver: DepthSolver,
+    clock: Clock,
     *,
-    model: str = "continuous",
-    network_depth: int = 64,
-    rule: str = "euler",
+    model: Annotated[str, known(MODELS)] = "continuous",
+    network_depth: Layers = 64,
+    rule: Annotated[str, known(LAYERS)] = "euler",
+    kernel: Annotated[str, known(KERNELS)] = "logmean",
     adapt: bool = True,
     estimate: bool = True,
-    stop_loss: float | None = None,
-    stop_gradient: float | None = None,
-    stop_steady: float | None = None,
-    stop_sigma_min: float | None = None,
-    stop_norm: float | None = None,
+    stop_loss: Positive | None = None,
+    stop_gradient: Positive | None = None,
+    stop_steady: Positive | None = None,
+    stop_sigma_min: Positive | None = None,
+    stop_norm: Positive | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """One training flow to the end, its errors measured, with the intrinsic limit at the same times.
 
     Parameters
     ----------
-    setup : Setup
+    problem : Problem
+    initial : callable
+        Profile W0(s).
+    solver : DepthSolver
+    clock : Clock
     model : {"continuous", "finite", "intrinsic"}
     network_depth : int
         Layers L of the finite model.
     rule : str
         Layer rule of the finite model.
-    adapt, estimate : bool
-        As in `integrate`; the grid of the continuous model may follow W.
+    kernel : str
+        Kernel of the intrinsic model; "logmean" is that of infinite depth.
+    adapt : bool
+        Whether the depth grid of the continuous model follows W, as in `integrate`.
+    estimate : bool
+        Whether a second, more accurate run measures the error in time, as in `integrate`.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
-        Events that end the run.
+        Events that end the run, as in `integrate`.
     progress : callable, optional
         progress(fraction, what).
 
@@ -88,13 +106,36 @@ def run(
     """
     MODELS.check(model)
     count("network_depth", network_depth)
-    flow, start = MODELS[model](setup, network_depth, rule)
+    continuous = ContinuousFlow(solver.grid, problem.loss, solver)
+    flow, start = MODELS[model](continuous, initial, network_depth, rule, kernel)
     wanted = {
         "loss": stop_loss, "gradient": stop_gradient, "steady": stop_steady, "sigma_min": stop_sigma_min,
         "norm": stop_norm,
     }  # fmt: skip
 
-    pace = setup.pace.watch(setup.method)
+    path = integrate(
+        flow,
+        start,
+        clock.times,
+        **{"max_evaluations": _MOST, **clock.options(model), "progress": _told(clock, progress)},
+        stop={name: bound for name, bound in wanted.items() if bound is not None},
+        observe=partial(_first_weights, len(clock.times)) if model != "intrinsic" else None,
+        adapt=adapt and model == "continuous",
+        estimate=estimate,
+    )
+    dataset = _dataset(model, path, _limit(problem, clock, path))
+    if model == "intrinsic":
+        dataset.attrs["kernel"] = kernel
+    if path.observed is not None:
+        dataset = dataset.merge(
+            weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else solver.grid.nodes)
+        )
+    return _finding(dataset, path, problem.title).attached(dataset)
+
+
+def _told(clock: Clock, progress: Progress | None) -> Callable[[Where], None]:
+    """What `integrate` reports to: the clock's pace, and who asked for progress."""
+    pace = clock.pace.watch(clock.method)
 
     def report(where: Where) -> None:
         if pace is not None:
@@ -102,20 +143,7 @@ def run(
         if progress is not None:
             progress(where.fraction, str(where))
 
-    path = integrate(
-        flow,
-        start,
-        setup.times,
-        **{"max_evaluations": _MOST, **setup.options(model), "progress": report},
-        stop={name: bound for name, bound in wanted.items() if bound is not None},
-        observe=partial(_first_weights, len(setup.times)) if model != "intrinsic" else None,
-        adapt=adapt and model == "continuous",
-        estimate=estimate,
-    )
-    dataset = _dataset(model, path, _limit(setup, path))
-    if path.observed is not None:
-        dataset = dataset.merge(weights(_all_weights(path), getattr(flow, "nodes", setup.grid.nodes)))
-    return _finding(dataset, path, setup.problem.title).attached(dataset)
+    return report
 
 
 def _first_weights(times: int, _: int, state: Tensor) -> Tensor | None:
@@ -134,14 +162,14 @@ def _all_weights(path: Trajectory) -> Tensor:
     return torch.cat((path.observed, last.unsqueeze(0)))
 
 
-def _limit(setup: Setup, path: Trajectory) -> np.ndarray:
+def _limit(problem: Problem, clock: Clock, path: Trajectory) -> np.ndarray:
     """The intrinsic limit at the same times; NaN where it was not reached, or the path has several members."""
     if path.z.ndim != 3:
         return np.full(path.z.shape, np.nan)
-    options = setup.options("limit")
+    options = clock.options("limit")
     if path.ending not in (*REACHED, *EVENTS_ASKED):  # it may go on, and then the limit is that at other times
         options["checkpoint"] = None
-    limit = integrate(IntrinsicFlow(setup.problem.loss, LogMean()), path.z[0], path.times, **options)
+    limit = integrate(IntrinsicFlow(problem.loss, LogMean()), path.z[0], path.times, **options)
     z = np.full(path.z.shape, np.nan)
     z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
     return z
@@ -199,7 +227,7 @@ def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
             for name, error in largest.items()
         ),
         numbers={
-            **{name: attrs[name] for name in names},
+            **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
             "reached_time": float(dataset.time[-1]),
             "loss": float(dataset.loss.isel(time=-1).max()),
             "reference_error": largest["distance_from_limit"],
@@ -217,6 +245,8 @@ def _verdict(dataset: xr.Dataset) -> str:
     if "time_error" in dataset:
         errors = f"time error {float(dataset.time_error.max()):.1e}, {errors}"
     ending = attrs["how_it_ended"]
+    if attrs.get("kernel", "logmean") != "logmean":
+        ending = f"{ending} with the kernel {attrs['kernel']}"
     history = f" On the way: {attrs['history']}." if attrs["history"] else ""
     return (
         f"{ending[0].upper()}{ending[1:]} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "

@@ -14,6 +14,7 @@ from ..finding import Check, Claim, Finding
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Completion
+from ..signatures import Dimension, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
@@ -26,13 +27,13 @@ _NODES = 40
 
 
 def run(
-    setup: Clock,
+    clock: Clock,
     *,
-    dimension: int = 6,
+    dimension: Dimension = 6,
     rank: int = 2,
     observed: float = 0.6,
     start: float = 0.1,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Completion of a matrix of low rank by the infinite-depth flow, from a random z₀ of the size `start`.
@@ -42,7 +43,7 @@ def run(
 
     Parameters
     ----------
-    setup : Clock
+    clock : Clock
     dimension : int
         d.
     rank : int
@@ -70,7 +71,7 @@ def run(
     if progress is not None:
         progress(0.0, "infinite depth")
     flow = IntrinsicFlow(Completion(target, mask), LogMean())
-    path = integrate(flow, z0, setup.times, **setup.options("limit"))
+    path = integrate(flow, z0, clock.times, **clock.options("limit"))
     dataset = _dataset(path, target, mask)
     title = f"Cohen, Menon, Veraszto 2023: a {d} × {d} matrix of rank {rank} completed, {observed:.0%} seen"
     return _finding(dataset, title, path.status).attached(dataset)
@@ -153,7 +154,6 @@ def _log_volume_of_metric(z: Tensor) -> Tensor:
 STUDIES.register("volume_form")(
     Study(
         run,
-        setup=Clock,
         question="How does the infinite-depth flow complete a matrix, and what is its volume form along the way?",
     )
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_finite
+from ..flows.capabilities import KeepsSign, offers
 from ..matrices import frobenius, slogdet
 from .base import Control, fixed_steps
 
@@ -31,7 +32,7 @@ class Barrier:
     Parameters
     ----------
     flow : Flow
-        One for which `watched` is true.
+        One that `KeepsSign`, with a square z.
     start : Tensor
         Its initial state.
     control : Control
@@ -114,14 +115,15 @@ class Barrier:
         return self._mobility(at(high))
 
 
-def watched(flow: Any, start: Tensor) -> bool:
-    """Whether a flow has a barrier to be watched: it can say so, and z is a square matrix."""
-    if not hasattr(flow, "keeps_sign"):
-        return False
+def barrier_of(flow: Any, start: Tensor, control: Control, method: Any) -> Barrier | None:
+    """The barrier of a flow that has one to be watched: it can say so, and z is a square matrix."""
+    told = offers(flow, KeepsSign)
+    if not told:
+        return None
     z = flow.product(start)
     square = z.ndim >= 2 and z.shape[-1] == z.shape[-2] and z.ndim == flow.loss(z).ndim + 2
     kept = flow.keeps_sign(start) if square else torch.tensor(False)
-    return kept is None or bool(kept.any())
+    return Barrier(flow, start, control, method) if kept is None or bool(kept.any()) else None
 
 
 def _signs(z: Tensor) -> tuple[Tensor, Tensor]:

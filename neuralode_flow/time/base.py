@@ -1,10 +1,8 @@
-"""What a time method promises, and the watch kept over the velocity while it runs."""
+"""What a time method promises."""
 
 from __future__ import annotations
 
 import math
-import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,16 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import all_finite
-from ..flows.base import Flow
 from ..registry import Registry
-from .endings import Stopped
-from .members import advice, culprits, not_finite, of_members
 
 # What a flow raises when its numbers leave the range in which it can be computed.
 FAILURES = (FloatingPointError, torch.linalg.LinAlgError)
-
-_EPS = sys.float_info.epsilon
 
 # What a method must remember, beside its time and state, to go on to the bit: numbers and arrays by name.
 Memory = Mapping[str, Any]
@@ -177,108 +169,6 @@ def one_step(method: Method) -> bool:
 
 
 METHODS: Registry[Method] = Registry("time method")
-
-
-# With one time asked for more often than this the step size has shrunk to nothing: torchdiffeq guards that by `assert`
-# only, which `python -O` removes. The stages of a step are far fewer; an implicit method asks once per entry of the
-# state for each Jacobian.
-_STAGNATION = 1000
-_JACOBIANS = 20
-
-
-class Watch:
-    """Counts velocity evaluations and stops a run that leaves the finite numbers, its budgets, or the spot.
-
-    Attributes
-    ----------
-    flow : Flow
-        It may be exchanged for the same flow on another depth grid.
-    evaluations, products : int
-        Velocity evaluations and Jacobian–vector products so far.
-    """
-
-    def __init__(
-        self,
-        flow: Flow,
-        max_evaluations: int,
-        max_seconds: float | None = None,
-    ) -> None:
-        self.flow = flow
-        self.max_evaluations = max_evaluations
-        self.max_seconds = max_seconds
-        self.evaluations = 0
-        self.products = 0
-        self.members = torch.Size()  # the leading axes of a batch
-        self.good: Tensor | None = None  # a state at which the velocity can be computed
-        self._started = time.perf_counter()
-        self._last = float("-inf")
-        self._stuck = 0
-
-    def resume(self, evaluations: int, products: int, seconds: float) -> None:
-        """Counts on from what a run had spent before."""
-        self.evaluations, self.products = evaluations, products
-        self._started = time.perf_counter() - seconds
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run, also before it was resumed."""
-        return time.perf_counter() - self._started
-
-    def __call__(self, t: float, state: Tensor) -> Tensor:
-        self._spend(t)
-        self.evaluations += 1
-        if abs(t - self._last) > 8 * _EPS * abs(t):
-            self._stuck, self._last = 0, t
-        self._stuck += 1
-        if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
-            raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        return self._computed(t, self.flow.velocity, state)
-
-    def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """See Velocity; every product counts as one evaluation, which it costs."""
-        linearised = getattr(self.flow, "linearised", lambda _: None)
-        try:
-            derivative = linearised(state)
-        except FAILURES as error:
-            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
-        if derivative is None:
-            return None
-
-        def product(direction: Tensor) -> Tensor:
-            self._spend(t)
-            self.evaluations += 1
-            self.products += 1
-            return self._computed(t, derivative, direction)
-
-        return product
-
-    def _spend(self, t: float) -> None:
-        if self.evaluations >= self.max_evaluations:
-            raise Stopped(
-                "evaluations", f"the budget of {self.max_evaluations} velocity evaluations was used up at t = {t:.6g}"
-            )
-        if self.max_seconds is not None and self.seconds > self.max_seconds:
-            raise Stopped(
-                "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"
-            )
-
-    def _computed(self, t: float, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
-        try:
-            value = work(argument)
-        except FAILURES as error:
-            which = culprits(work, FAILURES, argument, self.good, self.members)
-            raise Stopped(
-                "velocity",
-                f"the velocity{of_members(which)} could not be computed at t = {t:.6g}: {error}{advice(which)}",
-            ) from error
-        if not all_finite(value):
-            which = not_finite(value, self.members)
-            raise Stopped(
-                "not_finite",
-                f"the velocity{of_members(which)} is not finite at t = {t:.6g}: the flow blew up, or its step was too "
-                f"large{advice(which)}",
-            )
-        return value
 
 
 class FixedStepper(Stepper):

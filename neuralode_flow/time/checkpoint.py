@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .endings import Stopped
 from .trajectory import MEMORY, Trajectory, pack, unpack
 
 # What every run remembers beside its method: when its steps ended.
-ENDS = "ends"
+_ENDS = "ends"
 
 
 def digest(state: Tensor) -> str:
@@ -55,6 +56,16 @@ def _differences(saved: Any, now: Any, name: str) -> Iterator[str]:
             yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif repr(saved) != repr(now):  # two NaN are equal here
         yield f"{name} = {saved!r}, now it is {now!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a checkpoint holds: the trajectory so far, the position, the memory of the method, the ends of its steps."""
+
+    reached: Trajectory
+    position: dict[str, Any]
+    memory: Memory
+    ends: list[float]
 
 
 class Checkpoint:
@@ -99,14 +110,14 @@ class Checkpoint:
     def __exit__(self, *_: Any) -> None:
         self._held.close()
 
-    def read(self) -> tuple[Trajectory, dict[str, Any], Memory] | None:
-        """What was saved: the trajectory so far, the position, and the memory of the method; None before the start."""
+    def read(self) -> Saved | None:
+        """What was saved; None before the start."""
         try:
             header, arrays = archive.read(self.path)
         except FileNotFoundError:
             return None
         position = header.get("position")
-        if not isinstance(position, dict) or f"{MEMORY}{ENDS}" not in arrays:
+        if not isinstance(position, dict) or f"{MEMORY}{_ENDS}" not in arrays:
             raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
         for difference in _differences(header.get("settings"), self.settings, ""):
             raise ValueError(
@@ -114,19 +125,20 @@ class Checkpoint:
                 f"path"
             )
         memory = {name.removeprefix(MEMORY): a for name, a in arrays.items() if name.startswith(MEMORY)}
-        return unpack(self.path, header, arrays), position, memory
+        ends = memory.pop(_ENDS).tolist()
+        return Saved(unpack(self.path, header, arrays), position, memory, ends)
 
     def due(self) -> bool:
         """Whether it is time to save."""
         return time.monotonic() >= self._due
 
-    def write(self, reached: Trajectory, position: dict[str, Any], memory: Memory) -> None:
+    def write(self, saved: Saved) -> None:
         """Saves; raises Stopped if that fails, and what was saved before is still there."""
-        header, arrays = pack(reached)
-        header |= {"settings": self.settings, "position": position}
+        header, arrays = pack(saved.reached)
+        header |= {"settings": self.settings, "position": saved.position}
         arrays |= {
             f"{MEMORY}{name}": value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-            for name, value in memory.items()
+            for name, value in {**saved.memory, _ENDS: np.array(saved.ends, dtype=np.float64)}.items()
         }
         try:
             archive.write(self.path, header, arrays, keep=True)
@@ -137,10 +149,3 @@ class Checkpoint:
                 f"what was saved before is untouched",
             ) from error
         self._due = time.monotonic() + self.every
-
-
-def moved(trajectory: Trajectory, like: Tensor) -> dict[str, Tensor]:
-    """The columns and the state of a trajectory on the device of another tensor."""
-    names = ("z", "loss", "drift", "state", "depth_error", "observed", "carried_log_sigma")
-    values = {name: getattr(trajectory, name) for name in names}
-    return {name: value.to(like.device) for name, value in values.items() if isinstance(value, torch.Tensor)}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..matrices import frobenius
 from .base import METHODS, Control, fixed_steps, one_step
-from .depth import MARGIN, round_off
 from .members import of_members
+from .resolution import MARGIN, round_off
 from .trajectory import Trajectory
 
 # A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import positive, real
 from ..flows.base import Flow
+from ..flows.capabilities import KnowsLogSigma, KnowsRate, Leaves, offers
 from ..matrices import frobenius
 from ..registry import Registry
 from .members import of_members
@@ -40,19 +41,19 @@ class Point:
     @property
     def given(self) -> Tensor:
         """The state in the coordinates in which it was given."""
-        return self.z if hasattr(self.flow, "leave") else self.state
+        return self.z if offers(self.flow, Leaves) else self.state
 
     @property
     def rate(self) -> Tensor:
         """Its derivative in time, in the same coordinates."""
-        rate = getattr(self.flow, "rate", None)
-        return self.velocity(self.t, self.state) if rate is None else rate(self.state)
+        flow: object = self.flow
+        return flow.rate(self.state) if offers(flow, KnowsRate) else self.velocity(self.t, self.state)
 
     @property
     def sigma(self) -> Tensor:
         """The singular values of z."""
-        logarithms = getattr(self.flow, "log_sigma", None)
-        return torch.linalg.svdvals(self.z) if logarithms is None else torch.exp(logarithms(self.state))
+        flow: object = self.flow
+        return torch.exp(flow.log_sigma(self.state)) if offers(flow, KnowsLogSigma) else torch.linalg.svdvals(self.z)
 
 
 # An event is a function of a point and of the bound that was asked for; it happens where it falls to zero or below.

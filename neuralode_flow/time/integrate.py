@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, no_derivatives, positive, real
-from ..depth.grid import Profile, Remembered
-from ..files import as_path
+from ..depth.grid import Profile
 from ..flows.base import Flow
-from ..losses import check_derivatives
+from ..flows.capabilities import Carried, offers
 from ..modes import uncompiled
 from ..threads import one_blas_thread
-from .base import FAILURES, METHODS, Control, Watch, fixed_steps
+from .arguments import check_budgets, check_options, checked_control, checked_path, checked_start, output_times
+from .base import METHODS, fixed_steps
 from .checkpoint import Checkpoint, description, digest
-from .depth import FixedDepth, depth_control, sampled, unwarned
 from .endings import EVENTS_ASKED
 from .estimate import Companion
 from .events import checked as checked_events
 from .interrupt import postponed
 from .progress import Report, Throttled, shown
-from .run import Run
+from .records import Observer
+from .resolution import AdaptiveGrid, FixedGrid, Sampled, sampled
+from .run import Surroundings, Task, carried_out
 from .trajectory import Trajectory
-
-Observer = Callable[[int, Tensor], Tensor | None]
+from .watch import Budget
 
 
 class IntegrationError(RuntimeError):
@@ -38,9 +37,6 @@ class IntegrationError(RuntimeError):
     def __init__(self, trajectory: Trajectory) -> None:
         super().__init__(trajectory.status)
         self.trajectory = trajectory
-
-
-_ATOL = 1e-10
 
 
 @uncompiled
@@ -143,191 +139,99 @@ def integrate(
         With ``throw=True``.
     """
     METHODS.check(method)
-    points = _check_times(times)
-    flow, start, profile = _check_start(flow, state)
-    control = _check_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
-    count("max_evaluations", max_evaluations)
-    if max_seconds is not None:
-        positive("max_seconds", max_seconds)
-    if control.step is not None and (points[-1] - points[0]) / control.step > max_evaluations:
-        raise ValueError(
-            f"step = {step:g} takes more steps than max_evaluations = {max_evaluations}: raise one of them"
-        )
-    if control.step is not None and not fixed_steps(METHODS[method]):
-        raise ValueError(
-            f"step = {step:g} is for methods of fixed steps, and {method} chooses its own: leave step out, or use "
-            f"rtol and atol"
-        )
+    points = output_times(times)
+    flow, start, profile = checked_start(flow, state)
+    control = checked_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
+    check_budgets(max_evaluations, max_seconds, control, points, method)
     events = checked_events(stop, points[0])
-    path = _check_path(checkpoint, every)
-    if observe is not None and not callable(observe):
-        raise TypeError(f"observe must be a function (i, state), got {observe!r}")
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"progress must be True, False or a function, got {progress!r}")
-    for name, flag in (("adapt", adapt), ("estimate", estimate), ("throw", throw)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
-
-    given = flow
+    path = checked_path(checkpoint, every)
+    check_options(observe, progress, adapt=adapt, estimate=estimate, throw=throw)
     with torch.no_grad():
-        flow, start, misfit = sampled(flow, start, profile, adapt, control.rtol, control.atol)
-        known = flow, start
-        carrier = None if adapt else getattr(flow, "carrier", lambda: None)()
-        if carrier is not None:
-            flow, start = carrier, carrier.enter(start)
-
-    def run(
-        points: list[float],
-        method: str,
-        control: Control,
-        path: Path | None,
-        goals: list[float] | None = None,
-        spent: float = 0.0,
-    ) -> tuple[Trajectory, list[float]]:
-        """A run and when its steps ended; that of a companion has goals, and neither events nor an observer."""
-        depth = depth_control(flow, adapt, control.rtol, control.atol, misfit)
-        left = None if max_seconds is None else max(0.0, max_seconds - spent)
-        watch = Watch(flow, max_evaluations, left)
-        one = Run(depth, watch, start, points, method, control)
-        if goals is None:
-            one.events, one.observe = events, _on_grid_of(given, depth, observe) if adapt else observe
-        else:
-            one.goals = goals
-        one.progress = Throttled(report)
-        if path is None:
-            return one.whole(), list(one.ends)
-        settings = _settings(*known, points, method, control, stop if goals is None else None, adapt)
-        if goals:
-            settings["steps"] = f"{len(goals)} {digest(torch.tensor(goals))}"
-        with Checkpoint(path, float(every), settings) as one.checkpoint, postponed(True) as one.request:
-            return one.whole(), list(one.ends)
-
+        known = sampled(flow, start, profile, adapt, control.rtol, control.atol)
+        carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
+        moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
-        result, ends = run(points, method, control, path)
+        course = _Course(flow, known, moving[0], adapt, Budget(max_evaluations, max_seconds), float(every), report)
+        task = Task(moving[1], points, method, control, events=events, observe=observe)
+        result, ends = course.run(task, path, stop or {})
         if estimate:
-            better = Companion(flow, method, control, result, ends)
-            # A run that can go on will have another companion.
-            ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == points[-1]
-            companion = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
-            tight, _ = run(
-                result.times.tolist(), better.stand_in, better.control, companion, better.goals, result.stats["seconds"]
-            )
-            result = better.measured(tight)
+            result = course.measured(task, result, ends, path)
     if throw and result.ending not in ("ok", *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
 
 
-def _on_grid_of(given: Any, depth: FixedDepth, observe: Observer | None) -> Observer | None:
-    """An observer that is shown the state on the grid of the given flow, whatever grid it is on."""
-    if observe is None:
-        return None
-    return lambda i, state: observe(i, depth.flow.transfer(state, given.grid))
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """What a run and its companion have in common.
 
+    Attributes
+    ----------
+    given : Flow
+        On the grid of the user, on which states are observed.
+    known : Sampled
+        On a grid that resolves the profile: a checkpoint knows the run by it.
+    flow : Flow
+        The same in the coordinates in which it is integrated.
+    adapt : bool
+    budget : Budget
+    every : float
+        Seconds between two savings.
+    report : callable or None
+    """
 
-def _settings(
-    flow: Flow,
-    start: Tensor,
-    points: list[float],
-    method: str,
-    control: Control,
-    stop: Mapping[str, Any] | None,
-    adapt: bool,
-) -> dict[str, Any]:
-    """What a run is; all of it must be the same for a checkpoint to be taken up."""
-    loss = flow.loss(flow.product(start))
-    return {
-        "flow": description(flow),
-        "state": f"{start.dtype} {description(start)}",
-        "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
-        "times": f"{len(points)} from {points[0]:g} to {points[-1]:g} {digest(torch.tensor(points))}",
-        "method": method,
-        "rtol": control.rtol,
-        "atol": control.atol,
-        "step": control.step,
-        "stop": {name: description(bound) for name, bound in (stop or {}).items()},
-        "adapt": adapt,
-    }
+    given: Any
+    known: Sampled
+    flow: Any
+    adapt: bool
+    budget: Budget
+    every: float
+    report: Report | None
 
+    def run(
+        self, task: Task, path: Path | None, stop: Mapping[str, Any], spent: float = 0.0
+    ) -> tuple[Trajectory, list[float]]:
+        """A trajectory and when its steps ended, after `spent` seconds of the budget."""
+        control = task.control
+        grid = (AdaptiveGrid if self.adapt else FixedGrid)(self.flow, control.rtol, control.atol, self.known.misfit)
+        if self.adapt and task.observe is not None:
+            task = replace(task, observe=self._on_given_grid(task.observe, grid))
+        most, seconds = self.budget
+        budget = Budget(most, None if seconds is None else max(0.0, seconds - spent))
+        with ExitStack() as held:
+            checkpoint = None
+            if path is not None:
+                checkpoint = held.enter_context(Checkpoint(path, self.every, self._settings(task, stop)))
+            request = held.enter_context(postponed(path is not None))
+            return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)))
 
-def _check_times(times: Tensor | Sequence[float]) -> list[float]:
-    try:
-        values = torch.as_tensor(times)
-        if values.dtype == torch.bool or values.is_complex():
-            raise TypeError(f"entries of kind {values.dtype}")
-        values = values.to(torch.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"times must be a sequence of real numbers, got {times!r} ({error})") from error
-    if values.ndim != 1:
-        raise ValueError(f"times must have shape (T,), got {tuple(values.shape)}")
-    points = float_tensor("times", values)
-    steps = torch.diff(points)
-    if not bool((steps > 0).all()):
-        i = int((steps <= 0).nonzero()[0])
-        raise ValueError(f"times must increase strictly, got {points[i]:.6g} followed by {points[i + 1]:.6g}")
-    return points.tolist()
+    def measured(self, task: Task, result: Trajectory, ends: list[float], path: Path | None) -> Trajectory:
+        """The trajectory with its error in time, from a companion, which has neither events nor an observer."""
+        better = Companion(self.flow, task.method, task.control, result, ends)
+        # A run that can go on will have another companion.
+        ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == task.points[-1]
+        file = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
+        companion = Task(task.start, result.times.tolist(), better.stand_in, better.control, better.goals)
+        return better.measured(self.run(companion, file, {}, result.stats["seconds"])[0])
 
+    def _on_given_grid(self, observe: Observer, grid: FixedGrid) -> Observer:
+        """An observer that is shown the state on the grid of the given flow, whatever grid it is on."""
+        return lambda i, state: observe(i, grid.flow.transfer(state, self.given.grid))
 
-def _check_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Profile | None]:
-    """The flow, its initial state, and the function of depth that it is sampled from, if any."""
-    missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
-    if isinstance(flow, type):
-        raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
-    if missing:
-        raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
-    profile = None if isinstance(state, Tensor) or not callable(state) else Remembered(state)
-    start: Any = state
-    if profile is not None and hasattr(flow, "sample"):
-        start = unwarned(flow, profile)
-    elif profile is not None:
-        raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
-    if isinstance(start, Tensor):
-        no_derivatives("state", start)
-    _check_numbers(flow)
-    if profile is None:
-        flow.check(start)
-    recorded = False
-    with suppress(*FAILURES):  # the run tells of them
-        z = flow.product(start)
-        recorded = torch.is_grad_enabled() and flow.loss(z).requires_grad
-        check_derivatives(flow.loss, z.detach())
-    if recorded:
-        raise TypeError(
-            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
-            "time: detach that tensor, or call integrate under torch.no_grad()"
-        )
-    return flow, start.detach(), profile
-
-
-def _check_numbers(flow: Flow) -> None:
-    """Raises where derivatives are taken for a tensor of the flow, its loss, kernel, grid or depth solver."""
-    own = getattr(flow, "__dict__", {})
-    for owner, part in [("flow", flow), *((f"flow.{name}", part) for name, part in own.items())]:
-        for name, tensor in getattr(part, "__dict__", {}).items():
-            if isinstance(tensor, Tensor):
-                no_derivatives(f"{owner}.{name}", tensor)
-
-
-def _check_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
-    wanted = {"rtol": positive("rtol", rtol), "atol": _ATOL if atol is None else positive("atol", atol)}
-    raised = []
-    eps = torch.finfo(start.dtype).eps
-    for name, floor in (("rtol", 100 * eps), ("atol", eps * float(start.abs().max().clamp(min=1.0)))):
-        if wanted[name] < floor:
-            if name == "rtol" or atol is not None:
-                raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
-            wanted[name] = floor
-    if raised and not fixed:
-        warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
-    return Control(**wanted, step=None if step is None else positive("step", step))
-
-
-def _check_path(checkpoint: str | Path | None, every: float) -> Path | None:
-    if real("every", every) < 0:
-        raise ValueError(f"every must be at least 0 seconds, got {every!r}")
-    if checkpoint is None:
-        return None
-    path = as_path("checkpoint", checkpoint)
-    if path.is_dir() or str(checkpoint).endswith("/"):
-        raise ValueError(f"checkpoint={checkpoint} is a folder; give a file in it, such as {path / 'run.npz'}")
-    return path
+    def _settings(self, task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run is; all of it must be the same for a checkpoint to be taken up."""
+        flow, start, points, goals = self.known.flow, self.known.start, task.points, task.goals
+        loss = flow.loss(flow.product(start))
+        settings = {
+            "flow": description(flow),
+            "state": f"{start.dtype} {description(start)}",
+            "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
+            "times": f"{len(points)} from {points[0]:g} to {points[-1]:g} {digest(torch.tensor(points))}",
+            "method": task.method,
+            "rtol": task.control.rtol,
+            "atol": task.control.atol,
+            "step": task.control.step,
+            "stop": {name: description(bound) for name, bound in stop.items()},
+            "adapt": self.adapt,
+        }
+        return settings | ({"steps": f"{len(goals)} {digest(torch.tensor(goals))}"} if goals else {})

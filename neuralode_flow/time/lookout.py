@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf, isnan
-from typing import Any
 
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from .base import FAILURES, Stepper, Velocity
 from .endings import Stopped
 from .events import Point, Stop
+from .resolution import FixedGrid
 
 # Inside a step an event is looked at in these parts of it, on the sketch that the method makes.
 _PARTS = (0.25, 0.5, 0.75)
@@ -26,6 +26,14 @@ _AROUND, _REPEATED = 0.1, 12
 _MONOTONE = ("loss", "time")
 
 
+class Happened(Stopped):
+    """A run has come to an event that was asked for, at a point on its way."""
+
+    def __init__(self, event: Stop, point: Point, *, start: bool = False) -> None:
+        super().__init__(event.code, event.sentence(point, start=start))
+        self.t, self.state = point.t, point.state
+
+
 class Lookout:
     """Looks out for events, step by step.
 
@@ -33,19 +41,19 @@ class Lookout:
     ----------
     events : sequence of Stop
     velocity : Velocity
-    flow : callable
-        () → the flow on its present grid.
+    grid : FixedGrid
+        It has the flow.
     """
 
-    def __init__(self, events: Sequence[Stop], velocity: Velocity, flow: Callable[[], Any]) -> None:
+    def __init__(self, events: Sequence[Stop], velocity: Velocity, grid: FixedGrid) -> None:
         self.events = events
         self.velocity = velocity
-        self.flow = flow
+        self.grid = grid
         self._values: dict[int, tuple[float, float]] = {}  # of each event, when and how high it was last
 
     def point(self, stepper: Stepper, t: float) -> Point:
         """The state inside the last step."""
-        return Point(self.flow(), self.velocity, t, stepper.at(t))
+        return Point(self.grid.flow, self.velocity, t, stepper.at(t))
 
     def value(self, event: Stop, point: Point) -> float:
         """What an event is worth; raises Stopped where it cannot be computed."""
@@ -59,9 +67,12 @@ class Lookout:
             )
         return value
 
-    def at_start(self, point: Point) -> Stop | None:
-        """The first event in their order that has happened at the start."""
-        return next((event for event in self.events if self.value(event, point) <= 0), None)
+    def at_start(self, t: float, state: Tensor) -> None:
+        """Ends the run at the first event in their order that has happened at the start."""
+        here = Point(self.grid.flow, self.velocity, t, state)
+        event = next((event for event in self.events if self.value(event, here) <= 0), None)
+        if event is not None:
+            raise Happened(event, here, start=True)
 
     def inside(self, stepper: Stepper, before: float) -> tuple[float, Stop] | None:
         """Time and event of the first one that happens inside the last step."""
@@ -84,7 +95,7 @@ class Lookout:
             below = self._dip(event, stepper, (before, first), (after, last))
         if below is None and last <= 0:
             below = after
-        return None if below is None else _root(falls, before, below, after)
+        return None if below is None else _root(falls, before, below)
 
     def _dip(self, event: Stop, stepper: Stepper, start: tuple[float, float], end: tuple[float, float]) -> float | None:
         """A time inside the step at which the event has happened, though perhaps it has not at the end of it.
@@ -101,7 +112,7 @@ class Lookout:
 
         def sketched(t: float) -> float:
             try:
-                value = event.falls(Point(self.flow(), slope, t, stepper.sketch(t)))
+                value = event.falls(Point(self.grid.flow, slope, t, stepper.sketch(t)))
             except (*FAILURES, TypeError, ValueError):
                 return inf  # a sketch may leave the maps on which the event is defined
             return inf if isnan(value) else value
@@ -151,7 +162,7 @@ def _valleys(values: list[float]) -> list[tuple[int, int]]:
     return found
 
 
-def _root(falls: Callable[[float], float], before: float, below: float, after: float) -> float:
+def _root(falls: Callable[[float], float], before: float, below: float) -> float:
     """The far side of a root between `before`, where `falls` is above zero, and `below`, where it is not."""
     span = below - before
     at = float(brentq(falls, before, below, xtol=1e-12 * span, rtol=1e-12))

@@ -11,7 +11,7 @@ _NAMED = 4
 
 
 def of_members(which: Tensor) -> str:
-    """ " of member 3 of 8", from booleans over the leading axes `(...)`; empty without any, or without a True."""
+    """As in " of member 3 of 8", from booleans over the leading axes `(...)`; empty without any, or without a True."""
     if which.ndim == 0 or not bool(which.any()):
         return ""
     shape = tuple(which.shape)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flows.capabilities import KeepsOrientation, offers
 from ..matrices import slogdet
 from .base import FAILURES
 from .members import of_members
@@ -42,7 +43,8 @@ def out_of_reach(
         Losses that the run was to reach.
     """
     least = getattr(flow.loss, "boundary", lambda: None)()
-    if least is None or not getattr(flow, "keeps_orientation", False) or bool(least.isnan().all()):
+    keeps = offers(flow, KeepsOrientation) and flow.keeps_orientation
+    if least is None or not keeps or bool(least.isnan().all()):
         return None
     first, last = columns["loss"][0], columns["loss"][-1]
     least = torch.where(slogdet(columns["z"][0])[0] > 0, least, torch.nan)

@@ -12,10 +12,23 @@ import pytest
 import xarray as xr
 
 from neuralode_flow.app.main import main
-from neuralode_flow.studies import STUDIES, Study
+from neuralode_flow.depth import DepthSolver
+from neuralode_flow.depth.grid import Profile
+from neuralode_flow.problems import Problem
+from neuralode_flow.signatures import Depths
+from neuralode_flow.studies import STUDIES, Clock, Study
 
 
-def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=None) -> xr.Dataset:
+def fake_run(
+    problem: Problem,
+    initial: Profile,
+    solver: DepthSolver,
+    clock: Clock,
+    *,
+    end: str = "ok",
+    depths: Depths = (4, 8),
+    progress: object = None,
+) -> xr.Dataset:
     progress(0.5, "half")
     if end == "warn":
         for _ in range(2):
@@ -34,7 +47,7 @@ def fake_run(setup, *, end: str = "ok", depths: list[int] = (4, 8), progress=Non
     errors = [[1 / depth for depth in depths]]
     return xr.Dataset(
         {"error_z": (("rule", "depth"), errors)},
-        coords={"rule": ["euler"], "depth": list(depths), "time": setup.times.numpy()},
+        coords={"rule": ["euler"], "depth": list(depths), "time": clock.times.numpy()},
         attrs={"status": "ok" if end.endswith("once") or end == "warn" else end},
     )
 

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 import neuralode_flow as nf
 from neuralode_flow import results

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from neuralode_flow.app.groups import text
 from neuralode_flow.app.main import GROUPS
-from neuralode_flow.app.schema import Depth, Machine, Time, fields_of
+from neuralode_flow.app.schema import Depth, Machine, Time
 from neuralode_flow.depth import DEPTH_SOLVERS
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.intrinsic.systems import SYSTEMS
 from neuralode_flow.problems import PROBLEMS
+from neuralode_flow.signatures import settings
 from neuralode_flow.studies import STUDIES
 
 CONF = files("neuralode_flow.conf")
@@ -39,10 +41,13 @@ REGISTERED = [
 
 
 @pytest.mark.parametrize(("group", "name", "builder"), REGISTERED, ids=[f"{g}={n}" for g, n, _ in REGISTERED])
-def test_every_registered_name_has_a_file_with_the_defaults_of_its_signature(group, name, builder):
-    fields = {key: "???" if p.default is p.empty else p.default for key, p in fields_of(builder).items()}
+def test_every_registered_name_has_a_file_made_from_its_signature(group, name, builder):
+    fields = {key: "???" if p.default is p.empty else p.default for key, p in settings(builder).items()}
     defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
     assert load(group, name) == {"name": name, **defaults}
+    written = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+    assert written == text(group, name), "run .venv/bin/python -m neuralode_flow.app.groups"
+    assert not written.startswith("# \n"), f"the builder of {group}={name} needs a docstring"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def test_every_file_is_of_a_registered_name(group, registry):
     assert names(group) == set(registry)
 
 
-FIELDS = ("out", "device", "threads", "resume", "save_every", "plugins")
+FIELDS = ("out", "device", "threads", "resume", "save_every", "figures", "plugins")
 
 
 def test_the_schema_has_the_defaults_of_the_files():

@@ -12,7 +12,7 @@ import neuralode_flow as nf
 
 SWEEP = [
     "-m", "problem=teacher", "problem.dimension=2", "problem.seed=0,1", "study.depths=[4]", "study.layers=[euler]",
-    "study.workers=1", "time.samples=3",
+    "study.workers=1", "time.samples=3", "figures=none",
 ]  # fmt: skip
 
 PLUGIN = """

@@ -120,3 +120,28 @@ def test_a_rule_that_does_not_do_what_it_declares_ends_with_status_1_and_its_nam
     ended = neuralode_flow(tmp_path, "problem=teacher", *arguments, "plugins=[spoilt]")
     assert ended.returncode == 1
     assert words in ended.stderr
+
+
+def test_a_study_of_a_plugin_is_chosen_as_a_group_alone_in_a_sweep_and_in_workers(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        """
+import xarray as xr
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Clock, Study
+
+def run(clock: Clock, *, seed: int = 0, progress: object = None):
+    return Finding(study="mine", problem="p", status="ok", verdict="v", numbers={"seed": seed}).attached(xr.Dataset())
+
+STUDIES.register("mine")(Study(run))
+"""
+    )
+    ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "resume=one")
+    assert ended.returncode == 0, ended.stderr
+    line = ["-m", "study=mine", "study.seed=1,2", "plugins=[mine]", "hydra/launcher=joblib", "resume=two"]
+    ended = neuralode_flow(tmp_path, *line)
+    assert ended.returncode == 0, ended.stderr
+    records = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two/0", "two/1")]
+    assert [record["seed"] for record in records] == [0, 1, 2]
+    ended = neuralode_flow(tmp_path, "study=mien", "plugins=[mine]")
+    assert ended.returncode == 2
+    assert "did you mean 'mine'?" in ended.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from jinja2 import UndefinedError
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -131,6 +132,11 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     assert "& <script>" not in page
     assert "a < b & <script>" in outline.text
     assert "x: <script>alert(1)</script>" in outline.text
+
+
+def test_a_page_that_is_not_given_all_its_parts_is_not_written() -> None:
+    with pytest.raises(UndefinedError, match="'good' is undefined"):
+        report.page("report.html", title="A title")
 
 
 def test_a_failure_is_not_hidden(tmp_path: Path) -> None:

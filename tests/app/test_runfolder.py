@@ -1,11 +1,13 @@
 """Folders belong to one run, and files are written whole or not at all."""
 
 import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neuralode_flow.app.runfolder import claim, discard_if_empty, held
+from neuralode_flow.app.runfolder import claim, differences, discard_if_empty, held, in_use
 from neuralode_flow.files import InUse, atomic_path, atomic_write, locked
 
 
@@ -116,3 +118,47 @@ def test_a_lock_that_its_holder_has_removed_is_none(tmp_path, monkeypatch):
         assert len(opened) == 2
         with pytest.raises(InUse), locked(path, patience=0.0):
             pass
+
+
+def test_a_run_from_before_a_setting_was_added_goes_on_unless_that_changes_it():
+    before = {"study": {"name": "trajectory", "model": "intrinsic"}}
+    same = {"study": {"name": "trajectory", "model": "intrinsic", "kernel": "logmean"}, "figures": "none"}
+    other = {"study": {"name": "trajectory", "model": "intrinsic", "kernel": "two_layer"}}
+    assert differences(before, same) == []
+    assert differences(before, other) == ["study.kernel was None and is two_layer"]
+
+
+def held_by(path):
+    """A process that holds a lock and has a child, both of which sleep: their numbers."""
+    receive, send = os.pipe()
+    if not (holder := os.fork()):
+        try:
+            with locked(path):
+                child = os.fork()
+                if child:
+                    os.write(send, str(child).encode())
+                time.sleep(60)
+        finally:
+            os._exit(0)
+    child = int(os.read(receive, 20))
+    os.close(receive)
+    os.close(send)
+    return holder, child
+
+
+def test_a_lock_ends_with_its_process_and_the_children_of_that_when_they_are_killed(tmp_path):
+    holder, child = held_by(tmp_path / ".lock")
+    assert in_use(tmp_path)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert in_use(tmp_path)  # a worker of a run that was killed
+    os.kill(child, signal.SIGKILL)
+    with locked(tmp_path / ".lock"):  # once it has ended
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+
+
+def test_a_lock_does_not_make_a_folder_that_was_removed_anew(tmp_path):
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "gone" / ".lock"):
+        pass
+    assert not (tmp_path / "gone").exists()

@@ -44,6 +44,7 @@ def waits(inputs, outputs, readin=None, readout=None):
 SWEEP = [
     "-m", "problem=linnerud", "problem.loss=waits", "study=trajectory", "study.model=finite", "study.network_depth=3",
     "study.estimate=false", "time.method=dopri5", "time.samples=3", "time.rtol=1e-9", "save_every=0", "plugins=[waits]",
+    "figures=none",
     "time.horizon=" + ",".join(f"{1 + i / 8}" for i in range(MEMBERS)),
 ]  # fmt: skip
 ON_SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null", "resume=sweep"]

@@ -20,11 +20,11 @@ from neuralode_flow.studies import STUDIES, Study
 from neuralode_flow.studies.base import Clock
 
 
-def run(setup, *, seed: int = 0, progress=None):
+def run(clock: Clock, *, seed: int = 0, progress: object = None):
     return Finding(study="short", problem="b = u² − v²", status="ok", verdict="All is well.").attached(xr.Dataset())
 
 
-STUDIES.register("short")(Study(run, setup=Clock))
+STUDIES.register("short")(Study(run))
 """
 RUN = "-m neuralode_flow ~study +study.name=short plugins=[short] out=runs"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

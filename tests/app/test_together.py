@@ -23,7 +23,7 @@ INTERLEAVINGS = int(os.environ.get("NEURALODE_FLOW_INTERLEAVINGS", "2"))
 SETTINGS = [
     "problem=teacher", "problem.dimension=3", "study=trajectory", "study.model=finite", "study.network_depth=24",
     "study.estimate=false", "time.method=dopri5", "time.horizon=12", "time.samples=7", "time.rtol=1e-9",
-    "save_every=0.01",
+    "save_every=0.01", "figures=none",
 ]  # fmt: skip
 LAUNCHERS = {
     "basic": [],

@@ -156,7 +156,7 @@ def test_right_kernels_are_not_refused():
         nf.IntrinsicFlow(nf.Quadratic(torch.eye(3)), kernel)
     shifts = [c * torch.linspace(0, 1, L) for c in (0.0, 1.0, 1e8) for L in (1, 2, 50)]
     for kernel in (nf.LogMean(), nf.TwoLayer(0.0), nf.TwoLayer(1e8), *map(nf.DividedDifference, shifts)):
-        kernels._check_values_of("kernel", kernel)
+        kernels.base._check_values_of("kernel", kernel)
 
 
 def roots_in_many_digits(sigma, shifts):

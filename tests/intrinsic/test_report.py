@@ -11,7 +11,7 @@ from neuralode_flow.depth.grid import sample
 from neuralode_flow.initial import Detour, random_direction
 from neuralode_flow.intrinsic import count_laws, depth_criterion, quadratic_laws, report
 from neuralode_flow.intrinsic.derivatives import jacobian
-from neuralode_flow.intrinsic.ranks import kernel, rank_of
+from neuralode_flow.intrinsic.ranks import null_space, rank_of
 from neuralode_flow.intrinsic.systems.linear_network import independent_laws, laws_of, phi_of
 
 SHAPES = {(3, 3, 3): True, (3, 2, 3): True, (4, 2, 4): True, (5, 4, 3): True, (3, 3, 2): True, (4, 2, 3): False}
@@ -250,7 +250,7 @@ def test_too_many_unknowns_and_bad_numbers_are_refused():
 
 
 def test_a_kernel_is_orthonormal_and_complete():
-    basis, rank = kernel(randn(3, 5, seed=0))
+    basis, rank = null_space(randn(3, 5, seed=0))
     assert basis.shape == (5, 2)
     assert rank.verdict == 3
     torch.testing.assert_close(basis.mT @ basis, torch.eye(2))

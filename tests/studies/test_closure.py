@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import clock
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -12,16 +13,12 @@ from neuralode_flow.flows.intrinsic import IntrinsicFlow
 from neuralode_flow.intrinsic.systems import ClosedFlow
 from neuralode_flow.kernels import LogMean
 from neuralode_flow.studies import STUDIES
-from neuralode_flow.studies.base import SystemSetup
 
 STUDY = STUDIES["closure"]
 
 
 def study(system, horizon=1.0, samples=5):
-    setup = SystemSetup(
-        system=system, times=torch.linspace(0, horizon, samples), method="DOP853", rtol=1e-11, atol=1e-13
-    )
-    return STUDY.run(setup)
+    return STUDY.run(system, clock(horizon, samples, rtol=1e-11, atol=1e-13))
 
 
 @pytest.mark.parametrize("name", nf.SYSTEMS)
@@ -106,10 +103,8 @@ def test_the_comparison_of_a_relu_network_ends_at_the_first_switch():
 
 
 def test_a_flow_that_ends_early_gives_the_status():
-    setup = SystemSetup(
-        system=nf.SYSTEMS["diagonal"](), times=torch.linspace(0, 1, 3), method="rk4", rtol=1e-8, atol=1e-8, step=0.5
-    )
-    summary = STUDY.summarise(STUDY.run(setup))
+    coarse = clock(1.0, 3, method="rk4", rtol=1e-8, atol=1e-8, step=0.5)
+    summary = STUDY.summarise(STUDY.run(nf.SYSTEMS["diagonal"](), coarse))
     assert "finite" in summary["status"]
     assert not summary["passed"]
 

@@ -4,39 +4,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small import clock
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
-from neuralode_flow.studies import STUDIES, Setup, convergence, square
+from neuralode_flow.studies import STUDIES, convergence, square
 from neuralode_flow.studies.convergence import run, summarise
 from neuralode_flow.studies.weights import kept
 
 
-def setup(problem="teacher", initial="relaxed_balanced", samples=5, **changes):
+def inputs(problem="teacher", initial="relaxed_balanced", samples=5, grid=None, **changes):
     made = (
         problem
         if isinstance(problem, Problem)
         else PROBLEMS[problem](**({"dimension": 3} if problem == "teacher" else {}))
     )
-    fields = {
+    return {
         "problem": made,
         "initial": INITIALS[initial](made.z0),
-        "grid": nf.DepthGrid.gauss(4, 8),
-        "depth": "collocation",
-        "times": torch.linspace(0, 2, samples),
-        "method": "DOP853",
-        "rtol": 1e-10,
-        "atol": 1e-12,
+        "solver": nf.Collocation(grid or nf.DepthGrid.gauss(4, 8)),
+        "clock": clock(2.0, samples, **changes),
     }
-    return Setup(**(fields | changes))
 
 
 @pytest.fixture(scope="module")
 def dataset():
     fractions = []
-    dataset = run(setup(), depths=[8, 16, 32, 64], progress=lambda fraction, what: fractions.append(fraction))
+    dataset = run(**inputs(), depths=[8, 16, 32, 64], progress=lambda fraction, what: fractions.append(fraction))
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert fractions[0] < 0.5
@@ -69,7 +65,7 @@ def test_a_velocity_that_breaks_the_law_shows_in_any_mode(dataset, mode, monkeyp
     high = slice(4, None)  # the lower ones are moved by errors in time
     assert all(a < b for a, b in zip(honest["law_drift_modes"][high], honest["law_drift_bounds"][high], strict=True))
     monkeypatch.setattr(nf.ContinuousFlow, "velocity", pushed)
-    summary = summarise(run(setup(samples=2), depths=[4], layers=["euler"]))
+    summary = summarise(run(**inputs(samples=2), depths=[4], layers=["euler"]))
     assert summary["law_drift"] > 0.05
     assert summary["law_drift_modes"][mode] > 100 * summary["law_drift_bounds"][mode]
 
@@ -95,7 +91,7 @@ def test_the_weights_are_kept_and_give_the_stored_maps(dataset):
 
 def test_large_weights_are_kept_by_their_singular_values():
     problem = PROBLEMS["teacher"](dimension=17)
-    made = run(setup(problem, samples=2, grid=nf.DepthGrid.gauss(1, 12)), depths=[2], layers=["euler"])
+    made = run(**inputs(problem, samples=2, grid=nf.DepthGrid.gauss(1, 12)), depths=[2], layers=["euler"])
     assert made.W_singular_values.dims == ("time", "s", "mode")
     assert made.W_singular_values.shape == (2, 12, 17)
     assert "W" not in made
@@ -120,7 +116,7 @@ def test_the_summary_is_a_flat_record_that_json_takes(dataset):
 
 
 def test_the_control_is_reported_as_leaving_the_intrinsic_curve():
-    summary = summarise(run(setup(initial="control"), depths=[8, 16], layers=["exp"]))
+    summary = summarise(run(**inputs(initial="control"), depths=[8, 16], layers=["exp"]))
     assert summary["relaxed_balanced"] is False
     assert summary["intrinsic_gap"] > 0.01
     assert summary["verdict"].startswith("The initialisation is not relaxed balanced")
@@ -128,14 +124,14 @@ def test_the_control_is_reported_as_leaving_the_intrinsic_curve():
 
 
 def test_rough_layers_are_averaged_over_members():
-    dataset = run(setup(initial="rough", rtol=1e-7, atol=1e-9), depths=[16, 64, 256], layers=["euler", "cayley"])
+    dataset = run(**inputs(initial="rough", rtol=1e-7, atol=1e-9), depths=[16, 64, 256], layers=["euler", "cayley"])
     assert dataset.sizes["member"] == 16
     assert dataset.order.values == pytest.approx([0.5, 0.5], abs=0.15)
 
 
 @pytest.mark.parametrize("problem", ["linnerud", "breast_cancer"])
 def test_real_problems_meet_the_limit_at_the_default_tolerance(problem):
-    summary = summarise(run(setup(problem), depths=[4, 8], layers=["euler"]))
+    summary = summarise(run(**inputs(problem), depths=[4, 8], layers=["euler"]))
     assert summary["reference_error"] < 1e-9
 
 
@@ -144,7 +140,7 @@ def test_a_reference_that_blows_up_is_an_error_with_its_cause():
         "unbounded", "a loss without a minimum", nf.Custom(lambda z: -z.square().sum().square()), torch.eye(2)
     )
     with pytest.raises(RuntimeError, match="the continuous model could not be computed: .* at t = "):
-        run(setup(problem=unbounded), depths=[4])
+        run(**inputs(problem=unbounded), depths=[4])
 
 
 def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
@@ -153,7 +149,7 @@ def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
         return nf.integrate(flow, *args, **kwargs, **budget)
 
     monkeypatch.setattr(square, "integrate", stopping)
-    dataset = run(setup(), depths=[4, 8], layers=["euler", "exp"])
+    dataset = run(**inputs(), depths=[4, 8], layers=["euler", "exp"])
     assert dataset.attrs["status"].startswith("2 of 4 finite networks stopped early; euler, L = 8: the budget of 30")
     assert np.isnan(dataset.error_z.sel(depth=8)).all()
     assert np.isfinite(dataset.error_z.sel(depth=4)).all()
@@ -173,20 +169,20 @@ def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
 )
 def test_bad_input(arguments, error, words):
     with pytest.raises(error, match=words):
-        STUDIES["convergence"].run(setup(), **arguments)
+        STUDIES["convergence"].run(**inputs(), **arguments)
 
 
 def test_a_solve_that_is_too_coarse_is_not_called_ok():
-    dataset = run(setup("linnerud", method="euler"), depths=[4], layers=["euler"])
+    dataset = run(**inputs("linnerud", method="euler"), depths=[4], layers=["euler"])
     assert dataset.attrs["status"].startswith("the solve is too coarse")
     assert dataset.attrs["verdict"].startswith("the solve is too coarse")
 
 
 def test_workers_do_not_change_the_results(dataset):
-    alone = run(setup(), depths=[8, 16, 32, 64], workers=1)
+    alone = run(**inputs(), depths=[8, 16, 32, 64], workers=1)
     np.testing.assert_allclose(alone.z_finite, dataset.z_finite, atol=1e-12)
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        run(setup(), depths=[4], workers=0)
+        run(**inputs(), depths=[4], workers=0)
 
 
 class Formula:
@@ -222,7 +218,7 @@ def with_rules():
 def test_a_rule_of_a_lower_order_than_it_declares_is_not_ok(with_rules):
     with_rules(honest=Formula(1, 0.3), boastful=Formula(2, 0.3), constant=Inconsistent(1, 0.0))
     honest, boastful, constant = (
-        summarise(run(setup(samples=3, rtol=1e-8, atol=1e-10), depths=[16, 32, 64], layers=["exp", name]))
+        summarise(run(**inputs(samples=3, rtol=1e-8, atol=1e-10), depths=[16, 32, 64], layers=["exp", name]))
         for name in ("honest", "boastful", "constant")
     )
     assert honest["status"] == "ok"
@@ -255,7 +251,7 @@ def test_the_claim_of_the_square_holds_by_its_orders_and_its_limit(dataset):
 
 
 def test_of_two_depths_no_order_is_said():
-    summary = summarise(run(setup(), depths=[8, 16], layers=["euler"]))
+    summary = summarise(run(**inputs(), depths=[8, 16], layers=["euler"]))
     assert summary["status"] == "ok"
     assert np.isnan(summary["orders"]["euler"])
     assert "euler undecided (2 of 2 errors are above 30 times the floor" in summary["verdict"]
@@ -263,7 +259,7 @@ def test_of_two_depths_no_order_is_said():
 
 
 def test_sampling_and_initialisation_limit_the_order_that_is_expected():
-    smooth, rough = setup(), setup(initial="rough")
+    smooth, rough = inputs()["initial"], inputs(initial="rough")["initial"]
     assert convergence.expected_order(smooth, "exp", "midpoint") == 2
     assert convergence.expected_order(smooth, "exp", "left") == 1
     assert convergence.expected_order(rough, "exp", "midpoint") == 0.5
@@ -274,11 +270,11 @@ def test_sampling_and_initialisation_limit_the_order_that_is_expected():
     [("euler", 0.05, 3), ("euler", 0.5, 9), ("rk4", 0.25, 3), ("midpoint", None, 9), ("adaptive_heun", None, 17)],
 )
 def test_the_error_in_time_of_the_reference_is_that_against_an_accurate_run(method, step, samples):
-    coarse = setup(samples=samples, method=method, step=step, rtol=1e-1, atol=1e-1)
-    claimed = summarise(run(coarse, depths=[4], layers=["exp"]))["reference_error_time"]
-    flow = nf.ContinuousFlow(coarse.grid, coarse.problem.loss)
+    coarse = inputs(samples=samples, method=method, step=step, rtol=1e-1, atol=1e-1)
+    claimed = summarise(run(**coarse, depths=[4], layers=["exp"]))["reference_error_time"]
+    flow = nf.ContinuousFlow(coarse["solver"].grid, coarse["problem"].loss)
     paths = [
-        nf.integrate(flow, flow.sample(coarse.initial), coarse.times, **options)
+        nf.integrate(flow, flow.sample(coarse["initial"]), coarse["clock"].times, **options)
         for options in (
             {"method": method, "step": step, "rtol": 1e-1, "atol": 1e-1},
             {"method": "DOP853", "rtol": 1e-12},
@@ -290,6 +286,6 @@ def test_the_error_in_time_of_the_reference_is_that_against_an_accurate_run(meth
 
 
 def test_orders_are_seen_under_an_error_in_time_that_both_sides_share():
-    dataset = run(setup(method="euler", step=0.05), depths=[16, 32, 64], layers=["euler", "exp"])
+    dataset = run(**inputs(method="euler", step=0.05), depths=[16, 32, 64], layers=["euler", "exp"])
     assert float(dataset.error_time) > 1e-3
     assert dataset.order.values == pytest.approx([1, 2], abs=0.1)

@@ -2,27 +2,20 @@
 
 import pytest
 import torch
+from small import clock
 
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, save
 from neuralode_flow.studies import STUDIES
-from neuralode_flow.studies.base import Clock, ProblemSetup
+from neuralode_flow.studies.base import Clock
 
 STUDY = STUDIES["initialisations"]
 
 
 @pytest.fixture(scope="module")
 def dataset():
-    setup = ProblemSetup(
-        problem=nf.PROBLEMS["teacher"](dimension=2, seed=1),
-        grid=nf.DepthGrid.gauss(4, 12),
-        depth="collocation",
-        times=torch.linspace(0, 1, 4),
-        method="DOP853",
-        rtol=1e-10,
-        atol=1e-12,
-    )
-    return STUDY.run(setup, draws=3, depths=[2, 4, 100])
+    problem, solver = nf.PROBLEMS["teacher"](dimension=2, seed=1), nf.Collocation(nf.DepthGrid.gauss(4, 12))
+    return STUDY.run(problem, solver, clock(1.0, 4), draws=3, depths=[2, 4, 100])
 
 
 def test_relaxed_balanced_starts_fall_together_and_others_fan_out(dataset):
@@ -66,7 +59,7 @@ def test_the_summary_and_the_figures_tell_it(dataset, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [({"draws": 1}, "draws"), ({"depths": [1]}, "depths")])
 def test_too_few_are_refused(options, message):
     with pytest.raises(ValueError, match=f"{message} must be at least 2"):
-        STUDY.run(None, **options)
+        STUDY.run(None, None, clock(), **options)
 
 
 def test_a_wrong_number_of_laws_is_told(monkeypatch):

@@ -57,7 +57,7 @@ def stiff(folder: Path) -> list[str]:
     x = random.normal(size=(40, 3)) * [1.0, 30.0, 1000.0]
     np.savetxt(folder / "x.csv", x, delimiter=",")
     np.savetxt(folder / "y.csv", x[:, ::-1] + random.normal(size=x.shape), delimiter=",")
-    return ["problem=file", "problem.x=x.csv", "problem.y=y.csv", "problem.standardise=false"]
+    return ["problem=file", "problem.x=x.csv", "problem.y=y.csv", "problem.standardise=false", "figures=none"]
 
 
 def command(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:

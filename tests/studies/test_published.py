@@ -37,8 +37,8 @@ def test_a_layer_rule_of_another_order_would_not_pass(monkeypatch):
     from neuralode_flow.studies import residual_scaling
 
     monkeypatch.setattr(residual_scaling, "FiniteFlow", lambda depth, loss: nf.FiniteFlow(depth, loss, "cayley"))
-    setup, options = SMALL["residual_scaling"]()
-    assert not STUDIES["residual_scaling"].summarise(residual_scaling.run(setup, **options))["passed"]
+    inputs, options = SMALL["residual_scaling"]()
+    assert not STUDIES["residual_scaling"].summarise(residual_scaling.run(**inputs, **options))["passed"]
 
 
 def test_the_factor_of_strong_imbalance_has_the_derived_digits():

@@ -11,13 +11,14 @@ from ...checks import count, real
 from ...exact import two_layer
 from ...losses import Quadratic
 from ...matrices import random_orthogonal
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 from .linear_network import independent_laws, laws_of, phi_of, split
 
 
 @SYSTEMS.register("balanced_two_layer")
 def balanced_two_layer(
-    outputs: int = 5, inputs: int = 4, width: int = 3, balance: float = 0.7, seed: int = 0
+    outputs: int = 5, inputs: int = 4, width: int = 3, balance: float = 0.7, seed: Seed = 0
 ) -> System:
     """z = U Vᵀ with the law UᵀU − VᵀV = λI: ż = −(A G + G B), A = UUᵀ, B = VVᵀ.
 

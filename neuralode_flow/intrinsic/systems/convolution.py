@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, Map, System, generator, normal
 from .linear_network import sizes
 
 
 @SYSTEMS.register("convolution")
-def convolution(kernels: Sequence[int] = (2, 3), strides: Sequence[int] = (2,), seed: int = 0) -> System:
+def convolution(kernels: Sequence[int] = (2, 3), strides: Sequence[int] = (2,), seed: Seed = 0) -> System:
     """z = w_1 ∗ ↑w_2 ∗ … ∗ ↑w_L, with the laws ‖w_{k+1}‖² − ‖w_k‖².
 
     ↑w_k is w_k dilated by the product of the strides of the layers before it: z is the filter of the composition. Near

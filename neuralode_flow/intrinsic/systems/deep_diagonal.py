@@ -8,6 +8,7 @@ from torch import Tensor
 from ...checks import count
 from ...losses import LeastSquares
 from ...matrices import random_orthogonal
+from ...signatures import Dimension, Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 from .scalar_chain import laws as chain_laws
 from .scalar_chain import phi as chain
@@ -15,7 +16,7 @@ from .scalar_chain import slope
 
 
 @SYSTEMS.register("deep_diagonal")
-def deep_diagonal(dimension: int = 4, depth: int = 3, samples: int = 3, seed: int = 0) -> System:
+def deep_diagonal(dimension: Dimension = 4, depth: int = 3, samples: int = 3, seed: Seed = 0) -> System:
     """z = Q (θ_1 ∘ … ∘ θ_L), Q orthogonal: a network whose data tensor is orthogonally decomposable (Yun 2021).
 
     In the basis Q every coordinate is a scalar chain: ż = −Q (p'(x) ∘ QᵀG), with p of its own laws θ_k² − θ_1². The

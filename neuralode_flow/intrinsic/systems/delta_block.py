@@ -11,11 +11,12 @@ from ...checks import count
 from ...flows.intrinsic import IntrinsicFlow
 from ...kernels import DividedDifference
 from ...losses import Quadratic
+from ...signatures import Dimension, Seed
 from .base import SYSTEMS, Map, System, generator, normal
 
 
 @SYSTEMS.register("delta_block")
-def delta_block(dimension: int = 3, depth: int = 3, seed: int = 0) -> System:
+def delta_block(dimension: Dimension = 3, depth: int = 3, seed: Seed = 0) -> System:
     """z = B_L … B_1 with B = I − β k kᵀ (Deep Delta Learning); rescaling k → ck, β → β/c² gives the laws ‖k‖² − 2β².
 
     The layers are tied to this form and not relaxed balanced: z does not follow the intrinsic flow of L balanced

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ...checks import count
 from ...losses import LeastSquares
+from ...signatures import Dimension, Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 
 
 @SYSTEMS.register("diagonal")
-def diagonal(dimension: int = 6, samples: int = 4, seed: int = 0) -> System:
+def diagonal(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0) -> System:
     """b = u ∘ u − v ∘ v with the laws c = u ∘ v: ḃ = −4√(b² + 4c²) ∘ ∇f(b), a mirror flow (Azulay 2021).
 
     The loss is an underdetermined regression, f(b) = 1/(2n) ‖x b − y‖². Then ¼ asinh(b/2c) moves in the row space of x:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ...checks import count
 from ...losses import LeastSquares
+from ...signatures import Dimension, Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 
 
 @SYSTEMS.register("diagonal_product")
-def diagonal_product(dimension: int = 6, samples: int = 4, seed: int = 0) -> System:
+def diagonal_product(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0) -> System:
     """z = u ∘ v with the laws δ = u ∘ u − v ∘ v: ż = −√(δ² + 4z²) ∘ ∇f(z), a mirror flow (Woodworth 2020).
 
     It is the network u² − v² in other coordinates, turned by 45°. The loss is an underdetermined regression,

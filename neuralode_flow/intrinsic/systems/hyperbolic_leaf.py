@@ -8,13 +8,14 @@ from torch import Tensor
 from ...checks import count, positive
 from ...losses import Quadratic
 from ...matrices import random_orthogonal
+from ...signatures import Seed
 from .balanced_two_layer import spectral
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 from .linear_network import independent_laws, laws_of, phi_of, split
 
 
 @SYSTEMS.register("hyperbolic_leaf")
-def hyperbolic_leaf(outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed: int = 0) -> System:
+def hyperbolic_leaf(outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed: Seed = 0) -> System:
     """z = U Vᵀ of width n + m with ΣJΣ = a²J for Σ = QQᵀ, Q = [U; V], J = diag(I_n, −I_m).
 
     Σ/a is then a positive definite element of O(n, m), Σ = a exp([[0, X], [Xᵀ, 0]]), so that UUᵀ = √(a² + zzᵀ) and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...signatures import Seed
 from .base import SYSTEMS, System
 from .relu_two_layer import random_network
 
@@ -14,7 +15,7 @@ def leaky_relu(
     samples: int = 12,
     biases: bool = True,
     slope: float = 0.1,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> System:
     """`relu_two_layer` with σ(p) = `slope` p for p ≤ 0: z, its laws and the closed flow are the same.
 

@@ -15,13 +15,14 @@ from ...flows.intrinsic import IntrinsicFlow
 from ...initial import relaxed_balanced_layers
 from ...kernels import DividedDifference
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, Map, System, generator, normal
 
 STARTS = ("relaxed_balanced", "random")
 
 
 @SYSTEMS.register("linear_network")
-def linear_network(widths: Sequence[int] = (3, 3, 3, 3), start: str = "relaxed_balanced", seed: int = 0) -> System:
+def linear_network(widths: Sequence[int] = (3, 3, 3, 3), start: str = "relaxed_balanced", seed: Seed = 0) -> System:
     """z = W_L … W_1 with the laws W_{k+1}ᵀW_{k+1} − W_kW_kᵀ of every hidden layer.
 
     If they are λ_k I, square layers follow ż = −U (K ∘ (UᵀGV)) Vᵀ with K the divided differences of

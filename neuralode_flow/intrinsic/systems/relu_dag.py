@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ...checks import count
 from ...losses import LeastSquares
+from ...signatures import Seed
 from ..paths import ReluDag
 from .base import SYSTEMS, System, generator, normal
 from .relu_two_layer import network_flow, slope_of
@@ -26,7 +27,7 @@ def relu_dag(
     skips: bool = True,
     slope: float = 0.0,
     samples: int = 8,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> System:
     """z = φ(θ), the products of the weights along all paths, with a law for every hidden neuron (Marcotte 2025).
 
@@ -68,16 +69,6 @@ def relu_dag(
     def distance(t: float, z: Tensor, theta: Tensor) -> float:
         return float((dag.preactivations(theta, x) / start).min()) - _LEFT
 
-    def sums(times: Tensor, path: Tensor) -> float:
-        listed = (dag.design(path, x) @ dag.lifting(path).unsqueeze(-1)).squeeze(-1)
-        return float((listed - outputs(path).flatten(-2)).abs().max())
-
-    def rescaling(times: Tensor, path: Tensor) -> float:
-        moved = path
-        for neuron in range(dag.hidden):
-            moved = dag.rescale(moved, neuron, 1.5 + neuron % 2)
-        return float((dag.lifting(moved) - dag.lifting(path)).abs().max())
-
     return System(
         name="relu_dag",
         title=f"ReLU network {'–'.join(map(str, sizes))}{' with skips' if skips else ''}, {dag.paths} paths, "
@@ -94,8 +85,24 @@ def relu_dag(
         until=distance,
         until_what="the first switch of an activation",
         bound=1e-6,
-        checks={"output equals Σ paths": sums, "invariant under neuron rescaling": rescaling},
+        checks=checks_of(dag, x),
     )
+
+
+def checks_of(dag: ReluDag, x: Tensor) -> dict[str, Callable[[Tensor, Tensor], float]]:
+    """What must hold along a path θ(t) of the network on samples x: errors, by name."""
+
+    def sums(times: Tensor, path: Tensor) -> float:
+        listed = (dag.design(path, x) @ dag.lifting(path).unsqueeze(-1)).squeeze(-1)
+        return float((listed - dag.forward(path, x).flatten(-2)).abs().max())
+
+    def rescaling(times: Tensor, path: Tensor) -> float:
+        moved = path
+        for neuron in range(dag.hidden):
+            moved = dag.rescale(moved, neuron, 1.5 + neuron % 2)
+        return float((dag.lifting(moved) - dag.lifting(path)).abs().max())
+
+    return {"output equals Σ paths": sums, "invariant under neuron rescaling": rescaling}
 
 
 def far_from_switches(dag: ReluDag, x: Tensor, draws: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ...checks import count
+from ...signatures import Seed
 from .base import SYSTEMS, System, generator, normal
 from .relu_two_layer import TwoLayer, two_layer_system
 
 
 @SYSTEMS.register("relu_spline")
-def relu_spline(width: int = 10, samples: int = 40, seed: int = 0) -> System:
+def relu_spline(width: int = 10, samples: int = 40, seed: Seed = 0) -> System:
     """y(x) = Σ_j u_j σ(w_j x + b_j) with z_j = u_j (w_j, b_j) and the laws u_j² − w_j² − b_j² (Sahs 2020).
 
     Neuron j has its knot at −b_j/w_j, where the slope of y changes by u_j |w_j|. The closed flow is that of

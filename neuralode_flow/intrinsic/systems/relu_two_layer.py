@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from ...checks import count, floating, real
 from ...flows.factorization import FactorizationFlow
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, Map, System, generator, normal
 
 # A v_j within this cosine of a switch has reached it.
@@ -27,7 +28,7 @@ def relu_two_layer(
     samples: int = 12,
     biases: bool = True,
     slope: float = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> System:
     """y(x) = Σ_j u_j σ(v_j·x), z_j = u_j v_jᵀ, with the laws δ_j = ‖u_j‖² − ‖v_j‖² (Marcotte 2023, 2025).
 
@@ -250,8 +251,10 @@ class NeuronLoss:
         return torch.where(self.delta > 0, longer, shorter), torch.where(self.delta > 0, shorter, longer)
 
     def _oriented(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Positive multiples of v_j (..., width, d) for z as blocks, and the cosines (..., width) of the longer vectors
-        with those of the anchors."""
+        """Positive multiples of v_j (..., width, d) for z as blocks.
+
+        With them come the cosines (..., width) of the longer vectors with those of the anchors.
+        """
         nearest = (z.unsqueeze(-4) - self._z).square().sum((-2, -1)).argmin(-2)
         neurons = torch.arange(self.network.width, device=z.device)
         u, v = self._u[nearest, neurons], self._v[nearest, neurons]

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ...checks import count
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 
 
 @SYSTEMS.register("scalar_chain")
-def scalar_chain(depth: int = 4, seed: int = 0) -> System:
+def scalar_chain(depth: int = 4, seed: Seed = 0) -> System:
     """z = Π_k θ_k with the laws c_k = θ_k² − θ_1²: ż = −p'(x) f'(z), where p(x) = Π_k (x + c_k) = z² and x = θ_1².
 
     x is the only root above −min c. If that minimum belongs to one layer, z can change its sign. It is the case of

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ...checks import count
 from ...losses import Quadratic
+from ...signatures import Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 from .linear_network import upper_triangle
 
 
 @SYSTEMS.register("scalar_in_out")
-def scalar_in_out(width: int = 5, seed: int = 0) -> System:
+def scalar_in_out(width: int = 5, seed: Seed = 0) -> System:
     """z = u · v with the laws h = uuᵀ − vvᵀ: ż = −√(4z² + 2 tr h² − (tr h)²) f'(z), from every start.
 
     The root is ‖u‖² + ‖v‖². Of the laws 2r − 1 are independent (arXiv 2307.00144), which with z are all 2r numbers of

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ...checks import count, real
 from ...losses import LeastSquares
+from ...signatures import Dimension, Seed
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 
 
 @SYSTEMS.register("single_neuron")
-def single_neuron(dimension: int = 4, samples: int = 12, delta: float = 1.0, seed: int = 0) -> System:
+def single_neuron(dimension: Dimension = 4, samples: int = 12, delta: float = 1.0, seed: Seed = 0) -> System:
     """w = a u with the law δ = a² − ‖u‖²: ẇ = −(a² G + u uᵀG), a² = (δ + s)/2, ‖u‖² = (s − δ)/2, s = √(δ² + 4‖w‖²).
 
     It is a warped mirror flow (Azulay 2021): with the potential q(‖w‖),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.integrate
 import torch
-from scipy.integrate._ivp.radau import RadauDenseOutput
 from torch import Tensor
 
+from ...compat import radau_polynomial
 from ..base import METHODS, Memory, Start, Stepper
 from ..endings import Stopped
 
@@ -113,7 +113,7 @@ class RadauStepper(EndingStepper):
             setattr(solver, name, factors)
         if "Q" in memory:
             solver.t_old = float(memory["t_old"])
-            solver.sol = RadauDenseOutput(solver.t_old, self.t, np.asarray(memory["y_old"]), np.asarray(memory["Q"]))
+            solver.sol = radau_polynomial(solver.t_old, self.t, np.asarray(memory["y_old"]), np.asarray(memory["Q"]))
 
     def memory(self) -> dict[str, Any]:
         solver = self._solver

@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq._impl.misc import _rms_norm
-from torchdiffeq._impl.odeint import SOLVERS
-from torchdiffeq._impl.rk_common import _RungeKuttaState
 
+from ...compat import adaptive_start, adaptive_step, fixed_step, forget_steps, torchdiffeq_solver
 from ..base import METHODS, FixedStepper, Start, Stepper, Velocity
 from ..endings import Stopped
 
@@ -56,7 +54,8 @@ def _translated(name: str, t: float, work: Callable[[], Any]) -> Any:
 
 def _solver(name: str, start: Start, **options: Any) -> Any:
     control = start.control
-    return SOLVERS[name](func=_Field(start.velocity), y0=start.state, rtol=control.rtol, atol=control.atol, **options)
+    field = _Field(start.velocity)
+    return torchdiffeq_solver(name, field, start.state, rtol=control.rtol, atol=control.atol, **options)
 
 
 class AdaptiveStepper(Stepper):
@@ -66,15 +65,12 @@ class AdaptiveStepper(Stepper):
         super().__init__(start, name=name)
         memory, state = start.memory, start.state
         self.name = name
-        self._solver = _solver(name, start, norm=_rms_norm, first_step=self.h or None)
-        time = self._time(start.t)
+        self._solver = _solver(name, start, first_step=self.h or None)
+        slope = step = None
         if "slope" in memory:
             slope = torch.as_tensor(memory["slope"]).to(state).reshape(state.shape)
-            self._run = _RungeKuttaState(state, slope, time, time, self._time(float(memory["next"])), [])
-            self._solver.step_t = self._solver.jump_t = ()
-        else:
-            self._solver._before_integrate(time[None])
-            self._run = self._solver.rk_state
+            step = self._time(float(memory["next"]))
+        self._run = adaptive_start(self._solver, self._time(start.t), state, slope, step)
 
     def _time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=torch.float64, device=self.state.device)
@@ -84,7 +80,7 @@ class AdaptiveStepper(Stepper):
             proposed = float(self._run.dt)
             cut = self.t + proposed * (1 + 1e-9) >= goal  # no sliver is left over
             start = self._run._replace(dt=self._time(goal - self.t)) if cut else self._run
-            ended = _translated(self.name, self.t, partial(self._solver._adaptive_step, start))
+            ended = _translated(self.name, self.t, partial(adaptive_step, self._solver, start))
             if float(ended.t1) > self.t:
                 break
             self._run = ended
@@ -115,11 +111,11 @@ class GridStepper(FixedStepper):
     def _fixed_step(self, start: float, end: float) -> Tensor:
         if self._multistep and abs(end - start - self._uniform) > 1e-9 * self._uniform:
             # The formulas are those of equal steps.
-            self._solver.prev_f.clear()
-            self._solver.prev_t, self._uniform = None, end - start
+            forget_steps(self._solver)
+            self._uniform = end - start
         t0, t1 = (torch.tensor(t, dtype=torch.float64, device=self.state.device) for t in (start, end))
-        step = partial(self._solver._step_func, self._solver.func, t0, t1 - t0, t1, self.state)
-        return self.state + _translated(self.name, start, step)[0]
+        step = partial(fixed_step, self._solver, t0, t1, self.state)
+        return self.state + _translated(self.name, start, step)
 
 
 for _name in ADAPTIVE:

@@ -1,15 +1,15 @@
-"""The depth grid during a run: its error is watched at accepted steps, and on request it is refined or coarsened."""
+"""Whether the depth grid resolves W during a run: its error is watched, and on request it is refined or coarsened."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..depth.grid import DepthGrid, Profile
-from ..flows.base import Flow
+from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
 from .endings import Stopped
 
@@ -37,24 +37,35 @@ def round_off(flow: Any, dtype: torch.dtype) -> float:
     d = 2 … 8 and all layer rules, half of it with layers that differ. A product that grows and shrinks again on the way
     loses more.
     """
-    return float((100 + 1.5 * getattr(flow, "factors", 0)) * torch.finfo(dtype).eps)
+    factors = flow.factors if offers(flow, Multiplies) else 0
+    return float((100 + 1.5 * factors) * torch.finfo(dtype).eps)
 
 
-class FixedDepth:
-    """A flow whose grid stays, or that has none."""
+class FixedGrid:
+    """A flow whose grid stays, or that has none.
+
+    Attributes
+    ----------
+    flow, base : Flow
+        On its present grid, and on that of the start.
+    """
 
     def __init__(self, flow: Any, rtol: float, atol: float, misfit: float | None = None) -> None:
-        self.flow = flow
+        self.flow = self.base = flow
         self.rtol = rtol
         self.atol = atol
         self.largest = misfit or 0.0
         self.measured = misfit is not None
         self.history: list[str] = []
-        self.has_grid = hasattr(flow, "depth_error")
+        self.has_grid = offers(flow, EstimatesDepth)
 
     def at_start(self, state: Tensor) -> Tensor:
         """The state on the grid that the run starts with."""
         return state
+
+    def moved(self, start: Tensor) -> Tensor:
+        """The initial state, by its panel polynomials, on the present grid."""
+        return start if self.flow is self.base else self.base.transfer(start, self.flow.grid)
 
     def memory(self) -> list[float]:
         """What a resumed run must know."""
@@ -81,8 +92,9 @@ class FixedDepth:
 
         What training adds to a start is as smooth as the propagators.
         """
-        measure = getattr(flow, "polynomial_error", flow.depth_error) if self.measured else flow.depth_error
-        error: float = measure(state)
+        if self.measured and offers(flow, EstimatesSmooth):
+            return flow.polynomial_error(state)
+        error: float = flow.depth_error(state)
         return error
 
     def verdict(self, z: Tensor) -> str | None:
@@ -100,12 +112,12 @@ class FixedDepth:
         )
 
 
-class AdaptiveDepth(FixedDepth):
+class AdaptiveGrid(FixedGrid):
     """A flow whose grid follows W: the depth error of z stays below a tenth of the tolerance in time."""
 
     def __init__(self, flow: Any, rtol: float, atol: float, misfit: float | None = None) -> None:
         super().__init__(flow, rtol, atol, misfit)
-        if not self.has_grid:
+        if not (self.has_grid and offers(flow, ChangesGrid)):
             raise ValueError(f"adapt=True needs a flow on a depth grid, and {type(flow).__name__} has none")
         self._tail = 0.0
 
@@ -177,21 +189,23 @@ class AdaptiveDepth(FixedDepth):
         return moved
 
 
-def depth_control(flow: Flow, adapt: bool, rtol: float, atol: float, misfit: float | None) -> FixedDepth:
-    """The control of the depth grid for a run; `misfit` is the error of z that it starts with, where it is known."""
-    return (AdaptiveDepth if adapt else FixedDepth)(flow, rtol, atol, misfit)
+class Sampled(NamedTuple):
+    """A flow, its initial state, and the error of z that sampling a profile makes; None without a profile."""
+
+    flow: Any
+    start: Tensor
+    misfit: float | None
 
 
-def sampled(
-    flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float
-) -> tuple[Any, Tensor, float | None]:
-    """Flow, initial state and the error of z that sampling a profile makes; None without a profile.
+def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float) -> Sampled:
+    """A flow and its initial state, and how well that stands for a profile.
 
     With `adapt` the grid is refined until that is a tenth of the tolerance; a profile too rough for all grids is left
     to the verdict at the end.
     """
-    if profile is None or not (hasattr(flow, "misfit") and hasattr(flow, "polynomial_error")):
-        return flow, start, None
+    compares = offers(flow, KnowsMisfit)
+    if profile is None or not compares:
+        return Sampled(flow, start, None)
     misfit = flow.misfit(start, profile)
     allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
     grid = flow.grid
@@ -199,7 +213,7 @@ def sampled(
         flow = flow.on(grid)
         start = unwarned(flow, profile)
         misfit = flow.misfit(start, profile)
-    return flow, start, misfit
+    return Sampled(flow, start, misfit)
 
 
 def unwarned(flow: Any, profile: Profile) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from cases import relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
-from neuralode_flow.time.depth import round_off
+from neuralode_flow.time.resolution import round_off
 
 LOSS = nf.Quadratic(torch.eye(2))
 A, B = torch.tensor([[0.2, 0.9], [-0.6, 0.1]]), torch.tensor([[0.7, 0.5], [-0.4, 0.3]])

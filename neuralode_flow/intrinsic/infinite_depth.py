@@ -1,4 +1,4 @@
-"""Criterion B at infinite depth: does the metric of z depend on more of W(s) than z and the law?"""
+"""Criterion B at infinite depth: whether the metric of z depends on more of W(s) than z and the law."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
     X, _, z = Collocation(grid).propagators(W)
     # δz = z K(1).
     moved = (z @ grid.integrate(solve(X, variations @ X))).reshape(len(variations), -1).mT
-    keep, rank = Measured(moved, torch.finfo(W.dtype).eps * moved.abs()).kernel()
+    keep, rank = Measured(moved, torch.finfo(W.dtype).eps * moved.abs()).null_space()
     weights = grid.weights.to(W)[:, None, None]
     v = _combined(keep, variations)
     R = torch.linalg.qr((v * weights.sqrt()).reshape(len(v), -1).mT, mode="r").R

@@ -1,0 +1,266 @@
+"""Private parts of other libraries: all that a new version of theirs may move or change without a word.
+
+Each function gives or uses one of them, and nothing is imported before it is called. tests/test_compat.py tries every
+part for what is expected of it here, and names the one that is no longer as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+    import numpy as np
+    import torch
+    from hydra.core.utils import JobReturn
+    from matplotlib.lines import Line2D
+    from scipy.integrate import DenseOutput
+    from torch import Tensor
+
+# --- torch ----------------------------------------------------------------------------------------------------------
+
+
+class TorchModes(NamedTuple):
+    """What torch itself asks about its modes; each is called without an argument or with a tensor.
+
+    Attributes
+    ----------
+    transform : callable
+        The innermost transform of torch.func at work, or None.
+    dispatch_modes : callable
+        How many dispatch modes are at work.
+    tracing : callable
+        The state of torch.jit.trace, or None.
+    forward_level : callable
+        The level of forward-mode derivatives; -1 outside.
+    is_wrapped, is_batched : callable
+        Whether a tensor is that of a transform, and that of `vmap`.
+    unwrapped : callable
+        The tensor inside that of a transform.
+    """
+
+    transform: Callable[[], object]
+    dispatch_modes: Callable[[], int]
+    tracing: Callable[[], object]
+    forward_level: Callable[[], int]
+    is_wrapped: Callable[[Tensor], bool]
+    is_batched: Callable[[Tensor], bool]
+    unwrapped: Callable[[Tensor], Tensor]
+
+
+def torch_modes() -> TorchModes:
+    """The questions about modes."""
+    import torch
+    from torch.autograd import forward_ad
+
+    functorch = torch._C._functorch
+    return TorchModes(
+        functorch.peek_interpreter_stack,
+        torch._C._len_torch_dispatch_stack,
+        torch._C._get_tracing_state,
+        lambda: forward_ad._current_level,
+        functorch.is_functorch_wrapped_tensor,
+        functorch.is_batchedtensor,
+        functorch.get_unwrapped,
+    )
+
+
+def standard_gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
+    """Gamma variables of unit scale; torch.distributions draws them from the global generator only."""
+    import torch
+
+    return torch._standard_gamma(shape, generator=generator)
+
+
+# --- torchdiffeq: its solver classes, driven step by step -----------------------------------------------------------
+
+
+def torchdiffeq_solver(name: str, field: Callable[..., Tensor], start: Tensor, **options: Any) -> Any:
+    """A solver; an adaptive one measures errors by their root mean square."""
+    from torchdiffeq._impl.misc import _rms_norm
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+
+    solver = SOLVERS[name]
+    if issubclass(solver, RKAdaptiveStepsizeODESolver):
+        options["norm"] = _rms_norm
+    return solver(func=field, y0=start, **options)
+
+
+def adaptive_start(solver: Any, t: Tensor, state: Tensor, slope: Tensor | None, step: Tensor | None) -> Any:
+    """Where an adaptive solver starts (fields y1, f1, t1, dt); a slope and a step that are known are not computed."""
+    from torchdiffeq._impl.rk_common import _RungeKuttaState
+
+    if slope is None:
+        solver._before_integrate(t[None])
+        return solver.rk_state
+    solver.step_t = solver.jump_t = ()
+    return _RungeKuttaState(state, slope, t, t, step, [])
+
+
+def adaptive_step(solver: Any, start: Any) -> Any:
+    """One attempt of a step of `start.dt`; t1 stays what it was where it is refused."""
+    return solver._adaptive_step(start)
+
+
+def fixed_step(solver: Any, start: Tensor, end: Tensor, state: Tensor) -> Tensor:
+    """The change of the state in one step of a method of fixed steps."""
+    return solver._step_func(solver.func, start, end - start, end, state)[0]
+
+
+def forget_steps(solver: Any) -> None:
+    """Makes a multistep method start anew."""
+    solver.prev_f.clear()
+    solver.prev_t = None
+
+
+# --- SciPy ----------------------------------------------------------------------------------------------------------
+
+
+def radau_polynomial(t_old: float, t: float, y_old: np.ndarray, Q: np.ndarray) -> DenseOutput:
+    """The polynomial of Radau's last step, with its attributes t_old, y_old and Q, from which the next one starts."""
+    from scipy.integrate._ivp.radau import RadauDenseOutput
+
+    return RadauDenseOutput(t_old, t, y_old, Q)
+
+
+# --- Matplotlib -----------------------------------------------------------------------------------------------------
+
+
+def dash_pattern(line: Line2D) -> Sequence[float]:
+    """On and off lengths in units of the width of a line; empty for a solid one."""
+    return line._unscaled_dash_pattern[1] or ()  # type: ignore[attr-defined]
+
+
+# --- Hydra ----------------------------------------------------------------------------------------------------------
+
+
+def hydra_arguments() -> ArgumentParser:
+    """The parser of Hydra's command line."""
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser()
+
+
+def is_basic_sweeper(target: str) -> bool:
+    """Whether a sweeper, by its class, is Hydra's own."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return target.endswith(f".{BasicSweeper.__name__}")
+
+
+def sweep_points(overrides: Sequence[Any]) -> list[list[str]]:
+    """The points that Hydra's own sweeper makes of parsed overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return [list(point) for batch in BasicSweeper.split_arguments(list(overrides), None) for point in batch]
+
+
+def overrides_name(overrides: Sequence[Any], **how: Any) -> str:
+    """What hydra.job.override_dirname is for parsed overrides and the settings hydra.job.config.override_dirname."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+
+    return get_overrides_dirname(list(overrides), **how)
+
+
+def completed(value: Any = None) -> JobReturn:
+    """What a launcher gives Hydra for a job that has ended well."""
+    from hydra.core.utils import JobReturn, JobStatus
+
+    return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
+
+
+def returned(job: JobReturn) -> Any:
+    """What a job has returned, or the exception that has ended it."""
+    return job._return_value
+
+
+# --- launchers ------------------------------------------------------------------------------------------------------
+
+Launch = Callable[..., Any]
+
+
+def wrap_joblib(wrapper: Callable[[Launch], Launch]) -> None:
+    """Puts a function around the launch of joblib's launcher."""
+    from hydra_plugins.hydra_joblib_launcher import _core
+
+    _core.launch = wrapper(_core.launch)
+
+
+def joblib_killed() -> type[Exception]:
+    """What joblib raises when one of its workers is killed."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    return TerminatedWorkerError
+
+
+def replace_submitit_failures(told: Callable[[Any, str | None], Any]) -> None:
+    """Gives `told(job, trace)` for the result of a job of submitit that has none.
+
+    The trace is that of the exception which has ended it, or None where the job ended without a word.
+    """
+    from submitit.core.core import Job
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    job_class: Any = Job
+    results = getattr(job_class.results, "__wrapped__", job_class.results)
+
+    @functools.wraps(results)
+    def outcome(job: Any) -> list[Any]:
+        try:
+            return results(job)
+        except FailedJobError as error:  # one of the others too, so that it stands first
+            return [told(job, str(error).partition("with trace:")[2].rpartition("You can check")[0])]
+        except UncompletedJobError:
+            return [told(job, None)]
+
+    job_class.results = outcome
+
+
+def watch_slurm(ask: Callable[[Collection[str]], tuple[str, str]], pause: float) -> None:
+    """Makes submitit learn the states of its jobs by `ask`, at least every `pause` seconds.
+
+    Parameters
+    ----------
+    ask : callable
+        From numbers of jobs to a line "JobID|State|NodeList" for each that is known, and the state of the others
+        ("" where that stays what it was).
+    pause : float
+    """
+    from submitit.slurm.slurm import SlurmJob
+
+    watcher: Any = SlurmJob.watcher
+
+    def update() -> None:
+        jobs = watcher._registered - watcher._finished
+        if jobs:
+            watcher._num_calls += 1
+            watcher._last_status_check = time.time()
+            table, others = ask({job.partition("_")[0] for job in jobs})
+            if others:
+                watcher._info_dict.update(dict.fromkeys(jobs, {"State": others}))
+            watcher._info_dict.update(watcher.read_info(f"JobID|State|NodeList\n{table}"))
+            watcher._finished |= {job for job in jobs if watcher.is_done(job, mode="cache")}
+
+    watcher.update, watcher._delay_s = update, pause
+
+
+def wrap_ray(member: Launch, submitted: Callable[[Launch], Launch], result: Callable[[Any], Any]) -> None:
+    """Makes Ray's launcher run `member` in its workers, submit jobs by `submitted(its own)`, and fetch by `result`."""
+    from hydra_plugins.hydra_ray_launcher import _core, _launcher_util
+
+    _launcher_util._run_job = member
+    _core.launch_job_on_ray = submitted(_core.launch_job_on_ray)
+    _core.ray = SimpleNamespace(get=result)
+
+
+def run_ray_job(**arguments: Any) -> Any:
+    """What Ray's launcher runs in a worker, where nothing is replaced."""
+    from hydra_plugins.hydra_ray_launcher._launcher_util import _run_job
+
+    return _run_job(**arguments)

@@ -1,0 +1,186 @@
+"""What a flow may offer beside velocity, product, law, check and loss: each of these is asked for where it is of use.
+
+A class that has the method has the capability: there is nothing to inherit and nothing to register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+from torch import Tensor
+
+from ..depth.grid import DepthGrid, Profile
+from ..laws import LawChange
+
+C = TypeVar("C")
+
+
+def offers(flow: object, capability: Callable[..., C]) -> TypeGuard[C]:
+    """Whether a flow has all that a capability, one of the protocols below, names.
+
+    Unlike `isinstance` this sees, in all versions of Python, what a flow passes on to another one by `__getattr__`.
+    """
+    return all(getattr(flow, name, None) is not None for name in _names(capability))
+
+
+@cache
+def _names(capability: type) -> tuple[str, ...]:
+    kinds = [kind for kind in capability.__mro__ if kind not in (Protocol, *Protocol.__mro__)]
+    names = [name for kind in kinds for name in (*vars(kind), *kind.__dict__.get("__annotations__", {}))]
+    return tuple(name for name in names if not name.startswith("_"))
+
+
+# Depth.
+
+
+class Samples(Protocol):
+    """Makes a state of a function of depth, so that `integrate` can be given the function."""
+
+    def sample(self, W0: Profile) -> Tensor:
+        """The state of W0, a function float s → (..., d, d)."""
+
+
+class AtDepths(Protocol):
+    """Knows at which depths the matrices of its state stand."""
+
+    @property
+    def nodes(self) -> Tensor:
+        """Depths in [0, 1], shape (N,)."""
+
+
+class OnGrid(Protocol):
+    """Stands on a depth grid, which `stats["grid"]` tells of."""
+
+    grid: DepthGrid
+
+
+class ChangesGrid(OnGrid, Protocol):
+    """Can be put on another grid, as ``adapt=True`` does."""
+
+    def on(self, grid: DepthGrid) -> Any:
+        """The same flow on another grid."""
+
+    def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
+        """A state on another grid."""
+
+
+class EstimatesDepth(Protocol):
+    """Estimates the error that its grid makes in z, which `Trajectory.depth_error` and the status tell of."""
+
+    def depth_error(self, state: Tensor) -> float:
+        """Frobenius norm, the largest of a batch."""
+
+
+class EstimatesSmooth(Protocol):
+    """Estimates that error of states whose start has been compared with its profile: nothing has to be guessed."""
+
+    def polynomial_error(self, state: Tensor) -> float:
+        """Frobenius norm, the largest of a batch."""
+
+
+class KnowsMisfit(EstimatesSmooth, Protocol):
+    """Compares a start with the profile that it was sampled from."""
+
+    def misfit(self, state: Tensor, W0: Profile) -> float:
+        """How far z of the state is from that of the profile: Frobenius norm, the largest of a batch."""
+
+
+class Multiplies(Protocol):
+    """Knows how many matrices are multiplied to z: what the round-off of z grows with."""
+
+    @property
+    def factors(self) -> int:
+        """Their number."""
+
+
+# Laws and determinants.
+
+
+class TellsLawChange(Protocol):
+    """Tells what of a change of its law the grid accounts for; else the drift is the largest distance over depth."""
+
+    def law_change(self, state: Tensor, start: Tensor) -> LawChange:
+        """How far the law has moved from `start`."""
+
+
+class KeepsOrientation(Protocol):
+    """Says that det z > 0 stays so: then a target with det z < 0 is called unreachable."""
+
+    @property
+    def keeps_orientation(self) -> bool:
+        """Whether det z keeps its sign for all time."""
+
+
+class KeepsSign(Protocol):
+    """Says of a start whether the exact flow keeps the sign of det z: a run then tells when its steps do not."""
+
+    def keeps_sign(self, state: Tensor) -> Tensor | None:
+        """Booleans `(...)`; None where it is not known, and `PullsBack` decides at each crossing."""
+
+
+class PullsBack(Protocol):
+    """Pulls a matrix back through the end-to-end map; wanted where `keeps_sign` returns None."""
+
+    def pull_back(self, state: Tensor, M: Tensor) -> Tensor:
+        """The gradient of ⟨M, z⟩ in the state."""
+
+
+# Time.
+
+
+class Linearises(Protocol):
+    """Gives stiff solvers exact Jacobian–vector products in place of differences."""
+
+    def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The derivative of the velocity at a state, a function of a direction; None where it is not known."""
+
+
+class Carried(Protocol):
+    """Is integrated in other coordinates than its own where that is better."""
+
+    def carrier(self) -> Any:
+        """The same flow there, which `Enters` and `Leaves`; None where it is integrated as it is."""
+
+
+class Enters(Protocol):
+    """A flow in coordinates of its own, as `LogPolarFlow`, which takes states that are given in others."""
+
+    def enter(self, state: Tensor) -> Tensor:
+        """A given state in the coordinates of this flow."""
+
+
+class Leaves(Protocol):
+    """A flow in coordinates of its own, whose states are given back in others."""
+
+    def leave(self, state: Tensor) -> Tensor:
+        """A state in the coordinates in which it was given."""
+
+
+class ChoosesTolerances(Protocol):
+    """Has entries of the state that stand for those of z, and need other tolerances."""
+
+    def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
+        """rtol and atol of the entries of the state that stand for those of z."""
+
+
+class KnowsFinite(Protocol):
+    """Has states that are finite where z is not, at which a run has to end."""
+
+    def finite(self, state: Tensor) -> Tensor:
+        """Whether z is in the range of numbers, `(...)`."""
+
+
+class KnowsRate(Protocol):
+    """Knows how fast a state moves in the coordinates in which it was given; else its velocity is that."""
+
+    def rate(self, state: Tensor) -> Tensor:
+        """Its derivative in time."""
+
+
+class KnowsLogSigma(Protocol):
+    """Knows the singular values of z better than z itself can hold them: see `Trajectory.log_sigma`."""
+
+    def log_sigma(self, state: Tensor) -> Tensor:
+        """Their logarithms, falling, `(..., d)`."""

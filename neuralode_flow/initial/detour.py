@@ -1,0 +1,43 @@
+"""Profiles that are led astray between the ends of the depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checks import square
+from ..depth.grid import Profile, sample
+
+
+@dataclass(frozen=True, eq=False)
+class Detour:
+    """The profile of the path P̃(s,0) = exp(β sin(πs) N) P(s,0): the same end-to-end map by another way.
+
+    W̃ = βπ cos(πs) N + e^{B} W e^{−B} with B = β sin(πs) N. It keeps z₀ and, unless N is skew, breaks relaxed balance.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If profile is no function, or direction no finite square matrix.
+    """
+
+    profile: Profile
+    direction: Tensor
+
+    def __post_init__(self) -> None:
+        if not callable(self.profile) or isinstance(self.profile, type):
+            got = type(self.profile).__name__
+            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        square("direction", self.direction)
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        W = sample(self.profile, nodes)
+        s = torch.pi * nodes.to(W)[:, None, None]
+        B = torch.sin(s) * self.direction.to(W)
+        turned = torch.linalg.matrix_exp(B) @ W @ torch.linalg.matrix_exp(-B)
+        return torch.pi * torch.cos(s) * self.direction.to(W) + turned

@@ -1,0 +1,66 @@
+"""Relaxed balanced networks of finitely many Euler layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import float_tensor, random_source, same_kind, square
+from ..depth import chain
+from ..kernels import log_factors
+from ..matrices import orientation_preserving, random_orthogonal, skew_log
+
+
+def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """An exactly relaxed balanced network of Euler layers: U_{k+1}ᵀU_{k+1} − U_kU_kᵀ = λ_k I, U_L … U_1 = z₀.
+
+    U_k = Q_k diag(√(x_a + c_k)) Q_{k−1}ᵀ, where x_a solves Π_k (x_a + c_k) = σ_a², Q_0 = V, Q_L = U for
+    z₀ = U diag(σ) Vᵀ, and the frames between are free (the gauge).
+
+    Parameters
+    ----------
+    z0 : Tensor (..., d, d)
+        Invertible; det z₀ > 0 without a generator.
+    shifts : Tensor (L,)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0, of any signs: the argument of `DividedDifference`.
+    generator : torch.Generator, optional
+        Draws Haar-distributed frames. Without it the frames turn evenly from V to U, so that the layers sample a
+        smooth profile and converge to the continuous model.
+
+    Returns
+    -------
+    Tensor (..., L, d, d)
+        W_k = L(U_k − I), a state of ``FiniteFlow(L, loss, "euler")``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If z₀ is singular, a shift is not finite, or the root x_a cannot be held in floating point.
+    """
+    square("z0", z0)
+    float_tensor("shifts", shifts, ndim=1)
+    if shifts.ndim != 1:
+        raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+    same_kind("shifts", shifts, "z0", z0)
+    if generator is not None:
+        random_source("generator", generator)
+    L, d = len(shifts), z0.shape[-1]
+    U, sigma, Vh = torch.linalg.svd(z0)
+    if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
+        raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
+    if generator is None:
+        orientation_preserving("z0", z0)
+        turn = skew_log(U @ Vh)
+        inner = [torch.linalg.matrix_exp(turn * (k / L)) @ Vh.mT for k in range(1, L)]
+    else:
+        inner = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
+    frames = torch.stack([Vh.mT, *inner, U], dim=-3)
+    scales = torch.exp(log_factors(sigma, shifts.to(z0)) / 2).mT
+    layers = frames[..., 1:, :, :] * scales.unsqueeze(-2) @ frames[..., :-1, :, :].mT
+    error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
+    if not error <= 1e-8 * float(sigma.max()):
+        raise ValueError(
+            f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
+            f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
+        )
+    return L * (layers - torch.eye(d).to(z0))

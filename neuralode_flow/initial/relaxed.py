@@ -1,0 +1,218 @@
+"""Relaxed balanced profiles: S' + [Wᵀ, W] = λ(s) I."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import goes_with, real
+from ..depth.collocation import Collocation
+from ..depth.grid import DepthGrid, Profile, sample
+from ..depth.probes import probes
+from ..matrices import orientation_preserving, polar, skew_log
+from .random import Smooth
+
+# Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
+# or 2048 for a fast twist, and no more than so many numbers at the nodes.
+_ORDER, _FEWEST, _ROUGH, _FAST, _MOST_NUMBERS, _RESOLVED = 16, 16, 256, 2048, 2**23, 1e-11
+
+# Radians that the frame turns on one panel: as is aimed at, and above which it is hopeless.
+_TURN, _TOO_FAST = 2.0, 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxedBalanced:
+    """W(s) = Q (log H − ½∫₀¹Λ) Qᵀ + ½Λ(s) I + Ω(s) + R B Rᵀ, with R' = ΩR, Q = R exp(sB), Λ = ∫₀ˢ λ.
+
+    Made by `relaxed_balanced`. B is the constant skew matrix that brings Q(1) to the rotation of z₀, which is kept as
+    `end_to_end`: what P(1,0) has been asked to be.
+    """
+
+    stretch: Tensor
+    turn: Tensor
+    twist: Callable[[float], Tensor] | None
+    grid: DepthGrid
+    rotation: Tensor
+    height: Tensor
+    end_to_end: Tensor
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        s = nodes.to(self.grid.nodes)
+        R = self.grid.interpolate(self.rotation, s)
+        Q = R @ torch.linalg.matrix_exp(s[:, None, None] * self.turn.unsqueeze(-3))
+        W = Q @ self.stretch.unsqueeze(-3) @ Q.mT + R @ self.turn.unsqueeze(-3) @ R.mT
+        W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1]).to(W)
+        return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
+
+
+def relaxed_balanced(
+    z0: Tensor, shift: Callable[[float], float] | None = None, twist: Callable[[float], Tensor] | None = None
+) -> Profile:
+    """A relaxed balanced profile, S' + [Wᵀ, W] = λ(s) I, with P(1,0) = z₀.
+
+    Parameters
+    ----------
+    z0 : Tensor (..., d, d)
+        The end-to-end map at the start, det z₀ > 0.
+    shift : callable, float s → float, optional
+        λ(s); zero (balanced) when left out.
+    twist : callable, float s → skew Tensor (d, d), optional
+        Ω(s), the rotation speed of the frame along depth. A constant one is added in the moving frame so that the
+        frame ends at the rotation of z₀ whatever Ω is; it is the only one when `twist` is left out.
+
+    Returns
+    -------
+    callable, float s → Tensor (..., d, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If z₀ is not a finite square floating-point matrix with det > 0, shift is not a finite number or twist not a
+        skew matrix of the right size somewhere, or too fast to be resolved.
+
+    Notes
+    -----
+    Section on relaxed balance in docs/math.md; arXiv 2508.07370. P(1,0) = z₀ holds to about 1e-13: twist and shift are
+    resolved to 1e-11 by polynomials on up to 256 panels of 16 nodes, or 2048 where the twist is fast (up to about 4000
+    radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36; what is
+    narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
+    misses z₀.
+    """
+    orientation_preserving("z0", z0)
+    for name, function, returned in (("shift", shift, "number"), ("twist", twist, "skew (d, d) tensor")):
+        if function is not None and (not callable(function) or isinstance(function, type)):
+            raise TypeError(
+                f"{name} must be a function of a float s that returns a {returned}, got {type(function).__name__}; "
+                f"for a constant one use lambda s: {name}"
+            )
+    wanted, stretch = polar(z0.double().cpu())
+    frame = _frame(z0, shift, twist)
+    stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(z0.shape[-1]).double()
+    turn = skew_log(frame.end.mT @ wanted)
+    asked = z0.detach().double().cpu()
+    profile = RelaxedBalanced(stretch, turn, twist, frame.grid, frame.rotation, frame.height, asked)
+    if frame.unresolved:
+        _warn_unresolved(profile, frame.unresolved)
+    if z0.dtype == torch.float64 and z0.device.type == "cpu":
+        return profile
+    return Cast(profile, z0)
+
+
+def balanced(z0: Tensor) -> Profile:
+    """The simplest balanced profile with P(1,0) = z₀: λ = 0 and a frame that turns evenly. See `relaxed_balanced`."""
+    return relaxed_balanced(z0)
+
+
+class _Frame(NamedTuple):
+    """R' = ΩR and Λ' = λ on a grid, R at its end, and which of the two is resolved how badly, by name."""
+
+    grid: DepthGrid
+    rotation: Tensor
+    height: Tensor
+    end: Tensor
+    unresolved: dict[str, float]
+
+
+def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[float], Tensor] | None) -> _Frame:
+    """The frame on the coarsest grid that resolves twist and shift, at its nodes and where it has none."""
+    d = z0.shape[-1]
+    omega = (lambda nodes: torch.zeros(len(nodes), d, d).double()) if twist is None else partial(_skew, twist, like=z0)
+    lam = (lambda nodes: torch.zeros(len(nodes), 1, 1).double()) if shift is None else partial(_numbers, shift)
+    depths = probes(d * d)
+    seen = {"twist": omega(depths), "shift": lam(depths)}
+    affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * seen["twist"][..., 0, :, :].numel()))
+    panels, speed = _FEWEST, _fastest(seen["twist"])
+    while panels * _TURN < speed and 2 * panels <= min(_FAST, affordable):
+        panels *= 2
+    if panels * _TOO_FAST < speed:
+        raise ValueError(
+            f"twist(s) is too fast, got {speed:.4g} radians per unit of depth: with matrices of this size at most "
+            f"{panels * _TOO_FAST:.4g} can be resolved; use a smaller one"
+        )
+    while True:
+        grid = DepthGrid.gauss(panels, _ORDER)
+        found = {"twist": omega(grid.nodes), "shift": lam(grid.nodes)}
+        rotation, _, end = Collocation(grid).propagators(found["twist"])
+        errors = {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in found}
+        slant = rotation.mT @ rotation - torch.eye(d).to(rotation)
+        errors["twist"] = max(errors["twist"], grid.tail(rotation), float(slant.abs().max()))
+        unresolved = {name: error for name, error in errors.items() if not error <= _RESOLVED}
+        if not unresolved or 4 * panels > min(_ROUGH, affordable):
+            return _Frame(grid, rotation, grid.antiderivative(found["shift"]), end, unresolved)
+        panels *= 4
+
+
+def _fastest(omega: Tensor) -> float:
+    """The largest spectral norm, among the matrices with the largest Frobenius norms."""
+    flat = omega.flatten(0, -3)
+    largest = torch.linalg.matrix_norm(flat).topk(min(8, len(flat))).indices
+    return float(torch.linalg.matrix_norm(flat[largest], ord=2).max())
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """A profile in the dtype and on the device of another tensor."""
+
+    profile: RelaxedBalanced
+    like: Tensor
+
+    @property
+    def end_to_end(self) -> Tensor:
+        return self.profile.end_to_end
+
+    def __call__(self, s: float) -> Tensor:
+        return self.profile(s).to(self.like)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        return self.profile.at(nodes).to(self.like)
+
+
+def _item(value: Any) -> Any:
+    """The number in a tensor or array of one entry; anything else as it is."""
+    return value.item() if tuple(getattr(value, "shape", (0,))) in ((), (1,)) else value
+
+
+def _numbers(shift: Callable[[float], float], nodes: Tensor) -> Tensor:
+    """λ at depths (n,), as matrices (n, 1, 1)."""
+    values = [real(f"shift({s:.6g})", _item(shift(s))) for s in nodes.tolist()]
+    return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+
+def _skew(twist: Callable[[float], Tensor], nodes: Tensor, like: Tensor) -> Tensor:
+    """Ω at depths (n,), checked to be skew and of the size and the leading axes of `like`: `(..., n, d, d)`."""
+    nodes = nodes.cpu()
+    values = twist.at(nodes) if isinstance(twist, Smooth) else sample(lambda s: twist(s), nodes, "twist")
+    values = values.double().cpu()
+    d, batch, members = like.shape[-1], tuple(like.shape[:-2]), tuple(values.shape[:-3])
+    if values.shape[-1] != d:
+        got = (*members, *values.shape[-2:])
+        raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {got}")
+    if not goes_with(members, batch):
+        raise ValueError(f"twist(s) has leading axes {members} but z0 has {batch}: return one matrix for all of z0")
+    asymmetry = float((values + values.mT).abs().max())
+    if asymmetry > 1e-10 * (1 + float(values.abs().max())):
+        raise ValueError(f"twist(s) must be skew (Ω + Ωᵀ = 0), got |Ω + Ωᵀ| = {asymmetry:.3g}; use (A - A.mT)/2")
+    return values
+
+
+def _warn_unresolved(profile: RelaxedBalanced, unresolved: dict[str, float]) -> None:
+    """Says by how much P(1,0) misses z₀, as twice as many nodes have it."""
+    fine = DepthGrid.gauss(2 * profile.grid.panels, _ORDER)
+    z = Collocation(fine).product(profile.at(fine.nodes))
+    missed = float(torch.linalg.matrix_norm(z - profile.end_to_end).max())
+    reasons = " and ".join(f"{name}(s) is resolved to {error:.1e} only" for name, error in unresolved.items())
+    warnings.warn(
+        f"{reasons} by {profile.grid.panels} panels of {_ORDER} nodes (it is rough, or oscillates fast in s): P(1,0) "
+        f"misses z0 by about {missed:.1e}, and relaxed balance holds to no more than that",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,53 @@
+"""Layers with independent noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import count, positive
+from ..depth.grid import Profile, sample
+
+
+@dataclass(frozen=True, eq=False)
+class Rough:
+    """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
+
+    The continuous model starts from W itself; finite networks reach it at order about ½ only, which is `order`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If profile is no function, noise is not above 0, members is no integer of at least 1, or seed none in [0, 2⁶³).
+    """
+
+    order: ClassVar[float] = 0.5
+
+    profile: Profile
+    noise: float
+    members: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.profile) or isinstance(self.profile, type):
+            got = type(self.profile).__name__
+            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        positive("noise", self.noise)
+        count("members", self.members)
+        count("seed", self.seed, least=0, most=2**63 - 1)
+
+    def __call__(self, s: float) -> Tensor:
+        return self.profile(s)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        return sample(self.profile, nodes)
+
+    def layers(self, nodes: Tensor) -> Tensor:
+        """`(members, L, d, d)`; other depths draw other noise from the same seed."""
+        base = sample(self.profile, nodes)
+        generator = torch.Generator().manual_seed(self.seed + len(nodes))
+        noise = torch.randn(self.members, *base.shape, dtype=torch.float64, generator=generator)
+        return base + self.noise * noise.to(base)

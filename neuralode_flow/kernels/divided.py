@@ -1,0 +1,147 @@
+"""The kernel of L layers, a divided difference, and the roots that it needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import float_tensor, positive
+from ..modes import hidden
+from .base import PASSED, check_values
+from .logmean import log_logmean
+
+
+@PASSED.tested
+class DividedDifference:
+    """L relaxed balanced layers: K_ab = (p(x_a) − p(x_b))/(x_a − x_b), p(x) = Π_k (x + c_k), p(x_a) = σ_a².
+
+    The difference is never formed: with p telescoped over its factors every term is positive, so that K keeps its
+    relative accuracy for equal and for far apart singular values. Up to L = 1e5 it was within 4e-13 of 50 digits for σ
+    from 1e-3 to 1e3 (tests/flows/test_intrinsic.py), and within 1e-11 near the ends of the floating-point range.
+
+    Parameters
+    ----------
+    shifts : Tensor (L,)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.)
+    time_scale : float
+        The velocity is multiplied by it. 1 is Euclidean gradient flow on the layers; 1/L is the time of
+        `FiniteFlow` and of the limit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shifts is not a finite floating-point vector or time_scale not a positive number.
+    """
+
+    positive_determinant = False
+
+    def __init__(self, shifts: Tensor, time_scale: float = 1.0) -> None:
+        self.shifts = float_tensor("shifts", shifts, ndim=1)
+        if shifts.ndim != 1:
+            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+        if not bool(torch.isfinite(shifts.max() - shifts.min())):
+            raise ValueError(
+                f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
+            )
+        self.time_scale = positive("time_scale", time_scale)
+
+    @property
+    def keeps_sign(self) -> bool:
+        """Whether the least c_k is attained at least twice: those layers become singular together."""
+        return bool((self.shifts == self.shifts.min()).sum() > 1)
+
+    def log_rate(self, ell: Tensor) -> Tensor:
+        """A_ab = ½ Σ_k 1/logmean(x_a + c_k, x_b + c_k) times the time scale, one term for equal c_k."""
+        shifts, layers = torch.unique(self.shifts.to(ell), return_counts=True)
+        logs = _log_factors(2 * ell, shifts, layers.to(ell)).mT  # (..., number of shifts, d)
+        terms = torch.log(layers.to(ell))[:, None, None] - log_logmean(logs)
+        return torch.logsumexp(terms, dim=-3) + math.log(self.time_scale / 2)
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        check_values(sigma)
+        shifts = self.shifts.to(sigma)
+        logs = log_factors(sigma, shifts)  # (..., d, L)
+        top = logs.amax(-2, keepdim=True)
+        # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
+        # no partial product leaves [0, 1].
+        relative, total = _relative(logs, top, sigma)
+        with_own = _running_sum(relative)
+        before, after = with_own - relative, with_own[..., -1:] - with_own
+        K = torch.exp(before - top + total) @ torch.exp(after).mT
+        return self.time_scale * (K + K.mT) / 2
+
+
+# Up to so many layers L round-offs are few, and the plain formulas cost two thirds of the careful ones.
+_SHALLOW = 64
+
+
+def _relative(logs: Tensor, top: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """log (x_a + c_k)/(x + c_k) for the largest root x, and 2 log σ of that one: `(..., d, L)` and `(..., 1, 1)`.
+
+    In deep networks each is of size 1/L, and the difference of two logarithms would leave the sum with L round-offs. It
+    is log(1 − q) with q = (x − x_a)/(x + c_k), and what the sum over k must be, 2 log σ_a/σ, is known.
+    """
+    if logs.shape[-1] <= _SHALLOW:
+        return logs - top, top.sum(-1, keepdim=True)
+    goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny)).unsqueeze(-1)
+    total = goal.amax(-2, keepdim=True)
+    smallest, largest = logs.amin(-1, keepdim=True), top.amin(-1, keepdim=True)  # log(x_a + min c), log(x + min c)
+    q = torch.exp(largest - top) * -torch.expm1(smallest - largest)
+    relative = torch.where(q < 0.5, torch.log1p(-q.clamp(max=0.5)), logs - top)
+    slopes = torch.exp(smallest - logs)
+    excess = relative.sum(-1, keepdim=True) - (goal - total)
+    return relative - slopes * (excess / slopes.sum(-1, keepdim=True)), total
+
+
+def _running_sum(values: Tensor) -> Tensor:
+    """`cumsum` along the last axis with √L round-offs in place of L: of parts, and of their sums."""
+    L = values.shape[-1]
+    if L <= _SHALLOW:
+        return torch.cumsum(values, -1)
+    size = math.isqrt(L)
+    parts = torch.nn.functional.pad(values, (0, -L % size)).unflatten(-1, (-1, size))
+    within = torch.cumsum(parts, -1)
+    ends = within[..., -1]
+    return (within + (torch.cumsum(ends, -1) - ends).unsqueeze(-1)).flatten(-2)[..., :L]
+
+
+def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
+    """log(x_a + c_k) for the root x_a > −min c of Π_k (x + c_k) = σ_a².
+
+    With y = log(x + min c) the equation Σ_k log(eʸ + c_k − min c) = 2 log σ is increasing and convex in y, and Newton's
+    method comes down to the root monotonically once it is right of it. (2 log σ)/L is. Where the shifts are small, as
+    in deep networks, the root for their mean in place of each is closer; it is on the left, and one step leads across.
+
+    Parameters
+    ----------
+    sigma : Tensor (..., d)
+        Singular values; zero is moved to the smallest positive number.
+    shifts : Tensor (L,)
+
+    Returns
+    -------
+    Tensor (..., d, L)
+    """
+    goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
+    return _log_factors(goal, shifts, torch.ones_like(shifts))
+
+
+def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
+    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (n,): `(..., d, n)`."""
+    gaps, number = shifts - shifts.min(), layers.sum()
+    log_gaps = torch.log(gaps)
+    y = goal / number
+    excess = (gaps * layers).sum() / number * torch.exp(-y)
+    y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
+    small, unseen = torch.finfo(goal.dtype).eps ** 0.5, hidden(goal) or hidden(shifts)
+    for _ in range(100):
+        logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
+        slopes = torch.exp(y.unsqueeze(-1) - logs)
+        step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
+        # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
+        if not (unseen or float(step.detach().abs().max()) > small):
+            break
+        y = y - step.squeeze(-1)
+    return logs - step * slopes

@@ -1,0 +1,46 @@
+"""The kernel of two layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import real
+from .base import KERNELS, PASSED, check_values
+from .logmean import log_logmean
+
+
+@PASSED.tested
+class TwoLayer:
+    """Two λ-balanced layers, W₂ᵀW₂ − W₁W₁ᵀ = λI: K_ab = √(σ_a² + λ²/4) + √(σ_b² + λ²/4).
+
+    Flow time is that of Euclidean gradient flow on (W₁, W₂).
+
+    Parameters
+    ----------
+    shift : float
+        λ, of either sign.
+    """
+
+    positive_determinant = False
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = real("shift", shift)
+
+    @property
+    def keeps_sign(self) -> bool:
+        """Two balanced layers, λ = 0, become singular together, and then do not move across det z = 0."""
+        return self.shift == 0
+
+    def log_rate(self, ell: Tensor) -> Tensor:
+        """A_ab = 1/logmean(σ_a, σ_b), for λ = 0."""
+        return -log_logmean(ell)
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        check_values(sigma)
+        # No square, which would vanish below 1e-162; without λ also differentiable at σ = 0.
+        root = torch.hypot(sigma, sigma.new_tensor(self.shift / 2)) if self.shift else sigma
+        return root.unsqueeze(-1) + root.unsqueeze(-2)
+
+
+KERNELS.register("two_layer")(TwoLayer)

@@ -1,0 +1,35 @@
+"""Losses f(z) of the end-to-end map and their gradients G = ∇f(z), a file for each kind.
+
+A file that is put here and registers a loss of a regression in `LOSSES` is found by its name.
+"""
+
+import sys
+
+from ..registry import import_modules
+from .base import LOSSES, Loss, LossName, check_loss, check_square_loss
+from .completion import Completion
+from .custom import Custom
+from .least_squares import LeastSquares
+from .promises import check_derivatives, compare_derivatives
+from .quadratic import Quadratic
+from .regression import Regression
+from .separable import Separable, log_cosh
+
+import_modules(sys.modules[__name__])
+
+__all__ = [
+    "LOSSES",
+    "Completion",
+    "Custom",
+    "LeastSquares",
+    "Loss",
+    "LossName",
+    "Quadratic",
+    "Regression",
+    "Separable",
+    "check_derivatives",
+    "check_loss",
+    "check_square_loss",
+    "compare_derivatives",
+    "log_cosh",
+]

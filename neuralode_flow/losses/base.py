@@ -1,0 +1,69 @@
+"""What a loss is, and where the losses of a regression are filed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
+
+from torch import Tensor
+
+from ..checks import follows
+from ..promises import Once
+from ..registry import Registry
+from ..signatures import known
+
+# Losses whose derivatives have been compared; what a user writes into `Separable` or `Custom` is the user's.
+PASSED = Once()
+
+
+class Loss(Protocol):
+    """What a loss promises, for z of shape `(..., d, d)`, or another one that it says.
+
+    1. `loss(z)` is f(z), shape `(...)`.
+    2. `loss.gradient(z)` is ∇f(z), of the shape of z.
+    3. `dimension` is d, or None when any d will do or z is not square.
+
+    A loss for one shape of z alone has it as `shape`: the square flows refuse one that is not square, which is for
+    FactorizationFlow.
+
+    Where it is known, `boundary()` is what a flow with det z > 0 cannot fall below where the minimiser has det < 0: the
+    least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `plateau()` is the next value
+    at which such a flow can come to rest there, `(...)`: below it the loss tends to `boundary()`. `hessian(z,
+    direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
+    """
+
+    dimension: int | None
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def gradient(self, z: Tensor) -> Tensor: ...
+
+
+# Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss.
+LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
+LossName = Annotated[str, known(LOSSES)]
+
+
+def check_loss(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` follows `Loss`."""
+    follows(name, value, "a loss", "Quadratic(target)", ("gradient", "dimension", "__call__"))
+
+
+def check_square_loss(name: str, value: Any) -> None:
+    """Raises unless `value` follows `Loss` and is for square z, the product of a depth."""
+    check_loss(name, value)
+    shape = getattr(value, "shape", None)
+    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+        raise ValueError(
+            f"{name} must be for square matrices, the products over depth, got one for z of shape {tuple(shape)}; "
+            f"FactorizationFlow takes it"
+        )
+
+
+def check_z(z: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Raises unless z is a tensor with these last axes: cheap enough for every call."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a torch tensor, got {type(z).__name__}; use torch.as_tensor(...)")
+    if shape is not None and z.shape[z.ndim - len(shape) :] != shape:
+        wanted = ", ".join(["...", *map(str, shape)])
+        raise ValueError(f"z must have shape ({wanted}), that of the loss, got {tuple(z.shape)}")

@@ -1,0 +1,57 @@
+"""Least squares of linear observations of a z of any shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..checks import count, float_tensor, same_kind
+from .base import PASSED, check_z
+
+
+@PASSED.tested
+class LeastSquares:
+    """f(z) = 1/(2n) ‖A vec(z) − b‖²: any linear observation of a z of any shape.
+
+    Parameters
+    ----------
+    A : Tensor (n, p)
+    b : Tensor (n,)
+    shape : sequence of int, optional
+        Shape of z, with p entries that vec takes row by row; by default z is a vector (p,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes or devices do not fit together, or an entry is not finite.
+    """
+
+    def __init__(self, A: Tensor, b: Tensor, shape: Sequence[int] | None = None) -> None:
+        for name, value, axes in (("A", A, 2), ("b", b, 1)):
+            if float_tensor(name, value, ndim=axes).ndim != axes:
+                raise ValueError(f"{name} must have {axes} axes, got shape {tuple(value.shape)}")
+        same_kind("b", b, "A", A)
+        if len(b) != len(A):
+            raise ValueError(f"A and b must have the same number of rows, got {len(A)} and {len(b)}")
+        self.A, self.b = A, b
+        self.shape = (A.shape[1],) if shape is None else tuple(count("shape", part, least=0) for part in shape)
+        if math.prod(self.shape) != A.shape[1]:
+            raise ValueError(f"shape must have {A.shape[1]} entries, one for each column of A, got {self.shape}")
+        square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
+        self.dimension: int | None = self.shape[0] if square else None
+
+    def _flat(self, z: Tensor) -> Tensor:
+        return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        check_z(z, self.shape)
+        return (self._flat(z) @ self.A.mT - self.b).square().sum(-1) / (2 * len(self.b))
+
+    def gradient(self, z: Tensor) -> Tensor:
+        residual = self._flat(z) @ self.A.mT - self.b
+        return (residual @ self.A / len(self.b)).reshape(z.shape)
+
+    def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
+        return (self._flat(direction) @ self.A.mT @ self.A / len(self.b)).reshape(direction.shape)

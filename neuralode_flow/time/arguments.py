@@ -1,0 +1,142 @@
+"""The arguments of `integrate`, looked at before any work is done."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import count, float_tensor, no_derivatives, positive, real
+from ..depth.grid import Profile, Remembered
+from ..files import as_path
+from ..flows.base import Flow
+from ..flows.capabilities import Samples, offers
+from ..losses import check_derivatives
+from .base import FAILURES, METHODS, Control, fixed_steps
+from .resolution import unwarned
+
+_ATOL = 1e-10
+
+
+def output_times(times: Tensor | Sequence[float]) -> list[float]:
+    """The output times; TypeError or ValueError unless they are numbers that increase."""
+    try:
+        values = torch.as_tensor(times)
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(f"entries of kind {values.dtype}")
+        values = values.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"times must be a sequence of real numbers, got {times!r} ({error})") from error
+    if values.ndim != 1:
+        raise ValueError(f"times must have shape (T,), got {tuple(values.shape)}")
+    points = float_tensor("times", values)
+    steps = torch.diff(points)
+    if not bool((steps > 0).all()):
+        i = int((steps <= 0).nonzero()[0])
+        raise ValueError(f"times must increase strictly, got {points[i]:.6g} followed by {points[i + 1]:.6g}")
+    return points.tolist()
+
+
+def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Profile | None]:
+    """The flow, its initial state, and the function of depth that it is sampled from, if any."""
+    missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
+    if isinstance(flow, type):
+        raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
+    if missing:
+        raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
+    profile = None if isinstance(state, Tensor) or not callable(state) else Remembered(state)
+    start: Any = state
+    samples = offers(flow, Samples)
+    if profile is not None and samples:
+        start = unwarned(flow, profile)
+    elif profile is not None:
+        raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
+    if isinstance(start, Tensor):
+        no_derivatives("state", start)
+    _check_numbers(flow)
+    if profile is None:
+        flow.check(start)
+    recorded = False
+    with suppress(*FAILURES):  # the run tells of them
+        z = flow.product(start)
+        recorded = torch.is_grad_enabled() and flow.loss(z).requires_grad
+        check_derivatives(flow.loss, z.detach())
+    if recorded:
+        raise TypeError(
+            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
+            "time: detach that tensor, or call integrate under torch.no_grad()"
+        )
+    return flow, start.detach(), profile
+
+
+def _check_numbers(flow: Flow) -> None:
+    """Raises where derivatives are taken for a tensor of the flow, its loss, kernel, grid or depth solver."""
+    own = getattr(flow, "__dict__", {})
+    for owner, part in [("flow", flow), *((f"flow.{name}", part) for name, part in own.items())]:
+        for name, tensor in getattr(part, "__dict__", {}).items():
+            if isinstance(tensor, Tensor):
+                no_derivatives(f"{owner}.{name}", tensor)
+
+
+def checked_control(rtol: float, atol: float | None, step: float | None, start: Tensor, fixed: bool) -> Control:
+    """The accuracy wanted of the method, as far as the dtype of the state holds it."""
+    wanted = {"rtol": positive("rtol", rtol), "atol": _ATOL if atol is None else positive("atol", atol)}
+    raised = []
+    eps = torch.finfo(start.dtype).eps
+    for name, floor in (("rtol", 100 * eps), ("atol", eps * float(start.abs().max().clamp(min=1.0)))):
+        if wanted[name] < floor:
+            if name == "rtol" or atol is not None:
+                raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
+            wanted[name] = floor
+    if raised and not fixed:
+        warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
+    return Control(**wanted, step=None if step is None else positive("step", step))
+
+
+def check_budgets(
+    max_evaluations: int, max_seconds: float | None, control: Control, points: list[float], method: str
+) -> None:
+    """Raises unless the budgets are positive, and the step is for this method and fits them."""
+    count("max_evaluations", max_evaluations)
+    if max_seconds is not None:
+        positive("max_seconds", max_seconds)
+    step = control.step
+    if step is None:
+        return
+    if (points[-1] - points[0]) / step > max_evaluations:
+        raise ValueError(
+            f"step = {step:g} takes more steps than max_evaluations = {max_evaluations}: raise one of them"
+        )
+    if not fixed_steps(METHODS[method]):
+        raise ValueError(
+            f"step = {step:g} is for methods of fixed steps, and {method} chooses its own: leave step out, or use "
+            f"rtol and atol"
+        )
+
+
+def check_options(observe: Any, progress: Any, **flags: Any) -> None:
+    """Raises TypeError unless the functions can be called and the flags are True or False."""
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe must be a function (i, state), got {observe!r}")
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be True, False or a function, got {progress!r}")
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+def checked_path(checkpoint: str | Path | None, every: float) -> Path | None:
+    """The file of the checkpoint, if one is wanted."""
+    if real("every", every) < 0:
+        raise ValueError(f"every must be at least 0 seconds, got {every!r}")
+    if checkpoint is None:
+        return None
+    path = as_path("checkpoint", checkpoint)
+    if path.is_dir() or str(checkpoint).endswith("/"):
+        raise ValueError(f"checkpoint={checkpoint} is a folder; give a file in it, such as {path / 'run.npz'}")
+    return path

@@ -1,0 +1,145 @@
+"""The watch kept over the velocity while a method runs: budgets, finite numbers, progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import all_finite
+from ..flows.capabilities import Linearises, offers
+from .base import FAILURES, Control
+from .endings import Stopped
+from .members import advice, culprits, not_finite, of_members
+from .resolution import FixedGrid
+
+# With one time asked for more often than this the step size has shrunk to nothing: torchdiffeq guards that by `assert`
+# only, which `python -O` removes. The stages of a step are far fewer; an implicit method asks once per entry of the
+# state for each Jacobian.
+_STAGNATION = 1000
+_JACOBIANS = 20
+
+_EPS = sys.float_info.epsilon
+
+
+class Budget(NamedTuple):
+    """What a run may spend: velocity evaluations, and seconds of wall time."""
+
+    evaluations: int
+    seconds: float | None = None
+
+
+class Spent(NamedTuple):
+    """What a run had spent before it was taken up: velocity evaluations, Jacobian–vector products, seconds."""
+
+    evaluations: int = 0
+    products: int = 0
+    seconds: float = 0.0
+
+
+class Watch:
+    """Counts velocity evaluations and stops a run that leaves the finite numbers, its budgets, or the spot.
+
+    Parameters
+    ----------
+    grid : FixedGrid
+        It has the flow.
+    members : torch.Size
+        The leading axes of a batch.
+    good : Tensor
+        A state at which the velocity can be computed, or so it is hoped.
+    budget : Budget
+    spent : Spent
+
+    Attributes
+    ----------
+    evaluations, products : int
+        Velocity evaluations and Jacobian–vector products so far.
+    """
+
+    def __init__(self, grid: FixedGrid, members: torch.Size, good: Tensor, budget: Budget, spent: Spent) -> None:
+        self.grid = grid
+        self.members = members
+        self.good = good
+        self.budget = budget
+        self.evaluations, self.products = spent.evaluations, spent.products
+        self._started = time.perf_counter() - spent.seconds
+        self._last = float("-inf")
+        self._stuck = 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, also before it was resumed."""
+        return time.perf_counter() - self._started
+
+    def __call__(self, t: float, state: Tensor) -> Tensor:
+        self._spend(t)
+        self.evaluations += 1
+        if abs(t - self._last) > 8 * _EPS * abs(t):
+            self._stuck, self._last = 0, t
+        self._stuck += 1
+        if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
+            raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
+        return self._computed(t, self.grid.flow.velocity, state)
+
+    def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """See Velocity; every product counts as one evaluation, which it costs."""
+        flow = self.grid.flow
+        try:
+            derivative = flow.linearised(state) if offers(flow, Linearises) else None
+        except FAILURES as error:
+            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+        if derivative is None:
+            return None
+
+        def product(direction: Tensor) -> Tensor:
+            self._spend(t)
+            self.evaluations += 1
+            self.products += 1
+            return self._computed(t, derivative, direction)
+
+        return product
+
+    def slowest(self, t: float, state: Tensor, control: Control) -> str:
+        """Which member of a batch a step size that vanished, or an iteration that failed, is likely due to."""
+        if not self.members or state.shape[: len(self.members)] != self.members:
+            return ""
+        try:
+            velocity = self.grid.flow.velocity(state)
+        except FAILURES:
+            return ""
+        rate = (velocity.abs() / (control.atol + control.rtol * state.abs())).reshape(*self.members, -1).amax(-1)
+        which = rate == rate.max()
+        name = of_members(which).removeprefix(" of ")
+        return f"; at t = {t:.6g} {name} moves fastest{advice(which)}" if name else ""
+
+    def _spend(self, t: float) -> None:
+        most, seconds = self.budget
+        if self.evaluations >= most:
+            raise Stopped("evaluations", f"the budget of {most} velocity evaluations was used up at t = {t:.6g}")
+        if seconds is not None and self.seconds > seconds:
+            raise Stopped(
+                "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"
+            )
+
+    def _computed(self, t: float, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+        try:
+            value = work(argument)
+        except FAILURES as error:
+            which = culprits(work, FAILURES, argument, self.good, self.members)
+            raise Stopped(
+                "velocity",
+                f"the velocity{of_members(which)} could not be computed at t = {t:.6g}: {error}{advice(which)}",
+            ) from error
+        if not all_finite(value):
+            which = not_finite(value, self.members)
+            raise Stopped(
+                "not_finite",
+                f"the velocity{of_members(which)} is not finite at t = {t:.6g}: the flow blew up, or its step was too "
+                f"large{advice(which)}",
+            )
+        return value
