@@ -3,6 +3,7 @@
 import ast
 import re
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -80,3 +81,31 @@ def test_no_room_imports_from_one_below_it():
                     what = f"{target}/{alias.name}".lstrip("/")
                     own = name == "__init__" and what.startswith("/".join(parents))  # a folder has rooms within
                     assert own or level(what) is None or level(what) <= level(here), f"{here} imports {what}"
+
+
+def imports(module, file, modules):
+    """The modules of the package that one imports, inside functions as well; not what is there for types alone."""
+    here, found = module if file.name == "__init__.py" else module.rpartition(".")[0], set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.ImportFrom) and node.level:
+            home = resolve_name("." * node.level + (node.module or ""), here)
+            found.update(name if (name := f"{home}.{alias.name}") in modules else home for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return (found & set(modules)) - {module}
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {}
+    for file in (ROOT / "neuralode_flow").rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    graph = {module: imports(module, file, modules) for module, file in modules.items()}
+    assert len(graph) > 100
+    assert sum(map(len, graph.values())) > 500
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules

@@ -17,7 +17,7 @@ from ..products import add_identity, identity_like, multiply, outside
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
-    from ..rules import LayerRule
+    from . import LayerRule
 
 # How far C may be from I: beyond it the grid does not resolve W, or W is large, and C⁻¹ costs digits.
 NEAR_IDENTITY = 0.1
