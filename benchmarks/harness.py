@@ -66,15 +66,17 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
     return {"median": float(median), "lower": float(lower), "upper": float(upper), "rounds": len(values)}
 
 
-def seconds(call: Callable[[], Any], number: int = 1) -> float:
+def seconds(call: Callable[[], Any], number: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call, the mean of `number` in a row."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(number):
         call()
-    return (time.perf_counter() - start) / number
+    return (clock() - start) / number
 
 
-def alternated(sides: Mapping[str, Callable[[], Any]], effort: Effort) -> dict[str, np.ndarray]:
+def alternated(
+    sides: Mapping[str, Callable[[], Any]], effort: Effort, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, np.ndarray]:
     """Seconds of a call of each side, by round: one block of calls of each in turn."""
     seconds_of = {name: seconds(call) for name, call in sides.items()}
     # The first call may compile or load something.
@@ -89,7 +91,7 @@ def alternated(sides: Mapping[str, Callable[[], Any]], effort: Effort) -> dict[s
             if numbers[name] * seconds_of[name] < 1:
                 time.sleep(REST)
                 seconds(call, numbers[name])  # takes the caches, and wakes the threads
-            samples[name].append(seconds(call, numbers[name]))
+            samples[name].append(seconds(call, numbers[name], clock))
     return {name: np.array(values) for name, values in samples.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,29 @@ from torch import Tensor
 from ..promises import Once, Source, denied, kind
 from . import chain
 from .engine.by_torch import pulled_back
+
+
+class LayerRule(Protocol):
+    """What a layer rule promises, for A of shape `(..., L, d, d)`.
+
+    1. `layer(A)` gives U = rule(A) and whatever `adjoint` wants to reuse; U is differentiable by autograd.
+       A layer depends on its own A alone.
+    2. `adjoint(A, saved, M)`, if it has one, is the gradient of tr(MᵀU) with respect to A, exact to round-off. Autograd
+       through `layer` takes its place where there is none.
+    3. `order` is the order of convergence in 1/L with midpoint sampling. A rule sees one W_k, the middle of its part of
+       the depth, which tells the integral of W over it to order 2: so that is the highest.
+    4. `quadratic_law` is True where L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) is conserved exactly by the training flow.
+    5. `label`, if it has one, is what figures call it; else they take its name.
+    6. `compiled`, if its class itself has one (a subclass may be another rule), is its number in the compiled engine.
+
+    What can be measured of a rule alone is, at its first use in a flow; the order is compared in the study.
+    """
+
+    order: int
+    quadratic_law: bool
+
+    def layer(self, A: Tensor) -> tuple[Tensor, Any]: ...
+
 
 # Shapes (…, d, d) and sizes of A: one layer alone, many, members of an ensemble; small as in deep networks, and large.
 _CASES = (((2, 2), 0.3), ((3, 4, 4), 1e-3), ((2, 3, 3, 3), 1.0), ((2, 1, 1), 0.5), ((2, 3, 3), 3.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -11,28 +11,7 @@ from . import by_torch, compiled
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
-
-
-class LayerRule(Protocol):
-    """What a layer rule promises, for A of shape `(..., L, d, d)`.
-
-    1. `layer(A)` gives U = rule(A) and whatever `adjoint` wants to reuse; U is differentiable by autograd.
-       A layer depends on its own A alone.
-    2. `adjoint(A, saved, M)`, if it has one, is the gradient of tr(MᵀU) with respect to A, exact to round-off. Autograd
-       through `layer` takes its place where there is none.
-    3. `order` is the order of convergence in 1/L with midpoint sampling. A rule sees one W_k, the middle of its part of
-       the depth, which tells the integral of W over it to order 2: so that is the highest.
-    4. `quadratic_law` is True where L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) is conserved exactly by the training flow.
-    5. `label`, if it has one, is what figures call it; else they take its name.
-    6. `compiled`, if its class itself has one (a subclass may be another rule), is its number in the compiled engine.
-
-    What can be measured of a rule alone is, at its first use in a flow; the order is compared in the study.
-    """
-
-    order: int
-    quadratic_law: bool
-
-    def layer(self, A: Tensor) -> tuple[Tensor, Any]: ...
+    from ..promises import LayerRule
 
 
 class Engine(Protocol):

@@ -26,7 +26,7 @@ from . import by_torch
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
-    from . import LayerRule
+    from ..promises import LayerRule
 
 # Larger matrices are multiplied as fast by BLAS, which keeps both cores busy as well; work.h has the same bound.
 LARGEST = 256

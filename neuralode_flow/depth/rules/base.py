@@ -1,4 +1,4 @@
-"""What a layer rule is, and where the rules are filed."""
+"""Where the layer rules are filed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 from ...checks import follows
 from ...registry import Registry
-from ..engine import LayerRule
-from ..promises import check_promises, passed
+from ..promises import LayerRule, check_promises, passed
 
 LAYERS: Registry[LayerRule] = Registry("layer rule")
 
