@@ -10,6 +10,7 @@ from torch import Tensor
 from .checks import floating, same_kind
 from .depth.collocation import Collocation
 from .depth.grid import DepthGrid, check_grid
+from .depth.products import multiply
 
 
 def _check(name: str, value: Tensor, axes: str) -> None:
@@ -22,7 +23,7 @@ def _check(name: str, value: Tensor, axes: str) -> None:
 def commutator(W: Tensor) -> Tensor:
     """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`."""
     _check("W", W, "d, d")
-    return W.mT @ W - W @ W.mT
+    return multiply(W.mT, W) - multiply(W, W.mT)
 
 
 def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
     d = W.shape[-1]
     G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(W)
     M = Collocation(grid).gradient(W, lambda z: G)
-    part = W.mT @ M - M @ W.mT
+    part = multiply(W.mT, M) - multiply(M, W.mT)
     missed = torch.linalg.matrix_norm(grid.legendre(_primitive(grid, M + M.mT, part + part.mT))).amax(-2)
     return missed / torch.linalg.matrix_norm(M).amax(-1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
 
@@ -134,7 +135,7 @@ def euler_law(W: Tensor) -> Tensor:
     _check("W", W, "L, d, d")
     after, before = W[..., 1:, :, :], W[..., :-1, :, :]
     linear = W.shape[-3] * (after + after.mT - before - before.mT)
-    return linear + after.mT @ after - before @ before.mT
+    return linear + multiply(after.mT, after) - multiply(before, before.mT)
 
 
 def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +152,7 @@ def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     _check("U", U, "L, d, d")
     after, before = U[..., 1:, :, :], U[..., :-1, :, :]
-    law = after.mT @ after - before @ before.mT
+    law = multiply(after.mT, after) - multiply(before, before.mT)
     lam = law.diagonal(dim1=-2, dim2=-1).mean(-1)
     one = torch.eye(U.shape[-1], dtype=U.dtype, device=U.device)
     scale = torch.linalg.matrix_norm(U).amax(-1).square()

@@ -3,6 +3,7 @@ import torch
 from cases import randn
 
 from neuralode_flow.depth import chain
+from neuralode_flow.depth.products import multiply
 
 
 @pytest.mark.parametrize("L", [1, 2, 3, 4, 5, 7, 16, 23, 64])
@@ -32,3 +33,17 @@ def test_blocks_of_blocks_equal_the_pairs_before_and_after(L):
     before, after, z = chain.outside(U)
     assert torch.allclose(chain.gradient(U, lambda _: G), after.mT @ G @ before.mT, atol=1e-13)
     assert torch.allclose(chain.product(U), z, atol=1e-13)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_both_libraries_give_the_same_products(threads):
+    one, other = randn(3, 400, 6, 6, seed=102), randn(400, 6, 6, seed=103)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # with one thread small matrices may go through NumPy
+    try:
+        out = torch.empty(400, 6, 6)
+        assert multiply(one[0], other.mT, out=out) is out
+        assert torch.allclose(out, one[0] @ other.mT, atol=1e-14)
+        assert torch.allclose(multiply(one, other), one @ other, atol=1e-14)
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from ... import matrices
 from ...modes import bare, gradient, plain
 from .. import picard
 from ..panels import stages
-from ..products import add_identity, identity_like, outside
+from ..products import add_identity, identity_like, multiply, outside
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -164,7 +164,7 @@ def _chain_gradient(U: Tensor, outer: Outer) -> Tensor:
     layers = _blocked(U).unbind(-3)
     before = [layers[0]]
     for layer in layers[1:]:
-        before.append(layer @ before[-1])
+        before.append(multiply(layer, before[-1]))
     blocks = before.pop()
     if L <= BLOCK:
         z = blocks.squeeze(-3)
@@ -173,8 +173,8 @@ def _chain_gradient(U: Tensor, outer: Outer) -> Tensor:
         behind = _chain_gradient(blocks, outer)
     gradients = []
     for layer in reversed(layers[1:]):
-        gradients.append(behind @ before.pop().mT)
-        behind = layer.mT @ behind
+        gradients.append(multiply(behind, before.pop().mT))
+        behind = multiply(layer.mT, behind)
     return torch.stack([behind, *reversed(gradients)], dim=-3).flatten(-4, -3)[..., :L, :, :]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...matrices import inverse
 from ..engine import compiled
-from ..products import add_identity
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -23,7 +23,7 @@ class Cayley:
         return add_identity(2 * R, -1.0), R
 
     def adjoint(self, A: Tensor, saved: Tensor, M: Tensor) -> Tensor:
-        return saved.mT @ M @ saved.mT
+        return multiply(multiply(saved.mT, M), saved.mT)
 
 
 own("cayley", Cayley())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...modes import hidden
 from ..engine import compiled
-from ..products import add_identity
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -31,7 +31,7 @@ class Exponential:
     def layer(self, A: Tensor) -> tuple[Tensor, tuple[Tensor, float]]:
         norm = math.inf if hidden(A) else float(torch.linalg.matrix_norm(A.detach()).max())
         E = _taylor_exp(A / 2, norm / 2) if norm <= self.SERIES_NORM else torch.linalg.matrix_exp(A / 2)
-        return E @ E, (E, norm)
+        return multiply(E, E), (E, norm)
 
     def adjoint(self, A: Tensor, saved: tuple[Tensor, float], M: Tensor) -> Tensor:
         E, norm = saved
@@ -42,13 +42,13 @@ class Exponential:
             size = M.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(M.dtype).tiny)
             block = torch.cat((torch.cat((B, M / size), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
             return size * torch.linalg.matrix_exp(block)[..., :d, d:]
-        square, term, total = B @ B, M, M
+        square, term, total = multiply(B, B), M, M
         for k in range(1, _terms(norm, 2, torch.finfo(A.dtype).eps)):
-            middle = B @ term @ B
-            term = (square @ term).add_(term @ square).sub_(middle, alpha=2)
+            middle = multiply(multiply(B, term), B)
+            term = multiply(square, term).add_(multiply(term, square)).sub_(middle, alpha=2)
             term /= 8 * k * (2 * k + 1)
             total = total + term
-        return E.mT @ total @ E.mT
+        return multiply(multiply(E.mT, total), E.mT)
 
 
 def _terms(norm: float, stride: int, eps: float) -> int:
@@ -64,13 +64,13 @@ def _terms(norm: float, stride: int, eps: float) -> int:
 def _taylor_exp(A: Tensor, norm: float) -> Tensor:
     """exp(A) for ‖A‖ <= norm <= 1 by Horner's rule in A²; torch's own spends longer on sorting a batch by norm."""
     degree = max(1, _terms(norm, 1, torch.finfo(A.dtype).eps) - 1)
-    square = A @ A
+    square = multiply(A, A)
     factorials = [1 / math.factorial(k) for k in range(degree // 2 * 2 + 2)]
     result: Tensor | None = None  # Σ_{k >= 2j} A^{k − 2j}/k!
     for j in range(degree // 2, -1, -1):
         even, odd = factorials[2 * j : 2 * j + 2]
         pair = add_identity(A * odd, even)
-        result = pair if result is None else pair.add_(square @ result)
+        result = pair if result is None else pair.add_(multiply(square, result))
     assert result is not None
     return result
 

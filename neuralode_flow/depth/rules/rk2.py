@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..engine import compiled
-from ..products import add_identity
+from ..products import add_identity, multiply
 from .base import own
 
 
@@ -18,10 +18,10 @@ class RK2:
     quadratic_law = False
 
     def layer(self, A: Tensor) -> tuple[Tensor, None]:
-        return add_identity((A @ A).mul_(0.5).add_(A)), None
+        return add_identity(multiply(A, A).mul_(0.5).add_(A)), None
 
     def adjoint(self, A: Tensor, saved: None, M: Tensor) -> Tensor:
-        return (A.mT @ M).add_(M @ A.mT).mul_(0.5).add_(M)
+        return multiply(A.mT, M).add_(multiply(M, A.mT)).mul_(0.5).add_(M)
 
 
 own("rk2", RK2())
