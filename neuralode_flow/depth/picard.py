@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .grid import gauss_rule
+from .workspace import Take
 
 # From this d on two sweeps in float32 cost less than one in float64.
 MIXED_FROM = 16
@@ -53,7 +54,7 @@ def integrals(panels: int, order: int, dtype: torch.dtype, device: torch.device)
 
 
 class Slopes(NamedTuple):
-    """f and J f, `(B, m, d, d)`; the largest entry of J f, and about h‖W‖ as seen."""
+    """f and J f, `(B, m, d, d)`, in memory of the workspace; the largest entry of J f, and about h‖W‖ as seen."""
 
     slopes: Tensor
     integral: Tensor
@@ -61,7 +62,7 @@ class Slopes(NamedTuple):
     reach: float
 
 
-def solve(W: Tensor, J: Tensor) -> Slopes:
+def solve(W: Tensor, J: Tensor, take: Take) -> Slopes:
     """The solution f of f = W (1 + J f) on many panels at once.
 
     Parameters
@@ -69,6 +70,8 @@ def solve(W: Tensor, J: Tensor) -> Slopes:
     W : Tensor (B, m, d, d)
         The model on the m nodes of B panels.
     J : Tensor (m, m)
+    take : Take
+        Gives the memory.
 
     Raises
     ------
@@ -76,30 +79,37 @@ def solve(W: Tensor, J: Tensor) -> Slopes:
         If W is too large for it.
     """
     if W.dtype == torch.float64 and W.shape[-1] >= MIXED_FROM:
-        return _refined(W, J)
-    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6))
+        return _refined(W, J, take)
+    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6), take)
 
 
-def along_nodes(matrix: Tensor, values: Tensor) -> Tensor:
+def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
     """Applies a matrix `(n, m)` along the nodes of `(B, m, d, d)`: `(B, n, d, d)`."""
     B, m, *square = values.shape
-    return torch.bmm(matrix.expand(B, -1, -1), values.view(B, m, -1)).view(B, len(matrix), *square)
+    if out is None:
+        out = values.new_empty(B, len(matrix), *square)
+    torch.bmm(matrix.expand(B, -1, -1), values.view(B, m, -1), out=out.view(B, len(matrix), -1))
+    return out
 
 
-def _refined(W: Tensor, J: Tensor) -> Slopes:
-    single, single_J = W.float(), J.float()
-    start = _sweep(single, single_J, single, _ROUGH, certify=False)
-    f = start.slopes.double()
-    integral = along_nodes(J, f)
+def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes:
+    single_J = J.float()
+    single = take("W32", W.shape, single_J).copy_(W)
+    start = _sweep(single, single_J, single, _ROUGH, take, certify=False)
+    f = take("f64", W.shape, W).copy_(start.slopes)
+    integral, defect = (take(name, W.shape, W) for name in ("integral64", "defect64"))
+    source = take("defect32", W.shape, single)
+    along_nodes(J, f, integral)
     for _ in range(_MAX_REFINEMENTS):
-        defect = torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral)).view_as(f).sub_(f)
-        correction = _sweep(single, single_J, defect.float(), _TOLERANCE[torch.float64], start.reach)
+        torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral), out=_nodes(defect))
+        source.copy_(defect.sub_(f))
+        correction = _sweep(single, single_J, source, _TOLERANCE[torch.float64], take, start.reach)
         # A sum of two precisions is slower than a copy and a sum of one.
         f += defect.copy_(correction.slopes)
         if correction.size <= _REFINED:
             integral += defect.copy_(correction.integral)
             return Slopes(f, integral, correction.size, start.reach)
-        integral = along_nodes(J, f)
+        along_nodes(J, f, integral)
     raise Unsolved
 
 
@@ -108,6 +118,7 @@ def _sweep(
     J: Tensor,
     source: Tensor,
     tolerance: float,
+    take: Take,
     reach: float | None = None,
     *,
     certify: bool = True,
@@ -119,7 +130,8 @@ def _sweep(
     again, and J f is one sweep behind.
     """
     B, m = W.shape[:2]
-    f, integral = torch.empty_like(W), along_nodes(J, source)
+    f, integral = take("f", W.shape, W), take("integral", W.shape, W)
+    along_nodes(J, source, integral)
     # The views of one sweep's two products, made once: at small d they would cost as much as the products.
     into_f = _nodes(source), _nodes(W), _nodes(integral)
     into_integral = J.expand(B, -1, -1), f.view(B, m, -1)

@@ -14,6 +14,7 @@ from ...modes import bare, gradient, plain
 from .. import picard
 from ..panels import stages
 from ..products import add_identity, identity_like, multiply, outside
+from ..workspace import Take, Workspace
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -30,6 +31,8 @@ SEGMENT = 2**22
 
 Outer = Callable[[Tensor], Tensor]
 
+_WORKSPACE = Workspace()
+
 
 def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
     """As `Engine.flow`: fast in eager mode, and by operations that can be differentiated in all others."""
@@ -40,16 +43,17 @@ def _end(grid: DepthGrid, W: Tensor) -> Tensor:
     """z = P(1, 0)."""
     if plain(W):
         try:
-            return outside(_across(grid, W))[2]
+            with _WORKSPACE.lend() as take:
+                return outside(_across(grid, W, take))[2]
         except picard.Unsolved:
             pass
     return outside(stages(grid, W).across)[2]
 
 
-def _across(grid: DepthGrid, W: Tensor) -> Tensor:
+def _across(grid: DepthGrid, W: Tensor, take: Take) -> Tensor:
     """P(b, a) = u(b) u(a)⁻¹ of each panel, `(..., panels, d, d)`, by half of what `Middle` takes."""
     integrals = picard.integrals(grid.panels, grid.order, W.dtype, W.device)
-    solved = picard.solve(_by_panels(grid, W).contiguous(), integrals.middle)
+    solved = picard.solve(_by_panels(grid, W).contiguous(), integrals.middle, take)
     ends = add_identity(picard.along_nodes(integrals.ends, solved.slopes))
     return matrices.solve(ends[:, 0], ends[:, 1], left=False).view(*W.shape[:-3], grid.panels, *W.shape[-2:])
 
@@ -62,12 +66,13 @@ def _by_panels(grid: DepthGrid, W: Tensor) -> Tensor:
 def _gradient(grid: DepthGrid, W: Tensor, outer: Outer) -> Tensor:
     """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z)."""
     if plain(W):
-        try:
-            middle = _from_middle(grid, W)
-        except picard.Unsolved:
-            pass
-        else:
-            return _to_nodes(grid.panels, W.shape, middle, outer)
+        with _WORKSPACE.lend() as take:
+            try:
+                middle = _from_middle(grid, W, take)
+            except picard.Unsolved:
+                pass
+            else:
+                return _to_nodes(grid.panels, W.shape, middle, outer)
     solved = stages(grid, W)
     before, after, z = outside(solved.across)
     # One matrix per panel carries what lies outside of it, so that each node costs two products.
@@ -76,7 +81,9 @@ def _gradient(grid: DepthGrid, W: Tensor, outer: Outer) -> Tensor:
 
 
 class Middle(NamedTuple):
-    """The solution of `stages` seen from the middle c of each panel; B is the number of panels of all members.
+    """The solution of `stages` seen from the middle c of each panel, in memory of the workspace.
+
+    B is the number of panels of all members.
 
     A panel's collocation polynomials u with u' = W u, u(c) = I and v with v' = −v W, v(c) = I reach only half as far as
     those of `Stages`. By the symplectic condition v u is the same matrix C at both ends of the panel, so that
@@ -95,19 +102,22 @@ class Middle(NamedTuple):
     C: Tensor
 
 
-def _from_middle(grid: DepthGrid, W: Tensor) -> Middle:
+def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
     """Both halves of all panels by sweeps; raises Unsolved where they do not converge, or C is not near I."""
     integrals = picard.integrals(grid.panels, grid.order, W.dtype, W.device)
     local = _by_panels(grid, W)
-    B = len(local)
-    solved = picard.solve(torch.cat((local, -local.mT)), integrals.middle)
+    B, m, *square = local.shape
+    both = take("both", (2 * B, m, *square), local)
+    both[:B] = local
+    torch.neg(local.mT, out=both[B:])
+    solved = picard.solve(both, integrals.middle, take)
     ends = add_identity(picard.along_nodes(integrals.ends, solved.slopes))
-    both = add_identity(solved.integral)
+    halves = add_identity(solved.integral)
     leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
     C = torch.bmm(vT_end.mT, leave)
     if not float((C - identity_like(C)).abs().max()) <= NEAR_IDENTITY:
         raise picard.Unsolved
-    return Middle(both[:B], both[B:], matrices.solve(C, vT_start.mT), leave, C)
+    return Middle(halves[:B], halves[B:], matrices.solve(C, vT_start.mT), leave, C)
 
 
 def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> Tensor:
@@ -115,11 +125,15 @@ def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> T
     before, after, z = _between_middles(panels, middle.enter, middle.leave)
     B, m, d, _ = middle.u.shape
     z = z.view(*shape[:-3], d, d)
-    G = outer(z).expand_as(z).unsqueeze(-3).expand(*shape[:-3], panels, d, d).reshape(B, d, d)
+    G = outer(z)
+    u, vT = middle.u, middle.vT
+    if not bare(G):  # autograd keeps what G is multiplied by, and the workspace does not
+        u, vT = u.clone(), vT.clone()
+    G = G.expand_as(z).unsqueeze(-3).expand(*shape[:-3], panels, d, d).reshape(B, d, d)
     inner = matrices.solve(middle.C.mT, torch.bmm(torch.bmm(after.mT, G), before.mT))
     # One matrix for all nodes of a panel: products of tall matrices are the fastest.
-    left = torch.bmm(middle.vT.view(B, m * d, d), inner)
-    return torch.bmm(left.view(B * m, d, d), middle.u.view(B * m, d, d).mT).view(shape)
+    left = torch.bmm(vT.view(B, m * d, d), inner)
+    return torch.bmm(left.view(B * m, d, d), u.view(B * m, d, d).mT).view(shape)
 
 
 def _between_middles(panels: int, enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
