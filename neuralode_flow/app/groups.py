@@ -12,7 +12,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from .errors import BadInput
 GROUPS = ("problem", "initial", "system", "study")
 
 
-@cache
 def makers() -> dict[str, dict[str, Callable[..., Any]]]:
     """What can be chosen in each group, by name: the function whose settings are the fields. It imports torch."""
     from ..initial import INITIALS
@@ -90,7 +88,7 @@ class Registered(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         # Nothing is imported to list groups, as --help does; after a failed search it is there anyway.
-        return config_path in GROUPS and f"{__package__.rpartition('.')[0]}.studies" in sys.modules
+        return config_path in GROUPS and "neuralode_flow.studies" in sys.modules
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = config_path.removesuffix(".yaml").partition("/")
@@ -102,7 +100,6 @@ class Registered(ConfigSource):
             load([module for module in self.path.split(",") if module])
         except BadInput as error:
             raise ConfigLoadError(str(error)) from None
-        makers.cache_clear()
         return name in makers()[group]
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
 from ..registry import Registry
-from ..signatures import Count, Positive, Workers, at_least, at_most, known, settings
+from ..signatures import Count, Positive, Range, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -171,8 +171,8 @@ def checked(config: DictConfig) -> Job:
 
     load(machine.plugins)
     if depth is not None:
-        _known(DEPTH_SOLVERS, "depth.name", depth.name)
-    _known(METHODS, "time.method", time.method)
+        _keeps_to([known(DEPTH_SOLVERS)], "depth.name", depth.name)
+    _keeps_to([known(METHODS)], "time.method", time.method)
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
     needed = STUDIES[study.name].groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
@@ -223,7 +223,7 @@ def _choice(section: str, node: Mapping[str, Any], registry: Registry[Any], make
     name = node.get("name", "???")
     if name == "???":
         raise BadInput(f"{section}.name is missing; set {section}=NAME (valid: {', '.join(registry)})")
-    _known(registry, f"{section}.name", name)
+    _keeps_to([known(registry)], f"{section}.name", name)
     entry = registry[name]
     builder = getattr(entry, maker) if maker else entry
     parameters = {key: value for key, value in node.items() if key != "name"}
@@ -266,11 +266,13 @@ def _unknown_key(prefix: str, key: str, value: Any, valid: list[str], where: str
     return f"unknown key {prefix}{key}={value}{hint} (valid{where}: {', '.join(prefix + name for name in valid)})"
 
 
-def _known(registry: Registry[Any], key: str, name: Any) -> None:
+def _keeps_to(ranges: Iterable[Range], key: str, value: Any) -> None:
+    """Raises BadInput where one of the ranges refuses a value."""
     try:
-        registry[name]
+        for within in ranges:
+            within(key, value)
     except ValueError as error:
-        raise BadInput(f"{key}: {error}") from error
+        raise BadInput(str(error)) from error
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
@@ -287,11 +289,7 @@ def typed(key: str, value: Any, kind: Any) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         value = typed(key, value, options[0])
-        for within in filter(callable, options[1:]):
-            try:
-                within(key, value)
-            except ValueError as error:
-                raise BadInput(str(error)) from error
+        _keeps_to(filter(callable, options[1:]), key, value)
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:

@@ -335,6 +335,14 @@ def _depths(s: Any) -> np.ndarray:
     return points.astype(float)
 
 
+def check_profile(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` can be a profile."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a function of a float s that returns a (d, d) tensor, got {type(value).__name__}"
+        )
+
+
 def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     """A profile W(s) on depth nodes.
 
@@ -358,8 +366,7 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     at = getattr(W, "at", None)
     if at is not None:
         return at(nodes)
-    if not callable(W):
-        raise TypeError(f"{name} must be a function of a float s that returns a (d, d) tensor, got {type(W).__name__}")
+    check_profile(name, W)
     values = [float_tensor(f"{name}({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
     shapes = {tuple(v.shape) for v in values}
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:

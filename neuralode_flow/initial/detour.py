@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import square
-from ..depth.grid import Profile, sample
+from ..depth.grid import Profile, check_profile, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,7 @@ class Detour:
     direction: Tensor
 
     def __post_init__(self) -> None:
-        if not callable(self.profile) or isinstance(self.profile, type):
-            got = type(self.profile).__name__
-            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        check_profile("profile", self.profile)
         square("direction", self.direction)
 
     def __call__(self, s: float) -> Tensor:

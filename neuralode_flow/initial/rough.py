@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, positive
-from ..depth.grid import Profile, sample
+from ..depth.grid import Profile, check_profile, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,7 @@ class Rough:
     seed: int
 
     def __post_init__(self) -> None:
-        if not callable(self.profile) or isinstance(self.profile, type):
-            got = type(self.profile).__name__
-            raise TypeError(f"profile must be a function of a float s that returns a (d, d) tensor, got {got}")
+        check_profile("profile", self.profile)
         positive("noise", self.noise)
         count("members", self.members)
         count("seed", self.seed, least=0, most=2**63 - 1)

@@ -387,3 +387,15 @@ def test_names_of_others_are_no_markup_of_the_terminal(capsys):
     out = capsys.readouterr().out
     for text in ("a[b].csv → [/x]:smile:", "[/bold]", " :smile: ", "[red]:smile: [/b]", "runs/[red]"):
         assert text in out
+
+
+@pytest.mark.parametrize(("choice", "suffixes"), [("png", {".png"}), ("none", set())])
+def test_only_the_figures_that_are_asked_for_are_drawn(command, workplace, choice, suffixes):
+    small = ["problem=teacher", "problem.dimension=2", "study=trajectory", "time.samples=3", "time.horizon=0.1"]
+    assert command(*small, f"figures={choice}", "resume=run").status == 0
+    assert {path.suffix for path in workplace.glob("run/figures/*")} == suffixes
+    page = (workplace / "run" / "report.html").read_text(encoding="utf-8")
+    assert ('<figure class="chart"><script' in page) == ("<h2>Figures</h2>" in page) == bool(suffixes)
+    ended = command(*small, "figures=all", "resume=run")  # it is the same run, and has ended
+    assert (ended.status, ended.out.count("finished")) == (0, 1)
+    assert {path.suffix for path in workplace.glob("run/figures/*")} == suffixes

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from ...modes import bare, plain
 from .. import picard
+from ..workspace import Workspace
 from . import by_torch
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
 # Set to 0, one of them leaves the engine aside: for a comparison, or on a machine where it is at fault.
 SWITCHES = "NEURALODE_FLOW_ENGINE", "NEURALODE_FLOW_KERNEL"
 
-_KEPT = 2**24  # bytes of scratch memory that outlive a call: above it the products take far longer than page faults
+_WORKSPACE = Workspace()
 _CPU = torch.device("cpu")
 _POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_double
 _SIGNATURES = {
@@ -90,10 +89,11 @@ def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
     *batch, N, d, _ = W.shape
     sizes = W.numel() // (N * d * d), grid.panels, grid.order, d, torch.get_num_threads()
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, _CPU)
-    with _SCRATCH.lend("flow_scratch", *sizes) as room:
+    with _WORKSPACE.lend() as take:
+        room = take("flow", (_size("flow_scratch", *sizes),), W)
         z = W.new_empty(*batch, d, d)
         arrays = W.data_ptr(), J.data_ptr(), ends.data_ptr()
-        if not _loaded().flow_forward(*arrays, *sizes, room, z.data_ptr()):
+        if not _loaded().flow_forward(*arrays, *sizes, room.data_ptr(), z.data_ptr()):
             if outer is None:
                 return z
             if _is_numbers(G := outer(z)):
@@ -109,9 +109,12 @@ def chain(W: Tensor, outer: Outer | None = None, rule: LayerRule | None = None, 
     W = W.contiguous()
     *batch, L, d, _ = W.shape
     members, threads = W.numel() // (L * d * d), torch.get_num_threads()
-    with _SCRATCH.lend("chain_scratch", members, L, d, number, threads) as room:
+    with _WORKSPACE.lend() as take:
+        room = take("chain", (_size("chain_scratch", members, L, d, number, threads),), W)
         z = W.new_empty(*batch, d, d)
-        if not _loaded().chain_forward(W.data_ptr(), members, L, d, number, 1 / depth, threads, room, z.data_ptr()):
+        if not _loaded().chain_forward(
+            W.data_ptr(), members, L, d, number, 1 / depth, threads, room.data_ptr(), z.data_ptr()
+        ):
             if outer is None:
                 return z
             if _is_numbers(G := outer(z)):
@@ -124,10 +127,10 @@ def _linked(U: Tensor, outer: Outer | None = None) -> Tensor:
     return (chain if takes(U) else by_torch.chain)(U, outer)
 
 
-def _pulled_back(backward: Callable[..., None], G: Tensor, room: int, W: Tensor) -> Tensor:
+def _pulled_back(backward: Callable[..., None], G: Tensor, room: Tensor, W: Tensor) -> Tensor:
     """The gradient at W, after the products have been left in `room`."""
     G, result = G.contiguous(), torch.empty_like(W)
-    backward(G.data_ptr(), room, result.data_ptr())
+    backward(G.data_ptr(), room.data_ptr(), result.data_ptr())
     return result
 
 
@@ -147,25 +150,3 @@ def _loaded() -> ctypes.CDLL:
 def _size(name: str, *sizes: int) -> int:
     """Scratch memory in numbers of float64."""
     return -(-getattr(library(), name)(*sizes) // 8)
-
-
-class _Scratch(threading.local):
-    """Memory of one thread that outlives a call: the page faults of fresh memory can cost as much as the products."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    @contextmanager
-    def lend(self, name: str, *sizes: int) -> Iterator[int]:
-        """The address of memory for a call; a call inside of it finds none that is kept, and gets its own."""
-        size, room = _size(name, *sizes), self._kept.pop(name, None)
-        if room is None or len(room) != size:
-            room = torch.empty(size, dtype=torch.float64, device="cpu")
-        try:
-            yield room.data_ptr()
-        finally:
-            if room.nbytes <= _KEPT:
-                self._kept[name] = room
-
-
-_SCRATCH = _Scratch()
