@@ -32,7 +32,7 @@ FLAGS = [
     "--disable-partial-raster",  # what does not change is painted to the same pixels
     "--force-device-scale-factor=1",
 ]
-KEYS = {"left": Keys.LEFT, "up": Keys.UP, "right": Keys.RIGHT, "down": Keys.DOWN, "tab": Keys.TAB, "home": Keys.HOME}
+KEYS = {"left": Keys.LEFT, "right": Keys.RIGHT, "tab": Keys.TAB, "home": Keys.HOME, "enter": Keys.ENTER}
 
 
 class Browser:

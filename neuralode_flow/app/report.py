@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from ..figures import FIGURES, Movie, describe
+from ..figures import FIGURES, Movie, describe, thinned
 from ..files import atomic_write
 from ..finding import ErrorTable, Finding
 from ..orders import Order, local_orders
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 
 _MOST_ORDERS = 12  # shown one by one
+_MOST_OF_CHARTS = 750_000  # bytes of all charts of a page; Plotly takes 1.5 MB, and a page less than 2.5 MB
+_WIDTH = 680  # pixels of a picture that stands in for a chart
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class Drawn:
     figure : Figure or Movie or None
         What is shown as a chart, where it can be.
     picture : Path or None
-        The saved PNG or GIF: for what a chart cannot show, and for readers without scripts.
+        The saved PNG or GIF: for what a chart cannot show, and, in a small copy, for readers without scripts.
     """
 
     figure: Figure | Movie | None = None
@@ -74,7 +78,7 @@ def write_report(
     finding = Finding.of(dataset, summary)
     study = finding.study
     captions = FIGURES[study].captions if study in FIGURES else {}
-    shown = [Shown.of(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()]
+    shown = all_shown([(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()])
     path = folder / REPORT
     written = page(
         "report.html",
@@ -175,13 +179,40 @@ class Shown(NamedTuple):
     picture: str
     caption: str
 
-    @classmethod
-    def of(cls, drawn: Drawn, caption: str) -> Shown:
-        """What there is of a figure."""
-        picture, path = "", drawn.picture
-        if path is not None:
-            picture = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        return cls(None if drawn.figure is None else describe(drawn.figure), picture, caption)
+
+def all_shown(figures: Sequence[tuple[Drawn, str]]) -> list[Shown]:
+    """The figures of a page, each with its caption."""
+    described = [None if drawn.figure is None else describe(drawn.figure) for drawn, _ in figures]
+    charts = thinned(described, _MOST_OF_CHARTS)
+    return [
+        Shown(
+            chart,
+            _picture(drawn.picture, stands_in=chart is not None),
+            f"{caption} {(chart or {}).get('note', '')}".strip(),
+        )
+        for chart, (drawn, caption) in zip(charts, figures, strict=True)
+    ]
+
+
+def _picture(path: Path | None, stands_in: bool) -> str:
+    """The address of a picture that holds all of it: as it is saved, or a small one that stands in for a chart."""
+    if path is None:
+        return ""
+    content, kind = path.read_bytes(), path.suffix[1:]
+    if stands_in:
+        content, kind = _small(content), "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _small(content: bytes) -> bytes:
+    """The picture, or the last moment of a film, in few pixels and few colours."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.seek(getattr(image, "n_frames", 1) - 1)
+        still = image.convert("RGB")
+    still.thumbnail((_WIDTH, _WIDTH))
+    result = io.BytesIO()
+    still.quantize(32).save(result, format="png", optimize=True)
+    return result.getvalue()
 
 
 def _number(value: float | None) -> str:

@@ -58,7 +58,7 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
 def _figures(sweep: Collected) -> tuple[list[report.Shown], str]:
     """The charts, or why there are none."""
     try:
-        return [report.Shown.of(report.Drawn(figure), caption) for figure, caption in _charts(sweep)], ""
+        return report.all_shown([(report.Drawn(figure), caption) for figure, caption in _charts(sweep)]), ""
     except Exception as error:  # whatever forged data make NumPy and Matplotlib raise
         return [], printable(f"{type(error).__name__}: {error}", 300)
 

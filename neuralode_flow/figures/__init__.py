@@ -27,7 +27,8 @@ if "matplotlib" not in sys.modules:
 from ..registry import import_modules  # noqa: E402
 from .base import FIGURES, Figures, FigureSet, Movie, save  # noqa: E402
 from .interactive import describe  # noqa: E402
+from .thinning import thinned  # noqa: E402
 
-__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "describe", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "describe", "save", "thinned"]
 
 import_modules(sys.modules[__name__])

@@ -26,8 +26,10 @@ from .style import Movie, house
 
 Record = dict[str, Any]
 
-# Values are written with so many significant digits: more than a picture shows, fewer than fill a page.
+# Values are written with so many significant digits: more than a picture shows, fewer than fill a page. The frames of a
+# movie are most of a page.
 _DIGITS = 7
+_DIGITS_OF_FRAMES = 5
 
 
 class NotDescribed(Exception):
@@ -117,7 +119,7 @@ def _panel(axes: Axes, parts: Sequence[tuple[Artist, Record]], legend: _Legend) 
         {
             "x": x,
             "y": y,
-            "text": text.get_text().replace(r"\$", "$"),
+            "text": to_html(text.get_text()),
             "inside": bool(text.get_transform() == axes.transAxes),
         }
         for text in axes.texts
@@ -140,7 +142,8 @@ def _axis(axis: Axis, limits: tuple[float, float]) -> Record:
         record["threshold"] = getattr(axis.get_transform(), "linthresh", 1.0)
     if isinstance(axis.get_major_locator(), FixedLocator):
         places = axis.get_majorticklocs()
-        record["ticks"] = list(zip(_numbers(places), axis.get_major_formatter().format_ticks(list(places))))
+        labels = map(to_html, axis.get_major_formatter().format_ticks(list(places)))
+        record["ticks"] = list(zip(_numbers(places), labels))
     return record
 
 
@@ -171,7 +174,7 @@ def _kind(axes: Axes, transform: Transform) -> str:
     return "curve" if x_is_data and y_is_data else "upright" if x_is_data else "across"
 
 
-def _data(artist: Artist) -> Record:
+def _data(artist: Artist, digits: int = _DIGITS) -> Record:
     """Coordinates of an artist; null parts the pieces of a broken line."""
     if isinstance(artist, Line2D):
         x, y = (np.asarray(values, dtype=float) for values in artist.get_data(orig=False))
@@ -184,7 +187,7 @@ def _data(artist: Artist) -> Record:
         assert isinstance(artist, Patch)
         outline = artist.get_patch_transform().transform_path(artist.get_path())
         x, y = np.asarray(outline.to_polygons(closed_only=False)[0]).T
-    return {"x": _numbers(x), "y": _numbers(y)}
+    return {"x": _numbers(x, digits), "y": _numbers(y, digits)}
 
 
 def _look(artist: Any) -> Record:
@@ -237,7 +240,7 @@ def _changes(movie: Movie, artists: Sequence[Sequence[Artist]]) -> Iterator[Reco
         movie.frame(i)
         for panel, record in zip(artists, history):
             for artist, frames in zip(panel, record):
-                frames.append(_data(artist))
+                frames.append(_data(artist, _DIGITS_OF_FRAMES))
     for p, marks in enumerate(history):
         for m, frames in enumerate(marks):
             moved = {key: [frame[key] for frame in frames] for key in ("x", "y")}
@@ -246,6 +249,6 @@ def _changes(movie: Movie, artists: Sequence[Sequence[Artist]]) -> Iterator[Reco
                 yield {"panel": p, "mark": m, **changing}
 
 
-def _numbers(values: Any) -> list[float | None]:
+def _numbers(values: Any, digits: int = _DIGITS) -> list[float | None]:
     """Numbers of few digits; None for what is not finite."""
-    return [float(f"{v:.{_DIGITS}g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]
+    return [float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]

@@ -6,7 +6,9 @@ import json
 import math
 import re
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from neuralode_flow.app.report import Drawn, write_report
 from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite
 from neuralode_flow.orders import Order
 
+PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # 4.1.1
 PIXEL = b"\x89PNG\r\n\x1a\n made up"
 
 
@@ -102,6 +105,13 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", without_names)
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_plotly_is_what_its_makers_have_released() -> None:
+    bundle = files("neuralode_flow.app") / "page" / "plotly-cartesian.min.js"
+    assert sha256(bundle.read_bytes()).hexdigest() == PLOTLY
+    assert b"plotly.js (cartesian - minified) v4.1.1" in bundle.read_bytes()[:100]
+    assert "MIT License" in (files("neuralode_flow.app") / "page" / "plotly-LICENSE.txt").read_text()
 
 
 def test_the_verdict_comes_first_and_the_numbers_follow(tmp_path: Path) -> None:

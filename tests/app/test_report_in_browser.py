@@ -95,10 +95,10 @@ def chart(name: str) -> int:
 
 
 def shapes(browser: Browser, name: str, panel: int = 0) -> list[str]:
-    """The paths of all curves of a panel."""
-    script = """const chart = document.querySelectorAll(".chart")[arguments[0]];
-        const panel = chart.querySelectorAll(".panel")[arguments[1]];
-        return [...panel.querySelectorAll("[data-mark]")].map((node) => node.getAttribute("d"));"""
+    """What Plotly has drawn of each curve of a panel that is shown: its line and its points."""
+    script = """const panel = document.querySelectorAll(".chart")[arguments[0]].querySelectorAll(".plot")[arguments[1]];
+        return [...panel.querySelectorAll(".scatterlayer .trace")].map((trace) =>
+            [...trace.querySelectorAll("path")].map((path) => path.outerHTML).join());"""
     return browser.run(script, chart(name), panel)
 
 
@@ -114,11 +114,11 @@ def focus(browser: Browser, name: str, selector: str) -> None:
     )
 
 
-def press(browser: Browser, name: str, text: str) -> None:
+def press(browser: Browser, name: str | int, text: str) -> None:
     browser.run(
         """const buttons = document.querySelectorAll(".chart")[arguments[0]].querySelectorAll("button");
         [...buttons].find((button) => button.textContent.trim() === arguments[1]).click();""",
-        chart(name), text,
+        chart(name) if isinstance(name, str) else name, text,
     )  # fmt: skip
 
 
@@ -157,92 +157,118 @@ def test_play_runs_to_the_last_time(browser: Browser) -> None:
 
 
 def test_depths_can_be_hidden(browser: Browser) -> None:
-    before = len(shapes(browser, "singular_values"))
+    before = shapes(browser, "singular_values")
     press(browser, "singular_values", "L = 8")
-    hidden = shapes(browser, "singular_values")
-    assert len(hidden) == before - 2  # two singular values
+    assert len(shapes(browser, "singular_values")) == len(before) - 2  # two singular values
     press(browser, "singular_values", "none")
     assert shapes(browser, "singular_values") == []
     press(browser, "singular_values", "all")
-    assert len(shapes(browser, "singular_values")) == before
+    assert shapes(browser, "singular_values") == before
+
+
+def test_areas_have_no_values(window: Browser, looks: Path) -> None:
+    window.screen(1280, 720)
+    window.open(looks)
+    script = """const area = document.querySelector(".js-fill");
+        const places = area.getAttribute("d").match(/[-\\d.]+,[-\\d.]+/g);
+        return places.slice(0, 3).map((place) => {
+            const at = new DOMPoint(...place.split(",")).matrixTransform(area.getScreenCTM());
+            return [at.x, at.y]; });"""
+    corners = np.array(window.run(script))
+    for x, y in (corners[2], corners.mean(axis=0)):
+        window.mouse(("move", round(x), round(y)))
+        assert hovered(window) == []
+    window.screen(1000, 900)
+
+
+def test_a_legend_of_lines_across_hides_them_too(window: Browser, looks: Path) -> None:
+    window.open(looks)
+    count = "return document.querySelectorAll('.plot .shapelayer path').length"
+    before = window.run(count)
+    press(window, 0, "across")
+    assert window.run(count) == before - 1
+
+
+def hovered(browser: Browser) -> list[str]:
+    """What stands beside the pointer."""
+    browser.wait(0.3)
+    return browser.run("return [...document.querySelectorAll('.hovertext')].map((node) => node.textContent)")
 
 
 def test_the_pointer_finds_values(browser: Browser) -> None:
     browser.run("document.querySelectorAll('.chart')[0].scrollIntoView()")
-    script = """const node = document.querySelector(".chart .dots").getAttribute("d").match(/M([\\d.]+),([\\d.]+)/);
-        const svg = document.querySelector(".chart svg"), box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
-        return [box.left + node[1] * box.width / view.width, box.top + node[2] * box.height / view.height];"""
+    script = """const box = document.querySelector(".chart .points path").getBoundingClientRect();
+        return [box.left + box.width / 2, box.top + box.height / 2];"""
     x, y = browser.run(script)
     browser.mouse(("move", round(x) + 6, round(y) + 3))
-    (value,) = texts(browser, "square", ".value")
+    (value,) = hovered(browser)
     assert value.startswith("Euler: 1.00")
-    assert "= 4," in value
+    assert "= 4" in value
     assert value.endswith("= 0.25")
 
 
 WINDOWS = [(360, 740), (1280, 720), (1920, 1080)]  # a phone, a laptop, a wide screen
 
-# Of a panel in the middle of the window: its frame, and a point in the middle of each of its marks.
-POINTS = """const chart = document.querySelectorAll(".chart")[arguments[0]];
-    const node = chart.querySelectorAll(".panel svg")[arguments[1]];
+# Of a panel in the middle of the window: its frame, and a point in the middle of each of its curves.
+POINTS = """const node = document.querySelectorAll(".chart")[arguments[0]].querySelectorAll(".plot")[arguments[1]];
     node.scrollIntoView({block: "center"});
-    const box = node.getBoundingClientRect();
-    const centres = [...node.querySelectorAll("[data-mark]")].map((mark) => {
-        const points = mark.getAttribute("d").match(/[ML][-\\d.]+,[-\\d.]+/g) || ["M-1,-1"];
-        const [x, y] = points[Math.floor(0.6 * points.length)].slice(1).split(",").map(Number);
-        return [x + box.left, y + box.top];
+    const box = node.querySelector(".nsewdrag").getBoundingClientRect();
+    const centres = [...node.querySelectorAll(".scatterlayer .trace")].map((trace) => {
+        const points = [...trace.querySelectorAll(".points path")];
+        if (points.length) {
+            const place = points[Math.floor(0.6 * points.length)].getBoundingClientRect();
+            return [place.left + place.width / 2, place.top + place.height / 2];
+        }
+        const line = trace.querySelector(".js-line, .js-fill");
+        const found = line.getAttribute("d").match(/[-\\d.]+,[-\\d.]+/g);
+        const [x, y] = found[Math.floor(0.6 * found.length)].split(",").map(Number);
+        const at = new DOMPoint(x, y).matrixTransform(line.getScreenCTM());
+        return [at.x, at.y];
     });
     return [[box.left, box.top, box.right, box.bottom], centres];"""
 
-# Where the found point is, and the box of the values, in the window.
-FOUND = """const chart = document.querySelectorAll(".chart")[arguments[0]];
-    const found = chart.querySelector(".found"), values = chart.querySelector(".value").getBoundingClientRect();
-    if (!found) return null;
-    const box = found.ownerSVGElement.getBoundingClientRect();
-    return [Number(found.getAttribute("cx")) + box.left, Number(found.getAttribute("cy")) + box.top,
-        [values.left, values.top, values.right, values.bottom]];"""
+# The boxes of what is told beside the pointer.
+TOLD = """return [...document.querySelectorAll(".hovertext")].map((node) => {
+    const box = node.getBoundingClientRect();
+    return [box.left, box.top, box.right, box.bottom]; });"""
 
 
-def changed_elsewhere(before: np.ndarray, after: np.ndarray, frame: list[float], found: list) -> tuple[int, np.ndarray]:
-    """How many pixels changed; by how much those did that are neither at the found point, its guides nor the values."""
-    x, y, values = found
-    left, top, right, bottom = frame
+def changed_elsewhere(before: np.ndarray, after: np.ndarray, told: list[list[float]]) -> tuple[int, np.ndarray]:
+    """How many pixels changed; by how much those did that are not in the boxes of what is told."""
     rows, columns = np.mgrid[: before.shape[0], : before.shape[1]] + 0.5
-    across, upright = (np.abs(rows - y) < 3) & (columns < x), (np.abs(columns - x) < 3) & (rows > y)
-    drawn = (across | upright) & (columns > left) & (columns < right) & (rows > top) & (rows < bottom)
-    drawn |= np.hypot(rows - y, columns - x) < 8
-    drawn |= (columns > values[0]) & (columns < values[2]) & (rows > values[1] - 1) & (rows < values[3] + 1)
+    inside = np.zeros(before.shape[:2], dtype=bool)
+    for left, top, right, bottom in told:
+        inside |= (columns > left - 2) & (columns < right + 2) & (rows > top - 2) & (rows < bottom + 2)
     change = np.abs(before - after).max(axis=-1)
-    return int((change > 0).sum()), change[(change > 0) & ~drawn]
+    return int((change > 0).sum()), change[(change > 0) & ~inside]
 
 
 def point_at_everything(window: Browser, page: Path, most: int = 3) -> int:
-    """Points at up to `most` marks of each panel of a page; nothing but the found point and its values may change.
+    """Points at up to `most` curves of each panel of a page; nothing may change but what is told beside the pointer.
 
     Returns how many points were found.
     """
     count = 0
+    window.open(page)
     for chart_number in range(window.run("return document.querySelectorAll('.chart').length")):
-        script = "return document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.panel').length"
+        script = "return document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.plot').length"
         for panel in range(window.run(script, chart_number)):
             window.mouse(("move", 1, 1))
             frame, centres = window.run(POINTS, chart_number, panel)
+            window.wait(0.15)  # what was told before is gone
             before = window.pixels()
-            found_here = 0
             for x, y in centres[:: max(1, len(centres) // most)]:
                 if not (frame[0] < x < frame[2] and frame[1] < y < frame[3]):
                     continue
                 window.mouse(("move", round(x), round(y)))
-                found = window.run(FOUND, chart_number)
-                if found is None:
+                window.wait(0.15)
+                told = window.run(TOLD)
+                if not told:
                     continue
-                changed, elsewhere = changed_elsewhere(before, window.pixels(), frame, found)
+                changed, elsewhere = changed_elsewhere(before, window.pixels(), told)
                 assert changed > 20
                 assert len(elsewhere) == 0, f"chart {chart_number}, panel {panel}: up to {elsewhere.max()}"
-                found_here += 1
-            if found_here:  # a found point of the panel before is gone, its values are not
-                count += found_here
-                window.open(page)
+                count += 1
     return count
 
 
@@ -267,7 +293,7 @@ def all_looks() -> Figure:
     left.plot(x, 20 - x, ls="--", marker="o", label="dashes")
     left.scatter(x, 10 + np.sin(x), label="points")
     left.axhspan(2, 4, color="#EFEFEF")
-    left.axvline(3)
+    left.axvline(3, color="#D55E00", label="across")
     left.fill([1, 2, 2], [20, 20, 24], facecolor="#E69F00", edgecolor="#000000")
     right.errorbar(x, x**-2.0, yerr=0.3 * x**-2.0, marker="^", label="bars")
     right.loglog(x, x**-1.0, ls=":", marker="x", label="crosses")
@@ -314,31 +340,12 @@ def test_so_it_is_in_every_chart_of_real_runs(
     window.screen(1000, 900)
 
 
-def test_only_one_point_is_asked_for_and_none_of_a_hidden_curve(browser: Browser) -> None:
-    found = "return [...document.querySelectorAll('.chart')[arguments[0]].querySelectorAll('.found')].length"
-    for panel in (0, 1):
-        _, centres = browser.run(POINTS, chart("weights"), panel)
-        browser.mouse(("move", *map(round, centres[-1])))
-        assert browser.run(found, chart("weights")) == 1
-    focus(browser, "loss", "svg[tabindex]")
-    browser.keys("right")
-    assert browser.run(found, chart("loss")) == 1
-    browser.keys(*["+"] * 9)  # the point is out of view
-    assert (browser.run(found, chart("loss")), texts(browser, "loss", ".value")) == (0, ["\xa0"])
-    browser.keys("0")
-    assert browser.run(found, chart("loss")) == 1
-    press(browser, "loss", "none")
-    assert (browser.run(found, chart("loss")), texts(browser, "loss", ".value")) == (0, ["\xa0"])
-
-
-def test_print_has_no_guides_without_their_values(browser: Browser) -> None:
-    focus(browser, "loss", "svg[tabindex]")
-    browser.keys("right")
+def test_print_has_no_controls(browser: Browser) -> None:
     shown = "return getComputedStyle(document.querySelector(arguments[0])).display"
     for media, seen in (("print", False), ("", True)):
         browser.devtools("Emulation.setEmulatedMedia", media=media)
-        parts = (".guide", ".found", ".value", ".tools", ".legend button:not([aria-pressed])")
-        assert [browser.run(shown, part) != "none" for part in parts] == [seen] * 5
+        parts = (".modebar", ".time button", "details", ".legend button:not([aria-pressed])")
+        assert [browser.run(shown, part) != "none" for part in parts] == [seen] * 4
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -347,8 +354,8 @@ def test_focus_grid_and_bands_are_seen_on_the_paper(window: Browser, looks: Path
     window.open(looks)
     left, top, right, bottom = map(round, window.run(POINTS, 0, 0)[0])
     plain = window.pixels()
-    window.run("document.querySelector('.panel svg').focus()")
-    window.keys("+", "0")  # the focus is shown once a key is pressed
+    window.run("document.querySelector('.modebar-btn').focus({preventScroll: true})")
+    window.keys("tab")  # the focus is shown once a key is pressed
     focused = window.pixels()
     window.screen(1000, 900)
     paper = plain[2, 2]
@@ -362,59 +369,125 @@ def test_focus_grid_and_bands_are_seen_on_the_paper(window: Browser, looks: Path
 
 
 def test_a_box_zooms_and_a_double_click_shows_all(browser: Browser) -> None:
-    browser.run("document.querySelectorAll('.chart')[0].scrollIntoView()")
     before = shapes(browser, "square")
-    left, top = browser.run(
-        "const box = document.querySelector('.chart svg').getBoundingClientRect(); return [box.left, box.top]"
-    )
+    (left, top, _, _), _ = browser.run(POINTS, 0, 0)
     x, y = round(left), round(top)
     browser.mouse(("move", x + 200, y + 60), ("down", 0, 0), ("move", x + 400, y + 200), ("up", 0, 0))
-    assert shapes(browser, "square") != before
-    browser.run("document.querySelector('.chart svg').dispatchEvent(new MouseEvent('dblclick'))")
+    browser.wait(0.5)
+    zoomed = shapes(browser, "square")
+    assert zoomed != before
+    browser.run("document.querySelector('.legend button').click()")  # what is hidden leaves the view as it was
+    assert set(shapes(browser, "square")) < set(zoomed)
+    browser.run("document.querySelector('.legend button').click()")
+    browser.mouse(*[("move", x + 300, y + 100), ("down", 0, 0), ("up", 0, 0), ("down", 0, 0), ("up", 0, 0)])
+    browser.wait(0.5)
     assert shapes(browser, "square") == before
 
 
+def test_a_view_between_the_ticks_of_a_figure_has_ticks(browser: Browser) -> None:
+    ticks = "return [...document.querySelector('.plot').querySelectorAll('.xtick')].map((node) => node.textContent)"
+    assert browser.run(ticks) == ["4", "8", "16"]
+    (left, top, right, _), _ = browser.run(POINTS, 0, 0)
+    middle, y = round((left + right) / 2), round(top)
+    browser.mouse(("move", middle + 30, y + 60), ("down", 0, 0), ("move", middle + 80, y + 200), ("up", 0, 0))
+    browser.wait(0.5)
+    assert len(browser.run(ticks)) >= 2
+    assert "8" not in browser.run(ticks)
+
+
+def test_an_axis_that_is_linear_around_zero(window: Browser, tmp_path: Path) -> None:
+    figure, (axes,) = style.blank("Long")
+    axes.plot([0.0, 0.5, 1.0, 10.0, 1000.0], [0.0, 1.0, 2.0, 3.0, 4.0], "o", label="curve")
+    axes.set_xscale("symlog", linthresh=1.0)
+    style.legend_below(figure)
+    page = write_report(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"long": Drawn(figure)})
+    window.screen(1000, 900)
+    window.open(page)
+    script = """const box = (node) => { const b = node.getBoundingClientRect(); return b.left + b.width / 2; };
+        return [[...document.querySelectorAll(".points path")].map(box),
+            [...document.querySelectorAll(".xtick text")].map((node) => [node.textContent, box(node)])];"""
+    points, ticks = window.run(script)
+    steps = np.diff(points)
+    assert np.allclose(steps, steps[0] * np.array([1, 1, 2, 4]), rtol=0.02)  # 0, ½, 1, 10, 1000: 0, ½, 1, 2, 4
+    places = dict(ticks)
+    for value, at in (("0", points[0]), ("1", points[2]), ("10", points[3]), ("1000", points[4])):
+        assert abs(places[value] - at) < 1
+    _, centres = window.run(POINTS, 0, 0)
+    window.mouse(("move", *map(round, centres[0])))
+    assert hovered(window) == ["curvex = 10y = 3"]
+    assert window.log() == []
+
+
 def test_the_keyboard_alone_is_enough(browser: Browser) -> None:
-    order = browser.run(
-        """const chart = document.querySelectorAll(".chart")[arguments[0]];
-        const nodes = [...chart.querySelectorAll("svg[tabindex], input, button")];
-        return nodes.filter((node) => node.tabIndex >= 0).length""",
-        chart("weights"),
-    )
-    assert order >= 10
     before = shapes(browser, "loss")
-    focus(browser, "loss", "svg[tabindex]")
-    browser.keys("right", "right")
-    (value,) = texts(browser, "loss", ".value")
-    assert "= 0.5," in value
-    assert value.endswith("0.606531")
-    browser.keys("+", "+")
+    for title, back in (("Zoom in", False), ("Reset axes", True), ("Zoom out", False), ("Reset axes", True)):
+        focus(browser, "loss", f"[data-title='{title}']")
+        browser.keys("enter")
+        browser.wait(0.5)
+        assert (shapes(browser, "loss") == before) == back
+    focus(browser, "loss", ".legend button")
+    browser.keys("enter")
     assert shapes(browser, "loss") != before
-    browser.keys("0")
+    browser.keys("enter")
     assert shapes(browser, "loss") == before
-    browser.keys("tab")  # the focus leaves the drawing
-    assert browser.run("return document.activeElement.closest('.panel') !== document.querySelector('.panel')")
+    focus(browser, "loss", "summary")
+    browser.keys("enter")
+    browser.wait(0.3)
+    first = texts(browser, "loss", "details tr")[1]
+    assert (first[:2], first.count("1")) == ("01", 4)  # t = 0: the loss is 1 in each of the four columns
+    browser.keys("tab")  # to the table, which scrolls
+    assert browser.run("return document.activeElement.className") == "scroll"
+
+
+def test_the_table_has_the_numbers_of_what_is_shown(browser: Browser) -> None:
+    focus(browser, "weights", "summary")
+    browser.keys("enter")
+    browser.wait(0.3)
+    rows = "details .scroll:last-child tr"  # the singular values of z, 1 + t times 1 + 1/L
+    assert texts(browser, "weights", rows)[0].endswith("L = 4L = 8L = 16continuous depthintrinsic limit")
+    assert texts(browser, "weights", rows)[1:] == ["13.753.3753.187533", "23.753.3753.187533"]
+    focus(browser, "weights", "input[type=range]")
+    browser.keys("home")
+    assert texts(browser, "weights", rows)[1] == "11.251.1251.062511"
+    press(browser, "weights", "L = 8")
+    assert texts(browser, "weights", rows)[1] == "11.251.062511"
+    press(browser, "weights", "none")
+    assert texts(browser, "weights", "details td") == []
+
+
+def test_labels_of_others_are_text(window: Browser, tmp_path: Path) -> None:
+    figure, (axes,) = style.blank("<b>Title</b> & %{x}")
+    axes.plot([1, 2], [1, 2], "o", label='<img src=x onerror="alert(1)"> %{y} & "q"')
+    axes.set_xlabel("a < b")
+    axes.text(1.2, 1.5, "<i>text</i> & more")
+    style.legend_below(figure)
+    page = write_report(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"hostile": Drawn(figure)})
+    window.open(page)
+    _, centres = window.run(POINTS, 0, 0)
+    window.mouse(("move", *map(round, centres[0])))
+    assert hovered(window) == ['<img src=x onerror="alert(1)"> %{y} & "q"a < b = 2y = 2']
+    assert window.run("return document.querySelector('.annotation-text').textContent") == "<i>text</i> & more"
+    assert window.run("return document.querySelectorAll('.chart img').length") == 0
+    assert window.log() == []
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_is_legible_on_a_phone_and_in_the_dark(browser: Browser, dark: bool) -> None:
     browser.screen(360, 740, dark)
     assert browser.run("return document.documentElement.scrollWidth") <= 360
+    assert browser.run("return Math.min(...[...document.querySelectorAll('.plot')].map((n) => n.clientWidth))") > 280
     assert (
-        browser.run("return Math.min(...[...document.querySelectorAll('.panel svg')].map((n) => n.clientWidth))") > 280
-    )
-    assert (
-        browser.run("return Math.min(...[...document.querySelectorAll('.chart button')].map((n) => n.clientHeight))")
+        browser.run("return Math.min(...[...document.querySelectorAll('.legend button')].map((n) => n.clientHeight))")
         >= 28
     )
     script = """const channel = (v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
         const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(channel);
             return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
         const paper = light(getComputedStyle(document.body).backgroundColor);
-        const ratios = ["p", "td", ".verdict", "figcaption", ".label", ".chart button"].map((selector) => {
+        const ratios = ["p", "td", ".verdict", "figcaption", ".label", ".legend button"].map((selector) => {
             const ink = light(getComputedStyle(document.querySelector(selector)).color);
             return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); });
-        return [paper, Math.min(...ratios), getComputedStyle(document.querySelector(".panel svg")).filter];"""
+        return [paper, Math.min(...ratios), getComputedStyle(document.querySelector(".plot")).filter];"""
     paper, contrast, drawing = browser.run(script)
     assert (paper < 0.05) == dark
     assert contrast > 4.5  # WCAG AA

@@ -302,8 +302,9 @@ def test_a_small_disk_ends_the_run_with_a_sentence(tmp_path):
         "runpy.run_module('neuralode_flow', run_name='__main__')"
     )
     folder = tmp_path / "run"
+    without_coverage = {name: value for name, value in QUIET.items() if not name.startswith("COVERAGE")}
     child = subprocess.run(
-        [sys.executable, "-c", code, *SMALL, f"resume={folder}"], capture_output=True, text=True, env=QUIET
+        [sys.executable, "-c", code, *SMALL, f"resume={folder}"], capture_output=True, text=True, env=without_coverage
     )
     assert child.returncode == 1
     assert "could not be written to" in child.stderr
