@@ -34,6 +34,12 @@ def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
         σ(0) and τ into that of σ(t). κ is of size 1 but for a start far below its target, σ(0) ≪ τ: while σ escapes,
         at t ≈ 1/(τ σ(0)), it is up to τ/(4σ(0)), and no arithmetic gives more than that leaves (checked against 70
         digits in tests/test_exact.py).
+
+    Examples
+    --------
+    >>> sigma = nf.exact.aligned_limit(torch.tensor([0.0, 10.0]), torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]))
+    >>> sigma[0].tolist(), bool((2 - sigma[1]).abs().max() < 1e-12)
+    ([1.0, 2.0], True)
     """
     return _modes(times, sigma0, tau, _limit_mode)
 
@@ -54,6 +60,13 @@ def aligned_layers(times: Tensor, sigma0: Tensor, tau: Tensor, depth: int) -> Te
     Returns
     -------
     Tensor (T, d)
+
+    Examples
+    --------
+    >>> times, sigma0, tau = torch.tensor([0.0, 0.7]), torch.tensor([1.0]), torch.tensor([2.0])
+    >>> two = nf.exact.aligned_layers(times, sigma0, tau, depth=2)
+    >>> bool(torch.allclose(two, nf.exact.saxe(times, sigma0, tau), rtol=1e-14))
+    True
     """
     if count("depth", depth) == 1:
         _check_modes(times, sigma0, tau)
@@ -75,6 +88,11 @@ def saxe(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
     Returns
     -------
     Tensor (T, d)
+
+    Examples
+    --------
+    >>> nf.exact.saxe(torch.tensor([0.0, 50.0]), torch.tensor([0.1]), torch.tensor([2.0])).flatten().tolist()
+    [0.1, 2.0]
     """
     _check_modes(times, sigma0, tau)
     t, start, target = times.double()[:, None], sigma0.double(), tau.double()
@@ -108,6 +126,13 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
     TypeError, ValueError
         If an argument is not a finite floating-point tensor of its shape, the times decrease, or the layers are not
         λ-balanced.
+
+    Examples
+    --------
+    >>> W1 = W2 = torch.eye(2)
+    >>> QQ = nf.exact.two_layer(torch.tensor([0.0, 20.0]), W1, W2, target=torch.diag(torch.tensor([2.0, 3.0])))
+    >>> bool(torch.allclose(QQ[-1, 2:, :2], torch.diag(torch.tensor([2.0, 3.0]))))
+    True
     """
     _check_times(times)
     if bool((times.diff() < 0).any()):

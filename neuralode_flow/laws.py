@@ -21,7 +21,13 @@ def _check(name: str, value: Tensor, axes: str) -> None:
 
 
 def commutator(W: Tensor) -> Tensor:
-    """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`."""
+    """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`.
+
+    Examples
+    --------
+    >>> nf.laws.commutator(torch.tensor([[0.0, 1.0], [0.0, 0.0]])).tolist()
+    [[-1.0, 0.0], [0.0, 1.0]]
+    """
     _check("W", W, "d, d")
     return multiply(W.mT, W) - multiply(W, W.mT)
 
@@ -41,6 +47,14 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     Returns
     -------
     Tensor (..., N, d, d)
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=4, order=12)
+    >>> W0 = nf.relaxed_balanced(2 * torch.eye(2), shift=lambda s: 0.0)
+    >>> W = torch.stack([W0(float(s)) for s in grid.nodes])
+    >>> float(nf.laws.continuous_law(grid, W).abs().max()) < 1e-13  # balanced: C = 0 at every depth
+    True
     """
     check_grid("grid", grid)
     bracket = commutator(W)
@@ -56,6 +70,14 @@ class LawChange(NamedTuple):
     modes, bounds : Tensor (..., m)
         By Legendre mode k = 0 … m − 1 of a panel: the largest change of the coefficient over the panels, and what of
         it the grid itself accounts for.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=2, order=6)
+    >>> W = torch.cos(grid.nodes)[:, None, None] * torch.eye(2)
+    >>> change = nf.laws.law_change(grid, W, W)
+    >>> float(change.drift), change.modes.shape
+    (0.0, torch.Size([6]))
     """
 
     drift: Tensor
@@ -84,6 +106,14 @@ def law_change(grid: DepthGrid, W: Tensor, start: Tensor) -> LawChange:
     Returns
     -------
     LawChange
+
+    Examples
+    --------
+    >>> flow = nf.ContinuousFlow(nf.DepthGrid.gauss(panels=2, order=8), nf.Quadratic(2 * torch.eye(2)))
+    >>> W = flow.sample(nf.control(torch.tensor([[1.0, 3.0], [0.0, 1.0]])))
+    >>> path = nf.integrate(flow, W, [0.0, 1.0], "DOP853", rtol=1e-10, atol=1e-12)
+    >>> float(nf.laws.law_change(flow.grid, path.state, W).drift) < 1e-7
+    True
     """
     change = continuous_law(grid, W) - continuous_law(grid, start)
     coefficients = grid.legendre(change)
@@ -113,14 +143,30 @@ def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
 
 
 def depth_curvature(grid: DepthGrid, W: Tensor) -> Tensor:
-    """C(s) = S'(s) + WᵀW − WWᵀ on the nodes: `(..., N, d, d)` → the same shape. Relaxed balance is C(s) = λ(s) I."""
+    """C(s) = S'(s) + WᵀW − WWᵀ on the nodes: `(..., N, d, d)` → the same shape. Relaxed balance is C(s) = λ(s) I.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=1, order=6)
+    >>> W = grid.nodes[:, None, None] * torch.eye(2)  # W = s I: C = 2 I
+    >>> bool(torch.allclose(nf.laws.depth_curvature(grid, W), 2 * torch.eye(2)))
+    True
+    """
     check_grid("grid", grid)
     own = commutator(W)
     return grid.differentiate(W + W.mT) + own
 
 
 def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
-    """Distance from relaxed balance: the L² norm over depth of C(s) − tr(C(s))/d · I, shape `(...)`."""
+    """Distance from relaxed balance: the L² norm over depth of C(s) − tr(C(s))/d · I, shape `(...)`.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=1, order=6)
+    >>> W = grid.nodes[:, None, None] * torch.diag(torch.tensor([1.0, 0.0]))  # C = diag(2, 0)
+    >>> round(float(nf.laws.relaxed_balance_defect(grid, W)) ** 2, 12)  # ‖diag(1, −1)‖²
+    2.0
+    """
     C = depth_curvature(grid, W)
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
     deviation = C - C.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * identity
@@ -131,6 +177,14 @@ def euler_law(W: Tensor) -> Tensor:
     """L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) for Euler layers U_k = I + W_k/L, conserved exactly; `(..., L−1, d, d)`.
 
     Expanded, so that L² does not amplify round-off: L(S_{k+1} − S_k) + W_{k+1}ᵀW_{k+1} − W_kW_kᵀ.
+
+    Examples
+    --------
+    >>> flow = nf.FiniteFlow(depth=4, loss=nf.Quadratic(2 * torch.eye(2)))
+    >>> W = flow.sample(nf.smooth(2, 1.0, torch.Generator().manual_seed(0)))
+    >>> path = nf.integrate(flow, W, [0.0, 1.0], "DOP853", rtol=1e-10, atol=1e-12)
+    >>> float((nf.laws.euler_law(path.state) - nf.laws.euler_law(W)).abs().max()) < 1e-8
+    True
     """
     _check("W", W, "L, d, d")
     after, before = W[..., 1:, :, :], W[..., :-1, :, :]
@@ -149,6 +203,13 @@ def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The largest Frobenius distance of a difference from λ_k I; 0 for one layer.
     scale : Tensor (...)
         The largest ‖U_k‖².
+
+    Examples
+    --------
+    >>> U = torch.stack([torch.eye(2), math.sqrt(3) * torch.eye(2)])
+    >>> lam, off, scale = nf.laws.relaxed_balance(U)
+    >>> [round(float(value), 12) for value in (lam[0], off, scale)]
+    [2.0, 0.0, 6.0]
     """
     _check("U", U, "L, d, d")
     after, before = U[..., 1:, :, :], U[..., :-1, :, :]
@@ -160,14 +221,28 @@ def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def symmetric_law(W: Tensor) -> Tensor:
-    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2."""
+    """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2.
+
+    Examples
+    --------
+    >>> W = torch.eye(2).expand(4, 2, 2)  # the same in each layer, and normal
+    >>> float(nf.laws.symmetric_law(W).abs().max())
+    0.0
+    """
     _check("W", W, "L, d, d")
     S, C = W + W.mT, commutator(W)
     return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
 
 
 def drift(law: Tensor, start: Tensor) -> Tensor:
-    """How far a law has moved: the largest Frobenius distance over depth, `(..., n, d, d)` → `(...)`; 0 for n = 0."""
+    """How far a law has moved: the largest Frobenius distance over depth, `(..., n, d, d)` → `(...)`; 0 for n = 0.
+
+    Examples
+    --------
+    >>> start = torch.zeros(3, 2, 2)
+    >>> float(nf.laws.drift(start + torch.eye(2), start)) == math.sqrt(2)
+    True
+    """
     _check("law", law, "n, d, d")
     _check("start", start, "n, d, d")
     same_kind("law", law, "start", start)

@@ -62,6 +62,13 @@ def open(path: str | Path) -> xr.Dataset:
     ValueError
         If the file is damaged, of another version, of another run than its folder, or not ours; the message says which.
         Nothing is read from other files, and nothing that the file itself does not hold.
+
+    Examples
+    --------
+    >>> nf.open("no_such_run")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no_such_run does not exist; give the folder of a run that has ended, or its results.nc
     """
     file = as_path("path", path)
     file = file / FILE if file.is_dir() else file

@@ -31,6 +31,14 @@ class Collocation:
     Parameters
     ----------
     grid : DepthGrid
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=2, order=8)
+    >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    >>> z = nf.Collocation(grid).product(turn.expand(16, 2, 2))
+    >>> bool(torch.allclose(z, torch.linalg.matrix_exp(turn), atol=1e-15))
+    True
     """
 
     def __init__(self, grid: DepthGrid) -> None:

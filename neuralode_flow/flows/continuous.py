@@ -52,6 +52,13 @@ class ContinuousFlow:
     TypeError, ValueError
         If grid, loss or depth is none, the loss is not for square z, or the depth solver is unknown or stands on
         another grid.
+
+    Examples
+    --------
+    >>> flow = nf.ContinuousFlow(nf.DepthGrid.gauss(panels=2, order=8), nf.Quadratic(2 * torch.eye(2)))
+    >>> W = flow.sample(nf.identity(2))
+    >>> flow.product(W).tolist(), flow.velocity(W)[0].tolist()  # at W = 0: ∂ₜW = −∇f(I), at every depth
+    ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
     """
 
     keeps_orientation = True

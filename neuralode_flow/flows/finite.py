@@ -44,6 +44,13 @@ class FiniteFlow:
     ------
     TypeError, ValueError
         If depth is not a positive integer, a name is unknown, or loss or layer is none.
+
+    Examples
+    --------
+    >>> flow = nf.FiniteFlow(depth=8, loss=nf.Quadratic(2 * torch.eye(2)), layer="cayley")
+    >>> path = nf.integrate(flow, nf.identity(2), [0.0, 4.0], "DOP853", rtol=1e-10, atol=1e-12)
+    >>> path.status, float((path.z[-1] - 2 * torch.eye(2)).abs().max()) < 1e-5
+    ('ok', True)
     """
 
     def __init__(self, depth: int, loss: Loss, layer: str | LayerRule = "euler", sampling: str = "midpoint") -> None:

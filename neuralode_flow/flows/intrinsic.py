@@ -34,6 +34,14 @@ class IntrinsicFlow:
     ------
     TypeError
         If loss or kernel is none.
+
+    Examples
+    --------
+    >>> flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+    >>> path = nf.integrate(flow, torch.eye(2), [0.0, 1.0], "DOP853", rtol=1e-12, atol=1e-14)
+    >>> known = nf.exact.aligned_limit(torch.tensor([0.0, 1.0]), torch.ones(2), 2 * torch.ones(2))
+    >>> float((path.z[-1].diagonal() - known[-1]).abs().max()) < 1e-11
+    True
     """
 
     def __init__(self, loss: Loss, kernel: Kernel) -> None:

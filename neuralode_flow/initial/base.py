@@ -35,7 +35,13 @@ class Constant:
 
 
 def identity(d: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Profile:
-    """W = 0, so z₀ = I; balanced."""
+    """W = 0, so z₀ = I; balanced.
+
+    Examples
+    --------
+    >>> nf.identity(2)(0.5).tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
     placed(dtype, device)
     return Constant(torch.zeros(count("d", d), d, dtype=dtype, device=device))
 
@@ -47,6 +53,12 @@ def control(z0: Tensor) -> Profile:
     ------
     ValueError
         If z₀ is singular or has no real logarithm.
+
+    Examples
+    --------
+    >>> W0 = nf.control(torch.tensor([[1.0, 3.0], [0.0, 1.0]]))
+    >>> bool(torch.allclose(W0(0.7), torch.tensor([[0.0, 3.0], [0.0, 0.0]])))
+    True
     """
     square("z0", z0)
     sigma = torch.linalg.svdvals(z0)

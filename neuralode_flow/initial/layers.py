@@ -36,6 +36,13 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     ------
     TypeError, ValueError
         If z₀ is singular, a shift is not finite, or the root x_a cannot be held in floating point.
+
+    Examples
+    --------
+    >>> W = nf.relaxed_balanced_layers(2 * torch.eye(3), shifts=torch.tensor([0.0, 0.3, -0.2, 0.1]))
+    >>> lam, off, scale = nf.laws.relaxed_balance(torch.eye(3) + W / 4)
+    >>> [round(float(shift), 12) for shift in lam], bool(off < 1e-14)
+    ([0.3, -0.5, 0.3], True)
     """
     square("z0", z0)
     float_tensor("shifts", shifts, ndim=1)

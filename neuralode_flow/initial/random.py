@@ -37,6 +37,12 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
     ------
     TypeError, ValueError
         If d or terms is not an integer of at least 1, scale not above 0, or generator none of torch's.
+
+    Examples
+    --------
+    >>> W0 = nf.smooth(3, scale=0.5, generator=torch.Generator().manual_seed(0))
+    >>> W0(0.25).shape
+    torch.Size([3, 3])
     """
     size, k = positive("scale", scale), torch.arange(count("terms", terms), dtype=torch.float64)
     weights = size / (1 + k) / math.sqrt(count("d", d))

@@ -86,6 +86,17 @@ def relaxed_balanced(
     radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36; what is
     narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
     misses z₀.
+
+    Examples
+    --------
+    >>> rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    >>> W0 = nf.relaxed_balanced(2 * torch.eye(2), shift=lambda s: 0.5 * s, twist=lambda s: 3 * s * rotation)
+    >>> grid = nf.DepthGrid.gauss(panels=4, order=12)
+    >>> W = torch.stack([W0(float(s)) for s in grid.nodes])
+    >>> float((nf.Collocation(grid).product(W) - 2 * torch.eye(2)).abs().max()) < 1e-11
+    True
+    >>> float(nf.laws.relaxed_balance_defect(grid, W)) < 1e-8
+    True
     """
     orientation_preserving("z0", z0)
     for name, function, returned in (("shift", shift, "number"), ("twist", twist, "skew (d, d) tensor")):
@@ -108,7 +119,14 @@ def relaxed_balanced(
 
 
 def balanced(z0: Tensor) -> Profile:
-    """The simplest balanced profile with P(1,0) = z₀: λ = 0 and a frame that turns evenly. See `relaxed_balanced`."""
+    """The simplest balanced profile with P(1,0) = z₀: λ = 0 and a frame that turns evenly. See `relaxed_balanced`.
+
+    Examples
+    --------
+    >>> W0 = nf.balanced(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    >>> bool(torch.allclose(W0(0.3), torch.diag(torch.tensor([math.log(4), 0.0]))))  # z₀ = e^W
+    True
+    """
     return relaxed_balanced(z0)
 
 

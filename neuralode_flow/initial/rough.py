@@ -22,6 +22,13 @@ class Rough:
     ------
     TypeError, ValueError
         If profile is no function, noise is not above 0, members is no integer of at least 1, or seed none in [0, 2⁶³).
+
+    Examples
+    --------
+    >>> start = nf.Rough(nf.identity(2), noise=0.5, members=8, seed=0)
+    >>> flow = nf.FiniteFlow(depth=16, loss=nf.Quadratic(torch.eye(2)))
+    >>> flow.sample(start).shape
+    torch.Size([8, 16, 2, 2])
     """
 
     order: ClassVar[float] = 0.5

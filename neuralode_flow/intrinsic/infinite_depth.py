@@ -36,6 +36,14 @@ class DepthCriterion:
         The number of such v that were tried, and the gap that decided it.
     relative : float
         What the verdict is about: the largest entry of ∂M relative to the same entry of M at most, times that norm.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=4, order=12)
+    >>> W = torch.diag(torch.tensor([1.0, -0.5])).expand(48, 2, 2)  # constant and symmetric: balanced
+    >>> found = nf.intrinsic.depth_criterion(grid, W)
+    >>> found.metric, found.size < 1e-8 * found.scale
+    (True, True)
     """
 
     metric: Verdict
@@ -71,6 +79,17 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
         If W does not fit the grid, or modes is no positive integer.
     FloatingPointError
         If the equation of S cannot be solved on the grid.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=4, order=12)
+    >>> z0 = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    >>> profiles = {"relaxed balanced": nf.balanced(z0), "control": nf.control(z0)}
+    >>> for name, W0 in profiles.items():
+    ...     W = torch.stack([W0(float(s)) for s in grid.nodes])
+    ...     print(name, nf.intrinsic.depth_criterion(grid, W).metric)
+    relaxed balanced True
+    control False
     """
     check_grid("grid", grid)
     check_layers(W, len(grid), "depth nodes")

@@ -175,6 +175,11 @@ def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     ------
     TypeError, ValueError
         If dimension or seed is no integer in range.
+
+    Examples
+    --------
+    >>> nf.intrinsic.count_laws(lambda theta: theta[:3] * theta[3:], dimension=6).rank
+    3
     """
     n = count("dimension", dimension)
     generator = torch.Generator().manual_seed(count("seed", seed, least=0))

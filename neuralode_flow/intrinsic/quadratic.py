@@ -28,6 +28,12 @@ class QuadraticLaws:
     b : Tensor (k, n)
     evidence : Rank
         k, with the gap in the singular values that decided it.
+
+    Examples
+    --------
+    >>> found = nf.intrinsic.quadratic_laws(lambda theta: theta[0] * theta[1], dimension=2)
+    >>> found.A.shape, found.b.shape, found.evidence.rank
+    (torch.Size([1, 2, 2]), torch.Size([1, 2]), 1)
     """
 
     A: Tensor
@@ -61,6 +67,13 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     ------
     TypeError, ValueError
         If dimension or seed is no integer in range, or there are too many unknowns.
+
+    Examples
+    --------
+    >>> found = nf.intrinsic.quadratic_laws(lambda theta: theta[0] * theta[1], dimension=2)
+    >>> A = found.A[0] / found.A[0, 0, 0]
+    >>> [[round(entry, 12) + 0.0 for entry in row] for row in A.tolist()]  # θ₁² − θ₂²
+    [[1.0, 0.0], [0.0, -1.0]]
     """
     n = count("dimension", dimension)
     unknowns = n * (n + 3) // 2

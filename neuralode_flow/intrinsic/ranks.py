@@ -31,6 +31,12 @@ class Rank:
         Why the gap does not decide, if something else forbids it; else empty.
     above_noise : bool
         Whether the smallest non-zero is far above the round-off in it.
+
+    Examples
+    --------
+    >>> rank = nf.intrinsic.count_laws(lambda theta: theta[0] * theta[1], dimension=2)
+    >>> rank.rank, rank.doubt
+    (1, '')
     """
 
     rank: int

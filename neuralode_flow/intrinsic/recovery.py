@@ -40,6 +40,13 @@ def recover(phi: Map, laws: Map, z: Tensor, h: Tensor, near: Tensor) -> Tensor:
     ------
     FloatingPointError
         If the search does not converge: z is too far from φ(near), or θ is not determined there.
+
+    Examples
+    --------
+    >>> phi, laws = (lambda theta: theta[0] * theta[1]), (lambda theta: theta[0] ** 2 - theta[1] ** 2)
+    >>> theta = nf.intrinsic.recover(phi, laws, torch.tensor(2.0), torch.tensor(3.0), near=torch.tensor([1.9, 1.2]))
+    >>> [round(entry, 12) for entry in theta.tolist()]
+    [2.0, 1.0]
     """
     return _search(phi, laws, z, h, near)[0]
 
@@ -89,6 +96,15 @@ class RecoveredFlow:
     -----
     The search starts at the θ that was found last, so that one object follows one run. A step that is too long for it
     ends the run with a sentence.
+
+    Examples
+    --------
+    >>> phi, laws = (lambda theta: theta[0] * theta[1]), (lambda theta: theta[0] ** 2 - theta[1] ** 2)
+    >>> theta, loss = torch.tensor([2.0, 1.0]), nf.Quadratic(torch.tensor(5.0))
+    >>> closed = nf.integrate(nf.intrinsic.RecoveredFlow(phi, laws, theta, loss), phi(theta), [0.0, 1.0], rtol=1e-10)
+    >>> whole = nf.integrate(nf.FactorizationFlow(phi, loss), theta, [0.0, 1.0], rtol=1e-10)
+    >>> abs(float(closed.z[-1] - whole.z[-1])) < 1e-8
+    True
     """
 
     def __init__(self, phi: Map, laws: Map, theta: Tensor, loss: Loss) -> None:

@@ -51,9 +51,15 @@ class Report:
     direction : Tensor or None
         The v (of the shape of θ) where it is attained; None for an empty null space.
     metric_relative : float
-        What decides `metric`: the largest |∂M_ij[v]| relative to its terms, the same in all units of z.
+        What decides `metric`: the largest ``|∂M_ij[v]|`` relative to its terms, the same in all units of z.
     singular : True, False or "undecided"
         Whether Lie(∇φ) has fewer dimensions at θ than at the points around it.
+
+    Examples
+    --------
+    >>> report = nf.intrinsic.report(lambda theta: theta[0] * theta[1], torch.tensor([1.0, 2.0]))
+    >>> print(report.evidence["laws"].rank, report.recoverable is True)
+    1 True
     """
 
     dimension: int
@@ -123,6 +129,14 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     laws near θ number n − g, with g the dimension around it, and rank ∂φ(θ) <= dim Lie(θ) < g: A is False there, and
     everywhere it is True just where rank ∂φ(θ) = g. The gradients of laws are still orthogonal to Lie(∇φ)(θ), so that
     B is False if ∂M ≠ 0 on ker ∂φ ∩ Lie(∇φ)(θ), and True if ∂M = 0 on all of ker ∂φ; else it is undecided.
+
+    Examples
+    --------
+    >>> def phi(theta):
+    ...     return theta[0] * theta[1]
+    >>> report = nf.intrinsic.report(phi, torch.tensor([1.0, 2.0]))
+    >>> report.rank, report.laws, report.recoverable, report.metric
+    (1, 1, True, True)
     """
     check_map("phi", phi)
     h = None if laws is None else _together(laws)

@@ -33,6 +33,13 @@ class DividedDifference:
     ------
     TypeError, ValueError
         If shifts is not a finite floating-point vector or time_scale not a positive number.
+
+    Examples
+    --------
+    >>> sigma = torch.tensor([2.0, 1.0])
+    >>> limit = nf.DividedDifference(torch.zeros(1000), time_scale=1 / 1000)(sigma)
+    >>> float((limit - nf.LogMean()(sigma)).abs().max()) < 1e-2  # L balanced layers tend to the limit, at order 1/L
+    True
     """
 
     positive_determinant = False

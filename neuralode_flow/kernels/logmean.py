@@ -23,6 +23,11 @@ class LogMean:
 
     Written as hi² (1 − e^{−2r}) / (2r) with hi the larger of the two and r = log(hi/lo), which holds near r = 0 and at
     σ = 0 alike (Marcotte–Peyré–Gribonval, arXiv 2508.07370; docs/math.md).
+
+    Examples
+    --------
+    >>> nf.LogMean()(torch.tensor([2.0, 1.0])).tolist() == [[4.0, 3 / math.log(4)], [3 / math.log(4), 1.0]]
+    True
     """
 
     positive_determinant = True

@@ -20,6 +20,11 @@ class TwoLayer:
     ----------
     shift : float
         λ, of either sign.
+
+    Examples
+    --------
+    >>> nf.TwoLayer(shift=0.0)(torch.tensor([2.0, 1.0])).tolist()  # σ_a + σ_b
+    [[4.0, 3.0], [3.0, 2.0]]
     """
 
     positive_determinant = False

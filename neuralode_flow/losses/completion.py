@@ -26,6 +26,14 @@ class Completion:
     TypeError, ValueError
         If the target is not a finite matrix, the mask is not bool, has another shape, or sees nothing of a
         member.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([[True, False], [False, True]])
+    >>> loss = nf.Completion(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), mask)
+    >>> z = torch.tensor([[2.0, 7.0], [7.0, 2.0]])
+    >>> float(loss(z)), loss.gradient(z).tolist()
+    (0.5, [[0.0, 0.0], [0.0, -1.0]])
     """
 
     def __init__(self, target: Tensor, mask: Tensor) -> None:

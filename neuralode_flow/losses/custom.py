@@ -29,6 +29,12 @@ class Custom:
     TypeError, ValueError
         If f is not callable, the dimension not a positive integer or axes not an integer >= 0, or later if f does not
         return a scalar tensor that depends on z.
+
+    Examples
+    --------
+    >>> loss = nf.Custom(lambda z: (torch.linalg.det(z) - 2) ** 2)
+    >>> [[round(entry, 12) for entry in row] for row in loss.gradient(torch.eye(2)).tolist()]
+    [[-2.0, 0.0], [0.0, -2.0]]
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], dimension: int | None = None, *, axes: int = 2) -> None:

@@ -26,6 +26,12 @@ class LeastSquares:
     ------
     TypeError, ValueError
         If shapes, dtypes or devices do not fit together, or an entry is not finite.
+
+    Examples
+    --------
+    >>> loss = nf.LeastSquares(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), torch.tensor([3.0]), shape=(2, 2))
+    >>> float(loss(torch.eye(2)))  # ½ (tr z − 3)²
+    0.5
     """
 
     def __init__(self, A: Tensor, b: Tensor, shape: Sequence[int] | None = None) -> None:

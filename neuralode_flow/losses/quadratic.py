@@ -47,6 +47,13 @@ class Quadratic:
     ------
     TypeError, ValueError
         If the target is not a finite floating-point tensor, or axes is not an integer from 0 to the number of its axes.
+
+    Examples
+    --------
+    >>> loss = nf.Quadratic(torch.eye(2))
+    >>> z = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    >>> float(loss(z)), loss.gradient(z).tolist()
+    (2.0, [[0.0, 2.0], [0.0, 0.0]])
     """
 
     def __init__(self, target: Tensor, axes: int | None = None) -> None:

@@ -55,6 +55,15 @@ class Regression:
     ------
     TypeError, ValueError
         If shapes, dtypes or devices do not fit together, or an entry is not finite.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> loss = nf.Regression(x, 2 * x)
+    >>> float(loss(2 * torch.eye(2))) < 1e-30
+    True
+    >>> round(float(loss(torch.eye(2))), 12)  # 1/(2·3) Σ‖x_i‖²
+    0.666666666667
     """
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:

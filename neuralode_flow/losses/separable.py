@@ -27,6 +27,16 @@ class Separable:
     ------
     TypeError, ValueError
         If rho is no function, or shapes, dtypes or devices do not fit together, or an entry is not finite.
+
+    Examples
+    --------
+    >>> x = torch.eye(2)
+    >>> loss = nf.Separable(lambda r: torch.log(torch.cosh(r)), x, 2 * x)
+    >>> float(loss(2 * torch.eye(2)))
+    0.0
+    >>> slope = loss.gradient(torch.eye(2)).diagonal()
+    >>> bool(torch.allclose(slope, -torch.tanh(torch.ones(2)) / 2))
+    True
     """
 
     def __init__(

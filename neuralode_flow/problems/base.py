@@ -30,6 +30,14 @@ class Problem:
         f(z) and its gradient, for maps `(..., d, d)`.
     z0 : Tensor (d, d)
         The end-to-end map that training starts from.
+
+    Examples
+    --------
+    >>> problem = nf.PROBLEMS["linnerud"]()
+    >>> problem.title
+    'Linnerud: 3 exercises → 3 body measures of 20 men'
+    >>> problem.z0.shape
+    torch.Size([3, 3])
     """
 
     name: str

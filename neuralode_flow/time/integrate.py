@@ -32,7 +32,17 @@ from .watch import Budget
 
 
 class IntegrationError(RuntimeError):
-    """A run did not end as it should; the message is its status and `trajectory` what it reached."""
+    """A run did not end as it should; the message is its status and `trajectory` what it reached.
+
+    Examples
+    --------
+    >>> flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+    >>> try:
+    ...     nf.integrate(flow, torch.eye(2), [0.0, 1.0], max_evaluations=5, throw=True)
+    ... except nf.IntegrationError as error:
+    ...     print(type(error.trajectory).__name__)
+    Trajectory
+    """
 
     def __init__(self, trajectory: Trajectory) -> None:
         super().__init__(trajectory.status)
@@ -137,6 +147,16 @@ def integrate(
         If the checkpoint cannot be written at the start, or is in use by another run.
     IntegrationError
         With ``throw=True``.
+
+    Examples
+    --------
+    >>> flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+    >>> path = nf.integrate(flow, torch.eye(2), torch.linspace(0, 1, 5), "DOP853", rtol=1e-8, atol=1e-10, estimate=True)
+    >>> path.z.shape, path.status, float(path.time_error.max()) < 1e-6
+    (torch.Size([5, 2, 2]), 'ok', True)
+    >>> early = nf.integrate(flow, torch.eye(2), [0.0, 9.0], stop={"loss": 0.1})
+    >>> early.ending, early.status
+    ('loss', 'the loss fell to 0.1, as was asked for, at t = 0.62113')
     """
     METHODS.check(method)
     points = output_times(times)

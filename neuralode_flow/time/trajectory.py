@@ -46,6 +46,13 @@ class Trajectory:
         What `observe` returned at the output times.
     carried_log_sigma : Tensor (T, ..., d) or None
         What `log_sigma` is where the run was carried in logarithms.
+
+    Examples
+    --------
+    >>> flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+    >>> path = nf.integrate(flow, torch.eye(2), [0.0, 0.5, 1.0])
+    >>> path.times.tolist(), path.loss.shape, path.stats["method"]
+    ([0.0, 0.5, 1.0], torch.Size([3]), 'dopri5')
     """
 
     times: Tensor
@@ -135,6 +142,16 @@ def load(path: str | Path) -> Trajectory:
         If there is no such file.
     ValueError
         If it is damaged, of another version, no regular file, or something else; the message says which.
+
+    Examples
+    --------
+    >>> flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+    >>> path = nf.integrate(flow, torch.eye(2), [0.0, 1.0])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path.save(f"{folder}/path.npz")
+    ...     again = nf.load(f"{folder}/path.npz")
+    >>> bool((again.z == path.z).all())
+    True
     """
     file = as_path("path", path)
     return unpack(file, *archive.read(file))
