@@ -78,20 +78,27 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
             return folder
         taken = _saved(taken, folder / CHECKPOINTS, job.machine.save_every)
         with _resumable(folder, resume or folder):
-            with _warned(said), _failing("the study stopped"), terminal.progress() as report:
+            with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
                 dataset = study.run(**taken, **job.study.parameters, progress=report)
             with _failing(f"the results could not be written to {folder}"):
-                summary = record(study, dataset, started) | {"warnings": said}
+                summary = record(study, dataset, started) | {"warnings": said, "device": device_name(job.machine)}
                 finding = Finding.of(dataset, summary)
                 if inputs:
                     summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)
-    terminal.show(finding.problem or _title(taken), finding, folder)
+    terminal.show(finding.problem or _title(taken), finding, folder, job.machine.verbosity, _more(summary))
     if finding.status != "ok":
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)
         raise StudyFailed(f"the study did not run whole: {finding.status}")
     return folder
+
+
+def _more(summary: dict[str, Any]) -> dict[str, str]:
+    """What is known of a run beside what it found."""
+    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    known = {"device": summary["device"], "seconds": f"{summary['seconds']:.1f}", "versions": versions}
+    return known | {f"warning {i}": text for i, text in enumerate(summary["warnings"], 1)}
 
 
 def finished(folder: Path, job: Job) -> bool:
@@ -117,7 +124,8 @@ def prepare(machine: Machine) -> None:
     """Float64 everywhere, on the device and with the number of threads of the config."""
     torch.set_default_dtype(torch.float64)
     try:
-        torch.zeros(1, device=machine.device)
+        one = torch.eye(2, device=machine.device)
+        torch.linalg.svdvals(one @ one).tolist()  # it is there, and computes
     except (RuntimeError, AssertionError) as error:  # torch raises either where a device is missing
         raise BadInput(f"device={machine.device} cannot be used here: {error}; set device=cpu") from error
     if machine.device != "cpu":  # a default device makes every call of torch slower
@@ -125,6 +133,13 @@ def prepare(machine: Machine) -> None:
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
         threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
+
+
+def device_name(machine: Machine) -> str:
+    """The device of a run, with the name of its make where that is known."""
+    if machine.device != "cpu":
+        return f"{machine.device} ({torch.cuda.get_device_name(machine.device)})"
+    return f"cpu (threads: {torch.get_num_threads()})"
 
 
 def build(job: Job) -> dict[str, Any]:

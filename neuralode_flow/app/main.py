@@ -16,7 +16,6 @@ import signal
 import sys
 import traceback
 import warnings
-from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +33,7 @@ from ..parent import ENDING
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .groups import offer
+from .helppage import experiments, short
 from .runfolder import discard_if_empty, discard_unused
 from .schema import SECTIONS, checked
 from .streams import standard_streams
@@ -41,6 +41,8 @@ from .streams import standard_streams
 PROGRAM = "neuralode-flow"
 GROUPS = (*SECTIONS, "experiment", "debug")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+HELP = {"--help", "-h"}
+FLAGS = {flag: f"verbosity={level}" for level in ("quiet", "verbose") for flag in (f"--{level}", f"-{level[0]}")}
 WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before main() sets it
 
 
@@ -49,12 +51,17 @@ def main() -> None:
     with standard_streams():
         if "--version" in sys.argv[1:]:  # Hydra's option would print its own
             print(f"{PROGRAM} {__version__}")
+        elif HELP.issuperset(sys.argv[1:]) and sys.argv[1:]:
+            print(short(), end="")
+            sys.exit(0)  # as Hydra ends its page
         else:
             _main()
 
 
 def _main() -> None:
-    sys.argv[1:] = [at_home(argument) for argument in sys.argv[1:]]
+    if HELP & set(sys.argv[1:]):
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "all"]
+    sys.argv[1:] = with_flags([at_home(argument) for argument in sys.argv[1:]])
     try:
         check_arguments(sys.argv[1:])
     except BadInput as error:
@@ -72,7 +79,7 @@ def _main() -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
     except SystemExit as stop:
-        if not stop.code and {"--help", "-h"} & set(sys.argv):  # after Hydra's own page
+        if not stop.code and HELP & set(sys.argv):  # after Hydra's own page
             print("Experiments (experiment=NAME):", *experiments(), "", sep="\n")
         raise
     except Stop as stop:  # _task has said why
@@ -94,15 +101,12 @@ def _main() -> None:
         discard_unused()
 
 
-def experiments() -> list[str]:
-    """One line for each experiment: its name and the sentence in the third line of its file."""
-    found = {}
-    for path in (files("neuralode_flow.conf") / "experiment").iterdir():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if path.name.endswith(".yaml") and len(lines) > 2:
-            found[path.name.removesuffix(".yaml")] = lines[2].removeprefix("# ")
-    width = max(map(len, found), default=0)
-    return [f"  {name:<{width}}  {sentence}" for name, sentence in sorted(found.items())]
+def with_flags(arguments: list[str]) -> list[str]:
+    """The same, with settings in place of our flags, beside the other settings: Hydra wants all in one place."""
+    asked = [FLAGS[argument] for argument in arguments if argument in FLAGS][-1:]
+    rest = [argument for argument in arguments if argument not in FLAGS]
+    first = next((i for i, argument in enumerate(rest) if "=" in argument and argument[0] != "-"), len(rest))
+    return [*rest[:first], *asked, *rest[first:]]
 
 
 def at_home(argument: str) -> str:

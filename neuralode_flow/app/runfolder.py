@@ -28,7 +28,7 @@ _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 # The last two are those of runs from before, which were called so.
 FREE = (
-    "out", "device", "threads", "resume", "save_every", "figures", "study.workers", "plugins",
+    "out", "device", "threads", "resume", "save_every", "figures", "verbosity", "study.workers", "plugins",
     "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
 

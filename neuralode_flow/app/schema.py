@@ -65,6 +65,8 @@ class Time:
 # The files that are drawn of each figure.
 DRAWN: dict[str, tuple[str, ...]] = {"all": ("png", "pdf"), "png": ("png",), "none": ()}
 
+VERBOSITY = ("quiet", "normal", "verbose")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -72,8 +74,9 @@ class Machine:
 
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
     same config, or false; `save_every` the seconds of wall time between two savings. Figures are drawn as PNG and PDF
-    (`figures` all), as PNG alone (png), or not at all (none). `plugins` are modules that register rules, losses,
-    systems, … of the user's own; they are looked for in the current folder too.
+    (`figures` all), as PNG alone (png), or not at all (none). What is printed is the folder alone (`verbosity` quiet),
+    the verdict with its numbers (normal), or all that is known (verbose). `plugins` are modules that register rules,
+    losses, systems, … of the user's own; they are looked for in the current folder too.
     """
 
     out: str = "runs"
@@ -82,6 +85,7 @@ class Machine:
     resume: bool | str = False
     save_every: float = 60.0
     figures: Annotated[str, known(DRAWN, "choice of figures")] = "all"
+    verbosity: Annotated[str, known(VERBOSITY, "verbosity")] = "normal"
     plugins: Sequence[str] = ()
 
     def __post_init__(self) -> None:

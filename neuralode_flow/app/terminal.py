@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +20,14 @@ Report = Callable[[float, str], None]
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress(verbosity: str = "normal") -> Iterator[Report]:
     """A function of (fraction done in [0, 1], what is being done) that shows it by a bar on stderr.
 
-    A file or a pipe gets nothing.
+    A file or a pipe gets nothing, and who wants quiet neither.
     """
+    if verbosity == "quiet":
+        yield lambda fraction, what: None
+        return
     with bar() as show:
         yield show or (lambda fraction, what: None)
 
@@ -35,21 +38,43 @@ def finished(folder: Path) -> None:
         Console().print(Text(f"this run is finished: {folder}"), soft_wrap=True)
 
 
-def show(title: str, finding: Finding, folder: Path) -> None:
-    """Prints what a run has found: its tables of errors with their orders, the checks, the verdict, the folder."""
+def show(
+    title: str, finding: Finding, folder: Path, verbosity: str = "normal", more: Mapping[str, object] | None = None
+) -> None:
+    """Prints what a run has found: its tables of errors with their orders, the checks, the verdict, the folder.
+
+    Parameters
+    ----------
+    title : str
+    finding : Finding
+    folder : Path
+    verbosity : {"quiet", "normal", "verbose"}
+        The folder alone; the first table, checks and verdict; all of it.
+    more : mapping, optional
+        What else is known, by its name: for those who want all.
+    """
     with results_told(folder):
         console = Console(highlight=False)
-        console.print(Text(title, style="bold"))
-        for table in finding.tables[:1]:  # the report has all of them
-            console.print(f"{table.what}:")
-            console.print(_errors(table, finding.orders))
-        for check in finding.checks:
-            bound = "" if check.bound is None else f" ({check.said_bound})"
-            console.print(Text(f"{check.name}: {_number(check.error)}{bound}"))
-        if finding.verdict:
-            console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
+        if verbosity != "quiet":
+            _found(console, title, finding, verbosity == "verbose", more or {})
         # A path is printed as it is, on one line, to be copied.
         console.print(Text(f"{folder}"), soft_wrap=True)
+
+
+def _found(console: Console, title: str, finding: Finding, everything: bool, more: Mapping[str, object]) -> None:
+    console.print(Text(title, style="bold"))
+    for table in finding.tables if everything else finding.tables[:1]:  # the report has all of them
+        console.print(f"{table.what or table.title}:")
+        console.print(_errors(table, finding.orders))
+    for check in finding.checks:
+        norm = f", {check.norm}" if everything and check.norm else ""
+        bound = "" if check.bound is None else f" ({check.said_bound})"
+        console.print(Text(f"{check.name}: {_number(check.error)}{bound}{norm}"))
+    if everything:
+        for name, value in {**finding.notes, **more}.items():
+            console.print(Text(f"{name}: {value}"))
+    if finding.verdict:
+        console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
 
 
 def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:

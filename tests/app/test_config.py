@@ -64,7 +64,7 @@ def test_every_file_is_of_a_registered_name(group, registry):
     assert names(group) == set(registry)
 
 
-FIELDS = ("out", "device", "threads", "resume", "save_every", "figures", "plugins")
+FIELDS = ("out", "device", "threads", "resume", "save_every", "figures", "verbosity", "plugins")
 
 
 def test_the_schema_has_the_defaults_of_the_files():
@@ -93,7 +93,7 @@ def test_every_experiment_starts_with_its_command_and_is_valid(name, command):
 
 def test_help_is_there_without_torch(tmp_path):
     program = (
-        "import sys; sys.argv = ['neuralode-flow', '--help']\n"
+        "import sys; sys.argv = ['neuralode-flow', '--help', 'all']\n"
         "from neuralode_flow.app.main import main\n"
         "try: main()\n"
         "except SystemExit as stop: status = stop.code\n"
