@@ -10,7 +10,7 @@ neuralode-flow: how deep linear networks train, L layers beside their limit.
 
 Usage: neuralode-flow [GROUP=NAME ...] [GROUP.FIELD=VALUE ...] [-m] [-q | -v]
 
-  neuralode-flow                        the main job: a real problem, 20 seconds
+  neuralode-flow                        the main job, on a real problem
   neuralode-flow debug=quick            the same, small
   neuralode-flow experiment=control     an experiment by its name
   neuralode-flow problem=file problem.x=x.csv problem.y=y.csv   your own table
@@ -18,7 +18,7 @@ Usage: neuralode-flow [GROUP=NAME ...] [GROUP.FIELD=VALUE ...] [-m] [-q | -v]
   neuralode-flow experiment=overnight resume=FOLDER             start, or go on
 
 Often set, with what they are:
-  time.horizon=2.0   training time       study.depths=[4,8,16]  numbers of layers
+  time.horizon=2.0   training time       study.depths=[4,8,16]  layer numbers
   time.method=auto   for stiff problems  study.layers=[euler]   layer rules
   device=cpu         or cuda             figures=png            or all, none
 
