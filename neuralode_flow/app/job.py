@@ -181,7 +181,8 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
     config = (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
-    results.write(folder / results.FILE, dataset.assign_attrs(origin))
+    dataset = dataset.assign_attrs(origin)
+    results.write(folder / results.FILE, dataset)
     pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

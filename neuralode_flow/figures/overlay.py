@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..finding import sentence
 from . import style
 
 # What is worth laying over: a curve over the axis, in linear or logarithmic measure.
@@ -114,7 +115,7 @@ def _points(setting: str, curves: Mapping[str, np.ndarray]) -> Figure:
 
 def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
     first = next(iter(runs.values()))[name]
-    figure, (axes,) = style.blank(style.plain(first.attrs.get("long_name", name.replace("_", " "))).capitalize())
+    figure, (axes,) = style.blank(sentence(style.plain(first.attrs.get("long_name", name.replace("_", " ")))))
     for i, (label, run) in enumerate(runs.items()):
         curves = run[name].transpose(axis, ...).values.reshape(run.sizes[axis], -1)
         for k, curve in enumerate(curves.T):

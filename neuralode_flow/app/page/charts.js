@@ -126,7 +126,8 @@
       this.shown = this.record.legend.map(() => true);
       const body = html("div", {});
       figure.insertBefore(body, figure.querySelector("figcaption"));
-      html("p", { class: "title" }, body, this.record.title);
+      const { title, heading = title } = this.record; // the page has said the rest
+      if (heading) html("p", { class: "title" }, body, heading);
       const panels = html("div", { class: "panels" }, body);
       this.plots = this.record.panels.map((panel) => this.panel(panel, panels));
       if (this.record.slider) this.slider(body);
