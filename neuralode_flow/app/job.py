@@ -39,7 +39,7 @@ from .schema import DRAWN, Job, Machine
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
 
-def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Path:
+def run(job: Job, command: str, folder: Path, resume: Path | None = None, member: str = "") -> Path:
     """Runs the study of a checked config, prints its results and writes its folder.
 
     Parameters
@@ -51,6 +51,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
         An existing folder for the results, empty or that of a started run.
     resume : Path, optional
         What is given as `resume` to go on with it; that of its sweep for a member of one, by default the folder.
+    member : str, optional
+        What tells a member of a sweep from the others: its results are printed in one line that begins with it.
 
     Returns
     -------
@@ -86,7 +88,10 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
                 if inputs:
                     summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)
-    terminal.show(finding.problem or _title(taken), finding, folder)
+    if member:
+        terminal.show_member(member, finding, folder, time.perf_counter() - started)
+    else:
+        terminal.show(finding.problem or _title(taken), finding, folder)
     if finding.status != "ok":
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)

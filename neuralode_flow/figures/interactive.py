@@ -22,7 +22,7 @@ from matplotlib.transforms import Transform
 
 from ..compat import dash_pattern
 from .markup import to_html
-from .style import Movie, house
+from .style import CATEGORIES, Movie, house
 
 Record = dict[str, Any]
 
@@ -144,6 +144,8 @@ def _axis(axis: Axis, limits: tuple[float, float]) -> Record:
         places = axis.get_majorticklocs()
         labels = map(to_html, axis.get_major_formatter().format_ticks(list(places)))
         record["ticks"] = list(zip(_numbers(places), labels))
+    if axis.get_gid() == CATEGORIES:
+        record["names"] = [label for _, label in record["ticks"]]
     return record
 
 

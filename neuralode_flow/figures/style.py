@@ -30,6 +30,8 @@ HEIGHT = 4.1
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
 
+CATEGORIES = "categories"  # the gid of an axis of words
+
 _FAR_BELOW = 1e-2  # of the lowest curve: to show such an error would press the curves together
 
 STYLE: dict[Any, Any] = {
@@ -109,10 +111,18 @@ class Movie:
 
 
 def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of the fixed width with `panels` axes side by side under the lines of a title, wrapped to fit."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    """A figure of the fixed width with `panels` axes under the lines of a title, wrapped to fit.
+
+    Up to three stand side by side, more of them in rows of two.
+    """
+    columns = panels if panels <= 3 else 2
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH, HEIGHT * (1 + 0.8 * (rows - 1))), layout="constrained")
     figure.suptitle("\n".join(map(_wrapped, title.splitlines())), x=0.01, ha="left")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[panels:]:
+        empty.remove()
+    return figure, axes[:panels]
 
 
 def _wrapped(line: str) -> str:
@@ -193,6 +203,14 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low / 1.25, high * 1.25)
     axes.set_xlabel("number of layers $L$")
+
+
+def category_axis(axes: Axes, names: Sequence[str]) -> None:
+    """A horizontal axis of words, at 0, 1, 2, …; long ones are broken, and stand upright where they are many."""
+    axes.set_xticks(range(len(names)), [textwrap.fill(name.replace("_", " "), 14) for name in names])
+    axes.tick_params("x", rotation=90 if len(names) > 4 else 0)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.xaxis.set_gid(CATEGORIES)
 
 
 def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
