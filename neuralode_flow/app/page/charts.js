@@ -87,7 +87,7 @@
       x: mark.x.map((v) => placed(panel.x, v)),
       y: mark.y.map((v) => placed(panel.y, v)),
       customdata: mark.x.map((v, k) => [told(worded(panel.x, v)), short(mark.y[k])]),
-      line: { color: mark.color, width: mark.width, dash: dashes(mark) },
+      line: { color: mark.color, width: mark.width, dash: dashes(mark), shape: mark.shape || "linear" },
       marker: {
         color: mark.color, symbol: SYMBOLS[mark.marker] || "circle", size: mark.marker === "." ? 0.6 * mark.size : mark.size,
         line: { color: mark.color, width: thin ? 1.5 : 0 },
