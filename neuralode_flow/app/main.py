@@ -211,7 +211,7 @@ def _task(config: DictConfig) -> None:
 
 def _member(folder: Path, sweep: Path, overrides: list[str]) -> str:
     """The name of a member of a sweep, and its settings without those that the command line has for all."""
-    name = folder.relative_to(sweep) if folder.is_relative_to(sweep) else folder
+    name = os.path.relpath(folder, sweep)
     own = [line.removeprefix("++") for line in overrides if line not in sys.argv]
     return f"{name} ({' '.join(own)})"
 
