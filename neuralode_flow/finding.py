@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -213,6 +214,11 @@ _TOLD = {
     "reference_error": ("reference error", "sup over time, Frobenius norm"),
     "law_drift": ("law drift", "0 in exact arithmetic"),
 }
+
+
+def sentence(text: str) -> str:
+    """`text` with its first letter raised where it begins with a word; symbols such as z, σ and dz/dt stay."""
+    return re.sub(r"^[a-z]{2,}(?=[\s,.:;-]|$)", lambda word: word[0].capitalize(), text)
 
 
 def plain(value: Any) -> Any:

@@ -39,7 +39,7 @@ from .schema import DRAWN, Job, Machine
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
 
-def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Path:
+def run(job: Job, command: str, folder: Path, resume: Path | None = None, member: str = "") -> Path:
     """Runs the study of a checked config, prints its results and writes its folder.
 
     Parameters
@@ -51,6 +51,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
         An existing folder for the results, empty or that of a started run.
     resume : Path, optional
         What is given as `resume` to go on with it; that of its sweep for a member of one, by default the folder.
+    member : str, optional
+        What tells a member of a sweep from the others: its results are printed in one line that begins with it.
 
     Returns
     -------
@@ -86,7 +88,11 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None) -> Pat
                 if inputs:
                     summary["inputs"] = inputs
                 write(folder, job, dataset, summary, command)
-    terminal.show(finding.problem or _title(taken), finding, folder, job.machine.verbosity, _more(summary))
+    verbosity = job.machine.verbosity
+    if member and verbosity == "normal":
+        terminal.show_member(member, finding, folder, time.perf_counter() - started)
+    else:
+        terminal.show(finding.problem or _title(taken), finding, folder, verbosity, _more(summary))
     if finding.status != "ok":
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)
@@ -196,7 +202,8 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
     config = (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
-    results.write(folder / results.FILE, dataset.assign_attrs(origin))
+    dataset = dataset.assign_attrs(origin)
+    results.write(folder / results.FILE, dataset)
     pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -198,7 +198,8 @@ def _task(config: DictConfig) -> None:
     if settings.mode == RunMode.MULTIRUN:
         overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
         sweep = Path(settings.sweep.dir)
-        run_member(lambda: _run(config, folder, sweep), folder, list(map(str, overrides)))  # type: ignore[arg-type]
+        lines = list(map(str, overrides))  # type: ignore[arg-type]
+        run_member(lambda: _run(config, folder, sweep, _member(folder, sweep, lines)), folder, lines)
         discard_if_empty(folder)
         return
     if folder != Path.cwd() and folder.is_relative_to(Path.cwd()):
@@ -212,11 +213,18 @@ def _task(config: DictConfig) -> None:
         sys.exit(stop.status)
 
 
-def _run(config: DictConfig, folder: Path, resume: Path) -> None:
+def _member(folder: Path, sweep: Path, overrides: list[str]) -> str:
+    """The name of a member of a sweep, and its settings without those that the command line has for all."""
+    name = os.path.relpath(folder, sweep)
+    own = [line.removeprefix("++") for line in overrides if line not in sys.argv]
+    return f"{name} ({' '.join(own)})"
+
+
+def _run(config: DictConfig, folder: Path, resume: Path, member: str = "") -> None:
     job = checked(config)
     from .job import run
 
-    run(job, _command(), folder, resume)
+    run(job, _command(), folder, resume, member)
 
 
 def _command() -> str:

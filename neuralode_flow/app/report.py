@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import xarray as xr
@@ -18,9 +22,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..figures import FIGURES, Movie, describe, thinned
-from ..files import atomic_write
-from ..finding import ErrorTable, Finding
+from ..figures.markup import to_html
+from ..figures.style import plain
+from ..files import CONFIG, RESULTS, atomic_write
+from ..finding import ErrorTable, Finding, sentence
 from ..orders import Order, local_orders
+from ..untrusted import parse_yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +72,8 @@ def write_report(
     summary : mapping
         The flat record of the run; None stands for a number that is not known.
     dataset : xarray.Dataset
-        The results; the tables of errors are left out for a study that has none.
+        The results; the tables of errors are left out for a study that has none. Its attribute `git_commit`, if it
+        has one, is shown.
     config_yaml, command : str
         The resolved config, and the command line that repeats the run.
     figures : mapping of str to Drawn
@@ -78,15 +86,21 @@ def write_report(
     finding = Finding.of(dataset, summary)
     study = finding.study
     captions = FIGURES[study].captions if study in FIGURES else {}
-    shown = all_shown([(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()])
+    shown = all_shown(
+        [(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()],
+        said=finding.problem,
+        files=[_saved(folder, name) for name in figures],
+    )
     path = folder / REPORT
     written = page(
         "report.html",
-        title=f"{study.capitalize()}: {finding.problem}".strip(": "),
+        title=f"{sentence(study.replace('_', ' '))}: {finding.problem}".strip(": "),
         verdict=_verdict(finding.status, finding.verdict),
         good=finding.status == "ok",
         question=question(study),
         finding=finding,
+        facts=[*_stated(config_yaml), *_where(dataset)],
+        files=[File.of(name) for name in (RESULTS, CONFIG) if (folder / name).is_file()],
         numbers=_key_numbers(summary, finding),
         shown=shown,
         rows=_error_rows,
@@ -96,6 +110,48 @@ def write_report(
     )
     atomic_write(path, written)
     return path
+
+
+def _stated(config_yaml: str) -> Iterator[list[str]]:
+    """What was run, as the config names it: of each part the first line of its documentation, and its settings."""
+    from .groups import makers  # with torch, which pages of sweeps do not need
+
+    config = parse_yaml(config_yaml)
+    for group, label in (("problem", "problem"), ("system", "system"), ("initial", "start")):
+        own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
+        maker = makers()[group].get(own.pop("name", None))
+        if maker is not None:
+            said = (maker.__doc__ or "").strip().partition("\n")[0]
+            settings = ", ".join(f"{key} = {value}" for key, value in own.items())
+            yield [label, f"{said} {settings}".strip()]
+
+
+def _where(dataset: xr.Dataset) -> list[list[str]]:
+    """When and where it was run, and by which version of the program."""
+    commit = str(dataset.attrs.get("git_commit", ""))
+    changed = ", with changes that are not committed" if commit.endswith("+") else ""
+    return [
+        ["date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip()],
+        ["host", f"{platform.node()}: {platform.system()} {platform.machine()}, {os.cpu_count()} processors"],
+        *([["commit", commit.rstrip("+") + changed]] if commit else []),
+    ]
+
+
+class File(NamedTuple):
+    """A file beside a page: its name, and its address as the page has it."""
+
+    name: str
+    address: str
+
+    @classmethod
+    def of(cls, name: str) -> File:
+        """That of `name`, which may have parts."""
+        return cls(name, quote(name))
+
+
+def _saved(folder: Path, figure: str) -> list[File]:
+    """The pictures of a figure that lie beside the page."""
+    return [File.of(f"figures/{path.name}") for path in sorted(folder.glob(f"figures/{figure}.*"))]
 
 
 def question(study: str) -> str:
@@ -173,25 +229,50 @@ class Shown(NamedTuple):
     picture : str
         The address of a picture, which holds all of it; empty where there is none.
     caption : str
+    files : sequence of File
+        The same as pictures beside the page.
     """
 
     chart: dict[str, Any] | None
     picture: str
     caption: str
+    files: Sequence[File] = ()
 
 
-def all_shown(figures: Sequence[tuple[Drawn, str]]) -> list[Shown]:
-    """The figures of a page, each with its caption."""
+def all_shown(
+    figures: Sequence[tuple[Drawn, str]], said: str = "", files: Sequence[Sequence[File]] | None = None
+) -> list[Shown]:
+    """The figures of a page, each with its caption.
+
+    Parameters
+    ----------
+    figures : sequence of (Drawn, str)
+    said : str
+        What the page has said before; a chart has it in its title no more.
+    files : sequence of sequence of File, optional
+        Of each figure the pictures beside the page.
+    """
     described = [None if drawn.figure is None else describe(drawn.figure) for drawn, _ in figures]
     charts = thinned(described, _MOST_OF_CHARTS)
     return [
         Shown(
-            chart,
+            chart and chart | {"heading": _without(chart["title"], to_html(plain(said)))},
             _picture(drawn.picture, stands_in=chart is not None),
             f"{caption} {(chart or {}).get('note', '')}".strip(),
+            beside,
         )
-        for chart, (drawn, caption) in zip(charts, figures, strict=True)
+        for chart, (drawn, caption), beside in zip(charts, figures, files or [()] * len(charts), strict=True)
     ]
+
+
+def _without(title: str, said: str) -> str:
+    """The lines of a title without those that say what the page says, however it is broken into lines there."""
+    lines, wanted = title.split("\n"), "".join(said.split())
+    for first in range(len(lines)):
+        for last in range(first + 1, len(lines) + 1):
+            if wanted and "".join("".join(lines[first:last]).split()) == wanted:
+                return "\n".join(lines[:first] + lines[last:])
+    return title
 
 
 def _picture(path: Path | None, stands_in: bool) -> str:

@@ -7,6 +7,7 @@ why and does not stop the others. The same command with resume=FOLDER runs what 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections import Counter
@@ -180,6 +181,8 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
     """Makes the launcher that was chosen launch only what is missing, each member in its own folder."""
     launcher: Any = get_class(config.hydra.launcher._target_)
     launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
+    for name in (launcher.__module__, f"{launcher.__module__.rpartition('.')[0]}._core"):
+        logging.getLogger(name).addFilter(_is_no_member)
 
     @functools.wraps(launch)
     def launch_missing(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -201,6 +204,11 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         return [completed() for _ in members]
 
     launcher.launch = launch_missing
+
+
+def _is_no_member(message: logging.LogRecord) -> bool:
+    """Whether a launcher says something else than which member it starts: that is said when it has ended."""
+    return not message.getMessage().startswith("\t#")
 
 
 def _find_folders(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..figures.overlay import by_setting, overlay, points
+from ..figures.overlay import overlay, points
+from ..figures.swept import Quantity, against, is_number
 from ..files import CONFIG, check_regular
 from ..untrusted import printable, read_text, read_yaml
-from . import report
+from . import report, swept
 from .collected import Collected
 from .report import REPORT
 from .runfolder import MULTIRUN
@@ -23,7 +25,8 @@ from .runfolder import MULTIRUN
 MOST_CURVES = 24  # members whose curves are laid over one another
 MOST_POINTS = 200_000  # of all these curves
 MOST_SHOWN = 8  # settings that are shown beside a member; the others are in the records
-_CAPTION = "Numbers of the summaries of all finished members against a setting of the sweep."
+MOST_ROWS = 200  # of a table of what was found
+_CAPTION = "Each point is a member, against each of the settings; lines join members that differ in this setting alone."
 
 
 def sweep_page(folder: Path, sweep: Collected) -> bytes:
@@ -34,7 +37,12 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     if sweep.damaged:
         verdict += " It runs damaged members again once their folders are removed."
     studies = sorted({str(record["study"]) for record in sweep.records if record.get("study")})
-    shown, undrawn = _figures(sweep)
+    found = swept.findings({record["member"]: sweep.datasets[record["member"]] for record in _good(sweep)})
+    groups = swept.groups(found)
+    shown, undrawn = _figures(sweep, groups)
+    broken = [[member, *_settings(sweep, member), *texts] for member, texts in swept.failing(found)]
+    if broken:
+        verdict += f" {len(broken)} checks of {len({row[0] for row in broken})} members do not hold: see below."
     damaged, command = _again(folder)
     return report.page(
         "sweep.html",
@@ -42,8 +50,10 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
         verdict=verdict,
         good=not sweep.failed,
         question=" ".join(map(report.question, studies)),
-        settings=[*_short_names(sweep.settings[:MOST_SHOWN]).values()],
+        settings=[*short_names(sweep.settings[:MOST_SHOWN]).values()],
         failed=[_outcome(folder, record, sweep.settings) for record in sweep.failed],
+        broken=broken[:MOST_ROWS],
+        groups=[(group.title, group.head(), _rows(sweep, group)) for group in groups],
         left_out=[[line] for line in sweep.left_out()],
         doubled=[[printable(line)] for line in sweep.doubled()],
         shown=shown,
@@ -55,19 +65,47 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     )
 
 
-def _figures(sweep: Collected) -> tuple[list[report.Shown], str]:
+def _good(sweep: Collected) -> list[dict[str, Any]]:
+    """The records of the members that ended well and have results."""
+    return [record for record in sweep.records if record["status"] == "ok" and record["member"] in sweep.datasets]
+
+
+def _settings(sweep: Collected, member: str) -> list[str]:
+    """The settings of a member."""
+    record = next(record for record in sweep.records if record["member"] == member)
+    return cells(record, sweep.settings)
+
+
+def _rows(sweep: Collected, group: swept.Group) -> list[list[str]]:
+    """Each member with its settings, and what it has found."""
+    own = {record["member"]: cells(record, sweep.settings) for record in sweep.records}
+    rows = [[member, *own[member], *group.row(member)] for member in [*group.values][:MOST_ROWS]]
+    more = len(group.values) - len(rows)
+    return [*rows, [f"{more} more members in results.nc"]] if more else rows
+
+
+def _figures(sweep: Collected, groups: Sequence[swept.Group]) -> tuple[list[report.Shown], str]:
     """The charts, or why there are none."""
     try:
-        return report.all_shown([(report.Drawn(figure), caption) for figure, caption in _charts(sweep)]), ""
+        return report.all_shown([(report.Drawn(figure), caption) for figure, caption in _charts(sweep, groups)]), ""
     except Exception as error:  # whatever forged data make NumPy and Matplotlib raise
         return [], printable(f"{type(error).__name__}: {error}", 300)
 
 
-def _charts(sweep: Collected) -> Iterator[tuple[Figure, str]]:
-    """Figures with their captions."""
+def _charts(sweep: Collected, groups: Sequence[swept.Group]) -> Iterator[tuple[Figure, str]]:
+    """Figures with their captions: what was found against the settings, then the curves of all."""
     good = [record for record in sweep.records if record["status"] == "ok"]
-    for figure in by_setting(good, sweep.settings[:MOST_SHOWN]).values():
-        yield figure, _CAPTION
+    by_name = {record["member"]: record for record in good}
+    for group in groups:
+        runs = [_own(by_name[member], sweep.settings) for member in group.values]
+        figure = against(group.title, group.label, runs, group.quantities(), group.logarithmic)
+        if figure is not None:
+            yield figure, _CAPTION + ("" if group.logarithmic else " Bars: spreads; dotted: what is expected.")
+    if not groups:
+        runs = [_own(record, sweep.settings) for record in good]
+        figure = against("Numbers of the summaries", "number", runs, [*_numbers(good, sweep.settings)], True)
+        if figure is not None:
+            yield figure, _CAPTION
     alike = [record for record in good if record["member"] in {*sweep.datasets} - {*sweep.apart}]
     shown: dict[str, xr.Dataset] = {}
     room = MOST_POINTS
@@ -75,18 +113,39 @@ def _charts(sweep: Collected) -> Iterator[tuple[Figure, str]]:
         dataset = sweep.datasets[record["member"]]
         room -= points(dataset)
         if room >= 0:
-            shown[_label(record, sweep.settings)] = dataset
+            label = _label(record, sweep.settings)
+            shown[label if label not in shown else f"{record['member']}: {label}"] = dataset
     left_out = "" if len(shown) == len(good) else f" ({len(shown)} of {len(good)} members)"
     with suppress(ValueError):  # they have no curve in common
         for figure in overlay(shown).values():
             yield figure, f"Each member in its own colour{left_out}."
 
 
+def _own(record: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The settings of a member that are shown, by their short names; what is no number, as a text."""
+    named = told(record, settings).items()
+    return {name: value if is_number(value) else printable(value, 60) for name, value in named}
+
+
+def _numbers(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Iterator[Quantity]:
+    """The numbers of the summaries that are not the same in all members."""
+    names = dict.fromkeys(key for record in records for key in record if key not in {"member", *settings})
+    for name in names:
+        values = np.array([record[name] if is_number(record.get(name)) else np.nan for record in records], dtype=float)
+        if len(np.unique(values[np.isfinite(values)])) > 1:
+            yield Quantity(printable(name.replace("_", " "), 100), values)
+
+
 def _label(record: Mapping[str, Any], settings: Sequence[str]) -> str:
-    """The settings of a member, as short as they tell it from the others."""
-    own = [(name, record[key]) for key, name in _short_names(settings[:MOST_SHOWN]).items() if key in record]
-    values = ", ".join(f"{name} = {value}" for name, value in own)
-    return printable(f"{record['member']}: {values}" if values else record["member"], 100)
+    """The settings of a member, with its name before them where that is more than a number."""
+    values = ", ".join(f"{name} = {value}" for name, value in told(record, settings).items())
+    member = "" if values and str(record["member"]).isdecimal() else str(record["member"])
+    return printable(": ".join(filter(None, (member, values))), 100)
+
+
+def told(record: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The settings of a member that are shown, by their short names."""
+    return {name: record[key] for key, name in short_names(settings[:MOST_SHOWN]).items() if key in record}
 
 
 class _Outcome(NamedTuple):
@@ -114,9 +173,9 @@ def _is_own(member: Path, name: str) -> bool:
     return not member.is_symlink()
 
 
-def _short_names(settings: Sequence[str]) -> dict[str, str]:
-    """The last part of each name, where that tells it from the others."""
-    ends = [name.rpartition(".")[2] for name in settings]
+def short_names(settings: Sequence[str]) -> dict[str, str]:
+    """The last part of each name, where that tells it from the others; of what is chosen by name, its group."""
+    ends = [name.removesuffix(".name").rpartition(".")[2] for name in settings]
     return {name: printable(end if ends.count(end) == 1 else name, 100) for name, end in zip(settings, ends)}
 
 

@@ -18,6 +18,8 @@ from .streams import results_told
 
 Report = Callable[[float, str], None]
 
+_MOST_ORDERS, _LONGEST_VERDICT = 6, 160  # in the line of a member
+
 
 @contextmanager
 def progress(verbosity: str = "normal") -> Iterator[Report]:
@@ -75,6 +77,20 @@ def _found(console: Console, title: str, finding: Finding, everything: bool, mor
             console.print(Text(f"{name}: {value}"))
     if finding.verdict:
         console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
+
+
+def show_member(member: str, finding: Finding, folder: Path, seconds: float) -> None:
+    """Prints what a member of a sweep has found, in one line: its orders, its checks, or else its verdict."""
+    orders = [f"{order.rule} {_number(order.value, '.2f')}" for order in finding.orders[:_MOST_ORDERS]]
+    bounded = [check for check in finding.checks if check.bound is not None]
+    broken = [f"{check.name} {_number(check.error)} ({check.said_bound})" for check in bounded if not check.holds]
+    parts = [f"orders {', '.join(orders)}"] if orders else []
+    parts += [f"{len(bounded) - len(broken)} of {len(bounded)} checks hold"] if bounded else []
+    parts += [f"not {broken[0]}"] if broken else []
+    found = "; ".join(parts) or " ".join(finding.verdict.split())[:_LONGEST_VERDICT]
+    with results_told(folder):
+        line = Text(f"{member}: ").append(finding.status, style="green" if finding.status == "ok" else "red")
+        Console(highlight=False).print(line.append(f"; {found}; {seconds:.1f} s"), soft_wrap=True)
 
 
 def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:

@@ -37,12 +37,12 @@ def _flow(dataset: xr.Dataset) -> Figure:
     moved = np.argsort(-np.ptp(z, axis=0))[:_MOST_CURVES]
     for i, component in enumerate(moved):
         label = "flow of θ" if i == 0 else None
-        left.plot(times, z[:, component], color=style.BLUE, lw=1.8, alpha=0.8, label=label)
+        style.smooth(left, times, z[:, component], color=style.BLUE, lw=1.8, alpha=0.8, label=label)
         for name, text, colour in (("closed", "flow in z alone", style.BLACK), ("control", "control", style.VERMILION)):
             if f"z_{name}" in dataset:
                 curve = dataset[f"z_{name}"].values[:, component]
                 label = text if i == 0 else None
-                left.plot(times, curve, color=colour, ls=(0, (4, 2)), lw=1.0, label=label)
+                style.smooth(left, times, curve, color=colour, ls=(0, (4, 2)), lw=1.0, label=label)
     most = f" (the {len(moved)} that move most)" if len(moved) < z.shape[1] else ""
     left.set_ylabel(f"entries of z{most}")
     curves = {
@@ -56,7 +56,7 @@ def _flow(dataset: xr.Dataset) -> Figure:
             right.set_yscale("log")
     right.axhline(attrs["bound"], color=style.GREY, ls=":", lw=1.0, label="bound")
     right.set_yscale("log")
-    right.set_ylabel("error")
+    right.set_ylabel(f"error {style.BETTER}")
     for axes in (left, right):
         axes.set_xlabel("training time $t$")
     style.legend_below(figure, columns=5)
@@ -119,7 +119,7 @@ FIGURES.register("closure")(
         closure,
         {
             "flow": "Left: entries of z along training, by the flow of θ and by the flow in z alone. Right: their "
-            "distance, the drift of the conservation laws, and the bound.",
+            "distance, the drift of the conservation laws, and the bound. " + style.CURVES,
             "spline": "Left: the function along training. Right: its knots.",
             "training": "The function and its knots along training; the longer a mark, the larger the slope that its "
             "knot adds.",

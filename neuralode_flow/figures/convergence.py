@@ -16,6 +16,7 @@ from .weights import Model, singular_values, weights
 
 LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
 MOST_SINGULAR_VALUES = 12
+CURVES = f" {style.CURVES}"
 RMS = "root mean square over"
 
 
@@ -66,7 +67,7 @@ def _square(dataset: xr.Dataset) -> Figure:
         curves,
         floor=float(dataset.attrs.get("floor", reference)),
         title=_title(dataset, f"Finite networks and their continuous limit{_members(dataset, RMS)}"),
-        label=r"$\sup_t\ \|z_L(t) - z_\infty(t)\|_F$",
+        label=f"error of $z$ {style.BETTER}\n" + r"$\sup_t\ \|z_L(t) - z_\infty(t)\|_F$",
     )
     if reference > 0:
         label = f"nested solve – intrinsic limit ({reference:.0e})"
@@ -82,7 +83,7 @@ def _profile(dataset: xr.Dataset) -> Figure:
         # The grid holds W between its nodes less accurately than it holds z: this floor is another.
         floor=float(dataset.attrs.get("floor_profile", np.nan)),
         title=_title(dataset, f"Layers of finite networks and the continuous profile{_members(dataset, RMS)}"),
-        label=r"$\sup_t\ \|W_L(t) - W(t)\|_{L^2[0,1]}$",
+        label=f"error of $W$ {style.BETTER}\n" + r"$\sup_t\ \|W_L(t) - W(t)\|_{L^2[0,1]}$",
     )
     _legend(axes, "error, and its order in $1/L$")
     return figure
@@ -202,7 +203,7 @@ def _loss(dataset: xr.Dataset) -> Figure:
     left.set_ylabel(r"loss $f(z(t))$")
     gaps = [style.positive(abs(loss - limit)) for loss in finite]
     _fading(right, dataset, gaps)
-    right.set_ylabel(r"$|f(z_L(t)) - f(z_\infty(t))|$")
+    right.set_ylabel(f"error of the loss {style.BETTER}\n" + r"$|f(z_L(t)) - f(z_\infty(t))|$")
     if np.isfinite(gaps).any():
         right.set_yscale("log")
     for axes in (left, right):
@@ -219,7 +220,11 @@ def _weights(dataset: xr.Dataset) -> Movie:
     kept = dataset["W_finite"].transpose("depth", "time", "s", ...).values if "W_finite" in dataset else None
     models = [
         Model(
-            f"$L = {depth}$", {"color": shade, "lw": 1}, None if kept is None else kept[i], singular_values(finite[i])
+            f"$L = {depth}$",
+            {"color": shade, "lw": 1},
+            None if kept is None else kept[i],
+            singular_values(finite[i]),
+            layers=depth,
         )
         for i, (depth, shade) in enumerate(zip(depths, style.fade(len(depths)), strict=True))
     ]
@@ -253,7 +258,7 @@ def _fading(axes: Axes, dataset: xr.Dataset, series: list[np.ndarray]) -> None:
 
 def _lines(axes: Axes, times: np.ndarray, values: np.ndarray, label: str, **look: Any) -> None:
     """All columns of `values` in one look, with one entry in the legend."""
-    first, *rest = axes.plot(times, values, **look)
+    first, *rest = style.smooth(axes, times, values, **look)
     first.set_label(label)
     for line in rest:
         line.set_label("_")
@@ -285,9 +290,11 @@ FIGURES.register("convergence")(
             "profile": "Largest distance over training time between the layers W_k and the continuous profile W(t, "
             "s_k), in L² over depth.",
             "singular_values": "Singular values of z along training: networks from few layers (pale) to many (strong), "
-            "the continuous model (orange) and the intrinsic limit (dashed).",
-            "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z.",
-            "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model.",
+            "the continuous model (orange) and the intrinsic limit (dashed)." + CURVES,
+            "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z. "
+            "Layers are steps of width 1/L, as far as the depth nodes tell them apart.",
+            "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model."
+            + CURVES,
         },
     )
 )

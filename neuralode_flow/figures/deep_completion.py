@@ -25,7 +25,7 @@ def deep_completion(dataset: xr.Dataset) -> dict[str, Figure]:
                 dataset["entries"], middle, yerr=[middle - low, high - middle], capsize=2, label=label, **look
             )
     left.set_yscale("log")
-    left.set_ylabel("relative error of the unseen entries")
+    left.set_ylabel(f"relative error of the unseen entries {style.BETTER}")
     right.set_ylabel("effective rank of $z$")
     for axes in (left, right):
         axes.set_xlabel("entries that are seen")

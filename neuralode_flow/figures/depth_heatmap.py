@@ -21,14 +21,14 @@ def depth_heatmap(dataset: xr.Dataset) -> dict[str, Figure]:
     left.set_yticks(np.arange(len(depths)), [str(depth) for depth in depths])
     left.set_xlabel("iteration")
     left.set_ylabel("layers $L$")
-    figure.colorbar(image, ax=left, label=r"$\log_{10} \Vert W^L - W\Vert_{L^2}$")
+    figure.colorbar(image, ax=left, label=r"$\log_{10}$ of the error of $W$")
     for step, shade in zip((1, len(steps) // 2, len(steps)), style.fade(3), strict=True):
         right.plot(depths, distance[:, step - 1], "o-", color=shade, label=f"iteration {step}")
     right.set_yscale("log")
     style.order_triangle(right, depths, distance.T, -1.0, "1")
     style.floor(right, float(dataset["error_grid"]))
     style.depth_axis(right, depths.tolist())
-    right.set_ylabel(r"$\Vert W^L - W\Vert_{L^2}$")
+    right.set_ylabel(f"error of $W$ {style.BETTER}\n" + r"$\|W^L - W\|_{L^2}$")
     style.legend_below(figure)
     return {"heatmap": figure}
 

@@ -53,7 +53,7 @@ def _curves(axes: Axes, dataset: xr.Dataset) -> None:
         for i, curve in enumerate(curves):
             label = _LABELS[name] if i == 0 else None
             dashes = (0, (4, 2)) if name == "any_shift" else "-"
-            axes.plot(curve[:, 0], curve[:, -1], color=_COLOURS[name], ls=dashes, lw=1.2, label=label)
+            style.smooth(axes, curve[:, 0], curve[:, -1], color=_COLOURS[name], ls=dashes, lw=1.2, label=label)
     axes.plot(*flat[0, 0, 0, [0, -1]], "o", color=style.BLACK, ms=5)
     axes.set_xlabel("first direction")
     axes.set_ylabel("second direction")
@@ -72,7 +72,7 @@ def _spread(dataset: xr.Dataset) -> Figure:
             axes.plot(times, values, **look, gid=f"{_LABELS[name]}\n{_depth_label(depth)}")
     axes.set_yscale("log")
     axes.set_xlabel("training time $t$")
-    axes.set_ylabel("spread of $z$")
+    axes.set_ylabel("spread of $z$ (0: one curve)")
     colours = [Line2D([], [], color=colour, label=_LABELS[name]) for name, colour in _COLOURS.items()]
     depth_marks = [
         Line2D([], [], color=style.BLACK, ls=dashes.get(depth, "-"), label=_depth_label(depth)) for depth in depths
@@ -90,7 +90,7 @@ FIGURES.register("initialisations")(
         initialisations,
         {
             "fan": "Curves z(t) of all starts, projected on the plane in which they spread most; they begin at "
-            "the dot.",
+            "the dot. " + style.CURVES,
             "spread": "Largest Frobenius distance between two starts of a family, for networks and in the limit.",
         },
     )

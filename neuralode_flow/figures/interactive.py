@@ -22,7 +22,7 @@ from matplotlib.transforms import Transform
 
 from ..compat import dash_pattern
 from .markup import to_html
-from .style import Movie, house
+from .style import CATEGORIES, Movie, Smooth, house
 
 Record = dict[str, Any]
 
@@ -144,6 +144,8 @@ def _axis(axis: Axis, limits: tuple[float, float]) -> Record:
         places = axis.get_majorticklocs()
         labels = map(to_html, axis.get_major_formatter().format_ticks(list(places)))
         record["ticks"] = list(zip(_numbers(places), labels))
+    if axis.get_gid() == CATEGORIES:
+        record["names"] = [label for _, label in record["ticks"]]
     return record
 
 
@@ -158,12 +160,20 @@ def _described(axes: Axes) -> Iterator[tuple[Artist, Record]]:
 
 def _mark(axes: Axes, artist: Artist) -> Record:
     if isinstance(artist, Line2D):
-        return _look(artist) | {"kind": _kind(axes, artist.get_transform())} | _data(artist)
+        return _look(artist) | _bent(artist) | {"kind": _kind(axes, artist.get_transform())} | _data(artist)
     if isinstance(artist, (PathCollection, LineCollection)):
         return _look(artist) | {"kind": "curve"} | _data(artist)
     if isinstance(artist, Patch):
         return _look(artist) | {"kind": _kind(axes, artist.get_data_transform())} | _data(artist)
     raise NotDescribed
+
+
+def _bent(line: Line2D) -> Record:
+    """How a line goes from point to point, where it is not straight: in steps, or as a curve."""
+    if isinstance(line, Smooth):
+        return {"shape": "spline"}
+    steps = {"steps-post": "hv", "steps-pre": "vh", "steps": "vh", "steps-mid": "hvh"}.get(line.get_drawstyle())
+    return {} if steps is None else {"shape": steps}
 
 
 def _kind(axes: Axes, transform: Transform) -> str:

@@ -16,9 +16,14 @@ def lazy_to_rich(dataset: xr.Dataset) -> dict[str, Figure]:
     figure, (left, right) = style.blank(style.problem(dataset), panels=2)
     balances = dataset["balance"].values
     shown = [i for i, balance in enumerate(balances) if balance >= 0]
+    # A loss is a square: what is left of it below that of the error of z is round-off.
+    least = float(np.nanmax(dataset["error_z"].values)) ** 2 / 2
     for i, shade in zip(shown, style.fade(len(shown)), strict=True):
-        left.plot(dataset["time"], dataset["loss"].values[i], color=shade, label=rf"$\lambda = {balances[i]:g}$")
+        loss = dataset["loss"].values[i]
+        known = np.where(loss > least, loss, np.nan)
+        left.plot(dataset["time"], known, color=shade, label=rf"$\lambda = {balances[i]:g}$")
     left.set_yscale("log")
+    style.floor(left, least)
     left.set_xlabel("training time $t$")
     left.set_ylabel("loss")
     size = np.abs(balances)
@@ -31,7 +36,7 @@ def lazy_to_rich(dataset: xr.Dataset) -> dict[str, Figure]:
     right.set_xscale("log")
     right.set_yscale("log")
     right.set_xlabel(r"$|\lambda|$")
-    right.set_ylabel("relative change, error")
+    right.set_ylabel(f"relative change, error {style.BETTER}")
     style.legend_below(figure)
     return {"regimes": figure}
 
@@ -40,7 +45,8 @@ FIGURES.register("lazy_to_rich")(
     FigureSet(
         lazy_to_rich,
         {
-            "regimes": "Left: loss for several balances. Right: how far the tangent kernel moves, and the error to the "
+            "regimes": "Left: loss for several balances, as far as it is above that of the error of z. "
+            "Right: how far the tangent kernel moves, and the error to the "
             "closed solution.",
         },
     )

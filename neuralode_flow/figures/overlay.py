@@ -1,15 +1,18 @@
-"""Several runs in common axes: their curves, and the numbers that they found."""
+"""The curves of several runs in common axes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..finding import sentence
 from . import style
+from .swept import PALETTE
 
 # What is worth laying over: a curve over the axis, in linear or logarithmic measure.
 _CURVES = {
@@ -24,10 +27,6 @@ _CURVES = {
     "drift": ("time", True),
     "law_drift": ("time", True),
 }
-
-
-_MARKERS = "os^Dv"
-_PALETTE = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK]
 
 
 @style.house()
@@ -58,75 +57,47 @@ def points(run: xr.Dataset) -> int:
     return sum(run[name].size for name in _CURVES if name in run)
 
 
-@style.house()
-def by_setting(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> dict[str, Figure]:
-    """For each setting with numbers that differ, the numbers of all records against it, on a logarithmic axis.
-
-    There are as many numbers as looks, the first ones.
-
-    Parameters
-    ----------
-    records : sequence of mapping
-        Of each run: its settings, and the numbers that were found.
-    settings : sequence of str
-        Which of the keys are settings.
-    """
-    own = {"member", *settings, *(name.rpartition(".")[2] for name in settings)}
-    numbers = [key for record in records for key in record if key not in own]
-    figures = {}
-    for setting in settings:
-        known = [record for record in records if _is_number(record.get(setting))]
-        if len({record[setting] for record in known}) < 2:
-            continue
-        curves = {}
-        for name in dict.fromkeys(numbers):
-            points = [(r[setting], r[name]) for r in known if _is_number(r.get(name)) and r[name] > 0]
-            if len({y for _, y in points}) > 1:
-                curves[name] = np.array(sorted(points), dtype=float)
-            if len(curves) == len(_PALETTE) * len(_MARKERS):
-                break
-        if curves:
-            figures[setting] = _points(setting, curves)
-    return figures
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _points(setting: str, curves: Mapping[str, np.ndarray]) -> Figure:
-    figure, (axes,) = style.blank(f"What the runs found, by {style.plain(setting)}")
-    for i, (name, points) in enumerate(curves.items()):
-        look: dict[str, Any] = {
-            "color": _PALETTE[i % len(_PALETTE)],
-            "marker": _MARKERS[i // len(_PALETTE) % len(_MARKERS)],
-            "ls": "none",
-        }
-        axes.plot(*points.T, **look, label=style.plain(name.replace("_", " ")))
-    axes.set_yscale("log")
-    xs = np.concatenate([points[:, 0] for points in curves.values()])
-    if xs.min() > 0 and xs.max() >= 30 * xs.min():
-        axes.set_xscale("log")
-    axes.set_xlabel(style.plain(setting))
-    style.legend_below(figure)
+def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
+    """One panel for each layer rule, where a curve has rules, with each run in its own colour."""
+    first = next(iter(runs.values()))[name]
+    rules = [*dict.fromkeys(rule for run in runs.values() if "rule" in run[name].dims for rule in _rules(run))]
+    title = sentence(style.plain(first.attrs.get("long_name", name.replace("_", " "))))
+    figure, panels = style.blank(title, panels=max(1, len(rules)))
+    shown: list[str | None] = [*rules] or [None]
+    for axes, rule in zip(panels, shown, strict=True):
+        for i, (label, run) in enumerate(runs.items()):
+            look = {"color": PALETTE[i % len(PALETTE)], "ls": _DASHES[i // len(PALETTE) % len(_DASHES)]}
+            for k, curve in enumerate(_curves(run, name, axis, rule)):
+                values = style.positive(curve) if logarithmic else curve
+                axes.plot(run[axis], values, label=style.plain(label) if k == 0 else None, **look)
+        _axes(axes, runs, axis, logarithmic)
+        if rule is not None:
+            axes.set_title(style.plain(rule))
+    handles = {line.get_label(): line for axes in reversed(panels) for line in axes.get_lines()}
+    named = [handles[label] for label in map(style.plain, runs) if label in handles]
+    style.legend_below(figure, *named, columns=2)
     return figure
 
 
-def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
-    first = next(iter(runs.values()))[name]
-    figure, (axes,) = style.blank(style.plain(first.attrs.get("long_name", name.replace("_", " "))).capitalize())
-    for i, (label, run) in enumerate(runs.items()):
-        curves = run[name].transpose(axis, ...).values.reshape(run.sizes[axis], -1)
-        for k, curve in enumerate(curves.T):
-            values = style.positive(curve) if logarithmic else curve
-            dashes = ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":"][i // len(_PALETTE) % 4]
-            colour = _PALETTE[i % len(_PALETTE)]
-            axes.plot(run[axis], values, color=colour, ls=dashes, label=style.plain(label) if k == 0 else None)
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":")
+
+
+def _rules(run: xr.Dataset) -> list[str]:
+    return [str(rule) for rule in run["rule"].values]
+
+
+def _curves(run: xr.Dataset, name: str, axis: str, rule: str | None) -> np.ndarray:
+    """The curves of a run over an axis, `(curves, n)`: those of a rule, or all."""
+    values = run[name]
+    if rule is not None and "rule" in values.dims:
+        values = values.isel(rule=[i for i, own in enumerate(_rules(run)) if own == rule])
+    return values.transpose(..., axis).values.reshape(-1, run.sizes[axis])
+
+
+def _axes(axes: Axes, runs: Mapping[str, xr.Dataset], axis: str, logarithmic: bool) -> None:
     if logarithmic:
         axes.set_yscale("log")
     if axis == "depth":
         style.depth_axis(axes, np.unique(np.concatenate([run["depth"].values for run in runs.values()])).tolist())
     else:
         axes.set_xlabel("training time $t$")
-    style.legend_below(figure, columns=2)
-    return figure

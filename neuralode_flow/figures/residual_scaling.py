@@ -22,14 +22,16 @@ def residual_scaling(dataset: xr.Dataset) -> dict[str, Figure]:
     style.floor(left, float(dataset["error_time"].max()))
     style.depth_axis(left, depths.tolist())
     left.set_xlabel("layers $n$")
-    left.set_ylabel(r"$\sup_t \Vert z_n(t) - z_\infty(t)\Vert_F$")
+    left.set_ylabel(f"error of $z$ {style.BETTER}\n" + r"$\sup_t\ \|z_n(t) - z_\infty(t)\|_F$")
     worst = int(dataset["stall"].values.argmax())
     networks = dataset["network"].values.tolist()
     shades = dict(zip([n for n in networks if n], style.fade(len(networks) - 1), strict=True))
     for n in networks:
         look = {"color": shades[n]} if n else {"color": style.BLACK, "ls": (0, (4, 2))}
         label = f"{n} layers" if n else "limit"
-        right.plot(dataset["time"], dataset["loss_beyond"].sel(network=n).values[:, worst], label=label, **look)
+        style.smooth(
+            right, dataset["time"].values, dataset["loss_beyond"].sel(network=n).values[:, worst], label=label, **look
+        )
     right.axhline(float(dataset["stall"][worst]), color=style.VERMILION, lw=1.0, label=r"$\sigma_{\min}(T)^2/2$")
     right.set_yscale("log")
     right.set_xlabel("training time $t$")
@@ -42,7 +44,8 @@ FIGURES.register("residual_scaling")(
     FigureSet(
         residual_scaling,
         {
-            "scaling": "Left: error of n layers for all targets with det T > 0. Right: loss of one with det T < 0.",
+            "scaling": "Left: error of n layers for all targets with det T > 0. Right: loss of one with det T < 0. "
+            + style.CURVES,
         },
     )
 )

@@ -19,11 +19,12 @@ def scalar_blocks(dataset: xr.Dataset) -> dict[str, Figure]:
         look = {"color": shades[n]} if n else {"color": style.BLACK, "ls": (0, (4, 2))}
         shown = n in (networks[1], networks[-1], 0)
         label = (f"$S = {n}$" if n else r"$S = \infty$") if shown else None
-        left.plot(dataset["time"], dataset["r"].sel(network=n), label=label, **look)
+        style.smooth(left, dataset["time"].values, dataset["r"].sel(network=n).values, label=label, **look)
     left.set_xlabel("training time $t$")
     left.set_ylabel("$r(t)$")
     depths = dataset["depth"].values
     right.plot(depths, dataset["error_r"], "o-", color=style.BLUE, label=r"$\sup_t |r_S - r_\infty|$")
+    right.set_ylabel(f"error of $r$ {style.BETTER}")
     right.set_yscale("log")
     style.order_triangle(right, depths, dataset["error_r"].values, -1.0, "1")
     style.floor(right, float(dataset["error_time"]))
@@ -37,7 +38,8 @@ FIGURES.register("scalar_blocks")(
     FigureSet(
         scalar_blocks,
         {
-            "blocks": "Left: r(t) for several numbers of blocks and in the limit. Right: the distance from the limit.",
+            "blocks": "Left: r(t) for several numbers of blocks and in the limit. Right: the distance from the limit. "
+            + style.CURVES,
         },
     )
 )

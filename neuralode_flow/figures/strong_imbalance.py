@@ -23,12 +23,12 @@ def strong_imbalance(dataset: xr.Dataset) -> dict[str, Figure]:
             left.plot(depths, dataset["error_weak"].values[i], "s--", color=colour, lw=0.9, ms=3, label=weak)
             wrong = rf"$\lambda = {strength:g}/L$ against $m = 1$"
             left.plot(depths, dataset["error_balanced"].values[i], "x:", color=colour, lw=0.9, label=wrong)
-        right.plot(dataset["time"], dataset["loss"].values[i], color=colour)
+        style.smooth(right, dataset["time"].values, dataset["loss"].values[i], color=colour)
     left.set_yscale("log")
     style.order_triangle(left, depths, dataset["error_z"].values, -1.0, "1")
     style.floor(left, float(dataset["error_time"].max()))
     style.depth_axis(left, depths.tolist())
-    left.set_ylabel(r"$\sup_t \Vert z_L - z_\infty\Vert_F$")
+    left.set_ylabel(f"error of $z$ {style.BETTER}\n" + r"$\sup_t\ \|z_L - z_\infty\|_F$")
     right.set_xlabel("training time $t$")
     right.set_ylabel("loss of the limit")
     style.legend_below(figure, columns=3)
@@ -40,7 +40,7 @@ FIGURES.register("strong_imbalance")(
         strong_imbalance,
         {
             "imbalance": "Left: distance of L layers from their limit, m · logmean for λ = ℓ/L and logmean for "
-            "λ = ℓ/L²; dotted: λ = ℓ/L against logmean itself. Right: the loss of the limits.",
+            "λ = ℓ/L²; dotted: λ = ℓ/L against logmean itself. Right: the loss of the limits. " + style.CURVES,
         },
     )
 )

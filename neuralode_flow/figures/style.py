@@ -17,7 +17,9 @@ import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, NullLocator
 from PIL import Image
 
@@ -29,6 +31,14 @@ HEIGHT = 4.1
 # The colour-blind safe palette of Okabe and Ito.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, BLACK = "#CC79A7", "#56B4E9", "#7F7F7F", "#000000"
+
+BETTER = "(smaller is better)"  # ends the label of an axis that measures accuracy
+
+_MOST_DEPTHS = 12  # labels of depths that have room in the width of a page
+
+CURVES = "Between the output times are monotone cubic curves."  # for a caption of what `smooth` draws
+
+CATEGORIES = "categories"  # the gid of an axis of words
 
 _FAR_BELOW = 1e-2  # of the lowest curve: to show such an error would press the curves together
 
@@ -109,10 +119,18 @@ class Movie:
 
 
 def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of the fixed width with `panels` axes side by side under the lines of a title, wrapped to fit."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    """A figure of the fixed width with `panels` axes under the lines of a title, wrapped to fit.
+
+    Up to three stand side by side, more of them in rows of two.
+    """
+    columns = panels if panels <= 3 else 2
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH, HEIGHT * (1 + 0.8 * (rows - 1))), layout="constrained")
     figure.suptitle("\n".join(map(_wrapped, title.splitlines())), x=0.01, ha="left")
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[panels:]:
+        empty.remove()
+    return figure, axes[:panels]
 
 
 def _wrapped(line: str) -> str:
@@ -124,6 +142,39 @@ def legend_below(figure: Figure, *handles: Any, columns: int = 4) -> None:
     """One legend for all axes, under them, where it hides no curve; by default of all labelled curves."""
     found = handles or [line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]]
     figure.legend(handles=found, loc="outside lower center", ncols=columns)
+
+
+class Smooth(Line2D):
+    """A line that is drawn as a monotone cubic curve through its points, which stay its data."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draws the curve."""
+        x, y = (np.asarray(values, dtype=float) for values in self.get_data(orig=False))
+        self.set_data(*_curve(x, y, self.axes is not None and self.axes.get_yscale() == "log"))
+        super().draw(renderer)
+        self.set_data(x, y)
+
+
+def _curve(x: np.ndarray, y: np.ndarray, logarithmic: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a curve through the given ones; these themselves where it could not be told."""
+    if len(x) < 3 or not np.isfinite([x, y]).all() or (logarithmic and not (y > 0).all()):
+        return x, y
+    from scipy.interpolate import PchipInterpolator
+
+    number = np.arange(len(x))
+    forward = bool((np.diff(x) > 0).all())
+    dense = np.interp(np.arange(0, len(x) - 0.9, 0.125), number, x if forward else number)
+    across = dense if forward else PchipInterpolator(number, x)(dense)
+    values = PchipInterpolator(x if forward else number, np.log(y) if logarithmic else y)(dense)
+    return across, np.exp(values) if logarithmic else values
+
+
+def smooth(axes: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> list[Line2D]:
+    """What `axes.plot` draws, as curves through the points: `y` is `(n,)` or `(n, curves)`."""
+    lines = axes.plot(x, y, **look)
+    for line in lines:
+        line.__class__ = Smooth
+    return lines
 
 
 def fade(count: int) -> list[tuple[float, ...]]:
@@ -183,7 +234,8 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     """A logarithmic axis whose ticks are depths of the data, thinned until their labels fit."""
     axes.set_xscale("log", base=2)
     low, high = min(depths), max(depths)
-    room = np.log2(high / low) / 11
+    place = axes.get_subplotspec()
+    room = np.log2(high / low) / (_MOST_DEPTHS if place is None else _MOST_DEPTHS // place.get_gridspec().ncols)
     ticks: list[int] = []
     for depth in sorted(depths):
         if not ticks or np.log2(depth / ticks[-1]) >= room:
@@ -193,6 +245,14 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low / 1.25, high * 1.25)
     axes.set_xlabel("number of layers $L$")
+
+
+def category_axis(axes: Axes, names: Sequence[str]) -> None:
+    """A horizontal axis of words, at 0, 1, 2, …; long ones are broken, and stand upright where they are many."""
+    axes.set_xticks(range(len(names)), [textwrap.fill(name.replace("_", " "), 14) for name in names])
+    axes.tick_params("x", rotation=90 if len(names) > 4 else 0)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.xaxis.set_gid(CATEGORIES)
 
 
 def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:

@@ -38,12 +38,12 @@ def _path(dataset: xr.Dataset) -> Figure:
     kernel = dataset.attrs.get("kernel", "logmean")
     model = style.plain(dataset.attrs["model"] + ("" if kernel == "logmean" else f", kernel {kernel}"))
     for i in shown:
-        left.plot(times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
+        style.smooth(left, times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
         label = "intrinsic limit" if i == shown[0] else None
-        left.plot(times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
+        style.smooth(left, times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
     left.set_ylabel(r"singular values $\sigma_a(t)$")
     left.legend()
-    right.plot(times, dataset["loss"].values, color=style.BLUE)
+    style.smooth(right, times, dataset["loss"].values, color=style.BLUE)
     right.set_ylabel(r"loss $f(z(t))$")
     for axes in (left, right):
         _time_axis(axes, times)
@@ -63,6 +63,7 @@ def _errors(dataset: xr.Dataset) -> Figure:
         if name in dataset and np.isfinite(style.positive(dataset[name].values)).any():
             axes.plot(times, style.positive(dataset[name].values), color=colour, label=label)
             axes.set_yscale("log")
+    axes.set_ylabel(f"error of $z$ {style.BETTER}")
     axes.legend()
     _time_axis(axes, times)
     return figure
@@ -95,7 +96,8 @@ FIGURES.register("trajectory")(
     FigureSet(
         trajectory,
         {
-            "path": "Left: singular values of z along training, with those of the intrinsic limit. Right: the loss.",
+            "path": "Left: singular values of z along training, with those of the intrinsic limit. Right: the loss. "
+            + style.CURVES,
             "errors": "What is known of the error of z along training.",
             "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z.",
         },

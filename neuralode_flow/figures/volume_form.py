@@ -16,10 +16,14 @@ def volume_form(dataset: xr.Dataset) -> dict[str, Figure]:
     times = dataset["time"].values
     for i in range(dataset.sizes["mode"]):
         label = r"singular values $\sigma_i$" if i == 0 else None
-        left.plot(times, dataset["singular_values"].values[:, i], color=style.BLUE, label=label)
-    left.plot(times, dataset["effective_rank"], color=style.VERMILION, ls=(0, (4, 2)), label="effective rank")
+        style.smooth(left, times, dataset["singular_values"].values[:, i], color=style.BLUE, label=label)
+    style.smooth(
+        left, times, dataset["effective_rank"].values, color=style.VERMILION, ls=(0, (4, 2)), label="effective rank"
+    )
     left.set_yscale("log")
-    right.plot(times, dataset["log_volume"], color=style.GREEN, label="log volume form, formula")
+    left.set_ylabel(r"singular values $\sigma_i$, effective rank")
+    right.set_ylabel("logarithm of the volume form")
+    style.smooth(right, times, dataset["log_volume"].values, color=style.GREEN, label="log volume form, formula")
     right.plot(times[::4], dataset["log_volume_metric"][::4], "x", color=style.BLACK, label="from the metric")
     for axes in (left, right):
         axes.set_xlabel("training time $t$")
@@ -32,7 +36,7 @@ FIGURES.register("volume_form")(
         volume_form,
         {
             "volume": "Left: singular values and effective rank of z. Right: the volume form along training, by its "
-            "formula and from the metric.",
+            "formula and from the metric. " + style.CURVES,
         },
     )
 )

@@ -31,6 +31,8 @@ class Model:
     sigma : array (time, mode)
         Singular values of its end-to-end map.
     marker : str
+    layers : int or None
+        Of a network: their number. Its weights at the depth nodes are then those of the layer around each.
     """
 
     label: str
@@ -38,6 +40,7 @@ class Model:
     W: np.ndarray | None
     sigma: np.ndarray
     marker: str = "o"
+    layers: int | None = None
 
 
 @style.house()
@@ -92,13 +95,30 @@ def _chosen(W: np.ndarray) -> list[Any]:
 def _profiles(axes: Axes, s: np.ndarray, model: Model, chosen: list[Any]) -> Iterator[tuple[Line2D, np.ndarray]]:
     if model.W is None:
         return
+    edges, nodes = _steps(s, model.layers)
     for at in chosen:
         values = model.W[(..., *at)] if isinstance(at, tuple) else model.W[..., at]
+        values = values[:, nodes]
         name = f"$W_{{{at[0] + 1}{at[1] + 1}}}$" if isinstance(at, tuple) else rf"$\sigma_{{{at + 1}}}(W)$"
-        (line,) = axes.plot(s, values[-1], **model.look)
+        (line,) = axes.plot(edges, values[-1], **model.look)
+        if edges is not s:
+            line.set_drawstyle("steps-post")
         line.set_label(f"{name}, {model.label}")
         line.set_gid(model.label)
         yield line, values
+
+
+def _steps(s: np.ndarray, layers: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The places of a profile, and the node of each: the edges k/L of the layers, if each of them has a node inside.
+
+    Else, and without layers, the nodes themselves.
+    """
+    if layers is not None:
+        at = np.minimum((s * layers).astype(int), layers - 1)
+        owned, first = np.unique(at, return_index=True)
+        if len(owned) == layers:
+            return np.arange(layers + 1) / layers, np.append(first, first[-1])
+    return s, np.arange(len(s))
 
 
 def _spectrum(axes: Axes, model: Model) -> tuple[Line2D, np.ndarray]:

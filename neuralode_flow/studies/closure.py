@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..finding import Check, Finding
+from ..finding import Check, Finding, sentence
 from ..flows.base import Flow
 from ..flows.factorization import FactorizationFlow
 from ..intrinsic import Rank, RecoveredFlow, Report, count_laws, report
@@ -233,8 +233,7 @@ def _verdict(finding: Finding, wrong: list[str]) -> str:
     check, last = next(iter(errors)), numbers["reached_time"]
     until = f" (then comes {numbers['ended_by']})" if numbers["ended_by"] else ""
     sentences = [
-        f"{check[0].upper()}{check[1:]}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} "
-        f"({finding.checks[0].said_bound}).",
+        f"{sentence(check)}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} ({finding.checks[0].said_bound}).",
         f"A (recoverable): {numbers['recoverable']}; B (metric property): {numbers['metric']}; {numbers['laws']} "
         f"independent laws, rank {numbers['rank']} of {numbers['dimension']} parameters.",
     ]
@@ -244,7 +243,7 @@ def _verdict(finding: Finding, wrong: list[str]) -> str:
     if len(errors) > 1:
         worst = max(errors, key=lambda name: errors[name] if name != check else -1.0)
         sentences.append(f"Of the other identities the worst is: {worst}, {errors[worst]:.1e}.")
-    sentences += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in wrong]
+    sentences += [f"{sentence(words)}." for words in wrong]
     return f"{'' if finding.passed else 'NOT as theory says. '}{' '.join(sentences)}"
 
 

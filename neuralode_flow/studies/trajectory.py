@@ -15,7 +15,7 @@ from ..checks import count
 from ..depth import DepthSolver
 from ..depth.grid import Profile
 from ..depth.rules import LAYERS
-from ..finding import Check, Finding
+from ..finding import Check, Finding, sentence
 from ..flows.base import Flow
 from ..flows.capabilities import AtDepths, offers
 from ..flows.continuous import ContinuousFlow
@@ -249,7 +249,7 @@ def _verdict(dataset: xr.Dataset) -> str:
         ending = f"{ending} with the kernel {attrs['kernel']}"
     history = f" On the way: {attrs['history']}." if attrs["history"] else ""
     return (
-        f"{ending[0].upper()}{ending[1:]} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
+        f"{sentence(ending)} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
         f"{attrs['evaluations']} evaluations).{history}"
     )
 

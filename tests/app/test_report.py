@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -22,7 +24,8 @@ from neuralode_flow import results
 from neuralode_flow.app import report
 from neuralode_flow.app.records import read_summary
 from neuralode_flow.app.report import Drawn, write_report
-from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite
+from neuralode_flow.figures import style
+from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite, sentence
 from neuralode_flow.orders import Order
 
 PLOTLY = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"  # 4.1.1
@@ -197,3 +200,49 @@ def test_a_study_with_ten_thousand_orders_has_a_summary_that_is_read(tmp_path: P
     assert len(Finding.of(nf.open(tmp_path)).orders) == 10_000
     _, outline = written(tmp_path, finding.attached(xr.Dataset()), summary())
     assert "9988 more orders" in outline.text
+
+
+def test_when_where_and_what_was_run_is_said_with_links_to_the_files_beside_the_page(tmp_path: Path) -> None:
+    config = "problem: {name: teacher, dimension: 3, seed: 7, scale: 0.5}\ninitial: {name: control, shear: 2.0}\n"
+    commit = {"git_commit": "0123abc+"}
+    _, before = written(tmp_path, dataset().assign_attrs(commit), summary(), config)
+    assert not [link for link in before.links if not link.startswith("data:")]  # there is no file yet
+    (tmp_path / "figures").mkdir()
+    for name in ("results.nc", "config.yaml", "figures/square.pdf", "figures/other.pdf"):
+        (tmp_path / name).touch()
+    page, outline = written(tmp_path, dataset().assign_attrs(commit), summary(), config)
+    links = [link for link in outline.links if not link.startswith("data:")]
+    assert links == ["results.nc", "config.yaml", "figures/square.pdf"]
+    facts = outline.text.split()
+    for words in (
+        "Fit a random target: f(z) = ½‖z − T‖², T = I + scale·N with N of independent standard normals.",
+        "dimension = 3, seed = 7, scale = 0.5",
+        "shear = 2.0",
+        "0123abc, with changes that are not committed",
+        f"{datetime.now().astimezone():%Y-%m-%d %H:}",
+        platform.node(),
+    ):
+        assert " ".join(words.split()) in " ".join(facts)
+    assert "<h2>This run</h2>" in page
+
+
+@pytest.mark.parametrize(("problem", "heading"), [("Fish & $5 <chips>", "What is seen"), ("Other", None)])
+def test_a_chart_does_not_repeat_what_the_page_has_said(tmp_path: Path, problem: str, heading: str | None) -> None:
+    said = (
+        f"{problem}, in one line that is far too long for the title of a figure, so that it is broken into two of them"
+    )
+    figure, (axes,) = style.blank(f"What is seen\n{style.plain('Fish & $5 <chips>' + said.removeprefix(problem))}")
+    axes.plot([0, 1], [0, 1])
+    path = write_report(tmp_path, summary(), dataset(problem=said), "a: 1\n", "", {"square": Drawn(figure)})
+    (chart,) = re.findall(
+        r'<script type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
+    )
+    record = json.loads(chart)
+    assert record["title"].count("\n") == 2
+    assert record["heading"] == (heading or record["title"])
+
+
+@pytest.mark.parametrize("text", ["z of two runs", "σ_a over time", "W(t, s)", "dz/dt of all", "exp(s)", "", "É"])
+def test_symbols_are_never_raised(text: str) -> None:
+    assert sentence(text) == text
+    assert sentence("sup over time of W") == "Sup over time of W"

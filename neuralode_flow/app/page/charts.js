@@ -25,10 +25,13 @@
     return far ? value.toExponential(6).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(7)));
   }
 
+  // A place on an axis, which may be one of words: marks stand a little beside their places there.
+  const worded = (axis, value) => (axis.names && value !== null ? axis.names[Math.round(value)] || "" : short(value));
+
   const bare = (markup) => html("p", {}, null, markup).textContent;
 
   // A label as Plotly reads it: it knows fewer entities than browsers, and would put values in place of %{names}.
-  const told = (markup) => markup.replaceAll("&quot;", '"').replaceAll("%{", "%&#123;");
+  const told = (markup) => markup.replaceAll("&quot;", '"').replaceAll("%{", "%&#123;").replaceAll("\n", "<br>");
 
   // --- axes -----------------------------------------------------------------------------------------------------------
 
@@ -83,8 +86,8 @@
       mode: parts.join("+") || "none",
       x: mark.x.map((v) => placed(panel.x, v)),
       y: mark.y.map((v) => placed(panel.y, v)),
-      customdata: mark.x.map((v, k) => [short(v), short(mark.y[k])]),
-      line: { color: mark.color, width: mark.width, dash: dashes(mark) },
+      customdata: mark.x.map((v, k) => [told(worded(panel.x, v)), short(mark.y[k])]),
+      line: { color: mark.color, width: mark.width, dash: dashes(mark), shape: mark.shape || "linear" },
       marker: {
         color: mark.color, symbol: SYMBOLS[mark.marker] || "circle", size: mark.marker === "." ? 0.6 * mark.size : mark.size,
         line: { color: mark.color, width: thin ? 1.5 : 0 },
@@ -126,7 +129,8 @@
       this.shown = this.record.legend.map(() => true);
       const body = html("div", {});
       figure.insertBefore(body, figure.querySelector("figcaption"));
-      html("p", { class: "title" }, body, this.record.title);
+      const { title, heading = title } = this.record; // the page has said the rest
+      if (heading) html("p", { class: "title" }, body, heading);
       const panels = html("div", { class: "panels" }, body);
       this.plots = this.record.panels.map((panel) => this.panel(panel, panels));
       if (this.record.slider) this.slider(body);
@@ -292,7 +296,7 @@
       const cells = (kind, texts) => texts.map((text) => `<${kind} class="number">${text}</${kind}>`).join("");
       const rows = [cells('th scope="col"', [panel.x.label || "x", ...marks.map((mark) => this.name(mark) || panel.y.label || "y")])];
       marks[0].x.forEach((x, k) => {
-        if (x !== null) rows.push(cells("td", [x, ...marks.map((mark) => mark.y[k])].map(short)));
+        if (x !== null) rows.push(cells("td", [worded(panel.x, x), ...marks.map((mark) => short(mark.y[k]))]));
       });
       html("table", {}, box, `<caption>${title}</caption>` + rows.map((row) => `<tr>${row}</tr>`).join(""));
     }

@@ -1,0 +1,130 @@
+"""The page of a sweep answers what was swept: a sweep over a category and two numbers, with a control that fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import neuralode_flow as nf
+from neuralode_flow.app import collect, swept
+from neuralode_flow.finding import Finding
+
+SWEEP = (
+    "-m", "problem=teacher", "problem.scale=0.3", "initial=relaxed_balanced,control", "problem.seed=0,1",
+    "problem.dimension=2,3", "study.depths=[4,8,16,32]", "study.layers=[euler,exp]", "time.horizon=0.5",
+    "time.samples=3", "figures=none", "hydra.sweep.dir=sweep",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Its folder, collected, and what its terminal has said."""
+    place = tmp_path_factory.mktemp("swept")
+    command = [sys.executable, "-m", "neuralode_flow", *SWEEP]
+    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
+    collect.main([str(place / "sweep")])
+    return place / "sweep", ended.stdout
+
+
+def page(sweep: tuple[Path, str]) -> str:
+    return (sweep[0] / "report.html").read_text(encoding="utf-8")
+
+
+def charts(text: str) -> dict[str, dict]:
+    """The charts of a page by their titles."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    return {record["title"]: record for record in map(json.loads, found)}
+
+
+def finding(sweep: tuple[Path, str], member: int) -> Finding:
+    return Finding.of(nf.open(sweep[0] / str(member)))
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The cells of the table in a section."""
+    (section,) = re.findall(rf"<h2>{re.escape(title)}</h2>(.*?)</table>", text, re.DOTALL)
+    lines = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in lines]
+
+
+def test_the_terminal_has_one_line_for_each_member(sweep: tuple[Path, str]) -> None:
+    lines = sweep[1].splitlines()
+    assert len(lines) == 1 + 8  # Hydra says first how many there are
+    for i, line in enumerate(lines[1:]):
+        initial = ("relaxed_balanced", "control")[i // 4]
+        assert line.startswith(f"{i} (initial={initial} problem.seed={i // 2 % 2} problem.dimension={2 + i % 2}): ok; ")
+        told = [f"{o.rule} {'–' if o.reason else format(o.value, '.2f')}" for o in finding(sweep, i).orders]
+        assert f"orders {', '.join(told)}; " in line
+        checks = [check.holds for check in finding(sweep, i).checks if check.bound is not None]
+        assert f"; {sum(checks)} of 3 checks hold; " in line
+    assert "; not reference: continuous model minus intrinsic limit" in lines[-1]
+
+
+def test_orders_errors_and_checks_of_each_member_stand_beside_its_settings(sweep: tuple[Path, str]) -> None:
+    text = page(sweep)
+    head, *orders = rows(text, "Observed orders")
+    assert head == ["member", "dimension", "seed", "initial", "euler (expected 1)", "exp (expected 2)"]
+    head, *errors = rows(text, "Errors by depth at L = 32")
+    assert head[-2:] == ["euler", "exp"]
+    head, *checks = rows(text, "Checks")
+    assert "reference: continuous model minus intrinsic limit (bound 1e-08)" in head
+    for i in range(8):
+        settings = [str(i), str(2 + i % 2), str(i // 2 % 2), ("relaxed_balanced", "control")[i // 4]]
+        own = finding(sweep, i)
+        assert orders[i] == settings + [
+            "– undecided" if order.reason else f"{order.value:.3f} ± {order.spread:.3f}" for order in own.orders
+        ]
+        assert errors[i] == settings + [f"{column[-1]:.2e}" for column in own.tables[0].errors.values()]
+        assert checks[i][4] == f"{own.checks[0].error:.2e}{' fails' * (i >= 4)}"
+
+
+def test_checks_that_do_not_hold_come_before_all_else(sweep: tuple[Path, str]) -> None:
+    text = page(sweep)
+    _, *broken = rows(text, "Checks that do not hold")
+    assert {row[0] for row in broken if row[-1].startswith("reference")} == {"4", "5", "6", "7"}
+    assert f"{len(broken)} checks of " in text
+    assert text.index("Checks that do not hold") < text.index("<h2>Figures</h2>") < text.index("<h2>Members</h2>")
+
+
+def test_charts_have_words_as_categories_and_numbers_as_numbers(sweep: tuple[Path, str]) -> None:
+    record = charts(page(sweep))["Observed orders"]
+    dimension, seed, initial = record["panels"]
+    assert [panel["x"]["label"] for panel in record["panels"]] == ["dimension", "seed", "initial"]
+    assert initial["x"]["names"] == ["relaxed\nbalanced", "control"]
+    assert "names" not in dimension["x"]
+    assert [label for _, label in dimension["x"]["ticks"]] == ["2", "3"]
+    for panel, place in ((dimension, lambda i: 2 + i % 2), (seed, lambda i: i // 2 % 2), (initial, lambda i: i // 4)):
+        for k, rule in enumerate(("euler", "exp")):
+            (mark,) = [mark for mark in panel["marks"] if mark.get("name") == rule]
+            orders = {i: finding(sweep, i).orders[k] for i in range(8)}
+            known = [i for i, order in orders.items() if not order.reason]
+            assert len(known) >= 4
+            assert [round(x) for x in mark["x"]] == [place(i) for i in known]
+            assert mark["y"] == pytest.approx([orders[i].value for i in known], rel=1e-6)
+
+
+def test_curves_are_labelled_by_their_settings_and_rules_have_panels_of_their_own(sweep: tuple[Path, str]) -> None:
+    (record,) = [chart for title, chart in charts(page(sweep)).items() if title.startswith("Sup over time of the Frob")]
+    assert [panel["title"] for panel in record["panels"]] == ["euler", "exp"]
+    labels = [entry["label"] for entry in record["legend"]]
+    assert len(set(labels)) == 8
+    assert labels[5] == "dimension = 3, seed = 0, initial = control"
+    for k, panel in enumerate(record["panels"]):
+        marks = [mark for mark in panel["marks"] if mark["kind"] == "curve"]
+        assert [mark["name"] for mark in marks] == labels
+        expected = nf.open(sweep[0] / "5").error_z.values[k]
+        assert marks[5]["y"] == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_what_forged_findings_state_is_left_out() -> None:
+    good = Finding(study="x", problem="", status="ok", verdict="")
+    for forged in ('{"orders": 3}', "[", '{"claim": null, "checks": [{}], "orders": [], "tables": []}'):
+        dataset = good.attached(xr.Dataset()).assign_attrs(finding=forged)
+        assert swept.findings({"0": dataset}) == {}
+    assert swept.groups(swept.findings({})) == []
