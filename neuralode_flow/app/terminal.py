@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..finding import ErrorTable, Finding
+from ..finding import DATA, ErrorTable, Finding
 from ..orders import Order
 from ..time.progress import bar
 from .streams import results_told
@@ -40,6 +40,8 @@ def show(title: str, finding: Finding, folder: Path) -> None:
     with results_told(folder):
         console = Console(highlight=False)
         console.print(Text(title, style="bold"))
+        if DATA in finding.notes:
+            console.print(Text("data: " + finding.notes[DATA].replace("\n", "; ")), soft_wrap=True)
         for table in finding.tables[:1]:  # the report has all of them
             console.print(f"{table.what}:")
             console.print(_errors(table, finding.orders))
