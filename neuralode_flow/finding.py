@@ -15,6 +15,7 @@ from .orders import UNDECIDED, Order
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
+DATA = "Data"  # the title of the note on what was done to the data
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,11 @@ class Finding:
         parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
         named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
         return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(plain(parts), ensure_ascii=False)})
+
+    @staticmethod
+    def stated(dataset: xr.Dataset) -> bool:
+        """Whether a dataset states a finding."""
+        return _ATTRIBUTE in dataset.attrs
 
     @classmethod
     def of(cls, dataset: xr.Dataset, record: Mapping[str, Any] | None = None) -> Self:

@@ -580,9 +580,45 @@ COMMAND = {
         "problem=file problem.x=long.csv problem.y=good.csv",
         "problem=file problem.x=table.txt problem.y=good.csv",
         "problem=file problem.x=folder problem.y=good.csv",
+        "problem=file problem.table=good.csv problem.x=[a,a] problem.y=[b]",
     ],
-    "problem.header": ["problem=file problem.x=good.csv problem.y=good.csv problem.header=maybe"],
-    "problem.y": ["problem=file problem.x=good.csv problem.y=short.csv"],
+    "problem.header": [
+        "problem=file problem.x=good.csv problem.y=good.csv problem.header=maybe",
+        "problem=file problem.table=good.csv problem.x=[a] problem.y=[b] problem.header=no",
+    ],
+    "problem.x: ": [
+        "problem=file problem.table=names.csv problem.x=[hieght] problem.y=[dose]",
+        "problem=file problem.table=short.csv problem.x=[a] problem.y=[b]",
+    ],
+    "problem.table": [
+        "problem=file problem.x=[a] problem.y=[b]",
+        "problem=file problem.table=good.csv problem.x=[] problem.y=[b]",
+        "problem=file problem.table=good.csv problem.x=[a] problem.y=[b] problem.x_key=a",
+        "problem=file problem.table=nan.npy problem.x=[a] problem.y=[b]",
+        "problem=file problem.table=names.csv problem.x=[site] problem.y=[dose]",
+        "problem=file problem.table=words.parquet problem.x=[a] problem.y=[b]",
+        "problem=file problem.table=words.nc problem.x=[a] problem.y=[b]",
+    ],
+    "problem.x_key": ["problem=file problem.x=two.npz problem.x_key=c problem.y=good.csv"],
+    "problem.missing": [
+        "problem=file problem.table=names.csv problem.x=[height] problem.y=[dose]",
+        "problem=file problem.x=good.csv problem.y=good.csv problem.missing=ignore",
+        "problem=file problem.table=names.csv problem.x=[empty] problem.y=[dose] problem.missing=drop",
+    ],
+    "problem.held_out": [
+        "problem=file problem.x=good.csv problem.y=good.csv problem.held_out=1.5",
+        "problem=file problem.x=one.csv problem.y=one.csv problem.held_out=0.2",
+    ],
+    "problem.loss": [
+        "problem=file problem.table=names.csv problem.x=[dose] problem.y=[dose] problem.loss=logistic",
+        "problem=file problem.table=names.csv problem.x=[dose] problem.y=[dose] problem.loss=cross_entropy",
+        "problem=linnerud problem.loss=cross_entropy",
+    ],
+    "problem.y": [
+        "problem=file problem.x=good.csv problem.y=short.csv",
+        "problem=file problem.table=names.csv problem.x=[dose] problem.y=[class] problem.loss=cross_entropy",
+        "problem=file problem.table=names.csv problem.x=[dose] problem.y=[one] problem.loss=cross_entropy",
+    ],
     "study.depths": [
         "study.depths=[]",
         "study.depths=[4,0]",
@@ -708,6 +744,10 @@ def files() -> dict[str, bytes]:
         "constant.csv": b"1,1\n1,1\n1,1\n",
         "table.txt": b"1,2\n",
         "words.npy": b"hello, this is no table\n",
+        "names.csv": b"height,dose,site,class,one,empty\n1.5,0.5,Oslo,0,1,\nNA,1.5,Rom,1,1,\n2.5,0.7,Oslo,3,1,\n",
+        "one.csv": b"a,b\n1.5,2\n",
+        "words.parquet": b"hello, this is no table\n",
+        "words.nc": b"hello, this is no table\n",
         "broken.yaml": b"time:\n  rtol: 1\n bad: [\n",
     }
 

@@ -29,6 +29,7 @@ from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.base import Clock, Study
+from ..studies.heldout import told
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
@@ -82,6 +83,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
                 dataset = study.run(**taken, **job.study.parameters, progress=report)
+                for problem in (part for part in taken.values() if isinstance(part, Problem)):
+                    dataset = told(dataset, problem)
             with _failing(f"the results could not be written to {folder}"):
                 summary = record(study, dataset, started) | {"warnings": said, "device": device_name(job.machine)}
                 finding = Finding.of(dataset, summary)

@@ -140,7 +140,12 @@ class Job:
         from ..problems import PROBLEMS, InputFile
 
         fields = settings(PROBLEMS[self.problem.name])
-        given = {key: value for key, value in self.problem.parameters.items() if fields[key].annotation == InputFile}
+        given = {
+            key: value
+            for key, value in self.problem.parameters.items()
+            if isinstance(value, str)
+            and InputFile in (fields[key].annotation, *typing.get_args(fields[key].annotation))
+        }
         paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
@@ -300,7 +305,9 @@ def typed(key: str, value: Any, kind: Any) -> Any:
             return None
         if bool in options and isinstance(value, bool):
             return value
-        return typed(key, value, next(option for option in options if option not in (type(None), bool)))
+        kinds = [option for option in options if option not in (type(None), bool)]
+        lists = [option for option in kinds if typing.get_origin(option) in (list, Sequence)]
+        return typed(key, value, lists[0] if lists and isinstance(value, (list, tuple)) else kinds[0])
     if origin in (list, Sequence):
         if not isinstance(value, (list, tuple)):
             raise BadInput(f"{key} must be a list, got {value!r}; write {key}=[{value}]")

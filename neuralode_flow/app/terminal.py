@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..finding import ErrorTable, Finding
+from ..finding import DATA, ErrorTable, Finding
 from ..orders import Order
 from ..time.progress import bar
 from .streams import results_told
@@ -65,6 +65,8 @@ def show(
 
 def _found(console: Console, title: str, finding: Finding, everything: bool, more: Mapping[str, object]) -> None:
     console.print(Text(title, style="bold"))
+    if DATA in finding.notes:
+        console.print(Text("data: " + finding.notes[DATA].replace("\n", "; ")), soft_wrap=True)
     for table in finding.tables if everything else finding.tables[:1]:  # the report has all of them
         console.print(f"{table.what or table.title}:")
         console.print(_errors(table, finding.orders))

@@ -8,8 +8,10 @@ import sys
 from ..registry import import_modules
 from .base import LOSSES, Loss, LossName, check_loss, check_square_loss
 from .completion import Completion
+from .cross_entropy import CrossEntropy
 from .custom import Custom
 from .least_squares import LeastSquares
+from .logistic import Logistic
 from .promises import check_derivatives, compare_derivatives
 from .quadratic import Quadratic
 from .regression import Regression
@@ -20,8 +22,10 @@ import_modules(sys.modules[__name__])
 __all__ = [
     "LOSSES",
     "Completion",
+    "CrossEntropy",
     "Custom",
     "LeastSquares",
+    "Logistic",
     "Loss",
     "LossName",
     "Quadratic",

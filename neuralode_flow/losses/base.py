@@ -39,7 +39,8 @@ class Loss(Protocol):
     def gradient(self, z: Tensor) -> Tensor: ...
 
 
-# Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss.
+# Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss. One whose y holds classes
+# has `encode(name, y)`, which makes the targets (n, d_out) of what stands in a table; they are not standardised then.
 LOSSES: Registry[Callable[..., Loss]] = Registry("loss")
 LossName = Annotated[str, known(LOSSES)]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..modes import gradient, uncompiled
 from .base import LOSSES, check_z
-from .regression import check_samples
+from .samples import Samples
 
 
-class Separable:
+class Separable(Samples):
     """f(z) = 1/n Σ_i Σ_o ρ((R z P x_i − y_i)_o): a regression that weighs residuals by any smooth ρ.
 
     Parameters
@@ -50,18 +50,7 @@ class Separable:
         if not callable(rho):
             raise TypeError(f"rho must be a function of a tensor, entry by entry, got {type(rho).__name__}")
         self.rho = rho
-        self.x, d = check_samples(x, y, readin, readout)
-        self.y, self.readout = y, readout
-        self.dimension: int | None = d
-        self.shape = (d, d)
-
-    def _prediction(self, z: Tensor) -> Tensor:
-        prediction = self.x @ z.mT
-        return prediction if self.readout is None else prediction @ self.readout.mT
-
-    def _pulled_back(self, slope: Tensor) -> Tensor:
-        """The gradient in z of ⟨slope, prediction⟩ / n."""
-        return (slope if self.readout is None else slope @ self.readout).mT @ self.x / len(self.x)
+        super().__init__(x, y, readin, readout)
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

@@ -30,6 +30,10 @@ class Problem:
         f(z) and its gradient, for maps `(..., d, d)`.
     z0 : Tensor (d, d)
         The end-to-end map that training starts from.
+    held_out : Loss, optional
+        The loss on rows that training does not see.
+    data : tuple of str
+        What was done to the data, in a few words each.
 
     Examples
     --------
@@ -44,10 +48,14 @@ class Problem:
     title: str
     loss: Loss
     z0: Tensor
+    held_out: Loss | None = None
+    data: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_loss("problem.loss", self.loss)
         square("problem.z0", self.z0)
+        if self.held_out is not None:
+            check_loss("problem.held_out", self.held_out)
         d = self.loss.dimension
         if d is not None and self.z0.shape[-1] != d:
             raise ValueError(f"problem.z0 must be {d} by {d} as the loss is, got shape {tuple(self.z0.shape)}")
@@ -76,13 +84,18 @@ def normal(random: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
 
 
-def standardised(table: Tensor) -> Tensor:
-    """Columns of `table` (n, k) with mean 0 and variance 1 (over n); constant columns become exactly 0."""
-    size = table.abs().amax(dim=0)
+def standardised(table: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Columns of `table` (n, k) with mean 0 and variance 1 (over n); constant columns become exactly 0.
+
+    With the indices of `rows`, mean and variance are those of these rows, and a column that is constant there is 0.
+    """
+    seen = table if rows is None else table[rows]
+    size = seen.abs().amax(dim=0)
     # Dividing by the largest entry first keeps the squares of huge and tiny columns in range.
-    scaled = table / torch.where(size > 0, size, 1.0)
-    centred = scaled - scaled.mean(dim=0)
-    spread = centred.square().mean(dim=0).sqrt()
+    unit = torch.where(size > 0, size, 1.0)
+    scaled = seen / unit
+    mean = scaled.mean(dim=0)
+    spread = (scaled - mean).square().mean(dim=0).sqrt()
     # The entries decide, not the spread: that of a constant column is round-off and not always 0.
     constant = (scaled == scaled[:1]).all(dim=0)
-    return torch.where(constant, 0.0, centred / torch.where(constant, 1.0, spread))
+    return torch.where(constant, 0.0, (table / unit - mean) / torch.where(constant, 1.0, spread))

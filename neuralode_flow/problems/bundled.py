@@ -76,7 +76,8 @@ def digits(noise: float = 0.5, seed: Seed = 0, loss: LossName = "quadratic") -> 
 def _regression(name: str, title: str, x: object, y: object, loss: str) -> Problem:
     """Standardised square regression from x to y, both (n, d); `{n}` in the title becomes the number of rows."""
     inputs, outputs = (standardised(_float64(table)) for table in (x, y))
-    return Problem(name, title.format(n=len(inputs)), LOSSES[loss](inputs, outputs), identity(inputs.shape[1]))
+    f, z0 = LOSSES[loss](inputs, outputs), identity(inputs.shape[1])
+    return Problem(name, title.format(n=len(inputs)), f, z0, data=("every column standardised to mean 0, variance 1",))
 
 
 def _float64(table: object) -> Tensor:

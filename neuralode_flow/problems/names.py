@@ -107,15 +107,20 @@ class RowNames:
         )
 
 
-def check_named(label: str, names: list[str], body: Body) -> None:
-    """Raises ValueError where the line below the names may hold names as well, or the first column may be an index."""
+def check_second(label: str, body: Body) -> None:
+    """Raises ValueError where the line below the names of columns may hold names as well."""
     table, whole = body
     if table.shape[1] > 1 and len(table) > 1 and whole[0].all() and not whole[1:].any():  # pandas' names in levels
         raise ValueError(
             f"{label}: the line below the names of columns is whole as no other and may hold names or numbers; "
             f"remove it if it holds names, set problem.header=yes if it holds numbers"
         )
-    first = names[-table.shape[1]]  # names of rows are no column of the body
+
+
+def check_named(label: str, names: list[str], body: Body) -> None:
+    """Raises ValueError where the line below the names may hold names as well, or the first column may be an index."""
+    check_second(label, body)
+    first = names[-body.table.shape[1]]  # names of rows are no column of the body
     counting, named = _counts(body, 0, 1), _INDICES.fullmatch(first.lower())
     if named and (counting or _numbers_lines(body)):
         how = "counts" if counting else "has another whole number for each of"

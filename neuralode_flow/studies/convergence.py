@@ -29,6 +29,7 @@ from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
 from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study, summarise
+from .heldout import LONG_NAME, along, numbers, verdict
 from .square import Reference, Square, check_depths, distance, solve_square
 from .weights import kept, weights
 
@@ -157,6 +158,15 @@ def run(
     )
     orders = _orders(square, sampling, initial, clock)
     dataset = _dataset(square, orders)
+    if problem.held_out is not None:
+        dataset = dataset.assign(
+            loss_held_out=("time", along(problem.held_out, square.reference.path.z), {"long_name": LONG_NAME}),
+            loss_finite_held_out=(
+                dataset.loss_finite.dims,
+                along(problem.held_out, dataset.z_finite.values),
+                {"long_name": f"{LONG_NAME}, of the finite network"},
+            ),
+        )
     dataset = dataset.assign_attrs(_attributes(square, orders, sampling, clock))
     return _finding(dataset, problem.title, square, orders).attached(dataset)
 
@@ -389,7 +399,8 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
         f"{order.rule} {order}" + (f" (expected {order.expected:g})" if np.isfinite(order.expected) else "")
         for order in orders
     )
-    return f"{finding} Observed order of the finite networks in 1/L: {found}."
+    held_out = verdict(dataset, "loss_continuous")
+    return f"{finding} Observed order of the finite networks in 1/L: {found}.{held_out}"
 
 
 def _numbers(dataset: xr.Dataset) -> dict[str, object]:
@@ -422,6 +433,7 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "intrinsic_depth_order": float(dataset.order_intrinsic_depth),
         "intrinsic_depth_errors": dataset.error_intrinsic_depth.values,
         "law_drifts": {rule: part.drift_finite.values for rule, part in by_rule.items()},
+        **numbers(dataset, "loss_continuous"),
     }
 
 

@@ -31,6 +31,7 @@ from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
 from .base import STUDIES, Clock, Progress, Study
+from .heldout import LONG_NAME, along, numbers, verdict
 from .weights import kept, weights
 
 _MOST = 10_000_000  # evaluations of a run that is left alone
@@ -124,6 +125,8 @@ def run(
         estimate=estimate,
     )
     dataset = _dataset(model, path, _limit(problem, clock, path))
+    if problem.held_out is not None:
+        dataset["loss_held_out"] = (dataset.loss.dims, along(problem.held_out, path.z), {"long_name": LONG_NAME})
     if model == "intrinsic":
         dataset.attrs["kernel"] = kernel
     if path.observed is not None:
@@ -234,6 +237,7 @@ def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
             "depth_error": largest["depth_error"],
             "time_error": largest.get("time_error"),
             "law_drift": largest["drift"],
+            **numbers(dataset, "loss"),
         },
     )
 
@@ -250,7 +254,7 @@ def _verdict(dataset: xr.Dataset) -> str:
     history = f" On the way: {attrs['history']}." if attrs["history"] else ""
     return (
         f"{sentence(ending)} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
-        f"{attrs['evaluations']} evaluations).{history}"
+        f"{attrs['evaluations']} evaluations).{history}{verdict(dataset, 'loss')}"
     )
 
 

@@ -1,0 +1,64 @@
+"""What losses of samples share: predictions R z P xᵢ, and gradients that come back through them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .regression import check_samples
+
+
+class Samples:
+    """Samples around z, with fixed readin P and readout R.
+
+    Parameters
+    ----------
+    x, y, readin, readout
+        As in `Regression`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, dtypes or devices do not fit together, or an entry is not finite.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
+        self.x, d = check_samples(x, y, readin, readout)
+        self.y, self.readout = y, readout
+        self.dimension: int | None = d
+        self.shape = (d, d)
+
+    def _prediction(self, z: Tensor) -> Tensor:
+        prediction = self.x @ z.mT
+        return prediction if self.readout is None else prediction @ self.readout.mT
+
+    def _pulled_back(self, slope: Tensor) -> Tensor:
+        """The gradient in z of ⟨slope, prediction⟩ / n."""
+        return (slope if self.readout is None else slope @ self.readout).mT @ self.x / len(self.x)
+
+
+def classes(name: str, y: Tensor) -> Tensor:
+    """The classes 0, …, k − 1 of one column `(n, 1)` of whole numbers that count from 0 or 1, `(n,)`.
+
+    Raises
+    ------
+    ValueError
+        If they do not count, or are one alone; the message says what to write.
+    """
+    column = y[:, 0]
+    broken = torch.nonzero(column != column.round())
+    if len(broken):
+        row = int(broken[0])
+        raise ValueError(
+            f"{name} must hold classes, the whole numbers 0, 1, 2, … in one column, got {float(column[row]):g} in row "
+            f"{row + 1}; number the classes, or take problem.loss=quadratic for measurements"
+        )
+    found, first = torch.unique(column), column.min()
+    if len(found) < 2:
+        raise ValueError(f"{name} must hold two classes or more, got {float(first):g} in all rows")
+    if first not in (0, 1) or found[-1] - first != len(found) - 1:
+        shown = ", ".join(f"{float(value):g}" for value in found[:6]) + (" …" if len(found) > 6 else "")
+        raise ValueError(
+            f"{name} must number its classes 0, 1, 2, … without gaps (or from 1), got {shown}; number them anew"
+        )
+    return (column - first).long()
