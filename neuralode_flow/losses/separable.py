@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..modes import gradient, uncompiled
-from .base import LOSSES, check_z
+from .base import LOSSES, check_z, named, said, size_said
 from .regression import check_samples
 
 
@@ -44,6 +44,9 @@ class Separable:
         self.y, self.readout = y, readout
         self.dimension: int | None = d
         self.shape = (d, d)
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), f"{len(self.x)} samples", f"rho={named(self.rho)}")
 
     def _prediction(self, z: Tensor) -> Tensor:
         prediction = self.x @ z.mT
