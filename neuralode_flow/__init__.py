@@ -9,6 +9,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from . import exact as exact
     from . import intrinsic as intrinsic
     from . import laws as laws
+    from .app.python import StudyRun as StudyRun
+    from .app.python import run as run
     from .depth import DEPTH_SOLVERS as DEPTH_SOLVERS
     from .depth.collocation import Collocation as Collocation
     from .depth.grid import DepthGrid as DepthGrid
@@ -97,6 +99,8 @@ _HOMES = {
     "SYSTEMS": "intrinsic.systems",
     "exact": "exact",
     "laws": "laws",
+    "run": "app.python",
+    "StudyRun": "app.python",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,6 +139,23 @@ def dash_pattern(line: Line2D) -> Sequence[float]:
 
 
 # --- Hydra ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hydra_alone() -> Iterator[None]:
+    """Hydra as it is at the start of a process, whoever uses it around this; afterwards it is as it was before."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.singleton import Singleton
+    from omegaconf.basecontainer import BaseContainer
+
+    before, resolvers = Singleton._instances, dict(BaseContainer._resolvers)
+    store = ConfigStore.instance()  # Hydra's own configs are put there when it is imported, once
+    Singleton._instances = {ConfigStore: store}  # type: ignore[dict-item]
+    try:
+        yield
+    finally:
+        Singleton._instances = before
+        BaseContainer._resolvers = resolvers
 
 
 def hydra_arguments() -> ArgumentParser:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import xarray as xr
 
 from .orders import UNDECIDED, Order
+from .registry import html_table, shortened
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
@@ -59,6 +60,10 @@ class Check:
     bound: float | None = None
     norm: str = ""
     least: bool = False
+
+    def __repr__(self) -> str:
+        bound = f", {self.said_bound}: {'holds' if self.holds else 'fails'}" if self.bound is not None else ""
+        return f"Check({self.name} {self.error:.3g}{bound})"
 
     @property
     def holds(self) -> bool:
@@ -133,6 +138,22 @@ class Finding:
     tables: tuple[ErrorTable, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        bound = [check.holds for check in self.checks if check.bound is not None]
+        status = "ran whole" if self.status == "ok" else shortened(self.status)
+        checks = f", {sum(bound)} of {len(bound)} checks hold" if bound else ""
+        return f"Finding({self.study}, {status}{checks}{f', {len(self.orders)} orders' if self.orders else ''})"
+
+    def _repr_html_(self) -> str:
+        rows = [("problem", self.problem), ("status", self.status), ("verdict", self.verdict)]
+        if self.claim is not None:
+            rows.append(("claim", self.claim.text))
+        for check in self.checks:
+            told = f" ({check.said_bound}: {'holds' if check.holds else 'fails'})" if check.bound is not None else ""
+            rows.append((check.name, f"{check.error:.3g}{told}"))
+        rows += [(f"order {order.rule}".strip(), str(order)) for order in self.orders[:MOST_ORDERS]]
+        return html_table(self.study, [(name, value) for name, value in rows if value])
 
     @property
     def passed(self) -> bool:

@@ -49,6 +49,10 @@ class Order(NamedTuple):
     rule: str = ""
     expected: float = UNDECIDED
 
+    def __repr__(self) -> str:
+        expected = "" if np.isnan(self.expected) else f", expected {self.expected:g}"
+        return f"Order({self.rule}{': ' if self.rule else ''}{self}{expected})"
+
     def __str__(self) -> str:
         if self.reason:
             return f"undecided ({self.reason})"

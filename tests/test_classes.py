@@ -55,7 +55,7 @@ def test_value_gradient_and_hessian_are_those_of_autograd_and_of_differences(nam
 
 @pytest.mark.parametrize("margin", [1e-3, 1.0, 30.0, 300.0, -30.0, -300.0, 1e6, -1e6])
 def test_large_logits_keep_their_digits(margin):
-    """One row x = 1, z = margin: log(1 + exp(−margin)) to the last digits, also where it is far below round-off of 1."""
+    """One row x = 1, z = margin: log(1 + exp(−margin)) to the last digits, also far below round-off of 1."""
     one = torch.ones(1, 1)
     z = torch.tensor([[margin, 0.0], [0.0, 0.0]])
     padded = torch.tensor([[1.0], [0.0]])

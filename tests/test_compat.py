@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import hydra
 import numpy as np
 import pytest
 import scipy.integrate
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from matplotlib.lines import Line2D
@@ -227,6 +229,18 @@ def test_hydra_parses_its_command_line() -> None:
     parser.error = said.append
     parser.parse_known_args(["--cfg", "nonsense"])
     assert said
+
+
+def test_hydra_can_be_used_beside_a_use_of_it(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("answer: 42\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):
+        with compat.hydra_alone(), hydra.initialize_config_module("neuralode_flow.conf", version_base="1.3"):
+            assert "study" in hydra.compose("config")
+        assert hydra.compose("own").answer == 42
+        with pytest.raises(ValueError, match="x"), compat.hydra_alone():
+            raise ValueError("x")
+        assert hydra.compose("own").answer == 42
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_hydra_names_its_sweeper_and_makes_points() -> None:

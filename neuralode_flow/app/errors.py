@@ -46,10 +46,11 @@ def is_memory(error: BaseException) -> bool:
 def complain(error: BaseException | str) -> None:
     """Says on stderr what is wrong, if anybody can hear it."""
     with suppress(OSError):
-        print(f"neuralode-flow: {error if isinstance(error, str) else _sentence(error)}", file=sys.stderr, flush=True)
+        print(f"neuralode-flow: {error if isinstance(error, str) else sentence(error)}", file=sys.stderr, flush=True)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What is wrong, on one line."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return unknown_name(group, name, list(error.options))

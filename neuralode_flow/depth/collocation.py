@@ -45,6 +45,9 @@ class Collocation:
         check_grid("grid", grid)
         self.grid = grid
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.grid.panels}×{self.grid.order} nodes)"
+
     def on(self, grid: DepthGrid) -> Collocation:
         """The same solver on another grid."""
         return type(self)(grid)

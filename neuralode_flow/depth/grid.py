@@ -110,6 +110,10 @@ class DepthGrid:
     nodes: Tensor
     weights: Tensor
 
+    def __repr__(self) -> str:
+        kind = "" if self.nodes.dtype == torch.float64 else f", {str(self.nodes.dtype).removeprefix('torch.')}"
+        return f"{type(self).__name__}({self.panels}×{self.order} nodes{kind})"
+
     @classmethod
     def gauss(
         cls, panels: int = 4, order: int = 6, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"

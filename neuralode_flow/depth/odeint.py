@@ -60,6 +60,9 @@ class OdeintDepth:
         self.method = method
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.grid.panels}×{self.grid.order} nodes, {self.method}, rtol={self.rtol:g})"
+
     def on(self, grid: DepthGrid) -> OdeintDepth:
         """The same solver on another grid."""
         return type(self)(grid, self.method, self.rtol, self.atol)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
-from ..losses import Loss
+from ..losses import Loss, members_of, members_said, said, size_said
 
 
 class Flow(Protocol):
@@ -31,6 +31,12 @@ class Flow(Protocol):
     def product(self, state: Tensor) -> Tensor: ...
 
     def law(self, state: Tensor) -> Tensor: ...
+
+
+def flow_said(flow: Any, *parts: str) -> str:
+    """The repr of a flow: d where its loss knows it, what it is made of, its loss, and the members of that."""
+    loss = flow.loss
+    return said(flow, size_said(loss), *parts, type(loss).__name__, members_said(members_of(loss)))
 
 
 def check_layers(state: Tensor, number: int, what: str) -> None:

@@ -15,7 +15,7 @@ from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
-from .base import check_layers, check_matrices
+from .base import check_layers, check_matrices, flow_said
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
 NOTICEABLE = 1e-8
@@ -72,6 +72,10 @@ class ContinuousFlow:
         check_solver("depth", self.depth)
         if self.depth.grid is not grid:
             raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
+
+    def __repr__(self) -> str:
+        solver = "" if type(self.depth) is Collocation else type(self.depth).__name__
+        return flow_said(self, f"{self.grid.panels}×{self.grid.order} nodes", solver)
 
     @property
     def factors(self) -> int:

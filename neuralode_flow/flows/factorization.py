@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from ..losses import Loss, check_loss
+from ..losses import Loss, check_loss, named
 from ..modes import gradient, in_inference_mode, plain, uncompiled
-from .base import check_loss_kind
+from .base import check_loss_kind, flow_said
 
 Map = Callable[[Tensor], Tensor]
 
@@ -56,6 +56,10 @@ class FactorizationFlow:
         self.phi = phi
         self.loss = loss
         self.laws = laws
+
+    def __repr__(self) -> str:
+        laws = "" if self.laws is None else f"laws={named(self.laws)}"
+        return flow_said(self, f"phi={named(self.phi)}", laws)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless φ, the laws and the loss fit the state and each other."""

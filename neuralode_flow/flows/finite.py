@@ -15,7 +15,7 @@ from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
 from ..registry import unknown_name
-from .base import check_layers, check_matrices
+from .base import check_layers, check_matrices, flow_said
 
 # Layers count as relaxed balanced where their law is as near as that to multiples of I, relative to ‖U_k‖².
 _BALANCED = 1e-11
@@ -62,6 +62,11 @@ class FiniteFlow:
         if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise ValueError(unknown_name("sampling", sampling, list(SAMPLINGS)))
         self.sampling = sampling
+
+    def __repr__(self) -> str:
+        names = [name for name, rule in LAYERS.items() if rule is self.rule] or [type(self.rule).__name__]
+        sampling = "" if self.sampling == "midpoint" else f"{self.sampling} nodes"
+        return flow_said(self, f"{self.depth} {names[0]} layer{'s' if self.depth > 1 else ''}", sampling)
 
     @property
     def factors(self) -> int:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import Kernel, LogKernel, check_kernel
-from ..losses import Loss, check_square_loss
+from ..losses import Loss, check_square_loss, named
 from ..matrices import orientation_preserving
 from ..modes import hidden, plain, uncompiled
-from .base import check_matrices
+from .base import check_matrices, flow_said
 from .polar import LogPolarFlow
 
 
@@ -49,6 +49,9 @@ class IntrinsicFlow:
         check_kernel("kernel", kernel)
         self.loss = loss
         self.kernel = kernel
+
+    def __repr__(self) -> str:
+        return flow_said(self, named(self.kernel))
 
     @property
     def keeps_orientation(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checks import float_tensor
 from ..flows.factorization import check_map, checked_map
+from ..registry import html_table
 from .lie import SPREAD, Lie, lie_nearby, lie_span
 from .metric import Change, MetricDerivative, Verdict, largest_change
 from .place import Place
@@ -79,7 +80,23 @@ class Report:
         """Whether any verdict is."""
         return UNDECIDED in (self.rank, self.recoverable, self.metric, self.laws)
 
+    def __repr__(self) -> str:
+        laws = f"{self.laws} law{'s' if self.laws != 1 else ''}"
+        return (
+            f"Report(n={self.dimension}, rank {self.rank}, {laws}, A recoverable: {self.recoverable}, "
+            f"B metric: {self.metric})"
+        )
+
     def __str__(self) -> str:
+        lines = self._lines()
+        width = max(map(len, lines))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+    def _repr_html_(self) -> str:
+        return html_table("Intrinsic property of z = φ(θ) at θ", self._lines().items())
+
+    def _lines(self) -> dict[str, str]:
+        """What is known, by its name."""
         change = f"‖∂M‖ on the kernel: {self.metric_size:.1e}, relative {self.metric_relative:.1e}"
         lines = {
             "dimension of θ": str(self.dimension),
@@ -89,12 +106,10 @@ class Report:
         }
         if self.singular is not False:
             lines["singular point"] = f"{self.singular}  [n − dim Lie(∇φ) nearby: {self.evidence['nearby']}]"
-        lines |= {
+        return lines | {
             "A: recoverable": f"{self.recoverable}  [rank of (∂φ, ∂h): {self.evidence['kernel']}]",
             "B: metric property": f"{self.metric}  [{change}]",
         }
-        width = max(map(len, lines))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
 def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -> Report:

@@ -54,6 +54,10 @@ class DividedDifference:
             )
         self.time_scale = positive("time_scale", time_scale)
 
+    def __repr__(self) -> str:
+        scale = "" if self.time_scale == 1 else f", time_scale={self.time_scale:g}"
+        return f"{type(self).__name__}({len(self.shifts)} layers{scale})"
+
     @property
     def keeps_sign(self) -> bool:
         """Whether the least c_k is attained at least twice: those layers become singular together."""

@@ -33,6 +33,9 @@ class LogMean:
     positive_determinant = True
     keeps_sign = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def log_rate(self, ell: Tensor) -> Tensor:
         """A = ½: on symmetric S = log(zᵀz)/2 the flow is S' = −½(zᵀG + Gᵀz)."""
         return ell.new_full((*ell.shape, ell.shape[-1]), -math.log(2))

@@ -32,6 +32,9 @@ class TwoLayer:
     def __init__(self, shift: float = 0.0) -> None:
         self.shift = real("shift", shift)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({f'shift={self.shift:g}' if self.shift else ''})"
+
     @property
     def keeps_sign(self) -> bool:
         """Two balanced layers, λ = 0, become singular together, and then do not move across det z = 0."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..checks import follows
@@ -59,6 +60,44 @@ def check_square_loss(name: str, value: Any) -> None:
             f"{name} must be for square matrices, the products over depth, got one for z of shape {tuple(shape)}; "
             f"FactorizationFlow takes it"
         )
+
+
+def said(value: Any, *parts: str) -> str:
+    """A repr in one line: the kind of a value and what is known of it."""
+    return f"{type(value).__name__}({', '.join(part for part in parts if part)})"
+
+
+def named(value: Any) -> str:
+    """What a function is called, or what an object says of itself, without empty brackets."""
+    if hasattr(value, "__name__"):
+        return str(value.__name__)
+    own = type(value).__repr__ is not object.__repr__
+    return repr(value).removesuffix("()") if own else type(value).__name__
+
+
+def size_said(loss: Any) -> str:
+    """The size of the z that a loss takes, "d=3" or "z of 2×3"; empty where any will do."""
+    shape = getattr(loss, "shape", None)
+    if loss.dimension is not None:
+        return f"d={loss.dimension}"
+    if shape is None:
+        return ""
+    return f"z of {'×'.join(map(str, shape))}" if len(shape) else "z a number"
+
+
+def members_said(shape: Sequence[int]) -> str:
+    """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
+    return f"{'×'.join(map(str, shape))} member{'s' if tuple(shape) != (1,) else ''}" if len(shape) else ""
+
+
+def members_of(loss: Any) -> tuple[int, ...]:
+    """The leading axes of a loss with a target for each member; () of one for all."""
+    shape = getattr(loss, "shape", None)
+    parts = [getattr(loss, name, None) for name in ("target", "mask")]
+    leading = [
+        tuple(part.shape[: part.ndim - len(shape)]) for part in parts if isinstance(part, Tensor) and shape is not None
+    ]
+    return tuple(torch.broadcast_shapes(*leading))
 
 
 def check_z(z: Tensor, shape: tuple[int, ...] | None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
-from .base import PASSED, check_z
+from .base import PASSED, check_z, members_of, members_said, said, size_said
 from .quadratic import half_square
 
 
@@ -58,6 +58,10 @@ class Completion:
         self.mask = mask
         self.shape = target.shape[-2:]
         self.dimension: int | None = self.shape[0] if self.shape[0] == self.shape[1] else None
+
+    def __repr__(self) -> str:
+        seen = f"{int(self.mask.sum())} of {self.mask.numel()} entries"
+        return said(self, size_said(self), seen, members_said(members_of(self)))
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

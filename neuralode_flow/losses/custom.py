@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import count
 from ..modes import gradient, uncompiled
-from .base import check_z
+from .base import check_z, named, said, size_said
 
 
 class Custom:
@@ -44,6 +44,9 @@ class Custom:
         self.dimension: int | None = None if dimension is None else count("dimension", dimension)
         self.axes = count("axes", axes, least=0)
         self.shape = None if self.dimension is None else (self.dimension, self.dimension)
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), named(self.f))
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

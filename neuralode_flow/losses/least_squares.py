@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
-from .base import PASSED, check_z
+from .base import PASSED, check_z, said, size_said
 
 
 @PASSED.tested
@@ -47,6 +47,9 @@ class LeastSquares:
             raise ValueError(f"shape must have {A.shape[1]} entries, one for each column of A, got {self.shape}")
         square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
         self.dimension: int | None = self.shape[0] if square else None
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), f"{len(self.b)} observations")
 
     def _flat(self, z: Tensor) -> Tensor:
         return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])

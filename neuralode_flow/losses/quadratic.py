@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor
 from ..matrices import slogdet
-from .base import PASSED, check_z
+from .base import PASSED, check_z, members_of, members_said, said, size_said
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
@@ -62,6 +62,9 @@ class Quadratic:
         self.shape = target.shape[target.ndim - number :]
         square = number == 2 and self.shape[0] == self.shape[1]
         self.dimension: int | None = self.shape[0] if square else None
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), members_said(members_of(self)))
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from .base import LOSSES, PASSED, check_z
+from .base import LOSSES, PASSED, check_z, said, size_said
 from .quadratic import half_square, rests
 
 
@@ -74,6 +74,9 @@ class Regression:
         self.readout = readout
         self.dimension: int | None = d
         self.shape = (d, d)
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self))
 
     def _residual(self, z: Tensor) -> Tensor:
         prediction = self._x @ z.mT

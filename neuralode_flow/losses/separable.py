@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..modes import gradient, uncompiled
-from .base import LOSSES, check_z
+from .base import LOSSES, check_z, named, said, size_said
 from .samples import Samples
 
 
@@ -51,6 +51,9 @@ class Separable(Samples):
             raise TypeError(f"rho must be a function of a tensor, entry by entry, got {type(rho).__name__}")
         self.rho = rho
         super().__init__(x, y, readin, readout)
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), f"{len(self.x)} samples", f"rho={named(self.rho)}")
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

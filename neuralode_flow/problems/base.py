@@ -51,6 +51,9 @@ class Problem:
     held_out: Loss | None = None
     data: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, d={self.z0.shape[-1]}, {type(self.loss).__name__})"
+
     def __post_init__(self) -> None:
         check_loss("problem.loss", self.loss)
         square("problem.z0", self.z0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +14,12 @@ from torch import Tensor
 
 from .. import archive
 from ..files import as_path
+from ..losses import members_said, said
+from ..registry import html_table, shortened
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +99,87 @@ class Trajectory:
         """Depth error plus time error, (T,): the distance of z from the exact flow, where it was measured."""
         return None if self.time_error is None else self.depth_error + self.time_error
 
+    def __repr__(self) -> str:
+        T, error = len(self.times), self._error_said()
+        losses = f"loss {_span(self.loss[0])} → {_span(self.loss[-1])}"
+        members = members_said(self.loss.shape[1:])
+        return said(self, f"{T} time{'s' if T > 1 else ''}", members, shortened(self.status, 40), losses, error)
+
+    def _error_said(self) -> str:
+        """The largest error of z, and up to when it is known; empty where it was not measured."""
+        if self.error is None or bool(self.error.isnan().all()):
+            return ""
+        known = ~self.error.isnan()
+        until = "" if bool(known.all()) else f" up to t = {float(self.times[known][-1]):.4g}"
+        return f"error {float(self.error[known].max()):.2g}{until}"
+
+    def _repr_html_(self) -> str:
+        return html_table("Trajectory", self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        """What there is to say of it, by its name."""
+        stats, members = self.stats, members_said(self.loss.shape[1:])
+        yield "times", f"{len(self.times)} from t = {float(self.times[0]):.6g} to {float(self.times[-1]):.6g}"
+        if members:
+            yield "members", members
+        yield "status", self.status
+        yield "loss", f"{_span(self.loss[0])} → {_span(self.loss[-1])}"
+        yield "z", f"shape {tuple(self.z.shape[self.loss.ndim :])}, {self.z.dtype}"
+        yield "error of z", self._error_said().removeprefix("error ") or "not measured; estimate=True measures it"
+        yield "of it in depth", f"{float(self.depth_error.max()):.2g}, estimated"
+        yield "drift of the law", f"{float(self.drift.max()):.2g}"
+        yield "method", f"{stats['method']}, rtol = {stats['rtol']:g}, atol = {stats['atol']:g}"
+        yield "work", f"{stats['evaluations']} evaluations, {stats['steps']} steps, {stats['seconds']:.2g} s"
+
+    def to_xarray(self) -> xr.Dataset:
+        """All that is known at the output times, with axes, units and long names.
+
+        Returns
+        -------
+        xarray.Dataset
+            "z" (time, member_0 …, row, column), of a z that is no matrix (time, member_0 …, axis_0 …); "loss", "drift"
+            (time, member_0 …); "depth_error", "time_error" and "error" (time), the last two where they were measured;
+            "singular_values" (time, member_0 …, mode) of matrices, "log_sigma" where they were carried; "observed"
+            (time, observed_0 …), NaN at the end of a run between two outputs. How it ended, and what made it, are
+            attributes. The last state is in the file of `save` alone.
+        """
+        return _room("studies.paths").dataset(self)
+
+    def plot(self) -> Figure:
+        """Singular values of z over time (entries where z is no matrix), the loss, and the error where it was measured.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            With up to twelve curves of up to six members; ``figure.savefig("path.pdf")`` writes it.
+        """
+        return _room("figures.paths").plot(self.to_xarray())
+
+    def animate(self, path: str | Path | None = None) -> Any:
+        """z over time as a movie of at most 101 frames: a matrix as a picture beside its singular values; else entries.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where it is saved as a GIF, whole or not at all.
+
+        Returns
+        -------
+        Movie
+            With `figure`, `frames` and ``frame(i)``, which draws the i-th; of an ensemble the first member is shown.
+
+        Raises
+        ------
+        ValueError
+            If the path does not end in .gif.
+        OSError
+            If it cannot be written.
+        """
+        file = None if path is None else as_path("path", path)
+        if file is not None and file.suffix.lower() != ".gif":
+            raise ValueError(f"path must end in .gif, the one format that movies are saved in, got {file}")
+        return _room("figures.paths").movie(self.to_xarray(), file)
+
     def save(self, path: str | Path) -> None:
         """Writes one file, whole or not at all; `load` reads it, and `numpy.load` the arrays by their names."""
         file = as_path("path", path)
@@ -98,6 +187,17 @@ class Trajectory:
             archive.write(file, *pack(self))
         except OSError as error:
             raise type(error)(f"path={file} cannot be written: {error.strerror or error}") from error
+
+
+def _span(values: Tensor) -> str:
+    """A number, or the least and the largest of several."""
+    low, high = (f"{float(value):.4g}" for value in values.aminmax())
+    return low if low == high else f"{low} … {high}"
+
+
+def _room(name: str) -> Any:
+    """A module of a room below this one, looked up at the first use: nothing here needs it to be made or moved."""
+    return importlib.import_module(f"..{name}", __package__)
 
 
 # The names of what a checkpoint holds beside a trajectory begin so.

@@ -113,6 +113,12 @@ def command(workplace, config_dir, monkeypatch, capfd):
 
 
 @pytest.fixture
+def fake(monkeypatch):
+    """The fake study by its name, where no command is run."""
+    monkeypatch.setitem(STUDIES._entries, "fake", Study(fake_run, fake_summary))
+
+
+@pytest.fixture
 def left_behind(workplace):
     """A function that lists all files and folders that were made in the current folder."""
     return lambda: sorted(os.path.relpath(path, workplace) for path in workplace.rglob("*"))

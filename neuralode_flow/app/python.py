@@ -1,0 +1,235 @@
+"""`neuralode_flow.run`: what the command does, called from Python, with its results in memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+
+from .. import results
+from ..compat import hydra_alone
+from ..figures import FIGURES, Movie
+from ..files import as_path
+from ..finding import Finding, finite, plain
+from ..registry import html_table
+from ..studies import STUDIES
+from ..untrusted import parse_yaml
+from . import job as jobs
+from .errors import HYDRA_ERRORS, BadInput, StudyFailed, sentence
+from .groups import offer
+from .main import GROUPS, PROGRAM, check_arguments, forced
+from .runfolder import discard_unused, flat, make, quoted
+from .schema import Job, checked
+
+# Settings of the command that say where results go.
+_PLACES = ("out", "resume")
+_WORDS = ("true", "false", "null", "none", "inf", "nan", "yes", "no", "on", "off")
+
+
+@dataclass(frozen=True, eq=False)
+class StudyRun:
+    """A study that was run.
+
+    Attributes
+    ----------
+    dataset : xarray.Dataset
+        As in results.nc.
+    finding : Finding
+        What was found, with its checks; `finding.passed` says whether all of them hold.
+    config : dict
+        Every setting, as in config.yaml.
+    command : str
+        The command line that does the same.
+    folder : Path or None
+        Where it lies on disk, if it does.
+    """
+
+    dataset: xr.Dataset
+    finding: Finding
+    config: dict[str, Any]
+    command: str
+    folder: Path | None = None
+
+    @property
+    def figures(self) -> Mapping[str, Figure | Movie]:
+        """The figures of the study by name, drawn anew."""
+        study = self.config["study"]["name"]
+        return FIGURES[study](self.dataset) if study in FIGURES else {}
+
+    def __repr__(self) -> str:
+        chosen = [f"{group}={self.config[group]['name']}" for group in ("problem", "system") if group in self.config]
+        finding = repr(self.finding).removeprefix("Finding(").removesuffix(")")
+        return f"StudyRun({', '.join([finding, *chosen])})"
+
+    def _repr_html_(self) -> str:
+        rows = [("command", self.command)] + ([("folder", str(self.folder))] if self.folder else [])
+        return f"{self.finding._repr_html_()}{html_table('run', rows)}"
+
+
+def run(
+    name: str, overrides: Mapping[str, Any] | None = None, /, *, folder: str | Path | None = None, **groups: Any
+) -> StudyRun:
+    """Runs an experiment or a study by its name, as ``neuralode-flow experiment=NAME`` does, in this process.
+
+    Parameters
+    ----------
+    name : str
+        An experiment (a file of conf/experiment), or a study (a name in `STUDIES`).
+    overrides : mapping, optional
+        Settings by their dotted names, ``{"study.depths": [4, 8], "problem": "digits"}``.
+    folder : path, optional
+        A folder for results, new or empty, which gets all that the command writes; one that holds a part of the same
+        run goes on, and of a whole one the results are read. Without it nothing is written.
+    **groups
+        A group by name, ``problem="digits"``, or its fields, ``time={"horizon": 1.0}``, with the name among them if it
+        is another one, ``problem={"name": "teacher", "dimension": 3}``; also fields of no group, ``threads=2``.
+
+    Returns
+    -------
+    StudyRun
+        Also where the study did not run whole: `finding.status` then says why.
+
+    Raises
+    ------
+    ValueError
+        If a name or a setting is not valid, with the sentence that the command prints; nothing is written then.
+    RuntimeError
+        If the results cannot be written; also if the study raises with a folder. Without one its own error comes.
+
+    Notes
+    -----
+    Torch's default dtype and device and the numbers of threads are those of the config while the study runs (float64,
+    ``device="cpu"``, ``threads=1``), and after it what they were.
+
+    Examples
+    --------
+    >>> import neuralode_flow as nf
+    >>> nf.run("quick", {"study.depths": [4, 8, 16]}, time={"horizon": 0.5, "samples": 3}).finding.study
+    'convergence'
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of an experiment or a study, got {name!r}")
+    settings = {**_mapping(overrides), **groups}
+    for key in _PLACES:
+        if key in settings:
+            raise ValueError(f"{key}={settings[key]} is for the command line; give folder=FOLDER, which also goes on")
+    group = "study" if name in STUDIES and "experiment" not in settings else "experiment"
+    try:
+        given = [(group, name), *settings.items()]
+        lines = [line for key, value in given for line in _lines(key, value)]
+        check_arguments(lines)
+        job = _composed(lines)
+        command = shlex.join([PROGRAM, *lines])
+        with _restored(), _plainly():
+            return _in_memory(job, command) if folder is None else _on_disk(job, command, as_path("folder", folder))
+    except (BadInput, *_HYDRAS) as error:
+        raise ValueError(sentence(error)) from error
+
+
+_HYDRAS = tuple(kind for kind in HYDRA_ERRORS if kind is not ValueError)
+
+
+def _mapping(overrides: Any) -> Mapping[str, Any]:
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f'overrides must be a mapping such as {{"study.depths": [4, 8]}}, got {overrides!r}')
+    return overrides or {}
+
+
+def _lines(key: str, value: Any) -> Iterator[str]:
+    """A setting as overrides of the command line."""
+    if not isinstance(key, str) or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise BadInput(f"a setting must have a name such as study.depths, got {key!r}")
+    if not isinstance(value, Mapping):
+        yield f"{key}={_text(key, value)}"
+        return
+    fields = dict(value)
+    if key in GROUPS and "name" in fields:
+        yield f"{key}={_text(key, fields.pop('name'))}"
+    yield from (f"{name}={_text(name, item)}" for name, item in flat(fields, f"{key}.").items() if fields)
+
+
+def _text(key: str, value: Any) -> str:
+    """A value in Hydra's grammar."""
+    value = plain(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{','.join(_text(key, item) for item in value)}]"
+    if isinstance(value, (str, Path)):
+        text = str(value)
+        bare = re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII) and text.lower() not in _WORDS
+        return text if bare else quoted(text)
+    raise BadInput(f"{key} must be a number, text, a list of these or None, got {type(value).__name__}")
+
+
+def _composed(lines: list[str]) -> Job:
+    """The checked config of a command line."""
+    with hydra_alone():
+        offer(lines)
+        with hydra.initialize_config_module("neuralode_flow.conf", version_base="1.3"):
+            return checked(hydra.compose("config", overrides=[forced(line) for line in lines]))
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Puts back what a run sets in torch and in the libraries of threads."""
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    with threadpool_limits():
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
+            if torch.get_default_device() != device:
+                torch.set_default_device(device if device.type != "cpu" else None)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """What cannot go on, though the input was accepted, is a RuntimeError."""
+    try:
+        yield
+    except StudyFailed as stop:
+        raise RuntimeError(str(stop)) from stop
+
+
+def _in_memory(job: Job, command: str) -> StudyRun:
+    jobs.prepare(job.machine)
+    study = STUDIES[job.study.name]
+    dataset = study.run(**jobs.build(job), **job.study.parameters, progress=lambda fraction, what: None)
+    return _found(job, command, dataset.assign_attrs(config=job.to_yaml()), None)
+
+
+def _on_disk(job: Job, command: str, folder: Path) -> StudyRun:
+    try:
+        make(folder)
+        with redirect_stdout(io.StringIO()):
+            jobs.run(job, command, folder)
+    except StudyFailed:
+        if not (folder / results.FILE).exists():
+            raise
+    except OSError as error:
+        raise BadInput(f"folder={folder} cannot hold results: {error.strerror}") from error
+    finally:
+        discard_unused()
+    return _found(job, command, results.open(folder), folder)
+
+
+def _found(job: Job, command: str, dataset: xr.Dataset, folder: Path | None) -> StudyRun:
+    finding = Finding.of(dataset, finite(plain(STUDIES[job.study.name].summarise(dataset))))
+    return StudyRun(dataset, finding, parse_yaml(job.to_yaml()), command, folder)

@@ -1,0 +1,201 @@
+"""`neuralode_flow.run`: what the command does, called from Python."""
+
+import asyncio
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+from hydra.core.singleton import Singleton
+from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
+
+import neuralode_flow as nf
+
+SMALL = {"study.depths": (4, 8, 16), "study.workers": 1}
+SHORT = {"horizon": 0.5, "samples": 3}
+BIN = Path(sys.executable).parent
+
+
+def data(dataset):
+    """Without what tells of the folder and the machine."""
+    return dataset.drop_vars("seconds").assign_attrs(dict.fromkeys(("config", "versions", "git_commit"), ""))
+
+
+def test_it_is_what_the_command_computes_to_the_bit(workplace):
+    found = nf.run("quick", SMALL, time=SHORT)
+    assert list(workplace.iterdir()) == []
+    assert found.command.startswith("neuralode-flow experiment=quick ")
+    line = shlex.split(found.command)
+    subprocess.run([BIN / line[0], *line[1:], "figures=none"], check=True, capture_output=True, timeout=120)
+    (folder,) = (workplace / "runs" / "convergence").iterdir()
+    xr.testing.assert_identical(data(nf.open(folder)), data(found.dataset))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["verdict"] == found.finding.verdict
+    assert summary["passed"] == found.finding.passed
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert found.config | {"figures": "none"} == saved
+    assert found.config["time"] | SHORT == found.config["time"]
+    assert found.config["problem"]["name"] == "linnerud"
+
+
+def test_a_run_says_what_it_is_and_draws_its_figures():
+    found = nf.run("trajectory", problem={"name": "teacher", "dimension": 2}, time=SHORT)
+    assert repr(found) == "StudyRun(trajectory, ran whole, problem=teacher)"
+    html = found._repr_html_()
+    assert found.finding.verdict in html
+    assert "problem=teacher problem.dimension=2 time.horizon=0.5 time.samples=3" in html
+    assert set(found.figures) == {"path", "errors", "weights"}
+    assert found.config["problem"]["dimension"] == 2
+    assert len(found.dataset.time) == 3
+
+
+def state():
+    """What Hydra and torch keep for a whole process."""
+    kept = {kind.__name__: id(value) for kind, value in Singleton._instances.items()}
+    threads = torch.get_num_threads()
+    return kept, dict(BaseContainer._resolvers), torch.get_default_dtype(), torch.get_default_device(), threads
+
+
+def test_nothing_is_left_of_it_and_a_program_of_the_users_with_hydra_goes_on(tmp_path, fake):
+    (tmp_path / "own.yaml").write_text("answer: 42\n")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float32)
+    try:
+        with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):
+            assert hydra.compose("own").answer == 42
+            before = state()
+            for _ in range(2):
+                assert nf.run("fake", time=SHORT).dataset.time.dtype == np.float64
+                with pytest.raises(ValueError, match="unknown experiment"):
+                    nf.run("no_such")
+                with pytest.raises(RuntimeError, match="the sky fell"):
+                    nf.run("fake", study={"end": "raise"})
+            assert state() == before
+            assert hydra.compose("own") == OmegaConf.create({"answer": 42})
+    finally:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(threads)
+
+
+def test_it_runs_beside_a_loop_of_events_and_without_a_main_file(workplace, fake):
+    async def cell():
+        return nf.run("fake", time=SHORT)
+
+    assert asyncio.run(cell()).finding.status == "ok"
+    code = "import neuralode_flow as nf\nprint(repr(nf.run('quick', {'study.depths': [4, 8]}, time={'samples': 3})))"
+    ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.startswith("StudyRun(convergence, ran whole")
+    assert list(workplace.iterdir()) == []
+
+
+WRONG = {
+    "experiment=quik": lambda: nf.run("quik"),
+    "study=fake problem=digit": lambda: nf.run("fake", problem="digit"),
+    "study=fake study.depth=[4]": lambda: nf.run("fake", {"study.depth": [4]}),
+    "study=fake study.depths=[4,eight]": lambda: nf.run("fake", study={"depths": [4, "eight"]}),
+    "study=fake time.rtol=-1.0": lambda: nf.run("fake", {"time.rtol": -1.0}),
+    "study=fake time.method=DOP": lambda: nf.run("fake", time={"method": "DOP"}),
+    "study=fake problem=null": lambda: nf.run("fake", problem=None),
+    "study=fake problem=teacher problem.dimension=two": lambda: nf.run(
+        "fake", problem={"name": "teacher", "dimension": "two"}
+    ),
+    "study=fake problem=file problem.x=no.csv problem.y=no.csv": lambda: nf.run(
+        "fake", problem={"name": "file", "x": "no.csv", "y": "no.csv"}
+    ),
+    "study=fake device=tpu": lambda: nf.run("fake", device="tpu"),
+    "study=fake foo=1": lambda: nf.run("fake", foo=1),
+    "study=fake plugins=[no_such_module]": lambda: nf.run("fake", plugins=["no_such_module"]),
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_wrong_is_said_as_the_command_says_it(command, line, left_behind):
+    said = command(*line.split())
+    assert said.status == 2
+    sentence = said.err.removeprefix("neuralode-flow: ").removesuffix("\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        WRONG[line]()
+    assert left_behind() == []
+
+
+def test_what_python_alone_can_get_wrong_is_refused(fake):
+    with pytest.raises(TypeError, match="name must be that of an experiment or a study, got 3"):
+        nf.run(3)
+    with pytest.raises(TypeError, match="overrides must be a mapping"):
+        nf.run("fake", ["time.rtol=1e-8"])
+    with pytest.raises(ValueError, match=r"study\.end must be a number, text, .* got builtin_function_or_method"):
+        nf.run("fake", {"study.end": print})
+    with pytest.raises(ValueError, match="a setting must have a name such as study.depths, got 'a=b'"):
+        nf.run("fake", {"a=b": 1})
+    with pytest.raises(ValueError, match="resume=here is for the command line; give folder=FOLDER"):
+        nf.run("fake", resume="here")
+
+
+def test_texts_of_all_kinds_arrive_as_they_are(fake):
+    odd = ["it's", 'a "b"', "${time.rtol}", "a,b", "null", "1e3", "x=y", "back\\slash", "ü ☃", "[a]", "~", "a: b", ""]
+    seen = []
+    for text in odd:
+        found = nf.run("fake", {"study.end": text}, time=SHORT)
+        seen.append(found.config["study"]["end"])
+        assert found.finding.status == text
+    assert seen == odd
+
+
+def test_numbers_of_numpy_and_torch_are_settings(fake):
+    found = nf.run(
+        "fake", time={"horizon": np.float64(0.5), "samples": torch.tensor(3)}, study={"depths": np.arange(2, 5)}
+    )
+    assert found.config["study"]["depths"] == [2, 3, 4]
+    assert found.config["time"] | SHORT == found.config["time"]
+
+
+def test_a_study_that_did_not_run_whole_is_given_back_with_its_status(fake, workplace):
+    found = nf.run("fake", {"study.end": "it got tired"})
+    assert (found.finding.status, found.finding.passed) == ("it got tired", False)
+    again = nf.run("fake", {"study.end": "it got tired"}, folder="tired")
+    assert (again.finding.status, again.folder) == ("it got tired", Path("tired"))
+
+
+def test_a_folder_gets_what_the_command_writes_and_is_read_again(fake, workplace, capsys):
+    found = nf.run("fake", time=SHORT, folder="a/b")
+    assert {path.name for path in Path("a/b").iterdir()} == {"config.yaml", "report.html", "results.nc", "summary.json"}
+    assert capsys.readouterr().out == ""
+    changed = Path("a/b/results.nc").stat().st_mtime_ns
+    again = nf.run("fake", time=SHORT, folder=Path("a/b"))
+    assert Path("a/b/results.nc").stat().st_mtime_ns == changed
+    xr.testing.assert_identical(again.dataset, found.dataset)
+    assert "neuralode-flow study=fake time.horizon=0.5" in Path("a/b/report.html").read_text()
+    with pytest.raises(ValueError, match=r"a/b was started with another config: time\.samples was 3 and is 4"):
+        nf.run("fake", time={"horizon": 0.5, "samples": 4}, folder="a/b")
+
+
+def test_a_folder_that_cannot_be_made_or_a_study_that_fails_leaves_nothing(fake, workplace):
+    Path("file").touch()
+    with pytest.raises(ValueError, match="folder=file/below cannot hold results"):
+        nf.run("fake", folder="file/below")
+    with pytest.raises(RuntimeError, match="the study stopped: RuntimeError: the sky fell"):
+        nf.run("fake", {"study.end": "raise"}, folder="new")
+    assert [path.name for path in workplace.iterdir()] == ["file"]
+
+
+def test_what_a_user_registers_in_a_notebook_is_chosen_by_name(fake, monkeypatch):
+    made = nf.PROBLEMS["teacher"](dimension=2)
+
+    def mine(scale: float = 1.0) -> nf.Problem:
+        """Mine."""
+        return nf.Problem("mine", "Mine.", nf.Quadratic(scale * made.loss.target), made.z0)
+
+    monkeypatch.setitem(nf.PROBLEMS._entries, "mine", mine)
+    found = nf.run("trajectory", problem={"name": "mine", "scale": 1.0}, time=SHORT)
+    whole = nf.run("trajectory", problem={"name": "teacher", "dimension": 2}, time=SHORT)
+    np.testing.assert_array_equal(found.dataset.z, whole.dataset.z)
