@@ -35,8 +35,10 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .kernels import TwoLayer as TwoLayer
     from .losses import LOSSES as LOSSES
     from .losses import Completion as Completion
+    from .losses import CrossEntropy as CrossEntropy
     from .losses import Custom as Custom
     from .losses import LeastSquares as LeastSquares
+    from .losses import Logistic as Logistic
     from .losses import Quadratic as Quadratic
     from .losses import Regression as Regression
     from .losses import Separable as Separable
@@ -61,6 +63,8 @@ _HOMES = {
     "Completion": "losses",
     "LeastSquares": "losses",
     "Separable": "losses",
+    "Logistic": "losses",
+    "CrossEntropy": "losses",
     "LOSSES": "losses",
     "Custom": "losses",
     "DepthGrid": "depth.grid",

@@ -53,6 +53,12 @@ class StudyRun:
         The command line that does the same.
     folder : Path or None
         Where it lies on disk, if it does.
+
+    Examples
+    --------
+    >>> found = nf.run("quick", {"study.depths": [4, 8, 16]})
+    >>> found.dataset.sizes["depth"], found.config["problem"]["name"], sorted(found.figures)[0]
+    (3, 'linnerud', 'loss')
     """
 
     dataset: xr.Dataset
@@ -117,6 +123,12 @@ def run(
     >>> import neuralode_flow as nf
     >>> nf.run("quick", {"study.depths": [4, 8, 16]}, time={"horizon": 0.5, "samples": 3}).finding.study
     'convergence'
+
+    Examples
+    --------
+    >>> found = nf.run("convergence", problem="linnerud", study={"depths": [4, 8, 16, 32], "layers": ["cayley"]})
+    >>> found.finding.status, round(float(found.dataset.order.sel(rule="cayley")), 1)
+    ('ok', 2.0)
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be that of an experiment or a study, got {name!r}")

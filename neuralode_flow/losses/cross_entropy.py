@@ -30,6 +30,13 @@ class CrossEntropy(Samples):
     ------
     TypeError, ValueError
         If shapes, dtypes or devices do not fit together, an entry is not finite, or y holds no classes.
+
+    Examples
+    --------
+    >>> x, y = torch.eye(3), torch.tensor([[0.0], [1.0], [2.0]])  # class numbers
+    >>> loss = nf.CrossEntropy(x, y)
+    >>> abs(float(loss(torch.zeros(3, 3))) - math.log(3)) < 1e-15
+    True
     """
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:

@@ -29,6 +29,13 @@ class Logistic(Samples):
     ------
     TypeError, ValueError
         If shapes, dtypes or devices do not fit together, an entry is not finite, or a target is another number.
+
+    Examples
+    --------
+    >>> x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [-1.0]])
+    >>> loss = nf.Logistic(x, y)
+    >>> float(loss(torch.zeros(1, 1))) == math.log(2), float(loss.gradient(torch.zeros(1, 1)))
+    (True, -0.5)
     """
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .base import said, size_said
 from .regression import check_samples
 
 
@@ -27,6 +28,9 @@ class Samples:
         self.y, self.readout = y, readout
         self.dimension: int | None = d
         self.shape = (d, d)
+
+    def __repr__(self) -> str:
+        return said(self, size_said(self), f"{len(self.x)} samples")
 
     def _prediction(self, z: Tensor) -> Tensor:
         prediction = self.x @ z.mT
