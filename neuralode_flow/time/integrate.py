@@ -54,6 +54,7 @@ def integrate(
     max_seconds: float | None = None,
     adapt: bool = False,
     estimate: bool = False,
+    dense: bool = False,
     checkpoint: str | Path | None = None,
     every: float = 60.0,
     observe: Observer | None = None,
@@ -106,6 +107,10 @@ def integrate(
         method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of fixed
         steps have no tolerance, and `time_error` is all that is said. Where the second run did not get, `time_error` is
         NaN, and the status says so. A multistep run of at most 30 steps is measured by DOP853.
+    dense : bool
+        Keeps z inside the steps too, so that the trajectory can be called, ``path(t)``, at any time between the first
+        and the last: see `Trajectory`. One-step methods take a step to each of six times inside every step for it, five
+        to seven times as many evaluations; multistep methods none. The numbers of the run itself stay the same.
     checkpoint : path, optional
         A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
         comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
@@ -145,14 +150,14 @@ def integrate(
     check_budgets(max_evaluations, max_seconds, control, points, method)
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
-    check_options(observe, progress, adapt=adapt, estimate=estimate, throw=throw)
+    check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, throw=throw)
     with torch.no_grad():
         known = sampled(flow, start, profile, adapt, control.rtol, control.atol)
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         course = _Course(flow, known, moving[0], adapt, Budget(max_evaluations, max_seconds), float(every), report)
-        task = Task(moving[1], points, method, control, events=events, observe=observe)
+        task = Task(moving[1], points, method, control, events=events, observe=observe, dense=dense)
         result, ends = course.run(task, path, stop or {})
         if estimate:
             result = course.measured(task, result, ends, path)
@@ -234,4 +239,6 @@ class _Course:
             "stop": {name: description(bound) for name, bound in stop.items()},
             "adapt": self.adapt,
         }
+        if task.dense:
+            settings["dense"] = True
         return settings | ({"steps": f"{len(goals)} {digest(torch.tensor(goals))}"} if goals else {})
