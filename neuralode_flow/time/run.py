@@ -73,7 +73,8 @@ class Surroundings:
 def carried_out(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings) -> tuple[Trajectory, list[float]]:
     """The trajectory, from the start or from the checkpoint to the end, and when the steps ended."""
     saved = around.checkpoint and around.checkpoint.read()
-    if saved and saved.position["finished"]:
+    ended = saved and (saved.reached.ending in EVENTS_ASKED or len(saved.reached.times) >= len(task.points))
+    if saved and saved.position["finished"] and ended:
         return saved.reached, saved.ends
     run = resumed(task, grid, budget, around, saved) if saved else begun(task, grid, budget, around)
     return run.whole(), list(run.ends)
