@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,12 @@ def description(value: Any, depth: int = 4) -> Any:
     return {"kind": type(value).__name__, **parts}
 
 
+def described(name: str, times: Sequence[float]) -> str:
+    """A series of times in a few words, beginning with their number; of output times also where they lie."""
+    range_said = f" from {times[0]:g} to {times[-1]:g}" if name == "times" and times else ""
+    return f"{len(times)}{range_said} {digest(torch.tensor(times))}"
+
+
 def _differences(saved: Any, now: Any, name: str) -> Iterator[str]:
     """What two descriptions differ in, innermost first named."""
     if isinstance(saved, dict) and isinstance(now, dict):
@@ -79,6 +86,9 @@ class Checkpoint:
         Seconds of wall time between two savings.
     settings : mapping
         What a run is: a file with other settings is refused.
+    series : dict of str to sequence of float
+        Times that are settings too, by their names: a file with the first of them alone is that of a shorter run, which
+        can be made longer.
 
     Raises
     ------
@@ -88,10 +98,13 @@ class Checkpoint:
         If the folder is missing or cannot be written to, or another process has the file.
     """
 
-    def __init__(self, path: Path, every: float, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, every: float, settings: Mapping[str, Any], series: Mapping[str, Sequence[float]]
+    ) -> None:
         self.path = path
         self.every = every
-        self.settings = dict(settings)
+        self.series = {name: list(times) for name, times in series.items() if times}
+        self.settings = {**settings, **{name: described(name, times) for name, times in self.series.items()}}
         self._due = time.monotonic() + every
         self._held = ExitStack()
 
@@ -119,7 +132,7 @@ class Checkpoint:
         position = header.get("position")
         if not isinstance(position, dict) or f"{MEMORY}{_ENDS}" not in arrays:
             raise ValueError(f"checkpoint={self.path} holds a finished trajectory, not a run that can go on")
-        for difference in _differences(header.get("settings"), self.settings, ""):
+        for difference in _differences(header.get("settings"), self._shorter(header.get("settings")), ""):
             raise ValueError(
                 f"checkpoint={self.path} belongs to a run with {difference}: go back to the former, or give another "
                 f"path"
@@ -127,6 +140,16 @@ class Checkpoint:
         memory = {name.removeprefix(MEMORY): a for name, a in arrays.items() if name.startswith(MEMORY)}
         ends = memory.pop(_ENDS).tolist()
         return Saved(unpack(self.path, header, arrays), position, memory, ends)
+
+    def _shorter(self, saved: Any) -> dict[str, Any]:
+        """The settings, with the first of the times alone where the saved ones are those."""
+        settings = dict(self.settings)
+        for name, times in self.series.items():
+            was = saved.get(name) if isinstance(saved, dict) else None
+            number = re.match(r"\d+", was) if isinstance(was, str) else None
+            if number is not None and was == described(name, times[: int(number[0])]):
+                settings[name] = was
+        return settings
 
     def due(self) -> bool:
         """Whether it is time to save."""

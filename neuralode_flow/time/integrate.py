@@ -18,7 +18,7 @@ from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .arguments import check_budgets, check_options, checked_control, checked_path, checked_start, output_times
 from .base import METHODS, fixed_steps
-from .checkpoint import Checkpoint, description, digest
+from .checkpoint import Checkpoint, description
 from .endings import EVENTS_ASKED
 from .estimate import Companion
 from .events import checked as checked_events
@@ -64,6 +64,7 @@ def integrate(
     max_seconds: float | None = None,
     adapt: bool = False,
     estimate: bool = False,
+    dense: bool = False,
     checkpoint: str | Path | None = None,
     every: float = 60.0,
     observe: Observer | None = None,
@@ -116,11 +117,17 @@ def integrate(
         method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of fixed
         steps have no tolerance, and `time_error` is all that is said. Where the second run did not get, `time_error` is
         NaN, and the status says so. A multistep run of at most 30 steps is measured by DOP853.
+    dense : bool
+        Keeps z inside the steps too, so that the trajectory can be called, ``path(t)``, at any time between the first
+        and the last: see `Trajectory`. One-step methods take a step to each of six times inside every step for it, five
+        to seven times as many evaluations; multistep methods none. The numbers of the run itself stay the same.
     checkpoint : path, optional
         A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
         comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
         whatever stopped it; one-step methods then give the same numbers to the bit as an uninterrupted run. One that
-        reached its last time or an event is not run again. `load` reads what it has reached.
+        reached its last time or an event is not run again; with more output times after the same ones it goes on from
+        its last time: what was kept stays, and drift, errors, statistics and budgets are those of the whole run. `load`
+        reads what it has reached.
     every : float
         Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
@@ -165,14 +172,14 @@ def integrate(
     check_budgets(max_evaluations, max_seconds, control, points, method)
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
-    check_options(observe, progress, adapt=adapt, estimate=estimate, throw=throw)
+    check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, throw=throw)
     with torch.no_grad():
         known = sampled(flow, start, profile, adapt, control.rtol, control.atol)
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         course = _Course(flow, known, moving[0], adapt, Budget(max_evaluations, max_seconds), float(every), report)
-        task = Task(moving[1], points, method, control, events=events, observe=observe)
+        task = Task(moving[1], points, method, control, events=events, observe=observe, dense=dense)
         result, ends = course.run(task, path, stop or {})
         if estimate:
             result = course.measured(task, result, ends, path)
@@ -221,7 +228,8 @@ class _Course:
         with ExitStack() as held:
             checkpoint = None
             if path is not None:
-                checkpoint = held.enter_context(Checkpoint(path, self.every, self._settings(task, stop)))
+                series = {"times": task.points, "steps": task.goals}
+                checkpoint = held.enter_context(Checkpoint(path, self.every, self._settings(task, stop), series))
             request = held.enter_context(postponed(path is not None))
             return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)))
 
@@ -230,7 +238,9 @@ class _Course:
         better = Companion(self.flow, task.method, task.control, result, ends)
         # A run that can go on will have another companion.
         ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == task.points[-1]
-        file = path.with_name(f"{path.stem}.tight{path.suffix}") if path and ended else None
+        # A run of few steps that is made longer may have another method for it.
+        by = "" if better.stand_in == task.method else f".{better.stand_in}"
+        file = path.with_name(f"{path.stem}.tight{by}{path.suffix}") if path and ended else None
         companion = Task(task.start, result.times.tolist(), better.stand_in, better.control, better.goals)
         return better.measured(self.run(companion, file, {}, result.stats["seconds"])[0])
 
@@ -240,13 +250,12 @@ class _Course:
 
     def _settings(self, task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
         """What a run is; all of it must be the same for a checkpoint to be taken up."""
-        flow, start, points, goals = self.known.flow, self.known.start, task.points, task.goals
+        flow, start = self.known.flow, self.known.start
         loss = flow.loss(flow.product(start))
         settings = {
             "flow": description(flow),
             "state": f"{start.dtype} {description(start)}",
             "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
-            "times": f"{len(points)} from {points[0]:g} to {points[-1]:g} {digest(torch.tensor(points))}",
             "method": task.method,
             "rtol": task.control.rtol,
             "atol": task.control.atol,
@@ -254,4 +263,4 @@ class _Course:
             "stop": {name: description(bound) for name, bound in stop.items()},
             "adapt": self.adapt,
         }
-        return settings | ({"steps": f"{len(goals)} {digest(torch.tensor(goals))}"} if goals else {})
+        return settings | ({"dense": True} if task.dense else {})

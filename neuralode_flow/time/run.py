@@ -13,6 +13,7 @@ from ..flows.capabilities import ChoosesTolerances, KnowsFinite, offers
 from .barrier import Barrier, barrier_of
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper
 from .checkpoint import Checkpoint, Saved
+from .dense import Dense
 from .endings import EVENTS_ASKED, Stopped
 from .events import Stop
 from .interrupt import Request
@@ -46,6 +47,8 @@ class Task:
         More times at which a step has to end.
     events : sequence of Stop
     observe : callable or None
+    dense : bool
+        Whether z is kept inside the steps too.
     """
 
     start: Tensor
@@ -55,6 +58,7 @@ class Task:
     goals: Sequence[float] = ()
     events: Sequence[Stop] = ()
     observe: Observer | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,8 @@ class Surroundings:
 def carried_out(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings) -> tuple[Trajectory, list[float]]:
     """The trajectory, from the start or from the checkpoint to the end, and when the steps ended."""
     saved = around.checkpoint and around.checkpoint.read()
-    if saved and saved.position["finished"]:
+    ended = saved and (saved.reached.ending in EVENTS_ASKED or len(saved.reached.times) >= len(task.points))
+    if saved and saved.position["finished"] and ended:
         return saved.reached, saved.ends
     run = resumed(task, grid, budget, around, saved) if saved else begun(task, grid, budget, around)
     return run.whole(), list(run.ends)
@@ -99,7 +104,10 @@ def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, s
         barrier.resume(position["barrier"])
     here = taken_up(saved, start)
     spent = Spent(position["evaluations"], position["products"], position["seconds"])
-    return Run(task, around, records, barrier, Watch(grid, records.members, here.state, budget, spent), here)
+    run = Run(task, around, records, barrier, Watch(grid, records.members, here.state, budget, spent), here)
+    if run.dense is not None:
+        run.dense.take_up(saved.reached, position["steps"])
+    return run
 
 
 class Run:
@@ -124,6 +132,7 @@ class Run:
         self.records, self.barrier, self.watch, self.grid = records, barrier, watch, watch.grid
         self.lookout = Lookout(task.events, watch, watch.grid)
         self.ends = array("d", here.ends)  # of the steps
+        self.dense = Dense(task.points[0]) if task.dense else None
         self.history = here.history  # of the methods before the present one
         self.stepper: Stepper | None = None  # none yet, or none on the present grid
         self.settled = self._snapshot(here.t, here.state, here.memory)
@@ -176,6 +185,8 @@ class Run:
             stepper.advance(goal)
             self.ends.append(stepper.t)
             self._look_inside(stepper, t)
+            if self.dense is not None:
+                self.dense.keep(self.grid.flow, stepper, stepper.t)
         records.until(stepper.t, points, stepper, self.watch.good)
         moved = self._moved(stepper) if records.outputs < len(points) else None
         if moved is None:
@@ -214,6 +225,8 @@ class Run:
             at, event = first
             point = self.lookout.point(stepper, at)
             self.records.until(at, self.task.points, stepper, self.watch.good)
+            if self.dense is not None:
+                self.dense.keep(flow, stepper, at)
             raise Happened(event, point)
 
     def _moved(self, stepper: Stepper) -> Tensor | None:
@@ -284,6 +297,8 @@ class Run:
         settled = self.settled
         self.records.drop(settled.outputs, settled.last)
         del self.ends[settled.steps :]
+        if self.dense is not None:
+            self.dense.drop(settled.steps)
         self.grid.resume(None, settled.depth)
         if self.barrier is not None and settled.barrier is not None:
             self.barrier.resume(settled.barrier)
@@ -332,6 +347,7 @@ class Run:
             "grid": panels_and_order(flow),
             "law_modes": self.records.law_modes,
         }
-        return Trajectory(
-            **self.records.tensors(), state=given(flow, here.state), stats=stats, status=status, ending=ending
-        )
+        columns = self.records.tensors()
+        if self.dense is not None:
+            columns |= self.dense.tensors(columns["z"])
+        return Trajectory(**columns, state=given(flow, here.state), stats=stats, status=status, ending=ending)

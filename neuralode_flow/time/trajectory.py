@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,11 @@ class Trajectory:
         What `observe` returned at the output times.
     carried_log_sigma : Tensor (T, ..., d) or None
         What `log_sigma` is where the run was carried in logarithms.
+    dense_times : Tensor (S + 1,) or None
+        The ends of the S steps, the first time before them; only with ``dense=True``.
+    dense_z : Tensor (S, 8, ..., d, d) or None
+        z at the eight Chebyshev points of each step, both ends among them: what ``path(t)`` needs, 64 S bytes for each
+        entry of z in float64, whatever the size of the state. `save` and checkpoints keep both.
 
     Examples
     --------
@@ -75,6 +80,8 @@ class Trajectory:
     time_error: Tensor | None = None
     observed: Tensor | None = None
     carried_log_sigma: Tensor | None = None
+    dense_times: Tensor | None = None
+    dense_z: Tensor | None = None
 
     @property
     def log_sigma(self) -> Tensor:
@@ -180,6 +187,47 @@ class Trajectory:
             raise ValueError(f"path must end in .gif, the one format that movies are saved in, got {file}")
         return _room("figures.paths").movie(self.to_xarray(), file)
 
+    def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
+        """z at any times between the first and the last, of a run with ``dense=True``.
+
+        In each step z is the polynomial of degree 7 through its eight Chebyshev points, of order 8 like DOP853, the
+        method of the highest order: what it adds to the error of the run is below that for all methods.
+
+        Parameters
+        ----------
+        t : float, sequence or Tensor (...)
+            Flow times.
+
+        Returns
+        -------
+        Tensor (..., ..., d, d)
+            The axes of t, then those of z.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If t is no time between the first and the last, or the run was made without ``dense=True``.
+        """
+        if self.dense_times is None or self.dense_z is None:
+            raise ValueError(
+                "the path is known at its output times alone: integrate(…, dense=True) keeps what is between"
+            )
+        ends = self.dense_times
+        wanted = _times(t).to(ends.device)
+        outside = ~((wanted >= ends[0]) & (wanted <= ends[-1]))
+        if bool(outside.any()):
+            raise ValueError(
+                f"t must be between {float(ends[0]):.6g} and {float(ends[-1]):.6g}, the times of this run, got "
+                f"{float(wanted[outside][0]):.6g}"
+            )
+        if len(ends) == 1:
+            return self.z[0].expand(*wanted.shape, *self.z.shape[1:]).clone()
+        flat = wanted.reshape(-1)
+        step = torch.searchsorted(ends[1:-1].contiguous(), flat)
+        weights = _barycentric((flat - ends[step]) / (ends[step + 1] - ends[step])).to(self.dense_z.dtype)
+        z = torch.einsum("nj,nj...->n...", weights, self.dense_z[step])
+        return z.reshape(*wanted.shape, *self.z.shape[1:])
+
     def save(self, path: str | Path) -> None:
         """Writes one file, whole or not at all; `load` reads it, and `numpy.load` the arrays by their names."""
         file = as_path("path", path)
@@ -187,6 +235,31 @@ class Trajectory:
             archive.write(file, *pack(self))
         except OSError as error:
             raise type(error)(f"path={file} cannot be written: {error.strerror or error}") from error
+
+
+# The Chebyshev points of a step, on [0, 1], and their barycentric weights (Berrut–Trefethen, SIAM Review 46, 2004).
+NODES = (1 - np.cos(np.pi * np.arange(8) / 7)) / 2
+_WEIGHTS = (-1.0) ** np.arange(8) * np.array([0.5, 1, 1, 1, 1, 1, 1, 0.5])
+
+
+def _barycentric(s: Tensor) -> Tensor:
+    """The Lagrange polynomials of the nodes at s in [0, 1], `(n,)` → `(n, 8)`; exactly one of them at a node."""
+    nodes, weights = (torch.from_numpy(array).to(s.device) for array in (NODES, _WEIGHTS))
+    distance = s[:, None] - nodes
+    terms = weights / torch.where(distance == 0, 1.0, distance)
+    values = terms / terms.sum(-1, keepdim=True)
+    return torch.where((distance == 0).any(-1, keepdim=True), (distance == 0).to(values), values)
+
+
+def _times(t: Any) -> Tensor:
+    """Times as float64; TypeError unless they are real numbers."""
+    try:
+        values = torch.as_tensor(t)
+        if values.dtype == torch.bool or values.is_complex():
+            raise TypeError(f"entries of kind {values.dtype}")
+        return values.detach().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"t must be a time, a sequence of times or a tensor, got {t!r} ({error})") from error
 
 
 def _span(values: Tensor) -> str:
