@@ -158,9 +158,7 @@ def test_a_time_outside_is_refused_with_the_range():
 
 
 def test_a_trajectory_is_no_function_of_depth():
-    with pytest.raises(
-        TypeError, match="state must be a tensor .* got a Trajectory: give its `state`"
-    ):
+    with pytest.raises(TypeError, match="state must be a tensor .* got a Trajectory: give its `state`"):
         nf.integrate(FLOW, dense(), [4.0, 5.0])
 
 
