@@ -19,6 +19,7 @@ from ..flows.capabilities import Samples, offers
 from ..losses import check_derivatives
 from .base import FAILURES, METHODS, Control, fixed_steps
 from .resolution import unwarned
+from .trajectory import Trajectory
 
 _ATOL = 1e-10
 
@@ -49,6 +50,11 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
         raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
     if missing:
         raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
+    if isinstance(state, Trajectory):  # with dense output it can be called, but with times
+        raise TypeError(
+            "state must be a tensor or a function of depth, got a Trajectory: give its `state` to begin anew at its "
+            "end; with checkpoint=FILE the same call with more times after the same ones goes on with a run"
+        )
     profile = None if isinstance(state, Tensor) or not callable(state) else Remembered(state)
     start: Any = state
     samples = offers(flow, Samples)

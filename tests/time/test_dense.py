@@ -157,6 +157,11 @@ def test_a_time_outside_is_refused_with_the_range():
         nf.integrate(FLOW, START, [0.0, 1.0], dense=1)
 
 
+def test_a_trajectory_is_no_function_of_depth():
+    with pytest.raises(TypeError, match="state must be a tensor .* got a Trajectory: give its `state`"):
+        nf.integrate(FLOW, dense(), [4.0, 5.0])
+
+
 def test_after_an_event_the_range_ends_there():
     path = dense(stop={"loss": 0.05})
     end = float(path.times[-1])
