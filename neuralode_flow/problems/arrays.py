@@ -116,7 +116,10 @@ def _read(name: str, location: str | os.PathLike[str], wanted: Wanted) -> Tensor
     label = f"{name}={path}"
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{label} has the unknown suffix {path.suffix!r} (valid: {', '.join(READERS)})")
+        raise ValueError(
+            f"{label} has the unknown suffix {path.suffix!r} (valid: {', '.join(READERS)}); save the table "
+            f"as one of them"
+        )
     with opened(label, path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MOST_BYTES:

@@ -97,6 +97,8 @@ def _cure(cell: str, absent: bool) -> str:
     """What to do about a cell that is no number."""
     if absent:
         return f"write a number such as -1.5e3, {DROP}"
+    if cell in _LOGICAL:
+        return "write 1 for true and 0 for false"
     if _SEPARATED.fullmatch(cell):
         return "write it without marks between thousands, such as -1500.5"
     return "write numbers such as -1.5e3 between commas, semicolons or tabs"

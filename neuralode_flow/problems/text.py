@@ -85,7 +85,7 @@ def _columns(label: str, lines: Iterator[Line], delimiter: str, header: str, wan
     try:
         picks = [left + i for i in wanted.picks(label, first.cells)]
     except ValueError as error:
-        if any(map(is_number, first.cells)):
+        if any(cell == "" or is_number(cell) for cell in first.cells):
             raise ValueError(f"{error}; the first line must hold the names of the columns") from error
         raise
     rows = chain([second], lines)
