@@ -112,7 +112,9 @@ def test_targets_in_all_ways_that_they_are_written_in_give_one_loss():
 )
 def test_other_targets_are_refused(name, y, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        nf.LOSSES[name](torch.eye(2), torch.tensor(y))
+        nf.LOSSES[name].encode("problem.y", torch.tensor(y))
+    with pytest.raises(ValueError, match="^y must"):
+        nf.LOSSES[name](torch.ones(2, len(y[0])), torch.tensor(y))
 
 
 @pytest.mark.parametrize("name", ["logistic", "cross_entropy"])

@@ -91,7 +91,7 @@ def test_without_rows_held_out_nothing_changes(table: Path) -> None:
 
 def run(folder: Path, *settings: str) -> tuple[str, Path]:
     """The command in a process of its own: what it prints, and its folder."""
-    words = ["problem=file", "problem.table=data.csv", "problem.x=[a,b]", "debug=quick", "figures=none", *settings]
+    words = ["problem=file", "problem.table=data.csv", "problem.x=[a,b]", "time.samples=5", "figures=none", *settings]
     ended = subprocess.run(
         [sys.executable, "-m", "neuralode_flow", *words], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -112,7 +112,8 @@ HOLDING = ["problem.y=[c]", "problem.missing=drop", "problem.held_out=0.2", "pro
     ("study", "trained", "of_z"), [("trajectory", "loss", "z"), ("convergence", "loss_continuous", "z_continuous")]
 )
 def test_the_command_tells_both_losses_and_what_was_done(table: Path, study: str, trained: str, of_z: str) -> None:
-    printed, folder = run(table.parent, f"study={study}", *HOLDING)
+    short = ["study.depths=[8,16]"] if study == "convergence" else []
+    printed, folder = run(table.parent, f"study={study}", *short, *HOLDING)
     dataset, summary = nf.open(folder), json.loads((folder / "summary.json").read_text())
     made = problem(table, held_out=0.2, seed=1)
     for name, loss in ((trained, made.loss), ("loss_held_out", made.held_out)):
@@ -131,6 +132,7 @@ def test_the_command_tells_both_losses_and_what_was_done(table: Path, study: str
         assert said in printed
         assert said in page
         assert said in dataset.attrs["data"]
+    assert list(summary["inputs"]) == ["problem.table"]
     if study == "convergence":
         finite = dataset.loss_finite_held_out.sel(rule="exp", depth=16).values[0]
         assert abs(finite - held).max() < 1e-2 * held.max()
@@ -138,7 +140,9 @@ def test_the_command_tells_both_losses_and_what_was_done(table: Path, study: str
 
 
 def test_a_study_that_does_not_tell_it_says_so(table: Path) -> None:
-    printed, folder = run(table.parent, "study=initialisations", *HOLDING)
+    printed, folder = run(
+        table.parent, "study=initialisations", "study.draws=2", "study.depths=[2]", "time.horizon=0.5", *HOLDING
+    )
     assert "this study does not tell the loss of the rows held out" in printed
     assert "this study does not tell the loss of the rows held out" in (folder / "report.html").read_text()
 

@@ -7,6 +7,7 @@ many digits as were written.
 from __future__ import annotations
 
 import builtins
+import os
 import re
 import shutil
 import subprocess
@@ -14,11 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import hydra
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import xarray as xr
+from pyarrow import parquet
 
+from neuralode_flow.app.schema import checked
 from neuralode_flow.problems import PROBLEMS
 from neuralode_flow.problems.arrays import read_columns, read_table
 
@@ -382,3 +387,27 @@ def test_unknown_names_are_answered_with_the_nearest_and_the_list(tmp_path: Path
         words = "problem.x: 'Grösse' is no column of problem.table=.*; did you mean 'Größe'? (its columns: .*, day)"
         with pytest.raises(ValueError, match=re.escape(words).replace(r"\.\*", ".*")):
             PROBLEMS["file"](["Grösse"], ["y"], table=str(path))
+
+
+def test_names_of_columns_come_through_the_command_line_as_they_are() -> None:
+    words = ["problem=file", "problem.table=t.csv", 'problem.x=["length, cm",2019,"Größe"]', "problem.y=true_value"]
+    with hydra.initialize_config_module("neuralode_flow.conf", version_base="1.3"):
+        job = checked(hydra.compose("config", overrides=words))
+    assert job.problem is not None
+    assert job.problem.parameters["x"] == ["length, cm", "2019", "Größe"]
+    assert job.problem.parameters["y"] == "true_value"
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".txt", ".parquet", ".nc"])
+def test_what_is_no_file_is_refused_and_not_waited_for(suffix: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"t{suffix}")
+    with pytest.raises(ValueError, match="is a named pipe; give a regular file"):
+        columns(tmp_path / f"t{suffix}")
+
+
+def test_a_small_parquet_of_more_numbers_than_are_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"x": np.zeros(2**27 + 1, dtype=np.int8)}), path)
+    assert path.stat().st_size < 2**24
+    with pytest.raises(ValueError, match="has 134217729 rows of 1 columns, more than 1073741824 bytes; give fewer"):
+        read_table("problem.x", path, "x")
