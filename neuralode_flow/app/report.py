@@ -36,6 +36,7 @@ REPORT = "report.html"
 
 _MOST_ORDERS = 12  # shown one by one
 _MOST_OF_CHARTS = 750_000  # bytes of all charts of a page; Plotly takes 1.5 MB, and a page less than 2.5 MB
+_HASH = 16  # digits of a commit; results.nc has all
 _WIDTH = 680  # pixels of a picture that stands in for a chart
 
 
@@ -133,7 +134,7 @@ def _where(dataset: xr.Dataset) -> list[list[str]]:
     return [
         ["date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip()],
         ["host", f"{platform.node()}: {platform.system()} {platform.machine()}, {os.cpu_count()} processors"],
-        *([["commit", commit.rstrip("+") + changed]] if commit else []),
+        *([["commit", commit.rstrip("+")[:_HASH] + changed]] if commit else []),
     ]
 
 

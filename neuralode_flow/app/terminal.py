@@ -18,7 +18,7 @@ from .streams import results_told
 
 Report = Callable[[float, str], None]
 
-_MOST_ORDERS, _LONGEST_VERDICT = 6, 160  # in the line of a member
+_MOST_ORDERS, _LONGEST_VERDICT = 6, 200  # in the line of a member
 
 
 @contextmanager
@@ -89,10 +89,16 @@ def show_member(member: str, finding: Finding, folder: Path, seconds: float) -> 
     parts = [f"orders {', '.join(orders)}"] if orders else []
     parts += [f"{len(bounded) - len(broken)} of {len(bounded)} checks hold"] if bounded else []
     parts += [f"not {broken[0]}"] if broken else []
-    found = "; ".join(parts) or " ".join(finding.verdict.split())[:_LONGEST_VERDICT]
+    found = "; ".join(parts) or _first_sentence(finding.verdict)
     with results_told(folder):
         line = Text(f"{member}: ").append(finding.status, style="green" if finding.status == "ok" else "red")
         Console(highlight=False).print(line.append(f"; {found}; {seconds:.1f} s"), soft_wrap=True)
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence, without its stop; a long one is cut, which is shown."""
+    words = " ".join(text.split()).partition(". ")[0].rstrip(".")
+    return words if len(words) <= _LONGEST_VERDICT else f"{words[:_LONGEST_VERDICT]}…"
 
 
 def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:

@@ -53,7 +53,8 @@
       const powers = [...Array(40).keys()].map((k) => axis.threshold * 10 ** k);
       own = own || [0, ...powers, ...powers.map((v) => -v)].map((v) => [v, short(v)]);
     }
-    if (!own) return { tickmode: "auto" };
+    // Of about two decades Plotly would name all digits, which touch: 1, 2 and 5 are enough.
+    if (!own) return axis.scale === "log" && high - low > 0.9 && high - low < 3 ? { tickmode: "linear", dtick: "D2" } : { tickmode: "auto" };
     const inside = own.filter(([v]) => along(axis, v) >= low - 1e-9 && along(axis, v) <= high + 1e-9);
     if (inside.length < 2 && axis.scale !== "symlog") return { tickmode: "auto" };
     const even = [0, 1, 2, 3, 4].map((k) => low + (k / 4) * (high - low));
