@@ -13,7 +13,7 @@ Usage: neuralode-flow [GROUP=NAME ...] [GROUP.FIELD=VALUE ...] [-m] [-q | -v]
   neuralode-flow                        the main job, on a real problem
   neuralode-flow debug=quick            the same, small
   neuralode-flow experiment=control     an experiment by its name
-  neuralode-flow problem=file problem.x=x.csv problem.y=y.csv   your own table
+  neuralode-flow problem=file problem.table=t.csv 'problem.x=[a,b]' problem.y=c
   neuralode-flow -m problem=teacher problem.seed=0,1,2          a sweep
   neuralode-flow experiment=overnight resume=FOLDER             start, or go on
 
