@@ -509,3 +509,29 @@ def test_the_page_of_a_sweep_opens_too(window: Browser, tmp_path: Path) -> None:
     assert "the sky </script> fell" in window.run("return document.querySelector('table').textContent")
     assert window.run("return document.querySelectorAll('.chart').length") >= 2
     assert json.loads(window.run("return document.querySelector('.chart script').textContent"))["legend"]
+
+
+def test_words_steps_and_curves_are_drawn_as_such(window: Browser, tmp_path: Path) -> None:
+    figure, (left, right) = style.blank("Kinds\nround numbers", panels=2)
+    style.category_axis(left, ["<b>one</b>", "two words"])
+    left.plot([-0.2, 1.2], [1.0, 2.0], "o", label="found")
+    right.plot([0.0, 0.5, 1.0], [1.0, 2.0, 2.0], drawstyle="steps-post", label="steps")
+    style.smooth(right, np.array([0.0, 0.5, 1.0]), np.array([3.0, 5.0, 4.0]), label="curve")
+    finding = Finding(study="convergence", problem="round numbers", status="ok", verdict="All is well.")
+    data = finding.attached(xr.Dataset())
+    window.open(write_report(tmp_path, finding.record(), data, "a: 1\n", "again", {"kinds": Drawn(figure)}))
+    assert window.run("return document.querySelector('.chart .title').textContent") == "Kinds"  # the rest is above
+    ticks = (
+        "return [...document.querySelectorAll('.plot')[0].querySelectorAll('.xtick')].map((tick) => tick.textContent)"
+    )
+    assert window.run(ticks) == ["<b>one</b>", "two words"]
+    lines = "[...document.querySelectorAll('.plot')[1].querySelectorAll('.js-line')]"
+    steps, curve = window.run(f"return {lines}.map((line) => line.getAttribute('d'))")
+    assert {"H", "V"} <= set(steps)  # along and up, and never slanting
+    assert not {"L", "C", "Q"} & set(steps)
+    assert {"C", "Q"} & set(curve)
+    window.run("document.querySelector('.chart summary').click()")
+    window.wait(0.3)
+    cells = "[...document.querySelector('.chart details table').querySelectorAll('td')]"
+    assert window.run(f"return {cells}.map((cell) => cell.textContent)") == ["<b>one</b>", "1", "two words", "2"]
+    assert window.log() == []
