@@ -82,9 +82,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         taken = _saved(taken, folder / CHECKPOINTS, job.machine.save_every)
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
-                dataset = study.run(**taken, **job.study.parameters, progress=report)
-                for problem in (part for part in taken.values() if isinstance(part, Problem)):
-                    dataset = told(dataset, problem)
+                dataset = solved(job, taken, report)
             with _failing(f"the results could not be written to {folder}"):
                 summary = record(study, dataset, started) | {"warnings": said, "device": device_name(job.machine)}
                 finding = Finding.of(dataset, summary)
@@ -101,6 +99,14 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
             _say_saved(folder, resume or folder)
         raise StudyFailed(f"the study did not run whole: {finding.status}")
     return folder
+
+
+def solved(job: Job, taken: dict[str, Any], report: Callable[[float, str], None]) -> xr.Dataset:
+    """What the study finds, with what was done to the data."""
+    dataset = STUDIES[job.study.name].run(**taken, **job.study.parameters, progress=report)
+    for problem in (part for part in taken.values() if isinstance(part, Problem)):
+        dataset = told(dataset, problem)
+    return dataset
 
 
 def _more(summary: dict[str, Any]) -> dict[str, str]:

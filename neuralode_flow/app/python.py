@@ -222,8 +222,7 @@ def _plainly() -> Iterator[None]:
 
 def _in_memory(job: Job, command: str) -> StudyRun:
     jobs.prepare(job.machine)
-    study = STUDIES[job.study.name]
-    dataset = study.run(**jobs.build(job), **job.study.parameters, progress=lambda fraction, what: None)
+    dataset = jobs.solved(job, jobs.build(job), lambda fraction, what: None)
     return _found(job, command, dataset.assign_attrs(config=job.to_yaml()), None)
 
 

@@ -43,7 +43,13 @@ def _path(dataset: xr.Dataset) -> Figure:
         style.smooth(left, times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
     left.set_ylabel(r"singular values $\sigma_a(t)$")
     left.legend()
-    style.smooth(right, times, dataset["loss"].values, color=style.BLUE)
+    held_out = dataset.get("loss_held_out")
+    style.smooth(
+        right, times, dataset["loss"].values, color=style.BLUE, label=None if held_out is None else "in training"
+    )
+    if held_out is not None:
+        style.smooth(right, times, held_out.values, color=style.ORANGE, ls="--", label="rows held out")
+        right.legend()
     right.set_ylabel(r"loss $f(z(t))$")
     for axes in (left, right):
         _time_axis(axes, times)
