@@ -101,7 +101,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     return folder
 
 
-def solved(job: Job, taken: dict[str, Any], report: Callable[[float, str], None]) -> xr.Dataset:
+def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
     """What the study finds, with what was done to the data."""
     dataset = STUDIES[job.study.name].run(**taken, **job.study.parameters, progress=report)
     for problem in (part for part in taken.values() if isinstance(part, Problem)):
