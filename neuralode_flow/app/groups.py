@@ -111,16 +111,20 @@ class Registered(ConfigSource):
         return ConfigResult(provider=self.provider, path=self.full_path(), config=node, header={"package": group})
 
 
+class Search(SearchPathPlugin):
+    """Adds that place to where Hydra looks, with the plugins of the command line that was read last."""
+
+    modules = ""
+
+    def manipulate_search_path(self, search_path: Any) -> None:
+        search_path.append(provider="neuralode_flow", path=f"{Registered.scheme()}://{self.modules}")
+
+
 def offer(arguments: list[str]) -> None:
     """Makes Hydra look among what is registered, and what the plugins of this command line register."""
-    modules = ",".join(_plugins(arguments))
-
-    class Search(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: Any) -> None:
-            search_path.append(provider="neuralode_flow", path=f"{Registered.scheme()}://{modules}")
-
-    Plugins.instance().register(Registered)
-    Plugins.instance().register(Search)
+    Search.modules = ",".join(_plugins(arguments))
+    for plugin in (Registered, Search):
+        Plugins.instance().register(plugin)
 
 
 def _plugins(arguments: list[str]) -> list[str]:
