@@ -139,6 +139,7 @@ def test_the_command_tells_both_losses_and_what_was_done(table: Path, study: str
         assert not np.array_equal(finite, held)
 
 
+@pytest.mark.slow
 def test_a_study_that_does_not_tell_it_says_so(table: Path) -> None:
     printed, folder = run(
         table.parent, "study=initialisations", "study.draws=2", "study.depths=[2]", "time.horizon=0.5", *HOLDING
@@ -147,6 +148,7 @@ def test_a_study_that_does_not_tell_it_says_so(table: Path) -> None:
     assert "this study does not tell the loss of the rows held out" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_classes_are_trained_from_a_table(table: Path) -> None:
     printed, folder = run(
         table.parent, "study=trajectory", "problem.y=kind", "problem.loss=cross_entropy", *HOLDING[1:]
@@ -158,6 +160,7 @@ def test_classes_are_trained_from_a_table(table: Path) -> None:
     assert float(dataset.loss_held_out[0]) > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_nothing_was_done(table: Path) -> None:
     pd.read_csv(table).dropna().assign(d=1.5).to_csv(table, index=False)
     printed, folder = run(table.parent, "study=trajectory", "problem.y=[a,b]", "problem.standardise=false")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from neuralode_flow.app import terminal
 from neuralode_flow.app.main import with_flags
+from neuralode_flow.finding import Check, ErrorTable, Finding
 
 SMALL = ["problem=linnerud", "study.depths=[4,8]", "study.layers=[euler]", "time.samples=3", "figures=none"]
 
@@ -38,17 +40,25 @@ def test_help_is_one_screen_and_all_of_it_is_there_too(tmp_path: Path) -> None:
     assert "name: digits" in said(tmp_path, "--help", "problem=digits")
 
 
-def test_quiet_prints_the_folder_and_verbose_all_that_is_known(tmp_path: Path) -> None:
-    printed = said(tmp_path, "-q", *SMALL)
-    (line,) = printed.splitlines()
-    folder = tmp_path / line
-    assert json.loads((folder / "summary.json").read_text())["device"] == "cpu (threads: 1)"
-    normal, verbose = said(tmp_path, *SMALL), said(tmp_path, *SMALL, "--verbose")
-    for word in ("The other edges of the square", "device: cpu", "versions: python", "Frobenius norm"):
-        assert word not in " ".join(normal.split())
-        assert word in " ".join(verbose.split()), verbose
-    again = said(tmp_path, *SMALL, "-v", f"resume={line}")  # another one on a run that has ended: the same run
+def test_quiet_prints_the_folder_alone(tmp_path: Path) -> None:
+    (line,) = said(tmp_path, "-q", *SMALL).splitlines()
+    assert json.loads((tmp_path / line / "summary.json").read_text())["device"] == "cpu (threads: 1)"
+    again = said(tmp_path, *SMALL, "-v", f"resume={line}")  # another level on a run that has ended: the same run
     assert again.split()[:4] == ["this", "run", "is", "finished:"]
+
+
+def test_the_levels_print_the_folder_the_verdict_and_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = tuple(ErrorTable(title, [4, 8], {"euler": [0.2, 0.1]}, what=title) for title in ("First", "Second"))
+    one = Check("one", 1e-9, norm="Frobenius")
+    said_of = {"study": "convergence", "problem": "A problem", "status": "ok", "verdict": "All is well."}
+    finding = Finding(**said_of, checks=(one,), tables=tables)
+    printed = {}
+    for level in ("quiet", "normal", "verbose"):
+        terminal.show("A problem", finding, Path("runs/x"), level, {"device": "cpu"})
+        printed[level] = capsys.readouterr().out
+    assert printed["quiet"] == "runs/x\n"
+    for word, levels in (("All is well.", 2), ("First", 2), ("Second", 1), ("Frobenius", 1), ("device: cpu", 1)):
+        assert [word in printed[level] for level in ("normal", "verbose")] == [levels == 2, True]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def rows(text: str, title: str) -> list[list[str]]:
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in lines]
 
 
+@pytest.mark.slow
 def test_the_terminal_has_one_line_for_each_member(sweep: tuple[Path, str]) -> None:
     lines = sweep[1].splitlines()
     assert len(lines) == 1 + 8  # Hydra says first how many there are
@@ -66,6 +67,7 @@ def test_the_terminal_has_one_line_for_each_member(sweep: tuple[Path, str]) -> N
     assert "; not reference: continuous model minus intrinsic limit" in lines[-1]
 
 
+@pytest.mark.slow
 def test_orders_errors_and_checks_of_each_member_stand_beside_its_settings(sweep: tuple[Path, str]) -> None:
     text = page(sweep)
     head, *orders = rows(text, "Observed orders")
@@ -84,6 +86,7 @@ def test_orders_errors_and_checks_of_each_member_stand_beside_its_settings(sweep
         assert checks[i][4] == f"{own.checks[0].error:.2e}{' fails' * (i >= 4)}"
 
 
+@pytest.mark.slow
 def test_checks_that_do_not_hold_come_before_all_else(sweep: tuple[Path, str]) -> None:
     text = page(sweep)
     _, *broken = rows(text, "Checks that do not hold")
@@ -92,6 +95,7 @@ def test_checks_that_do_not_hold_come_before_all_else(sweep: tuple[Path, str]) -
     assert text.index("Checks that do not hold") < text.index("<h2>Figures</h2>") < text.index("<h2>Members</h2>")
 
 
+@pytest.mark.slow
 def test_charts_have_words_as_categories_and_numbers_as_numbers(sweep: tuple[Path, str]) -> None:
     record = charts(page(sweep))["Observed orders"]
     dimension, seed, initial = record["panels"]
@@ -109,6 +113,7 @@ def test_charts_have_words_as_categories_and_numbers_as_numbers(sweep: tuple[Pat
             assert mark["y"] == pytest.approx([orders[i].value for i in known], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_curves_are_labelled_by_their_settings_and_rules_have_panels_of_their_own(sweep: tuple[Path, str]) -> None:
     (record,) = [chart for title, chart in charts(page(sweep)).items() if title.startswith("Sup over time of the Frob")]
     assert [panel["title"] for panel in record["panels"]] == ["euler", "exp"]

@@ -74,11 +74,11 @@ def test_a_film_leaves_moments_out_and_none_of_its_ends() -> None:
 
 def test_a_page_stays_small_whatever_is_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    noise = curves(*rng.standard_normal((3, 200_000)))
+    noise = curves(*rng.standard_normal((3, 60_000)))
     drawn = {
         "noise": noise,
         "film": film(2_000, 300),
-        "again": curves(*rng.standard_normal((200, 900))),
+        "again": curves(*rng.standard_normal((100, 900))),
         "few": curves(np.arange(9.0)),
     }
     pictures = {}
