@@ -100,7 +100,7 @@ def write_report(
         good=finding.status == "ok",
         question=question(study),
         finding=finding,
-        facts=[*_stated(config_yaml), *_where(dataset)],
+        facts=[*_stated(config_yaml), *_where(dataset), *_device(summary)],
         files=[File.of(name) for name in (RESULTS, CONFIG) if (folder / name).is_file()],
         numbers=_key_numbers(summary, finding),
         shown=shown,
@@ -125,6 +125,10 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
             said = (maker.__doc__ or "").strip().partition("\n")[0]
             settings = ", ".join(f"{key} = {value}" for key, value in own.items())
             yield [label, f"{said} {settings}".strip()]
+
+
+def _device(summary: Mapping[str, Any]) -> list[list[str]]:
+    return [["device", str(summary["device"])]] if summary.get("device") else []
 
 
 def _where(dataset: xr.Dataset) -> list[list[str]]:

@@ -138,6 +138,13 @@ def test_the_verdict_comes_first_and_the_numbers_follow(tmp_path: Path) -> None:
         assert word in outline.text
 
 
+def test_the_device_is_named_where_it_is_known(tmp_path: Path) -> None:
+    _, outline = written(tmp_path, dataset(), summary(device="cuda:0 (A <chip>)"))
+    assert "devicecuda:0 (A <chip>)" in outline.text
+    _, outline = written(tmp_path, dataset(), summary())
+    assert "devicecuda" not in outline.text
+
+
 def test_everything_is_escaped(tmp_path: Path) -> None:
     page, outline = written(tmp_path, dataset(verdict="a < b & <script>"), summary(), "x: <script>alert(1)</script>")
     assert "alert(1)" in page
