@@ -17,6 +17,7 @@ from ..parent import end_with_parent
 from .errors import Stop, complain
 from .records import FAILED
 from .runfolder import InUseElsewhere, record_failure
+from .streams import READER_GONE, lose_reader, reader_gone
 
 Work = Callable[[], None]
 
@@ -94,6 +95,9 @@ def _in_a_child(work: Work) -> tuple[int, str]:
         number = os.WTERMSIG(status)
         raise Killed(f"its process was killed by signal {number} ({_signal_name(number)})")
     code = os.waitstatus_to_exitcode(status)
+    if code == READER_GONE:
+        lose_reader()
+        return 0, ""
     if code in _INTERRUPTED:
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
             time.sleep(_GRACE)  # the signal that makes submitit queue the job again ends this
@@ -108,6 +112,8 @@ def _be_child(work: Work, writer: int, parent: int, mask: set[int | signal.Signa
         _set_signals(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status, reason = _outcome(work)
+        if status == 0 and reader_gone():  # which is no failure of the member
+            status = READER_GONE
         os.write(writer, reason.encode(errors="replace")[:4000])
     except KeyboardInterrupt:
         status = 130

@@ -47,6 +47,17 @@ class Output:
         return getattr(self.stream, name)
 
 
+def reader_gone() -> bool:
+    """Whether the reader of the output has gone away."""
+    return isinstance(sys.stdout, Output) and isinstance(sys.stdout.failure, BrokenPipeError)
+
+
+def lose_reader() -> None:
+    """Takes note that a process which prints to the same place has found its reader gone."""
+    if isinstance(sys.stdout, Output):
+        sys.stdout.failure = sys.stdout.failure or BrokenPipeError()
+
+
 @contextmanager
 def standard_streams() -> Iterator[None]:
     """Everything that a command does, which ends here.
