@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -188,10 +189,12 @@ class Trajectory:
         return _room("figures.paths").movie(self.to_xarray(), file)
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
-        """z at any times between the first and the last, of a run with ``dense=True``.
+        """z at any times between the first and the last.
 
-        In each step z is the polynomial of degree 7 through its eight Chebyshev points, of order 8 like DOP853, the
-        method of the highest order: what it adds to the error of the run is below that for all methods.
+        Of a run with ``dense=True``, z in each step is the polynomial of degree 7 through its eight Chebyshev points,
+        of order 8 like DOP853, the method of the highest order: what it adds to the error of the run is below that for
+        all methods. Otherwise it is the polynomial through the four nearest outputs; a warning then says by how much it
+        differs from the one through an output fewer, an estimate of an error that the steps have no part in.
 
         Parameters
         ----------
@@ -206,13 +209,14 @@ class Trajectory:
         Raises
         ------
         TypeError, ValueError
-            If t is no time between the first and the last, or the run was made without ``dense=True``.
+            If t is no time between the first and the last.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the run was made without ``dense=True`` and t is not among its output times.
         """
-        if self.dense_times is None or self.dense_z is None:
-            raise ValueError(
-                "the path is known at its output times alone: integrate(…, dense=True) keeps what is between"
-            )
-        ends = self.dense_times
+        ends = self.times if self.dense_times is None else self.dense_times
         wanted = _times(t).to(ends.device)
         outside = ~((wanted >= ends[0]) & (wanted <= ends[-1]))
         if bool(outside.any()):
@@ -223,10 +227,26 @@ class Trajectory:
         if len(ends) == 1:
             return self.z[0].expand(*wanted.shape, *self.z.shape[1:]).clone()
         flat = wanted.reshape(-1)
+        if self.dense_z is None:
+            return self._between_outputs(flat).reshape(*wanted.shape, *self.z.shape[1:])
         step = torch.searchsorted(ends[1:-1].contiguous(), flat)
         weights = _barycentric((flat - ends[step]) / (ends[step + 1] - ends[step])).to(self.dense_z.dtype)
         z = torch.einsum("nj,nj...->n...", weights, self.dense_z[step])
         return z.reshape(*wanted.shape, *self.z.shape[1:])
+
+    def _between_outputs(self, t: Tensor) -> Tensor:
+        """z at times `(n,)` by the outputs around them alone; warns of what that is worth."""
+        most = min(4, len(self.times))
+        finer, coarser = (_through_nearest(self.times, self.z, t, count) for count in (most, most - 1))
+        if not bool(torch.isin(t, self.times).all()):
+            error = float((finer - coarser).abs().max())
+            warnings.warn(
+                f"z is interpolated between outputs, with an error of up to about {error:.0e}: "
+                "integrate(…, dense=True) keeps what is between them",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return finer
 
     def save(self, path: str | Path) -> None:
         """Writes one file, whole or not at all; `load` reads it, and `numpy.load` the arrays by their names."""
@@ -249,6 +269,17 @@ def _barycentric(s: Tensor) -> Tensor:
     terms = weights / torch.where(distance == 0, 1.0, distance)
     values = terms / terms.sum(-1, keepdim=True)
     return torch.where((distance == 0).any(-1, keepdim=True), (distance == 0).to(values), values)
+
+
+def _through_nearest(times: Tensor, z: Tensor, t: Tensor, count: int) -> Tensor:
+    """z at each t `(n,)` by the polynomial through the `count` outputs around it."""
+    first = (torch.searchsorted(times, t) - count // 2).clamp(0, len(times) - count)
+    near = first[:, None] + torch.arange(count, device=first.device)
+    nodes = times[near]
+    away, between = t[:, None, None] - nodes[:, None, :], nodes[:, :, None] - nodes[:, None, :]
+    own = torch.eye(count, dtype=torch.bool, device=nodes.device)
+    weights = (away / between.masked_fill(own, 1.0)).masked_fill(own, 1.0).prod(dim=-1)
+    return torch.einsum("nj,nj...->n...", weights.to(z.dtype), z[near])
 
 
 def _times(t: Any) -> Tensor:

@@ -1,6 +1,8 @@
 """Dense output: z at any time of a run, as accurate as the run."""
 
 import math
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -151,10 +153,30 @@ def test_a_time_outside_is_refused_with_the_range():
     for t in ("now", None, [True], 1j):
         with pytest.raises(TypeError, match="t must be a time, a sequence of times or a tensor"):
             path(t)
-    with pytest.raises(ValueError, match=r"known at its output times alone: integrate\(…, dense=True\)"):
-        nf.integrate(FLOW, START, [0.0, 1.0])(0.5)
     with pytest.raises(TypeError, match="dense must be True or False, got 1"):
         nf.integrate(FLOW, START, [0.0, 1.0], dense=1)
+
+
+def test_without_it_z_is_interpolated_between_outputs_and_the_error_is_told():
+    true = dense()
+    seen = []
+    for count in (9, 17, 33):
+        times = torch.linspace(0, 4, count, dtype=torch.float64)
+        path = nf.integrate(FLOW, START, times, "DOP853", rtol=1e-10, atol=1e-12)
+        between = (times[1:] + times[:-1]) / 2
+        with pytest.warns(RuntimeWarning, match=r"an error of up to about \S+: integrate\(…, dense=True\)") as told:
+            z = path(between)
+        error = float((z - true(between)).abs().max())
+        said = float(re.search(r"about (\S+):", str(told[0].message))[1])
+        assert error < 1.5 * said
+        seen.append(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(path(times), path.z)
+    assert seen[0] > 4 * seen[1] > 16 * seen[2]
+    two = nf.integrate(FLOW, START, [0.0, 1.0])
+    with pytest.warns(RuntimeWarning, match="up to about"):
+        assert torch.allclose(two(0.5), two.z.mean(dim=0))
 
 
 def test_a_trajectory_is_no_function_of_depth():
