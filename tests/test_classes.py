@@ -128,3 +128,18 @@ def test_training_separates_what_can_be_separated(name):
     outputs = x @ path.z[-1].mT
     guess = outputs[:, :1] > 0 if name == "logistic" else outputs[:, 1:] > outputs[:, :1]
     assert bool((guess == (y > 0)).all())
+
+
+@pytest.mark.parametrize("name", ["logistic", "cross_entropy"])
+@pytest.mark.parametrize(
+    ("y", "kind", "words"),
+    [
+        ([[0.0], [1.0]], TypeError, "y must be a torch tensor, got list"),
+        (torch.zeros(2), ValueError, "y must have at least 2 axes"),
+        (torch.zeros(2, 1, 1), ValueError, "y must have 2 axes"),
+        (torch.zeros(2, 1, dtype=torch.int64), TypeError, "y must hold floating-point numbers"),
+    ],
+)
+def test_what_is_no_table_is_refused_as_by_other_losses(name, y, kind, words):
+    with pytest.raises(kind, match=words):
+        nf.LOSSES[name](torch.eye(2), y)

@@ -8,12 +8,12 @@ from torch.nn.functional import logsigmoid
 
 from ..signatures import MOST_DIMENSION
 from .base import LOSSES, PASSED, check_z
-from .samples import Samples, classes
+from .samples import Labelled, classes
 
 
 @LOSSES.register("cross_entropy")
 @PASSED.tested
-class CrossEntropy(Samples):
+class CrossEntropy(Labelled):
     """f(z) = −1/n Σ_i log softmax(R z P x_i) at the class of row i, with fixed readin P and readout R.
 
     Where the classes can be separated, the infimum 0 is not reached: z grows without bound, as log t at last.
@@ -38,9 +38,6 @@ class CrossEntropy(Samples):
     >>> abs(float(loss(torch.zeros(3, 3))) - math.log(3)) < 1e-15
     True
     """
-
-    def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
-        super().__init__(x, self.encode("y", y), readin, readout)
 
     @staticmethod
     def encode(name: str, y: Tensor) -> Tensor:

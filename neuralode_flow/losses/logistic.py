@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .base import LOSSES, PASSED, check_z
-from .samples import Samples
+from .samples import Labelled
 
 
 @LOSSES.register("logistic")
 @PASSED.tested
-class Logistic(Samples):
+class Logistic(Labelled):
     """f(z) = 1/n Σ_i Σ_o log(1 + exp(−y_io (R z P x_i)_o)) of targets y = ±1, with fixed readin P and readout R.
 
     Where the classes can be separated, the infimum 0 is not reached: z grows without bound, as log t at last.
@@ -37,10 +37,6 @@ class Logistic(Samples):
     >>> float(loss(torch.zeros(1, 1))) == math.log(2), float(loss.gradient(torch.zeros(1, 1)))
     (True, -0.5)
     """
-
-    def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
-        super().__init__(x, y, readin, readout)
-        self.y = self.encode("y", y)
 
     @staticmethod
     def encode(name: str, y: Tensor) -> Tensor:

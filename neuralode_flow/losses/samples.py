@@ -41,6 +41,19 @@ class Samples:
         return (slope if self.readout is None else slope @ self.readout).mT @ self.x / len(self.x)
 
 
+class Labelled(Samples):
+    """Samples whose y says classes: `encode` makes targets of them; what is no table is refused as for others."""
+
+    def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
+        is_table = isinstance(y, Tensor) and y.ndim == 2 and y.is_floating_point()
+        super().__init__(x, self.encode("y", y) if is_table else y, readin, readout)
+
+    @staticmethod
+    def encode(name: str, y: Tensor) -> Tensor:
+        """Targets `(n, d_out)` of the classes in a table; raises ValueError if there are none."""
+        raise NotImplementedError
+
+
 def classes(name: str, y: Tensor) -> Tensor:
     """The classes 0, …, k − 1 of one column `(n, 1)` of whole numbers that count from 0 or 1, `(n,)`.
 
