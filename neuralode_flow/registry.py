@@ -108,6 +108,10 @@ def import_modules(package: ModuleType) -> None:
 
 def unknown_name(kind: str, name: object, valid: Mapping[str, object] | list[str]) -> str:
     """The sentence for a name that does not exist: what came, the nearest valid name, all valid names."""
-    near = difflib.get_close_matches(str(name), list(valid), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (valid: {', '.join(valid)})"
+    return f"unknown {kind} {name!r}{did_you_mean(str(name), valid)} (valid: {', '.join(valid)})"
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The question whether the nearest of the valid names is meant; nothing where none is near."""
+    near = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

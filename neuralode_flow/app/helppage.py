@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 _SHORT = """\
 neuralode-flow: how deep linear networks train, L layers beside their limit.
@@ -47,16 +48,15 @@ def short() -> str:
 def experiments() -> list[str]:
     """One line for each experiment: its name and the sentence in the third line of its file."""
     found = {}
-    for name, text in _names("experiment").items():
-        lines = text.splitlines()
+    for name, file in _names("experiment").items():
+        lines = file.read_text(encoding="utf-8").splitlines()
         if len(lines) > 2:
             found[name] = lines[2].removeprefix("# ")
     width = max(map(len, found), default=0)
     return [f"  {name:<{width}}  {sentence}" for name, sentence in sorted(found.items())]
 
 
-def _names(group: str) -> dict[str, str]:
+def _names(group: str) -> dict[str, Traversable]:
     """The files of a group of the config, by the names that they are chosen by."""
     folder = files("neuralode_flow.conf") / group
-    paths = [path for path in folder.iterdir() if path.name.endswith(".yaml")]
-    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
+    return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}

@@ -120,12 +120,8 @@ def run(
 
     Examples
     --------
-    >>> import neuralode_flow as nf
     >>> nf.run("quick", {"study.depths": [4, 8, 16]}, time={"horizon": 0.5, "samples": 3}).finding.study
     'convergence'
-
-    Examples
-    --------
     >>> found = nf.run("convergence", problem="linnerud", study={"depths": [4, 8, 16, 32], "layers": ["cayley"]})
     >>> found.finding.status, round(float(found.dataset.order.sel(rule="cayley")), 1)
     ('ok', 2.0)

@@ -117,10 +117,10 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
     """What was run, as the config names it: of each part the first line of its documentation, and its settings."""
     from .groups import makers  # with torch, which pages of sweeps do not need
 
-    config = parse_yaml(config_yaml)
+    config, registered = parse_yaml(config_yaml), makers()
     for group, label in (("problem", "problem"), ("system", "system"), ("initial", "start")):
         own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
-        maker = makers()[group].get(own.pop("name", None))
+        maker = registered[group].get(own.pop("name", None))
         if maker is not None:
             said = (maker.__doc__ or "").strip().partition("\n")[0]
             settings = ", ".join(f"{key} = {value}" for key, value in own.items())

@@ -40,7 +40,8 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     found = swept.findings({record["member"]: sweep.datasets[record["member"]] for record in _good(sweep)})
     groups = swept.groups(found)
     shown, undrawn = _figures(sweep, groups)
-    broken = [[member, *_settings(sweep, member), *texts] for member, texts in swept.failing(found)]
+    own = {record["member"]: cells(record, sweep.settings) for record in sweep.records}
+    broken = [[member, *own[member], *texts] for member, texts in swept.failing(found)]
     if broken:
         verdict += f" {len(broken)} checks of {len({row[0] for row in broken})} members do not hold: see below."
     damaged, command = _again(folder)
@@ -53,7 +54,7 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
         settings=[*short_names(sweep.settings[:MOST_SHOWN]).values()],
         failed=[_outcome(folder, record, sweep.settings) for record in sweep.failed],
         broken=broken[:MOST_ROWS],
-        groups=[(group.title, group.head(), _rows(sweep, group)) for group in groups],
+        groups=[(group.title, group.head(), _rows(own, group)) for group in groups],
         left_out=[[line] for line in sweep.left_out()],
         doubled=[[printable(line)] for line in sweep.doubled()],
         shown=shown,
@@ -70,15 +71,8 @@ def _good(sweep: Collected) -> list[dict[str, Any]]:
     return [record for record in sweep.records if record["status"] == "ok" and record["member"] in sweep.datasets]
 
 
-def _settings(sweep: Collected, member: str) -> list[str]:
-    """The settings of a member."""
-    record = next(record for record in sweep.records if record["member"] == member)
-    return cells(record, sweep.settings)
-
-
-def _rows(sweep: Collected, group: swept.Group) -> list[list[str]]:
-    """Each member with its settings, and what it has found."""
-    own = {record["member"]: cells(record, sweep.settings) for record in sweep.records}
+def _rows(own: Mapping[str, list[str]], group: swept.Group) -> list[list[str]]:
+    """Each member with its own settings, and what it has found."""
     rows = [[member, *own[member], *group.row(member)] for member in [*group.values][:MOST_ROWS]]
     more = len(group.values) - len(rows)
     return [*rows, [f"{more} more members in results.nc"]] if more else rows

@@ -174,7 +174,7 @@ def _spectra(dataset: xr.Dataset) -> Figure:
     finite = dataset["z_finite"].sel(rule=rule).isel(member=0).transpose("depth", "time", "row", "column").values
     limits = [dataset[name].values for name in ("z_continuous", "z_intrinsic")]
     d = limits[0].shape[-1]
-    ranks = np.unique(np.linspace(0, d - 1, min(d, MOST_SINGULAR_VALUES)).round().astype(int))
+    ranks = style.evenly(d, MOST_SINGULAR_VALUES)
     what = "Singular values of $z$" if len(ranks) == d else f"{len(ranks)} of the {d} singular values of $z$"
     which = _members(dataset, "first of")
     figure, (axes,) = style.blank(_title(dataset, f"{what}: {_label(rule)} networks{which}"))

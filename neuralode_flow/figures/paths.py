@@ -14,7 +14,6 @@ from . import style
 from .weights import MOST_FRAMES
 
 MOST_CURVES, MOST_MEMBERS = 12, 6
-_LONG = 50.0  # a run of this length gets a logarithmic axis, as most of it happens early
 
 
 @style.house()
@@ -28,12 +27,12 @@ def plot(dataset: xr.Dataset) -> Figure:
     """
     times, measured = dataset["time"].values, "time_error" in dataset
     curves, name = _curves(dataset)
-    members, chosen = curves.shape[1], _thinned(curves.shape[1], MOST_MEMBERS)
+    members, chosen = curves.shape[1], style.evenly(curves.shape[1], MOST_MEMBERS)
     figure, panels = style.blank(_title(dataset, len(chosen), members), panels=3 if measured else 2)
     loss = dataset["loss"].values.reshape(len(times), -1)
     colours = style.fade(len(chosen)) if members > 1 else [style.BLUE]
     for member, colour in zip(chosen, colours, strict=True):
-        for i in _thinned(curves.shape[2], MOST_CURVES):
+        for i in style.evenly(curves.shape[2], MOST_CURVES):
             panels[0].plot(times, curves[:, member, i], color=colour)
         panels[1].plot(times, loss[:, member], color=colour)
     panels[0].set_ylabel(name)
@@ -42,9 +41,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         _errors(panels[2], dataset)
         style.legend_below(figure)
     for axes in panels:
-        axes.set_xlabel("training time $t$")
-        if times[-1] > _LONG:
-            axes.set_xscale("symlog", linthresh=1.0)
+        style.time_axis(axes, times)
     return figure
 
 
@@ -65,7 +62,7 @@ def movie(dataset: xr.Dataset, path: Path | None = None) -> style.Movie:
         z = dataset["z"].values
         drawn.append(_picture(panels[0], z.reshape(len(z), -1, *z.shape[-2:])[:, 0]))
     times = dataset["time"].values
-    shown = _thinned(len(times), MOST_FRAMES)
+    shown = style.evenly(len(times), MOST_FRAMES)
     clock = panels[-1].text(0.99, 0.97, "", transform=panels[-1].transAxes, ha="right", va="top")
 
     def frame(i: int) -> None:
@@ -89,10 +86,6 @@ def _curves(dataset: xr.Dataset) -> tuple[np.ndarray, str]:
     values, members = dataset[name].values, int(np.prod(dataset["loss"].shape[1:]))
     label = r"singular values $\sigma_a(z(t))$" if name == "singular_values" else "entries of $z(t)$"
     return values.reshape(len(values), members, -1), label
-
-
-def _thinned(count: int, most: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _title(dataset: xr.Dataset, shown: int, members: int) -> str:

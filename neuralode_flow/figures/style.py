@@ -230,6 +230,18 @@ def floor(axes: Axes, value: float) -> None:
         axes.set_ylim(low, high)
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Numbers in 0 … count − 1, evenly spaced with both ends among them: all of them, or `most`."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def time_axis(axes: Axes, times: np.ndarray) -> None:
+    """Training time; long runs, of which most happens early, get a logarithmic axis."""
+    axes.set_xlabel("training time $t$")
+    if times[-1] > 50:
+        axes.set_xscale("symlog", linthresh=1.0)
+
+
 def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     """A logarithmic axis whose ticks are depths of the data, thinned until their labels fit."""
     axes.set_xscale("log", base=2)

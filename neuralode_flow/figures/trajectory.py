@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
@@ -32,7 +31,7 @@ def trajectory(dataset: xr.Dataset) -> Figures:
 def _path(dataset: xr.Dataset) -> Figure:
     sigma, times = dataset["singular_values"].transpose("time", "mode").values, dataset["time"].values
     limit = singular_values(dataset["z_limit"])
-    shown = np.unique(np.linspace(0, sigma.shape[1] - 1, min(sigma.shape[1], _MOST_MODES)).round().astype(int))
+    shown = style.evenly(sigma.shape[1], _MOST_MODES)
     title = f"{style.problem(dataset)}\n{style.plain(dataset.attrs['how_it_ended'])}"
     figure, (left, right) = style.blank(title, panels=2)
     kernel = dataset.attrs.get("kernel", "logmean")
@@ -52,7 +51,7 @@ def _path(dataset: xr.Dataset) -> Figure:
         right.legend()
     right.set_ylabel(r"loss $f(z(t))$")
     for axes in (left, right):
-        _time_axis(axes, times)
+        style.time_axis(axes, times)
     return figure
 
 
@@ -71,7 +70,7 @@ def _errors(dataset: xr.Dataset) -> Figure:
             axes.set_yscale("log")
     axes.set_ylabel(f"error of $z$ {style.BETTER}")
     axes.legend()
-    _time_axis(axes, times)
+    style.time_axis(axes, times)
     return figure
 
 
@@ -89,13 +88,6 @@ def _weights(dataset: xr.Dataset) -> Movie:
     ]
     title = f"{style.problem(dataset)}\nWeights and singular values"
     return weights(title, dataset["time"].values, dataset["s"].values, models)
-
-
-def _time_axis(axes: Axes, times: np.ndarray) -> None:
-    """Long runs, of which most happens early, get a logarithmic axis."""
-    axes.set_xlabel("training time $t$")
-    if times[-1] > 50:
-        axes.set_xscale("symlog", linthresh=1.0)
 
 
 FIGURES.register("trajectory")(

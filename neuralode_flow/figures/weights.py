@@ -71,7 +71,7 @@ def weights(title: str, times: np.ndarray, s: np.ndarray, models: list[Model]) -
         axes.set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
     style.legend_below(figure, *(Line2D([], [], **model.look, label=model.label) for model in models), columns=6)
 
-    shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), MOST_FRAMES)).round().astype(int))
+    shown = style.evenly(len(times), MOST_FRAMES)
 
     def frame(i: int) -> None:
         for line, values in drawn:

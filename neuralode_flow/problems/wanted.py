@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ..registry import did_you_mean
 
 # Bytes of a file, and of its numbers: 2²⁷ of them. A regression keeps several copies and products of its tables.
 MOST_BYTES = 2**30
@@ -67,9 +68,9 @@ class Wanted(NamedTuple):
 def _no_column(setting: str, column: str, label: str, names: Sequence[str]) -> str:
     if column in names:
         return f"{setting}: {names.count(column)} columns of {label} are called {column!r}; rename all but one"
-    near = difflib.get_close_matches(column, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{setting}: {column!r} is no column of {label}{hint} ({listed(names, 'its columns')})"
+    return (
+        f"{setting}: {column!r} is no column of {label}{did_you_mean(column, names)} ({listed(names, 'its columns')})"
+    )
 
 
 def listed(names: Sequence[str], what: str = "found") -> str:

@@ -279,7 +279,7 @@ def _through_nearest(times: Tensor, z: Tensor, t: Tensor, count: int) -> Tensor:
     away, between = t[:, None, None] - nodes[:, None, :], nodes[:, :, None] - nodes[:, None, :]
     own = torch.eye(count, dtype=torch.bool, device=nodes.device)
     weights = (away / between.masked_fill(own, 1.0)).masked_fill(own, 1.0).prod(dim=-1)
-    return torch.einsum("nj,nj...->n...", weights.to(z.dtype), z[near])
+    return torch.einsum("nj,nj...->n...", weights.to(z), z[near.to(z.device)])
 
 
 def _times(t: Any) -> Tensor:
