@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import shlex
 import subprocess
 import time
 import warnings
@@ -11,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from .. import results
 from ..depth import DEPTH_SOLVERS
@@ -34,9 +38,10 @@ from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Drawn, write_report
-from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held
-from .schema import DRAWN, Job, Machine
+from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer
+from .schema import DRAWN, Job, Machine, Time
 
+_LONG = 60.0  # seconds after which a run keeps its checkpoints
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
 
@@ -70,15 +75,18 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     started = time.perf_counter()
     said: list[str] = []
     prepare(job.machine)
+    job, command = told_horizons(folder, job, command)
     if finished(folder, job):
         return folder
     inputs = job.inputs()
     with _warned(said):
         taken = build(job)
     study = STUDIES[job.study.name]
-    with held(folder, job.to_yaml()):
+    with held(folder, job.to_yaml(), lambda: _keeps(job.machine, bool(member), time.perf_counter() - started)):
         if finished(folder, job):  # while this process was waiting for the folder
             return folder
+        if makes_longer(folder, job.to_yaml()) and not has_saved(folder) and job.machine.verbosity != "quiet":
+            complain(f"{folder} has kept no checkpoints: it is computed from the start again, with the old times")
         taken = _saved(taken, folder / CHECKPOINTS, job.machine.save_every)
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
@@ -99,6 +107,20 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
             _say_saved(folder, resume or folder)
         raise StudyFailed(f"the study did not run whole: {finding.status}")
     return folder
+
+
+def _keeps(machine: Machine, member: bool, seconds: float) -> bool:
+    """Whether an ended run keeps its checkpoints; a short one is as quickly repeated."""
+    given = machine.keep_checkpoints
+    return not member and seconds >= _LONG if given is None else given
+
+
+def told_horizons(folder: Path, job: Job, command: str) -> tuple[Job, str]:
+    """The job and its command, with the horizons of the run in the folder which it makes longer, if there is one."""
+    longer = made_longer(folder, job)
+    if longer is not job and longer.time.extends:
+        command = f"{command} {shlex.quote(f'time.extends={list(longer.time.extends)}'.replace(' ', ''))}"
+    return longer, command
 
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
@@ -126,7 +148,7 @@ def finished(folder: Path, job: Job) -> bool:
     StudyFailed
         If it has not run whole.
     """
-    how = ended(folder, job.to_yaml(), job.inputs)
+    how = ended(folder, made_longer(folder, job).to_yaml(), job.inputs)
     if how is None:
         return False
     terminal.finished(folder)
@@ -172,9 +194,8 @@ def build(job: Job) -> dict[str, Any]:
 
 def _parts(job: Job) -> dict[str, Any]:
     """What each group of the config describes."""
-    times = torch.linspace(0.0, job.time.horizon, job.time.samples)
-    settings = {name: value for name, value in asdict(job.time).items() if name not in ("horizon", "samples")}
-    parts: dict[str, Any] = {"time": Clock(times=times, **settings)}
+    settings = {name: value for name, value in asdict(job.time).items() if name not in _PLACED}
+    parts: dict[str, Any] = {"time": Clock(times=output_times(job.time), **settings)}
     if job.problem is not None:
         parts["problem"] = PROBLEMS[job.problem.name](**job.problem.parameters)
     if job.initial is not None:
@@ -185,6 +206,23 @@ def _parts(job: Job) -> dict[str, Any]:
     if job.system is not None:
         parts["system"] = SYSTEMS[job.system.name](**job.system.parameters)
     return parts
+
+
+_PLACED = ("horizon", "samples", "extends")  # settings that say where the output times lie
+
+
+def output_times(time: Time) -> Tensor:
+    """The output times of a run `(T,)`; those of the runs that it makes longer are the first of them, to the bit."""
+    horizons = (*time.extends, time.horizon)
+    spacing = horizons[0] / (time.samples - 1)
+    parts = [torch.linspace(0.0, horizons[0], time.samples, dtype=torch.float64)]
+    for start, end in pairwise(horizons):
+        number = max(1, math.ceil((end - start) / spacing - 1e-9))  # the last step is shorter where it has to be
+        parts += [
+            start + spacing * torch.arange(1, number, dtype=torch.float64),
+            torch.tensor([end], dtype=torch.float64),
+        ]
+    return torch.cat(parts)
 
 
 def _title(inputs: dict[str, Any]) -> str:
@@ -209,10 +247,14 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
 
 def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
-    config = (folder / CONFIG).read_text(encoding="utf-8")
+    longer = makes_longer(folder, job.to_yaml())
+    config = job.to_yaml() if longer else (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
     dataset = dataset.assign_attrs(origin)
     results.write(folder / results.FILE, dataset)
+    if longer:  # from here on it is a run that has not ended, which the same command goes on with
+        (folder / SUMMARY).unlink(missing_ok=True)
+        atomic_write(folder / CONFIG, config.encode())
     pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

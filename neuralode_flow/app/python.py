@@ -96,7 +96,8 @@ def run(
         Settings by their dotted names, ``{"study.depths": [4, 8], "problem": "digits"}``.
     folder : path, optional
         A folder for results, new or empty, which gets all that the command writes; one that holds a part of the same
-        run goes on, and of a whole one the results are read. Without it nothing is written.
+        run goes on, and of a whole one the results are read. A whole one goes on, too, to a longer ``time.horizon``:
+        its times stay, and others at the same distances follow. Without a folder nothing is written.
     **groups
         A group by name, ``problem="digits"``, or its fields, ``time={"horizon": 1.0}``, with the name among them if it
         is another one, ``problem={"name": "teacher", "dimension": 3}``; also fields of no group, ``threads=2``.
@@ -225,6 +226,7 @@ def _in_memory(job: Job, command: str) -> StudyRun:
 def _on_disk(job: Job, command: str, folder: Path) -> StudyRun:
     try:
         make(folder)
+        job, command = jobs.told_horizons(folder, job, command)
         with redirect_stdout(io.StringIO()):
             jobs.run(job, command, folder)
     except StudyFailed:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can
 # Settings that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 # The last two are those of runs from before, which were called so.
 FREE = (
-    "out", "device", "threads", "resume", "save_every", "figures", "verbosity", "study.workers", "plugins",
-    "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
+    "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "study.workers",
+    "plugins", "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
 
 # Settings that runs from before do not have, with the value that stands for what they did.
-ADDED = (("study.kernel", "logmean"),)
+ADDED: tuple[tuple[str, Any], ...] = (("study.kernel", "logmean"), ("time.extends", []))
+_HORIZONS = ("time.extends", "time.horizon")  # what tells a run from one that makes it longer
 
 
 def claim(parent: Path) -> Path:
@@ -80,10 +82,12 @@ class InUseElsewhere(BadInput):
 
 
 @contextmanager
-def held(folder: Path, config: str) -> Iterator[None]:
+def held(folder: Path, config: str, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Holds a folder for one run with this config (YAML): an empty one is started, a started one goes on.
 
-    What a run leaves that ends before it has saved anything is removed again.
+    What a run leaves that ends before it has saved anything is removed again. So are the checkpoints of one that has
+    ended, unless `keep`, which is asked then, says that they are kept. One that has ended and is made longer keeps all
+    of its results until the longer one has them.
 
     Raises
     ------
@@ -95,7 +99,7 @@ def held(folder: Path, config: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder / _LOCK))
-            stack.callback(_discard_unless_saved, folder)
+            stack.callback(_discard_unless_saved, folder, config, keep)
             _take_up(folder, config)
         except InUse as error:
             raise InUseElsewhere(f"{folder} is in use by another run; wait for it, or choose another folder") from error
@@ -115,6 +119,7 @@ def _take_up(folder: Path, config: str) -> None:
         atomic_write(saved, config.encode())
     if ended(folder) is None:
         (folder / SUMMARY).unlink(missing_ok=True)  # of the part before a budget was used up
+    if ended(folder, config) is None:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
@@ -180,7 +185,36 @@ def ended(folder: Path, config: str | None = None, inputs: Callable[[], Mapping[
         return status(folder)
     summary = _whole_summary(folder)
     _refuse_other_inputs(folder, summary.get("inputs"), inputs)
-    return str(summary["status"])
+    return None if makes_longer(folder, config) else str(summary["status"])
+
+
+def made_longer(folder: Path, job: Job) -> Job:
+    """The job, told the horizons of the run in a folder that it is the same as but for a longer one, or none."""
+    if job.time.extends or not (folder / CONFIG).exists():
+        return job
+    ends = _horizons(flat(saved_config(folder)))
+    if not all(isinstance(end, (int, float)) and end <= job.time.horizon for end in ends):
+        return job
+    if ends[-1] == job.time.horizon:  # it is that longer run, again
+        ends.pop()
+    return replace(job, time=replace(job.time, extends=ends))
+
+
+def makes_longer(folder: Path, config: str) -> bool:
+    """Whether a run with this config (YAML) goes beyond the end of the one in a folder."""
+    return (folder / CONFIG).exists() and _goes_beyond(flat(saved_config(folder)), flat(parse_yaml(config)))
+
+
+def _goes_beyond(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether the output times of one flat config are the first of those of another, which has more."""
+    ends, longer = _horizons(before), _horizons(after)
+    return longer[: len(ends)] == ends and len(longer) > len(ends)
+
+
+def _horizons(settings: Mapping[str, Any]) -> list[Any]:
+    """Where the parts of a run have ended."""
+    extends = settings.get("time.extends")
+    return [*(extends if isinstance(extends, list) else []), settings.get("time.horizon")]
 
 
 def _whole_summary(folder: Path) -> dict[str, Any]:
@@ -220,12 +254,18 @@ def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a saved config and the present one differ in, as "problem.seed was 0 and is 1"."""
+    """What a saved config and the present one differ in, as "problem.seed was 0 and is 1".
+
+    That the present one goes on where the saved one has ended is no difference.
+    """
     before, after = computing(flat(saved)), computing(flat(now))
+    same: tuple[str, ...] = _HORIZONS if _goes_beyond(before, after) else ()
+    if "time.extends" not in after and before.get("time.horizon") != after.get("time.horizon"):
+        same = ("time.extends",)  # which nobody has asked for
     return [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in same
     ]
 
 
@@ -274,7 +314,7 @@ def has_saved(folder: Path) -> bool:
     return any((folder / CHECKPOINTS).glob("[!.]*.npz"))  # not what was being written when a run was killed
 
 
-def _discard_unless_saved(folder: Path) -> None:
+def _discard_unless_saved(folder: Path, config: str, keep: Callable[[], bool]) -> None:
     """Removes what a run wrote before it had anything to save; whoever has removed the folder has done that."""
     finished = (folder / SUMMARY).exists()
     if _can_go_on(folder):
@@ -282,7 +322,9 @@ def _discard_unless_saved(folder: Path) -> None:
     if finished:
         (folder / FAILED).unlink(missing_ok=True)  # of an earlier start
     if finished or not has_saved(folder):
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        # One that was to be longer has saved where it was.
+        if not (has_saved(folder) and (makes_longer(folder, config) or keep())):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         (folder / _LOCK).unlink(missing_ok=True)
         if not finished and folder.exists() and {path.name for path in folder.iterdir()} <= {CONFIG, FAILED}:
             (folder / CONFIG).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from ..signatures import Count, Positive, Range, Workers, at_least, at_most, kno
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
-MOST_NODES, MOST_ORDER = 65_536, 512
+MOST_NODES, MOST_ORDER, MOST_TIMES = 65_536, 512, 10**6
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,33 @@ class Time:
     """The outer solve: `samples` equally spaced times in [0, horizon], a method, its tolerances, or its fixed step.
 
     `max_evaluations` is a budget of each integration, `max_seconds` one of the whole run, in seconds of wall time.
+    Where the run makes others longer, `extends` has their horizons: the samples lie in the first of them, and times at
+    the same distances follow, of which one is the end of each.
     """
 
     horizon: Positive = 2.0
-    samples: Annotated[int, at_least(2), at_most(10**6)] = 21
+    samples: Annotated[int, at_least(2), at_most(MOST_TIMES)] = 21
     method: str = "DOP853"
     rtol: Positive = 1e-10
     atol: Positive = 1e-12
     step: Positive | None = None
     max_evaluations: Count | None = None
     max_seconds: Positive | None = None
+    extends: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extends", tuple(self.extends))
+        ends = (0.0, *self.extends, self.horizon)
+        if any(end <= start for start, end in pairwise(ends)):
+            raise BadInput(
+                f"time.extends must be horizons that grow, from above 0 to below time.horizon={self.horizon}, got "
+                f"{list(self.extends)}; leave it out, resume=FOLDER with a longer time.horizon sets it"
+            )
+        if self.horizon / ends[1] * (self.samples - 1) >= MOST_TIMES:
+            raise BadInput(
+                f"time.horizon={self.horizon} is too far beyond {ends[1]} for samples at the same distances, of which "
+                f"there can be {MOST_TIMES}; choose a nearer one, or start a new run"
+            )
 
 
 # The files that are drawn of each figure.
@@ -73,7 +91,9 @@ class Machine:
     """Where results go and what computes them; these fields lie at the top of the config.
 
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
-    same config, or false; `save_every` the seconds of wall time between two savings. Figures are drawn as PNG and PDF
+    same config, or false; `save_every` the seconds of wall time between two savings. What was saved last is kept when a
+    run has ended, so that a longer one goes on there, or is not (`keep_checkpoints`); null keeps that of single runs
+    which took longer than a minute. Figures are drawn as PNG and PDF
     (`figures` all), as PNG alone (png), or not at all (none). What is printed is the folder alone (`verbosity` quiet),
     the verdict with its numbers (normal), or all that is known (verbose). `plugins` are modules that register rules,
     losses, systems, … of the user's own; they are looked for in the current folder too.
@@ -84,6 +104,7 @@ class Machine:
     threads: Workers | None = 1
     resume: bool | str = False
     save_every: float = 60.0
+    keep_checkpoints: bool | None = None
     figures: Annotated[str, known(DRAWN, "choice of figures")] = "all"
     verbosity: Annotated[str, known(VERBOSITY, "verbosity")] = "normal"
     plugins: Sequence[str] = ()

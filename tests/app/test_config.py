@@ -64,7 +64,7 @@ def test_every_file_is_of_a_registered_name(group, registry):
     assert names(group) == set(registry)
 
 
-FIELDS = ("out", "device", "threads", "resume", "save_every", "figures", "verbosity", "plugins")
+FIELDS = ("out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "plugins")
 
 
 def test_the_schema_has_the_defaults_of_the_files():
