@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import xarray as xr
 
+from .display import html_table, shortened
 from .orders import UNDECIDED, Order
-from .registry import html_table, shortened
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset

@@ -19,10 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from .. import results
 from ..compat import hydra_alone
+from ..display import html_table
 from ..figures import FIGURES, Movie
 from ..files import as_path
 from ..finding import Finding, finite, plain
-from ..registry import html_table
 from ..studies import STUDIES
 from ..untrusted import parse_yaml
 from . import job as jobs

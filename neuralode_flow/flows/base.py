@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
-from ..losses import Loss, members_of, members_said, said, size_said
+from ..display import members_said, said
+from ..losses import Loss, members_of, size_said
 
 
 class Flow(Protocol):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
+from ..display import html_table
 from ..flows.factorization import check_map, checked_map
-from ..registry import html_table
 from .lie import SPREAD, Lie, lie_nearby, lie_span
 from .metric import Change, MetricDerivative, Verdict, largest_change
 from .place import Place

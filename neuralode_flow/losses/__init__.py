@@ -13,9 +13,6 @@ from .base import (
     check_loss,
     check_square_loss,
     members_of,
-    members_said,
-    named,
-    said,
     size_said,
 )
 from .completion import Completion
@@ -48,8 +45,5 @@ __all__ = [
     "compare_derivatives",
     "log_cosh",
     "members_of",
-    "members_said",
-    "named",
-    "said",
     "size_said",
 ]

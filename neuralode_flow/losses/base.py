@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -62,19 +62,6 @@ def check_square_loss(name: str, value: Any) -> None:
         )
 
 
-def said(value: Any, *parts: str) -> str:
-    """A repr in one line: the kind of a value and what is known of it."""
-    return f"{type(value).__name__}({', '.join(part for part in parts if part)})"
-
-
-def named(value: Any) -> str:
-    """What a function is called, or what an object says of itself, without empty brackets."""
-    if hasattr(value, "__name__"):
-        return str(value.__name__)
-    own = type(value).__repr__ is not object.__repr__
-    return repr(value).removesuffix("()") if own else type(value).__name__
-
-
 def size_said(loss: Any) -> str:
     """The size of the z that a loss takes, "d=3" or "z of 2×3"; empty where any will do."""
     shape = getattr(loss, "shape", None)
@@ -83,11 +70,6 @@ def size_said(loss: Any) -> str:
     if shape is None:
         return ""
     return f"z of {'×'.join(map(str, shape))}" if len(shape) else "z a number"
-
-
-def members_said(shape: Sequence[int]) -> str:
-    """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
-    return f"{'×'.join(map(str, shape))} member{'s' if tuple(shape) != (1,) else ''}" if len(shape) else ""
 
 
 def members_of(loss: Any) -> tuple[int, ...]:

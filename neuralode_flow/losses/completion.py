@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
-from .base import PASSED, check_z, members_of, members_said, said, size_said
+from ..display import members_said, said
+from .base import PASSED, check_z, members_of, size_said
 from .quadratic import half_square
 
 

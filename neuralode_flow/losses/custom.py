@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..checks import count
+from ..display import named, said
 from ..modes import gradient, uncompiled
-from .base import check_z, named, said, size_said
+from .base import check_z, size_said
 
 
 class Custom:

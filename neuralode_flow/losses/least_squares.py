@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
-from .base import PASSED, check_z, said, size_said
+from ..display import said
+from .base import PASSED, check_z, size_said
 
 
 @PASSED.tested

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor
+from ..display import members_said, said
 from ..matrices import slogdet
-from .base import PASSED, check_z, members_of, members_said, said, size_said
+from .base import PASSED, check_z, members_of, size_said
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:

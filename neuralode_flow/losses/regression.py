@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from .base import LOSSES, PASSED, check_z, said, size_said
+from ..display import said
+from .base import LOSSES, PASSED, check_z, size_said
 from .quadratic import half_square, rests
 
 

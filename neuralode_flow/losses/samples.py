@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import said, size_said
+from ..display import said
+from .base import size_said
 from .regression import check_samples
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..display import named, said
 from ..modes import gradient, uncompiled
-from .base import LOSSES, check_z, named, said, size_said
+from .base import LOSSES, check_z, size_said
 from .samples import Samples
 
 

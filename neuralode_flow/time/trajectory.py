@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..display import html_table, members_said, said, shortened
 from ..files import as_path
-from ..losses import members_said, said
-from ..registry import html_table, shortened
 
 if TYPE_CHECKING:
     import xarray as xr

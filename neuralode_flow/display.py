@@ -1,0 +1,48 @@
+"""How objects speak: in one line, in the table of a notebook, and where there is room for a few of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+
+def said(value: Any, *parts: str) -> str:
+    """A repr in one line: the kind of a value and what is known of it."""
+    return f"{type(value).__name__}({', '.join(part for part in parts if part)})"
+
+
+def named(value: Any) -> str:
+    """What a function is called, or what an object says of itself, without empty brackets."""
+    if hasattr(value, "__name__"):
+        return str(value.__name__)
+    own = type(value).__repr__ is not object.__repr__
+    return repr(value).removesuffix("()") if own else type(value).__name__
+
+
+def members_said(shape: Sequence[int]) -> str:
+    """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
+    return f"{'×'.join(map(str, shape))} member{'s' if tuple(shape) != (1,) else ''}" if len(shape) else ""
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A sentence on one line, cut to at most so many signs."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
+_HEAD = "text-align: left; padding: 2px 0; color: inherit; background: none"
+_CELL = (
+    "text-align: left; vertical-align: top; padding: 2px 16px 2px 0; color: inherit; background: none; "
+    "border-top: 1px solid rgba(128, 128, 128, 0.4)"
+)
+
+
+def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values for a notebook, light or dark: all colours are those of the page, and all text is escaped."""
+    lines = [
+        f'<tr><td style="{_CELL}">{escape(name)}</td><td style="{_CELL}">{escape(value)}</td></tr>'
+        for name, value in rows
+    ]
+    head = f'<tr><th colspan="2" style="{_HEAD}">{escape(title)}</th></tr>'
+    return f'<table style="border-collapse: collapse; border: none; color: inherit">{head}{"".join(lines)}</table>'
