@@ -20,9 +20,19 @@ def named(value: Any) -> str:
     return repr(value).removesuffix("()") if own else type(value).__name__
 
 
+def counted(number: int | str, what: str) -> str:
+    """Number and noun: "1 layer", "16 layers"."""
+    return f"{number} {what}{'' if str(number) == '1' else 's'}"
+
+
+def crossed(sizes: Iterable[int]) -> str:
+    """Sizes that are multiplied: "4×12"."""
+    return "×".join(map(str, sizes))
+
+
 def members_said(shape: Sequence[int]) -> str:
     """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
-    return f"{'×'.join(map(str, shape))} member{'s' if tuple(shape) != (1,) else ''}" if len(shape) else ""
+    return counted(crossed(shape), "member") if len(shape) else ""
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import follows
+from ..display import crossed
 from ..promises import Once
 from ..registry import Registry
 from ..signatures import known
@@ -69,7 +70,7 @@ def size_said(loss: Any) -> str:
         return f"d={loss.dimension}"
     if shape is None:
         return ""
-    return f"z of {'×'.join(map(str, shape))}" if len(shape) else "z a number"
+    return f"z of {crossed(shape)}" if len(shape) else "z a number"
 
 
 def members_of(loss: Any) -> tuple[int, ...]:

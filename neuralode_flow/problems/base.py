@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, square
+from ..display import said
 from ..losses import Loss, check_loss
 from ..registry import Registry
 
@@ -52,7 +53,7 @@ class Problem:
     data: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, d={self.z0.shape[-1]}, {type(self.loss).__name__})"
+        return said(self, repr(self.name), f"d={self.z0.shape[-1]}", type(self.loss).__name__)
 
     def __post_init__(self) -> None:
         check_loss("problem.loss", self.loss)

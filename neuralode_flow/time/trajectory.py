@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import archive
-from ..display import html_table, members_said, said, shortened
+from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
 
 if TYPE_CHECKING:
@@ -107,10 +107,9 @@ class Trajectory:
         return None if self.time_error is None else self.depth_error + self.time_error
 
     def __repr__(self) -> str:
-        T, error = len(self.times), self._error_said()
-        losses = f"loss {_span(self.loss[0])} → {_span(self.loss[-1])}"
+        times, losses = counted(len(self.times), "time"), f"loss {_span(self.loss[0])} → {_span(self.loss[-1])}"
         members = members_said(self.loss.shape[1:])
-        return said(self, f"{T} time{'s' if T > 1 else ''}", members, shortened(self.status, 40), losses, error)
+        return said(self, times, members, shortened(self.status, 40), losses, self._error_said())
 
     def _error_said(self) -> str:
         """The largest error of z, and up to when it is known; empty where it was not measured."""
