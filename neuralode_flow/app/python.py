@@ -75,8 +75,7 @@ class StudyRun:
 
     def __repr__(self) -> str:
         chosen = [f"{group}={self.config[group]['name']}" for group in ("problem", "system") if group in self.config]
-        finding = repr(self.finding).removeprefix("Finding(").removesuffix(")")
-        return f"StudyRun({', '.join([finding, *chosen])})"
+        return f"StudyRun({', '.join([*self.finding.in_short, *chosen])})"
 
     def _repr_html_(self) -> str:
         rows = [("command", self.command)] + ([("folder", str(self.folder))] if self.folder else [])
