@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def said(value: Any, *parts: str) -> str:
@@ -56,3 +59,10 @@ def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
     ]
     head = f'<tr><th colspan="2" style="{_HEAD}">{escape(title)}</th></tr>'
     return f'<table style="border-collapse: collapse; border: none; color: inherit">{head}{"".join(lines)}</table>'
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Numbers in 0 … count − 1, evenly spaced with both ends among them: all of them, or `most`."""
+    import numpy as np  # the help of the command goes without
+
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..display import evenly
 from ..finding import DATA, Finding
 from ..losses import Loss
 from ..problems import Problem
@@ -41,7 +42,7 @@ def numbers(dataset: xr.Dataset, trained: str) -> dict[str, Any]:
         name: _largest(dataset[variable]) for name, variable in (("train", trained), ("held_out", "loss_held_out"))
     }
     held, times = losses["held_out"], dataset.time.values
-    shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), _MOST_TIMES)).round().astype(int))
+    shown = evenly(len(times), _MOST_TIMES)
     least = int(held.argmin()) if np.isfinite(held).any() else 0
     return {
         "loss_train": losses["train"][-1],
