@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..checks import count, real
 from ..losses import LOSSES, LossName
-from ..signatures import Dimension, Seed, at_least, at_most, known
+from ..signatures import Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
 from .arrays import read_columns, read_table
 from .base import PROBLEMS, InputFile, Problem, identity
 from .rows import MISSING, Rows
 
-_MOST_HELD_OUT = 0.9
+Missing = Annotated[str, known(MISSING, "way with missing values")]
+HeldOut = Annotated[float, at_least(0), at_most(0.9)]
 
 
 @PROBLEMS.register("file")
@@ -31,8 +32,8 @@ def file(
     table: InputFile | None = None,
     x_key: str | None = None,
     y_key: str | None = None,
-    missing: Annotated[str, known(MISSING, "way with missing values")] = "refuse",
-    held_out: Annotated[float, at_least(0), at_most(_MOST_HELD_OUT)] = 0.0,
+    missing: Missing = "refuse",
+    held_out: HeldOut = 0.0,
     seed: Seed = 0,
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files, or from the columns of one table.
@@ -74,8 +75,9 @@ def file(
     """
     if not isinstance(standardise, bool):
         raise TypeError(f"problem.standardise must be true or false, got {standardise!r}")
-    known(MISSING, "way with missing values")("problem.missing", missing)
-    part = _part(held_out)
+    check_range("problem.missing", missing, Missing)
+    part = real("problem.held_out", held_out)
+    check_range("problem.held_out", held_out, HeldOut)
     inputs, outputs = _tables(x, y, table, (x_key, y_key), header, MISSING[missing])
     if len(inputs) != len(outputs):
         raise ValueError(
@@ -91,13 +93,6 @@ def file(
     if standardise:
         rows.standardise(outputs=encode is None)
     return _problem(rows, loss, dimension, _titled(x, y, table))
-
-
-def _part(held_out: Any) -> float:
-    part = real("problem.held_out", held_out)
-    if not 0 <= part <= _MOST_HELD_OUT:
-        raise ValueError(f"problem.held_out must be from 0 to {_MOST_HELD_OUT}, got {held_out!r}")
-    return part
 
 
 def _tables(
