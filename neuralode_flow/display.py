@@ -38,6 +38,11 @@ def members_said(shape: Sequence[int]) -> str:
     return counted(crossed(shape), "member") if len(shape) else ""
 
 
+def first_of(values: Sequence[object], most: int = 6) -> str:
+    """The first of many values in one line: "1, 2, 3 …"."""
+    return ", ".join(map(str, values[:most])) + (" …" if len(values) > most else "")
+
+
 def shortened(text: str, most: int = 60) -> str:
     """A sentence on one line, cut to at most so many signs."""
     line = " ".join(text.split())

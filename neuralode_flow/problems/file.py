@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, real
+from ..display import first_of
 from ..losses import LOSSES, LossName
 from ..signatures import Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
@@ -149,7 +150,7 @@ def _problem(rows: Rows, loss: str, dimension: Dimension | None, names: str) -> 
 def _titled(x: Any, y: Any, table: str | None) -> str:
     if table is None:
         return " → ".join(printable(Path(path).name) for path in (x, y))
-    ends = (", ".join(names[:4]) + (" …" if len(names) > 4 else "") for names in (_names("x", x), _names("y", y)))
+    ends = (first_of(_names(name, value), 4) for name, value in (("x", x), ("y", y)))
     return f"{printable(Path(table).name)}, {printable(' → '.join(ends))}"
 
 
