@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -56,11 +56,16 @@ def check_square_loss(name: str, value: Any) -> None:
     """Raises unless `value` follows `Loss` and is for square z, the product of a depth."""
     check_loss(name, value)
     shape = getattr(value, "shape", None)
-    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+    if shape is not None and side(shape) is None:
         raise ValueError(
             f"{name} must be for square matrices, the products over depth, got one for z of shape {tuple(shape)}; "
             f"FactorizationFlow takes it"
         )
+
+
+def side(shape: Sequence[int]) -> int | None:
+    """d, where z of that shape is d × d."""
+    return shape[0] if len(shape) == 2 and shape[0] == shape[1] else None
 
 
 def size_said(loss: Any) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import float_tensor
 from ..display import members_said, said
-from .base import PASSED, check_z, members_of, size_said
+from .base import PASSED, check_z, members_of, side, size_said
 from .quadratic import half_square
 
 
@@ -58,7 +58,7 @@ class Completion:
             raise ValueError("mask must be True somewhere in every member: an empty mask makes a loss zero everywhere")
         self.mask = mask
         self.shape = target.shape[-2:]
-        self.dimension: int | None = self.shape[0] if self.shape[0] == self.shape[1] else None
+        self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
         seen = f"{int(self.mask.sum())} of {self.mask.numel()} entries"

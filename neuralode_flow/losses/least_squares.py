@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
 from ..display import said
-from .base import PASSED, check_z, size_said
+from .base import PASSED, check_z, side, size_said
 
 
 @PASSED.tested
@@ -46,8 +46,7 @@ class LeastSquares:
         self.shape = (A.shape[1],) if shape is None else tuple(count("shape", part, least=0) for part in shape)
         if math.prod(self.shape) != A.shape[1]:
             raise ValueError(f"shape must have {A.shape[1]} entries, one for each column of A, got {self.shape}")
-        square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
-        self.dimension: int | None = self.shape[0] if square else None
+        self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
         return said(self, size_said(self), f"{len(self.b)} observations")
