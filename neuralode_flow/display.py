@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,11 @@ def crossed(sizes: Iterable[int]) -> str:
 def members_said(shape: Sequence[int]) -> str:
     """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
     return counted(crossed(shape), "member") if len(shape) else ""
+
+
+def number_said(value: float | None, form: str = ".2e") -> str:
+    """A number in so many digits; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def first_of(values: Sequence[object], most: int = 6) -> str:

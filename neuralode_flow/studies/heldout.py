@@ -38,9 +38,7 @@ def numbers(dataset: xr.Dataset, trained: str) -> dict[str, Any]:
     """
     if "loss_held_out" not in dataset:
         return {}
-    losses = {
-        name: _largest(dataset[variable]) for name, variable in (("train", trained), ("held_out", "loss_held_out"))
-    }
+    losses = {"train": _largest(dataset[trained]), "held_out": _largest(dataset["loss_held_out"])}
     held, times = losses["held_out"], dataset.time.values
     shown = evenly(len(times), _MOST_TIMES)
     least = int(held.argmin()) if np.isfinite(held).any() else 0
