@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import follows
-from ..display import crossed
+from ..display import crossed, members_said, said
 from ..promises import Once
 from ..registry import Registry
 from ..signatures import known
@@ -68,7 +68,13 @@ def side(shape: Sequence[int]) -> int | None:
     return shape[0] if len(shape) == 2 and shape[0] == shape[1] else None
 
 
-def size_said(loss: Any) -> str:
+def loss_said(value: Any, *parts: str, loss: Any = None) -> str:
+    """The repr of a loss, or of what has one: the size of z, what else it is made of, and the members of the loss."""
+    loss = value if loss is None else loss
+    return said(value, _size_said(loss), *parts, members_said(_members_of(loss)))
+
+
+def _size_said(loss: Any) -> str:
     """The size of the z that a loss takes, "d=3" or "z of 2×3"; empty where any will do."""
     shape = getattr(loss, "shape", None)
     if loss.dimension is not None:
@@ -78,7 +84,7 @@ def size_said(loss: Any) -> str:
     return f"z of {crossed(shape)}" if len(shape) else "z a number"
 
 
-def members_of(loss: Any) -> tuple[int, ...]:
+def _members_of(loss: Any) -> tuple[int, ...]:
     """The leading axes of a loss with a target for each member; () of one for all."""
     shape = getattr(loss, "shape", None)
     parts = [getattr(loss, name, None) for name in ("target", "mask")]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
-from ..display import members_said, said
-from .base import PASSED, check_z, members_of, side, size_said
+from .base import PASSED, check_z, loss_said, side
 from .quadratic import half_square
 
 
@@ -61,8 +60,7 @@ class Completion:
         self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        seen = f"{int(self.mask.sum())} of {self.mask.numel()} entries"
-        return said(self, size_said(self), seen, members_said(members_of(self)))
+        return loss_said(self, f"{int(self.mask.sum())} of {self.mask.numel()} entries")
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

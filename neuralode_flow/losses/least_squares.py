@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
-from ..display import said
-from .base import PASSED, check_z, side, size_said
+from .base import PASSED, check_z, loss_said, side
 
 
 @PASSED.tested
@@ -49,7 +48,7 @@ class LeastSquares:
         self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), f"{len(self.b)} observations")
+        return loss_said(self, f"{len(self.b)} observations")
 
     def _flat(self, z: Tensor) -> Tensor:
         return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])

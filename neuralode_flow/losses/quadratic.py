@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor
-from ..display import members_said, said
 from ..matrices import slogdet
-from .base import PASSED, check_z, members_of, side, size_said
+from .base import PASSED, check_z, loss_said, side
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
@@ -64,7 +63,7 @@ class Quadratic:
         self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), members_said(members_of(self)))
+        return loss_said(self)
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..display import first_of, said
-from .base import size_said
+from ..display import first_of
+from .base import loss_said
 from .regression import check_samples
 
 
@@ -31,7 +31,7 @@ class Samples:
         self.shape = (d, d)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), f"{len(self.x)} samples")
+        return loss_said(self, f"{len(self.x)} samples")
 
     def _prediction(self, z: Tensor) -> Tensor:
         prediction = self.x @ z.mT
