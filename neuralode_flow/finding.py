@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import xarray as xr
 
+from .display import html_table, said, shortened
 from .orders import UNDECIDED, Order
-from .registry import html_table, shortened
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
@@ -62,8 +62,7 @@ class Check:
     least: bool = False
 
     def __repr__(self) -> str:
-        bound = f", {self.said_bound}: {'holds' if self.holds else 'fails'}" if self.bound is not None else ""
-        return f"Check({self.name} {self.error:.3g}{bound})"
+        return said(self, f"{self.name} {self.error:.3g}", self.said_outcome)
 
     @property
     def holds(self) -> bool:
@@ -76,6 +75,11 @@ class Check:
     def said_bound(self) -> str:
         """The bound in words; empty without one."""
         return "" if self.bound is None else f"{'at least' if self.least else 'bound'} {self.bound:.3g}"
+
+    @property
+    def said_outcome(self) -> str:
+        """The bound, and whether it holds, in words; empty without one."""
+        return "" if self.bound is None else f"{self.said_bound}: {'holds' if self.holds else 'fails'}"
 
 
 @dataclass(frozen=True)
@@ -140,17 +144,27 @@ class Finding:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        bound = [check.holds for check in self.checks if check.bound is not None]
+        return f"Finding({', '.join(self.in_short)})"
+
+    @property
+    def in_short(self) -> list[str]:
+        """What its repr has: the study, how it ended, how many of its checks hold, and how many orders it has."""
         status = "ran whole" if self.status == "ok" else shortened(self.status)
-        checks = f", {sum(bound)} of {len(bound)} checks hold" if bound else ""
-        return f"Finding({self.study}, {status}{checks}{f', {len(self.orders)} orders' if self.orders else ''})"
+        orders = f"{len(self.orders)} orders" if self.orders else ""
+        return [self.study, status, *filter(None, (self.said_checks, orders))]
+
+    @property
+    def said_checks(self) -> str:
+        """How many of the checks with a bound hold, in words; empty without any."""
+        holding = [check.holds for check in self.checks if check.bound is not None]
+        return f"{sum(holding)} of {len(holding)} checks hold" if holding else ""
 
     def _repr_html_(self) -> str:
         rows = [("problem", self.problem), ("status", self.status), ("verdict", self.verdict)]
         if self.claim is not None:
             rows.append(("claim", self.claim.text))
         for check in self.checks:
-            told = f" ({check.said_bound}: {'holds' if check.holds else 'fails'})" if check.bound is not None else ""
+            told = f" ({check.said_outcome})" if check.said_outcome else ""
             rows.append((check.name, f"{check.error:.3g}{told}"))
         rows += [(f"order {order.rule}".strip(), str(order)) for order in self.orders[:MOST_ORDERS]]
         return html_table(self.study, [(name, value) for name, value in rows if value])

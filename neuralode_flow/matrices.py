@@ -1,4 +1,4 @@
-"""Functions of matrices that torch does not have: polar form, logarithms, random orthogonal matrices."""
+"""Functions of matrices that torch does not have: polar form, logarithms, random normal and orthogonal ones."""
 
 from __future__ import annotations
 
@@ -111,6 +111,11 @@ def real_log(name: str, z: Tensor) -> Tensor:
             f"{name} has no real logarithm: it is singular or has negative eigenvalues; choose another matrix"
         )
     return torch.as_tensor(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
+
+
+def normal(random: torch.Generator, *shape: int) -> Tensor:
+    """Standard normals in float64; drawn on the CPU, so that a seed means the same numbers on every device."""
+    return torch.randn(shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
 
 
 def random_orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,9 +8,10 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from html import escape
 from types import ModuleType
 from typing import Any, Generic, TypeVar
+
+from .display import html_table
 
 T = TypeVar("T")
 
@@ -75,29 +76,6 @@ def _first_line(entry: Any) -> str:
     """What an entry is: the question of a study, else the first line of its docstring; empty without one."""
     made = entry.func if isinstance(entry, partial) else entry
     return str(getattr(made, "question", "")) or (inspect.getdoc(made) or "").partition("\n")[0]
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """A sentence on one line, cut to at most so many signs."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
-
-
-_HEAD = "text-align: left; padding: 2px 0; color: inherit; background: none"
-_CELL = (
-    "text-align: left; vertical-align: top; padding: 2px 16px 2px 0; color: inherit; background: none; "
-    "border-top: 1px solid rgba(128, 128, 128, 0.4)"
-)
-
-
-def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values for a notebook, light or dark: all colours are those of the page, and all text is escaped."""
-    lines = [
-        f'<tr><td style="{_CELL}">{escape(name)}</td><td style="{_CELL}">{escape(value)}</td></tr>'
-        for name, value in rows
-    ]
-    head = f'<tr><th colspan="2" style="{_HEAD}">{escape(title)}</th></tr>'
-    return f'<table style="border-collapse: collapse; border: none; color: inherit">{head}{"".join(lines)}</table>'
 
 
 def import_modules(package: ModuleType) -> None:

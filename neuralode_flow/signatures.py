@@ -55,6 +55,12 @@ def _plain(kind: Any) -> bool:
     return kind in (bool, int, float, str, type(None))
 
 
+def check_range(key: str, value: Any, kind: Any) -> None:
+    """Raises ValueError where a range of the annotation `kind` refuses a value that has not come by a config."""
+    for within in filter(callable, typing.get_args(kind)[1:]):
+        within(key, value)
+
+
 def at_least(least: float) -> Range:
     """Numbers >= least."""
     return _must(f"at least {least}", lambda value: value >= least)

@@ -83,6 +83,20 @@ def test_a_column_that_is_constant_where_it_is_trained_on_is_zero_everywhere(tmp
     assert "column 2 of x constant, set to 0" in found.data
 
 
+@pytest.mark.parametrize(
+    ("part", "error", "said"),
+    [
+        (0.91, ValueError, r"problem\.held_out must be at most 0\.9, got 0\.91"),
+        (-0.1, ValueError, r"problem\.held_out must be at least 0, got -0\.1"),
+        (float("nan"), ValueError, r"problem\.held_out must be finite, got nan"),
+        ("0.2", TypeError, r"problem\.held_out must be a number, got '0\.2'"),
+    ],
+)
+def test_a_part_out_of_range_is_refused_in_python_as_by_the_command(table: Path, part, error, said) -> None:
+    with pytest.raises(error, match=said):
+        problem(table, held_out=part)
+
+
 def test_without_rows_held_out_nothing_changes(table: Path) -> None:
     found, again = problem(table), problem(table, held_out=0.0, seed=9)
     assert found.held_out is None

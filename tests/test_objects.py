@@ -11,6 +11,7 @@ import xarray as xr
 from PIL import Image
 
 import neuralode_flow as nf
+from neuralode_flow.app.terminal import show_member
 from neuralode_flow.finding import Check, Finding
 from neuralode_flow.orders import Order
 from neuralode_flow.registry import Registry
@@ -81,6 +82,15 @@ SAID = {
 @pytest.mark.parametrize("said", SAID)
 def test_repr_is_one_line(said):
     assert repr(SAID[said]()) == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [("It  closes.\nThe rest is for the report.", "It closes"), ("word " * 60, "word " * 39 + "word…")],
+)
+def test_a_member_without_checks_tells_the_first_sentence_of_its_verdict(verdict, told, tmp_path, capsys):
+    show_member("3", Finding(study="square", problem="", status="ok", verdict=verdict), tmp_path, 1.0)
+    assert capsys.readouterr().out == f"3: ok; {told}; 1.0 s\n"
 
 
 def run(members=False, **options):

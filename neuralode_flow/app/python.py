@@ -19,10 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from .. import results
 from ..compat import hydra_alone
+from ..display import html_table
 from ..figures import FIGURES, Movie
 from ..files import as_path
 from ..finding import Finding, finite, plain
-from ..registry import html_table
 from ..studies import STUDIES
 from ..untrusted import parse_yaml
 from . import job as jobs
@@ -75,8 +75,7 @@ class StudyRun:
 
     def __repr__(self) -> str:
         chosen = [f"{group}={self.config[group]['name']}" for group in ("problem", "system") if group in self.config]
-        finding = repr(self.finding).removeprefix("Finding(").removesuffix(")")
-        return f"StudyRun({', '.join([finding, *chosen])})"
+        return f"StudyRun({', '.join([*self.finding.in_short, *chosen])})"
 
     def _repr_html_(self) -> str:
         rows = [("command", self.command)] + ([("folder", str(self.folder))] if self.folder else [])

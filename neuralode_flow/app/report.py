@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ..display import number_said
 from ..figures import FIGURES, Movie, describe, thinned
 from ..figures.markup import to_html
 from ..figures.style import plain
@@ -196,7 +197,7 @@ def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> list[list[str]
     if more := len(finding.orders) - len(rows):
         rows.append([f"{more} more orders", "", "in results.nc"])
     rows += [
-        [check.name, _number(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))]
+        [check.name, number_said(check.error), "; ".join(filter(None, (check.said_bound, check.norm)))]
         for check in finding.checks
     ]
     rows += [["warning", "", text] for text in summary.get("warnings", ())]
@@ -206,9 +207,9 @@ def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> list[list[str]
 
 
 def _order_row(order: Order) -> list[str]:
-    known = [f"± {_number(order.spread)} over the straight part"] if math.isfinite(order.spread) else []
+    known = [f"± {number_said(order.spread)} over the straight part"] if math.isfinite(order.spread) else []
     known += [f"expected {order.expected:g}"] if math.isfinite(order.expected) else []
-    return [f"order of {order.rule}", f"{order.value:.3f}" if math.isfinite(order.value) else "–", ", ".join(known)]
+    return [f"order of {order.rule}", number_said(order.value, ".3f"), ", ".join(known)]
 
 
 def _error_rows(table: ErrorTable) -> Iterator[tuple[int, list[tuple[str, str]]]]:
@@ -219,7 +220,7 @@ def _error_rows(table: ErrorTable) -> Iterator[tuple[int, list[tuple[str, str]]]
         orders = np.append(np.nan, local_orders(np.array(table.depths), errors))
         orders[errors <= table.floor] = np.nan
         said = ["" if math.isnan(order) else f"{order:.2f}" for order in orders]
-        columns.append([*zip(map(_number, errors), said, strict=True)])
+        columns.append([*zip(map(number_said, errors), said, strict=True)])
     for depth, *cells in zip(table.depths, *columns, strict=True):
         yield depth, cells
 
@@ -299,7 +300,3 @@ def _small(content: bytes) -> bytes:
     result = io.BytesIO()
     still.quantize(32).save(result, format="png", optimize=True)
     return result.getvalue()
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2e}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from ..display import number_said
 from ..figures.swept import Quantity
 from ..finding import Finding
 from ..untrusted import printable
@@ -90,7 +91,7 @@ class Group(NamedTuple):
     def _cell(self, name: str, value: Value | None) -> str:
         if value is None:
             return ""
-        number = "–" if not math.isfinite(value.number) else format(value.number, ".2e" if self.logarithmic else ".3f")
+        number = number_said(value.number, ".2e" if self.logarithmic else ".3f")
         spread = f" ± {value.spread:.3f}" if math.isfinite(value.spread) else ""
         aim = f" ({value.aim:.3g})" if math.isfinite(value.aim) and not self._aim(name) else ""
         return printable(f"{number}{spread}{aim}{value.note}{'' if value.holds else ' fails'}", 200)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..display import number_said, shortened
 from ..finding import DATA, ErrorTable, Finding
 from ..orders import Order
 from ..time.progress import bar
@@ -18,7 +19,7 @@ from .streams import results_told
 
 Report = Callable[[float, str], None]
 
-_MOST_ORDERS, _LONGEST_VERDICT = 6, 200  # in the line of a member
+_MOST_ORDERS, _LONGEST_VERDICT = 6, 201  # in the line of a member
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def _found(console: Console, title: str, finding: Finding, everything: bool, mor
     for check in finding.checks:
         norm = f", {check.norm}" if everything and check.norm else ""
         bound = "" if check.bound is None else f" ({check.said_bound})"
-        console.print(Text(f"{check.name}: {_number(check.error)}{bound}{norm}"))
+        console.print(Text(f"{check.name}: {number_said(check.error)}{bound}{norm}"))
     if everything:
         for name, value in {**finding.notes, **more}.items():
             console.print(Text(f"{name}: {value}"))
@@ -83,22 +84,15 @@ def _found(console: Console, title: str, finding: Finding, everything: bool, mor
 
 def show_member(member: str, finding: Finding, folder: Path, seconds: float) -> None:
     """Prints what a member of a sweep has found, in one line: its orders, its checks, or else its verdict."""
-    orders = [f"{order.rule} {_number(order.value, '.2f')}" for order in finding.orders[:_MOST_ORDERS]]
-    bounded = [check for check in finding.checks if check.bound is not None]
-    broken = [f"{check.name} {_number(check.error)} ({check.said_bound})" for check in bounded if not check.holds]
-    parts = [f"orders {', '.join(orders)}"] if orders else []
-    parts += [f"{len(bounded) - len(broken)} of {len(bounded)} checks hold"] if bounded else []
-    parts += [f"not {broken[0]}"] if broken else []
-    found = "; ".join(parts) or _first_sentence(finding.verdict)
+    orders = [f"{order.rule} {number_said(order.value, '.2f')}" for order in finding.orders[:_MOST_ORDERS]]
+    broken = [check for check in finding.checks if not check.holds][:1]
+    parts = [f"orders {', '.join(orders)}" if orders else "", finding.said_checks]
+    parts += [f"not {check.name} {number_said(check.error)} ({check.said_bound})" for check in broken]
+    first_sentence = re.split(r"\.\s", finding.verdict, maxsplit=1)[0].rstrip(".")
+    found = "; ".join(filter(None, parts)) or shortened(first_sentence, _LONGEST_VERDICT)
     with results_told(folder):
         line = Text(f"{member}: ").append(finding.status, style="green" if finding.status == "ok" else "red")
         Console(highlight=False).print(line.append(f"; {found}; {seconds:.1f} s"), soft_wrap=True)
-
-
-def _first_sentence(text: str) -> str:
-    """The first sentence, without its stop; a long one is cut, which is shown."""
-    words = " ".join(text.split()).partition(". ")[0].rstrip(".")
-    return words if len(words) <= _LONGEST_VERDICT else f"{words[:_LONGEST_VERDICT]}…"
 
 
 def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:
@@ -107,11 +101,7 @@ def _errors(errors: ErrorTable, orders: Sequence[Order]) -> Table:
     for label in errors.errors:
         table.add_column(Text(label), justify="right")
     for i, depth in enumerate(errors.depths):
-        table.add_row(str(depth), *(_number(column[i]) for column in errors.errors.values()))
+        table.add_row(str(depth), *(number_said(column[i]) for column in errors.errors.values()))
     table.add_section()
-    table.add_row("order", *(_number(found.get(label), ".2f") for label in errors.errors))
+    table.add_row("order", *(number_said(found.get(label), ".2f") for label in errors.errors))
     return table
-
-
-def _number(value: float | None, form: str = ".2e") -> str:
-    return "–" if value is None or not math.isfinite(value) else format(value, form)

@@ -17,8 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..display import said
 from .engine import choose
-from .grid import DepthGrid, check_grid
+from .grid import DepthGrid, check_grid, nodes_said
 from .panels import doubled, gauss_matrix, halves, over_panels, solve, stages
 from .products import outside
 
@@ -46,7 +47,7 @@ class Collocation:
         self.grid = grid
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.grid.panels}×{self.grid.order} nodes)"
+        return said(self, nodes_said(self.grid))
 
     def on(self, grid: DepthGrid) -> Collocation:
         """The same solver on another grid."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
+from ..display import crossed, said
 from .panels import solve
 from .probes import probes
 
@@ -111,8 +112,8 @@ class DepthGrid:
     weights: Tensor
 
     def __repr__(self) -> str:
-        kind = "" if self.nodes.dtype == torch.float64 else f", {str(self.nodes.dtype).removeprefix('torch.')}"
-        return f"{type(self).__name__}({self.panels}×{self.order} nodes{kind})"
+        kind = "" if self.nodes.dtype == torch.float64 else str(self.nodes.dtype).removeprefix("torch.")
+        return said(self, nodes_said(self), kind)
 
     @classmethod
     def gauss(
@@ -325,6 +326,11 @@ class DepthGrid:
                 f"values must have shape (..., N, a, b) with N = {len(self)} depth nodes, got {tuple(values.shape)}"
             )
         return values
+
+
+def nodes_said(grid: DepthGrid) -> str:
+    """The nodes of a grid in words: "4×12 nodes"."""
+    return f"{crossed((grid.panels, grid.order))} nodes"
 
 
 def check_grid(name: str, value: Any) -> None:

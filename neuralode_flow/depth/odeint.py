@@ -10,9 +10,10 @@ import torchdiffeq
 from torch import Tensor
 
 from ..checks import positive
+from ..display import said
 from ..modes import ordinary, uncompiled
 from ..registry import unknown_name
-from .grid import DepthGrid, check_grid
+from .grid import DepthGrid, check_grid, nodes_said
 from .products import identity_like
 
 METHODS = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -61,7 +62,7 @@ class OdeintDepth:
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.grid.panels}×{self.grid.order} nodes, {self.method}, rtol={self.rtol:g})"
+        return said(self, nodes_said(self.grid), self.method, f"rtol={self.rtol:g}")
 
     def on(self, grid: DepthGrid) -> OdeintDepth:
         """The same solver on another grid."""

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..display import evenly
 from . import style
 from .base import FIGURES, Figures, FigureSet, Movie
 from .weights import Model, singular_values, weights
@@ -174,7 +175,7 @@ def _spectra(dataset: xr.Dataset) -> Figure:
     finite = dataset["z_finite"].sel(rule=rule).isel(member=0).transpose("depth", "time", "row", "column").values
     limits = [dataset[name].values for name in ("z_continuous", "z_intrinsic")]
     d = limits[0].shape[-1]
-    ranks = style.evenly(d, MOST_SINGULAR_VALUES)
+    ranks = evenly(d, MOST_SINGULAR_VALUES)
     what = "Singular values of $z$" if len(ranks) == d else f"{len(ranks)} of the {d} singular values of $z$"
     which = _members(dataset, "first of")
     figure, (axes,) = style.blank(_title(dataset, f"{what}: {_label(rule)} networks{which}"))

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..display import evenly
 from . import style
 from .weights import MOST_FRAMES
 
@@ -27,12 +28,12 @@ def plot(dataset: xr.Dataset) -> Figure:
     """
     times, measured = dataset["time"].values, "time_error" in dataset
     curves, name = _curves(dataset)
-    members, chosen = curves.shape[1], style.evenly(curves.shape[1], MOST_MEMBERS)
+    members, chosen = curves.shape[1], evenly(curves.shape[1], MOST_MEMBERS)
     figure, panels = style.blank(_title(dataset, len(chosen), members), panels=3 if measured else 2)
     loss = dataset["loss"].values.reshape(len(times), -1)
     colours = style.fade(len(chosen)) if members > 1 else [style.BLUE]
     for member, colour in zip(chosen, colours, strict=True):
-        for i in style.evenly(curves.shape[2], MOST_CURVES):
+        for i in evenly(curves.shape[2], MOST_CURVES):
             panels[0].plot(times, curves[:, member, i], color=colour)
         panels[1].plot(times, loss[:, member], color=colour)
     panels[0].set_ylabel(name)
@@ -62,7 +63,7 @@ def movie(dataset: xr.Dataset, path: Path | None = None) -> style.Movie:
         z = dataset["z"].values
         drawn.append(_picture(panels[0], z.reshape(len(z), -1, *z.shape[-2:])[:, 0]))
     times = dataset["time"].values
-    shown = style.evenly(len(times), MOST_FRAMES)
+    shown = evenly(len(times), MOST_FRAMES)
     clock = panels[-1].text(0.99, 0.97, "", transform=panels[-1].transAxes, ha="right", va="top")
 
     def frame(i: int) -> None:

@@ -230,11 +230,6 @@ def floor(axes: Axes, value: float) -> None:
         axes.set_ylim(low, high)
 
 
-def evenly(count: int, most: int) -> np.ndarray:
-    """Numbers in 0 … count − 1, evenly spaced with both ends among them: all of them, or `most`."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-
-
 def time_axis(axes: Axes, times: np.ndarray) -> None:
     """Training time; long runs, of which most happens early, get a logarithmic axis."""
     axes.set_xlabel("training time $t$")

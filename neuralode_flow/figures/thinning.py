@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..display import evenly
 from .interactive import Record
 
 __all__ = ["thinned"]
@@ -60,7 +61,7 @@ def _fewer_moments(chart: Record, room: int) -> Record:
     values, changes = slider["values"], slider["changes"]
     moving = _size(changes)
     shown = max(2, int(0.99 * (room - _size(chart) + moving) / moving * len(values)))
-    kept = np.linspace(0, len(values) - 1, shown).round().astype(int)
+    kept = evenly(len(values), shown)
 
     def of(moments: list[Any]) -> list[Any]:
         return [moments[i] for i in kept]

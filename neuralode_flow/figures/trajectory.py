@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..display import evenly
 from . import style
 from .base import FIGURES, Figures, FigureSet, Movie
 from .weights import Model, singular_values, weights
@@ -31,7 +32,7 @@ def trajectory(dataset: xr.Dataset) -> Figures:
 def _path(dataset: xr.Dataset) -> Figure:
     sigma, times = dataset["singular_values"].transpose("time", "mode").values, dataset["time"].values
     limit = singular_values(dataset["z_limit"])
-    shown = style.evenly(sigma.shape[1], _MOST_MODES)
+    shown = evenly(sigma.shape[1], _MOST_MODES)
     title = f"{style.problem(dataset)}\n{style.plain(dataset.attrs['how_it_ended'])}"
     figure, (left, right) = style.blank(title, panels=2)
     kernel = dataset.attrs.get("kernel", "logmean")

@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ..display import evenly
 from . import style
 
 MOST_ENTRIES = 6
@@ -71,7 +72,7 @@ def weights(title: str, times: np.ndarray, s: np.ndarray, models: list[Model]) -
         axes.set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
     style.legend_below(figure, *(Line2D([], [], **model.look, label=model.label) for model in models), columns=6)
 
-    shown = style.evenly(len(times), MOST_FRAMES)
+    shown = evenly(len(times), MOST_FRAMES)
 
     def frame(i: int) -> None:
         for line, values in drawn:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
-from ..losses import Loss, members_of, members_said, said, size_said
+from ..losses import Loss, loss_said
 
 
 class Flow(Protocol):
@@ -35,8 +35,7 @@ class Flow(Protocol):
 
 def flow_said(flow: Any, *parts: str) -> str:
     """The repr of a flow: d where its loss knows it, what it is made of, its loss, and the members of that."""
-    loss = flow.loss
-    return said(flow, size_said(loss), *parts, type(loss).__name__, members_said(members_of(loss)))
+    return loss_said(flow, *parts, type(flow.loss).__name__, loss=flow.loss)
 
 
 def check_layers(state: Tensor, number: int, what: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
-from ..depth.grid import DepthGrid, Profile, check_grid, sample
+from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change
 from ..losses import Loss, check_square_loss
@@ -75,7 +75,7 @@ class ContinuousFlow:
 
     def __repr__(self) -> str:
         solver = "" if type(self.depth) is Collocation else type(self.depth).__name__
-        return flow_said(self, f"{self.grid.panels}×{self.grid.order} nodes", solver)
+        return flow_said(self, nodes_said(self.grid), solver)
 
     @property
     def factors(self) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from ..losses import Loss, check_loss, named
+from ..display import named
+from ..losses import Loss, check_loss
 from ..modes import gradient, in_inference_mode, plain, uncompiled
 from .base import check_loss_kind, flow_said
 

@@ -11,6 +11,7 @@ from ..depth.grid import Profile, sample
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
 from ..depth.rules.euler import Euler
+from ..display import counted
 from ..laws import euler_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
@@ -66,7 +67,7 @@ class FiniteFlow:
     def __repr__(self) -> str:
         names = [name for name, rule in LAYERS.items() if rule is self.rule] or [type(self.rule).__name__]
         sampling = "" if self.sampling == "midpoint" else f"{self.sampling} nodes"
-        return flow_said(self, f"{self.depth} {names[0]} layer{'s' if self.depth > 1 else ''}", sampling)
+        return flow_said(self, counted(self.depth, f"{names[0]} layer"), sampling)
 
     @property
     def factors(self) -> int:

@@ -7,8 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..display import named
 from ..kernels import Kernel, LogKernel, check_kernel
-from ..losses import Loss, check_square_loss, named
+from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from ..modes import hidden, plain, uncompiled
 from .base import check_matrices, flow_said

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
+from ..display import counted, html_table, said
 from ..flows.factorization import check_map, checked_map
-from ..registry import html_table
 from .lie import SPREAD, Lie, lie_nearby, lie_span
 from .metric import Change, MetricDerivative, Verdict, largest_change
 from .place import Place
@@ -81,11 +81,8 @@ class Report:
         return UNDECIDED in (self.rank, self.recoverable, self.metric, self.laws)
 
     def __repr__(self) -> str:
-        laws = f"{self.laws} law{'s' if self.laws != 1 else ''}"
-        return (
-            f"Report(n={self.dimension}, rank {self.rank}, {laws}, A recoverable: {self.recoverable}, "
-            f"B metric: {self.metric})"
-        )
+        verdicts = f"A recoverable: {self.recoverable}", f"B metric: {self.metric}"
+        return said(self, f"n={self.dimension}", f"rank {self.rank}", counted(self.laws, "law"), *verdicts)
 
     def __str__(self) -> str:
         lines = self._lines()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, positive
+from ..display import said
 from ..modes import hidden
 from .base import PASSED, check_values
 from .logmean import log_logmean
@@ -55,8 +56,8 @@ class DividedDifference:
         self.time_scale = positive("time_scale", time_scale)
 
     def __repr__(self) -> str:
-        scale = "" if self.time_scale == 1 else f", time_scale={self.time_scale:g}"
-        return f"{type(self).__name__}({len(self.shifts)} layers{scale})"
+        scale = "" if self.time_scale == 1 else f"time_scale={self.time_scale:g}"
+        return said(self, f"{len(self.shifts)} layers", scale)
 
     @property
     def keeps_sign(self) -> bool:

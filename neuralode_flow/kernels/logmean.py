@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..display import said
 from .base import KERNELS, PASSED, check_values
 
 
@@ -34,7 +35,7 @@ class LogMean:
     keeps_sign = True
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return said(self)
 
     def log_rate(self, ell: Tensor) -> Tensor:
         """A = ½: on symmetric S = log(zᵀz)/2 the flow is S' = −½(zᵀG + Gᵀz)."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
+from ..display import said
 from .base import KERNELS, PASSED, check_values
 from .logmean import log_logmean
 
@@ -33,7 +34,7 @@ class TwoLayer:
         self.shift = real("shift", shift)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({f'shift={self.shift:g}' if self.shift else ''})"
+        return said(self, f"shift={self.shift:g}" if self.shift else "")
 
     @property
     def keeps_sign(self) -> bool:

@@ -6,18 +6,7 @@ A file that is put here and registers a loss of a regression in `LOSSES` is foun
 import sys
 
 from ..registry import import_modules
-from .base import (
-    LOSSES,
-    Loss,
-    LossName,
-    check_loss,
-    check_square_loss,
-    members_of,
-    members_said,
-    named,
-    said,
-    size_said,
-)
+from .base import LOSSES, Loss, LossName, check_loss, check_square_loss, loss_said
 from .completion import Completion
 from .cross_entropy import CrossEntropy
 from .custom import Custom
@@ -47,9 +36,5 @@ __all__ = [
     "check_square_loss",
     "compare_derivatives",
     "log_cosh",
-    "members_of",
-    "members_said",
-    "named",
-    "said",
-    "size_said",
+    "loss_said",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import follows
+from ..display import crossed, members_said, said
 from ..promises import Once
 from ..registry import Registry
 from ..signatures import known
@@ -55,42 +56,35 @@ def check_square_loss(name: str, value: Any) -> None:
     """Raises unless `value` follows `Loss` and is for square z, the product of a depth."""
     check_loss(name, value)
     shape = getattr(value, "shape", None)
-    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+    if shape is not None and side(shape) is None:
         raise ValueError(
             f"{name} must be for square matrices, the products over depth, got one for z of shape {tuple(shape)}; "
             f"FactorizationFlow takes it"
         )
 
 
-def said(value: Any, *parts: str) -> str:
-    """A repr in one line: the kind of a value and what is known of it."""
-    return f"{type(value).__name__}({', '.join(part for part in parts if part)})"
+def side(shape: Sequence[int]) -> int | None:
+    """d, where z of that shape is d × d."""
+    return shape[0] if len(shape) == 2 and shape[0] == shape[1] else None
 
 
-def named(value: Any) -> str:
-    """What a function is called, or what an object says of itself, without empty brackets."""
-    if hasattr(value, "__name__"):
-        return str(value.__name__)
-    own = type(value).__repr__ is not object.__repr__
-    return repr(value).removesuffix("()") if own else type(value).__name__
+def loss_said(value: Any, *parts: str, loss: Any = None) -> str:
+    """The repr of a loss, or of what has one: the size of z, what else it is made of, and the members of the loss."""
+    loss = value if loss is None else loss
+    return said(value, _size_said(loss), *parts, members_said(_members_of(loss)))
 
 
-def size_said(loss: Any) -> str:
+def _size_said(loss: Any) -> str:
     """The size of the z that a loss takes, "d=3" or "z of 2×3"; empty where any will do."""
     shape = getattr(loss, "shape", None)
     if loss.dimension is not None:
         return f"d={loss.dimension}"
     if shape is None:
         return ""
-    return f"z of {'×'.join(map(str, shape))}" if len(shape) else "z a number"
+    return f"z of {crossed(shape)}" if len(shape) else "z a number"
 
 
-def members_said(shape: Sequence[int]) -> str:
-    """The leading axes of a batch in words, "3 members" or "2×3 members"; empty of a single one."""
-    return f"{'×'.join(map(str, shape))} member{'s' if tuple(shape) != (1,) else ''}" if len(shape) else ""
-
-
-def members_of(loss: Any) -> tuple[int, ...]:
+def _members_of(loss: Any) -> tuple[int, ...]:
     """The leading axes of a loss with a target for each member; () of one for all."""
     shape = getattr(loss, "shape", None)
     parts = [getattr(loss, name, None) for name in ("target", "mask")]

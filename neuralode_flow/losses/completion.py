@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor
-from .base import PASSED, check_z, members_of, members_said, said, size_said
+from .base import PASSED, check_z, loss_said, side
 from .quadratic import half_square
 
 
@@ -57,11 +57,10 @@ class Completion:
             raise ValueError("mask must be True somewhere in every member: an empty mask makes a loss zero everywhere")
         self.mask = mask
         self.shape = target.shape[-2:]
-        self.dimension: int | None = self.shape[0] if self.shape[0] == self.shape[1] else None
+        self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        seen = f"{int(self.mask.sum())} of {self.mask.numel()} entries"
-        return said(self, size_said(self), seen, members_said(members_of(self)))
+        return loss_said(self, f"{int(self.mask.sum())} of {self.mask.numel()} entries")
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..display import first_of
 from ..signatures import MOST_DIMENSION
 from .base import LOSSES, PASSED, check_z
 from .samples import Labelled, classes
@@ -51,7 +52,7 @@ class CrossEntropy(Labelled):
         whole = ((y == 0) | (y == 1)).all(-1) & (y.sum(-1) == 1)
         if not whole.all():
             row = int(torch.nonzero(~whole)[0])
-            shown = ", ".join(f"{float(value):g}" for value in y[row, :6]) + (" …" if y.shape[1] > 6 else "")
+            shown = first_of([f"{value:g}" for value in y[row].tolist()])
             raise ValueError(
                 f"{name} must hold one column of class numbers 0, 1, 2, …, or a column for each class with one 1 in "
                 f"each row and 0 else, for the cross-entropy, got {shown} in row {row + 1}; write it so, or take "

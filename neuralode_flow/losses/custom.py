@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..checks import count
+from ..display import named
 from ..modes import gradient, uncompiled
-from .base import check_z, named, said, size_said
+from .base import check_z, loss_said
 
 
 class Custom:
@@ -46,7 +47,7 @@ class Custom:
         self.shape = None if self.dimension is None else (self.dimension, self.dimension)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), named(self.f))
+        return loss_said(self, named(self.f))
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

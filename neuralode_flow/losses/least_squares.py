@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
-from .base import PASSED, check_z, said, size_said
+from .base import PASSED, check_z, loss_said, side
 
 
 @PASSED.tested
@@ -45,11 +45,10 @@ class LeastSquares:
         self.shape = (A.shape[1],) if shape is None else tuple(count("shape", part, least=0) for part in shape)
         if math.prod(self.shape) != A.shape[1]:
             raise ValueError(f"shape must have {A.shape[1]} entries, one for each column of A, got {self.shape}")
-        square = len(self.shape) == 2 and self.shape[0] == self.shape[1]
-        self.dimension: int | None = self.shape[0] if square else None
+        self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), f"{len(self.b)} observations")
+        return loss_said(self, f"{len(self.b)} observations")
 
     def _flat(self, z: Tensor) -> Tensor:
         return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor
 from ..matrices import slogdet
-from .base import PASSED, check_z, members_of, members_said, said, size_said
+from .base import PASSED, check_z, loss_said, side
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
@@ -60,11 +60,10 @@ class Quadratic:
         self.target = float_tensor("target", target)
         number = min(target.ndim, 2) if axes is None else count("axes", axes, least=0, most=target.ndim)
         self.shape = target.shape[target.ndim - number :]
-        square = number == 2 and self.shape[0] == self.shape[1]
-        self.dimension: int | None = self.shape[0] if square else None
+        self.dimension: int | None = side(self.shape)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), members_said(members_of(self)))
+        return loss_said(self)
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from .base import LOSSES, PASSED, check_z, said, size_said
+from .base import LOSSES, PASSED, check_z, loss_said
 from .quadratic import half_square, rests
 
 
@@ -76,7 +76,7 @@ class Regression:
         self.shape = (d, d)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self))
+        return loss_said(self)
 
     def _residual(self, z: Tensor) -> Tensor:
         prediction = self._x @ z.mT

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import said, size_said
+from ..display import first_of
+from .base import loss_said
 from .regression import check_samples
 
 
@@ -30,7 +31,7 @@ class Samples:
         self.shape = (d, d)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), f"{len(self.x)} samples")
+        return loss_said(self, f"{len(self.x)} samples")
 
     def _prediction(self, z: Tensor) -> Tensor:
         prediction = self.x @ z.mT
@@ -74,7 +75,7 @@ def classes(name: str, y: Tensor) -> Tensor:
     if len(found) < 2:
         raise ValueError(f"{name} must hold two classes or more, got {float(first):g} in all rows")
     if first not in (0, 1) or found[-1] - first != len(found) - 1:
-        shown = ", ".join(f"{float(value):g}" for value in found[:6]) + (" …" if len(found) > 6 else "")
+        shown = first_of([f"{value:g}" for value in found.tolist()])
         raise ValueError(
             f"{name} must number its classes 0, 1, 2, … without gaps (or from 1), got {shown}; number them anew"
         )

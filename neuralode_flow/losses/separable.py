@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..display import named
 from ..modes import gradient, uncompiled
-from .base import LOSSES, check_z, named, said, size_said
+from .base import LOSSES, check_z, loss_said
 from .samples import Samples
 
 
@@ -53,7 +54,7 @@ class Separable(Samples):
         super().__init__(x, y, readin, readout)
 
     def __repr__(self) -> str:
-        return said(self, size_said(self), f"{len(self.x)} samples", f"rho={named(self.rho)}")
+        return loss_said(self, f"{len(self.x)} samples", f"rho={named(self.rho)}")
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)

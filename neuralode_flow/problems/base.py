@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import count, square
+from ..display import said
 from ..losses import Loss, check_loss
+from ..matrices import normal as normal
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Problem:
     data: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, d={self.z0.shape[-1]}, {type(self.loss).__name__})"
+        return said(self, repr(self.name), f"d={self.z0.shape[-1]}", type(self.loss).__name__)
 
     def __post_init__(self) -> None:
         check_loss("problem.loss", self.loss)
@@ -80,11 +82,6 @@ def generator(seed: int) -> torch.Generator:
     if count("problem.seed", seed, least=0) >= 2**63:
         raise ValueError(f"problem.seed must be below 2**63, got {seed}")
     return torch.Generator(device="cpu").manual_seed(seed)
-
-
-def normal(random: torch.Generator, *shape: int) -> Tensor:
-    """Standard normals in float64; drawn on the CPU, so that a seed means the same numbers on every device."""
-    return torch.randn(*shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
 
 
 def standardised(table: Tensor, rows: Tensor | None = None) -> Tensor:

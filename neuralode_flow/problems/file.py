@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from ..checks import count, real
+from ..display import first_of
 from ..losses import LOSSES, LossName
-from ..signatures import Dimension, Seed, at_least, at_most, known
+from ..signatures import Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
 from .arrays import read_columns, read_table
 from .base import PROBLEMS, InputFile, Problem, identity
 from .rows import MISSING, Rows
 
-_MOST_HELD_OUT = 0.9
+Missing = Annotated[str, known(MISSING, "way with missing values")]
+HeldOut = Annotated[float, at_least(0), at_most(0.9)]
 
 
 @PROBLEMS.register("file")
@@ -31,8 +33,8 @@ def file(
     table: InputFile | None = None,
     x_key: str | None = None,
     y_key: str | None = None,
-    missing: Annotated[str, known(MISSING, "way with missing values")] = "refuse",
-    held_out: Annotated[float, at_least(0), at_most(_MOST_HELD_OUT)] = 0.0,
+    missing: Missing = "refuse",
+    held_out: HeldOut = 0.0,
     seed: Seed = 0,
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files, or from the columns of one table.
@@ -74,8 +76,9 @@ def file(
     """
     if not isinstance(standardise, bool):
         raise TypeError(f"problem.standardise must be true or false, got {standardise!r}")
-    known(MISSING, "way with missing values")("problem.missing", missing)
-    part = _part(held_out)
+    check_range("problem.missing", missing, Missing)
+    part = real("problem.held_out", held_out)
+    check_range("problem.held_out", held_out, HeldOut)
     inputs, outputs = _tables(x, y, table, (x_key, y_key), header, MISSING[missing])
     if len(inputs) != len(outputs):
         raise ValueError(
@@ -91,13 +94,6 @@ def file(
     if standardise:
         rows.standardise(outputs=encode is None)
     return _problem(rows, loss, dimension, _titled(x, y, table))
-
-
-def _part(held_out: Any) -> float:
-    part = real("problem.held_out", held_out)
-    if not 0 <= part <= _MOST_HELD_OUT:
-        raise ValueError(f"problem.held_out must be from 0 to {_MOST_HELD_OUT}, got {held_out!r}")
-    return part
 
 
 def _tables(
@@ -154,7 +150,7 @@ def _problem(rows: Rows, loss: str, dimension: Dimension | None, names: str) -> 
 def _titled(x: Any, y: Any, table: str | None) -> str:
     if table is None:
         return " → ".join(printable(Path(path).name) for path in (x, y))
-    ends = (", ".join(names[:4]) + (" …" if len(names) > 4 else "") for names in (_names("x", x), _names("y", y)))
+    ends = (first_of(_names(name, value), 4) for name, value in (("x", x), ("y", y)))
     return f"{printable(Path(table).name)}, {printable(' → '.join(ends))}"
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..display import first_of
 from .cells import is_number, is_spoilt, is_whole
 
 _INDICES = re.compile(
@@ -51,7 +52,7 @@ def is_header(label: str, first: Line, second: Line | None, header: str) -> bool
         return header == "yes"
     if not any(numbers):
         if any(first.cells) and all(is_spoilt(cell) for cell in first.cells):
-            shown = ", ".join(map(repr, first.cells[:3])) + (" …" if len(first.cells) > 3 else "")
+            shown = first_of([*map(repr, first.cells)], 3)
             raise ValueError(
                 f"{label}: line {first.line} ({shown}) may be names of columns, or numbers that are missing or written "
                 f"in another way; set problem.header=yes for the former, write numbers such as -1.5e3 for the latter"
@@ -159,7 +160,7 @@ def without_names(label: str, line: Line, body: Body, delimiter: str) -> np.ndar
                 f"problem.header=no if it holds numbers"
             )
             return table[1:]
-        shown = ", ".join(f"{number:g}" for number in first[:3]) + (" …" if len(first) > 3 else "")
+        shown = first_of([f"{number:g}" for number in first], 3)
         raise ValueError(
             f"{label}: its first line ({shown}) may be names of columns or numbers; set problem.header=yes for the "
             f"former, problem.header=no for the latter"

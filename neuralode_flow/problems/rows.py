@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..display import first_of
 from .base import generator, standardised
 
 MISSING = {"refuse": False, "drop": True}
@@ -64,7 +65,7 @@ class Rows:
             )
         constant = (torch.nonzero(flat)[:, 0] + 1).tolist()
         if constant:
-            which = ", ".join(map(str, constant[:6])) + (" …" if len(constant) > 6 else "")
+            which = first_of(constant)
             self.said.append(f"column{'s' if len(constant) > 1 else ''} {which} of {name} constant, set to 0")
         return result
 

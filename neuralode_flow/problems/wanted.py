@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..display import counted
 from ..registry import did_you_mean
 
 # Bytes of a file, and of its numbers: 2²⁷ of them. A regression keeps several copies and products of its tables.
@@ -84,9 +85,8 @@ def chosen_name(label: str, names: Sequence[str], wanted: Wanted, what: str) -> 
     if len(names) == 1 and not wanted.chosen:
         return names[0]
     if wanted.key not in names:
-        number = f"{len(names)} {what}{'s' if len(names) != 1 else ''}"
         raise Refused(
-            f"{label} holds {number} and none is called '{wanted.key}' ({listed(names)}); "
+            f"{label} holds {counted(len(names), what)} and none is called '{wanted.key}' ({listed(names)}); "
             f"set {wanted.setting}=NAME to one of them"
         )
     return wanted.key

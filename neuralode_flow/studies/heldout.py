@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..display import evenly
 from ..finding import DATA, Finding
 from ..losses import Loss
 from ..problems import Problem
@@ -37,11 +38,9 @@ def numbers(dataset: xr.Dataset, trained: str) -> dict[str, Any]:
     """
     if "loss_held_out" not in dataset:
         return {}
-    losses = {
-        name: _largest(dataset[variable]) for name, variable in (("train", trained), ("held_out", "loss_held_out"))
-    }
+    losses = {"train": _largest(dataset[trained]), "held_out": _largest(dataset["loss_held_out"])}
     held, times = losses["held_out"], dataset.time.values
-    shown = np.unique(np.linspace(0, len(times) - 1, min(len(times), _MOST_TIMES)).round().astype(int))
+    shown = evenly(len(times), _MOST_TIMES)
     least = int(held.argmin()) if np.isfinite(held).any() else 0
     return {
         "loss_train": losses["train"][-1],

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..display import crossed
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
 
@@ -50,7 +51,7 @@ def dataset(path: Trajectory) -> xr.Dataset:
         status=path.status,
         ending=path.ending,
         history="; ".join(path.stats["history"]),
-        grid="" if grid is None else "×".join(map(str, grid)),
+        grid="" if grid is None else crossed(grid),
         **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
     )
 

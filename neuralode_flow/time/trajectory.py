@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
-from ..losses import members_said, said
-from ..registry import html_table, shortened
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,10 +107,13 @@ class Trajectory:
         return None if self.time_error is None else self.depth_error + self.time_error
 
     def __repr__(self) -> str:
-        T, error = len(self.times), self._error_said()
-        losses = f"loss {_span(self.loss[0])} → {_span(self.loss[-1])}"
-        members = members_said(self.loss.shape[1:])
-        return said(self, f"{T} time{'s' if T > 1 else ''}", members, shortened(self.status, 40), losses, error)
+        times, members = counted(len(self.times), "time"), members_said(self.loss.shape[1:])
+        error = f"error {found}" if (found := self._error_said()) else ""
+        return said(self, times, members, shortened(self.status, 40), f"loss {self._loss_said()}", error)
+
+    def _loss_said(self) -> str:
+        """The loss at the start and at the end."""
+        return f"{_span(self.loss[0])} → {_span(self.loss[-1])}"
 
     def _error_said(self) -> str:
         """The largest error of z, and up to when it is known; empty where it was not measured."""
@@ -119,7 +121,7 @@ class Trajectory:
             return ""
         known = ~self.error.isnan()
         until = "" if bool(known.all()) else f" up to t = {float(self.times[known][-1]):.4g}"
-        return f"error {float(self.error[known].max()):.2g}{until}"
+        return f"{float(self.error[known].max()):.2g}{until}"
 
     def _repr_html_(self) -> str:
         return html_table("Trajectory", self._rows())
@@ -131,9 +133,9 @@ class Trajectory:
         if members:
             yield "members", members
         yield "status", self.status
-        yield "loss", f"{_span(self.loss[0])} → {_span(self.loss[-1])}"
+        yield "loss", self._loss_said()
         yield "z", f"shape {tuple(self.z.shape[self.loss.ndim :])}, {self.z.dtype}"
-        yield "error of z", self._error_said().removeprefix("error ") or "not measured; estimate=True measures it"
+        yield "error of z", self._error_said() or "not measured; estimate=True measures it"
         yield "of it in depth", f"{float(self.depth_error.max()):.2g}, estimated"
         yield "drift of the law", f"{float(self.drift.max()):.2g}"
         yield "method", f"{stats['method']}, rtol = {stats['rtol']:g}, atol = {stats['atol']:g}"

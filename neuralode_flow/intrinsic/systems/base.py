@@ -12,6 +12,7 @@ from ...checks import count, float_tensor, positive
 from ...flows.base import Flow
 from ...flows.factorization import check_map, checked_map
 from ...losses import Loss, check_loss
+from ...matrices import normal as normal
 from ...registry import Registry
 from ..derivatives import jacobian
 from ..place import Place
@@ -175,8 +176,3 @@ class ClosedFlow:
 def generator(seed: int) -> torch.Generator:
     """The only source of random numbers of a system."""
     return torch.Generator(device="cpu").manual_seed(count("system.seed", seed, least=0, most=2**63 - 1))
-
-
-def normal(random: torch.Generator, *shape: int) -> Tensor:
-    """Standard normals in float64; drawn on the CPU, so that a seed means the same numbers on every device."""
-    return torch.randn(shape, generator=random, dtype=torch.float64, device="cpu").to(torch.get_default_device())
