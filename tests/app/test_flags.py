@@ -47,6 +47,12 @@ def test_quiet_prints_the_folder_alone(tmp_path: Path) -> None:
     assert again.split()[:4] == ["this", "run", "is", "finished:"]
 
 
+def test_what_was_done_to_the_data_is_said_once(tmp_path: Path) -> None:
+    lines = said(tmp_path, *SMALL, "-v").splitlines()
+    (line,) = (line for line in lines if "standardised" in line)
+    assert line.startswith("data: every column standardised")
+
+
 def test_the_levels_print_the_folder_the_verdict_and_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     tables = tuple(ErrorTable(title, [4, 8], {"euler": [0.2, 0.1]}, what=title) for title in ("First", "Second"))
     one = Check("one", 1e-9, norm="Frobenius")
