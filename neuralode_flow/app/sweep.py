@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ..compat import completed, is_basic_sweeper, overrides_name, returned, sweep_points
+from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
@@ -66,6 +66,7 @@ class Folders(Callback):
             checked_points = {tuple(overrides): _job(config, overrides) for overrides in points(config)}
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
+        compose_once(checked_points)
         _take_launcher(config, sweep, checked_points)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
