@@ -179,6 +179,20 @@ def sweep_points(overrides: Sequence[Any]) -> list[list[str]]:
     return [list(point) for batch in BasicSweeper.split_arguments(list(overrides), None) for point in batch]
 
 
+def compose_once(checked: Collection[tuple[str, ...]]) -> None:
+    """Keeps Hydra's own sweeper from composing once more, to see whether it can be, each point that is `checked`."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper: Any = BasicSweeper
+    validate = getattr(sweeper.validate_batch_is_legal, "__wrapped__", sweeper.validate_batch_is_legal)
+
+    @functools.wraps(validate)
+    def validate_others(self: Any, batch: Sequence[Sequence[str]]) -> None:
+        validate(self, [point for point in batch if tuple(point) not in checked])
+
+    sweeper.validate_batch_is_legal = validate_others
+
+
 def overrides_name(overrides: Sequence[Any], **how: Any) -> str:
     """What hydra.job.override_dirname is for parsed overrides and the settings hydra.job.config.override_dirname."""
     from hydra._internal.config_loader_impl import get_overrides_dirname

@@ -256,6 +256,24 @@ def test_hydra_names_its_sweeper_and_makes_points() -> None:
     assert compat.sweep_points(parsed) == [["a=1", "b=3"], ["a=2", "b=3"]]
 
 
+def test_hydra_composes_only_points_that_are_not_checked_before_it_launches() -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    before, seen = BasicSweeper.validate_batch_is_legal, []
+    sweeper = BasicSweeper(None)
+    loader = SimpleNamespace(load_sweep_config=lambda master_config, sweep_overrides: seen.append(sweep_overrides))
+    sweeper.config, sweeper.hydra_context = SimpleNamespace(), SimpleNamespace(config_loader=loader)
+    batch = [["a=1", "b=3"], ["a=2", "b=3"]]
+    try:
+        for checked, composed in (((), batch), ([("a=1", "b=3")], batch[1:]), ([*map(tuple, batch)], [])):
+            compat.compose_once({*checked})
+            seen.clear()
+            sweeper.validate_batch_is_legal(batch)
+            assert seen == composed
+    finally:
+        BasicSweeper.validate_batch_is_legal = before
+
+
 def test_hydra_names_overrides() -> None:
     parsed = OverridesParser.create().parse_overrides(["b=2", "a=1", "c=3"])
     assert compat.overrides_name(parsed, kv_sep="-", item_sep="+", exclude_keys=["c"]) == "a-1+b-2"

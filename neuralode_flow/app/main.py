@@ -9,6 +9,7 @@ torch is imported only when a run starts: `--help` and shell completion stay fas
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import NoReturn
 
@@ -224,7 +226,9 @@ def _run(config: DictConfig, folder: Path, resume: Path, member: str = "") -> No
     job = checked(config)
     from .job import run
 
-    run(job, _command(), folder, resume, member)
+    quiet = member and job.machine.verbosity == "quiet"
+    with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
+        run(job, _command(), folder, resume, member)
 
 
 def _command() -> str:

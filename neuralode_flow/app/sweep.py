@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from ..compat import completed, is_basic_sweeper, overrides_name, returned, sweep_points
+from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
 from . import launchers
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
@@ -66,6 +66,7 @@ class Folders(Callback):
             checked_points = {tuple(overrides): _job(config, overrides) for overrides in points(config)}
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
+        compose_once(checked_points)
         _take_launcher(config, sweep, checked_points)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -193,7 +194,8 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         waiting = [member for member in members if not _has_ended(member)]
         lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in waiting]
         try:
-            results = launch(self, lines, initial_job_idx) if lines else ()
+            with _told(config.verbosity != "quiet"):
+                results = launch(self, lines, initial_job_idx) if lines else ()
         except KeyboardInterrupt:
             if "submitit" in launcher.__module__:
                 complain("the jobs that were submitted go on; scancel ends them")
@@ -204,6 +206,17 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         return [completed() for _ in members]
 
     launcher.launch = launch_missing
+
+
+@contextmanager
+def _told(everything: bool) -> Iterator[None]:
+    """Launchers say how many members they start, and where, unless only warnings are wanted."""
+    before = logging.root.manager.disable
+    logging.disable(before if everything else max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _is_no_member(message: logging.LogRecord) -> bool:
@@ -246,7 +259,8 @@ def _has_ended(member: Member) -> bool:
         if ended(member.folder, member.config, member.job.inputs if member.job else dict) is None:
             _check_place(member.folder)
             return False
-        finished(member.folder)
+        if member.job is None or member.job.machine.verbosity != "quiet":
+            finished(member.folder)
     except BadInput as error:
         member.refused = str(error)
     return True

@@ -77,7 +77,8 @@ def _found(console: Console, title: str, finding: Finding, everything: bool, mor
         console.print(Text(f"{check.name}: {number_said(check.error)}{bound}{norm}"))
     if everything:
         for name, value in {**finding.notes, **more}.items():
-            console.print(Text(f"{name}: {value}"))
+            if name != DATA:  # said above
+                console.print(Text(f"{name}: {value}"))
     if finding.verdict:
         console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
 

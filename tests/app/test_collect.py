@@ -35,7 +35,7 @@ def test_members_are_joined_along_the_settings_in_which_they_differ(command, cap
 def test_members_of_several_sizes_are_padded(command):
     for dimension in (2, 3):
         line = ("study=trajectory", "problem=teacher", f"problem.dimension={dimension}", f"resume=sizes/{dimension}")
-        assert command(*line, "study.estimate=false", "time.samples=3", "depth.order=4").status == 0
+        assert command(*line, "study.estimate=false", "time.samples=3", "depth.order=4", "figures=none").status == 0
     collect.main(["sizes"])
     dataset = nf.open("sizes")
     assert dataset.sizes["row"] == 3
@@ -68,7 +68,7 @@ def test_a_folder_without_members_is_refused(tmp_path, capfd):
 def runs(command):
     for seed in (0, 1):
         line = ("study=convergence", "problem=teacher", "problem.dimension=2", f"problem.seed={seed}", f"out=out{seed}")
-        assert command(*line, "study.depths=[4,8]", "study.layers=[euler]", "time.samples=3").status == 0
+        assert command(*line, "study.depths=[4,8]", "study.layers=[euler]", "time.samples=3", "figures=png").status == 0
     return [str(next(Path(f"out{seed}").glob("*/*"))) for seed in (0, 1)]
 
 

@@ -47,6 +47,12 @@ def test_quiet_prints_the_folder_alone(tmp_path: Path) -> None:
     assert again.split()[:4] == ["this", "run", "is", "finished:"]
 
 
+def test_what_was_done_to_the_data_is_said_once(tmp_path: Path) -> None:
+    lines = said(tmp_path, *SMALL, "-v").splitlines()
+    (line,) = (line for line in lines if "standardised" in line)
+    assert line.startswith("data: every column standardised")
+
+
 def test_the_levels_print_the_folder_the_verdict_and_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     tables = tuple(ErrorTable(title, [4, 8], {"euler": [0.2, 0.1]}, what=title) for title in ("First", "Second"))
     one = Check("one", 1e-9, norm="Frobenius")
@@ -79,3 +85,43 @@ def test_a_level_that_is_none_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "quiet, normal, verbose" in done.stderr
+
+
+PLUGIN = """
+from neuralode_flow.depth.rules import LAYERS
+
+class Breaks:
+    order, quadratic_law = 1, False
+
+    def layer(self, A):
+        raise RuntimeError("the sky fell")
+
+LAYERS.register("breaks")(Breaks())
+"""
+
+
+def test_a_quiet_sweep_says_only_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "breaking.py").write_text(PLUGIN)
+    study = ("study.depths=[4]", "study.workers=1", "time.samples=3", "figures=none", "plugins=[breaking]")
+    sweep = ("-m", "problem=teacher", "problem.dimension=2", *study, "resume=sweep")
+
+    def ended(*arguments: str) -> tuple[int, str, list[str]]:
+        command = [sys.executable, "-m", "neuralode_flow", *sweep, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr.splitlines()
+
+    assert ended("problem.seed=0,1", "study.layers=[euler]", "-q") == (0, "", [])
+    assert len(list(tmp_path.glob("sweep/*/summary.json"))) == 2
+    status, out, (one, count) = ended("study.layers=[euler],[breaks]", "-q")  # the first has ended
+    assert (status, out) == (1, "")
+    assert "study.layers=[breaks]" in one
+    assert "the sky fell" in one
+    assert "1 of 2 members have finished in sweep" in count
+    status, out, err = ended("problem.seed=0,2", "study.layers=[euler]")
+    assert (status, err) == (0, [])
+    told = out.splitlines()
+    assert told[0] == "this run is finished: sweep/0"
+    assert "Launching 1 jobs locally" in told[1]
+    assert told[2].startswith("3 (")
+    assert "problem.seed=2" in told[2]
+    assert len(told) == 3

@@ -21,13 +21,15 @@ from neuralode_flow.finding import ERRORS_OF_Z, ErrorTable, Finding
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
 
-def dataset() -> xr.Dataset:
+def dataset(samples: int = 5, nodes: int = 3) -> xr.Dataset:
     """A convergence dataset of round numbers: errors 1/L and 1/L², W(t, s) = t + s."""
-    depths, times, s = np.array([4, 8, 16]), np.linspace(0, 2, 5), np.array([0.1, 0.5, 0.9])
+    depths, times, s = np.array([4, 8, 16]), np.linspace(0, 2, samples), np.linspace(0.1, 0.9, nodes)
     errors = np.array([1.0 / depths, 1.0 / depths**2])
     z = np.eye(2) * (1 + times)[:, None, None]
-    z_finite = np.broadcast_to(z, (2, 3, 1, 5, 2, 2)) * (1 + errors)[:, :, None, None, None, None]
-    W = np.broadcast_to((times[:, None] + s)[..., None, None], (5, 3, 2, 2)) * np.array([[1.0, 2.0], [3.0, 4.0]])
+    z_finite = np.broadcast_to(z, (2, 3, 1, samples, 2, 2)) * (1 + errors)[:, :, None, None, None, None]
+    W = np.broadcast_to((times[:, None] + s)[..., None, None], (samples, nodes, 2, 2)) * np.array(
+        [[1.0, 2.0], [3.0, 4.0]]
+    )
     matrix = ("time", "row", "column")
     return xr.Dataset(
         {
@@ -49,7 +51,7 @@ def dataset() -> xr.Dataset:
             "order_richardson": ((), 2.0),
             "order_intrinsic_depth": ((), 1.0),
             "loss_continuous": ("time", np.exp(-times)),
-            "loss_finite": (("rule", "depth", "member", "time"), np.broadcast_to(np.exp(-times), (2, 3, 1, 5))),
+            "loss_finite": (("rule", "depth", "member", "time"), np.broadcast_to(np.exp(-times), (2, 3, 1, samples))),
             "W": (("time", "s", "row", "column"), W),
             "W_finite": (("depth", "time", "s", "row", "column"), np.stack([W * (1 + e) for e in errors[0]])),
         },
@@ -58,9 +60,8 @@ def dataset() -> xr.Dataset:
     )
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = dataset()
+def written(folder: Path, data: xr.Dataset) -> Path:
+    """The report of a convergence study."""
     drawn = {name: Drawn(figure) for name, figure in FIGURES["convergence"](data).items()}
     errors = {str(rule): data.error_z.sel(rule=rule).values for rule in data.rule.values}
     finding = Finding(
@@ -70,9 +71,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         verdict="All is well.",
         tables=(ErrorTable("Errors by depth", data.depth.values.tolist(), errors, 1e-11, ERRORS_OF_Z),),
     )
-    return write_report(
-        tmp_path_factory.mktemp("run"), finding.record(), finding.attached(data), "a: 1\n", "run again", drawn
-    )
+    return write_report(folder, finding.record(), finding.attached(data), "a: 1\n", "run again", drawn)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("run"), dataset())
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,42 @@ def test_the_slider_moves_the_weights_and_the_singular_values(browser: Browser) 
         assert all(a != b for a, b in zip(old, new, strict=True))
     browser.keys("right", "right")
     assert [shapes(browser, "weights", panel) for panel in (0, 1)] == before
+
+
+# At each place of a slider: what stands beside it, and the last curve of either panel as Plotly has drawn it.
+WALK = """const chart = document.querySelectorAll(".chart")[arguments[0]];
+    const range = chart.querySelector("input[type=range]");
+    const drawn = (plot) => plot._fullData[plot._fullData.length - 1].y, seen = [];
+    for (let i = 0; i <= Number(range.max); i++) {
+        range.value = i;
+        range.dispatchEvent(new Event("input"));
+        seen.push([chart.querySelector("output").textContent, ...[...chart.querySelectorAll(".plot")].map(drawn)]);
+    }
+    return seen;"""
+
+
+def test_a_film_of_which_moments_were_left_out_goes_over_those_that_are_kept(window: Browser, tmp_path: Path) -> None:
+    data = dataset(samples=201, nodes=400)
+    moments = set(data.time.values[::2])  # at most 101 frames are drawn; not all of them fit on the page
+    window.open(written(tmp_path, data))
+    assert texts(window, "weights", "output") == ["2"]  # it starts at the last one
+    note = texts(window, "weights", "figcaption")[0]
+    seen = window.run(WALK, chart("weights"))
+    assert 10 < len(seen) < 90
+    assert f"The slider has {len(seen)} of 101 moments." in note
+    times = [float(text) for text, *_ in seen]
+    assert times == sorted(set(times))
+    assert (times[0], times[-1]) == (0, 2)
+    for t, (_, W, sigma) in zip(times, seen, strict=True):
+        assert min(abs(t - moment) for moment in moments) < 1e-6
+        assert np.allclose(W, t + data.s.values, atol=1e-4)
+        assert np.allclose(sigma, 1 + t, atol=1e-4)
+    last = [shapes(window, "weights", panel) for panel in (0, 1)]
+    focus(window, "weights", "input[type=range]")
+    window.keys("home", "right")
+    assert float(texts(window, "weights", "output")[0]) == times[1]
+    assert all(old != new for panel in (0, 1) for old, new in zip(last[panel], shapes(window, "weights", panel)))
+    assert window.log() == []
 
 
 def test_play_runs_to_the_last_time(browser: Browser) -> None:
