@@ -151,7 +151,7 @@ def finished(folder: Path, job: Job) -> bool:
     how = ended(folder, made_longer(folder, job).to_yaml(), job.inputs)
     if how is None:
         return False
-    terminal.finished(folder)
+    terminal.finished(folder, job.machine.verbosity)
     if how != "ok":
         raise StudyFailed(f"the study did not run whole: {how}")
     return True

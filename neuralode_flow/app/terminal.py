@@ -35,10 +35,12 @@ def progress(verbosity: str = "normal") -> Iterator[Report]:
         yield show or (lambda fraction, what: None)
 
 
-def finished(folder: Path) -> None:
-    """Says that there is nothing left to do."""
+def finished(folder: Path, verbosity: str = "normal") -> None:
+    """Says that there is nothing left to do; who wants quiet gets the folder alone."""
     with results_told(folder):
-        Console().print(Text(f"this run is finished: {folder}"), soft_wrap=True)
+        Console().print(
+            Text(f"{folder}" if verbosity == "quiet" else f"this run is finished: {folder}"), soft_wrap=True
+        )
 
 
 def show(

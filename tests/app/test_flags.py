@@ -43,6 +43,7 @@ def test_help_is_one_screen_and_all_of_it_is_there_too(tmp_path: Path) -> None:
 def test_quiet_prints_the_folder_alone(tmp_path: Path) -> None:
     (line,) = said(tmp_path, "-q", *SMALL).splitlines()
     assert json.loads((tmp_path / line / "summary.json").read_text())["device"] == "cpu (threads: 1)"
+    assert said(tmp_path, *SMALL, "-q", f"resume={line}") == f"{line}\n"
     again = said(tmp_path, *SMALL, "-v", f"resume={line}")  # another level on a run that has ended: the same run
     assert again.split()[:4] == ["this", "run", "is", "finished:"]
 
