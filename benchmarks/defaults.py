@@ -41,7 +41,7 @@ def evaluations(overrides: list[str]) -> tuple[int, str]:
     Watch._spend = counted  # type: ignore[method-assign]
     try:
         alone = {"workers": 1} if "workers" in job.study.parameters else {}
-        STUDIES[job.study.name].run(build(job), **job.study.parameters | alone)
+        STUDIES[job.study.name].run(**build(job), **job.study.parameters | alone)
     except RuntimeError as error:
         return count[0], "cut" if "budget" in str(error) else str(error)
     finally:

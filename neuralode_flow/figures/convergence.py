@@ -201,6 +201,11 @@ def _loss(dataset: xr.Dataset) -> Figure:
     look: dict[str, Any] = {"label": "continuous depth", "color": style.BLACK, "ls": (0, (4, 2))}
     _fading(left, dataset, list(finite))
     _lines(left, times, limit, **look)
+    least = float(dataset.get("loss_infimum", np.nan))
+    if np.isfinite(least):
+        dotted: dict[str, Any] = {"label": f"infimum ({least:.3g})", "color": style.GREY, "ls": ":", "lw": 1.2}
+        left.axhline(least, **dotted)
+        right.plot([], [], **dotted)
     left.set_ylabel(r"loss $f(z(t))$")
     gaps = [style.positive(abs(loss - limit)) for loss in finite]
     _fading(right, dataset, gaps)
@@ -294,8 +299,8 @@ FIGURES.register("convergence")(
             "the continuous model (orange) and the intrinsic limit (dashed)." + CURVES,
             "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z. "
             "Layers are steps of width 1/L, as far as the depth nodes tell them apart.",
-            "loss": "Left: the loss along training. Right: its distance from the loss of the continuous model."
-            + CURVES,
+            "loss": "Left: the loss along training; dotted: its infimum over det z > 0, where it is known. Right: its "
+            "distance from the loss of the continuous model." + CURVES,
         },
     )
 )

@@ -30,7 +30,8 @@ class Loss(Protocol):
 
     Where it is known, `boundary()` is what a flow with det z > 0 cannot fall below where the minimiser has det < 0: the
     least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `plateau()` is the next value
-    at which such a flow can come to rest there, `(...)`: below it the loss tends to `boundary()`. `hessian(z,
+    at which such a flow can come to rest there, `(...)`: below it the loss tends to `boundary()`. `infimum()` is the
+    infimum over det z > 0, `(...)`, None where it is not known: what is left of a loss is said against it. `hessian(z,
     direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
     """
 

@@ -79,6 +79,10 @@ class Quadratic:
         """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN; None where T is not square."""
         return None if self.dimension is None else rests(self.target, self.target)[0]
 
+    def infimum(self) -> Tensor | None:
+        """The infimum over det z > 0: 0, or `boundary()` where det T < 0; None where T is not square."""
+        return None if (least := self.boundary()) is None else least.nan_to_num(nan=0.0)
+
     def plateau(self) -> Tensor | None:
         """The next value after `boundary()` at which a flow can rest: ½σ² or ½(σ₁² + σ₂²) of T."""
         return None if self.dimension is None else rests(self.target, self.target)[1]

@@ -98,6 +98,17 @@ class Regression:
         """The least loss on det z = 0 where the minimiser has det < 0, else NaN; None if there are several."""
         return self._rest(0)
 
+    def infimum(self) -> Tensor | None:
+        """The infimum over det z > 0; None with a readout.
+
+        It is the least value of all where a minimiser has det ≥ 0 (a singular one is a limit of such z), as always
+        where there are several, since that of least norm is singular; else it is `boundary()`.
+        """
+        if self.readout is not None:
+            return None
+        least, boundary = self((torch.linalg.pinv(self._x) @ self._y).mT), self.boundary()
+        return least if boundary is None or bool(boundary.isnan()) else boundary
+
     def plateau(self) -> Tensor | None:
         """The next value after `boundary()` at which a flow can rest on det z = 0."""
         return self._rest(1)

@@ -27,6 +27,7 @@ from ..laws import relaxed_balance_defect
 from ..orders import Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
+from . import infimum
 from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study, summarise
 from .heldout import LONG_NAME, along, numbers, verdict
@@ -157,7 +158,7 @@ def run(
         progress,
     )
     orders = _orders(square, sampling, initial, clock)
-    dataset = _dataset(square, orders)
+    dataset = infimum.known(_dataset(square, orders), problem.loss)
     if problem.held_out is not None:
         dataset = dataset.assign(
             loss_held_out=("time", along(problem.held_out, square.reference.path.z), {"long_name": LONG_NAME}),
@@ -399,8 +400,8 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
         f"{order.rule} {order}" + (f" (expected {order.expected:g})" if np.isfinite(order.expected) else "")
         for order in orders
     )
-    held_out = verdict(dataset, "loss_continuous")
-    return f"{finding} Observed order of the finite networks in 1/L: {found}.{held_out}"
+    training = infimum.verdict(dataset, "loss_continuous") + verdict(dataset, "loss_continuous")
+    return f"{finding} Observed order of the finite networks in 1/L: {found}.{training}"
 
 
 def _numbers(dataset: xr.Dataset) -> dict[str, object]:
@@ -433,6 +434,7 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "intrinsic_depth_order": float(dataset.order_intrinsic_depth),
         "intrinsic_depth_errors": dataset.error_intrinsic_depth.values,
         "law_drifts": {rule: part.drift_finite.values for rule, part in by_rule.items()},
+        **infimum.numbers(dataset, "loss_continuous"),
         **numbers(dataset, "loss_continuous"),
     }
 
