@@ -47,10 +47,12 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .results import open as open
     from .studies import STUDIES as STUDIES
     from .time.base import METHODS as METHODS
+    from .time.descend import descend as descend
     from .time.endings import ENDINGS as ENDINGS
     from .time.events import EVENTS as EVENTS
     from .time.integrate import IntegrationError as IntegrationError
     from .time.integrate import integrate as integrate
+    from .time.rules.base import STEP_RULES as STEP_RULES
     from .time.trajectory import Trajectory as Trajectory
     from .time.trajectory import load as load
 
@@ -88,6 +90,8 @@ _HOMES = {
     "LogMean": "kernels",
     "DividedDifference": "kernels",
     "TwoLayer": "kernels",
+    "descend": "time.descend",
+    "STEP_RULES": "time.rules.base",
     "integrate": "time.integrate",
     "IntegrationError": "time.integrate",
     "Trajectory": "time.trajectory",

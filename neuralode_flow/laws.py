@@ -58,7 +58,7 @@ def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
     """
     check_grid("grid", grid)
     bracket = commutator(W)
-    return _primitive(grid, W + W.mT, bracket)
+    return primitive(grid, W + W.mT, bracket)
 
 
 class LawChange(NamedTuple):
@@ -126,8 +126,17 @@ def law_change(grid: DepthGrid, W: Tensor, start: Tensor) -> LawChange:
     return LawChange(torch.linalg.matrix_norm(beyond).amax(-1), sizes.amax(-2), bounds)
 
 
-def _primitive(grid: DepthGrid, local: Tensor, bracket: Tensor) -> Tensor:
-    """local + ∫₀ˢ bracket, less its mean."""
+def primitive(grid: DepthGrid, local: Tensor, bracket: Tensor) -> Tensor:
+    """local + ∫₀ˢ bracket, less its mean over depth: `(..., N, d, d)` each, on the nodes of a grid.
+
+    Examples
+    --------
+    >>> grid = nf.DepthGrid.gauss(panels=1, order=6)
+    >>> W = grid.nodes[:, None, None] * torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    >>> law = nf.laws.primitive(grid, W + W.mT, nf.laws.commutator(W))
+    >>> torch.equal(law, nf.laws.continuous_law(grid, W))
+    True
+    """
     J = local + grid.antiderivative(bracket)
     return J - grid.integrate(J).unsqueeze(-3)
 
@@ -138,7 +147,7 @@ def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
     G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(W)
     M = Collocation(grid).gradient(W, lambda z: G)
     part = multiply(W.mT, M) - multiply(M, W.mT)
-    missed = torch.linalg.matrix_norm(grid.legendre(_primitive(grid, M + M.mT, part + part.mT))).amax(-2)
+    missed = torch.linalg.matrix_norm(grid.legendre(primitive(grid, M + M.mT, part + part.mT))).amax(-2)
     return missed / torch.linalg.matrix_norm(M).amax(-1, keepdim=True).clamp(min=torch.finfo(W.dtype).tiny)
 
 

@@ -36,7 +36,10 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         raise TypeError(f"{where} does not say what its parameter {bare[0]} is; write an annotation, as {bare[0]}: int")
     # Not of the function itself: what it returns may be named after what is imported for type checkers alone.
     wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in found.items()})
-    names = vars(sys.modules[function.__module__])
+    # A class may have inherited what makes it.
+    kinds = function.__mro__ if isinstance(function, type) else (function,)
+    home = next((kind for kind in kinds if "__init__" in vars(kind)), function)
+    names = vars(sys.modules[home.__module__])
     hints = typing.get_type_hints(wanted, globalns=names, include_extras=True)
     return {name: p.replace(annotation=hints[name]) for name, p in found.items()}
 
@@ -69,6 +72,11 @@ def at_least(least: float) -> Range:
 def at_most(most: float) -> Range:
     """Numbers <= most."""
     return _must(f"at most {most}", lambda value: value <= most)
+
+
+def below(bound: float) -> Range:
+    """Numbers < bound."""
+    return _must(f"below {bound}", lambda value: value < bound)
 
 
 def above(bound: float) -> Range:

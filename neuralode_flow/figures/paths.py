@@ -93,7 +93,8 @@ def _title(dataset: xr.Dataset, shown: int, members: int) -> str:
     status = dataset.attrs["status"]
     ended = "the last time was reached" if status == "ok" else status
     some = f"{shown} of {members} members; " if shown < members else ""
-    return style.plain(f"{dataset.attrs['method']}, rtol {dataset.attrs['rtol']:g}; {some}{ended}")
+    control = "rate" if "rate" in dataset.attrs else "rtol"
+    return style.plain(f"{dataset.attrs['method']}, {control} {dataset.attrs[control]:g}; {some}{ended}")
 
 
 def _errors(axes: Axes, dataset: xr.Dataset) -> None:

@@ -105,6 +105,20 @@ class TellsLawChange(Protocol):
         """How far the law has moved from `start`."""
 
 
+class KnowsStepLaw(Protocol):
+    """Knows how a step along a gradient moves its law: by a quadratic form of the step, and by nothing else."""
+
+    @property
+    def step_law_is_exact(self) -> bool:
+        """Whether that is so for this flow."""
+
+    def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
+        """What a step adds, times directions `(d, k)`; contributions of several are added up."""
+
+    def law_of_steps(self, added: Tensor) -> Tensor:
+        """By how much steps that have added so much have moved the law, times the same directions."""
+
+
 class KeepsOrientation(Protocol):
     """Says that det z > 0 stays so: then a target with det z < 0 is called unreachable."""
 

@@ -12,7 +12,7 @@ from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
-from ..laws import LawChange, continuous_law, law_change
+from ..laws import LawChange, continuous_law, law_change, primitive
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
 from .base import check_layers, check_matrices, flow_said
@@ -190,6 +190,19 @@ class ContinuousFlow:
         """J(s) = S(s) + ∫₀ˢ [Wᵀ, W] less its mean, at the nodes: `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return continuous_law(self.grid, state)
+
+    @property
+    def step_law_is_exact(self) -> bool:
+        """At every depth, C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ for a step Δ along a gradient (derived here; docs/math.md)."""
+        return True
+
+    def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
+        """(ΔᵀΔ − ΔΔᵀ) times directions `(d, k)`, on the nodes: it is added up over steps."""
+        return step.mT @ (step @ directions) - step @ (step.mT @ directions)
+
+    def law_of_steps(self, added: Tensor) -> Tensor:
+        """By how much steps that have added so much have moved `law`, times the same directions."""
+        return primitive(self.grid, torch.zeros_like(added), added)
 
     def law_change(self, state: Tensor, start: Tensor) -> LawChange:
         """How far J has moved from `start`, by Legendre mode, and what of it the grid accounts for."""

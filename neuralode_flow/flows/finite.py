@@ -120,6 +120,20 @@ class FiniteFlow:
         check_layers(state, self.depth, "layers")
         return choose(state).chain(state, rule=self.rule, depth=self.depth)
 
+    @property
+    def step_law_is_exact(self) -> bool:
+        """Of Euler layers: the steps are those of the U_k."""
+        return type(self.rule) is Euler
+
+    def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
+        """(Δ_{k+1}ᵀΔ_{k+1} − Δ_kΔ_kᵀ) times directions `(d, k)`: what a step Δ of Euler layers adds to the law."""
+        after, before = step[..., 1:, :, :], step[..., :-1, :, :]
+        return after.mT @ (after @ directions) - before @ (before.mT @ directions)
+
+    def law_of_steps(self, added: Tensor) -> Tensor:
+        """By how much steps that have added so much have moved `law`, times the same directions."""
+        return added
+
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
         check_layers(state, self.depth, "layers")

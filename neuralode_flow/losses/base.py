@@ -32,7 +32,8 @@ class Loss(Protocol):
     least value on singular matrices, `(...)`; NaN for members whose minimiser has not. `plateau()` is the next value
     at which such a flow can come to rest there, `(...)`: below it the loss tends to `boundary()`. `infimum()` is the
     infimum over det z > 0, `(...)`, None where it is not known: what is left of a loss is said against it. `hessian(z,
-    direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact.
+    direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact. A loss of
+    samples has them as `samples`, and `part(rows, shift)` is that of some of them, or with other targets: for SGD.
     """
 
     dimension: int | None

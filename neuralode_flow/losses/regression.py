@@ -10,6 +10,21 @@ from .base import LOSSES, PASSED, check_z, loss_said
 from .quadratic import half_square, rests
 
 
+class Table:
+    """The samples of a loss: the inputs of z `(n, d)` and the targets `(n, d_out)`."""
+
+    def __init__(self, inputs: Tensor, y: Tensor) -> None:
+        self.inputs, self.y = inputs, y
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def taken(self, rows: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some of them, or with something added to the targets."""
+        y = self.y if shift is None else self.y + shift
+        return (self.inputs, y) if rows is None else (self.inputs[rows], y[rows])
+
+
 def check_samples(x: Tensor, y: Tensor, readin: Tensor | None, readout: Tensor | None) -> tuple[Tensor, int]:
     """The inputs of z, `(n, d)`, and d; raises unless samples, readin and readout fit together."""
     matrices = {"x": x, "y": y, "readin": readin, "readout": readout}
@@ -72,8 +87,28 @@ class Regression:
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
         self._x, self._y = factor[:, :d].contiguous(), factor[:, d:].contiguous()
         self.readout = readout
+        self.samples = Table(inputs, y)
         self.dimension: int | None = d
         self.shape = (d, d)
+
+    def part(self, rows: Tensor | None = None, shift: Tensor | None = None) -> Regression:
+        """The loss of some of the samples, given by their numbers, or with other targets.
+
+        Parameters
+        ----------
+        rows : Tensor (m,), optional
+            Numbers from 0 to n − 1, which may repeat; all of them by default.
+        shift : Tensor (n, d_out), optional
+            What is added to y.
+
+        Examples
+        --------
+        >>> x = torch.eye(2)
+        >>> loss = nf.Regression(x, 2 * x)
+        >>> float(loss.part(torch.tensor([0]))(torch.eye(2)))  # ½ ‖x₀‖²
+        0.5
+        """
+        return type(self)(*self.samples.taken(rows, shift), readout=self.readout)
 
     def __repr__(self) -> str:
         return loss_said(self)

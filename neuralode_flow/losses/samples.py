@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from ..display import first_of
 from .base import loss_said
-from .regression import check_samples
+from .regression import Table, check_samples
 
 
 class Samples:
@@ -33,6 +36,17 @@ class Samples:
     def __repr__(self) -> str:
         return loss_said(self, f"{len(self.x)} samples")
 
+    @property
+    def samples(self) -> Table:
+        """The samples themselves."""
+        return Table(self.x, self.y)
+
+    def part(self, rows: Tensor | None = None, shift: Tensor | None = None) -> Self:
+        """The loss of some of the samples, or with other targets: see `Regression.part`."""
+        one = copy.copy(self)
+        one.x, one.y = self.samples.taken(rows, shift)
+        return one
+
     def _prediction(self, z: Tensor) -> Tensor:
         prediction = self.x @ z.mT
         return prediction if self.readout is None else prediction @ self.readout.mT
@@ -44,6 +58,11 @@ class Samples:
 
 class Labelled(Samples):
     """Samples whose y says classes: `encode` makes targets of them; what is no table is refused as for others."""
+
+    def part(self, rows: Tensor | None = None, shift: Tensor | None = None) -> Self:
+        if shift is not None:
+            raise ValueError(f"{type(self).__name__} has classes for targets, to which no noise can be added")
+        return super().part(rows)
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
         is_table = isinstance(y, Tensor) and y.ndim == 2 and y.is_floating_point()

@@ -12,6 +12,9 @@ from ..display import crossed
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
 
+# What the attributes have of the statistics of a path.
+KNOWN = ("evaluations", "products", "steps", "method", "rtol", "atol", "rate", "record")
+
 LONG_NAMES = {
     "z": "end-to-end map",
     "singular_values": "singular values of z",
@@ -52,7 +55,7 @@ def dataset(path: Trajectory) -> xr.Dataset:
         ending=path.ending,
         history="; ".join(path.stats["history"]),
         grid="" if grid is None else crossed(grid),
-        **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
+        **{name: path.stats[name] for name in KNOWN if name in path.stats},
     )
 
 

@@ -34,6 +34,19 @@ class Happened(Stopped):
         self.t, self.state = point.t, point.state
 
 
+def value(event: Stop, point: Point) -> float:
+    """What an event is worth; raises Stopped where it cannot be computed."""
+    try:
+        found = event.falls(point)
+    except FAILURES as error:
+        raise Stopped("velocity", f"an event could not be computed at t = {point.t:.6g}: {error}") from error
+    if isnan(found):
+        raise Stopped(
+            "not_finite", f"the event {event.name!r} is not a number at t = {point.t:.6g}: z is not finite there"
+        )
+    return found
+
+
 class Lookout:
     """Looks out for events, step by step.
 
@@ -55,22 +68,10 @@ class Lookout:
         """The state inside the last step."""
         return Point(self.grid.flow, self.velocity, t, stepper.at(t))
 
-    def value(self, event: Stop, point: Point) -> float:
-        """What an event is worth; raises Stopped where it cannot be computed."""
-        try:
-            value = event.falls(point)
-        except FAILURES as error:
-            raise Stopped("velocity", f"an event could not be computed at t = {point.t:.6g}: {error}") from error
-        if isnan(value):
-            raise Stopped(
-                "not_finite", f"the event {event.name!r} is not a number at t = {point.t:.6g}: z is not finite there"
-            )
-        return value
-
     def at_start(self, t: float, state: Tensor) -> None:
         """Ends the run at the first event in their order that has happened at the start."""
         here = Point(self.grid.flow, self.velocity, t, state)
-        event = next((event for event in self.events if self.value(event, here) <= 0), None)
+        event = next((event for event in self.events if value(event, here) <= 0), None)
         if event is not None:
             raise Happened(event, here, start=True)
 
@@ -81,7 +82,7 @@ class Lookout:
 
     def _time(self, event: Stop, stepper: Stepper, before: float) -> float | None:
         def falls(t: float) -> float:
-            return self.value(event, self.point(stepper, t))
+            return value(event, self.point(stepper, t))
 
         key, after = id(event), stepper.t
         known = self._values.get(key)
@@ -134,7 +135,7 @@ class Lookout:
         """A time at which the method itself says that the event has happened, near one at which its sketch does."""
 
         def falls(t: float) -> float:
-            return self.value(event, self.point(stepper, t))
+            return value(event, self.point(stepper, t))
 
         if falls(at) <= 0:
             return at

@@ -48,6 +48,8 @@ class Records:
         Time and state where z was computed last.
     law_modes : dict or None
         The last drift by Legendre mode, where the flow tells it.
+    drift_of : callable or None
+        The drift of a state, where the law is known not to stay.
     """
 
     def __init__(self, grid: FixedGrid, start: Tensor, t: float, observe: Observer | None) -> None:
@@ -62,6 +64,7 @@ class Records:
         self.depth_errors: list[float] = []
         self.observed: list[Tensor] = []
         self.law_modes: dict[str, list[Any]] | None = None
+        self.drift_of: Callable[[Tensor], Tensor] | None = None
         self.origin, self.law = self._law_of_start()
 
     @property
@@ -151,6 +154,8 @@ class Records:
     def _drift(self, state: Tensor) -> Tensor:
         """The drift of the law; a flow that knows what its grid can hold says how much of a change is none."""
         flow = self.grid.flow
+        if self.drift_of is not None:
+            return self.drift_of(state)
         if not offers(flow, TellsLawChange):
             return drift(flow.law(state), self.law)
         found = flow.law_change(state, self.origin)

@@ -40,7 +40,8 @@ class Trajectory:
         The last state.
     stats : dict
         "evaluations" of the velocity (Jacobian–vector products among them), "products" (the latter alone), "seconds",
-        "steps", "method", "rtol", "atol", "history" (what the method and the depth grid did on their own, in words),
+        "steps", "method", "rtol", "atol" (of `descend` "rule", "rate", "record", "options"),
+        "history" (what the method and the depth grid did on their own, in words),
         "grid" ((panels, order) that `state` stands on; None for flows without one).
     status : str
         "ok", or a sentence that says why the run ended before the last time or why its numbers are in doubt.
@@ -138,7 +139,8 @@ class Trajectory:
         yield "error of z", self._error_said() or "not measured; estimate=True measures it"
         yield "of it in depth", f"{float(self.depth_error.max()):.2g}, estimated"
         yield "drift of the law", f"{float(self.drift.max()):.2g}"
-        yield "method", f"{stats['method']}, rtol = {stats['rtol']:g}, atol = {stats['atol']:g}"
+        control = ("rate", "record") if "rate" in stats else ("rtol", "atol")
+        yield "method", ", ".join([stats["method"], *(f"{name} = {stats[name]:g}" for name in control)])
         yield "work", f"{stats['evaluations']} evaluations, {stats['steps']} steps, {stats['seconds']:.2g} s"
 
     def to_xarray(self) -> xr.Dataset:
@@ -211,7 +213,7 @@ class Trajectory:
         Raises
         ------
         TypeError, ValueError
-            If t is no time between the first and the last.
+            If t is no time between the first and the last, or of a run of `descend` none of its times.
 
         Warns
         -----
@@ -241,6 +243,8 @@ class Trajectory:
         most = min(4, len(self.times))
         finer, coarser = (_through_nearest(self.times, self.z, t, count) for count in (most, most - 1))
         if not bool(torch.isin(t, self.times).all()):
+            if "rule" in self.stats:
+                raise ValueError("t must be among the times of this run: training in steps has no z between them")
             error = float((finer - coarser).abs().max())
             warnings.warn(
                 f"z is interpolated between outputs, with an error of up to about {error:.0e}: "

@@ -1,0 +1,413 @@
+"""The other verb: train any flow in steps of a given rate, by a step rule."""
+
+from __future__ import annotations
+
+import copy
+import time
+import typing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import all_finite, count, positive, real
+from ..depth.grid import Profile
+from ..flows.base import Flow
+from ..flows.capabilities import KnowsStepLaw, offers
+from ..modes import uncompiled
+from ..registry import did_you_mean
+from ..signatures import check_range, settings
+from ..threads import one_blas_thread
+from .arguments import check_options, checked_path, checked_start
+from .base import FAILURES
+from .checkpoint import Checkpoint, Saved, description
+from .endings import EVENTS_ASKED, REACHED, Stopped
+from .events import Point, Stop
+from .events import checked as checked_events
+from .integrate import IntegrationError
+from .interrupt import Request, postponed
+from .lookout import value
+from .members import advice, culprits, not_finite, of_members
+from .progress import Progress, Report, Throttled, shown
+from .records import Observer, Records
+from .resolution import FixedGrid, sampled
+from .rules.base import STEP_RULES, Ground, StepRule
+from .snapshot import panels_and_order
+from .steplaw import StepLaw
+from .trajectory import Trajectory
+
+_LAW = "law"  # where a checkpoint has what the steps have done to the law
+
+
+@uncompiled
+def descend(
+    flow: Flow,
+    state: Tensor | Profile,
+    steps: int,
+    rule: str = "gd",
+    rate: float = 0.01,
+    *,
+    record: int = 1,
+    stop: Mapping[str, Any] | None = None,
+    max_seconds: float | None = None,
+    checkpoint: str | Path | None = None,
+    every: float = 60.0,
+    observe: Observer | None = None,
+    progress: bool | Report = False,
+    throw: bool = False,
+    **options: Any,
+) -> Trajectory:
+    """Trains a flow in steps: W_{n+1} from W_n by a rule of a fixed rate η, as an optimiser does.
+
+    Parameters
+    ----------
+    flow : Flow
+        `ContinuousFlow`, `FiniteFlow`, `IntrinsicFlow`, `FactorizationFlow`, or anything that `integrate` takes. The
+        gradient is minus its velocity: that in L² over depth, L times the partial derivatives of L layers.
+    state : Tensor or profile
+        Initial state, with any leading batch axes, which are trained side by side; or a function of depth that
+        `flow.sample` takes.
+    steps : int
+        Number of steps.
+    rule : str
+        A key of `STEP_RULES`: gd, heavy_ball, nesterov, normalised (by the norm over all depths), layer_normalised (at
+        each depth), muon, lars, sign, adam, weight_decay, sgd, label_noise.
+    rate : float
+        Step size η, in flow time: n steps of gd are about a time nη of the flow.
+    record : int
+        z, loss and drift are recorded every so many steps, and after the last.
+    stop : dict, optional
+        Events that end the run, as in `integrate`, looked at after every step, which costs a product and more; the run
+        ends after the first step at which one has happened.
+    max_seconds : float, optional
+        Budget of wall time, in seconds; counted on when a run is resumed.
+    checkpoint, every, observe, progress, throw
+        As in `integrate`. A run that is resumed gives the same numbers to the bit; with more steps one that has ended
+        goes on.
+    **options
+        Of the rule: `momentum` in [0, 1) of heavy_ball, nesterov and muon; `polar` ("svd" or "newton_schulz") of muon;
+        `beta1`, `beta2`, `epsilon` of adam; `decay` and `of` ("weights" or "layers") of weight_decay; `batch`,
+        `sampling` ("replacement" or "epochs") and `seed` of sgd; `sigma` and `seed` of label_noise.
+
+    Returns
+    -------
+    Trajectory
+        Its times are η times the number of steps, and `stats` has "rule", "rate", "record" and "options". Where the
+        rule moves along gradients (gd, normalised, sgd, label_noise) and the law is exact, `drift` is the distance of
+        the law from where these very steps take it, C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ for a step Δ (above d = 4 estimated along
+        four directions); else from the start. A run that leaves the range of numbers ends there, and `status` says at
+        which step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad arguments, before any work is done: a rate that is not above 0, unknown rules and options (the nearest
+        name is given), an option out of its range or of no use to this flow.
+    OSError
+        If the checkpoint cannot be written at the start, or is in use by another run.
+    IntegrationError
+        With ``throw=True``, unless the last step or an event was reached.
+
+    Examples
+    --------
+    >>> flow = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8), nf.Quadratic(2 * torch.eye(2)))
+    >>> start = nf.INITIALS["relaxed_balanced"](torch.tensor([[1.0, 0.3], [-0.2, 0.8]]), seed=1)
+    >>> path = nf.descend(flow, start, steps=200, rule="heavy_ball", rate=0.05, record=50, momentum=0.5)
+    >>> path.times.tolist(), path.status, float(path.loss[-1]) < 1e-12
+    ([0.0, 2.5, 5.0, 7.5, 10.0], 'ok', True)
+    >>> nf.descend(nf.FiniteFlow(8, flow.loss), torch.zeros(8, 2, 2), steps=100, rate=3.0).ending
+    'diverged'
+    """
+    kind = STEP_RULES[rule]
+    number, record, rate = count("steps", steps), count("record", record), positive("rate", rate)
+    flow, start, profile = checked_start(flow, state)
+    chosen = checked_options(rule, options)
+    events = checked_events(stop, 0.0)
+    if max_seconds is not None:
+        positive("max_seconds", max_seconds)
+    path = checked_path(checkpoint, every)
+    check_options(observe, progress, throw=throw)
+    points = [rate * n for n in [*range(0, number, record), number]]
+    with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
+        known = sampled(flow, start, profile, False, 0.0, 0.0)
+        task = Task(known.flow, start, rule, rate, number, record, chosen, events, observe, max_seconds)
+        file = None
+        if path is not None:
+            file = held.enter_context(Checkpoint(path, float(every), _settings(task, stop or {}), {"times": points}))
+        request = held.enter_context(postponed(path is not None))
+        result = Descent(task, kind, known.misfit, file, request, Throttled(report)).whole()
+    if throw and result.ending not in (*REACHED, *EVENTS_ASKED):
+        raise IntegrationError(result)
+    return result
+
+
+def checked_options(rule: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a rule, with its defaults; raises TypeError or ValueError for what it does not know or take."""
+    fields = settings(STEP_RULES[rule])
+    fields.pop("rate")
+    for name in options:
+        if name not in fields:
+            valid = f"(valid: {', '.join(fields)})" if fields else "(it has none)"
+            raise TypeError(f"rule={rule!r} has no option {name!r}{did_you_mean(name, fields)} {valid}")
+    return {name: _checked(name, options.get(name, known.default), known.annotation) for name, known in fields.items()}
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """An option of the type and in the ranges of its annotation."""
+    plain = typing.get_args(kind)[0]
+    if plain is str and not isinstance(value, str):
+        raise TypeError(f"{name} must be text, got {value!r}")
+    value = real(name, value) if plain is float else count(name, value, 0) if plain is int else value
+    check_range(name, value, kind)
+    return value
+
+
+def _settings(task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is; all of it must be the same for a checkpoint to be taken up."""
+    return {
+        "flow": description(task.flow),
+        "state": f"{task.start.dtype} {description(task.start)}",
+        "rule": task.rule,
+        "rate": task.rate,
+        "record": task.record,
+        "options": task.options,
+        "stop": {name: description(bound) for name, bound in stop.items()},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a training in steps is to do."""
+
+    flow: Any
+    start: Tensor
+    rule: str
+    rate: float
+    steps: int
+    record: int
+    options: dict[str, Any] = field(default_factory=dict)
+    events: Sequence[Stop] = ()
+    observe: Observer | None = None
+    max_seconds: float | None = None
+
+
+class Descent:
+    """Takes the steps, from the start or from a checkpoint.
+
+    Attributes
+    ----------
+    n : int
+        Steps that were taken.
+    state : Tensor
+        The state after them.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        kind: type[StepRule],
+        misfit: float | None,
+        checkpoint: Checkpoint | None,
+        request: Request,
+        progress: Throttled,
+    ) -> None:
+        self.task, self.checkpoint, self.request, self.progress = task, checkpoint, request, progress
+        self.grid = FixedGrid(task.flow, 0.0, 0.0, misfit)
+        self.n, self.state = 0, task.start
+        self.evaluations, self._began = 0, time.perf_counter()
+        self.records = Records(self.grid, task.start, 0.0, task.observe)
+        self.saved = checkpoint and checkpoint.read()
+        self._begin()
+        ground = Ground(task.flow, self._gradient, self._with_loss, len(self.records.members), task.start)
+        self.rule = kind(ground, task.rate, **task.options)
+        follows = self.rule.along_gradient and offers(task.flow, KnowsStepLaw) and task.flow.step_law_is_exact
+        self.law = StepLaw(task.flow, task.start) if follows else None
+        self.records.drift_of = self.law.drift if self.law else None
+        if self.saved:
+            memory = {name: torch.as_tensor(value).to(task.start) for name, value in self.saved.memory.items()}
+            if self.law:
+                self.law.added = memory.pop(_LAW)
+            self.rule.memory = memory
+
+    def _begin(self) -> None:
+        """Records the start, or takes up what a checkpoint holds."""
+        if not self.saved:
+            try:
+                self.records.output(0.0, self.state, self.state)
+            except Stopped as stop:
+                raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
+            return
+        position = self.saved.position
+        self.grid.resume(position["grid"], position["depth"])
+        self.records.take_up(self.saved.reached, position["outputs"])
+        self.n, self.evaluations = position["steps"], position["evaluations"]
+        self.state = self.saved.reached.state.to(self.task.start)
+        self._began -= position["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, also before it was resumed."""
+        return time.perf_counter() - self._began
+
+    @property
+    def t(self) -> float:
+        """The rate times the number of steps."""
+        return self.task.rate * self.n
+
+    def whole(self) -> Trajectory:
+        """The trajectory, up to the end of the run."""
+        ended = self.saved and (self.saved.reached.ending in EVENTS_ASKED or self.n >= self.task.steps)
+        if self.saved and self.saved.position["finished"] and ended:
+            return self.saved.reached
+        ending, status = "ok", "ok"
+        try:
+            if self.n == 0:
+                self._look_out(start=True)
+            while self.n < self.task.steps:
+                self._step()
+                self.progress(self._where)
+                self._pause()
+            self.progress(self._where, last=True)
+            sentence = self.grid.verdict(self.records.columns["z"][-1])
+            if sentence is not None:
+                ending, status = "depth", sentence
+        except Stopped as stop:
+            ending, status = self._said(stop)
+            self._record_last()
+        result = self._trajectory(ending, status)
+        if ending != "checkpoint":
+            try:
+                self._save(result, finished=self.n == self.task.steps or ending in EVENTS_ASKED)
+            except Stopped as stop:
+                return self._trajectory(stop.code, str(stop))
+        return result
+
+    def _step(self) -> None:
+        """One step, which counts only if all of it is finite."""
+        task, before = self.task, dict(self.rule.memory)
+        added = self.law and self.law.added
+        if task.max_seconds is not None and self.seconds > task.max_seconds:
+            raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
+        try:
+            state = self.rule.step(self.n, self.state)
+            if not all_finite(state):
+                which = not_finite(state, self.records.members)
+                raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
+            recorded = (self.n + 1) % task.record == 0 or self.n + 1 == task.steps
+            if self.law:
+                self.law.added = added + task.flow.step_law(state - self.state, self.law.directions)
+            if recorded:
+                try:
+                    self.records.output(task.rate * (self.n + 1), state, self.state)
+                except Stopped:
+                    if self.law:
+                        self.law.added = added
+                    raise
+        except Stopped:
+            self.rule.memory = before
+            raise
+        self.n, self.state = self.n + 1, state
+        self._look_out()
+
+    def _look_out(self, *, start: bool = False) -> None:
+        """Ends the run at the first event in their order that has happened."""
+        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.t, self.state)
+        for event in self.task.events:
+            if value(event, point) <= 0:
+                raise Stopped(event.code, event.sentence(point, start=start))
+
+    def _said(self, stop: Stopped) -> tuple[str, str]:
+        """Ending and status of a run that was stopped, with the step at which that was."""
+        if stop.code in EVENTS_ASKED or stop.code == "checkpoint":
+            return stop.code, str(stop)
+        where = f"at step {self.n + 1} of {self.task.steps}"
+        if stop.code not in ("not_finite", "velocity"):
+            return stop.code, f"{stop}, {where}"
+        return "diverged", f"the training diverged {where}: {stop}; choose a smaller rate than {self.task.rate:g}"
+
+    def _record_last(self) -> None:
+        """Adds a row for the state at which the run has ended, where z can be computed there."""
+        if self.t > self.records.times[-1]:
+            try:
+                self.records.add(self.t, self.state, self.state)
+            except Stopped:
+                self.state = self.records.last[1]
+
+    def _gradient(self, state: Tensor) -> Tensor:
+        self.evaluations += 1
+        return -self._computed(self.task.flow, state)
+
+    def _with_loss(self, state: Tensor, loss: Any) -> Tensor:
+        other = copy.copy(self.task.flow)
+        other.loss = loss
+        self.evaluations += 1
+        return -self._computed(other, state)
+
+    def _computed(self, flow: Any, state: Tensor) -> Tensor:
+        """The velocity of a flow; raises Stopped unless it is finite."""
+        try:
+            velocity: Tensor = flow.velocity(state)
+        except FAILURES as error:
+            which = culprits(flow.velocity, FAILURES, state, self.state, self.records.members)
+            what = f"the gradient{of_members(which)} could not be computed: {error}{advice(which)}"
+            raise Stopped("velocity", what) from error
+        if not all_finite(velocity):
+            which = not_finite(velocity, self.records.members)
+            raise Stopped("not_finite", f"the gradient{of_members(which)} is not finite{advice(which)}")
+        return velocity
+
+    def _pause(self) -> None:
+        """Saves when it is due or a signal has come, which acts then: the run goes on if its handler returns."""
+        if self.checkpoint is not None and (self.request.signal is not None or self.checkpoint.due()):
+            status = f"the run had taken {self.n} steps when this was saved; it can be resumed"
+            self._save(self._trajectory("interrupted", status), finished=False)
+        self.request.act()
+
+    def _save(self, reached: Trajectory, *, finished: bool) -> None:
+        if self.checkpoint is None:
+            return
+        position = {
+            "finished": finished,
+            "outputs": self.records.outputs,
+            "steps": self.n,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "grid": panels_and_order(self.task.flow),
+            "depth": self.grid.memory(),
+        }
+        law = {_LAW: self.law.added} if self.law else {}
+        self.checkpoint.write(Saved(replace(reached, state=self.state), position, self.rule.memory | law, []))
+
+    def _where(self) -> Progress:
+        loss = float(self.records.columns["loss"][-1].max())
+        return Progress(
+            t=self.t,
+            end=self.task.rate * self.task.steps,
+            fraction=self.n / self.task.steps,
+            loss=loss,
+            step=self.task.rate,
+            evaluations=self.evaluations,
+            seconds=self.seconds,
+        )
+
+    def _trajectory(self, ending: str, status: str) -> Trajectory:
+        task = self.task
+        stats = {
+            "evaluations": self.evaluations,
+            "products": 0,
+            "seconds": self.seconds,
+            "steps": self.n,
+            "method": task.rule,
+            "rule": task.rule,
+            "rate": task.rate,
+            "record": task.record,
+            "options": task.options,
+            "history": [],
+            "grid": panels_and_order(task.flow),
+            "law_modes": self.records.law_modes,
+        }
+        return Trajectory(**self.records.tensors(), state=self.state, stats=stats, status=status, ending=ending)

@@ -1,0 +1,113 @@
+"""What a step rule promises: training in steps of a given rate, as optimisers take them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...flows.capabilities import AtDepths, OnGrid, offers
+from ...registry import Registry
+from ...signatures import at_least, below
+
+Gradient = Callable[[Tensor], Tensor]
+Fraction = Annotated[float, at_least(0), below(1)]  # such as a momentum
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What a rule may ask of the flow that it trains.
+
+    Attributes
+    ----------
+    flow : Flow
+    gradient : callable
+        g(state), the gradient of the loss in the inner product of the flow: minus its velocity.
+    with_loss : callable
+        The same gradient of another loss: (state, loss) → g.
+    members : int
+        How many leading axes of a state belong to a batch.
+    start : Tensor
+        The state at step 0.
+    """
+
+    flow: Any
+    gradient: Gradient
+    with_loss: Callable[[Tensor, Any], Tensor]
+    members: int
+    start: Tensor
+
+    @property
+    def matrices(self) -> bool:
+        """Whether the last two axes of a state are a matrix: at each depth, or z itself."""
+        own = self.start.shape[self.members :]
+        at_depths = offers(self.flow, OnGrid) or offers(self.flow, AtDepths)
+        return at_depths or (len(own) == 2 and own == self.flow.product(self.start).shape[-2:])
+
+    def norm(self, g: Tensor) -> Tensor:
+        """The norm of a gradient, of each member, with axes of length 1 for what it runs over.
+
+        In L² over depth: quadrature on a grid, the mean over the layers of a network; else the Euclidean one.
+        """
+        axes = tuple(range(self.members - g.ndim, 0))
+        squares = g.square()
+        if offers(self.flow, OnGrid):
+            squares = squares * self.flow.grid.weights.to(g)[:, None, None]
+        elif offers(self.flow, AtDepths):
+            squares = squares / g.shape[-3]
+        return squares.sum(axes, keepdim=True).sqrt()
+
+
+class StepRule(ABC):
+    """A step rule in motion.
+
+    1. `Rule(ground, rate, **options)` stands at step 0, at rest. The options are keyword parameters whose annotations
+       have types and ranges (`signatures.py`); one that does not suit the flow raises ValueError.
+    2. `step(n, state)` is the state after step n, from the one before it; it may raise Stopped.
+    3. `memory` has what it must remember between two steps, tensors by name, so that a checkpoint can hold them.
+
+    Attributes
+    ----------
+    equivariant : bool
+        Whether it turns with the gradient, g(s) ↦ Q(s) g(s) Q(s)ᵀ: then z₀ decides the whole sequence z_n on relaxed
+        balanced starts (docs/math.md).
+    along_gradient : bool
+        Whether a step is a number times a gradient of some loss of z: the law then moves by the square of the step.
+    """
+
+    equivariant: ClassVar[bool] = True
+    along_gradient: ClassVar[bool] = False
+
+    def __init__(self, ground: Ground, rate: float) -> None:
+        self.ground = ground
+        self.rate = rate
+        self.memory: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def step(self, n: int, state: Tensor) -> Tensor:
+        """The state after step n."""
+
+    def remembered(self, name: str) -> Tensor:
+        """A tensor of the memory; zeros of the shape of a state before it was set."""
+        return self.memory.get(name, torch.zeros_like(self.ground.start))
+
+
+def directed(g: Tensor, size: Tensor) -> Tensor:
+    """g / size, and zero where that is zero."""
+    return torch.where(size > 0, g / size, torch.zeros_like(g))
+
+
+def need_matrices(name: str, ground: Ground) -> None:
+    """Raises ValueError for a rule of matrices where a flow has none."""
+    if not ground.matrices:
+        raise ValueError(
+            f"rule={name!r} works on the matrix at each depth, and {type(ground.flow).__name__} has none in a state of "
+            f"shape {tuple(ground.start.shape)}; choose gd, heavy_ball, nesterov or normalised"
+        )
+
+
+STEP_RULES: Registry[type[StepRule]] = Registry("step rule")

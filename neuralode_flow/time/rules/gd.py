@@ -1,0 +1,17 @@
+"""Gradient descent: W_{n+1} = W_n − η g_n, the explicit Euler steps of the flow."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import STEP_RULES, StepRule
+
+
+@STEP_RULES.register("gd")
+class GradientDescent(StepRule):
+    """Gradient descent, W_{n+1} = W_n − η g_n."""
+
+    along_gradient = True
+
+    def step(self, n: int, state: Tensor) -> Tensor:
+        return state - self.rate * self.ground.gradient(state)

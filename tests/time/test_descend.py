@@ -1,0 +1,372 @@
+"""Training in steps: each rule against a second route, z₀ decides, the law in steps, and how a run ends and goes on."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import neuralode_flow as nf
+from neuralode_flow.time.rules.base import STEP_RULES
+from neuralode_flow.time.steplaw import StepLaw
+
+D, GRID = 3, nf.DepthGrid.gauss(4, 10)
+SOURCE = torch.Generator().manual_seed(0)
+X = torch.randn(12, D, generator=SOURCE, dtype=torch.float64)
+Z0 = torch.linalg.matrix_exp(0.3 * torch.randn(D, D, generator=SOURCE, dtype=torch.float64))
+LOSS = nf.Regression(X, X @ torch.linalg.matrix_exp(0.5 * torch.randn(D, D, generator=SOURCE, dtype=torch.float64)).mT)
+FLOW = nf.ContinuousFlow(GRID, LOSS)
+START = FLOW.sample(nf.INITIALS["relaxed_balanced"](Z0))
+OPTIONS = {"sgd": {"batch": 5}, "weight_decay": {"decay": 0.1}}
+RATES = {"normalised": 0.02, "layer_normalised": 0.02, "muon": 0.02, "lars": 0.02, "sign": 0.02, "adam": 0.02}
+EQUIVARIANT = [name for name, rule in STEP_RULES.items() if rule.equivariant]
+
+
+def run(rule="gd", steps=40, flow=FLOW, start=START, rate=None, **options):
+    rate = RATES.get(rule, 0.05) if rate is None else rate
+    return nf.descend(flow, start, steps, rule, rate, **{"record": 10, **OPTIONS.get(rule, {}), **options})
+
+
+def norm(z):
+    return float(z.norm(dim=(-2, -1)).max())
+
+
+# Each rule against a second route.
+
+
+def test_gradient_descent_is_the_explicit_euler_method_of_the_flow():
+    path = run("gd", record=1)
+    euler = nf.integrate(FLOW, START, path.times, "euler")
+    assert_close(path.z, euler.z, rtol=0, atol=1e-13)
+
+
+THETA = torch.randn(2, 2, 4, generator=SOURCE, dtype=torch.float64)
+FACTORS = nf.FactorizationFlow(lambda theta: theta[..., 0, :, :] @ theta[..., 1, :, :].mT, nf.Quadratic(torch.eye(2)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "optimiser"),
+    [
+        ("gd", {}, lambda p: torch.optim.SGD(p, lr=0.05)),
+        ("heavy_ball", {"momentum": 0.8}, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8)),
+        ("adam", {"beta1": 0.8}, lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.8, 0.999))),
+        ("weight_decay", {"decay": 0.3}, lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.3)),
+    ],
+)
+def test_a_rule_is_that_of_torch(rule, options, optimiser):
+    theta = THETA.clone().requires_grad_()
+    steps = optimiser([theta])
+    for _ in range(50):
+        steps.zero_grad()
+        (FACTORS.phi(theta) - torch.eye(2)).square().sum().mul(0.5).backward()
+        steps.step()
+    path = nf.descend(FACTORS, THETA, 50, rule, 0.05, record=50, **options)
+    assert_close(path.state, theta.detach(), rtol=0, atol=1e-13)
+
+
+def test_nesterov_is_that_of_torch_seen_where_its_momentum_leads():
+    theta = THETA.clone().requires_grad_()
+    steps = torch.optim.SGD([theta], lr=0.05, momentum=0.8, nesterov=True)
+    ours = nf.descend(FACTORS, THETA, 50, "nesterov", 0.05, momentum=0.8, observe=lambda i, state: state).observed
+    for n in range(50):
+        steps.zero_grad()
+        (FACTORS.phi(theta) - torch.eye(2)).square().sum().mul(0.5).backward()
+        steps.step()
+        ahead = ours[n + 1] + 0.8 * (ours[n + 1] - ours[n])
+        assert_close(ahead, theta.detach(), rtol=0, atol=1e-13)
+
+
+def test_steps_of_a_fixed_length_have_it():
+    weights = GRID.weights[:, None, None]
+    for rule in ("normalised", "layer_normalised", "muon", "lars", "sign"):
+        states = run(rule, 5, record=1, observe=lambda i, state: state).observed
+        moved, g = states[1:] - states[:-1], [-FLOW.velocity(state) for state in states[:-1]]
+        size = {
+            "normalised": lambda step, state: (weights * step.square()).sum().sqrt() - 0.02,
+            "layer_normalised": lambda step, state: torch.linalg.matrix_norm(step) - 0.02,
+            "muon": lambda step, state: torch.linalg.svdvals(step) - 0.02,
+            "lars": lambda step, state: torch.linalg.matrix_norm(step) - 0.02 * torch.linalg.matrix_norm(state),
+            "sign": lambda step, state: step.abs() - 0.02,
+        }[rule]
+        for step, state, gradient in zip(moved, states[:-1], g, strict=True):
+            assert_close(size(step, state), torch.zeros_like(size(step, state)), rtol=0, atol=1e-14)
+            assert float((step * gradient).sum()) < 0
+
+
+def test_the_polar_factor_is_the_nearest_orthogonal_matrix_and_muons_polynomial_is_near_it():
+    from neuralode_flow.time.rules.muon import exact, newton_schulz
+
+    g = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    Q = exact(g)
+    assert_close(Q @ Q.mT, torch.eye(5).double().expand(4, 5, 5), rtol=0, atol=1e-14)
+    assert_close(Q.mT @ g, (Q.mT @ g).mT, rtol=0, atol=1e-13)  # g = QH with H symmetric and positive definite
+    assert float(torch.linalg.eigvalsh(Q.mT @ g).min()) > 0
+    near = torch.linalg.svdvals(Q.mT @ newton_schulz(g))
+    assert float((near - 1).abs().max()) < 0.35
+    flat = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))  # no direction in its kernel
+    assert_close(exact(flat), torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+    assert float(exact(torch.zeros(2, 2)).abs().max()) == 0.0
+
+
+def test_an_epoch_sees_every_sample_once_and_a_whole_batch_is_gradient_descent():
+    whole = run("sgd", 20, batch=12, sampling="epochs")
+    assert_close(whole.z, run("gd", 20).z, rtol=0, atol=1e-13)
+    rule = STEP_RULES["sgd"](_ground(), 0.1, batch=5, sampling="epochs")
+    for epoch in range(3):
+        seen = torch.cat([rule.rows(3 * epoch + k) for k in range(3)])
+        assert sorted(seen.tolist()) == list(range(12))
+    drawn = STEP_RULES["sgd"](_ground(), 0.1, batch=4000 % 12 + 1, seed=1)
+    counts = torch.bincount(torch.cat([drawn.rows(n) for n in range(3000)]), minlength=12)
+    assert float((counts / counts.sum() * 12 - 1).abs().max()) < 0.1
+
+
+def test_label_noise_is_none_on_the_average_and_has_its_size():
+    rule = STEP_RULES["label_noise"](_ground(), 1.0, sigma=0.5)
+    moved = torch.stack([START - rule.step(n, START) for n in range(400)])
+    g = -FLOW.velocity(START)
+    assert norm((moved.mean(0) - g).mean(0)) < 0.2 * norm((moved - g).square().mean(0).sqrt().mean(0))
+    assert norm((moved[0] - g).mean(0)) > 1e-3
+
+
+def _ground():
+    from neuralode_flow.time.rules.base import Ground
+
+    def with_loss(state, loss):
+        return -nf.ContinuousFlow(GRID, loss).velocity(state)
+
+    return Ground(FLOW, lambda state: -FLOW.velocity(state), with_loss, 0, START)
+
+
+# z₀ decides (theorem G).
+
+
+@pytest.mark.parametrize("rule", EQUIVARIANT)
+def test_relaxed_balanced_starts_of_one_z0_train_alike(rule):
+    profiles = [nf.INITIALS["relaxed_balanced"](Z0, seed=seed, twist=1.0 + seed) for seed in range(4)]
+    starts = torch.stack([FLOW.sample(profile) for profile in profiles])
+    z = run(rule, 60, start=starts).z
+    assert norm(z - z[:, :1]) < 1e-12 * norm(z)
+    other = run(rule, 60, start=FLOW.sample(nf.control(Z0))).z
+    assert norm(other - z[:, 0]) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["adam", "sign", "lars", "weight_decay"])
+def test_rules_that_see_coordinates_or_sizes_tell_them_apart(rule):
+    profiles = [nf.INITIALS["relaxed_balanced"](Z0, seed=seed, twist=1.0 + seed) for seed in range(4)]
+    z = run(rule, 60, start=torch.stack([FLOW.sample(profile) for profile in profiles])).z
+    assert not STEP_RULES[rule].equivariant
+    assert norm(z - z[:, :1]) > 1e-2
+
+
+# The law in steps.
+
+
+@pytest.mark.parametrize("rule", ["gd", "normalised", "sgd", "label_noise"])
+@pytest.mark.parametrize("model", ["continuous", "euler"])
+def test_the_law_moves_as_the_steps_say(rule, model):
+    flow = FLOW if model == "continuous" else nf.FiniteFlow(8, LOSS)
+    start = flow.sample(nf.smooth(D, 1.0, torch.Generator().manual_seed(3)))
+    path = run(rule, flow=flow, start=start, rate=0.1)
+    moved = (flow.law(path.state) - flow.law(start)).norm(dim=(-2, -1)).max()
+    assert float(path.drift.max()) < 1e-9
+    assert float(moved) > 1e-3
+
+
+def test_the_law_of_larger_matrices_is_followed_along_four_directions():
+    """The estimate is near the distance itself where something is wrong: here, a step that nobody has told of."""
+    flow = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(7).double()))
+    start = flow.sample(nf.smooth(7, 1.0, torch.Generator().manual_seed(3)))
+    path = nf.descend(flow, start, 40, "gd", 0.1, record=10)
+    assert float(path.drift.max()) < 1e-9
+    law = StepLaw(flow, start)
+    step = 0.1 * flow.velocity(start)
+    law.added += flow.step_law(step, law.directions)
+    assert float(law.drift(start + step)) < 1e-9
+    wrong = start + 1.5 * step
+    moved = flow.law(wrong) - flow.law(start) - flow.law_of_steps(flow.step_law(step, torch.eye(7).double()))
+    assert 0.5 < float(law.drift(wrong)) / norm(moved) < 2
+
+
+def test_where_steps_do_not_say_how_it_moves_the_drift_is_that_from_the_start():
+    path = run("heavy_ball")
+    moved = (FLOW.law(path.state) - FLOW.law(START)).norm(dim=(-2, -1)).max()
+    assert float(path.drift[-1]) == pytest.approx(float(moved), rel=1e-6)
+    layers = nf.FiniteFlow(4, LOSS, layer="exp")
+    assert float(run("gd", flow=layers, start=layers.sample(nf.control(Z0))).drift.max()) > 1e-4
+
+
+def test_decay_of_the_layers_lets_their_law_decay():
+    flow = nf.FiniteFlow(4, LOSS)
+    start = flow.sample(nf.smooth(D, 1.0, torch.Generator().manual_seed(3)))
+
+    def law(W):  # of a flow in time: U_kᵀU_k falls like e^{−2μt}
+        U = torch.eye(D).double() + W / 4
+        return U[1:].mT @ U[1:] - U[:-1] @ U[:-1].mT
+
+    errors = []
+    for n in (100, 200):
+        path = run("weight_decay", n, flow=flow, start=start, rate=1.0 / n, decay=0.5, of="layers")
+        errors.append(float((law(path.state) - math.exp(-1.0) * law(start)).abs().max()))
+    assert errors[0] < 0.02
+    assert 1.7 < errors[0] / errors[1] < 2.3  # order 1 in the rate
+
+
+# How a run ends, and goes on.
+
+
+def test_a_rate_that_is_too_large_is_a_status_with_the_step():
+    path = nf.descend(FLOW, START, 100, rate=30.0)
+    assert path.ending == "diverged"
+    step = path.stats["steps"]
+    assert f"diverged at step {step + 1} of 100" in path.status
+    assert bool(torch.isfinite(path.z).all())
+    assert float(path.times[-1]) == 30.0 * step
+    layers = nf.FiniteFlow(8, LOSS)
+    start = layers.sample(nf.control(Z0))
+    both = nf.descend(layers, torch.stack((start, start + 40.0)), 50, rate=0.05)
+    assert "of member 1 of 2" in both.status
+    with pytest.raises(nf.IntegrationError, match="diverged"):
+        nf.descend(FLOW, START, 100, rate=30.0, throw=True)
+
+
+def test_events_end_it_after_the_first_step_at_which_they_have_happened():
+    whole = run("gd", 200, record=1)
+    bound = float(whole.loss[57]) * (1 + 1e-12)
+    path = run("gd", 200, record=50, stop={"loss": bound})
+    assert (path.ending, path.stats["steps"]) == ("loss", 57)
+    assert path.times.tolist() == [0.0, 2.5, pytest.approx(57 * 0.05)]
+    steady = run("gd", 2000, record=500, stop={"steady": 1e-3})
+    assert float(FLOW.velocity(steady.state).abs().max()) <= 1e-3
+    mine = run("gd", 50, stop={"mine": lambda t, z, state: 0.99 - t})
+    assert (mine.ending, mine.stats["steps"]) == ("event", 20)
+    assert run("gd", 50, stop={"norm": 1e-3}).stats["steps"] == 0
+
+
+@pytest.mark.parametrize("rule", STEP_RULES)
+def test_it_goes_on_to_the_bit(rule, tmp_path):
+    file = tmp_path / "run.npz"
+    whole = run(rule, 40)
+
+    def interrupt(i, state):
+        if i == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rule, 40, checkpoint=file, every=0, observe=interrupt)
+    assert nf.load(file).ending == "interrupted"
+    path = run(rule, 40, checkpoint=file, every=0, observe=lambda i, state: None)
+    assert torch.equal(path.z, whole.z)
+    assert torch.equal(path.state, whole.state)
+    assert torch.equal(path.drift, whole.drift)
+    assert path.stats["evaluations"] == whole.stats["evaluations"]
+    longer = run(rule, 60, checkpoint=file)
+    assert torch.equal(longer.z, run(rule, 60).z)
+    assert torch.equal(nf.load(file).z, longer.z)
+    with pytest.raises(ValueError, match="belongs to a run with rate"):
+        run(rule, 60, checkpoint=file, rate=0.01)
+
+
+def test_a_budget_of_time_ends_it_and_it_goes_on(tmp_path):
+    path = run("gd", 10**6, max_seconds=0.3, checkpoint=tmp_path / "run.npz", record=10**5)
+    assert path.ending == "seconds"
+    assert 0 < path.stats["steps"] < 10**6
+    assert f"at step {path.stats['steps'] + 1} of 1000000" in path.status
+    more = run("gd", 10**6, max_seconds=0.6, checkpoint=tmp_path / "run.npz", record=10**5)
+    assert more.stats["steps"] > path.stats["steps"]
+
+
+def test_members_train_as_they_would_alone():
+    starts = torch.stack([START, FLOW.sample(nf.control(Z0)), 0.5 * START])
+    for rule in STEP_RULES:
+        together = run(rule, start=starts).z
+        for k in range(3):
+            assert_close(together[:, k], run(rule, start=starts[k]).z, rtol=0, atol=1e-12)
+
+
+def test_it_is_a_trajectory_like_others(tmp_path):
+    path = run("adam", 20)
+    assert repr(path).startswith("Trajectory(3 times, ok, loss ")
+    dataset = path.to_xarray()
+    assert dataset.attrs["method"] == "adam"
+    assert dataset.attrs["rate"] == 0.02
+    assert "rate = 0.02" in path._repr_html_()
+    path.save(tmp_path / "path.npz")
+    assert torch.equal(nf.load(tmp_path / "path.npz").z, path.z)
+    assert torch.equal(path(path.times[1]), path.z[1])
+    with pytest.raises(ValueError, match="has no z between them"):
+        path(0.3)
+    path.plot()
+    dataset.to_netcdf(tmp_path / "path.nc", engine="scipy")
+
+
+def test_a_grid_that_does_not_resolve_the_state_is_said():
+    coarse = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 4), LOSS)
+    start = nf.relaxed_balanced(Z0, twist=lambda s: 8 * math.sin(9 * s) * (Z0 - Z0.mT))
+    assert run("gd", 5, flow=coarse, start=start).ending == "depth"
+
+
+def test_intrinsic_flows_and_single_matrices_take_steps():
+    limit = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2).double()), nf.LogMean())
+    for rule in ("gd", "muon", "layer_normalised", "normalised", "adam"):
+        path = nf.descend(limit, torch.eye(2).double(), 100, rule, 0.01, record=100)
+        assert path.status == "ok"
+        assert float(path.loss[-1]) < float(path.loss[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"rate": 0.0}, ValueError, "rate must be above 0, got 0.0"),
+        ({"rate": math.nan}, ValueError, "rate must be finite, got nan"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"record": 0}, ValueError, "record must be at least 1, got 0"),
+        ({"rule": "heavyball"}, ValueError, "unknown step rule 'heavyball'; did you mean 'heavy_ball'?"),
+        ({"rule": "heavy_ball", "momentun": 0.5}, TypeError, "no option 'momentun'; did you mean 'momentum'?"),
+        ({"momentum": 0.5}, TypeError, r"rule='gd' has no option 'momentum' \(it has none\)"),
+        ({"rule": "heavy_ball", "momentum": 1.0}, ValueError, "momentum must be below 1, got 1.0"),
+        ({"rule": "nesterov", "momentum": -0.1}, ValueError, "momentum must be at least 0, got -0.1"),
+        ({"rule": "adam", "beta1": "x"}, TypeError, "beta1 must be a number, got 'x'"),
+        ({"rule": "muon", "polar": "qr"}, ValueError, "unknown polar factor 'qr'"),
+        ({"rule": "sgd", "batch": 13}, ValueError, "batch must be at most the number of samples, 12, got 13"),
+        ({"rule": "sgd", "flow": nf.ContinuousFlow(GRID, nf.Quadratic(Z0))}, ValueError, "needs a loss with samples"),
+        ({"rule": "weight_decay", "of": "layers"}, ValueError, "FiniteFlow of euler layers"),
+        ({"start": nf.control(torch.eye(2).double())}, ValueError, "state has matrices of size 2"),
+        ({"checkpoint": "nowhere/x.npz"}, OSError, "cannot be written"),
+    ],
+)
+def test_what_is_refused_before_any_work(arguments, error, said):
+    with pytest.raises(error, match=said):
+        run(**arguments)
+
+
+def test_muon_needs_matrices():
+    scalar = nf.IntrinsicFlow(nf.Quadratic(torch.tensor([[2.0]]).double()), nf.LogMean())
+    with pytest.raises(ValueError, match="choose sign"):
+        nf.descend(scalar, torch.tensor([[1.0]]).double(), 5, "muon")
+    with pytest.raises(ValueError, match="works on the matrix at each depth"):
+        nf.descend(FACTORS, THETA, 5, "muon")
+
+
+def test_a_random_network_of_one_gauge_orbit_trains_alike():
+    """Euler layers: U_k ↦ Q_k U_k Q_{k−1}ᵀ with Q_0 = Q_L = I."""
+    for depth in (2, 4, 16):
+        flow = nf.FiniteFlow(depth, LOSS)
+        U = torch.eye(D).double() + flow.sample(nf.INITIALS["smooth"](Z0)) / depth
+        Q = torch.linalg.qr(torch.randn(depth - 1, D, D, generator=torch.Generator().manual_seed(depth)).double())[0]
+        ends = torch.eye(D).double()[None]
+        turned = torch.cat((Q, ends)) @ U @ torch.cat((ends, Q)).mT
+        starts = depth * (torch.stack((U, turned)) - torch.eye(D).double())
+        assert norm(starts[0, 0] - starts[1, 0]) > 0.1
+        for rule in ("gd", "heavy_ball", "nesterov", "muon", "sgd"):
+            z = run(rule, 100, flow=flow, start=starts, rate=0.02).z
+            assert norm(z[:, 0] - z[:, 1]) < 1e-12 * norm(z)
+        assert norm((z := run("sign", 100, flow=flow, start=starts, rate=0.02).z)[:, 0] - z[:, 1]) > 1e-3
+
+
+def test_memory_grows_with_what_is_recorded_alone(tmp_path):
+    sizes = []
+    for n in (10, 1000):
+        path = run("gd", n, record=n, checkpoint=tmp_path / f"{n}.npz")
+        assert len(path.times) == 2
+        sizes.append((tmp_path / f"{n}.npz").stat().st_size)
+    assert abs(sizes[1] - sizes[0]) < 100
