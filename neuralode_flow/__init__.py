@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .time.events import EVENTS as EVENTS
     from .time.integrate import IntegrationError as IntegrationError
     from .time.integrate import integrate as integrate
-    from .time.rules.base import STEP_RULES as STEP_RULES
+    from .time.steprule import STEP_RULES as STEP_RULES
     from .time.trajectory import Trajectory as Trajectory
     from .time.trajectory import load as load
 
@@ -91,7 +91,7 @@ _HOMES = {
     "DividedDifference": "kernels",
     "TwoLayer": "kernels",
     "descend": "time.descend",
-    "STEP_RULES": "time.rules.base",
+    "STEP_RULES": "time.steprule",
     "integrate": "time.integrate",
     "IntegrationError": "time.integrate",
     "Trajectory": "time.trajectory",

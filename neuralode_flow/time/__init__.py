@@ -5,7 +5,7 @@ from .base import METHODS
 from .descend import descend
 from .endings import ENDINGS
 from .integrate import integrate
-from .rules.base import STEP_RULES
+from .steprule import STEP_RULES
 from .trajectory import Trajectory
 
 __all__ = ["ENDINGS", "METHODS", "STEP_RULES", "Trajectory", "descend", "integrate", "methods", "rules"]

@@ -35,9 +35,9 @@ from .members import advice, culprits, not_finite, of_members
 from .progress import Progress, Report, Throttled, shown
 from .records import Observer, Records
 from .resolution import FixedGrid, sampled
-from .rules.base import STEP_RULES, Ground, StepRule
 from .snapshot import panels_and_order
 from .steplaw import StepLaw
+from .steprule import STEP_RULES, Ground, StepRule
 from .trajectory import Trajectory
 
 _LAW = "law"  # where a checkpoint has what the steps have done to the law

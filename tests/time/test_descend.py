@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import neuralode_flow as nf
-from neuralode_flow.time.rules.base import STEP_RULES
 from neuralode_flow.time.steplaw import StepLaw
+from neuralode_flow.time.steprule import STEP_RULES
 
 D, GRID = 3, nf.DepthGrid.gauss(4, 10)
 SOURCE = torch.Generator().manual_seed(0)
@@ -129,7 +129,7 @@ def test_label_noise_is_none_on_the_average_and_has_its_size():
 
 
 def _ground():
-    from neuralode_flow.time.rules.base import Ground
+    from neuralode_flow.time.steprule import Ground
 
     def with_loss(state, loss):
         return -nf.ContinuousFlow(GRID, loss).velocity(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...signatures import Positive
-from .base import STEP_RULES, Fraction, Ground, StepRule
+from ..steprule import STEP_RULES, Fraction, Ground, StepRule
 
 
 @STEP_RULES.register("adam")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import STEP_RULES, StepRule
+from ..steprule import STEP_RULES, StepRule
 
 
 @STEP_RULES.register("gd")

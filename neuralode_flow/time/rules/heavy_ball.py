@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import STEP_RULES, Fraction, Ground, StepRule
+from ..steprule import STEP_RULES, Fraction, Ground, StepRule
 
 
 @STEP_RULES.register("heavy_ball")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...signatures import Positive, Seed
-from .base import STEP_RULES, Ground, StepRule
+from ..steprule import STEP_RULES, Ground, StepRule
 from .sgd import need_samples, source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import STEP_RULES, Ground, StepRule, directed, need_matrices
+from ..steprule import STEP_RULES, Ground, StepRule, directed, need_matrices
 
 
 @STEP_RULES.register("lars")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...signatures import known
-from .base import STEP_RULES, Fraction, Ground, StepRule, need_matrices
+from ..steprule import STEP_RULES, Fraction, Ground, StepRule, need_matrices
 
 POLAR = ("svd", "newton_schulz")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import STEP_RULES
+from ..steprule import STEP_RULES
 from .heavy_ball import HeavyBall
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...signatures import Count, Seed, known
-from .base import STEP_RULES, Ground, StepRule
+from ..steprule import STEP_RULES, Ground, StepRule
 
 SAMPLING = ("replacement", "epochs")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...depth.rules.euler import Euler
 from ...signatures import Positive, known
-from .base import STEP_RULES, Ground, StepRule
+from ..steprule import STEP_RULES, Ground, StepRule
 
 OF = ("weights", "layers")
 

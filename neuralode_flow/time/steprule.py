@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...flows.capabilities import AtDepths, OnGrid, offers
-from ...registry import Registry
-from ...signatures import at_least, below
+from ..flows.capabilities import AtDepths, OnGrid, offers
+from ..registry import Registry
+from ..signatures import at_least, below
 
 Gradient = Callable[[Tensor], Tensor]
 Fraction = Annotated[float, at_least(0), below(1)]  # such as a momentum
