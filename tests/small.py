@@ -58,6 +58,10 @@ SMALL = {
     "convergence": lambda: (network(2, "relaxed_balanced", samples=3), {"depths": [4, 8, 16], "workers": 1}),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
     "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),
+    "universality": lambda: (
+        {"problem": nf.PROBLEMS["linnerud"](), "solver": nf.Collocation(nf.DepthGrid.gauss(4, 8))},
+        {"steps": 40, "starts": 3, "controls": 2, "depths": [2, 4]},
+    ),
 }
 
 

@@ -118,12 +118,12 @@ class Movie:
         return len(self.values)
 
 
-def blank(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def blank(title: str, panels: int = 1, most: int = 2) -> tuple[Figure, list[Axes]]:
     """A figure of the fixed width with `panels` axes under the lines of a title, wrapped to fit.
 
-    Up to three stand side by side, more of them in rows of two.
+    Up to three stand side by side, more of them in rows of at most `most`.
     """
-    columns = panels if panels <= 3 else 2
+    columns = panels if panels <= 3 else most
     rows = -(-panels // columns)
     figure = Figure(figsize=(WIDTH, HEIGHT * (1 + 0.8 * (rows - 1))), layout="constrained")
     figure.suptitle("\n".join(map(_wrapped, title.splitlines())), x=0.01, ha="left")

@@ -1,0 +1,107 @@
+"""Which step rules z₀ decides: the study's checks hold, and each of them can fail."""
+
+import numpy as np
+import pytest
+import small
+
+import neuralode_flow as nf
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES
+from neuralode_flow.studies.universality import LARGE
+from neuralode_flow.time.rules.adam import Adam
+from neuralode_flow.time.rules.normalised import Normalised
+
+
+def found(**settings):
+    inputs, small_settings = small.SMALL["universality"]()
+    chosen = small_settings | {"rules": ["gd"], "depths": [2]} | settings
+    dataset = STUDIES["universality"].run(**inputs | chosen)
+    return dataset, Finding.of(dataset)
+
+
+def failing(finding):
+    return [check.name for check in finding.checks if not check.holds]
+
+
+def test_all_checks_hold_and_say_which_rule_they_are_of():
+    dataset, finding = small.dataset("universality"), Finding.of(small.dataset("universality"))
+    assert finding.status == "ok"
+    assert failing(finding) == []
+    assert finding.passed
+    assert len(finding.checks) == 7
+    assert {"gd", LARGE, "muon", "adam", "sgd"} <= set(dataset.rule.values.tolist())
+    spread = dataset.spread.max("step")
+    for rule in dataset.rule.values:
+        turns = bool(dataset.equivariant.sel(rule=rule))
+        assert turns or float(spread.sel(rule=rule)) > 1e-2
+    assert float(spread.sel(rule="muon")) < 1e-12
+    assert dataset.step.values.tolist() == list(range(41))
+
+
+def test_the_spread_is_what_its_name_says():
+    dataset, _ = found()
+    z = dataset.z.sel(rule="gd").values
+    distances = [np.linalg.norm(z[:, k] - z[:, 0], axis=(-2, -1)) for k in range(3)]
+    expected = np.max(distances, axis=0) / np.linalg.norm(z[:, 0], axis=(-2, -1))
+    np.testing.assert_allclose(dataset.spread.sel(rule="gd"), expected, rtol=1e-12)
+    others = np.linalg.norm(z[:, 4] - z[:, 3], axis=(-2, -1)) / np.linalg.norm(z[:, 3], axis=(-2, -1))
+    np.testing.assert_allclose(dataset.control_spread.sel(rule="gd"), others, rtol=1e-12)
+
+
+def test_a_rule_that_claims_to_turn_and_does_not_fails(monkeypatch):
+    monkeypatch.setattr(Adam, "equivariant", True)
+    _, finding = found(rules=["gd", "adam"])
+    assert failing(finding) == [
+        "starts under rules that turn with the gradient (adam)",
+        "Euler networks turned by random gauges (adam)",
+    ]
+
+
+def test_a_rule_that_claims_not_to_turn_and_does_fails(monkeypatch):
+    monkeypatch.setattr(Normalised, "equivariant", False)
+    _, finding = found(rules=["normalised"], steps=10)
+    assert failing(finding) == ["starts under rules that see coordinates or sizes (normalised)"]
+
+
+def test_starts_that_are_not_relaxed_balanced_fail(monkeypatch):
+    def astray(z0, twist, shift, seed):
+        return nf.INITIALS["detour"](z0, twist, shift, 0.1, seed)
+
+    monkeypatch.setitem(nf.INITIALS._entries, "relaxed_balanced", astray)
+    _, finding = found()
+    assert failing(finding)[0].startswith("starts under rules that turn with the gradient (gd")
+
+
+def test_controls_that_are_relaxed_balanced_fail():
+    _, finding = found(detour=1e-9)
+    assert failing(finding) == ["other starts under any rule (gd)"]
+
+
+def test_steps_that_are_not_large_fail():
+    _, finding = found(large=1e-4)
+    assert "gd in large steps, distance from the flow" in failing(finding)
+
+
+def test_a_rule_that_goes_astray_is_said_and_does_not_pass():
+    _, finding = found(large=300.0)
+    assert finding.status.startswith(f"{LARGE}: the depth grid of 4 × 8 nodes does not resolve W")
+    assert not finding.passed
+    assert "gd in large steps, distance from the flow" in failing(finding)
+
+
+def test_rules_of_samples_are_left_out_where_there_are_none():
+    problem = nf.Problem(
+        "matrix", "a matrix", nf.Quadratic(2 * nf.PROBLEMS["linnerud"]().z0), nf.PROBLEMS["linnerud"]().z0
+    )
+    dataset, finding = found(problem=problem, rules=["gd", "sgd", "label_noise"])
+    assert dataset.rule.values.tolist() == ["gd", LARGE]
+    assert "sgd, label_noise" in finding.notes["Rules"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_other_draws_pass_too(seed):
+    _, finding = found(
+        rules=["gd", "heavy_ball", "muon", "normalised", "adam", "weight_decay"], starts=8, seed=1000 * seed
+    )
+    assert failing(finding) == []
