@@ -41,10 +41,10 @@ def breast_cancer(loss: LossName = "quadratic") -> Problem:
 
 @PROBLEMS.register("breast_cancer_white")
 def breast_cancer_white(loss: LossName = "quadratic") -> Problem:
-    """The problem breast_cancer with inputs whitened, to covariance I: training comes near its end in a short time.
+    """The 10 worst features of a tumour's cell nuclei from the 10 mean ones, these whitened (Street, Wolberg 1993).
 
-    Inputs x of covariance C become C^(−1/2) x. The least quadratic loss stays what it is, and its Hessian has condition
-    number 1 in place of 2e4.
+    Standardised inputs x of covariance C become C^(−1/2) x. The least quadratic loss is that of breast_cancer, and its
+    Hessian has condition number 1 in place of 2e4, so that a short training comes near it.
 
     Parameters
     ----------
