@@ -568,7 +568,7 @@ def imports(size: Size) -> Section:
 
 
 def study(size: Size) -> Section:
-    """The convergence study of the default config, against its finite networks trained by autograd.
+    """The convergence study of breast_cancer, else at the defaults, against its finite networks trained by autograd.
 
     Autograd takes too long to train them: its time is that of single velocities times the evaluations that the study
     reports, shared out evenly among the processors. Those of Euler layers count twice, since the square has a second
@@ -582,7 +582,7 @@ def study(size: Size) -> Section:
     from neuralode_flow.studies import convergence
 
     with initialize_config_module("neuralode_flow.conf", version_base="1.3"):
-        job = checked(compose("config"))
+        job = checked(compose("config", ["problem=breast_cancer"]))
     options = dict(job.study.parameters) | ({} if size.study is None else {"depths": size.study})
     inputs, threads, workers = build(job), torch.get_num_threads(), len(os.sched_getaffinity(0))
     torch.set_num_threads(1)  # as in the study, whose networks run side by side

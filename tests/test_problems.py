@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import neuralode_flow as nf
 from neuralode_flow.problems import PROBLEMS
 from neuralode_flow.problems.arrays import read_table
 from neuralode_flow.problems.base import generator, identity, normal, standardised
 
-BUNDLED = {"linnerud": (3, 20), "breast_cancer": (10, 569), "digits": (64, 1797)}
+BUNDLED = {"linnerud": (3, 20), "breast_cancer": (10, 569), "breast_cancer_white": (10, 569), "digits": (64, 1797)}
 
 
 @pytest.mark.parametrize("name", ["teacher", *BUNDLED])
@@ -46,6 +47,39 @@ def test_breast_cancer_is_least_squares_on_standardised_columns() -> None:
     loss = PROBLEMS["breast_cancer"]().loss
     assert float(loss(best)) == pytest.approx(((x @ best.numpy().T - y) ** 2).sum() / (2 * len(x)), rel=1e-12)
     assert float(loss.gradient(best).abs().max()) < 1e-13
+
+
+def covariance(loss: nf.Loss, d: int) -> torch.Tensor:
+    """Of the inputs: the Hessian of half the mean square maps dz to dz·C."""
+    return loss.hessian(torch.zeros(d, d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+
+
+def test_whitened_tumours_have_covariance_1_and_the_least_loss_of_the_standardised_ones() -> None:
+    raw, white = (PROBLEMS[name]() for name in ("breast_cancer", "breast_cancer_white"))
+    one = torch.eye(10, dtype=torch.float64)
+    assert (covariance(white.loss, 10) - one).abs().max() < 1e-10
+    assert torch.linalg.cond(covariance(raw.loss, 10)) > 1e4
+    assert float(white.loss.infimum()) == pytest.approx(float(raw.loss.infimum()), rel=1e-12)
+    assert white.data == ("every column standardised to mean 0, variance 1", "x whitened to covariance I")
+    assert white.title == f"{raw.title}, inputs whitened"
+
+
+def test_whitening_is_the_inverse_root_of_the_covariance() -> None:
+    raw, white = (PROBLEMS[name]() for name in ("breast_cancer", "breast_cancer_white"))
+    values, vectors = np.linalg.eigh(covariance(raw.loss, 10).numpy())
+    # f(z) of C^(−1/2) x is that of z C^(−1/2) and x: symmetric, so that z₀ = I is the identity nearest to the inputs.
+    root = torch.from_numpy(vectors @ np.diag(values**-0.5) @ vectors.T)
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(10, 10)))
+    assert float(white.loss(z)) == pytest.approx(float(raw.loss(z @ root)), rel=1e-10)
+
+
+def test_whitening_left_the_standardised_tumours_as_they_were() -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    table = torch.as_tensor(load_breast_cancer().data)
+    loss, expected = PROBLEMS["breast_cancer"]().loss, nf.Regression(*map(standardised, (table[:, :10], table[:, 20:])))
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(10, 10)))
+    assert torch.equal(loss.gradient(z), expected.gradient(z))
 
 
 def test_digits_denoise_towards_clean_pixels() -> None:
@@ -163,6 +197,89 @@ def test_integers_one_axis_and_one_row_are_accepted(tmp_path: Path) -> None:
     assert build(tmp_path / "x.npy", tmp_path / "y.npy")[2] == 1
     (tmp_path / "one.csv").write_text("1,2")
     assert build(tmp_path / "one.csv", tmp_path / "one.csv", standardise=False)[1] == 0.0
+
+
+def whitened(folder: Path, x: np.ndarray, **options: object) -> nf.Problem:
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", np.random.default_rng(3).normal(size=x.shape))
+    return PROBLEMS["file"](x=str(folder / "x.npy"), y=str(folder / "y.npy"), whiten=True, **options)
+
+
+def alike(n: int, far: float) -> np.ndarray:
+    """Three columns of their own sizes; the third is the sum of the others, but for `far` of it."""
+    x = np.random.default_rng(2).normal(size=(n, 3)) * [1, 1e6, 1]
+    x[:, 2] = x[:, 0] + x[:, 1] / 1e6 + far * x[:, 2]
+    return x
+
+
+@pytest.mark.parametrize("far", [1.0, 1e-2, 1e-4])
+def test_tables_are_whitened_however_alike_their_columns_are(tmp_path: Path, far: float) -> None:
+    found = whitened(tmp_path, alike(30, far))
+    assert (covariance(found.loss, 3) - torch.eye(3, dtype=torch.float64)).abs().max() < 1e-10
+    assert found.data[-1] == "x whitened to covariance I"
+
+
+def test_rows_held_out_are_whitened_as_the_others_say(tmp_path: Path) -> None:
+    x = alike(40, 0.1)
+    found = whitened(tmp_path, x, held_out=0.25, seed=1)
+    y = np.load(tmp_path / "y.npy")
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).numpy()
+    held, train = np.sort(order[:10]), np.sort(order[10:])
+    units, outputs = ((t - t[train].mean(0)) / t[train].std(0) for t in (x, y))
+    values, vectors = np.linalg.eigh(units[train].T @ units[train] / 30)
+    white = units @ vectors @ np.diag(values**-0.5) @ vectors.T
+    z = np.random.default_rng(4).normal(size=(3, 3))
+    for rows, loss in ((train, found.loss), (held, found.held_out)):
+        expected = ((white[rows] @ z.T - outputs[rows]) ** 2).sum() / (2 * len(rows))
+        assert float(loss(torch.from_numpy(z))) == pytest.approx(expected, rel=1e-9)
+    assert (covariance(found.held_out, 3) - torch.eye(3, dtype=torch.float64)).abs().max() > 0.01
+    assert found.data[-1] == "x whitened to covariance I over the rows trained on"
+
+
+def test_a_constant_column_stays_0_beside_whitened_ones(tmp_path: Path) -> None:
+    x = np.insert(alike(30, 0.5), 1, 0.1, axis=1)
+    found = whitened(tmp_path, x)
+    expected = torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64))
+    assert (covariance(found.loss, 4) - expected).abs().max() < 1e-10
+    assert "column 2 of x constant, set to 0" in found.data
+
+
+def test_outputs_that_are_classes_stay_as_they_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", alike(30, 0.5))
+    np.save(tmp_path / "y.npy", np.arange(30) % 3)
+    found = [
+        PROBLEMS["file"](x=str(tmp_path / "x.npy"), y=str(tmp_path / "y.npy"), loss="cross_entropy", whiten=white)
+        for white in (False, True)
+    ]
+    at = torch.zeros(3, 3, dtype=torch.float64)
+    assert float(found[0].loss(at)) == float(found[1].loss(at)) == pytest.approx(np.log(3))
+    assert not torch.equal(found[0].loss.gradient(at), found[1].loss.gradient(at))
+
+
+@pytest.mark.parametrize(
+    ("n", "far", "options", "words"),
+    [
+        (30, 0.0, {}, "of the 3 that vary in problem.x, 30 rows spread by less than 1e-05 of their most; leave out"),
+        (30, 1e-8, {}, "or set problem.whiten=false"),
+        (3, 1.0, {}, "3 rows spread by less than"),
+        (2, 1.0, {}, "give more rows"),
+        (20, 1.0, {"held_out": 0.9}, "2 rows spread by less than"),
+        (30, 1.0, {"standardise": False}, "set problem.standardise=true as well"),
+    ],
+)
+def test_columns_that_determine_one_another_are_not_whitened(
+    n: int, far: float, options: dict, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape("problem.whiten=true")) as caught:
+        whitened(tmp_path, alike(n, far), **options)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_whiten_is_true_or_false(tmp_path: Path, value: object) -> None:
+    np.save(tmp_path / "x.npy", alike(30, 0.5))
+    with pytest.raises(TypeError, match=re.escape(f"problem.whiten must be true or false, got {value!r}")):
+        PROBLEMS["file"](x=str(tmp_path / "x.npy"), y=str(tmp_path / "x.npy"), whiten=value)
 
 
 def csv_file(text: str | bytes) -> Callable[[Path], Path]:

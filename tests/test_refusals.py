@@ -555,6 +555,11 @@ COMMAND = {
     "problem.scale": ["problem=teacher problem.scale=-1"],
     "problem.seed": ["experiment=diagonal problem.seed=3", "-m problem=teacher problem.seed=0,-1"],
     "problem.standardise": ["problem=file problem.x=good.csv problem.y=good.csv problem.standardise=1"],
+    "problem.whiten": [
+        "problem=file problem.x=good.csv problem.y=good.csv problem.whiten=1",
+        "problem=file problem.x=good.csv problem.y=good.csv problem.whiten=true problem.standardise=false",
+        "problem=file problem.x=short.csv problem.y=short.csv problem.whiten=true",
+    ],
     "problem": [
         "~problem",
         "problem=null",

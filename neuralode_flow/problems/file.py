@@ -36,6 +36,7 @@ def file(
     missing: Missing = "refuse",
     held_out: HeldOut = 0.0,
     seed: Seed = 0,
+    whiten: bool = False,
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files, or from the columns of one table.
 
@@ -67,15 +68,20 @@ def file(
         The part of the rows that training does not see, from 0 to 0.9; their loss is told beside that of training.
     seed : int
         Seed of the rows that are held out.
+    whiten : bool
+        Give the standardised x covariance I as well, where its columns are so alike that training takes long.
 
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
         If a file is missing or is not one finite real table, if x and y have different numbers of rows, if no column
-        varies, or if a parameter is of the wrong kind or out of range.
+        varies, if columns to whiten determine one another, or if a parameter is of the wrong kind or out of range.
     """
-    if not isinstance(standardise, bool):
-        raise TypeError(f"problem.standardise must be true or false, got {standardise!r}")
+    for name, value in (("standardise", standardise), ("whiten", whiten)):
+        if not isinstance(value, bool):
+            raise TypeError(f"problem.{name} must be true or false, got {value!r}")
+    if whiten and not standardise:
+        raise ValueError("problem.whiten=true is for standardised columns; set problem.standardise=true as well")
     check_range("problem.missing", missing, Missing)
     part = real("problem.held_out", held_out)
     check_range("problem.held_out", held_out, HeldOut)
@@ -93,6 +99,8 @@ def file(
         rows.hold_out(part, seed)
     if standardise:
         rows.standardise(outputs=encode is None)
+    if whiten:
+        rows.whiten()
     return _problem(rows, loss, dimension, _titled(x, y, table))
 
 

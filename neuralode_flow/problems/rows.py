@@ -12,6 +12,9 @@ from .base import generator, standardised
 
 MISSING = {"refuse": False, "drop": True}
 
+# Of standard deviations: whitened columns have covariance I to 1e-16 / LEAST_SPREAD.
+LEAST_SPREAD = 1e-5
+
 
 @dataclass(eq=False)
 class Rows:
@@ -55,6 +58,27 @@ class Rows:
         which = "every column" if outputs else "every column of x"
         self.said.append(f"{which} standardised to mean 0, variance 1{over}")
 
+    def whiten(self) -> None:
+        """Gives the columns of x covariance I over the rows to train on, by the inverse root of their covariance.
+
+        Columns are to be standardised before; what is constant stays 0. Raises ValueError if others determine a column.
+        """
+        seen = self.trained()[0]
+        varies = (seen != 0).any(0)
+        directions, spread = _principal(seen[:, varies])
+        k, n = len(spread), len(seen)
+        if spread[-1] < LEAST_SPREAD * spread[0]:
+            raise ValueError(
+                f"problem.whiten=true needs columns that do not determine one another: in a direction of the {k} that "
+                f"vary in problem.x, {n} rows spread by less than {LEAST_SPREAD:.0e} of their most; leave out columns, "
+                f"give more rows, or set problem.whiten=false"
+            )
+        inputs = self.x.clone()
+        inputs[:, varies] = self.x[:, varies] @ (directions / spread) @ directions.mT
+        self.x = inputs
+        over = "" if self.train is None else " over the rows trained on"
+        self.said.append(f"x whitened to covariance I{over}")
+
     def _standardised(self, name: str, table: Tensor) -> Tensor:
         result, seen = standardised(table, self.train), table if self.train is None else table[self.train]
         flat = (seen == seen[:1]).all(0)
@@ -72,3 +96,13 @@ class Rows:
     def trained(self) -> tuple[Tensor, Tensor]:
         """x and y of the rows to train on."""
         return (self.x, self.y) if self.train is None else (self.x[self.train], self.y[self.train])
+
+
+def _principal(table: Tensor) -> tuple[Tensor, Tensor]:
+    """The principal directions of rows `(n, k)`, the columns of `(k, k)`, and the standard deviations along them."""
+    # The singular values of the rows, not the eigenvalues of their covariance: half the digits would be lost there.
+    factor = torch.linalg.qr(table / len(table) ** 0.5, mode="r").R
+    _, found, directions = torch.linalg.svd(factor)
+    spread = found.new_zeros(table.shape[1])  # fewer rows than columns leave some at 0
+    spread[: len(found)] = found
+    return directions.mT, spread

@@ -12,7 +12,7 @@ BAD = [
     ("+time.bogus=1", "unknown key time.bogus=1 (valid: time.horizon,"),
     (
         "problem.seed=1",
-        "unknown key problem.seed=1 (valid with problem.name=breast_cancer: problem.name, problem.loss)",
+        "unknown key problem.seed=1 (valid with problem.name=breast_cancer_white: problem.name, problem.loss)",
     ),
     ("study.bogus=1", "unknown key study.bogus=1 (valid with study.name=convergence: study.name, study.depths,"),
     ("problm=teacher", "unknown key problm=teacher; did you mean problem?"),

@@ -129,7 +129,7 @@ def test_rough_layers_are_averaged_over_members():
     assert dataset.order.values == pytest.approx([0.5, 0.5], abs=0.15)
 
 
-@pytest.mark.parametrize("problem", ["linnerud", "breast_cancer"])
+@pytest.mark.parametrize("problem", ["linnerud", "breast_cancer", "breast_cancer_white"])
 def test_real_problems_meet_the_limit_at_the_default_tolerance(problem):
     summary = summarise(run(**inputs(problem), depths=[4, 8], layers=["euler"]))
     assert summary["reference_error"] < 1e-9

@@ -1,5 +1,9 @@
 """What training can come to: the infimum of a loss over det z > 0, and the part of the way to it."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from small import clock
@@ -75,3 +79,17 @@ def test_a_convergence_study_says_how_far_training_has_come():
     figure = FIGURES["convergence"](dataset)["loss"]
     dotted = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("infimum")]
     assert [list(line.get_ydata()) for line in dotted] == [[least, least]]
+
+
+@pytest.mark.parametrize(("problem", "least", "most"), [([], 0.85, 1.0), (["problem=breast_cancer"], 0.5, 0.7)])
+def test_the_main_job_is_one_where_training_comes_near_the_infimum(problem, least, most, tmp_path):
+    settings = [*problem, "study.depths=[4]", "study.layers=[euler]", "figures=none"]
+    subprocess.run(
+        [sys.executable, "-m", "neuralode_flow", *settings], cwd=tmp_path, check=True, capture_output=True, timeout=120
+    )
+    (file,) = tmp_path.glob("runs/convergence/*/summary.json")
+    summary = json.loads(file.read_text())
+    assert least <= summary["loss_way"] <= most
+    assert summary["loss_infimum"] == pytest.approx(0.928508202151, rel=1e-9)
+    assert f"{100 * summary['loss_way']:.0f} % of the way to its infimum over det z > 0 (0.9285)" in summary["verdict"]
+    assert ("x whitened to covariance I" in summary["data"]) == (problem == [])
