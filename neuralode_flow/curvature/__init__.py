@@ -1,0 +1,16 @@
+"""Curvature of the loss in the weights: Hessians of flows, their spectra, and what they are at minimisers."""
+
+from .closed import balanced_spectrum, least_sharpness, minimiser_spectrum
+from .hessian import Hessian, Sharpness, hessian, sharpness
+from .lanczos import Eigenpairs
+
+__all__ = [
+    "Eigenpairs",
+    "Hessian",
+    "Sharpness",
+    "balanced_spectrum",
+    "hessian",
+    "least_sharpness",
+    "minimiser_spectrum",
+    "sharpness",
+]
