@@ -29,7 +29,8 @@ def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Te
     z : Tensor (..., d, d)
         A critical point of the loss; elsewhere this is the part of the Hessian without the gradient.
     kernel : Kernel, optional
-        `LogMean()`, that of infinite depth, when left out; ``DividedDifference.balanced(L)`` belongs to L layers.
+        `LogMean()`, that of infinite depth, when left out; ``DividedDifference(torch.zeros(L), time_scale=1 / L)`` is
+        that of L balanced Euler layers.
 
     Returns
     -------
