@@ -154,6 +154,23 @@ def test_where_the_case_of_equality_fails_a_minimiser_is_sharper():
     assert float(sharpness(flow, led_astray).value / least_sharpness(target)) > 1.01
 
 
+def test_with_another_hessian_of_the_loss_the_bound_is_divided_by_its_inverse():
+    for seed in range(20):
+        state = smooth_profile(3, seed).at(GRID.nodes)
+        z = nf.Collocation(GRID).product(state)
+        x = randn(8, 3, seed=seed)
+        loss = nf.Regression(x, x @ z.mT)
+        U, sigma, Vh = torch.linalg.svd(z)
+        inverse = torch.linalg.inv(x.mT @ x / 8)  # A[G] = G xᵀx/8
+        bound = sigma[0] ** 2 / (Vh[0] @ inverse @ Vh[0])
+        assert float(sharpness(nf.ContinuousFlow(GRID, loss), state).value) > float(bound) * (1 - 1e-9)
+    flow, state = at_minimum(relaxed_profile(3, seed=5)[1])  # attained, where A is a multiple of I
+    x = math.sqrt(24) * torch.linalg.qr(randn(8, 3, seed=0))[0]
+    loss = nf.Regression(x, x @ flow.loss.target.mT)
+    value = float(sharpness(nf.ContinuousFlow(GRID, loss), state).value)
+    assert value == pytest.approx(3 * float(least_sharpness(flow.loss.target)), rel=1e-9)
+
+
 @pytest.mark.parametrize("L", [1, 2, 3, 8])
 def test_the_least_sharpness_of_euler_networks_is_that_of_balanced_ones(L):
     z = positive_matrix(3, seed=9)
@@ -344,6 +361,25 @@ def test_modes_of_torch_change_nothing(mode):
     with torch.no_grad() if mode == "no_grad" else torch.inference_mode():
         assert torch.equal(sharpness(flow, state).value, wanted)
         assert torch.isfinite(minimiser_spectrum(flow, state)).all()
+
+
+@pytest.mark.parametrize("default", [torch.set_default_dtype, torch.set_default_device])
+def test_defaults_of_torch_change_nothing(default):
+    loss, state = all_losses(3, seed=31)["custom"], randn(8, 3, 3, seed=32)
+    flows = [nf.ContinuousFlow(nf.DepthGrid.gauss(1, 8), loss), nf.FiniteFlow(8, loss, "rk2")]
+    flows.append(nf.FactorizationFlow(lambda theta: theta[..., 0, :, :] @ theta[..., 1, :, :], loss))
+    z = flows[0].product(state)
+    calls = [lambda flow=flow: (sharpness(flow, state).value, minimiser_spectrum(flow, state)) for flow in flows]
+    calls.append(lambda: (balanced_spectrum(loss, z), least_sharpness(z, 3)))
+    expected = [call() for call in calls]
+    other, usual = (torch.float32, torch.float64) if default is torch.set_default_dtype else ("meta", None)
+    default(other)
+    try:
+        found = [call() for call in calls]
+    finally:
+        default(usual)
+    for one, two in zip(found, expected):
+        assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
 # What is refused.

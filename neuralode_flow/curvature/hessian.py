@@ -259,9 +259,9 @@ def inner_weights(flow: Any) -> Tensor:
     if isinstance(flow, ContinuousFlow):
         return flow.grid.weights[:, None, None]
     if isinstance(flow, FiniteFlow):
-        return torch.full((1, 1, 1), 1 / flow.depth, dtype=torch.float64)
+        return torch.full((1, 1, 1), 1 / flow.depth, dtype=torch.float64, device="cpu")
     if isinstance(flow, FactorizationFlow):
-        return torch.ones((), dtype=torch.float64)
+        return torch.ones((), dtype=torch.float64, device="cpu")
     raise TypeError(
         f"flow must be a ContinuousFlow, FiniteFlow or FactorizationFlow, which descend in a fixed inner product, got "
         f"{type(flow).__name__}; for a flow of z alone use curvature.balanced_spectrum(loss, z, kernel)"
