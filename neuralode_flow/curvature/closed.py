@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..checks import count, floating, no_derivatives, square
+from ..checks import count, square
 from ..display import named
 from ..flows.base import Flow, check_matrices
 from ..kernels import Kernel, LogMean, check_kernel
 from ..losses import Loss, check_square_loss
-from .hessian import compare, derivative_of, inner_weights
+from .hessian import compare, derivative_of, inner_weights, plain_numbers
 
 
 def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Tensor:
@@ -52,9 +52,8 @@ def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Te
     check_square_loss("loss", loss)
     kernel = LogMean() if kernel is None else kernel
     check_kernel("kernel", kernel)
-    floating("z", z)
+    z = plain_numbers("z", z)
     check_matrices("z", z, loss, tuple(z.shape[:-2]))
-    no_derivatives("z", z)
     U, sigma, Vh = torch.linalg.svd(z)
     d = z.shape[-1]
     units = torch.eye(d * d, dtype=z.dtype, device=z.device).reshape(d * d, d, d)
@@ -95,11 +94,10 @@ def minimiser_spectrum(flow: Flow, state: Tensor) -> Tensor:
     True
     """
     weights = inner_weights(flow)
-    floating("state", state)
-    no_derivatives("state", state)
+    state = plain_numbers("state", state)
     flow.check(state)
     with torch.inference_mode(False), torch.enable_grad():
-        leaf = state.detach().clone().requires_grad_()
+        leaf = state.clone().requires_grad_()
         z = flow.product(leaf)
     batch = flow.loss(z.detach()).shape
     root = weights.to(z).sqrt()

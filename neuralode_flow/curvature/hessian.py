@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import all_finite, count, floating, no_derivatives, same_kind
+from ..checks import all_finite, count, floating, same_kind
 from ..display import named
 from ..flows.base import Flow
 from ..flows.capabilities import Linearises, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.factorization import FactorizationFlow
 from ..flows.finite import FiniteFlow
+from ..modes import followed
 from .lanczos import Apply, Eigenpairs, Solved, dense, largest
 
 # Entries of a state up to which the whole spectrum is computed: a matrix of 128 MiB.
@@ -54,14 +55,9 @@ class Hessian:
     def __init__(self, flow: Flow, state: Tensor) -> None:
         self.flow = flow
         self.weights = inner_weights(flow)
-        floating("state", state)
-        no_derivatives("state", state)
-        flow.check(state)
-        self.state = state.detach()
-        with torch.no_grad():
-            self.batch = tuple(flow.loss(flow.product(self.state)).shape)
-            if not all_finite(flow.velocity(self.state)):
-                raise ValueError("state has a velocity that is not finite: it is too large, or the loss is undefined")
+        self.state = plain_numbers("state", state)
+        flow.check(self.state)
+        self.batch = _members(flow, self.state)
         self._one = tuple(state.shape[len(self.batch) :])
         self._times = derivative(flow, self.state, self.weights)
         compare(self.product, self._slope, self.state, f"flow, with its loss ({named(flow.loss)}),", "velocity")
@@ -252,6 +248,29 @@ def sharpness(flow: Flow, state: Tensor) -> Sharpness:
     """
     pairs = Hessian(flow, state).top(1)
     return Sharpness(pairs.values[..., 0], pairs.residuals[..., 0])
+
+
+def _members(flow: Flow, state: Tensor) -> tuple[int, ...]:
+    """The axes of an ensemble; raises ValueError where the state has no finite velocity."""
+    try:
+        with torch.no_grad():
+            batch, velocity = flow.loss(flow.product(state)).shape, flow.velocity(state)
+    except (torch.linalg.LinAlgError, FloatingPointError):
+        velocity = state * math.nan
+    if not all_finite(velocity):
+        raise ValueError("state has no finite velocity: it is too large, or the loss is not defined there")
+    return tuple(batch)
+
+
+def plain_numbers(name: str, tensor: Tensor) -> Tensor:
+    """A floating-point tensor as its numbers; raises TypeError where a derivative or a transform is asked of them."""
+    floating(name, tensor)
+    if followed() or (tensor.requires_grad and torch.is_grad_enabled()):
+        raise TypeError(
+            f"{name} must be plain numbers: spectra carry no derivatives and take no part in transforms of torch.func; "
+            f"pass {name}.detach()"
+        )
+    return tensor.detach()
 
 
 def inner_weights(flow: Any) -> Tensor:
