@@ -7,7 +7,15 @@ import torch
 from cases import all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
-from neuralode_flow.curvature import balanced_spectrum, hessian, least_sharpness, minimiser_spectrum, sharpness
+from neuralode_flow.curvature import (
+    balanced_spectrum,
+    central_velocity,
+    hessian,
+    least_sharpness,
+    minimiser_spectrum,
+    sharpness,
+    sharpness_gradient,
+)
 from neuralode_flow.curvature.hessian import by_autograd, derivative, inner_weights
 
 GRID = nf.DepthGrid.gauss(4, 8)
@@ -380,6 +388,82 @@ def test_defaults_of_torch_change_nothing(default):
         default(usual)
     for one, two in zip(found, expected):
         assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
+# The edge of stability.
+
+
+@pytest.mark.parametrize("make", ["continuous", "exp", "factorisation"])
+def test_the_slope_of_the_sharpness_is_that_of_differences(make):
+    if make == "factorisation":
+        flow, state = factorised()
+    elif make == "exp":
+        flow, state = nf.FiniteFlow(6, all_losses(3, seed=33)["regression"], "exp"), randn(6, 3, 3, seed=34)
+    else:
+        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 4), all_losses(3, seed=33)["custom"])
+        state = randn(8, 3, 3, seed=34)
+    v, h = randn(*state.shape, seed=35), 1e-5
+    ahead, behind = (sharpness(flow, state + step * v).value for step in (h, -h))
+    slope = (inner_weights(flow) * sharpness_gradient(flow, state) * v).sum()
+    assert float(slope) == pytest.approx(float(ahead - behind) / (2 * h), rel=1e-6)
+
+
+def test_the_central_flow_is_the_flow_below_the_edge_and_holds_the_sharpness_at_it():
+    flow = nf.FiniteFlow(4, nf.Quadratic(torch.tensor([[4.0]])))
+    states = 4 * (torch.tensor([[1.6, 1.2, 1.3, 1.4], [2.0, 1.2, 0.9, 1.5]]) - 1)[..., None, None]
+    rising = 1 / 4 * (sharpness_gradient(flow, states) * flow.velocity(states)).sum((-3, -2, -1))
+    S = sharpness(flow, states).value
+    assert bool((rising > 0.1).all())
+    below = central_velocity(flow, states, rate=0.01)
+    assert torch.equal(below.velocity, flow.velocity(states))
+    assert torch.equal(below.variance, torch.zeros(2))
+    for factor in (1.0, 0.9):  # at the edge, and beyond it
+        for state, value in zip(states, S):
+            rate = 2 / (factor * float(value))
+            central = central_velocity(flow, state, rate)
+            change = 1 / 4 * float((sharpness_gradient(flow, state) * central.velocity).sum())
+            assert change == pytest.approx((factor - 1) * float(value) / rate, abs=1e-10)
+            assert float(central.variance) > 0
+            assert float(central.sharpness) == float(value)
+    together = central_velocity(flow, states, rate=2 / float(S.max()))
+    for i, state in enumerate(states):
+        alone = central_velocity(flow, state, rate=2 / float(S.max()))
+        assert torch.allclose(together.velocity[i], alone.velocity, rtol=1e-12)
+        assert float(together.variance[i]) == pytest.approx(float(alone.variance), rel=1e-10)
+
+
+@pytest.mark.parametrize(("factors", "target"), [([2.5, 0.5, 0.7], 3.0), ([2.0, 0.8, 0.7, 0.9], 4.0)])
+def test_the_central_flow_is_nearer_to_gradient_descent_at_the_edge_than_the_flow(factors, target):
+    L = len(factors)
+    flow = nf.FiniteFlow(L, nf.Quadratic(torch.tensor([[target]])))
+    start = L * (torch.tensor(factors) - 1).reshape(L, 1, 1)
+    end = nf.integrate(flow, start, [0.0, 20.0], "DOP853", rtol=1e-9, atol=1e-11).state
+    least, sharp = float(least_sharpness(torch.tensor([[target]]), L)), float(sharpness(flow, end).value)
+    edge = (least + sharp) / 2
+    assert sharp > 1.04 * edge  # the flow ends beyond it
+    rate, steps = 2 / edge, 150
+    descent, central, losses = [start], start, []
+    for _ in range(steps + 1):
+        descent.append(descent[-1] + rate * flow.velocity(descent[-1]))
+        losses.append(float(flow.loss(flow.product(descent[-1]))))
+    for _ in range(2 * steps):
+        central = central + rate / 2 * central_velocity(flow, central, rate).velocity
+    middle = (descent[steps] + descent[steps + 1]) / 2  # it goes to and fro
+    assert any(later > 1.01 * earlier for earlier, later in zip(losses, losses[1:]))
+    assert float(sharpness(flow, central).value) == pytest.approx(edge, rel=1e-3)
+    plain = nf.integrate(flow, start, [0.0, steps * rate], "DOP853", rtol=1e-9, atol=1e-11).state
+    far, near = (float(torch.linalg.vector_norm(x - middle)) for x in (plain, central))
+    assert far > 3 * near
+
+
+def test_two_eigenvalues_at_the_edge_are_refused():
+    flow = nf.FactorizationFlow(lambda theta: theta[:2] * theta[2:], nf.Quadratic(torch.ones(2), axes=1))
+    theta = torch.tensor([3.0, 3.1, 0.3, 0.3])
+    assert float(central_velocity(flow, theta, rate=2 / 9.6).variance) > 0
+    with pytest.raises(ValueError, match="second eigenvalue"):
+        central_velocity(flow, theta, rate=2 / 8.9)
+    with pytest.raises(ValueError, match="rate must be above 0"):
+        central_velocity(flow, theta, rate=0.0)
 
 
 # What is refused.

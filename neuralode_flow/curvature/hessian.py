@@ -41,6 +41,8 @@ class Hessian:
         Of the inner product: it broadcasts to the state.
     batch : tuple of int
         The leading axes of the state that are members of an ensemble: each has a Hessian of its own.
+    one : tuple of int
+        The other axes: those of one member.
 
     Examples
     --------
@@ -58,7 +60,7 @@ class Hessian:
         self.state = plain_numbers("state", state)
         flow.check(self.state)
         self.batch = _members(flow, self.state)
-        self._one = tuple(state.shape[len(self.batch) :])
+        self.one = tuple(state.shape[len(self.batch) :])
         self._times = derivative(flow, self.state, self.weights)
         compare(self.product, self._slope, self.state, f"flow, with its loss ({named(flow.loss)}),", "velocity")
 
@@ -69,7 +71,7 @@ class Hessian:
     @property
     def size(self) -> int:
         """The number of entries of the state of one member."""
-        return math.prod(self._one)
+        return math.prod(self.one)
 
     def product(self, direction: Tensor) -> Tensor:
         """H times a direction, of the shape of the state.
@@ -133,7 +135,7 @@ class Hessian:
 
         def arranged(times: Callable[[Tensor], Tensor]) -> Apply:
             def apply(x: np.ndarray) -> np.ndarray:
-                direction = torch.from_numpy(np.ascontiguousarray(x)).to(self.state).reshape(self._one)
+                direction = torch.from_numpy(np.ascontiguousarray(x)).to(self.state).reshape(self.one)
                 return (times(direction / root) * root).reshape(-1).cpu().numpy()
 
             return apply
@@ -141,7 +143,7 @@ class Hessian:
         solved = [solve(arranged(times), dtype) for times in self._members()]
         values, vectors, residuals = (torch.from_numpy(np.stack(part)).to(self.state) for part in zip(*solved))
         k = values.shape[-1]
-        vectors = vectors.mT.reshape(*self.batch, k, *self._one) / root
+        vectors = vectors.mT.reshape(*self.batch, k, *self.one) / root
         return Eigenpairs(values.reshape(*self.batch, k), vectors, residuals.reshape(*self.batch, k))
 
     def _members(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -149,7 +151,7 @@ class Hessian:
         if not self.batch:
             yield self._times
             return
-        states = self.state.reshape(-1, *self._one)
+        states = self.state.reshape(-1, *self.one)
         for i, state in enumerate(states):
             try:
                 self.flow.check(state)
@@ -159,9 +161,9 @@ class Hessian:
                 yield derivative(self.flow, state, self.weights)
 
     def _embedded(self, direction: Tensor, i: int) -> Tensor:
-        whole = torch.zeros_like(self.state).reshape(-1, *self._one)
+        whole = torch.zeros_like(self.state).reshape(-1, *self.one)
         whole[i] = direction
-        return self._times(whole.reshape(self.state.shape)).reshape(-1, *self._one)[i]
+        return self._times(whole.reshape(self.state.shape)).reshape(-1, *self.one)[i]
 
 
 def hessian(flow: Flow, state: Tensor) -> Hessian:
