@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see
+    from . import curvature as curvature
     from . import exact as exact
     from . import intrinsic as intrinsic
     from . import laws as laws
@@ -107,6 +108,7 @@ _HOMES = {
     "SYSTEMS": "intrinsic.systems",
     "exact": "exact",
     "laws": "laws",
+    "curvature": "curvature",
     "run": "app.python",
     "StudyRun": "app.python",
 }

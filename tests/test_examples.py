@@ -23,7 +23,7 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 def public() -> dict[str, Any]:
     """Public classes and functions by the name that they stand under on the pages."""
     found = {name: getattr(nf, name) for name in nf.__all__ if name != "__version__"}
-    for module in ("exact", "laws", "intrinsic"):
+    for module in ("exact", "laws", "curvature", "intrinsic"):
         home = found.pop(module)
         own = (name for name, value in vars(home).items() if getattr(value, "__module__", "").startswith(home.__name__))
         found |= {f"{module}.{name}": getattr(home, name) for name in own if not name.startswith("_")}

@@ -65,6 +65,10 @@ LIBRARY = {
         "torch.func.vmap(lambda W: nf.integrate(flow, W, times).z)(state.expand(2, 4, 2, 2))",
         "torch.func.grad(lambda W: nf.integrate(flow, W, times).loss[-1])(state)",
         "limit.velocity(z.clone().requires_grad_())",
+        "nf.curvature.sharpness(flow, state * math.nan)",
+        "nf.curvature.sharpness(flow, 1e200 * (1 + state))",
+        "nf.curvature.sharpness(flow, state.clone().requires_grad_())",
+        "nf.curvature.minimiser_spectrum(flow, None)",
     ],
     "W": [
         "nf.intrinsic.depth_criterion(grid, state.expand(2, 4, 2, 2))",
@@ -441,6 +445,8 @@ LIBRARY = {
         "loss(torch.ones(2))",
         "nf.Custom(torch.trace, 2)(torch.ones(2, 3))",
         "nf.Regression(z, z)(torch.eye(3))",
+        "nf.curvature.balanced_spectrum(loss, torch.eye(3))",
+        "nf.curvature.least_sharpness(torch.ones(2, 3))",
     ],
     "generator": [
         "nf.relaxed_balanced_layers(z, torch.zeros(3), 5)",
@@ -482,6 +488,16 @@ LIBRARY = {
     "tau": [
         "exact.saxe(torch.ones(1), sigma, [2.0, 2.0])",
     ],
+    "curvature.balanced_spectrum": ["nf.curvature.hessian(limit, z)"],
+    "top(k)": ["nf.curvature.hessian(nf.FiniteFlow(1025, loss), torch.zeros(1025, 2, 2)).spectrum()"],
+    "second derivatives": [
+        "nf.curvature.hessian(nf.FactorizationFlow(lambda theta: torch.sin(theta).detach() * theta, loss), z)",
+    ],
+    "k": [
+        "nf.curvature.hessian(flow, state).top(0)",
+        "nf.curvature.hessian(flow, state).top(17)",
+    ],
+    "direction": ["nf.curvature.hessian(flow, state).product(z)"],
     "system": ["nf.SYSTEMS['neuron']"],
     "system.dimension": ["nf.SYSTEMS['diagonal'](dimension=0)"],
     "system.seed": ["nf.SYSTEMS['diagonal'](seed=-1)"],
