@@ -147,13 +147,13 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"target must have the shape of W2 W1, {(len(W2), W1.shape[1])}, got {tuple(target.shape)}")
     law = W2.mT @ W2 - W1 @ W1.mT
     lam = law.diagonal().mean()
-    deviation = float((law - lam * torch.eye(len(law)).to(law)).abs().max())
+    deviation = float((law - lam * torch.eye(len(law), dtype=law.dtype, device=law.device)).abs().max())
     if deviation > 1e-9 * (1 + float(law.abs().max())):
         raise ValueError(f"W1 and W2 must be λ-balanced, W2ᵀW2 − W1W1ᵀ = λI, got a deviation of {deviation:.3g}")
     n_out, n_in = target.shape
     half = lam / 2
-    top = torch.cat((-half * torch.eye(n_in).to(target), target.mT), 1)
-    bottom = torch.cat((target, half * torch.eye(n_out).to(target)), 1)
+    top = torch.cat((-half * torch.eye(n_in, dtype=target.dtype, device=target.device), target.mT), 1)
+    bottom = torch.cat((target, half * torch.eye(n_out, dtype=target.dtype, device=target.device)), 1)
     rates, basis = torch.linalg.eigh(torch.cat((top, bottom), 0))
     Q = basis.mT @ torch.cat((W1.mT, W2), 0)
     fastest = float(rates.abs().max())
@@ -172,7 +172,7 @@ def _two_layer_step(rates: Tensor, Q: Tensor, t: float) -> Tensor:
     """A factor of QQᵀ after time t, in the eigenbasis of F: e^{Ft} Q C⁻ᵀ with CCᵀ the bracket of the solution."""
     still = rates == 0
     growth = torch.where(still, 2 * t, torch.expm1(2 * rates * t) / torch.where(still, 1.0, rates))
-    core = torch.eye(Q.shape[1]).to(Q) + Q.mT @ (growth.unsqueeze(-1) * Q) / 2
+    core = torch.eye(Q.shape[1], dtype=Q.dtype, device=Q.device) + Q.mT @ (growth.unsqueeze(-1) * Q) / 2
     moved = torch.exp(rates * t).unsqueeze(-1) * Q
     return torch.linalg.solve_triangular(torch.linalg.cholesky(core), moved.mT, upper=False).mT
 

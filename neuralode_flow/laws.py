@@ -144,7 +144,7 @@ def primitive(grid: DepthGrid, local: Tensor, bracket: Tensor) -> Tensor:
 def _unheld(grid: DepthGrid, W: Tensor) -> Tensor:
     """The part of dJ/dt that the nodes miss, by mode, relative to the largest ‖M‖: `(..., m)`."""
     d = W.shape[-1]
-    G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(W)
+    G = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0), device="cpu").to(W)
     M = Collocation(grid).gradient(W, lambda z: G)
     part = multiply(W.mT, M) - multiply(M, W.mT)
     missed = torch.linalg.matrix_norm(grid.legendre(primitive(grid, M + M.mT, part + part.mT))).amax(-2)

@@ -22,7 +22,7 @@ def probes(numbers: int) -> Tensor:
     """
     affordable = [n for n in _COUNTS if n * numbers <= _MOST_NUMBERS]
     steps = np.arange(1, max(affordable, default=_COUNTS[0]) + 1)
-    return torch.as_tensor(np.sort(steps * ((np.sqrt(5) - 1) / 2) % 1.0))
+    return torch.from_numpy(np.sort(steps * ((np.sqrt(5) - 1) / 2) % 1.0))
 
 
 def widest_gap(depths: Tensor) -> float:

@@ -62,8 +62,10 @@ def _control(z0: Tensor, shear: float = 1.0, seed: Seed = 0) -> Profile:
     """
     generator = torch.Generator().manual_seed(seed)
     d = z0.shape[-1]
-    noise = torch.randn(d, d, dtype=torch.float64, generator=generator).to(z0) / math.sqrt(d)
-    return control(z0 @ (torch.eye(d).to(z0) + real("shear", shear) * torch.triu(noise, diagonal=1)))
+    noise = torch.randn(d, d, dtype=torch.float64, generator=generator, device="cpu").to(z0) / math.sqrt(d)
+    return control(
+        z0 @ (torch.eye(d, dtype=z0.dtype, device=z0.device) + real("shear", shear) * torch.triu(noise, diagonal=1))
+    )
 
 
 @INITIALS.register("smooth")

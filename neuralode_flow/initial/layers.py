@@ -70,4 +70,4 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
             f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
             f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
         )
-    return L * (layers - torch.eye(d).to(z0))
+    return L * (layers - torch.eye(d, dtype=z0.dtype, device=z0.device))

@@ -23,7 +23,7 @@ class Smooth:
         return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
 
     def at(self, nodes: Tensor) -> Tensor:
-        k = torch.arange(len(self.coefficients)).to(self.coefficients)
+        k = torch.arange(len(self.coefficients), dtype=self.coefficients.dtype, device=self.coefficients.device)
         waves = torch.cos(torch.pi * nodes.to(self.coefficients)[:, None] * k)
         return torch.einsum("nk,kab->nab", waves, self.coefficients)
 
@@ -46,23 +46,25 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
     """
     size, k = positive("scale", scale), torch.arange(count("terms", terms), dtype=torch.float64)
     weights = size / (1 + k) / math.sqrt(count("d", d))
-    noise = torch.randn(terms, d, d, dtype=torch.float64, generator=random_source("generator", generator))
+    noise = torch.randn(terms, d, d, dtype=torch.float64, generator=random_source("generator", generator), device="cpu")
     return Smooth(weights[:, None, None] * noise)
 
 
 def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[float], Tensor]:
     """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, with ‖A_0‖ about `size` in the spectral norm."""
-    raw = torch.randn(4, d, d, dtype=torch.float64, generator=random_source("generator", generator))
+    raw = torch.randn(4, d, d, dtype=torch.float64, generator=random_source("generator", generator), device="cpu")
     scale = size / (1 + torch.arange(4, dtype=torch.float64)) / (2 * math.sqrt(2 * d))
     return Smooth(scale[:, None, None] * (raw - raw.mT))
 
 
 def random_shift(size: float, generator: torch.Generator) -> Callable[[float], float]:
     """A smooth random λ(s) = size · Σ_k a_k cos(kπs)/(1+k), k < 4, with normal a_k."""
-    a = torch.randn(4, dtype=torch.float64, generator=random_source("generator", generator)).tolist()
+    a = torch.randn(4, dtype=torch.float64, generator=random_source("generator", generator), device="cpu").tolist()
     return lambda s: size * sum(a[k] * math.cos(k * math.pi * s) / (1 + k) for k in range(4))
 
 
 def random_direction(d: int, size: float, generator: torch.Generator) -> Tensor:
     """A normal random matrix (d, d) with a Frobenius norm of about `size`."""
-    return size / d * torch.randn(d, d, dtype=torch.float64, generator=random_source("generator", generator))
+    return (
+        size / d * torch.randn(d, d, dtype=torch.float64, generator=random_source("generator", generator), device="cpu")
+    )

@@ -50,7 +50,7 @@ class RelaxedBalanced:
         R = self.grid.interpolate(self.rotation, s)
         Q = R @ torch.linalg.matrix_exp(s[:, None, None] * self.turn.unsqueeze(-3))
         W = Q @ self.stretch.unsqueeze(-3) @ Q.mT + R @ self.turn.unsqueeze(-3) @ R.mT
-        W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1]).to(W)
+        W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
         return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
 
 
@@ -161,7 +161,7 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
         found = {"twist": omega(grid.nodes), "shift": lam(grid.nodes)}
         rotation, _, end = Collocation(grid).propagators(found["twist"])
         errors = {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in found}
-        slant = rotation.mT @ rotation - torch.eye(d).to(rotation)
+        slant = rotation.mT @ rotation - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
         errors["twist"] = max(errors["twist"], grid.tail(rotation), float(slant.abs().max()))
         unresolved = {name: error for name, error in errors.items() if not error <= _RESOLVED}
         if not unresolved or 4 * panels > min(_ROUGH, affordable):

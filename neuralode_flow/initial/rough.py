@@ -54,5 +54,5 @@ class Rough:
         """`(members, L, d, d)`; other depths draw other noise from the same seed."""
         base = sample(self.profile, nodes)
         generator = torch.Generator().manual_seed(self.seed + len(nodes))
-        noise = torch.randn(self.members, *base.shape, dtype=torch.float64, generator=generator)
+        noise = torch.randn(self.members, *base.shape, dtype=torch.float64, generator=generator, device="cpu")
         return base + self.noise * noise.to(base)

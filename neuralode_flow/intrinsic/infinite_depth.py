@@ -144,7 +144,7 @@ def _entrywise(grid: DepthGrid, W: Tensor, v: Tensor, M: Tensor, change: Tensor,
     draws = torch.Generator().manual_seed(0)
     noise = 0.0
     for _ in range(2):
-        shaken = W * (1 + 4 * torch.finfo(W.dtype).eps * torch.randn(W.shape, generator=draws).to(W))
+        shaken = W * (1 + 4 * torch.finfo(W.dtype).eps * torch.randn(W.shape, generator=draws, device="cpu").to(W))
         again = _metric_and_change(grid, shaken, direction)[1].reshape(-1)[worst]
         noise = max(noise, abs(float(again) - largest))
     return Change(float(relative.flatten()[worst]), largest >= ABOVE_ROUND_OFF * noise)
@@ -158,7 +158,7 @@ def _keep_law(grid: DepthGrid, W: Tensor, modes: int) -> Tensor:
     skew, start = [], []
     for i in range(d):
         for j in range(i, d):
-            E = torch.zeros(d, d).to(W)
+            E = torch.zeros(d, d, dtype=W.dtype, device=W.device)
             E[i, j] = 1.0
             if i < j:
                 skew += [wave[:, None, None] * (E - E.mT) for wave in waves]

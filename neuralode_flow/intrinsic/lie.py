@@ -86,7 +86,7 @@ def lie_span(
     n, m = len(place.theta), phi(place.theta).numel()
 
     def fields(number: int, level: int) -> Measured:
-        draws = torch.randn(number, level, m, generator=generator, dtype=torch.float64).to(place.theta)
+        draws = torch.randn(number, level, m, generator=generator, dtype=torch.float64, device="cpu").to(place.theta)
 
         def terms(row: Tensor) -> Tensor:
             return _nested(phi, row[n:].reshape(level, m))(row[:n])
@@ -183,5 +183,5 @@ def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     """
     n = count("dimension", dimension)
     generator = torch.Generator().manual_seed(count("seed", seed, least=0))
-    theta = torch.randn(n, generator=generator, dtype=torch.float64)
+    theta = torch.randn(n, generator=generator, dtype=torch.float64, device="cpu")
     return lie_nearby(phi, Place.at(theta, phi, generator), generator)[1].rank.minus_from(n)

@@ -96,7 +96,7 @@ def _normals(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _analytic(phi: Map, theta: Tensor, step: Tensor) -> bool:
     """Whether φ is a quickly convergent Chebyshev series from θ − step to θ + step: no switch, no pole."""
-    k = torch.arange(_NODES).to(theta)
+    k = torch.arange(_NODES, dtype=theta.dtype, device=theta.device)
     angles = (k + 0.5) * (math.pi / _NODES)
     values = torch.stack([phi(theta + x * step).reshape(-1) for x in angles.cos()])
     if not bool(values.isfinite().all()):

@@ -84,11 +84,11 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
         )
     generator = torch.Generator().manual_seed(count("seed", seed, least=0))
     # One random combination of the gradients at each of many points says as much as all gradients at few points.
-    points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64)
+    points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64, device="cpu")
     m = phi(points[0]).numel()
     # In a combination of gradients of all sizes the small ones would drown.
     sizes = Place.at(points[0], phi, generator).jacobian(phi).scales[0]
-    combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64)
+    combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64, device="cpu")
 
     def gradient(pair: Tensor) -> Tensor:
         theta, a = pair[:n], pair[n:]

@@ -78,7 +78,7 @@ def run(clock: Clock, *, networks: Count = 50, seed: Seed = 0, progress: Progres
 
 
 def _draw(generator: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (), generator=generator))
+    return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
 
 
 def _counted(kind: str, widths: list[int], seed: int, generator: torch.Generator) -> _Case:

@@ -90,7 +90,9 @@ def run(
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     r = count("study.rank", rank, most=n)
     z0 = size * n * torch.eye(n, dtype=torch.float64)
-    cases = [(_matrix(n, r, generator), torch.rand(n * n, generator=generator).argsort()) for _ in range(draws)]
+    cases = [
+        (_matrix(n, r, generator), torch.rand(n * n, generator=generator, device="cpu").argsort()) for _ in range(draws)
+    ]
     networks, runs = [*depths, 0], []
     for i, N in enumerate(networks):
         for j, number in enumerate(observations):
@@ -200,7 +202,7 @@ def _seen(target: Tensor, order: Tensor, number: int) -> Completion:
 
 
 def _matrix(n: int, rank: int, generator: torch.Generator) -> Tensor:
-    left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for _ in range(2))
+    left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64, device="cpu") for _ in range(2))
     product = left @ right.mT
     return n * product / product.norm()
 

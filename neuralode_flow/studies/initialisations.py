@@ -197,7 +197,7 @@ def _networks(
     z0, loss = problem.z0, problem.loss
     d = z0.shape[-1]
     widths = [d] * (L + 1)
-    phi, laws, identity = phi_of(widths), laws_of(widths), torch.eye(d).to(z0)
+    phi, laws, identity = phi_of(widths), laws_of(widths), torch.eye(d, dtype=z0.dtype, device=z0.device)
 
     def criterion(state: Tensor) -> tuple[Verdict, float]:
         if state.numel() > _MOST_PARAMETERS:
@@ -230,7 +230,7 @@ def _shifts(lam: Callable[[float], float], L: int, like: Tensor) -> Tensor:
 
 def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     """The layers A_k U_k A_{k−1}⁻¹ with A_k = exp(directions[k]) between them: their product stays."""
-    L, identity = len(state), torch.eye(state.shape[-1]).to(state)
+    L, identity = len(state), torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
     inner = [torch.linalg.matrix_exp(direction) for direction in directions]
     after, before = [*inner, identity], [identity, *inner]
     layers = torch.stack(after) @ (identity + state / L) @ inverse(torch.stack(before))

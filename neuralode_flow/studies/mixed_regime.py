@@ -215,16 +215,18 @@ def _finding(dataset: xr.Dataset, orders: list[Order], title: str, scaled_down: 
 
 def _data(d: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Y = A* + E and A*, divided by the largest singular value of Y; the entries of A* = CDᵀ and E have variance 1."""
-    C, D = (rank**-0.25 * torch.randn(d, rank, generator=generator, dtype=torch.float64) for _ in range(2))
+    C, D = (
+        rank**-0.25 * torch.randn(d, rank, generator=generator, dtype=torch.float64, device="cpu") for _ in range(2)
+    )
     truth = C @ D.mT
-    data = truth + torch.randn(d, d, generator=generator, dtype=torch.float64)
+    data = truth + torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu")
     size = torch.linalg.matrix_norm(data, 2)
     return data / size, truth / size
 
 
 def _bartlett(w: int, d: int, generator: torch.Generator) -> Tensor:
     """U and V with 2d columns, `(2, d, 2d)`: (U; V)(U; V)ᵀ has the law of that of 2d × w independent normal numbers."""
-    B = torch.randn(2 * d, 2 * d, generator=generator, dtype=torch.float64).tril(-1)
+    B = torch.randn(2 * d, 2 * d, generator=generator, dtype=torch.float64, device="cpu").tril(-1)
     freedom = torch.arange(w, w - 2 * d, -1, dtype=torch.float64)
     # A gamma variable of half the degrees of freedom, doubled, is chi-squared.
     chi = (2 * standard_gamma(freedom / 2, generator)).sqrt()

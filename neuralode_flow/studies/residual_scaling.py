@@ -126,7 +126,9 @@ def _targets(number: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     found: dict[bool, list[Tensor]] = {True: [], False: []}
     while min(map(len, found.values())) < number:
-        T = torch.eye(2, dtype=torch.float64) + torch.randn(2, 2, generator=generator, dtype=torch.float64)
+        T = torch.eye(2, dtype=torch.float64) + torch.randn(
+            2, 2, generator=generator, dtype=torch.float64, device="cpu"
+        )
         found[bool(torch.linalg.det(T) > 0)].append(T)
     return torch.stack(found[True][:number]), torch.stack(found[False][:number])
 

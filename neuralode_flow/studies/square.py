@@ -243,9 +243,9 @@ def _side_edges(reference: Reference, clock: Clock, L: int) -> tuple[float, floa
     """
     grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
     lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    between = torch.arange(1, L).to(z0) / L
+    between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
-    shifts = torch.cat((torch.zeros(1).to(z0), torch.cumsum(steps, 0)))
+    shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
     network = _solve(clock, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
     limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
     closed = _solve(clock, f"square-{L}-intrinsic", limit, z0)

@@ -194,14 +194,16 @@ def _gauged(problem: Problem, L: int, entry: _Entry, steps: int, seed: int) -> f
     flow = FiniteFlow(L, problem.loss)
     U = _layers(problem.z0, L, seed)
     turned = [U, *(turn @ U @ back for turn, back in _gauges(U, seed))]
-    states = L * (torch.stack(turned) - torch.eye(U.shape[-1]).to(U))
+    states = L * (torch.stack(turned) - torch.eye(U.shape[-1], dtype=U.dtype, device=U.device))
     return _largest(_trained(flow, states, entry, steps))
 
 
 def _exponential(problem: Problem, entry: _Entry, steps: int, seed: int, L: int = 4) -> float:
     """The same of exponential layers, whose weights a gauge does not turn; by small ones: there are logarithms then."""
     flow = FiniteFlow(L, problem.loss, layer="exp")
-    U = torch.linalg.matrix_exp(_layers(problem.z0, L, seed) - torch.eye(problem.z0.shape[-1]).to(problem.z0))
+    U = torch.linalg.matrix_exp(
+        _layers(problem.z0, L, seed) - torch.eye(problem.z0.shape[-1], dtype=problem.z0.dtype, device=problem.z0.device)
+    )
     turned = [U, *(turn @ U @ back for turn, back in _gauges(U, seed, _TURN))]
     logarithms = [[logm(factor.cpu().numpy()) for factor in layers] for layers in turned]
     return _largest(_trained(flow, L * torch.as_tensor(np.array(logarithms)).to(U), entry, steps))
@@ -211,7 +213,7 @@ def _layers(z0: Tensor, L: int, seed: int) -> Tensor:
     """Layers `(L, d, d)` near the identity that are not balanced, whatever z₀: U_k = I + W_k/L."""
     d = z0.shape[-1]
     W = torch.randn(L, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / d**0.5
-    return torch.eye(d).to(z0) + W.to(z0) / L
+    return torch.eye(d, dtype=z0.dtype, device=z0.device) + W.to(z0) / L
 
 
 def _gauges(U: Tensor, seed: int, turn: float | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,10 +221,10 @@ def _gauges(U: Tensor, seed: int, turn: float | None = None) -> Iterator[tuple[T
     L, d = U.shape[0], U.shape[-1]
     generator = torch.Generator().manual_seed(seed + 1)
     for _ in range(_GAUGES):
-        random = torch.randn(L - 1, d, d, generator=generator, dtype=torch.float64)
+        random = torch.randn(L - 1, d, d, generator=generator, dtype=torch.float64, device="cpu")
         skew = (random - random.mT) / (2 * d) ** 0.5
         Q = torch.linalg.qr(random)[0] if turn is None else torch.linalg.matrix_exp(turn * skew)
-        end = torch.eye(d).to(U)[None]
+        end = torch.eye(d, dtype=U.dtype, device=U.device)[None]
         yield torch.cat((Q.to(U), end)), torch.cat((end, Q.to(U))).mT
 
 

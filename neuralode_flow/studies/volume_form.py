@@ -66,7 +66,7 @@ def run(
         torch.Generator().manual_seed(count("study.seed", seed, least=0)),
     )
     target, mask = _problem(d, count("study.rank", rank, most=d), positive("study.observed", observed), generator)
-    noise = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    noise = torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu")
     z0 = positive("study.start", start) * torch.linalg.matrix_exp(noise / (2 * math.sqrt(d)))
     if progress is not None:
         progress(0.0, "infinite depth")
@@ -120,8 +120,8 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
 
 
 def _problem(d: int, rank: int, observed: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    left, right = (torch.randn(d, rank, generator=generator, dtype=torch.float64) for _ in range(2))
-    mask = torch.rand(d, d, generator=generator, dtype=torch.float64) < observed
+    left, right = (torch.randn(d, rank, generator=generator, dtype=torch.float64, device="cpu") for _ in range(2))
+    mask = torch.rand(d, d, generator=generator, dtype=torch.float64, device="cpu") < observed
     mask[0, 0] = True
     return left @ right.mT / math.sqrt(rank), mask
 

@@ -66,7 +66,7 @@ def blocks_of(theta: Tensor, d: int) -> Tensor:
     """θ (..., n) → B_1, …, B_L, (..., L, d, d)."""
     parts = theta.unflatten(-1, (-1, d + 1))
     beta, k = parts[..., :1, None], parts[..., 1:]
-    return torch.eye(d).to(theta) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
+    return torch.eye(d, dtype=theta.dtype, device=theta.device) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
 
 
 def imbalance_of(d: int) -> Map:
@@ -75,7 +75,9 @@ def imbalance_of(d: int) -> Map:
     def imbalance(theta: Tensor) -> Tensor:
         squares = blocks_of(theta, d) @ blocks_of(theta, d)  # the blocks are symmetric
         law = squares[..., 1:, :, :] - squares[..., :-1, :, :]
-        mean = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(d).to(theta)
+        mean = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(
+            d, dtype=theta.dtype, device=theta.device
+        )
         return torch.linalg.matrix_norm(law - mean)
 
     return imbalance

@@ -53,7 +53,9 @@ def linear_network(widths: Sequence[int] = (3, 3, 3, 3), start: str = "relaxed_b
         z0, target = (torch.linalg.matrix_exp(normal(random, d, d) / (2 * d**0.5)) for _ in range(2))
         lam = normal(random, layers - 1) / 2
         shifts = torch.cat((lam.new_zeros(1), lam.cumsum(0)))
-        theta = (torch.eye(d).to(z0) + relaxed_balanced_layers(z0, shifts, random) / layers).flatten()
+        theta = (
+            torch.eye(d, dtype=z0.dtype, device=z0.device) + relaxed_balanced_layers(z0, shifts, random) / layers
+        ).flatten()
         loss = Quadratic(target)
         closed = IntrinsicFlow(loss, DividedDifference(shifts))
     independent = independent_laws(widths)

@@ -38,7 +38,7 @@ class WeightDecay(StepRule):
                     "of='weights' decays W"
                 )
             depth, d = ground.start.shape[-3:-1]
-            self.origin = -depth * torch.eye(d).to(ground.start)  # where U_k = 0
+            self.origin = -depth * torch.eye(d, dtype=ground.start.dtype, device=ground.start.device)  # where U_k = 0
 
     def step(self, n: int, state: Tensor) -> Tensor:
         return state - self.rate * (self.ground.gradient(state) + self.decay * (state - self.origin))
