@@ -169,7 +169,9 @@ def _states(
     balanced = [INITIALS["relaxed_balanced"](z0, twist, shift, seed + k) for k in range(starts)]
     others = [INITIALS["detour"](z0, twist, shift, detour, seed + k) for k in range(controls)]
     states = torch.stack([flow.sample(profile) for profile in balanced])
-    noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(states)
+    noise = torch.randn(
+        states.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
+    ).to(states)
     perturbed = states + _ROUND_OFF * states.square().mean((-3, -2, -1), keepdim=True).sqrt() * noise
     return torch.cat((states, perturbed, torch.stack([flow.sample(profile) for profile in others])))
 
@@ -212,7 +214,7 @@ def _exponential(problem: Problem, entry: _Entry, steps: int, seed: int, L: int 
 def _layers(z0: Tensor, L: int, seed: int) -> Tensor:
     """Layers `(L, d, d)` near the identity that are not balanced, whatever z₀: U_k = I + W_k/L."""
     d = z0.shape[-1]
-    W = torch.randn(L, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / d**0.5
+    W = torch.randn(L, d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu") / d**0.5
     return torch.eye(d, dtype=z0.dtype, device=z0.device) + W.to(z0) / L
 
 
