@@ -38,16 +38,15 @@ class MomentumFlow:
         Axes of a state of the flow without those of a batch: known (3) on grids and of layers; else 2 for
         `IntrinsicFlow` and 1, a vector of parameters, by default.
 
-    Attributes
-    ----------
-    law
-        For α = 0 the skew part of N = ∂_sV + WᵀV − VWᵀ (`laws.momentum_law`), which is conserved; with friction it is
-        e^{αt} times that, and no function of the state alone: then there is none.
-
     Raises
     ------
     TypeError, ValueError
         If flow is none, friction is negative or axes no count.
+
+    Notes
+    -----
+    Its law for α = 0 is the skew part of N = ∂_sV + WᵀV − VWᵀ (`laws.momentum_law`), which is conserved; with friction
+    e^{αt} times that is, which is no function of the state alone: then it has none, and `drift` is 0.
 
     Examples
     --------
