@@ -229,6 +229,73 @@ def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return lam, drift(law, lam[..., None, None] * one), scale
 
 
+def momentum_law(grid: DepthGrid, W: Tensor, V: Tensor) -> Tensor:
+    """V(s) + ∫₀ˢ (WᵀV − VWᵀ), less its mean over depth: what momentum V does to the law (derived here; docs/math.md).
+
+    It is the primitive of N = ∂_sV + WᵀV − VWᵀ, free of differentiation. Along W_tt + αW_t = −∇f with V = W_t the
+    skew part of e^{αt} N is conserved at every s for every loss, and the law of the gradient flow is driven:
+    C_t = N + Nᵀ and C_tt + αC_t = 2(VᵀV − VVᵀ). For heavy-ball steps V_{n+1} = βV_n − ηg_n, W_{n+1} = W_n + V_{n+1}
+
+    - skew N_{n+1} = β skew N_n,
+    - C_{n+1} − C_n = β (N_n + N_nᵀ) + V_{n+1}ᵀV_{n+1} − V_{n+1}V_{n+1}ᵀ,
+
+    exactly and at any rate. The same holds of the primitives, J of `continuous_law` for C.
+
+    Parameters
+    ----------
+    grid : DepthGrid
+    W, V : Tensor (..., N, d, d)
+        Weights and their velocity, or the last step.
+
+    Returns
+    -------
+    Tensor (..., N, d, d)
+
+    Examples
+    --------
+    >>> flow = nf.ContinuousFlow(nf.DepthGrid.gauss(panels=4, order=14), nf.Quadratic(2 * torch.eye(2)))
+    >>> W = flow.sample(nf.smooth(2, 1.0, torch.Generator().manual_seed(0)))
+    >>> float(nf.laws.momentum_law(flow.grid, W, flow.velocity(W)).abs().max()) < 1e-12  # zero along a gradient
+    True
+    >>> V = torch.zeros_like(W) + torch.tensor([[0.0, 1.0], [0.0, 0.0]])  # a moving start
+    >>> after = 0.9 * V + 0.1 * flow.velocity(W)
+    >>> N, N_after = nf.laws.momentum_law(flow.grid, W, V), nf.laws.momentum_law(flow.grid, W + after, after)
+    >>> bool(torch.allclose(N_after - N_after.mT, 0.9 * (N - N.mT), atol=1e-12))
+    True
+    """
+    check_grid("grid", grid)
+    _check("W", W, "N, d, d")
+    _check("V", V, "N, d, d")
+    return primitive(grid, V, multiply(W.mT, V) - multiply(V, W.mT))
+
+
+def euler_momentum_law(W: Tensor, V: Tensor) -> Tensor:
+    """N_k = L²(U_{k+1}ᵀU̇_{k+1} − U̇_kU_kᵀ) of Euler layers U_k = I + W_k/L, U̇_k = V_k/L; `(..., L−1, d, d)`.
+
+    What `momentum_law` says of N holds of N_k exactly, with `euler_law` for C and V_{k+1}ᵀV_{k+1} − V_kV_kᵀ for
+    VᵀV − VVᵀ (derived here; two layers: Marcotte et al. 2024). Expanded: L(V_{k+1} − V_k) + W_{k+1}ᵀV_{k+1} − V_kW_kᵀ.
+
+    Parameters
+    ----------
+    W, V : Tensor (..., L, d, d)
+
+    Examples
+    --------
+    >>> flow = nf.MomentumFlow(nf.FiniteFlow(4, nf.Quadratic(2 * torch.eye(2))), friction=0.5)
+    >>> W = flow.flow.sample(nf.smooth(2, 1.0, torch.Generator().manual_seed(0)))
+    >>> V = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(1)).to(W)
+    >>> path = nf.integrate(flow, flow.start(W, V), [0.0, 2.0], "DOP853", rtol=1e-11, atol=1e-13)
+    >>> N = nf.laws.euler_momentum_law(W, V)
+    >>> N_end = nf.laws.euler_momentum_law(flow.position(path.state), flow.momentum(path.state))
+    >>> bool(torch.allclose(math.exp(0.5 * 2.0) * (N_end - N_end.mT), N - N.mT, atol=1e-9))
+    True
+    """
+    _check("W", W, "L, d, d")
+    _check("V", V, "L, d, d")
+    linear = W.shape[-3] * (V[..., 1:, :, :] - V[..., :-1, :, :])
+    return linear + multiply(W[..., 1:, :, :].mT, V[..., 1:, :, :]) - multiply(V[..., :-1, :, :], W[..., :-1, :, :].mT)
+
+
 def symmetric_law(W: Tensor) -> Tensor:
     """L(S_{k+1} − S_k) + ½([W_kᵀ,W_k] + [W_{k+1}ᵀ,W_{k+1}]), `(..., L−1, d, d)`; drifts O(1/L²) at order 2.
 

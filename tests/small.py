@@ -57,6 +57,11 @@ SMALL = {
     "closure": lambda: (system("single_neuron", horizon=1.0, samples=5), {}),
     "convergence": lambda: (network(2, "relaxed_balanced", samples=3), {"depths": [4, 8, 16], "workers": 1}),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
+    "momentum": lambda: (
+        network(3, "relaxed_balanced", horizon=1.0, samples=5, rtol=1e-12, atol=1e-13)
+        | {"solver": nf.Collocation(nf.DepthGrid.gauss(4, 12))},
+        {"depths": [2, 4], "refinements": [2, 4, 8], "steps": 60},
+    ),
     "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),
     "universality": lambda: (
         {"problem": nf.PROBLEMS["linnerud"](), "solver": nf.Collocation(nf.DepthGrid.gauss(4, 8))},

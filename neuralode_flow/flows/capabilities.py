@@ -119,6 +119,13 @@ class KnowsStepLaw(Protocol):
         """By how much steps that have added so much have moved the law, times the same directions."""
 
 
+class KnowsMomentumLaw(KnowsStepLaw, Protocol):
+    """Knows N(V; W), whose skew part momentum keeps up to e^{αt}, and which drives the law (`laws.momentum_law`)."""
+
+    def momentum_law(self, state: Tensor, velocity: Tensor) -> Tensor:
+        """N of a state that moves at a velocity, of the shape of the law."""
+
+
 class KeepsOrientation(Protocol):
     """Says that det z > 0 stays so: then a target with det z < 0 is called unreachable."""
 

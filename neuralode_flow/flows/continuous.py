@@ -12,7 +12,7 @@ from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
-from ..laws import LawChange, continuous_law, law_change, primitive
+from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
 from .base import check_layers, check_matrices, flow_said
@@ -203,6 +203,11 @@ class ContinuousFlow:
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved `law`, times the same directions."""
         return primitive(self.grid, torch.zeros_like(added), added)
+
+    def momentum_law(self, state: Tensor, velocity: Tensor) -> Tensor:
+        """V(s) + ∫₀ˢ (WᵀV − VWᵀ) less its mean, of a state that moves at V: `(..., N, d, d)`."""
+        check_layers(state, len(self.grid), "depth nodes")
+        return momentum_law(self.grid, state, velocity)
 
     def law_change(self, state: Tensor, start: Tensor) -> LawChange:
         """How far J has moved from `start`, by Legendre mode, and what of it the grid accounts for."""

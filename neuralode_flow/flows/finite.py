@@ -12,7 +12,7 @@ from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
 from ..depth.rules.euler import Euler
 from ..display import counted
-from ..laws import euler_law, relaxed_balance, symmetric_law
+from ..laws import euler_law, euler_momentum_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..modes import uncompiled
 from ..registry import unknown_name
@@ -133,6 +133,11 @@ class FiniteFlow:
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved `law`, times the same directions."""
         return added
+
+    def momentum_law(self, state: Tensor, velocity: Tensor) -> Tensor:
+        """L²(U_{k+1}ᵀU̇_{k+1} − U̇_kU_kᵀ) of Euler layers that move at V = L U̇: `(..., L−1, d, d)`."""
+        check_layers(state, self.depth, "layers")
+        return euler_momentum_law(state, velocity)
 
     def law(self, state: Tensor) -> Tensor:
         """The law between neighbouring layers, `(..., L−1, d, d)`: exact for Euler layers, else up to O(1/L²)."""
