@@ -1,12 +1,14 @@
 """Gradient descent beside gradient flow and the modified flow: orders 1 and 2, their constants, and what fails."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cases import distance, relaxed_profile
 from small import SMALL, clock, dataset
+from test_examples import run as run_examples
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -187,3 +189,8 @@ def test_the_figure_is_drawn_from_a_file_of_its_dataset(tmp_path):
     left = figure.axes[0]
     drawn = next(line for line in left.lines if line.get_label() == r"|GD $-$ flow|")
     np.testing.assert_array_equal(drawn.get_ydata(), kept.error_flow.values[-1])
+
+
+def test_the_examples_of_the_page_on_steps_hold():
+    page = Path(__file__).parents[2] / "docs" / "steps.md"
+    assert run_examples(page.read_text(encoding="utf-8"), "steps") >= 7
