@@ -37,8 +37,8 @@ class ModifiedFlow:
     layers, the Euclidean one of a factorisation), this is W' = −∇(f + η/4 ‖∇f‖²) in the same inner product: there Dv is
     minus the Hessian. Of the flow of z, whose metric moves with z, it is what steps in z follow.
 
-    Nothing is conserved: the laws of the flow move by O(η) along it, as they do in the steps. Its Dv[v] is by
-    `linearised` of the flow where it has that, else by automatic differentiation of its velocity.
+    Nothing is conserved: the law of the continuous model moves along it as it does in steps, C_t = η (vᵀv − vvᵀ).
+    Dv[v] is by `linearised` of the flow where it has that, else by automatic differentiation of its velocity.
 
     Parameters
     ----------

@@ -355,11 +355,11 @@ def _verdict(dataset: xr.Dataset, orders: dict[str, list[Order]], control: Order
     alone = ""
     if control is not None:
         missed = float(dataset.error_closed[-1]) / rates[-1]
-        alone = f" Closed on z alone it misses the modified flow by {missed:.2g} η (order {_said([control])})."
+        alone = f" A flow closed on z misses the modified flow by {missed:.2g} η (order {_said([control])})."
     return (
         f"With η = {rates[0]:g} … {rates[-1]:g}, at L = {layers} and at infinite depth, gradient descent tends to "
         f"gradient flow at order {_said(orders['flow'])} in η and to the modified flow at order "
-        f"{_said(orders['modified'])}. The constants tend to those of infinite depth: |GD − flow|/η is "
+        f"{_said(orders['modified'])}. Constants, and those of infinite depth: |GD − flow|/η is "
         f"{', '.join(f'{c:.4g}' for c in flow[:-1])} → {flow[-1]:.4g}, |GD − modified flow|/η² is "
         f"{', '.join(f'{c:.4g}' for c in modified[:-1])} → {modified[-1]:.4g}.{alone}"
     )

@@ -172,3 +172,20 @@ def test_a_rate_that_is_none_is_refused(rate):
 def test_what_is_no_flow_is_refused(flow, said):
     with pytest.raises(TypeError, match=f"flow must be a flow such as FiniteFlow.*{said}"):
         nf.ModifiedFlow(flow, 0.1)
+
+
+@pytest.mark.parametrize("name", ["continuous", "euler"])
+def test_the_law_moves_by_the_rate_times_what_a_step_adds_to_it(name):
+    """C_t = η (gᵀg − ggᵀ), exactly: C is quadratic in W, so that its differences are."""
+    loss = all_losses(3, seed=14)["quadratic"]
+    if name == "continuous":
+        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 12), loss)
+        state, bound = flow.sample(smooth_profile(3, seed=15)), 1e-9
+    else:
+        (flow, _, state), bound = flows(loss)["euler"], 1e-12
+    v, moved = flow.velocity(state), nf.ModifiedFlow(flow, RATE).velocity(state)
+    change = (flow.law(state + moved) - flow.law(state - moved)) / 2
+    expected = RATE * flow.law_of_steps(flow.step_law(v, torch.eye(3)))
+    assert float((change - expected).abs().max()) < bound * float(expected.abs().max())
+    still = (flow.law(state + v) - flow.law(state - v)) / 2
+    assert float(still.abs().max()) < bound * float(expected.abs().max())
