@@ -65,7 +65,7 @@ def _constants(axes: Axes, dataset: xr.Dataset) -> None:
         values = dataset[f"constant_{name}"].values
         axes.plot(depths, values[:-1], marker, color=colour, ls="-")
         axes.axhline(values[-1], color=colour, ls=(0, (4, 2)), lw=1.0)
-    axes.text(1.0, 1.01, "dashed: infinite depth", transform=axes.transAxes, fontsize=8, ha="right")
+    axes.text(0.01, 0.015, "dashed: infinite depth", transform=axes.transAxes, fontsize=8)
     style.depth_axis(axes, depths.tolist())
     axes.set_ylim(0, None)
     axes.set_ylabel(r"the same over $\eta$, and over $\eta^2$")
