@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .flows.factorization import FactorizationFlow as FactorizationFlow
     from .flows.finite import FiniteFlow as FiniteFlow
     from .flows.intrinsic import IntrinsicFlow as IntrinsicFlow
+    from .flows.modified import ModifiedFlow as ModifiedFlow
     from .flows.momentum import MomentumFlow as MomentumFlow
     from .initial import INITIALS as INITIALS
     from .initial import Detour as Detour
@@ -88,6 +89,7 @@ _HOMES = {
     "ContinuousFlow": "flows.continuous",
     "FiniteFlow": "flows.finite",
     "IntrinsicFlow": "flows.intrinsic",
+    "ModifiedFlow": "flows.modified",
     "FactorizationFlow": "flows.factorization",
     "MomentumFlow": "flows.momentum",
     "LogMean": "kernels",

@@ -38,6 +38,7 @@ class Order(NamedTuple):
         too small on one side of it only.
     rule : what it is the order of.
     expected : the order that theory says; NaN where it says none.
+    over : what the errors are taken at, in the plural.
     """
 
     value: float
@@ -48,6 +49,7 @@ class Order(NamedTuple):
     last: float = UNDECIDED
     rule: str = ""
     expected: float = UNDECIDED
+    over: str = "depths"
 
     def __repr__(self) -> str:
         expected = "" if np.isnan(self.expected) else f", expected {self.expected:g}"
@@ -56,7 +58,7 @@ class Order(NamedTuple):
     def __str__(self) -> str:
         if self.reason:
             return f"undecided ({self.reason})"
-        return f"{self.value:.2f} ± {self.spread:.2f} over {self.points} depths"
+        return f"{self.value:.2f} ± {self.spread:.2f} over {self.points} {self.over}"
 
 
 def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:

@@ -56,6 +56,10 @@ SMALL = {
     "conservation_laws": lambda: (alone(), {"networks": 2}),
     "closure": lambda: (system("single_neuron", horizon=1.0, samples=5), {}),
     "convergence": lambda: (network(2, "relaxed_balanced", samples=3), {"depths": [4, 8, 16], "workers": 1}),
+    "learning_rate": lambda: (
+        network(2, "relaxed_balanced", horizon=1.0, samples=5),
+        {"depths": [4, 16], "steps": [4, 8, 16], "workers": 1},
+    ),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
     "momentum": lambda: (
         network(3, "relaxed_balanced", horizon=1.0, samples=5, rtol=1e-12, atol=1e-13)

@@ -39,6 +39,13 @@ LIBRARY = {
         "nf.integrate(None, state, times)",
         "nf.integrate(loss, state, times)",
         "nf.integrate(nf.FiniteFlow(4, nf.Quadratic(z.clone().requires_grad_())), state, times)",
+        "nf.ModifiedFlow(None, 0.1)",
+        "nf.ModifiedFlow(nf.FiniteFlow, 0.1)",
+    ],
+    "rate": [
+        "nf.ModifiedFlow(flow, 0.0)",
+        "nf.ModifiedFlow(flow, math.nan)",
+        "nf.ModifiedFlow(flow, '0.1')",
     ],
     "state": [
         "nf.integrate(flow, None, times)",
@@ -693,6 +700,13 @@ COMMAND = {
     "system": ["study=closure"],
     "system.dimension": ["experiment=diagonal system.dimension=0"],
     "study.draws": ["experiment=initialisations study.draws=1"],
+    "study.steps": [
+        "study=learning_rate study.steps=[]",
+        "study=learning_rate study.steps=[0,2]",
+        "study=learning_rate study.steps=[4,2]",
+        "study=learning_rate study.steps=2",
+    ],
+    "study.layer": ["study=learning_rate study.layer=eulr"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
