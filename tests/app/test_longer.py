@@ -159,6 +159,7 @@ def test_killed_on_the_way_it_keeps_the_old_results_and_goes_on(short, run, tmp_
     assert_begins_with(nf.open(run), nf.open(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_where_the_longer_results_cannot_be_written_the_old_ones_are_whole(run):
     size = max(p.stat().st_size for p in run.rglob("*.npz")) + 2000
     assert size < (run / "results.nc").stat().st_size  # the checkpoints fit and the results do not

@@ -21,7 +21,7 @@ from neuralode_flow.files import locked
 
 SMALL = [
     "problem=teacher", "problem.dimension=3", "study=trajectory", "study.model=finite", "study.network_depth=24",
-    "time.method=dopri5", "time.horizon=6", "time.samples=7", "time.rtol=1e-9", "save_every=0.01",
+    "time.method=dopri5", "time.horizon=6", "time.samples=7", "time.rtol=1e-9", "save_every=0.01", "figures=png",
 ]  # fmt: skip
 LONG = [*SMALL, "time.horizon=6000"]  # does not end before it is killed, however late this process is told to go on
 COMMAND = [sys.executable, "-m", "neuralode_flow"]

@@ -129,6 +129,7 @@ def test_runs_that_cannot_end_say_why():
         STUDIES["momentum"].run(**inputs | {"clock": uneven}, **options)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_run_that_passes(tmp_path):
     small = ["problem=teacher", "problem.dimension=2", "study.depths=[2]", "study.steps=30", "time.samples=6"]
     command = [sys.executable, "-m", "neuralode_flow", "experiment=momentum", *small, "figures=png", "-q"]
