@@ -113,10 +113,10 @@ class KnowsStepLaw(Protocol):
         """Whether that is so for this flow."""
 
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
-        """What a step adds, times directions `(d, k)`; contributions of several are added up."""
+        """What a step adds, seen from directions V `(d, k)` on both sides; contributions of several are added up."""
 
     def law_of_steps(self, added: Tensor) -> Tensor:
-        """By how much steps that have added so much have moved the law, times the same directions."""
+        """By how much steps that have added so much have moved Vᵀ law V."""
 
 
 class KnowsMomentumLaw(KnowsStepLaw, Protocol):

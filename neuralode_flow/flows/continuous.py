@@ -197,11 +197,12 @@ class ContinuousFlow:
         return True
 
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
-        """(ΔᵀΔ − ΔΔᵀ) times directions `(d, k)`, on the nodes: it is added up over steps."""
-        return step.mT @ (step @ directions) - step @ (step.mT @ directions)
+        """Vᵀ(ΔᵀΔ − ΔΔᵀ)V for directions V `(d, k)`, on the nodes: it is added up over steps."""
+        right, left = step @ directions, directions.mT @ step
+        return right.mT @ right - left @ left.mT
 
     def law_of_steps(self, added: Tensor) -> Tensor:
-        """By how much steps that have added so much have moved `law`, times the same directions."""
+        """By how much steps that have added so much have moved Vᵀ `law` V."""
         return primitive(self.grid, torch.zeros_like(added), added)
 
     def momentum_law(self, state: Tensor, velocity: Tensor) -> Tensor:

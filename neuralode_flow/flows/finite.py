@@ -126,12 +126,12 @@ class FiniteFlow:
         return type(self.rule) is Euler
 
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
-        """(Δ_{k+1}ᵀΔ_{k+1} − Δ_kΔ_kᵀ) times directions `(d, k)`: what a step Δ of Euler layers adds to the law."""
-        after, before = step[..., 1:, :, :], step[..., :-1, :, :]
-        return after.mT @ (after @ directions) - before @ (before.mT @ directions)
+        """Vᵀ(Δ_{k+1}ᵀΔ_{k+1} − Δ_kΔ_kᵀ)V for directions V: what a step Δ of Euler layers adds to the law."""
+        right, left = step[..., 1:, :, :] @ directions, directions.mT @ step[..., :-1, :, :]
+        return right.mT @ right - left @ left.mT
 
     def law_of_steps(self, added: Tensor) -> Tensor:
-        """By how much steps that have added so much have moved `law`, times the same directions."""
+        """By how much steps that have added so much have moved Vᵀ `law` V."""
         return added
 
     def momentum_law(self, state: Tensor, velocity: Tensor) -> Tensor:

@@ -370,3 +370,16 @@ def test_memory_grows_with_what_is_recorded_alone(tmp_path):
         assert len(path.times) == 2
         sizes.append((tmp_path / f"{n}.npz").stat().st_size)
     assert abs(sizes[1] - sizes[0]) < 100
+
+
+def test_four_directions_tell_the_size_of_a_matrix_on_the_average():
+    from neuralode_flow.time.steplaw import _scale
+
+    d, k = 9, 4
+    draws = torch.linalg.qr(torch.randn(4000, d, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]
+    E = torch.randn(d, d, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    E = E + E.mT
+    E = E - E.trace() / d * torch.eye(d).double()
+    V = draws[..., :k]
+    mean = float((V.mT @ E @ V).square().sum((-2, -1)).mean()) ** 0.5
+    assert _scale(d, k) * mean == pytest.approx(float(E.norm()), rel=0.02)
