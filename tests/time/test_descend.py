@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.time.steplaw import StepLaw
-from neuralode_flow.time.steprule import STEP_RULES
+from neuralode_flow.time.steprule import STEP_RULES, Ground, StepRule
 
 D, GRID = 3, nf.DepthGrid.gauss(4, 10)
 SOURCE = torch.Generator().manual_seed(0)
@@ -370,3 +370,13 @@ def test_memory_grows_with_what_is_recorded_alone(tmp_path):
         assert len(path.times) == 2
         sizes.append((tmp_path / f"{n}.npz").stat().st_size)
     assert abs(sizes[1] - sizes[0]) < 100
+
+
+# At the joints.
+
+
+def test_seeds_are_told_apart_to_their_last_bit():
+    first = [run("sgd", 5, seed=seed).z for seed in (3, 3, 3 + 2**32, 3 + 2**40)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert not torch.equal(first[2], first[3])
