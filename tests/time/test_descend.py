@@ -375,6 +375,12 @@ def test_memory_grows_with_what_is_recorded_alone(tmp_path):
 # At the joints.
 
 
+def test_members_without_axes_of_their_own_are_normalised_each():
+    flow = nf.FactorizationFlow(lambda theta: theta**2, nf.Quadratic(torch.tensor(2.0)))
+    path = nf.descend(flow, torch.tensor([1.0, 0.5]), 1, "normalised", 0.1)
+    assert_close(path.state, torch.tensor([1.1, 0.6]))
+
+
 def test_seeds_are_told_apart_to_their_last_bit():
     first = [run("sgd", 5, seed=seed).z for seed in (3, 3, 3 + 2**32, 3 + 2**40)]
     assert torch.equal(first[0], first[1])
