@@ -272,7 +272,7 @@ class Descent:
                 self.progress(self._where)
                 self._pause()
             self.progress(self._where, last=True)
-            sentence = self.grid.verdict(self.records.columns["z"][-1])
+            sentence = self.grid.verdict(self.records.columns["z"][-1], "use more nodes")
             if sentence is not None:
                 ending, status = "depth", sentence
         except Stopped as stop:
@@ -408,6 +408,6 @@ class Descent:
             "options": task.options,
             "history": [],
             "grid": panels_and_order(task.flow),
-            "law_modes": self.records.law_modes,
+            "law_modes": None if self.law else self.records.law_modes,
         }
         return Trajectory(**self.records.tensors(), state=self.state, stats=stats, status=status, ending=ending)

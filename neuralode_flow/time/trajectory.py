@@ -136,8 +136,12 @@ class Trajectory:
         yield "status", self.status
         yield "loss", self._loss_said()
         yield "z", f"shape {tuple(self.z.shape[self.loss.ndim :])}, {self.z.dtype}"
-        yield "error of z", self._error_said() or "not measured; estimate=True measures it"
-        yield "of it in depth", f"{float(self.depth_error.max()):.2g}, estimated"
+        if "rule" not in stats:  # steps of a rule have no error in time
+            yield "error of z", self._error_said() or "not measured; estimate=True measures it"
+        yield (
+            "of it in depth" if "rule" not in stats else "error of z in depth",
+            f"{float(self.depth_error.max()):.2g}, estimated",
+        )
         yield "drift of the law", f"{float(self.drift.max()):.2g}"
         control = ("rate", "record") if "rate" in stats else ("rtol", "atol")
         yield "method", ", ".join([stats["method"], *(f"{name} = {stats[name]:g}" for name in control)])

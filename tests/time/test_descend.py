@@ -381,6 +381,15 @@ def test_members_without_axes_of_their_own_are_normalised_each():
     assert_close(path.state, torch.tensor([1.1, 0.6]))
 
 
+def test_it_advises_nothing_that_it_does_not_take():
+    coarse = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 4), LOSS)
+    path = run("gd", 5, flow=coarse, start=nf.relaxed_balanced(Z0, twist=lambda s: 8 * math.sin(9 * s) * (Z0 - Z0.mT)))
+    assert path.status.endswith("; use more nodes")
+    assert "estimate=True" not in path._repr_html_()
+    assert path.stats["law_modes"] is None  # what is measured is no change of the law
+    assert run("adam", 5).stats["law_modes"] is not None
+
+
 def test_seeds_are_told_apart_to_their_last_bit():
     first = [run("sgd", 5, seed=seed).z for seed in (3, 3, 3 + 2**32, 3 + 2**40)]
     assert torch.equal(first[0], first[1])
