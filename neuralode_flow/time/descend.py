@@ -383,7 +383,11 @@ class Descent:
         self.checkpoint.write(Saved(replace(reached, state=self.state), position, self.rule.memory | law, []))
 
     def _where(self) -> Progress:
-        loss = float(self.records.columns["loss"][-1].max())
+        flow = self.task.flow
+        try:
+            loss = float(flow.loss(flow.product(self.state)).max())
+        except FAILURES:  # between outputs nobody needs it
+            loss = float("nan")
         return Progress(
             t=self.t,
             end=self.task.rate * self.task.steps,

@@ -395,3 +395,11 @@ def test_seeds_are_told_apart_to_their_last_bit():
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
     assert not torch.equal(first[2], first[3])
+
+
+def test_progress_tells_the_loss_between_records():
+    seen = []
+    path = run("gd", 5, record=5, progress=seen.append)
+    assert seen[0].fraction == 0.2
+    assert seen[0].loss == pytest.approx(float(run("gd", 1).loss[-1]))
+    assert seen[-1].loss == pytest.approx(float(path.loss[-1]))
