@@ -131,13 +131,14 @@ def descend(
         positive("max_seconds", max_seconds)
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
-    points = [rate * n for n in [*range(0, number, record), number]]
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
         known = sampled(flow, start, profile, False, 0.0, 0.0)
         task = Task(known.flow, start, rule, rate, number, record, chosen, events, observe, max_seconds)
         file = None
         if path is not None:
-            file = held.enter_context(Checkpoint(path, float(every), _settings(task, stop or {}), {"times": points}))
+            file = held.enter_context(
+                Checkpoint(path, float(every), _settings(task, stop or {}), {"steps": range(number)})
+            )
         request = held.enter_context(postponed(path is not None))
         result = Descent(task, kind, known.misfit, file, request, Throttled(report)).whole()
     if throw and result.ending not in (*REACHED, *EVENTS_ASKED):
@@ -242,10 +243,13 @@ class Descent:
                 raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
             return
         position = self.saved.position
-        self.grid.resume(position["grid"], position["depth"])
-        self.records.take_up(self.saved.reached, position["outputs"])
         self.n, self.evaluations = position["steps"], position["evaluations"]
         self.state = self.saved.reached.state.to(self.task.start)
+        self.grid.resume(position["grid"], position["depth"])
+        # A shorter run has recorded its last step, which a longer one may not record.
+        outputs = position["outputs"] if self.n == self.task.steps else 1 + self.n // self.task.record
+        self.records.take_up(self.saved.reached, outputs)
+        self.records.last = self.t, self.state
         self._began -= position["seconds"]
 
     @property
@@ -263,10 +267,10 @@ class Descent:
         ended = self.saved and (self.saved.reached.ending in EVENTS_ASKED or self.n >= self.task.steps)
         if self.saved and self.saved.position["finished"] and ended:
             return self.saved.reached
-        ending, status = "ok", "ok"
+        ending, status, state = "ok", "ok", None
         try:
-            if self.n == 0:
-                self._look_out(start=True)
+            if self.n == 0 and (event := self._happened(0, self.state)) is not None:
+                raise event
             while self.n < self.task.steps:
                 self._step()
                 self.progress(self._where)
@@ -277,65 +281,78 @@ class Descent:
                 ending, status = "depth", sentence
         except Stopped as stop:
             ending, status = self._said(stop)
-            self._record_last()
-        result = self._trajectory(ending, status)
+            state = self._record_last()
+        result = self._trajectory(ending, status, state)
         if ending != "checkpoint":
             try:
                 self._save(result, finished=self.n == self.task.steps or ending in EVENTS_ASKED)
             except Stopped as stop:
-                return self._trajectory(stop.code, str(stop))
+                return self._trajectory(stop.code, str(stop), state)
         return result
 
     def _step(self) -> None:
-        """One step, which counts only if all of it is finite."""
-        task, before = self.task, dict(self.rule.memory)
-        added = self.law and self.law.added
+        """One step, which counts only if all of it is finite; then ends the run at an event that has happened."""
+        task, n, memory = self.task, self.n + 1, dict(self.rule.memory)
+        added, state = self.law and self.law.added, None
         if task.max_seconds is not None and self.seconds > task.max_seconds:
             raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
         try:
-            state = self.rule.step(self.n, self.state)
-            if not all_finite(state):
-                which = not_finite(state, self.records.members)
-                raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
-            recorded = (self.n + 1) % task.record == 0 or self.n + 1 == task.steps
+            state = self._moved()
             if self.law:
                 self.law.added = added + task.flow.step_law(state - self.state, self.law.directions)
-            if recorded:
-                try:
-                    self.records.output(task.rate * (self.n + 1), state, self.state)
-                except Stopped:
-                    if self.law:
-                        self.law.added = added
-                    raise
-        except Stopped:
-            self.rule.memory = before
-            raise
-        self.n, self.state = self.n + 1, state
-        self._look_out()
+            event = self._happened(n, state)
+            if n % task.record == 0 or n == task.steps:
+                self.records.output(task.rate * n, state, self.state)
+        except Stopped as stop:
+            self.rule.memory = memory
+            if self.law:
+                self.law.added = added
+            if stop.code in ("not_finite", "velocity") and (self.n > 0 or state is not None):
+                raise Stopped("diverged", str(stop)) from stop
+            raise  # a start without a gradient, which no rate is to blame for
+        self.n, self.state = n, state
+        if event is not None:
+            raise event
 
-    def _look_out(self, *, start: bool = False) -> None:
-        """Ends the run at the first event in their order that has happened."""
-        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.t, self.state)
+    def _moved(self) -> Tensor:
+        """The state after the next step; raises Stopped unless it is finite."""
+        try:
+            state = self.rule.step(self.n, self.state)
+        except FAILURES as error:
+            raise Stopped("velocity", f"the step could not be computed: {error}") from error
+        if not all_finite(state):
+            which = not_finite(state, self.records.members)
+            raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
+        return state
+
+    def _happened(self, n: int, state: Tensor) -> Stopped | None:
+        """The first event in their order that has happened at the state after n steps."""
+        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.task.rate * n, state)
         for event in self.task.events:
             if value(event, point) <= 0:
-                raise Stopped(event.code, event.sentence(point, start=start))
+                return Stopped(event.code, event.sentence(point, start=n == 0))
+        return None
 
     def _said(self, stop: Stopped) -> tuple[str, str]:
         """Ending and status of a run that was stopped, with the step at which that was."""
         if stop.code in EVENTS_ASKED or stop.code == "checkpoint":
             return stop.code, str(stop)
         where = f"at step {self.n + 1} of {self.task.steps}"
-        if stop.code not in ("not_finite", "velocity"):
+        if stop.code != "diverged":
             return stop.code, f"{stop}, {where}"
         return "diverged", f"the training diverged {where}: {stop}; choose a smaller rate than {self.task.rate:g}"
 
-    def _record_last(self) -> None:
-        """Adds a row for the state at which the run has ended, where z can be computed there."""
+    def _record_last(self) -> Tensor:
+        """Adds a row for the state at which the run has ended, where z can be computed there; the state of the last."""
+        depth = self.grid.memory()
         if self.t > self.records.times[-1]:
             try:
                 self.records.add(self.t, self.state, self.state)
             except Stopped:
-                self.state = self.records.last[1]
+                return self.records.last[1]
+            finally:  # a run that goes on from here does not look here
+                self.grid.resume(None, depth)
+        return self.state
 
     def _gradient(self, state: Tensor) -> Tensor:
         self.evaluations += 1
@@ -398,7 +415,7 @@ class Descent:
             seconds=self.seconds,
         )
 
-    def _trajectory(self, ending: str, status: str) -> Trajectory:
+    def _trajectory(self, ending: str, status: str, state: Tensor | None = None) -> Trajectory:
         task = self.task
         stats = {
             "evaluations": self.evaluations,
@@ -414,4 +431,5 @@ class Descent:
             "grid": panels_and_order(task.flow),
             "law_modes": None if self.law else self.records.law_modes,
         }
-        return Trajectory(**self.records.tensors(), state=self.state, stats=stats, status=status, ending=ending)
+        state = self.state if state is None else state
+        return Trajectory(**self.records.tensors(), state=state, stats=stats, status=status, ending=ending)

@@ -375,6 +375,67 @@ def test_memory_grows_with_what_is_recorded_alone(tmp_path):
 # At the joints.
 
 
+def test_a_number_of_steps_is_no_list_of_times(tmp_path):
+    for file in (None, tmp_path / "run.npz"):
+        path = nf.descend(FLOW, START, 10**18, checkpoint=file, stop={"time": 0.035})
+        assert (path.ending, path.stats["steps"]) == ("time", 4)
+
+
+def test_a_run_of_any_length_goes_on(tmp_path):
+    """Its last step is recorded; the longer run does not record it."""
+    file = tmp_path / "run.npz"
+
+    def seen(i, state):
+        return state
+
+    run("adam", 15, checkpoint=file, observe=seen)
+    assert len(nf.load(file).times) == 3
+    longer, whole = run("adam", 40, checkpoint=file, observe=seen), run("adam", 40, observe=seen)
+    for name in ("times", "z", "drift", "state", "observed", "depth_error"):
+        assert torch.equal(getattr(longer, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="belongs to a run with steps = '40', now it is '39'"):
+        run("adam", 39, checkpoint=file, observe=seen)
+
+
+class Ramp:
+    """x grows by the rate at each step; z is not finite above `edge`, nor the velocity from `end` on."""
+
+    def __init__(self, edge, end):
+        self.edge, self.end, self.loss = edge, end, nf.Quadratic(torch.tensor(9.0).double())
+
+    def velocity(self, x):
+        return torch.where(x < self.end, torch.ones_like(x), math.nan * x.exp())
+
+    def product(self, x):
+        return torch.where(x > self.edge, math.nan, x)
+
+    def law(self, x):
+        return x.new_empty(*x.shape, 0, 1, 1)
+
+    def check(self, x):
+        pass
+
+
+def test_a_run_that_ends_where_z_is_lost_is_saved_where_it_is(tmp_path):
+    file = tmp_path / "run.npz"
+    start = torch.tensor(0.0).double()
+    for _ in range(2):
+        path = nf.descend(Ramp(2, 4), start, 100, rate=1.0, record=50, checkpoint=file)
+        assert path.status.startswith("the training diverged at step 5 of 100: the gradient is not finite")
+        assert path.times.tolist() == [0.0]
+        assert float(nf.load(file).state) == 4.0
+    assert float(nf.descend(Ramp(2, 4), start, 100, rate=1.0, record=50).state) == 0.0  # that of the last z
+
+
+def test_it_is_the_step_that_is_named_at_which_an_event_or_a_start_is_lost():
+    start = torch.tensor(0.0).double()
+    path = nf.descend(Ramp(2, 9), start, 100, rate=1.0, record=50, stop={"loss": 1e-3})
+    assert path.status.startswith("the training diverged at step 3 of 100: the event 'loss' is not a number")
+    assert (path.times.tolist(), float(path.state)) == ([0.0, 2.0], 2.0)
+    lost = nf.descend(Ramp(2, 0), start, 100)
+    assert (lost.ending, lost.status) == ("not_finite", "the gradient is not finite, at step 1 of 100")
+
+
 def test_members_without_axes_of_their_own_are_normalised_each():
     flow = nf.FactorizationFlow(lambda theta: theta**2, nf.Quadratic(torch.tensor(2.0)))
     path = nf.descend(flow, torch.tensor([1.0, 0.5]), 1, "normalised", 0.1)
