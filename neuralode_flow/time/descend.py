@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 import typing
 from collections.abc import Mapping, Sequence
@@ -149,21 +150,27 @@ def descend(
 def checked_options(rule: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a rule, with its defaults; raises TypeError or ValueError for what it does not know or take."""
     fields = settings(STEP_RULES[rule])
-    fields.pop("rate")
+    fields.pop("rate", None)
     for name in options:
         if name not in fields:
             valid = f"(valid: {', '.join(fields)})" if fields else "(it has none)"
             raise TypeError(f"rule={rule!r} has no option {name!r}{did_you_mean(name, fields)} {valid}")
+    missing = [name for name, known in fields.items() if known.default is known.empty and name not in options]
+    if missing:
+        raise TypeError(f"rule={rule!r} needs its option {missing[0]!r}: give {missing[0]}=…")
     return {name: _checked(name, options.get(name, known.default), known.annotation) for name, known in fields.items()}
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """An option of the type and in the ranges of its annotation."""
-    plain = typing.get_args(kind)[0]
-    if plain is str and not isinstance(value, str):
-        raise TypeError(f"{name} must be text, got {value!r}")
-    value = real(name, value) if plain is float else count(name, value, 0) if plain is int else value
-    check_range(name, value, kind)
+    ranged = typing.get_origin(kind) is typing.Annotated
+    plain = typing.get_args(kind)[0] if ranged else kind
+    if plain in (str, bool) and not isinstance(value, plain):
+        raise TypeError(f"{name} must be {'text' if plain is str else 'True or False'}, got {value!r}")
+    if plain in (float, int):
+        value = real(name, value) if plain is float else count(name, value, -sys.maxsize)
+    if ranged:
+        check_range(name, value, kind)
     return value
 
 
@@ -229,7 +236,8 @@ class Descent:
         self.law = StepLaw(task.flow, task.start) if follows else None
         self.records.drift_of = self.law.drift if self.law else None
         if self.saved:
-            memory = {name: torch.as_tensor(value).to(task.start) for name, value in self.saved.memory.items()}
+            device = task.start.device
+            memory = {name: torch.as_tensor(value).to(device) for name, value in self.saved.memory.items()}
             if self.law:
                 self.law.added = memory.pop(_LAW)
             self.rule.memory = memory

@@ -436,6 +436,34 @@ def test_it_is_the_step_that_is_named_at_which_an_event_or_a_start_is_lost():
     assert (lost.ending, lost.status) == ("not_finite", "the gradient is not finite, at step 1 of 100")
 
 
+def test_a_rule_of_ones_own_has_plain_options_and_any_memory(monkeypatch, tmp_path):
+    class Mine(StepRule):
+        def __init__(self, ground: Ground, rate: float, *, power: float, shift: int = -1, odd: bool = False,
+                     most: float | None = None) -> None:  # fmt: skip
+            super().__init__(ground, rate)
+            self.power, self.odd = power, odd
+
+        def step(self, n, state):
+            count = self.memory["count"] = self.memory.get("count", torch.tensor(2**53 + 1)) + 1
+            if self.odd:
+                raise torch.linalg.LinAlgError("singular")
+            return state - self.rate * (count % 2) ** self.power * self.ground.gradient(state)
+
+    monkeypatch.setitem(STEP_RULES._entries, "mine", Mine)
+    file = tmp_path / "run.npz"
+    run("mine", 20, power=1, checkpoint=file)
+    assert torch.equal(run("mine", 40, power=1, checkpoint=file).z, run("mine", 40, power=1).z)
+    assert run("mine", 40, power=1, odd=True).status == "the step could not be computed: singular, at step 1 of 40"
+    for options, said in (
+        ({}, "rule='mine' needs its option 'power'"),
+        ({"power": "x"}, "power must be a number, got 'x'"),
+        ({"power": 1, "shift": 0.5}, "shift must be an integer, got 0.5"),
+        ({"power": 1, "odd": 1}, "odd must be True or False, got 1"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            run("mine", 2, **options)
+
+
 def test_members_without_axes_of_their_own_are_normalised_each():
     flow = nf.FactorizationFlow(lambda theta: theta**2, nf.Quadratic(torch.tensor(2.0)))
     path = nf.descend(flow, torch.tensor([1.0, 0.5]), 1, "normalised", 0.1)
