@@ -486,6 +486,16 @@ def test_seeds_are_told_apart_to_their_last_bit():
     assert not torch.equal(first[2], first[3])
 
 
+def test_a_time_is_that_of_a_step_as_it_is_written():
+    path = run("gd", 40, rate=0.1, record=1)
+    assert float(path.times[3]) != 0.3
+    assert torch.equal(path([0.3, 0.7, 4]), path.z[[3, 7, 40]])
+    assert torch.equal(run("gd", 100, rate=0.57, record=100)(57), run("gd", 100, rate=0.57, record=100).z[-1])
+    with pytest.raises(ValueError, match="has no z between them"):
+        path(0.3001)
+    assert torch.equal(nf.integrate(FLOW, START, [0.0, 0.1])(0.1), nf.integrate(FLOW, START, [0.0, 0.1]).z[-1])
+
+
 def test_progress_tells_the_loss_between_records():
     seen = []
     path = run("gd", 5, record=5, progress=seen.append)
