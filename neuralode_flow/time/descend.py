@@ -176,9 +176,11 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 
 def _settings(task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is; all of it must be the same for a checkpoint to be taken up."""
+    loss = task.flow.loss(task.flow.product(task.start))  # of a function in the flow only the name is known
     return {
         "flow": description(task.flow),
         "state": f"{task.start.dtype} {description(task.start)}",
+        "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
         "rule": task.rule,
         "rate": task.rate,
         "record": task.record,

@@ -496,6 +496,21 @@ def test_a_time_is_that_of_a_step_as_it_is_written():
     assert torch.equal(nf.integrate(FLOW, START, [0.0, 0.1])(0.1), nf.integrate(FLOW, START, [0.0, 0.1]).z[-1])
 
 
+def test_a_checkpoint_is_refused_where_a_function_in_the_flow_has_become_another(tmp_path):
+    file = tmp_path / "run.npz"
+    for factor, steps in ((1.0, 5), (1.0, 10), (2.0, 15)):
+
+        def loss(z, factor=factor):
+            return factor * z.square().sum((-2, -1))
+
+        flow = nf.ContinuousFlow(GRID, nf.Custom(loss))
+        if factor == 1.0:
+            run("gd", steps, flow=flow, checkpoint=file)
+            continue
+        with pytest.raises(ValueError, match="belongs to a run with loss at the start"):
+            run("gd", steps, flow=flow, checkpoint=file)
+
+
 def test_progress_tells_the_loss_between_records():
     seen = []
     path = run("gd", 5, record=5, progress=seen.append)
