@@ -511,6 +511,13 @@ def test_a_checkpoint_is_refused_where_a_function_in_the_flow_has_become_another
             run("gd", steps, flow=flow, checkpoint=file)
 
 
+def test_gradients_and_transforms_are_refused_in_the_words_of_both_verbs():
+    with pytest.raises(TypeError, match="state requires a gradient, but a run does not carry derivatives"):
+        run(start=START.clone().requires_grad_())
+    with pytest.raises(TypeError, match="state must be plain numbers: a run takes no part in transforms"):
+        torch.func.vmap(lambda W: run(start=W).z)(START[None])
+
+
 def test_progress_tells_the_loss_between_records():
     seen = []
     path = run("gd", 5, record=5, progress=seen.append)
