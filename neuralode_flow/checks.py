@@ -17,13 +17,13 @@ def no_derivatives(name: str, tensor: Tensor) -> None:
     """Raises TypeError where a derivative, or a transform of torch, is asked of what is only integrated."""
     if followed():
         raise TypeError(
-            f"{name} must be plain numbers: integrate takes no part in transforms of torch.func, tracers or "
+            f"{name} must be plain numbers: a run takes no part in transforms of torch.func, tracers or "
             f"forward-mode derivatives; members of a batch go along leading axes, and velocity and product can be "
             f"transformed"
         )
     if tensor.requires_grad and torch.is_grad_enabled():
         raise TypeError(
-            f"{name} requires a gradient, but integrate does not carry derivatives through time: pass .detach() or "
+            f"{name} requires a gradient, but a run does not carry derivatives through time: pass .detach() or "
             f"call it under torch.no_grad(); velocity and product can be differentiated"
         )
 

@@ -1,4 +1,4 @@
-"""The arguments of `integrate`, looked at before any work is done."""
+"""The arguments of `integrate` and `descend`, looked at before any work is done."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
     if isinstance(state, Trajectory):  # with dense output it can be called, but with times
         raise TypeError(
             "state must be a tensor or a function of depth, got a Trajectory: give its `state` to begin anew at its "
-            "end; with checkpoint=FILE the same call with more times after the same ones goes on with a run"
+            "end; with checkpoint=FILE the same call with more times after the same ones, or more steps, goes on"
         )
     profile = None if isinstance(state, Tensor) or not callable(state) else Remembered(state)
     start: Any = state
@@ -74,8 +74,8 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
         check_derivatives(flow.loss, z.detach())
     if recorded:
         raise TypeError(
-            "flow depends on a tensor that requires a gradient, but integrate does not carry derivatives through "
-            "time: detach that tensor, or call integrate under torch.no_grad()"
+            "flow depends on a tensor that requires a gradient, but a run does not carry derivatives through "
+            "time: detach that tensor, or call it under torch.no_grad()"
         )
     return flow, start.detach(), profile
 

@@ -51,7 +51,12 @@ def description(value: Any, depth: int = 4) -> Any:
 
 
 def described(name: str, times: Sequence[float]) -> str:
-    """A series of times in a few words, beginning with their number; of output times also where they lie."""
+    """A series of times in a few words, beginning with their number; of output times also where they lie.
+
+    Of a range, such as the steps of a rule, the number says all.
+    """
+    if isinstance(times, range):
+        return str(times.stop)
     range_said = f" from {times[0]:g} to {times[-1]:g}" if name == "times" and times else ""
     return f"{len(times)}{range_said} {digest(torch.tensor(times))}"
 
@@ -103,7 +108,7 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.every = every
-        self.series = {name: list(times) for name, times in series.items() if times}
+        self.series = {name: times for name, times in series.items() if times}
         self.settings = {**settings, **{name: described(name, times) for name, times in self.series.items()}}
         self._due = time.monotonic() + every
         self._held = ExitStack()

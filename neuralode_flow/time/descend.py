@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 import typing
 from collections.abc import Mapping, Sequence
@@ -131,13 +132,14 @@ def descend(
         positive("max_seconds", max_seconds)
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
-    points = [rate * n for n in [*range(0, number, record), number]]
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
         known = sampled(flow, start, profile, False, 0.0, 0.0)
         task = Task(known.flow, start, rule, rate, number, record, chosen, events, observe, max_seconds)
         file = None
         if path is not None:
-            file = held.enter_context(Checkpoint(path, float(every), _settings(task, stop or {}), {"times": points}))
+            file = held.enter_context(
+                Checkpoint(path, float(every), _settings(task, stop or {}), {"steps": range(number)})
+            )
         request = held.enter_context(postponed(path is not None))
         result = Descent(task, kind, known.misfit, file, request, Throttled(report)).whole()
     if throw and result.ending not in (*REACHED, *EVENTS_ASKED):
@@ -148,29 +150,37 @@ def descend(
 def checked_options(rule: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a rule, with its defaults; raises TypeError or ValueError for what it does not know or take."""
     fields = settings(STEP_RULES[rule])
-    fields.pop("rate")
+    fields.pop("rate", None)
     for name in options:
         if name not in fields:
             valid = f"(valid: {', '.join(fields)})" if fields else "(it has none)"
             raise TypeError(f"rule={rule!r} has no option {name!r}{did_you_mean(name, fields)} {valid}")
+    missing = [name for name, known in fields.items() if known.default is known.empty and name not in options]
+    if missing:
+        raise TypeError(f"rule={rule!r} needs its option {missing[0]!r}: give {missing[0]}=…")
     return {name: _checked(name, options.get(name, known.default), known.annotation) for name, known in fields.items()}
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """An option of the type and in the ranges of its annotation."""
-    plain = typing.get_args(kind)[0]
-    if plain is str and not isinstance(value, str):
-        raise TypeError(f"{name} must be text, got {value!r}")
-    value = real(name, value) if plain is float else count(name, value, 0) if plain is int else value
-    check_range(name, value, kind)
+    ranged = typing.get_origin(kind) is typing.Annotated
+    plain = typing.get_args(kind)[0] if ranged else kind
+    if plain in (str, bool) and not isinstance(value, plain):
+        raise TypeError(f"{name} must be {'text' if plain is str else 'True or False'}, got {value!r}")
+    if plain in (float, int):
+        value = real(name, value) if plain is float else count(name, value, -sys.maxsize)
+    if ranged:
+        check_range(name, value, kind)
     return value
 
 
 def _settings(task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is; all of it must be the same for a checkpoint to be taken up."""
+    loss = task.flow.loss(task.flow.product(task.start))  # of a function in the flow only the name is known
     return {
         "flow": description(task.flow),
         "state": f"{task.start.dtype} {description(task.start)}",
+        "loss at the start": [float(f"{value:.9e}") for value in loss.reshape(-1).tolist()[:16]],
         "rule": task.rule,
         "rate": task.rate,
         "record": task.record,
@@ -228,7 +238,8 @@ class Descent:
         self.law = StepLaw(task.flow, task.start) if follows else None
         self.records.drift_of = self.law.drift if self.law else None
         if self.saved:
-            memory = {name: torch.as_tensor(value).to(task.start) for name, value in self.saved.memory.items()}
+            device = task.start.device
+            memory = {name: torch.as_tensor(value).to(device) for name, value in self.saved.memory.items()}
             if self.law:
                 self.law.added = memory.pop(_LAW)
             self.rule.memory = memory
@@ -242,10 +253,13 @@ class Descent:
                 raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
             return
         position = self.saved.position
-        self.grid.resume(position["grid"], position["depth"])
-        self.records.take_up(self.saved.reached, position["outputs"])
         self.n, self.evaluations = position["steps"], position["evaluations"]
         self.state = self.saved.reached.state.to(self.task.start)
+        self.grid.resume(position["grid"], position["depth"])
+        # A shorter run has recorded its last step, which a longer one may not record.
+        outputs = position["outputs"] if self.n == self.task.steps else 1 + self.n // self.task.record
+        self.records.take_up(self.saved.reached, outputs)
+        self.records.last = self.t, self.state
         self._began -= position["seconds"]
 
     @property
@@ -263,79 +277,92 @@ class Descent:
         ended = self.saved and (self.saved.reached.ending in EVENTS_ASKED or self.n >= self.task.steps)
         if self.saved and self.saved.position["finished"] and ended:
             return self.saved.reached
-        ending, status = "ok", "ok"
+        ending, status, state = "ok", "ok", None
         try:
-            if self.n == 0:
-                self._look_out(start=True)
+            if self.n == 0 and (event := self._happened(0, self.state)) is not None:
+                raise event
             while self.n < self.task.steps:
                 self._step()
                 self.progress(self._where)
                 self._pause()
             self.progress(self._where, last=True)
-            sentence = self.grid.verdict(self.records.columns["z"][-1])
+            sentence = self.grid.verdict(self.records.columns["z"][-1], "use more nodes")
             if sentence is not None:
                 ending, status = "depth", sentence
         except Stopped as stop:
             ending, status = self._said(stop)
-            self._record_last()
-        result = self._trajectory(ending, status)
+            state = self._record_last()
+        result = self._trajectory(ending, status, state)
         if ending != "checkpoint":
             try:
                 self._save(result, finished=self.n == self.task.steps or ending in EVENTS_ASKED)
             except Stopped as stop:
-                return self._trajectory(stop.code, str(stop))
+                return self._trajectory(stop.code, str(stop), state)
         return result
 
     def _step(self) -> None:
-        """One step, which counts only if all of it is finite."""
-        task, before = self.task, dict(self.rule.memory)
-        added = self.law and self.law.added
+        """One step, which counts only if all of it is finite; then ends the run at an event that has happened."""
+        task, n, memory = self.task, self.n + 1, dict(self.rule.memory)
+        added, state = self.law and self.law.added, None
         if task.max_seconds is not None and self.seconds > task.max_seconds:
             raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
         try:
-            state = self.rule.step(self.n, self.state)
-            if not all_finite(state):
-                which = not_finite(state, self.records.members)
-                raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
-            recorded = (self.n + 1) % task.record == 0 or self.n + 1 == task.steps
+            state = self._moved()
             if self.law:
                 self.law.added = added + task.flow.step_law(state - self.state, self.law.directions)
-            if recorded:
-                try:
-                    self.records.output(task.rate * (self.n + 1), state, self.state)
-                except Stopped:
-                    if self.law:
-                        self.law.added = added
-                    raise
-        except Stopped:
-            self.rule.memory = before
-            raise
-        self.n, self.state = self.n + 1, state
-        self._look_out()
+            event = self._happened(n, state)
+            if n % task.record == 0 or n == task.steps:
+                self.records.output(task.rate * n, state, self.state)
+        except Stopped as stop:
+            self.rule.memory = memory
+            if self.law:
+                self.law.added = added
+            if stop.code in ("not_finite", "velocity") and (self.n > 0 or state is not None):
+                raise Stopped("diverged", str(stop)) from stop
+            raise  # a start without a gradient, which no rate is to blame for
+        self.n, self.state = n, state
+        if event is not None:
+            raise event
 
-    def _look_out(self, *, start: bool = False) -> None:
-        """Ends the run at the first event in their order that has happened."""
-        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.t, self.state)
+    def _moved(self) -> Tensor:
+        """The state after the next step; raises Stopped unless it is finite."""
+        try:
+            state = self.rule.step(self.n, self.state)
+        except FAILURES as error:
+            raise Stopped("velocity", f"the step could not be computed: {error}") from error
+        if not all_finite(state):
+            which = not_finite(state, self.records.members)
+            raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
+        return state
+
+    def _happened(self, n: int, state: Tensor) -> Stopped | None:
+        """The first event in their order that has happened at the state after n steps."""
+        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.task.rate * n, state)
         for event in self.task.events:
             if value(event, point) <= 0:
-                raise Stopped(event.code, event.sentence(point, start=start))
+                return Stopped(event.code, event.sentence(point, start=n == 0))
+        return None
 
     def _said(self, stop: Stopped) -> tuple[str, str]:
         """Ending and status of a run that was stopped, with the step at which that was."""
         if stop.code in EVENTS_ASKED or stop.code == "checkpoint":
             return stop.code, str(stop)
         where = f"at step {self.n + 1} of {self.task.steps}"
-        if stop.code not in ("not_finite", "velocity"):
+        if stop.code != "diverged":
             return stop.code, f"{stop}, {where}"
         return "diverged", f"the training diverged {where}: {stop}; choose a smaller rate than {self.task.rate:g}"
 
-    def _record_last(self) -> None:
-        """Adds a row for the state at which the run has ended, where z can be computed there."""
+    def _record_last(self) -> Tensor:
+        """Adds a row for the state at which the run has ended, where z can be computed there; the state of the last."""
+        depth = self.grid.memory()
         if self.t > self.records.times[-1]:
             try:
                 self.records.add(self.t, self.state, self.state)
             except Stopped:
-                self.state = self.records.last[1]
+                return self.records.last[1]
+            finally:  # a run that goes on from here does not look here
+                self.grid.resume(None, depth)
+        return self.state
 
     def _gradient(self, state: Tensor) -> Tensor:
         self.evaluations += 1
@@ -383,7 +410,11 @@ class Descent:
         self.checkpoint.write(Saved(replace(reached, state=self.state), position, self.rule.memory | law, []))
 
     def _where(self) -> Progress:
-        loss = float(self.records.columns["loss"][-1].max())
+        flow = self.task.flow
+        try:
+            loss = float(flow.loss(flow.product(self.state)).max())
+        except FAILURES:  # between outputs nobody needs it
+            loss = float("nan")
         return Progress(
             t=self.t,
             end=self.task.rate * self.task.steps,
@@ -394,7 +425,7 @@ class Descent:
             seconds=self.seconds,
         )
 
-    def _trajectory(self, ending: str, status: str) -> Trajectory:
+    def _trajectory(self, ending: str, status: str, state: Tensor | None = None) -> Trajectory:
         task = self.task
         stats = {
             "evaluations": self.evaluations,
@@ -408,6 +439,7 @@ class Descent:
             "options": task.options,
             "history": [],
             "grid": panels_and_order(task.flow),
-            "law_modes": self.records.law_modes,
+            "law_modes": None if self.law else self.records.law_modes,
         }
-        return Trajectory(**self.records.tensors(), state=self.state, stats=stats, status=status, ending=ending)
+        state = self.state if state is None else state
+        return Trajectory(**self.records.tensors(), state=state, stats=stats, status=status, ending=ending)

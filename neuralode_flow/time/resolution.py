@@ -97,7 +97,7 @@ class FixedGrid:
         error: float = flow.depth_error(state)
         return error
 
-    def verdict(self, z: Tensor) -> str | None:
+    def verdict(self, z: Tensor, remedy: str = "use more nodes, or adapt=True") -> str | None:
         """What is to be said of the grid at the end."""
         if not self.has_grid:
             return None
@@ -108,7 +108,7 @@ class FixedGrid:
         grid = self.flow.grid
         return (
             f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W: z is off by about "
-            f"{self.largest:.2g}; use more nodes, or adapt=True"
+            f"{self.largest:.2g}; {remedy}"
         )
 
 

@@ -59,7 +59,7 @@ class Ground:
             squares = squares * self.flow.grid.weights.to(g)[:, None, None]
         elif offers(self.flow, AtDepths):
             squares = squares / g.shape[-3]
-        return squares.sum(axes, keepdim=True).sqrt()
+        return (squares.sum(axes, keepdim=True) if axes else squares).sqrt()  # without axes `sum` takes all
 
 
 class StepRule(ABC):
@@ -68,7 +68,8 @@ class StepRule(ABC):
     1. `Rule(ground, rate, **options)` stands at step 0, at rest. The options are keyword parameters whose annotations
        have types and ranges (`signatures.py`); one that does not suit the flow raises ValueError.
     2. `step(n, state)` is the state after step n, from the one before it; it may raise Stopped.
-    3. `memory` has what it must remember between two steps, tensors by name, so that a checkpoint can hold them.
+    3. `memory` has what it must remember between two steps, tensors by name, so that a checkpoint can hold them. A step
+       puts new ones there and changes neither them nor the state in place: a step that fails is taken back.
 
     Attributes
     ----------

@@ -136,8 +136,12 @@ class Trajectory:
         yield "status", self.status
         yield "loss", self._loss_said()
         yield "z", f"shape {tuple(self.z.shape[self.loss.ndim :])}, {self.z.dtype}"
-        yield "error of z", self._error_said() or "not measured; estimate=True measures it"
-        yield "of it in depth", f"{float(self.depth_error.max()):.2g}, estimated"
+        if "rule" not in stats:  # steps of a rule have no error in time
+            yield "error of z", self._error_said() or "not measured; estimate=True measures it"
+        yield (
+            "of it in depth" if "rule" not in stats else "error of z in depth",
+            f"{float(self.depth_error.max()):.2g}, estimated",
+        )
         yield "drift of the law", f"{float(self.drift.max()):.2g}"
         control = ("rate", "record") if "rate" in stats else ("rtol", "atol")
         yield "method", ", ".join([stats["method"], *(f"{name} = {stats[name]:g}" for name in control)])
@@ -222,6 +226,9 @@ class Trajectory:
         """
         ends = self.times if self.dense_times is None else self.dense_times
         wanted = _times(t).to(ends.device)
+        if "rule" in self.stats:  # 0.3 is the time 3 × 0.1 = 0.30000000000000004
+            nearest = ends[(wanted[..., None] - ends).abs().argmin(-1)]
+            wanted = torch.where((wanted - nearest).abs() <= _SAME * self.stats["rate"], nearest, wanted)
         outside = ~((wanted >= ends[0]) & (wanted <= ends[-1]))
         if bool(outside.any()):
             raise ValueError(
@@ -263,6 +270,9 @@ class Trajectory:
             raise type(error)(f"path={file} cannot be written: {error.strerror or error}") from error
 
 
+# A time this near to that of a step, as a part of the rate, is meant to be it.
+_SAME = 1e-6
+
 # The Chebyshev points of a step, on [0, 1], and their barycentric weights (Berrut–Trefethen, SIAM Review 46, 2004).
 NODES = (1 - np.cos(np.pi * np.arange(8) / 7)) / 2
 _WEIGHTS = (-1.0) ** np.arange(8) * np.array([0.5, 1, 1, 1, 1, 1, 1, 0.5])
@@ -294,7 +304,7 @@ def _times(t: Any) -> Tensor:
         values = torch.as_tensor(t)
         if values.dtype == torch.bool or values.is_complex():
             raise TypeError(f"entries of kind {values.dtype}")
-        return values.detach().double()
+        return values.detach().double() if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"t must be a time, a sequence of times or a tensor, got {t!r} ({error})") from error
 

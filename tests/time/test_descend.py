@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.time.steplaw import StepLaw
-from neuralode_flow.time.steprule import STEP_RULES
+from neuralode_flow.time.steprule import STEP_RULES, Ground, StepRule
 
 D, GRID = 3, nf.DepthGrid.gauss(4, 10)
 SOURCE = torch.Generator().manual_seed(0)
@@ -383,3 +383,157 @@ def test_four_directions_tell_the_size_of_a_matrix_on_the_average():
     V = draws[..., :k]
     mean = float((V.mT @ E @ V).square().sum((-2, -1)).mean()) ** 0.5
     assert _scale(d, k) * mean == pytest.approx(float(E.norm()), rel=0.02)
+
+
+# At the joints.
+
+
+def test_a_number_of_steps_is_no_list_of_times(tmp_path):
+    for file in (None, tmp_path / "run.npz"):
+        path = nf.descend(FLOW, START, 10**18, checkpoint=file, stop={"time": 0.035})
+        assert (path.ending, path.stats["steps"]) == ("time", 4)
+
+
+def test_a_run_of_any_length_goes_on(tmp_path):
+    """Its last step is recorded; the longer run does not record it."""
+    file = tmp_path / "run.npz"
+
+    def seen(i, state):
+        return state
+
+    run("adam", 15, checkpoint=file, observe=seen)
+    assert len(nf.load(file).times) == 3
+    longer, whole = run("adam", 40, checkpoint=file, observe=seen), run("adam", 40, observe=seen)
+    for name in ("times", "z", "drift", "state", "observed", "depth_error"):
+        assert torch.equal(getattr(longer, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="belongs to a run with steps = '40', now it is '39'"):
+        run("adam", 39, checkpoint=file, observe=seen)
+
+
+class Ramp:
+    """x grows by the rate at each step; z is not finite above `edge`, nor the velocity from `end` on."""
+
+    def __init__(self, edge, end):
+        self.edge, self.end, self.loss = edge, end, nf.Quadratic(torch.tensor(9.0).double())
+
+    def velocity(self, x):
+        return torch.where(x < self.end, torch.ones_like(x), math.nan * x.exp())
+
+    def product(self, x):
+        return torch.where(x > self.edge, math.nan, x)
+
+    def law(self, x):
+        return x.new_empty(*x.shape, 0, 1, 1)
+
+    def check(self, x):
+        pass
+
+
+def test_a_run_that_ends_where_z_is_lost_is_saved_where_it_is(tmp_path):
+    file = tmp_path / "run.npz"
+    start = torch.tensor(0.0).double()
+    for _ in range(2):
+        path = nf.descend(Ramp(2, 4), start, 100, rate=1.0, record=50, checkpoint=file)
+        assert path.status.startswith("the training diverged at step 5 of 100: the gradient is not finite")
+        assert path.times.tolist() == [0.0]
+        assert float(nf.load(file).state) == 4.0
+    assert float(nf.descend(Ramp(2, 4), start, 100, rate=1.0, record=50).state) == 0.0  # that of the last z
+
+
+def test_it_is_the_step_that_is_named_at_which_an_event_or_a_start_is_lost():
+    start = torch.tensor(0.0).double()
+    path = nf.descend(Ramp(2, 9), start, 100, rate=1.0, record=50, stop={"loss": 1e-3})
+    assert path.status.startswith("the training diverged at step 3 of 100: the event 'loss' is not a number")
+    assert (path.times.tolist(), float(path.state)) == ([0.0, 2.0], 2.0)
+    lost = nf.descend(Ramp(2, 0), start, 100)
+    assert (lost.ending, lost.status) == ("not_finite", "the gradient is not finite, at step 1 of 100")
+
+
+def test_a_rule_of_ones_own_has_plain_options_and_any_memory(monkeypatch, tmp_path):
+    class Mine(StepRule):
+        def __init__(self, ground: Ground, rate: float, *, power: float, shift: int = -1, odd: bool = False,
+                     most: float | None = None) -> None:  # fmt: skip
+            super().__init__(ground, rate)
+            self.power, self.odd = power, odd
+
+        def step(self, n, state):
+            count = self.memory["count"] = self.memory.get("count", torch.tensor(2**53 + 1)) + 1
+            if self.odd:
+                raise torch.linalg.LinAlgError("singular")
+            return state - self.rate * (count % 2) ** self.power * self.ground.gradient(state)
+
+    monkeypatch.setitem(STEP_RULES._entries, "mine", Mine)
+    file = tmp_path / "run.npz"
+    run("mine", 20, power=1, checkpoint=file)
+    assert torch.equal(run("mine", 40, power=1, checkpoint=file).z, run("mine", 40, power=1).z)
+    assert run("mine", 40, power=1, odd=True).status == "the step could not be computed: singular, at step 1 of 40"
+    for options, said in (
+        ({}, "rule='mine' needs its option 'power'"),
+        ({"power": "x"}, "power must be a number, got 'x'"),
+        ({"power": 1, "shift": 0.5}, "shift must be an integer, got 0.5"),
+        ({"power": 1, "odd": 1}, "odd must be True or False, got 1"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            run("mine", 2, **options)
+
+
+def test_members_without_axes_of_their_own_are_normalised_each():
+    flow = nf.FactorizationFlow(lambda theta: theta**2, nf.Quadratic(torch.tensor(2.0)))
+    path = nf.descend(flow, torch.tensor([1.0, 0.5]), 1, "normalised", 0.1)
+    assert_close(path.state, torch.tensor([1.1, 0.6]))
+
+
+def test_it_advises_nothing_that_it_does_not_take():
+    coarse = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 4), LOSS)
+    path = run("gd", 5, flow=coarse, start=nf.relaxed_balanced(Z0, twist=lambda s: 8 * math.sin(9 * s) * (Z0 - Z0.mT)))
+    assert path.status.endswith("; use more nodes")
+    assert "estimate=True" not in path._repr_html_()
+    assert path.stats["law_modes"] is None  # what is measured is no change of the law
+    assert run("adam", 5).stats["law_modes"] is not None
+
+
+def test_seeds_are_told_apart_to_their_last_bit():
+    first = [run("sgd", 5, seed=seed).z for seed in (3, 3, 3 + 2**32, 3 + 2**40)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert not torch.equal(first[2], first[3])
+
+
+def test_a_time_is_that_of_a_step_as_it_is_written():
+    path = run("gd", 40, rate=0.1, record=1)
+    assert float(path.times[3]) != 0.3
+    assert torch.equal(path([0.3, 0.7, 4]), path.z[[3, 7, 40]])
+    assert torch.equal(run("gd", 100, rate=0.57, record=100)(57), run("gd", 100, rate=0.57, record=100).z[-1])
+    with pytest.raises(ValueError, match="has no z between them"):
+        path(0.3001)
+    assert torch.equal(nf.integrate(FLOW, START, [0.0, 0.1])(0.1), nf.integrate(FLOW, START, [0.0, 0.1]).z[-1])
+
+
+def test_a_checkpoint_is_refused_where_a_function_in_the_flow_has_become_another(tmp_path):
+    file = tmp_path / "run.npz"
+    for factor, steps in ((1.0, 5), (1.0, 10), (2.0, 15)):
+
+        def loss(z, factor=factor):
+            return factor * z.square().sum((-2, -1))
+
+        flow = nf.ContinuousFlow(GRID, nf.Custom(loss))
+        if factor == 1.0:
+            run("gd", steps, flow=flow, checkpoint=file)
+            continue
+        with pytest.raises(ValueError, match="belongs to a run with loss at the start"):
+            run("gd", steps, flow=flow, checkpoint=file)
+
+
+def test_gradients_and_transforms_are_refused_in_the_words_of_both_verbs():
+    with pytest.raises(TypeError, match="state requires a gradient, but a run does not carry derivatives"):
+        run(start=START.clone().requires_grad_())
+    with pytest.raises(TypeError, match="state must be plain numbers: a run takes no part in transforms"):
+        torch.func.vmap(lambda W: run(start=W).z)(START[None])
+
+
+def test_progress_tells_the_loss_between_records():
+    seen = []
+    path = run("gd", 5, record=5, progress=seen.append)
+    assert seen[0].fraction == 0.2
+    assert seen[0].loss == pytest.approx(float(run("gd", 1).loss[-1]))
+    assert seen[-1].loss == pytest.approx(float(path.loss[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,6 @@ def need_samples(name: str, ground: Ground) -> Any:
 
 
 def source(seed: int, n: int) -> torch.Generator:
-    """Random numbers of step n, the same whatever came before."""
-    mixed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed), device="cpu"))
+    """Random numbers of step n, the same whatever came before; a generator of torch sees the last 32 bits of a seed."""
+    mixed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed((mixed + n * 0x9E3779B97F4A7C15) % 2**63)
