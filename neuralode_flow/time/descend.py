@@ -41,6 +41,10 @@ from .steplaw import StepLaw
 from .steprule import STEP_RULES, Ground, StepRule
 from .trajectory import Trajectory
 
+# The status speaks of a depth grid whose error of z is more than ten times this part of z: rules such as sign descent
+# make jumps of W in depth, and what is trained is the model on the grid. `depth_error` always has the error.
+_RESOLVED = 1e-3
+
 _LAW = "law"  # where a checkpoint has what the steps have done to the law
 
 
@@ -226,7 +230,7 @@ class Descent:
         progress: Throttled,
     ) -> None:
         self.task, self.checkpoint, self.request, self.progress = task, checkpoint, request, progress
-        self.grid = FixedGrid(task.flow, 0.0, 0.0, misfit)
+        self.grid = FixedGrid(task.flow, _RESOLVED, 0.0, misfit)
         self.n, self.state = 0, task.start
         self.evaluations, self._began = 0, time.perf_counter()
         self.records = Records(self.grid, task.start, 0.0, task.observe)
