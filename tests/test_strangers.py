@@ -32,6 +32,7 @@ def template(kind):
 SHOWN = {
     "layer rule": ("order of third", "third Taylor"),
     "time method": ("ralston",),
+    "step rule": ("under rules that turn with the gradient (clipped)",),
     "loss": ("Linnerud", "pseudo_huber"),
     "kernel": ("intrinsic, kernel geometric",),
     "problem": ("Rotation: reach a turn of 0.3 radians",),
@@ -42,7 +43,7 @@ SHOWN = {
 
 def test_every_kind_has_a_template_and_a_test():
     assert set(KINDS) == set(SHOWN)
-    assert len(KINDS) == 7
+    assert len(KINDS) == 8
 
 
 @pytest.mark.slow
@@ -65,5 +66,5 @@ def test_a_file_of_ones_own_is_found_by_name_and_in_the_report(kind, tmp_path):
     assert record["status"] == "ok"
     if kind == "layer rule":
         assert abs(record["orders"]["third"] - record["expected_orders"]["third"]) < 0.1
-    if kind in ("study", "system"):
+    if kind in ("study", "system", "step rule"):
         assert record["passed"]

@@ -46,8 +46,10 @@ def sharpness_gradient(flow: Flow, state: Tensor) -> Tensor:
 class Central(NamedTuple):
     """The central flow at a state: see `central_velocity`.
 
-    velocity : Tensor (..., *state)
+    velocity : Tensor
+        Of the shape of the state.
     sharpness : Tensor (...)
+        The largest eigenvalue of the Hessian.
     variance : Tensor (...)
         σ², the mean square of the oscillation along the top eigenvector in the flow's inner product; 0 below the edge.
 

@@ -17,8 +17,9 @@ class Eigenpairs(NamedTuple):
     """Eigenvalues of a Hessian H, falling, with their eigenvectors and errors.
 
     values : Tensor (..., k)
-    vectors : Tensor (..., k, *state)
-        Orthonormal in the inner product of the flow.
+        The eigenvalues.
+    vectors : Tensor (..., k, …)
+        Each of the shape of a state, orthonormal in the inner product of the flow.
     residuals : Tensor (..., k)
         ‖Hv − λv‖ in that inner product: within it of each value lies an eigenvalue of H.
 

@@ -64,6 +64,7 @@ ENDS = {
     "implicit": lambda: nf.integrate(LIMIT, torch.eye(2), [0.0, 30.0], "implicit_midpoint", step=0.5),
     "velocity": lambda: nf.integrate(*failing(), [0.0, 1.0]),
     "not_finite": lambda: nf.integrate(GROWING, torch.eye(2), [0.0, 5.0], "euler", step=0.5),
+    "diverged": lambda: nf.descend(nf.FiniteFlow(8, nf.Quadratic(TARGET)), torch.zeros(8, 2, 2), 100, rate=9.0),
     "depth": coarse,
     "escaped": lambda: nf.integrate(*balanced_network(), [0.0, 300.0], "auto"),
     "accuracy": lambda: nf.integrate(
