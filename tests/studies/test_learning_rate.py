@@ -79,7 +79,7 @@ def test_distances_are_those_of_trajectories_made_by_hand():
         np.testing.assert_allclose(found[f"gap_{name}"].values, expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("factor", [-1.0, 0.0, 0.5, 2.0])
+@pytest.mark.parametrize("factor", [-1.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.5, 2.0))])
 def test_a_wrong_sign_or_factor_of_the_modified_term_fails(monkeypatch, factor):
     class Wrong(nf.ModifiedFlow):
         def velocity(self, state):
