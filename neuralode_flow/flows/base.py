@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -31,6 +32,28 @@ class Flow(Protocol):
     def product(self, state: Tensor) -> Tensor: ...
 
     def law(self, state: Tensor) -> Tensor: ...
+
+
+def missing(flow: Any) -> list[str]:
+    """What of `Flow` an object does not have."""
+    return [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
+
+
+class Around:
+    """A flow that is made of another one, with the same loss; that of a copy can be changed without changing it."""
+
+    flow: Any
+
+    @property
+    def loss(self) -> Loss:
+        """f of the flow that it is made of."""
+        loss: Loss = self.flow.loss
+        return loss
+
+    @loss.setter
+    def loss(self, loss: Loss) -> None:
+        self.flow = copy.copy(self.flow)
+        self.flow.loss = loss
 
 
 def flow_said(flow: Any, *parts: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor
 from ..checks import positive
 from ..depth.grid import DepthGrid
 from ..display import said
-from ..losses import Loss
 from ..modes import gradient, uncompiled
 from ..promises import Once, Source, denied
-from .base import Flow
+from .base import Around, Flow, missing
 from .capabilities import Linearises, offers
 from .continuous import ContinuousFlow
 from .factorization import FactorizationFlow
@@ -30,7 +28,7 @@ for _kind in (ContinuousFlow, FactorizationFlow, FiniteFlow, IntrinsicFlow):
     _COMPARED.tested(_kind)
 
 
-class ModifiedFlow:
+class ModifiedFlow(Around):
     """W' = v − (η/2) Dv[v] of a flow W' = v(W): what steps W + ηv(W) of gradient descent follow to order 2 in η.
 
     Of a gradient flow, v = −∇f in an inner product that does not change with W (L² over depth, the scaled one of
@@ -77,8 +75,7 @@ class ModifiedFlow:
     """
 
     def __init__(self, flow: Flow, rate: float) -> None:
-        missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
-        if isinstance(flow, type) or missing:
+        if isinstance(flow, type) or missing(flow):
             what = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
             raise TypeError(f"flow must be a flow such as FiniteFlow(…), got {what}")
         self.flow = flow
@@ -95,23 +92,13 @@ class ModifiedFlow:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
-    def loss(self) -> Loss:
-        """f of the flow."""
-        return self.flow.loss
-
-    @loss.setter
-    def loss(self, loss: Loss) -> None:
-        self.flow = copy.copy(self.flow)
-        self.flow.loss = loss
-
-    @property
     def keeps_orientation(self) -> bool:
         """det z > 0 for all time: of the continuous model, whatever way its W goes; not known of others."""
         return isinstance(self.flow, ContinuousFlow)
 
     def _on(self, grid: DepthGrid) -> ModifiedFlow:
         """The same flow on another grid."""
-        return ModifiedFlow(self.flow.on(grid), self.learning_rate)  # type: ignore[attr-defined]
+        return ModifiedFlow(self.flow.on(grid), self.learning_rate)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the flow takes the state and can be differentiated."""

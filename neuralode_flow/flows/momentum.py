@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from ..checks import count, real, same_kind
 from ..depth.grid import DepthGrid, Profile
-from ..losses import Loss
-from .base import Flow, flow_said
+from .base import Around, Flow, flow_said, missing
 from .capabilities import AtDepths, KnowsMomentumLaw, Linearises, OnGrid, Samples, offers
 from .intrinsic import IntrinsicFlow
 
@@ -20,7 +18,7 @@ from .intrinsic import IntrinsicFlow
 _OF_WEIGHTS, _OF_FLOW = ("depth_error", "polynomial_error", "misfit"), ("grid", "factors")
 
 
-class MomentumFlow:
+class MomentumFlow(Around):
     """W_tt + αW_t = −∇f(W): a training flow with inertia and friction α, as a flow of pairs (W, V), V = W_t.
 
     A state has the pair on an axis of its own behind those of a batch: `(..., 2, N, d, d)` on a grid or of N layers.
@@ -60,13 +58,12 @@ class MomentumFlow:
     """
 
     def __init__(self, flow: Flow, friction: float, axes: int | None = None) -> None:
-        missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
-        if missing or isinstance(flow, type):
+        if isinstance(flow, type) or missing(flow):
             raise TypeError(f"flow must be a flow such as ContinuousFlow(…), got {flow!r}")
         self.friction = real("friction", friction)
         if self.friction < 0:
             raise ValueError(f"friction must be at least 0, got {friction!r}")
-        self.flow: Any = flow
+        self.flow = flow
         at_depths = offers(flow, OnGrid) or offers(flow, AtDepths)
         known = 3 if at_depths else 2 if isinstance(flow, IntrinsicFlow) else 1
         self.axes = known if axes is None else count("axes", axes, 0)
@@ -80,17 +77,6 @@ class MomentumFlow:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         found = getattr(self.__dict__["flow"], name)
         return found if name in _OF_FLOW else lambda state, *more: found(self.position(state), *more)
-
-    @property
-    def loss(self) -> Loss:
-        """f, that of the flow."""
-        loss: Loss = self.flow.loss
-        return loss
-
-    @loss.setter
-    def loss(self, loss: Loss) -> None:
-        self.flow = copy.copy(self.flow)
-        self.flow.loss = loss
 
     @property
     def keeps_orientation(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import count, float_tensor, no_derivatives, positive, real
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
-from ..flows.base import Flow
+from ..flows.base import Flow, missing
 from ..flows.capabilities import Samples, offers
 from ..losses import check_derivatives
 from .base import FAILURES, METHODS, Control, fixed_steps
@@ -45,11 +45,11 @@ def output_times(times: Tensor | Sequence[float]) -> list[float]:
 
 def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Profile | None]:
     """The flow, its initial state, and the function of depth that it is sampled from, if any."""
-    missing = [name for name in ("velocity", "product", "law", "check", "loss") if not hasattr(flow, name)]
+    lacking = missing(flow)
     if isinstance(flow, type):
         raise TypeError(f"flow must be a flow and not the class {flow.__name__}: make one, such as {flow.__name__}(…)")
-    if missing:
-        raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {missing[0]}")
+    if lacking:
+        raise TypeError(f"flow must be a flow such as ContinuousFlow, got {type(flow).__name__} without {lacking[0]}")
     if isinstance(state, Trajectory):  # with dense output it can be called, but with times
         raise TypeError(
             "state must be a tensor or a function of depth, got a Trajectory: give its `state` to begin anew at its "
