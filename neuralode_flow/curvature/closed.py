@@ -13,7 +13,7 @@ from ..display import named
 from ..flows.base import Flow, check_matrices
 from ..kernels import Kernel, LogMean, check_kernel
 from ..losses import Loss, check_square_loss
-from .hessian import compare, derivative_of, inner_weights, plain_numbers
+from .hessian import compare, derivative_of, fixed_weights, plain_numbers
 
 
 def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Tensor:
@@ -93,7 +93,7 @@ def minimiser_spectrum(flow: Flow, state: Tensor) -> Tensor:
     >>> bool(torch.allclose(values, nf.curvature.balanced_spectrum(flow.loss, T)))
     True
     """
-    weights = inner_weights(flow)
+    weights = fixed_weights(flow)
     state = plain_numbers("state", state)
     flow.check(state)
     with torch.inference_mode(False), torch.enable_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import all_finite, count, floating, same_kind
 from ..display import named
 from ..flows.base import Flow
-from ..flows.capabilities import Linearises, offers
+from ..flows.capabilities import Linearises, inner_weights, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.factorization import FactorizationFlow
 from ..flows.finite import FiniteFlow
@@ -56,7 +56,7 @@ class Hessian:
 
     def __init__(self, flow: Flow, state: Tensor) -> None:
         self.flow = flow
-        self.weights = inner_weights(flow)
+        self.weights = fixed_weights(flow)
         self.state = plain_numbers("state", state)
         flow.check(self.state)
         self.batch = _members(flow, self.state)
@@ -275,14 +275,10 @@ def plain_numbers(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def inner_weights(flow: Any) -> Tensor:
-    """The weights of the inner product in which a flow descends; they broadcast to its states."""
-    if isinstance(flow, ContinuousFlow):
-        return flow.grid.weights[:, None, None]
-    if isinstance(flow, FiniteFlow):
-        return torch.full((1, 1, 1), 1 / flow.depth, dtype=torch.float64, device="cpu")
-    if isinstance(flow, FactorizationFlow):
-        return torch.ones((), dtype=torch.float64, device="cpu")
+def fixed_weights(flow: Any) -> Tensor:
+    """The weights of the inner product in which a flow descends; raises TypeError unless it is one for all states."""
+    if isinstance(flow, (ContinuousFlow, FiniteFlow, FactorizationFlow)):
+        return inner_weights(flow)
     raise TypeError(
         f"flow must be a ContinuousFlow, FiniteFlow or FactorizationFlow, which descend in a fixed inner product, got "
         f"{type(flow).__name__}; for a flow of z alone use curvature.balanced_spectrum(loss, z, kernel)"

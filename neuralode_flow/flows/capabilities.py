@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..depth.grid import DepthGrid, Profile
@@ -54,6 +55,18 @@ class OnGrid(Protocol):
     """Stands on a depth grid, which `stats["grid"]` tells of."""
 
     grid: DepthGrid
+
+
+def inner_weights(flow: object) -> Tensor:
+    """The weights of the inner product in which a flow descends; they broadcast to its states.
+
+    Those of the quadrature on a grid (L² over depth), 1/L for each of L layers, else 1.
+    """
+    if offers(flow, OnGrid):
+        return flow.grid.weights[:, None, None]
+    if offers(flow, AtDepths):
+        return torch.full((1, 1, 1), 1 / len(flow.nodes), dtype=torch.float64, device="cpu")
+    return torch.ones((), dtype=torch.float64, device="cpu")
 
 
 class ChangesGrid(OnGrid, Protocol):

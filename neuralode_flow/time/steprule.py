@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..flows.capabilities import AtDepths, OnGrid, offers
+from ..flows.capabilities import AtDepths, OnGrid, inner_weights, offers
 from ..registry import Registry
 from ..signatures import at_least, below
 
@@ -54,11 +54,7 @@ class Ground:
         In L² over depth: quadrature on a grid, the mean over the layers of a network; else the Euclidean one.
         """
         axes = tuple(range(self.members - g.ndim, 0))
-        squares = g.square()
-        if offers(self.flow, OnGrid):
-            squares = squares * self.flow.grid.weights.to(g)[:, None, None]
-        elif offers(self.flow, AtDepths):
-            squares = squares / g.shape[-3]
+        squares = g.square() * inner_weights(self.flow).to(g)
         return (squares.sum(axes, keepdim=True) if axes else squares).sqrt()  # without axes `sum` takes all
 
 
