@@ -93,10 +93,10 @@ class Machine:
     `resume` is the folder of a run to go on with (or an empty one to start), true for the newest unfinished run of the
     same config, or false; `save_every` the seconds of wall time between two savings. What was saved last is kept when a
     run has ended, so that a longer one goes on there, or is not (`keep_checkpoints`); null keeps that of single runs
-    which took longer than a minute. Figures are drawn as PNG and PDF
-    (`figures` all), as PNG alone (png), or not at all (none). What is printed is the folder alone (`verbosity` quiet),
-    the verdict with its numbers (normal), or all that is known (verbose). `plugins` are modules that register rules,
-    losses, systems, … of the user's own; they are looked for in the current folder too.
+    which took longer than a minute. Figures are drawn as PNG and PDF (`figures` all), as PNG alone (png), or not at all
+    (none). What is printed is the folder alone (`verbosity` quiet), the verdict with its numbers (normal), or all that
+    is known (verbose). `plugins` are modules that register rules, losses, systems, … of the user's own; they are looked
+    for in the current folder too.
     """
 
     out: str = "runs"
