@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
+from ..depth.engine import choose
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
@@ -198,8 +199,8 @@ class ContinuousFlow:
 
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
         """Vᵀ(ΔᵀΔ − ΔΔᵀ)V for directions V `(d, k)`, on the nodes: it is added up over steps."""
-        right, left = step @ directions, directions.mT @ step
-        return right.mT @ right - left @ left.mT
+        right, left = choose(step).grams(step, directions)
+        return right - left
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ `law` V."""

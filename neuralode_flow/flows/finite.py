@@ -127,8 +127,8 @@ class FiniteFlow:
 
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
         """Vᵀ(Δ_{k+1}ᵀΔ_{k+1} − Δ_kΔ_kᵀ)V for directions V: what a step Δ of Euler layers adds to the law."""
-        right, left = step[..., 1:, :, :] @ directions, directions.mT @ step[..., :-1, :, :]
-        return right.mT @ right - left @ left.mT
+        right, left = choose(step).grams(step, directions)
+        return right[..., 1:, :, :] - left[..., :-1, :, :]
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ `law` V."""

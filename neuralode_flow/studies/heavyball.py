@@ -21,7 +21,7 @@ def walk(
 
     `descend` starts at rest; this starts where it is told.
     """
-    ground = Ground(flow, lambda state: -flow.velocity(state), _one_loss, 1, W)
+    ground = Ground(flow, flow.velocity, _one_loss, 1, W)
     kind: Any = STEP_RULES[rule]
     taken = kind(ground, rate, momentum=momentum)
     taken.memory["V"] = V

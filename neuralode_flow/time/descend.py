@@ -18,7 +18,6 @@ from torch import Tensor
 from ..checks import all_finite, count, positive, real
 from ..depth.grid import Profile
 from ..flows.base import Flow
-from ..flows.capabilities import KnowsStepLaw, offers
 from ..modes import uncompiled
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
@@ -37,7 +36,6 @@ from .progress import Progress, Report, Throttled, shown
 from .records import Observer, Records
 from .resolution import FixedGrid, sampled
 from .snapshot import panels_and_order
-from .steplaw import StepLaw
 from .steprule import STEP_RULES, Ground, StepRule
 from .trajectory import Trajectory
 
@@ -45,7 +43,8 @@ from .trajectory import Trajectory
 # make jumps of W in depth, and what is trained is the model on the grid. `depth_error` always has the error.
 _RESOLVED = 1e-3
 
-_LAW = "law"  # where a checkpoint has what the steps have done to the law
+# A loss that has grown to so many times 1 + its start does not come back: float64 has no digits left for it.
+_GROWN = 1e12
 
 
 @uncompiled
@@ -102,10 +101,10 @@ def descend(
     -------
     Trajectory
         Its times are η times the number of steps, and `stats` has "rule", "rate", "record" and "options". Where the
-        rule moves along gradients (gd, normalised, sgd, label_noise) and the law is exact, `drift` is the distance of
-        the law from where these very steps take it, C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ for a step Δ (above d = 4 estimated along
-        four directions); else from the start. A run that leaves the range of numbers ends there, and `status` says at
-        which step.
+        steps say how an exact law moves, `drift` is its distance from where these very steps take it (above d = 4
+        estimated along four directions): for steps Δ along gradients (gd, normalised, sgd, label_noise)
+        C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ, and for heavy_ball and weight_decay as docs/math.md has it; else it is the distance
+        from the start. A run that leaves the range of numbers ends there, and `status` says at which step.
 
     Raises
     ------
@@ -236,16 +235,16 @@ class Descent:
         self.records = Records(self.grid, task.start, 0.0, task.observe)
         self.saved = checkpoint and checkpoint.read()
         self._begin()
-        ground = Ground(task.flow, self._gradient, self._with_loss, len(self.records.members), task.start)
+        ground = Ground(task.flow, self._velocity, self._with_loss, len(self.records.members), task.start)
         self.rule = kind(ground, task.rate, **task.options)
-        follows = self.rule.along_gradient and offers(task.flow, KnowsStepLaw) and task.flow.step_law_is_exact
-        self.law = StepLaw(task.flow, task.start) if follows else None
+        self.law = self.rule.law()
         self.records.drift_of = self.law.drift if self.law else None
+        self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
             device = task.start.device
             memory = {name: torch.as_tensor(value).to(device) for name, value in self.saved.memory.items()}
             if self.law:
-                self.law.added = memory.pop(_LAW)
+                self.law.memory = {name: memory.pop(name) for name in self.law.memory}
             self.rule.memory = memory
 
     def _begin(self) -> None:
@@ -307,20 +306,20 @@ class Descent:
     def _step(self) -> None:
         """One step, which counts only if all of it is finite; then ends the run at an event that has happened."""
         task, n, memory = self.task, self.n + 1, dict(self.rule.memory)
-        added, state = self.law and self.law.added, None
+        followed, state = dict(self.law.memory) if self.law else {}, None
         if task.max_seconds is not None and self.seconds > task.max_seconds:
             raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
         try:
             state = self._moved()
             if self.law:
-                self.law.added = added + task.flow.step_law(state - self.state, self.law.directions)
+                self.law.step(self.state, state)
             event = self._happened(n, state)
             if n % task.record == 0 or n == task.steps:
                 self.records.output(task.rate * n, state, self.state)
         except Stopped as stop:
             self.rule.memory = memory
             if self.law:
-                self.law.added = added
+                self.law.memory = followed
             if stop.code in ("not_finite", "velocity") and (self.n > 0 or state is not None):
                 raise Stopped("diverged", str(stop)) from stop
             raise  # a start without a gradient, which no rate is to blame for
@@ -341,7 +340,7 @@ class Descent:
 
     def _happened(self, n: int, state: Tensor) -> Stopped | None:
         """The first event in their order that has happened at the state after n steps."""
-        point = Point(self.task.flow, lambda t, state: -self._gradient(state), self.task.rate * n, state)
+        point = Point(self.task.flow, lambda t, state: self._velocity(state), self.task.rate * n, state)
         for event in self.task.events:
             if value(event, point) <= 0:
                 return Stopped(event.code, event.sentence(point, start=n == 0))
@@ -368,9 +367,9 @@ class Descent:
                 self.grid.resume(None, depth)
         return self.state
 
-    def _gradient(self, state: Tensor) -> Tensor:
+    def _velocity(self, state: Tensor) -> Tensor:
         self.evaluations += 1
-        return -self._computed(self.task.flow, state)
+        return self._computed(self.task.flow, state)
 
     def _with_loss(self, state: Tensor, loss: Any) -> Tensor:
         other = copy.copy(self.task.flow)
@@ -410,7 +409,7 @@ class Descent:
             "grid": panels_and_order(self.task.flow),
             "depth": self.grid.memory(),
         }
-        law = {_LAW: self.law.added} if self.law else {}
+        law = self.law.memory if self.law else {}
         self.checkpoint.write(Saved(replace(reached, state=self.state), position, self.rule.memory | law, []))
 
     def _where(self) -> Progress:

@@ -30,7 +30,7 @@ ENDINGS = MappingProxyType(
         "implicit": "the equations of an implicit step were not solved",
         "velocity": "the velocity could not be computed",
         "not_finite": "numbers left the finite range",
-        "diverged": "steps of an optimiser have left the range of numbers",
+        "diverged": "steps of an optimiser have left the range of numbers, or let the loss grow without bound",
         "depth": "the depth grid does not resolve W",
         "escaped": "errors of steps have carried z across det z = 0, which the exact flow does not cross",
         "accuracy": "the measured error is above ten times the tolerance, or could not be measured",

@@ -65,6 +65,7 @@ class Records:
         self.observed: list[Tensor] = []
         self.law_modes: dict[str, list[Any]] | None = None
         self.drift_of: Callable[[Tensor], Tensor] | None = None
+        self.most: Tensor | None = None
         self.origin, self.law = self._law_of_start()
 
     @property
@@ -123,7 +124,7 @@ class Records:
             )
 
     def add(self, t: float, state: Tensor, good: Tensor) -> None:
-        """Adds a row; raises Stopped unless all of it is finite."""
+        """Adds a row; raises Stopped unless all of it is finite, and no loss is beyond `most`."""
         flow = self.grid.flow
         try:
             z = flow.product(state)
@@ -145,6 +146,9 @@ class Records:
                     "not_finite",
                     f"the {_COLUMNS[name]}{of_members(which)} is not finite at t = {t:.6g}: {why}{advice(which)}",
                 )
+        if self.most is not None and bool((beyond := values["loss"] > self.most).any()):
+            loss = float(values["loss"][beyond].max())
+            raise Stopped("not_finite", f"the loss{of_members(beyond)} has grown to {loss:.3g}{advice(beyond)}")
         self.times.append(t)
         self.depth_errors.append(depth_error)
         for name, value in values.items():

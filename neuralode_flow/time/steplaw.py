@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flows.capabilities import KnowsMomentumLaw, KnowsStepLaw, offers
+
 # Of larger matrices the law is followed along so many directions, at a cost that a velocity does not notice.
 _DIRECTIONS = 4
 
@@ -24,6 +26,11 @@ class StepLaw:
     flow : KnowsStepLaw
     start : Tensor
         The state whose law is the first.
+
+    Attributes
+    ----------
+    memory : dict
+        What steps have done so far, tensors by name, for a checkpoint. A step puts new ones there.
     """
 
     def __init__(self, flow: Any, start: Tensor) -> None:
@@ -31,19 +38,85 @@ class StepLaw:
         number = min(d, _DIRECTIONS)
         random = torch.randn(d, number, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
         directions = torch.linalg.qr(random)[0] if number < d else torch.eye(d, dtype=torch.float64, device="cpu")
-        self.flow, self.directions, self.scale = flow, directions.to(start), _scale(d, number)
+        self.flow, self.directions, self.scale = flow, directions.to(start).contiguous(), _scale(d, number)
         self.first = self._seen(flow.law(start))
-        self.added = flow.step_law(torch.zeros_like(start), self.directions)
+        self.memory = {"law": self._moved_by(torch.zeros_like(start))}
+
+    @staticmethod
+    def known(flow: Any) -> bool:
+        """Whether the law of a flow moves in steps as it should: exactly so."""
+        return offers(flow, KnowsStepLaw) and flow.step_law_is_exact
+
+    def step(self, state: Tensor, following: Tensor) -> None:
+        """Takes into account that a step has led from a state to the one that follows."""
+        self.memory["law"] = self.memory["law"] + self._moved_by(following - state)
 
     def drift(self, state: Tensor) -> Tensor:
         """The largest distance over depth, `(...)`."""
-        moved = self._seen(self.flow.law(state)) - self.first - self.flow.law_of_steps(self.added)
-        if moved.shape[-3] == 0:
-            return moved.new_zeros(moved.shape[:-3])
-        return self.scale * torch.linalg.matrix_norm(moved).amax(-1)
+        missed = self._seen(self.flow.law(state)) - self._said()
+        if missed.shape[-3] == 0:
+            return missed.new_zeros(missed.shape[:-3])
+        return self.scale * torch.linalg.matrix_norm(missed).amax(-1)
+
+    def _said(self) -> Tensor:
+        """Where the steps have taken the law, seen from the directions."""
+        return self.first + self.flow.law_of_steps(self.memory["law"])
+
+    def _moved_by(self, step: Tensor) -> Tensor:
+        found: Tensor = self.flow.step_law(step, self.directions)
+        return found
 
     def _seen(self, law: Tensor) -> Tensor:
         return self.directions.mT @ law @ self.directions
+
+
+class MomentumLaw(StepLaw):
+    """Of heavy ball from rest, V_{n+1} = β V_n − η g_n: C_{n+1} = C_n + β M_n + q_n, M_{n+1} = β M_n + 2 q_n.
+
+    Here q_n = ΔᵀΔ − ΔΔᵀ for the step Δ = V_{n+1}, and M_n = N_n + N_nᵀ starts from 0 (docs/math.md).
+    """
+
+    def __init__(self, flow: Any, start: Tensor, momentum: float) -> None:
+        super().__init__(flow, start)
+        self.momentum = momentum
+        self.memory["law_carried"] = torch.zeros_like(self.memory["law"])
+
+    def step(self, state: Tensor, following: Tensor) -> None:
+        q = self._moved_by(following - state)
+        moved = self.momentum * self.memory["law_carried"] + q
+        self.memory |= {"law": self.memory["law"] + moved, "law_carried": moved + q}
+
+
+class DecayLaw(StepLaw):
+    """Of steps −η g after what they start from was multiplied by c: C_{n+1} = c² C_n + ΔᵀΔ − ΔΔᵀ, Δ = −η g_n.
+
+    Where W decays, (1 − c) S'_{n+1} is added, S = W + Wᵀ; where layers decay they do so to `origin` (docs/math.md).
+    """
+
+    def __init__(self, flow: Any, start: Tensor, kept: float, origin: Tensor | None = None) -> None:
+        super().__init__(flow, start)
+        self.kept, self.origin = kept, origin
+        self.memory["law_kept"] = torch.ones((), dtype=start.dtype, device=start.device)
+        if origin is None:
+            self.memory["law_left"] = torch.zeros_like(start)
+
+    @staticmethod
+    def known(flow: Any) -> bool:
+        return StepLaw.known(flow) and offers(flow, KnowsMomentumLaw)
+
+    def step(self, state: Tensor, following: Tensor) -> None:
+        c, had = self.kept, self.memory
+        pushed = following - c * state - (0 if self.origin is None else (1 - c) * self.origin)
+        self.memory |= {"law": c**2 * had["law"] + self._moved_by(pushed), "law_kept": c**2 * had["law_kept"]}
+        if self.origin is None:
+            self.memory["law_left"] = c**2 * had["law_left"] + (1 - c) * following
+
+    def _said(self) -> Tensor:
+        said = self.memory["law_kept"] * self.first + self.flow.law_of_steps(self.memory["law"])
+        if self.origin is None:
+            W = self.memory["law_left"]
+            said = said + self._seen(self.flow.momentum_law(torch.zeros_like(W), W + W.mT))
+        return said
 
 
 def _scale(d: int, k: int) -> float:

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..flows.capabilities import AtDepths, OnGrid, inner_weights, offers
 from ..registry import Registry
 from ..signatures import at_least, below
+from .steplaw import StepLaw
 
-Gradient = Callable[[Tensor], Tensor]
+Velocity = Callable[[Tensor], Tensor]
 Fraction = Annotated[float, at_least(0), below(1)]  # such as a momentum
 
 
@@ -25,10 +26,10 @@ class Ground:
     Attributes
     ----------
     flow : Flow
-    gradient : callable
-        g(state), the gradient of the loss in the inner product of the flow: minus its velocity.
+    velocity : callable
+        Of a state: minus the gradient of the loss in the inner product of the flow.
     with_loss : callable
-        The same gradient of another loss: (state, loss) → g.
+        The gradient of another loss: (state, loss) → g.
     members : int
         How many leading axes of a state belong to a batch.
     start : Tensor
@@ -36,7 +37,7 @@ class Ground:
     """
 
     flow: Any
-    gradient: Gradient
+    velocity: Velocity
     with_loss: Callable[[Tensor, Any], Tensor]
     members: int
     start: Tensor
@@ -47,6 +48,10 @@ class Ground:
         own = self.start.shape[self.members :]
         at_depths = offers(self.flow, OnGrid) or offers(self.flow, AtDepths)
         return at_depths or (len(own) == 2 and own == self.flow.product(self.start).shape[-2:])
+
+    def gradient(self, state: Tensor) -> Tensor:
+        """g, the gradient of the loss in the inner product of the flow."""
+        return -self.velocity(state)
 
     def norm(self, g: Tensor) -> Tensor:
         """The norm of a gradient, of each member, with axes of length 1 for what it runs over.
@@ -83,6 +88,11 @@ class StepRule(ABC):
         self.ground = ground
         self.rate = rate
         self.memory: dict[str, Tensor] = {}
+
+    def law(self) -> StepLaw | None:
+        """Where its steps take the law of the flow, from its start on; None where they do not say it."""
+        flow = self.ground.flow
+        return StepLaw(flow, self.ground.start) if self.along_gradient and StepLaw.known(flow) else None
 
     @abstractmethod
     def step(self, n: int, state: Tensor) -> Tensor:

@@ -71,6 +71,15 @@ def test_the_continuous_gradient_is_that_of_torch(panels, order, mode, monkeypat
             assert distance(z, without(monkeypatch, solver.product, W)) < 1e-12
 
 
+def test_what_directions_see_of_matrices_is_what_torch_sees(mode):
+    for d in (*SIZES, 256):
+        for k in range(1, min(d, 4) + 1):
+            X, V = randn(2, 3, d, d, seed=d), randn(d, k, seed=k)
+            right, left = X @ V, X.mT @ V
+            for found, expected in zip(compiled.grams(X.mT.contiguous().mT, V), (right, left), strict=True):
+                assert distance(found, expected.mT @ expected) < 1e-13 * float(expected.norm()) ** 2
+
+
 def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
     for d in SIZES:
         for L in (1, 2, 3, 7, {4: 9000, 5: 5000, 16: 1500}.get(d, 80)):  # the long ones are taken in segments

@@ -179,7 +179,7 @@ def test_bad_input_is_told():
 def stepped(flow, rule, V, steps=40, rate=0.02, seed=1, **options):
     """The states after each of the steps from a moving start, and the steps themselves."""
     W = start_of(flow, seed)[0]
-    ground = Ground(flow, lambda state: -flow.velocity(state), None, 0, W)
+    ground = Ground(flow, flow.velocity, None, 0, W)
     taken = STEP_RULES[rule](ground, rate, **options)
     taken.memory["V"] = V
     states, moves = [W], [V]

@@ -134,7 +134,7 @@ def _ground():
     def with_loss(state, loss):
         return -nf.ContinuousFlow(GRID, loss).velocity(state)
 
-    return Ground(FLOW, lambda state: -FLOW.velocity(state), with_loss, 0, START)
+    return Ground(FLOW, FLOW.velocity, with_loss, 0, START)
 
 
 # z₀ decides (theorem G).
@@ -180,15 +180,42 @@ def test_the_law_of_larger_matrices_is_followed_along_four_directions():
     assert float(path.drift.max()) < 1e-9
     law = StepLaw(flow, start)
     step = 0.1 * flow.velocity(start)
-    law.added += flow.step_law(step, law.directions)
+    law.step(start, start + step)
     assert float(law.drift(start + step)) < 1e-9
     wrong = start + 1.5 * step
     moved = flow.law(wrong) - flow.law(start) - flow.law_of_steps(flow.step_law(step, torch.eye(7).double()))
     assert 0.5 < float(law.drift(wrong)) / norm(moved) < 2
 
 
+MOVED = [("heavy_ball", {"rate": 0.02}), ("heavy_ball", {"momentum": 0.3}), ("weight_decay", {"decay": 0.4})]
+
+
+@pytest.mark.parametrize(("rule", "options"), [*MOVED, ("weight_decay", {"decay": 0.4, "of": "layers"})])
+@pytest.mark.parametrize("model", ["continuous", "euler"])
+def test_momentum_and_decay_move_the_law_as_they_say(rule, options, model, tmp_path):
+    """Also where the run was resumed, and not if what is said were of another momentum or decay."""
+    if model == "continuous" and "of" in options:
+        pytest.skip("only Euler networks have layers that can decay")
+    flow = FLOW if model == "continuous" else nf.FiniteFlow(8, LOSS)
+    start = flow.sample(nf.smooth(D, 1.0, torch.Generator().manual_seed(3)))
+    settings = {"flow": flow, "start": start, "rate": 0.1, **options}
+    options = {name: value for name, value in options.items() if name != "rate"}
+    path = run(rule, 60, **settings)
+    moved = (flow.law(path.state) - flow.law(start)).norm(dim=(-2, -1)).max()
+    assert float(path.drift.max()) < 1e-9
+    assert float(moved) > 1e-3
+    run(rule, 30, checkpoint=tmp_path / "half.npz", **settings)
+    assert torch.equal(run(rule, 60, checkpoint=tmp_path / "half.npz", **settings).drift[-1], path.drift[-1])
+    other = {"momentum": 0.5} if rule == "heavy_ball" else {"decay": 0.2}
+    wrong = STEP_RULES[rule](Ground(flow, flow.velocity, None, 0, start), 0.1, **options | other).law()
+    states = [run(rule, n, **settings).state for n in range(1, 11)]
+    for before, after in zip([start, *states], states, strict=False):
+        wrong.step(before, after)
+    assert float(wrong.drift(states[-1])) > 1e-3
+
+
 def test_where_steps_do_not_say_how_it_moves_the_drift_is_that_from_the_start():
-    path = run("heavy_ball")
+    path = run("nesterov")
     moved = (FLOW.law(path.state) - FLOW.law(START)).norm(dim=(-2, -1)).max()
     assert float(path.drift[-1]) == pytest.approx(float(moved), rel=1e-6)
     layers = nf.FiniteFlow(4, LOSS, layer="exp")
@@ -221,6 +248,8 @@ def test_a_rate_that_is_too_large_is_a_status_with_the_step():
     assert f"diverged at step {step + 1} of 100" in path.status
     assert bool(torch.isfinite(path.z).all())
     assert float(path.times[-1]) == 30.0 * step
+    assert "the loss has grown to" in path.status  # and the step is not kept
+    assert float(path.loss.max()) < 1e13
     layers = nf.FiniteFlow(8, LOSS)
     start = layers.sample(nf.control(Z0))
     both = nf.descend(layers, torch.stack((start, start + 40.0)), 50, rate=0.05)

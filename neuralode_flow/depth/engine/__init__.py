@@ -1,4 +1,4 @@
-"""Who computes: the compiled engine or torch's, chosen once for each call; both do the same two operations."""
+"""Who computes: the compiled engine or torch's, chosen once for each call; both do the same operations."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Engine(Protocol):
 
         Without a rule the layers are W_k themselves.
         """
+
+    def grams(self, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """VᵀXᵀXV and VᵀXXᵀV of matrices X `(..., N, d, d)` for directions V `(d, k)`, each `(..., N, k, k)`."""
 
 
 def choose(W: Tensor) -> Engine:

@@ -226,6 +226,12 @@ def layered(W: Tensor, outer: Outer | None, rule: LayerRule, depth: int, links: 
     return result
 
 
+def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Engine.grams`."""
+    right, left = X @ V, V.mT @ X
+    return right.mT @ right, left @ left.mT
+
+
 def _constant(M: Tensor, z: Tensor) -> Tensor:
     """The gradient M, wherever z is."""
     return M

@@ -36,6 +36,9 @@ PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
 # Set to 0, one of them leaves the engine aside: for a comparison, or on a machine where it is at fault.
 SWITCHES = "NEURALODE_FLOW_ENGINE", "NEURALODE_FLOW_KERNEL"
 
+# What engine.c looks along at once.
+_DIRECTIONS = 4
+
 _WORKSPACE = Workspace()
 _CPU = torch.device("cpu")
 _POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_double
@@ -46,6 +49,7 @@ _SIGNATURES = {
     "chain_scratch": ([_LONG, _LONG, _INT, _INT, _INT], _LONG),
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
+    "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),
 }
@@ -120,6 +124,18 @@ def chain(W: Tensor, outer: Outer | None = None, rule: LayerRule | None = None, 
             if _is_numbers(G := outer(z)):
                 return _pulled_back(_loaded().chain_backward, G.expand(z.shape), room, W)
     return by_torch.chain(W, outer, rule, depth)
+
+
+def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Engine.grams`, for up to four directions in one reading of X."""
+    d, k = V.shape
+    if k > _DIRECTIONS or not _is_numbers(V):
+        return by_torch.grams(X, V)
+    X, V = X.contiguous(), (V if k == _DIRECTIONS else torch.nn.functional.pad(V, (0, _DIRECTIONS - k))).contiguous()
+    shape = *X.shape[:-2], _DIRECTIONS, _DIRECTIONS
+    right, left = X.new_empty(shape), X.new_empty(shape)
+    _loaded().grams(X.data_ptr(), V.data_ptr(), X.numel() // d**2, d, right.data_ptr(), left.data_ptr())
+    return (right, left) if k == _DIRECTIONS else (right[..., :k, :k], left[..., :k, :k])
 
 
 def _linked(U: Tensor, outer: Outer | None = None) -> Tensor:

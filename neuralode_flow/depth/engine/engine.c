@@ -7,8 +7,10 @@
    The caller gives the scratch memory; forward writes z, backward takes the gradient there. A scratch is used by one
    caller at a time, from forward to backward. Nothing else is kept.
 
-   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h and chain.h;
-   it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
+   grams: matrices seen along four directions.
+
+   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h and
+   grams.h; it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
    numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with zeros; of those of a chain nothing is read
    from row and column d on. */
 
@@ -155,4 +157,9 @@ void chain_backward(const double *G, void *scratch, double *out) {
     huge(out, w->members * w->L * w->d * w->d);
     each(w, crew(2.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(spread));
     each(w, w->threads, w->members * w->parts, BEST(layers));
+}
+
+/* X (count, d, d), V (d, 4) -> right and left (count, 4, 4): the Gram matrices of the columns of X V and of X^T V. */
+void grams(const double *X, const double *V, long count, int d, double *right, double *left) {
+    for (long k = 0; k < count; k++) BEST(grams)(d, X + k * d * d, V, right + 16 * k, left + 16 * k);
 }

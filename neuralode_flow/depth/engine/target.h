@@ -18,6 +18,7 @@
 #include "parts.h"
 #include "flow.h"
 #include "chain.h"
+#include "grams.h"
 #undef ROWS
 #undef PRODUCT
 #undef INTEGRAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..steprule import STEP_RULES, StepRule
@@ -14,4 +15,4 @@ class GradientDescent(StepRule):
     along_gradient = True
 
     def step(self, n: int, state: Tensor) -> Tensor:
-        return state - self.rate * self.ground.gradient(state)
+        return torch.add(state, self.ground.velocity(state), alpha=self.rate)

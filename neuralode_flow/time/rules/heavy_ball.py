@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..steplaw import MomentumLaw, StepLaw
 from ..steprule import STEP_RULES, Fraction, Ground, StepRule
 
 
@@ -14,6 +15,10 @@ class HeavyBall(StepRule):
     def __init__(self, ground: Ground, rate: float, *, momentum: Fraction = 0.9) -> None:
         super().__init__(ground, rate)
         self.momentum = momentum
+
+    def law(self) -> StepLaw | None:
+        flow, start = self.ground.flow, self.ground.start
+        return MomentumLaw(flow, start, self.momentum) if MomentumLaw.known(flow) else None
 
     def step(self, n: int, state: Tensor) -> Tensor:
         V = self.momentum * self.remembered("V") - self.rate * self._gradient(state)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...depth.rules.euler import Euler
 from ...signatures import Positive, known
+from ..steplaw import DecayLaw, StepLaw
 from ..steprule import STEP_RULES, Ground, StepRule
 
 OF = ("weights", "layers")
@@ -30,7 +31,7 @@ class WeightDecay(StepRule):
     ) -> None:
         super().__init__(ground, rate)
         self.decay = decay
-        self.origin: Tensor | float = 0.0
+        self.origin: Tensor | None = None  # of W, where U_k = 0
         if of == "layers":
             if type(getattr(ground.flow, "rule", None)) is not Euler:
                 raise ValueError(
@@ -38,7 +39,13 @@ class WeightDecay(StepRule):
                     "of='weights' decays W"
                 )
             depth, d = ground.start.shape[-3:-1]
-            self.origin = -depth * torch.eye(d, dtype=ground.start.dtype, device=ground.start.device)  # where U_k = 0
+            self.origin = -depth * torch.eye(d, dtype=ground.start.dtype, device=ground.start.device)
+
+    def law(self) -> StepLaw | None:
+        flow, start = self.ground.flow, self.ground.start
+        kept = 1 - self.rate * self.decay
+        return DecayLaw(flow, start, kept, self.origin) if DecayLaw.known(flow) else None
 
     def step(self, n: int, state: Tensor) -> Tensor:
-        return state - self.rate * (self.ground.gradient(state) + self.decay * (state - self.origin))
+        decaying = state if self.origin is None else state - self.origin
+        return state - self.rate * (self.ground.gradient(state) + self.decay * decaying)
