@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,6 +129,32 @@ def radau_polynomial(t_old: float, t: float, y_old: np.ndarray, Q: np.ndarray) -
     from scipy.integrate._ivp.radau import RadauDenseOutput
 
     return RadauDenseOutput(t_old, t, y_old, Q)
+
+
+# --- scikit-learn ----------------------------------------------------------------------------------------------------
+
+
+def sklearn_table(name: str, *, delimiter: str | None = ",", skip: int = 0) -> np.ndarray:
+    """The numbers of a file among its data sets; importing it takes longer than a short study.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, such as "breast_cancer.csv".
+    delimiter : str or None
+        Between two numbers; None is white space.
+    skip : int
+        Lines before the first row.
+    """
+    from importlib.util import find_spec
+
+    import numpy as np
+
+    found = find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("the bundled problems need the data sets of scikit-learn: pip install scikit-learn")
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / name
+    return np.loadtxt(path, delimiter=delimiter, skiprows=skip, ndmin=2)
 
 
 # --- Matplotlib -----------------------------------------------------------------------------------------------------

@@ -57,6 +57,17 @@ def borrowed(tree: ast.AST, own: set[str]) -> set[str]:
     return {name for name in found if re.search(r"(^|\.)_(?!_)", name) and name.rpartition(".")[2] not in PUBLIC}
 
 
+def test_tables_of_scikit_learn() -> None:
+    """The files have the numbers that its own functions return, to the bit."""
+    from sklearn.datasets import load_breast_cancer, load_digits, load_linnerud
+
+    tumours = compat.sklearn_table("breast_cancer.csv", skip=1)
+    assert np.array_equal(tumours[:, :-1], load_breast_cancer().data)
+    assert np.array_equal(compat.sklearn_table("digits.csv.gz")[:, :-1], load_digits().data)
+    for part, expected in (("exercise", load_linnerud().data), ("physiological", load_linnerud().target)):
+        assert np.array_equal(compat.sklearn_table(f"linnerud_{part}.csv", delimiter=None, skip=1), expected)
+
+
 def test_no_other_module_names_a_private_part() -> None:
     trees = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     own = set().union(*map(names_of, trees.values()))

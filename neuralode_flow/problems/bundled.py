@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import positive
+from ..compat import sklearn_table
 from ..losses import LOSSES, LossName
 from ..signatures import Seed
 from .base import PROBLEMS, Problem, generator, identity, normal, standardised
@@ -21,10 +22,10 @@ def linnerud(loss: LossName = "quadratic") -> Problem:
     loss : str
         A name in LOSSES: how residuals count.
     """
-    from sklearn.datasets import load_linnerud
-
-    data = load_linnerud()
-    return _regression("linnerud", "Linnerud: 3 exercises → 3 body measures of {n} men", data.data, data.target, loss)
+    done, bodies = (
+        sklearn_table(f"linnerud_{part}.csv", delimiter=None, skip=1) for part in ("exercise", "physiological")
+    )
+    return _regression("linnerud", "Linnerud: 3 exercises → 3 body measures of {n} men", done, bodies, loss)
 
 
 @PROBLEMS.register("breast_cancer")
@@ -75,11 +76,9 @@ def digits(noise: float = 0.5, seed: Seed = 0, loss: LossName = "quadratic") -> 
     TypeError, ValueError
         If a parameter is of the wrong kind or out of range.
     """
-    from sklearn.datasets import load_digits
-
     level = positive("problem.noise", noise)
     random = generator(seed)
-    clean = standardised(_float64(load_digits().data))
+    clean = standardised(_float64(sklearn_table("digits.csv.gz")[:, :-1]))
     noisy = clean + level * normal(random, *clean.shape)
     title = f"Digits: denoise 64 pixels of {len(clean)} handwritten digits, noise {level:g} (seed {seed})"
     return Problem("digits", title, LOSSES[loss](noisy, clean), identity(clean.shape[1]))
@@ -87,9 +86,7 @@ def digits(noise: float = 0.5, seed: Seed = 0, loss: LossName = "quadratic") -> 
 
 def _tumours(name: str, more: str, loss: str, *, whiten: bool = False) -> Problem:
     """The mean and worst features of cell nuclei; `more` ends the title."""
-    from sklearn.datasets import load_breast_cancer
-
-    features = load_breast_cancer().data  # (569, 30): 10 means, 10 standard errors, 10 worst values
+    features = sklearn_table("breast_cancer.csv", skip=1)[:, :-1]  # 10 means, 10 standard errors, 10 worst values
     title = "Breast cancer: 10 mean → 10 worst features of the cell nuclei in {n} tumours" + more
     return _regression(name, title, features[:, :10], features[:, 20:], loss, whiten=whiten)
 
