@@ -285,7 +285,7 @@ def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "p
         image = io.BytesIO()
         with house():
             figure.savefig(image, format=suffix, metadata=metadata[suffix])
-        figure.set_layout_engine("none")  # it takes as long as the drawing, and has its result
+            figure.set_layout_engine(None)  # it takes as long as the drawing, and has its result
         path = stem.with_name(f"{stem.name}.{suffix}")
         atomic_write(path, image.getvalue())
         paths.append(path)
