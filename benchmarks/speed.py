@@ -1,7 +1,7 @@
 """Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, memory, kernels, imports, and study, which runs only when it is named. Each
-prints a Markdown table and is written to the JSON file as soon as it is done; other sections in that file stay.
+Sections: velocity, finite, ensemble, flow, steps, memory, kernels, imports, and study, which runs only when it is
+named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
 --figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
 
 Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
@@ -484,6 +484,27 @@ def draw(facts: Mapping[str, Any], case: str, path: Path) -> None:
     atomic_write(path, image.getvalue())
 
 
+def steps(size: Size) -> Section:
+    """A step of `descend` beside a velocity: what a longer run takes more, by step."""
+    grid, rows = nf.DepthGrid.gauss(*COMPOSITE), []
+    for d in size.dimensions:
+        flow = nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d)))
+        state, number = flow.sample(nf.INITIALS["relaxed_balanced"](torch.eye(d))), max(10, 3200 // d)
+
+        def run(rule: str, n: int, flow: Flow = flow, state: Tensor = state) -> Any:
+            return nf.descend(flow, state, n, rule, 1e-3, record=1000)
+
+        sides: dict[str, Callable[[], Any]] = {"velocity": partial(flow.velocity, state)}
+        for rule in ("gd", "heavy_ball", "adam", "muon"):
+            sides |= {rule: partial(run, rule, 1 + number), f"{rule}, one": partial(run, rule, 1)}
+        samples = alternated(sides, size)
+        each = list(sides)[1::2]
+        for rule in each:
+            samples[rule] = (samples[rule] - samples.pop(f"{rule}, one")) / number
+        rows.append(Row(f"d = {d}", samples, [(rule, "velocity") for rule in each]))
+    return Section(rows, {"depth nodes": len(grid), "record": 1000})
+
+
 def kernels(size: Size) -> Section:
     """Velocities of the intrinsic flow, as multiples of one singular value decomposition."""
     rows = []
@@ -627,6 +648,7 @@ def one_network(inputs: dict[str, Any], layer: str, L: int, sampling: str, size:
 SECTIONS: dict[str, Callable[[Size], Section]] = {
     "study": study,
     "imports": imports,
+    "steps": steps,
     "memory": memory,
     "velocity": velocity,
     "finite": finite,
