@@ -1,0 +1,113 @@
+"""Solutions that an implicit bias chooses: of least ℓ₁ norm, of widest margin, and what a diagonal network reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog, nnls
+
+# In one go the scale may fall by this factor of its logarithm; Newton's method finds its way from there.
+_STEP = np.log(10.0)
+
+# Entries of a solution that are smaller, relative to the largest, are zeros of a linear programme.
+_ZERO = 1e-9
+
+
+class Sparse(NamedTuple):
+    """A solution b `(d,)` of a linear programme, and what its dual solution says.
+
+    certificate : float
+        The largest |xᵀη|_i over the entries where b is 0; below 1 where b is the only solution.
+    """
+
+    b: np.ndarray
+    certificate: float
+
+
+def least_l1(x: np.ndarray, y: np.ndarray) -> Sparse:
+    """The interpolant xb = y of least ℓ₁ norm, with η such that |xᵀη| ≤ 1 and yᵀη = ‖b‖₁.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    found = _programme(A_eq=np.hstack([x, -x]), b_eq=y)
+    b, on = _split(found.x)
+    b[on] = np.linalg.lstsq(x[:, on], y, rcond=None)[0]  # the programme itself is solved to about 1e-9
+    return Sparse(b, _certificate(x.T @ found.eqlin.marginals, on))
+
+
+def widest_l1(z: np.ndarray) -> Sparse:
+    """b of least ℓ₁ norm with margins zb ≥ 1: the widest margin in ℓ₁ is 1/‖b‖₁.
+
+    Raises
+    ------
+    ValueError
+        If the samples cannot be separated.
+    """
+    found = _programme(A_ub=-np.hstack([z, -z]), b_ub=-np.ones(len(z)))
+    b, on = _split(found.x)
+    return Sparse(b, _certificate(z.T @ found.ineqlin.marginals, on))
+
+
+def widest_l2(z: np.ndarray) -> np.ndarray:
+    """b of least ℓ₂ norm with margins zb ≥ 1, by its dual: zᵀλ, λ ≥ 0 of the least ½‖zᵀλ‖² − Σλ."""
+    # Non-negative least squares of [zᵀ; 1ᵀ]λ = [0; 1] has the same λ, but for its size.
+    weights, _ = nnls(np.vstack([z.T, np.ones(len(z))]), np.append(np.zeros(z.shape[1]), 1.0))
+    b = z.T @ weights
+    return b / (z @ b).min()
+
+
+def _programme(**constraints: np.ndarray) -> object:
+    """The least ‖b₊‖₁ + ‖b₋‖₁ under constraints on (b₊, b₋) ≥ 0."""
+    d = next(iter(constraints.values())).shape[1]
+    found = linprog(np.ones(d), **constraints, method="highs")
+    if not found.success:
+        raise ValueError(f"rows: no b fits them all ({found.message}); choose fewer rows")
+    return found
+
+
+def _split(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    b = both[: len(both) // 2] - both[len(both) // 2 :]
+    return b, np.abs(b) > _ZERO * np.abs(b).max()
+
+
+def _certificate(correlations: np.ndarray, on: np.ndarray) -> float:
+    return float(np.abs(correlations)[~on].max(initial=0.0))
+
+
+def reached(x: np.ndarray, y: np.ndarray, scales: Sequence[float]) -> np.ndarray:
+    """b = k sinh(2xᵀν) with xb = y, for falling scales k: where training from b = 0 ends, `(len(scales), d)`.
+
+    ν minimises the convex function Σ_i k/2 (cosh(2xᵀν)_i − 1) − yᵀν; by Newton's method, from one scale to the next.
+    """
+    nu, last, found = np.zeros(len(x)), None, []
+    for k in scales:
+        stops = 1 if last is None else 1 + int(np.ceil(max(0.0, np.log(last / k)) / _STEP))
+        for stop in np.geomspace(last or k, k, 1 + stops)[1:]:
+            nu = _newton(x, y, stop, nu)
+        found.append(k * np.sinh(2 * x.T @ nu))
+        last = k
+    return np.stack(found)
+
+
+def _newton(x: np.ndarray, y: np.ndarray, k: float, nu: np.ndarray) -> np.ndarray:
+    def height(nu: np.ndarray) -> float:
+        with np.errstate(over="ignore"):
+            return float(k * np.square(np.sinh(x.T @ nu)).sum() - y @ nu)  # cosh − 1, without cancellation
+
+    for _ in range(500):
+        w = 2 * x.T @ nu
+        slope, bend = x @ (k * np.sinh(w)) - y, (x * (2 * k * np.cosh(w))) @ x.T
+        step = np.linalg.solve(bend, -slope)
+        size, now, fall = 1.0, height(nu), slope @ step
+        while not height(nu + size * step) <= now + 1e-4 * size * fall and size > 1e-12:
+            size /= 2
+        # Where the height no longer tells two points apart Newton's step is as good as round-off lets it be.
+        nu = nu + (step if size <= 1e-12 else size * step)
+        if size <= 1e-12 or np.abs(size * step).max() <= 4e-16 * max(1.0, np.abs(nu).max()):
+            return nu
+    raise RuntimeError(f"the interpolant of the scale {k:.3g} was not found in 500 steps of Newton's method")

@@ -1,0 +1,260 @@
+"""Azulay et al. 2021: which interpolant a diagonal linear network reaches, by the scale and the shape of its start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..checks import count
+from ..finding import Check, Claim, Finding
+from ..flows.factorization import FactorizationFlow
+from ..losses import Custom, LeastSquares
+from ..orders import local_orders
+from ..problems import Problem
+from ..signatures import Positive, Seed, at_least, below, distinct, each
+from ..time.integrate import integrate
+from .axes import arranged, axis
+from .base import STUDIES, Clock, Progress, Study, whole
+from .bias import Sparse, least_l1, reached, widest_l1, widest_l2
+
+Shapes = Annotated[Sequence[float], distinct, each(at_least(0.0), below(1.0))]
+
+_FLOW, _ORDER = 1e-8, 0.05
+_APART, _MARGIN, _TELLS = 10.0, 0.1, 2.0
+
+# Errors below it have no digits left for an order: the linear programme and Newton's method stand behind them.
+_RESOLVED = 1e-8
+
+# α, at which the square and the shape are followed; decades of the small ones, and how many of them at most.
+_LARGE, _SHARE, _DECADES = (2.0, 4.0, 8.0, 16.0), 8.0, 60.0
+
+# Of 1 − s, the shapes at which the start is of the scale 1.
+_UNEVEN = tuple(2.0**-j for j in range(3, 9))
+
+# ‖b‖₁ at which the direction of a classifier is looked at.
+_NORMS = (1e1, 1e2, 1e3, 1e4)
+
+
+def run(
+    problem: Problem,
+    clock: Clock,
+    *,
+    rows: int = 4,
+    column: int = 0,
+    scale: Positive = 0.5,
+    shapes: Shapes = (0.0, 0.5, 0.9),
+    seed: Seed = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """b = u₊v₊ − u₋v₋ trained from b = 0 on a few samples of a table: with k = 2α²(1 + s²)/(1 − s²), b = k sinh(2xᵀν).
+
+    α² = uv is the scale of the start and s = (u − v)/(u + v) its shape. Small α leads to the interpolant of least
+    ℓ₁ norm at order 2(1 − q), q its dual certificate; large α, or a shape near 1, to that of least ℓ₂ norm.
+
+    Parameters
+    ----------
+    problem : Problem
+        One with samples: x and one column of y are taken, and for the classifier the sign of y.
+    clock : Clock
+        In units of 1/the slowest rate at the end of the flow.
+    rows : int
+        Number of samples, fewer than x has columns; drawn.
+    column : int
+        Of y.
+    scale : float
+        α at which the flow itself is integrated.
+    shapes : sequence of float
+        s at which it is, in [0, 1).
+    seed : int
+        Of the rows.
+    progress : callable, optional
+        progress(fraction, what).
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    ValueError
+        If the problem has no samples, or the rows do not suit it.
+    """
+    x, y = _samples(problem, rows, column, seed)
+    sparse, short = least_l1(x, y), np.linalg.pinv(x) @ y
+    found: dict[str, Any] = {"flow": []}
+    for i, s in enumerate(shapes):
+        if progress is not None:
+            progress(i / (1 + len(shapes)), f"shape {s:g}")
+        found["flow"].append(_trained(clock, x, y, scale, s))
+    if progress is not None:
+        progress(len(shapes) / (1 + len(shapes)), "classifier")
+    widest = widest_l1(np.sign(y)[:, None] * x)
+    found["margin"] = _classifier(clock, np.sign(y)[:, None] * x, widest)
+    dataset = _dataset(x, y, sparse, short, shapes, found)
+    return _finding(dataset, problem, rows, sparse, widest).attached(dataset)
+
+
+def _samples(problem: Problem, rows: int, column: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    table = getattr(problem.loss, "samples", None)
+    if table is None:
+        raise ValueError(f"problem={problem.name} has no samples; choose one of a table, such as breast_cancer_white")
+    n, d = table.inputs.shape
+    count("study.rows", rows, most=min(n, d - 1))
+    count("study.column", column, least=0, most=table.y.shape[1] - 1)
+    drawn = np.random.default_rng(seed).choice(n, rows, replace=False)
+    x, y = table.inputs[drawn].cpu().double().numpy(), table.y[drawn, column].cpu().double().numpy()
+    if np.linalg.matrix_rank(x) < rows or not np.abs(y).min() > 0:
+        raise ValueError(f"study.seed={seed} draws rows that do not determine one another's targets; choose another")
+    return x, y
+
+
+def phi(theta: Tensor) -> Tensor:
+    """(u₊, v₊, u₋, v₋) → u₊v₊ − u₋v₋."""
+    u, v, other_u, other_v = theta.chunk(4, dim=-1)
+    return u * v - other_u * other_v
+
+
+def start(d: int, scale: float, shape: float) -> Tensor:
+    """θ of b = 0 with uv = α² and (u − v)/(u + v) = s in all entries."""
+    size = scale / (1 - shape**2) ** 0.5
+    u, v = (1 + shape) * size, (1 - shape) * size
+    return torch.tensor([u, v, u, v], dtype=torch.float64).repeat_interleave(d)
+
+
+def width(scale: float, shape: float) -> float:
+    """k = u² + v² of that start."""
+    return 2 * scale**2 * (1 + shape**2) / (1 - shape**2)
+
+
+def _trained(clock: Clock, x: np.ndarray, y: np.ndarray, scale: float, shape: float) -> dict[str, float]:
+    """How far the end of the flow is from the formula, and from fitting the samples."""
+    k, flow = width(scale, shape), FactorizationFlow(phi, LeastSquares(torch.as_tensor(x), torch.as_tensor(y)))
+    slowest = np.linalg.eigvalsh((x * 2 * np.hypot(reached(x, y, [k])[0], k)) @ x.T)[0] / len(y)
+    times = clock.times / slowest
+    path = integrate(flow, start(x.shape[1], scale, shape), times, **clock.options(f"shape-{shape:g}"))
+    b = whole(path, f"flow of shape {shape:g}").z[-1].numpy()
+    expected = reached(x, x @ b, [k])[0]  # of what is fitted by then
+    return {"missed": float(np.linalg.norm(b - expected)), "loss": float(path.loss[-1])}
+
+
+def _classifier(clock: Clock, z: np.ndarray, widest: Sparse) -> np.ndarray:
+    """What the ℓ₁ margin min zb / ‖b‖₁ misses of the widest one, relative to it, by ‖b‖₁; last, that of widest_l2.
+
+    The exponential loss in normalised time, f = log Σ exp(−zb): ‖b‖₁ grows like e^{2γt}, γ the widest margin.
+    """
+    margins, d, size = torch.as_tensor(z), z.shape[1], float(np.abs(widest.b).sum())
+    flow = FactorizationFlow(phi, Custom(lambda b: torch.logsumexp(-(margins @ b), 0), axes=1))
+    times = torch.linspace(0, size / 2 * float(np.log(1e2 * _NORMS[-1])), 200, dtype=torch.float64)
+    timed = replace(clock, times=times, method="auto")
+    path = whole(integrate(flow, start(d, 1.0, 0.0), times, **timed.options("classifier")), "classifier")
+    norms = path.z.abs().sum(-1).numpy()
+    if not norms[-1] >= _NORMS[-1]:
+        raise RuntimeError(f"the classifier has come to ‖b‖₁ = {norms[-1]:.3g} only; its margin is too small")
+    seen = [*path.z.numpy()[[int(np.argmax(norms >= norm)) for norm in _NORMS]], widest_l2(z)]
+    return np.array([1 - size * float((z @ b).min() / np.abs(b).sum()) for b in seen])
+
+
+def _far(b: np.ndarray, end: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(b - end, axis=-1)
+
+
+def _dataset(
+    x: np.ndarray, y: np.ndarray, sparse: Sparse, short: np.ndarray, shapes: Sequence[float], found: dict[str, Any]
+) -> xr.Dataset:
+    decades = min(_DECADES, _SHARE / max(2 * (1 - sparse.certificate), 1e-9))
+    scales = np.append(np.array(_LARGE[::-1]), 10.0 ** -np.linspace(0, decades, 9))
+    b = reached(x, y, [width(scale, 0.0) for scale in scales])
+    uneven = reached(x, y, [width(1.0, 1 - gap) for gap in _UNEVEN[::-1]])[::-1]
+    return arranged(
+        {
+            "to_l1": ("scale", _far(b, sparse.b), "distance of b from the interpolant of least ℓ₁ norm"),
+            "to_l2": ("scale", _far(b, short), "distance of b from the interpolant of least ℓ₂ norm"),
+            "uneven_to_l2": ("gap", _far(uneven, short), "the same at the scale 1, by the shape of the start"),
+            "missed": ("shape", [f["missed"] for f in found["flow"]], "distance of the trained b from the formula"),
+            "loss": ("shape", [f["loss"] for f in found["flow"]], "loss at the end of training"),
+            "margin_missed": ("norm", found["margin"][:-1], "what the ℓ₁ margin misses of the widest one, relative"),
+            "control_missed": ((), found["margin"][-1], "the same of the widest ℓ₂ margin"),
+        },
+        [
+            axis("scale", scales.tolist(), "scale α of the start"),
+            axis("gap", list(_UNEVEN), "1 − s, s the shape of the start"),
+            axis("shape", list(shapes), "shape s of the start"),
+            axis("norm", list(_NORMS), "‖b‖₁ of the classifier"),
+        ],
+    )
+
+
+def _orders(sizes: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """The last two local orders in 1/size, of errors that have digits; NaN where there are too few."""
+    orders = local_orders(sizes[errors > _RESOLVED], errors[errors > _RESOLVED])
+    return (float(orders[-2]), float(orders[-1])) if len(orders) > 1 else (np.nan, np.nan)
+
+
+def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, widest: Sparse) -> Finding:
+    small, large = dataset.isel(scale=slice(len(_LARGE), None)), dataset.isel(scale=slice(len(_LARGE) - 1, None, -1))
+    expected = 2 * (1 - sparse.certificate)
+    orders = {
+        "ℓ₁": (_orders(1 / small.scale.values, small.to_l1.values), expected, "in α, two smallest scales"),
+        "ℓ₂": (_orders(large.scale.values, large.to_l2.values), 4.0, "in 1/α, two largest scales"),
+        "ℓ₂ by shape": (_orders(1 / dataset.gap.values, dataset.uneven_to_l2.values), 2.0, "in 1 − s, α = 1"),
+    }
+    off = {name: float(np.abs(np.array(seen) - wanted).max()) for name, (seen, wanted, _) in orders.items()}
+    missed, loss = float(dataset.missed.max()), float(dataset.loss.max())
+    ends = float(small.to_l2[-1] / small.to_l1[-1]), float(large.to_l1[-1] / large.to_l2[-1])
+    margin, control = dataset.margin_missed.values, float(dataset.control_missed)
+    return Finding(
+        study="interpolant",
+        problem=f"{rows} samples of {problem.title}",
+        status="ok",
+        verdict=f"The trained network ends at b = k sinh(2xᵀν) to {missed:.1e}. Small starts lead to the interpolant "
+        f"of least ℓ₁ norm at order {orders['ℓ₁'][0][-1]:.3f} in α (expected 2(1 − q) = {expected:.3f}), large ones to "
+        f"that of least ℓ₂ norm at order {orders['ℓ₂'][0][-1]:.3f} (4), and so do uneven ones of the scale 1, at order "
+        f"{orders['ℓ₂ by shape'][0][-1]:.3f} in 1 − s (2). As a classifier it misses the widest ℓ₁ margin by "
+        f"{margin[-1]:.1%} at ‖b‖₁ = {_NORMS[-1]:g}; the widest ℓ₂ margin misses it by {control:.1%}.",
+        claim=Claim(
+            "scale and shape of the start choose among the interpolants, from least ℓ₁ to least ℓ₂ norm",
+            measured={name: seen for name, (seen, _, _) in orders.items()},
+        ),
+        checks=(
+            Check("the trained b against k sinh(2xᵀν)", missed, _FLOW, "Euclidean, largest over the shapes"),
+            *(
+                Check(f"the order to least {name} norm, from the expected one", off[name], _ORDER, where)
+                for name, (_, _, where) in orders.items()
+            ),
+            Check(
+                "distance from the other limit over that from its own, a control",
+                min(ends),
+                _APART,
+                "smaller of those of the smallest and the largest scale",
+                least=True,
+            ),
+            Check("what the classifier misses of the widest ℓ₁ margin", float(margin[-1]), _MARGIN, "relative"),
+            Check(
+                "what the widest ℓ₂ margin misses of it, a control",
+                control / float(margin[-1]),
+                _TELLS,
+                "over what the classifier misses",
+                least=True,
+            ),
+            Check("loss at the end of training", loss, norm="largest over the shapes"),
+        ),  # fmt: skip
+        numbers={
+            "certificate": sparse.certificate,
+            "certificate of the classifier": widest.certificate,
+            "orders": {name: list(seen) for name, (seen, _, _) in orders.items()},
+        },
+    )
+
+
+STUDIES.register("interpolant")(
+    Study(
+        run,
+        question="Which b of all that fit the samples does a diagonal network reach, by scale and shape of its start?",
+    )
+)
