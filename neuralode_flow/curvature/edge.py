@@ -99,12 +99,18 @@ def central_velocity(flow: Flow, state: Tensor, rate: float) -> Central:
     >>> float(slope @ flow.velocity(theta)) > 0, abs(float(slope @ central.velocity)) < 1e-12
     (True, True)
     """
-    edge = 2 / positive("rate", rate)
+    rate = positive("rate", rate)
     H = Hessian(flow, state)
-    pairs = H.top(1)
-    S, slope = pairs.values[..., 0], _slope(H, pairs)
     with torch.no_grad():
         velocity = flow.velocity(H.state)
+    return central(H, velocity, rate)
+
+
+def central(H: Hessian, velocity: Tensor, rate: float) -> Central:
+    """The central flow where the flow has that velocity."""
+    edge = 2 / rate
+    pairs = H.top(1)
+    S, slope = pairs.values[..., 0], _slope(H, pairs)
     excess = _inner(H, slope, velocity) + (S - edge) / rate
     half = torch.where(excess > 0, excess / _inner(H, slope, slope), 0.0)
     if bool((half > 0).any()):
