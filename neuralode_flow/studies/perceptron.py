@@ -22,7 +22,7 @@ THRESHOLD, _BELOW, _LOW, _HIGH = 40.0, 4.0, 12.0, 24.0
 
 _ROUND_OFF, _APART, _RATE, _GAP, _BEYOND = 1e-12, 1e-8, 0.05, 1e-10, 2.0
 _NOISE = 0.1  # of the start of the two layers, around 1
-_FAMILY_BOUND = 5.0  # R²/μ² of the family: R² = 5/4 and μ = ½
+_FAMILY_BOUND, _LARGE = 5.0, 40  # R²/μ² of the family: R² = 5/4 and μ = ½; the least n of the largest
 
 LONG_NAMES = {
     "deviation": "largest distance of θ/c of gradient descent from θ̂ of the perceptron, over ‖θ̂‖",
@@ -58,10 +58,18 @@ def _untied(key: str, value: int) -> None:
         raise ValueError(f"{key} must not be 6, 16, 26, …, where a sample comes to the boundary itself, got {value}")
 
 
+def _long(key: str, values: Sequence[int]) -> None:
+    if values[-1] < _LARGE:
+        raise ValueError(
+            f"{key} must end at {_LARGE} or more, where the family needs over twice R²/μ² = {_FAMILY_BOUND:g} steps, "
+            f"got {values}"
+        )
+
+
 Pair = Annotated[Sequence[int], distinct, each(at_least(0), at_most(9)), _two]
 Products = Annotated[Sequence[float], distinct, each(above(0)), increasing, _covers]
 Rates = Annotated[Sequence[float], distinct, each(above(0)), increasing]
-Sizes = Annotated[Sequence[int], distinct, each(at_least(2), at_most(3000), _untied), increasing]
+Sizes = Annotated[Sequence[int], distinct, each(at_least(2), at_most(3000), _untied), increasing, _long]
 
 
 def run(

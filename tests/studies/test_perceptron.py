@@ -57,6 +57,18 @@ def random_models(seed=0):
     return [Linear(signed, generator.standard_normal(3)), TwoLayer(signed, generator.standard_normal(6))]
 
 
+def test_two_digits_are_pixels_with_a_constant_and_signs():
+    images, labels = digit_pair(7, 1)
+    assert images.shape == (361, 65)
+    assert images.min() == 0.0
+    assert images.max() == 1.0
+    assert (images[:, -1] == 1).all()
+    assert ((labels == 1).sum(), (labels == -1).sum()) == (179, 182)
+    other, opposite = digit_pair(1, 7)
+    np.testing.assert_array_equal(images, other)
+    np.testing.assert_array_equal(labels, -opposite)
+
+
 def test_margins_and_their_gradients_are_those_of_autograd_and_homogeneous():
     for model in random_models():
         theta = torch.as_tensor(model.start)
