@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from browser import CHROMIUM, DRIVER, chromium
 from scipy.optimize import linprog, minimize
 from small import SMALL, dataset
 from torch.nn.functional import logsigmoid
@@ -189,7 +190,14 @@ def test_the_command_runs_it_from_the_digits_to_the_page(tmp_path):
         assert kept.mistakes.shape == (2, 31)
         assert float(kept.mistakes.sel(rate=100.0)[17]) == 0.0
     assert {path.name for path in (folder / "figures").glob("*.png")} == {"training.png", "threshold.png"}
-    assert "threshold" in (folder / "report.html").read_text(encoding="utf-8")
+    if CHROMIUM and DRIVER:
+        with chromium(tmp_path / "profile") as browser:
+            browser.open(folder / "report.html")
+            charts = browser.run("return [...document.querySelectorAll('.chart')].map((c) => c.innerHTML)")
+            curves = "return document.querySelectorAll('.chart .scatterlayer .trace').length"
+            assert browser.run(curves) == 2 + 1 + 2 + 2 + 1  # mistakes, the perceptron, losses, distances, exp
+            assert browser.log() == []
+        assert len(charts) == 2
 
 
 @pytest.mark.slow
