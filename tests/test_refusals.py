@@ -707,6 +707,16 @@ COMMAND = {
         "study=learning_rate study.steps=2",
     ],
     "study.layer": ["study=learning_rate study.layer=eulr"],
+    "study.pair": [
+        "study=perceptron study.pair=[3]",
+        "study=perceptron study.pair=[3,3]",
+        "study=perceptron study.pair=[3,10]",
+    ],
+    "study.products": ["study=perceptron study.products=[0.4,41]"],
+    "study.sizes": [
+        "study=perceptron study.sizes=[16]",
+        "study=perceptron study.sizes=[10,30]",
+    ],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
