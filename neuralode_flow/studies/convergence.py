@@ -421,10 +421,11 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
     attrs = dataset.attrs
     reference = float(dataset.error_reference)
     if _unbalanced(dataset):
+        curve = "that of the balanced start with the same z₀" if "rate" in attrs else "the intrinsic curve"
         finding = (
             f"The initialisation is not relaxed balanced (defect {attrs['relaxed_balance_defect']:.2g}), and its "
-            f"end-to-end map leaves the {'intrinsic curve' if 'rate' not in attrs else 'other'} by "
-            f"{100 * attrs['intrinsic_gap']:.2g} % (sup distance {reference:.2g}): {_stands_for(dataset)} does not "
+            f"end-to-end map leaves {curve} by {100 * attrs['intrinsic_gap']:.2g} % "
+            f"(sup distance {reference:.2g}): {'z₀ alone' if 'rate' in attrs else 'the intrinsic limit'} does not "
             f"describe it."
         )
     elif not attrs["decided"]:
@@ -435,7 +436,7 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
     else:
         finding = (
             f"The continuous model follows {_stands_for(dataset)} to {reference:.1e} "
-            f"(law drift {float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
+            f"({'law drift' if attrs['law_holds'] else 'law moved by'} {float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
         )
     found = ", ".join(
         f"{order.rule} {order}" + (f" (expected {order.expected:g})" if np.isfinite(order.expected) else "")
