@@ -436,7 +436,8 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
     else:
         finding = (
             f"The continuous model follows {_stands_for(dataset)} to {reference:.1e} "
-            f"({'law drift' if attrs['law_holds'] else 'law moved by'} {float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
+            f"({'law drift' if attrs['law_holds'] else 'law moved by'} "
+            f"{float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
         )
     found = ", ".join(
         f"{order.rule} {order}" + (f" (expected {order.expected:g})" if np.isfinite(order.expected) else "")
