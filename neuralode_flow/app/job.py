@@ -224,6 +224,7 @@ def clock(time: Outputs) -> AnyClock:
     """How a study moves through training time."""
     how = time.how()
     if isinstance(time, Descent):
+        time.check_times()
         return Steps(times=output_times(time), settings=how.pop("options"), **how)
     return Clock(times=output_times(time), **how)
 

@@ -107,23 +107,22 @@ class Descent(Outputs):
     rate: Positive = 0.01
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_times(self) -> None:
+        """Raises BadInput unless steps end at all output times, which a run that is made longer has from before."""
         if not _divides(self.rate, self.spacing):
             fewer = max(1, math.floor(self.spacing / self.rate))
-            near = dict.fromkeys(_dividing(self.spacing, number) for number in (fewer, fewer + 1))
+            near = " and ".join(_dividing(self.spacing, number) for number in (fewer, fewer + 1))
             raise BadInput(
                 f"time.rate={self.rate} does not divide the distance {self.spacing:.6g} of two output times "
-                f"(time.horizon over time.samples - 1), at which steps must end; the nearest that do are "
-                f"{' and '.join(near)}"
+                f"(time.horizon over time.samples - 1), at which steps must end; the nearest that do are {near}"
             )
         for end in (*self.extends, self.horizon):
             if not _divides(self.spacing, end):
                 before = math.floor(end / self.spacing)
+                near = " and ".join(f"{self.spacing * number:.6g}" for number in (before, before + 1))
                 raise BadInput(
                     f"time.horizon={end} is no multiple of the distance {self.spacing:.6g} of two output times, at "
-                    f"which training in steps is recorded; the nearest that are "
-                    f"{self.spacing * before:.6g} and {self.spacing * (before + 1):.6g}"
+                    f"which training in steps is recorded; the nearest that are {near}"
                 )
 
     def flat(self) -> dict[str, Any]:

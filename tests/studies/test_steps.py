@@ -155,6 +155,7 @@ def test_the_square_does_not_close_where_the_rule_sees_coordinates():
     assert "z₀ alone does not describe it" in Finding.of(control).verdict
 
 
+@pytest.mark.slow
 def test_starts_with_one_z0_fall_together_in_steps():
     made = {key: value for key, value in inputs("nesterov", dimension=2).items() if key != "initial"}
     dataset = STUDIES["initialisations"].run(**made, draws=2, depths=[2])
