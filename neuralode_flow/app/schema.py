@@ -323,7 +323,7 @@ def _looked_up(time: Time | Descent, section: Mapping[str, Any]) -> Time | Desce
 
 def _no_steps(study: str, studies: Registry[Any]) -> str:
     """The sentence for a study that is none of training in steps."""
-    takes = " and ".join(f"study={name}" for name, entry in studies.items() if entry.takes_steps)
+    takes = ", ".join(f"study={name}" for name, entry in studies.items() if entry.takes_steps)
     own = studies[study].steps
     why = f"takes steps of its own ({own})" if own else "follows flows, and what it compares holds for these alone"
     return f"time=descent is for {takes}: study={study} {why}; leave time=descent out, or choose one of these"
