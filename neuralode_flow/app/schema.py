@@ -291,16 +291,20 @@ def checked(config: DictConfig) -> Job:
 def _time(section: Mapping[str, Any]) -> Time | Descent:
     """The outer solve, along a flow or in steps; of steps the options are not looked at yet."""
     common = settings(Outputs)
-    flow, steps = ([key for key in settings(kind) if key not in common] for kind in (Time, Descent))
-    mixed = [next((key for key in keys if key in section), None) for keys in (steps, flow)]
-    if all(mixed):
-        step, along = (f"time.{key}={section[key]}" for key in mixed if key)
-        raise BadInput(
-            f"{step} is for training in steps (time=descent), and {along} for following a flow (time=default): leave "
-            f"one of them out, by ~{along.partition('=')[0]} where an experiment sets it"
-        )
-    if mixed[0] is None:
+    of_flow, of_steps = ([key for key in settings(kind) if key not in common] for kind in (Time, Descent))
+    flow, steps = ([key for key in keys if key in section] for keys in (of_flow, of_steps))
+    if not steps:
         return Time(**_arguments("time", section, Time))
+    if flow == of_flow:  # all of them, as a group has them
+        raise BadInput(
+            f"time.{steps[0]}={section[steps[0]]} is for training in steps; add time=descent, or leave it out"
+        )
+    if flow:
+        out = " ".join(f"~time.{key}" for key in flow)
+        raise BadInput(
+            f"time.{flow[0]}={section[flow[0]]} has no effect with time=descent, whose steps have a rule and a rate; "
+            f"leave it out, or write {out} where an experiment sets it"
+        )
     own = {key: value for key, value in section.items() if key in {*common, *steps}}
     return Descent(**_arguments("time", own, Descent))
 

@@ -91,9 +91,10 @@ def run(
     kernel : str
         Kernel of the intrinsic model; "logmean" is that of infinite depth.
     adapt : bool
-        Whether the depth grid of the continuous model follows W, as in `integrate`.
+        Whether the depth grid of the continuous model follows W, as in `integrate`. In steps it stays the same.
     estimate : bool
-        Whether a second, more accurate run measures the error in time, as in `integrate`.
+        Whether a second, more accurate run measures the error in time, as in `integrate`. In steps it starts one
+        rounding away.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run, as in `integrate`.
     progress : callable, optional

@@ -92,8 +92,12 @@ REFUSED = [
         "time: batch must be at most the number of samples, 20, got 1000",
     ),
     ("time.rule=weight_decay time.of=layers study.rule=exp", "time: of='layers' decays the U_k = I + W_k/L"),
-    ("time.rtol=1e-3", "time.rtol=0.001 for following a flow (time=default): leave one of them out"),
-    ("time=default time.rate=0.1", "time.rate=0.1 is for training in steps (time=descent), and time.method=DOP853"),
+    (
+        "time.rtol=1e-3",
+        "time.rtol=0.001 has no effect with time=descent, whose steps have a rule and a rate; leave it out",
+    ),
+    ("time=default time.rate=0.1", "time.rate=0.1 is for training in steps; add time=descent, or leave it out"),
+    ("experiment=overnight", "or write ~time.method ~time.rtol ~time.atol where an experiment sets it"),
     ("study=closure system=diagonal time=descent", "study=closure follows flows, and what it compares holds for these"),
     ("study=momentum", "study=momentum takes steps of its own (study.rate, study.momentum); leave time=descent out"),
 ]

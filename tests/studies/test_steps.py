@@ -25,7 +25,7 @@ LIMIT = 1e-12
 
 def inputs(rule="gd", rate=0.05, horizon=2.0, samples=5, initial="relaxed_balanced", dimension=3, **more):
     """Those of a study of a teacher in steps; more are fields of `Steps` and options of the rule."""
-    fields = {name: more.pop(name) for name in ("max_evaluations", "checkpoints") if name in more}
+    fields = {name: more.pop(name) for name in ("max_evaluations", "max_seconds", "checkpoints") if name in more}
     clock = Steps(times=torch.linspace(0, horizon, samples), rule=rule, rate=rate, settings=more, **fields)
     return network(dimension, initial) | {"clock": clock}
 
@@ -126,6 +126,21 @@ def test_a_budget_of_gradients_ends_it_and_it_goes_on(tmp_path):
     assert again.attrs["ending"] == "ok"
     for name in ("z", "z_limit", "drift", "time_error"):
         assert np.array_equal(again[name].values, whole[name].values)
+
+
+def test_a_measurement_that_ran_out_of_time_is_said_and_made_up_for(tmp_path):
+    whole, _ = trajectory("finite", checkpoints=tmp_path)
+    (tmp_path / "finite-rounding.npz").unlink()
+    short, finding = trajectory("finite", checkpoints=tmp_path, max_seconds=1e-9)
+    assert np.array_equal(short.z.values, whole.z.values)
+    assert short.attrs["ending"] == "seconds"
+    assert finding.status.startswith("the effect of round-off is known up to t = 0 only: the budget of wall time")
+    assert np.isnan(short.time_error.values[1:]).all()
+    again, finding = trajectory("finite", checkpoints=tmp_path)
+    assert finding.status == "ok"
+    assert np.array_equal(again.time_error.values, whole.time_error.values)
+    with pytest.raises(ValueError, match="max_evaluations must be at least 1, got 0"):
+        nf.descend(nf.FiniteFlow(2, nf.Quadratic(torch.eye(2))), torch.zeros(2, 2, 2), 5, max_evaluations=0)
 
 
 def test_networks_tend_to_infinite_depth_in_steps_at_the_orders_of_the_flow():
