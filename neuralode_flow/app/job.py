@@ -223,8 +223,8 @@ def _parts(job: Job) -> dict[str, Any]:
 def clock(time: Outputs) -> AnyClock:
     """How a study moves through training time."""
     how = time.how()
+    time.check_times()
     if isinstance(time, Descent):
-        time.check_times()
         return Steps(times=output_times(time), settings=how.pop("options"), **how)
     return Clock(times=output_times(time), **how)
 

@@ -80,6 +80,9 @@ class Outputs:
         """The distance of two output times."""
         return (self.extends or (self.horizon,))[0] / (self.samples - 1)
 
+    def check_times(self) -> None:
+        """Raises BadInput unless a run can come to all output times; one that is made longer has them from before."""
+
     def flat(self) -> dict[str, Any]:
         """All fields in one mapping, as in the config."""
         return asdict(self)
@@ -108,7 +111,7 @@ class Descent(Outputs):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check_times(self) -> None:
-        """Raises BadInput unless steps end at all output times, which a run that is made longer has from before."""
+        """Raises BadInput unless steps end at all output times."""
         if not _divides(self.rate, self.spacing):
             fewer = max(1, math.floor(self.spacing / self.rate))
             near = " and ".join(_dividing(self.spacing, number) for number in (fewer, fewer + 1))

@@ -80,6 +80,7 @@ REFUSED = [
     ("time.rate=0", "time.rate must be above 0, got 0.0"),
     ("time.rate=nan", "time.rate must be a finite number, got nan"),
     ("time.rate=0.03", "the nearest that do are 0.03125 and 0.0294117647"),
+    ("-m time.rate=0.05,0.03", "time.rate=0.03 does not divide the distance 0.5 of two output times"),
     ("time.rate=7", "the nearest that do are 0.5 and 0.25"),
     (
         "time.horizon=2.25 time.extends=[2.0]",
@@ -108,7 +109,7 @@ def test_bad_input_is_refused_before_any_work(command, left_behind, settings, sa
     words = settings.split()
     small = [line for line in SMALL if not line.startswith("study.") or not words[0].startswith("study=")]
     small = [line for line in small if line != "problem.dimension=2" or "problem=linnerud" not in words]
-    ended = command(*small, *words)
+    ended = command(*sorted([*small, *words], key=lambda word: word != "-m"))  # which comes first
     assert (ended.status, ended.out) == (2, "")
     assert said in ended.err
     assert "Traceback" not in ended.err
