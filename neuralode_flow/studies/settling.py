@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from ..curvature import balanced_spectrum, minimiser_spectrum, sharpness
 from ..curvature.flow import CentralFlow
 from ..flows.base import Flow
 from ..flows.capabilities import inner_weights
+from ..flows.continuous import ContinuousFlow
 from ..time.descend import descend
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
@@ -24,9 +25,14 @@ _FAR = 1e5
 # What there must be between the sharpness in which the flow ends and the least one, relatively.
 _ROOM = 0.01
 
-# Fixed steps, of the rate itself, or cut in two to measure their error: the central flow goes back to 2/η within about
-# a step, and has kinks where the error control of other methods lingers.
-_CENTRAL_METHOD = "heun2"
+# Fixed steps: the central flow goes back to 2/η within about a step of gradient descent, and has kinks where the error
+# control of other methods lingers. They are the rate cut in two: those of η itself are at their limit of stability.
+_CENTRAL_METHOD, _CUT = "heun2", 2
+
+
+# Entries of a state up to which its Hessian is made once, of all directions side by side: of more, the products that
+# Lanczos' method asks for one after the other take less time.
+_SMALL = 256
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def edge(clock: Clock, flow: Flow, state: Tensor, between: float, settled: float
     NotSettled
         If the flow does not come to an end.
     """
-    options = clock.options(f"{name}-flow")
+    options = clock.options(f"{name}-flow") | {"progress": False}  # nobody knows how long it takes
     path = integrate(flow, state, [0.0, _FAR], stop={"gradient": settled}, **options)
     if path.ending != "gradient":
         gradient = float(torch.linalg.matrix_norm(flow.loss.gradient(path.z[-1])))
@@ -193,11 +199,11 @@ def flowed(clock: Clock, flow: Flow, state: Tensor, times: Tensor, name: str) ->
     return _seen(path, f"gradient flow of {name}")
 
 
-def centred(clock: Clock, flow: Flow, state: Tensor, rate: float, times: Tensor, name: str, cut: int = 1) -> Path:
+def centred(clock: Clock, flow: Flow, state: Tensor, rate: float, times: Tensor, name: str, cut: int = _CUT) -> Path:
     """The central flow at those times, in steps of the rate over `cut`."""
     steps = {"method": _CENTRAL_METHOD, "step": rate / cut}
     options = clock.options(f"{name}-central-{cut}") | steps
-    path = integrate(CentralFlow(flow, rate), state, times, observe=_weights, **options)
+    path = integrate(CentralFlow(gathered(flow, state), rate), state, times, observe=_weights, **options)
     return _seen(path, f"central flow of {name}")
 
 
@@ -213,7 +219,28 @@ def apart(flow: Flow, W: Tensor, V: Tensor) -> Tensor:
 
 def sharpness_along(flow: Flow, W: Tensor) -> Tensor:
     """The sharpness at each time, (T,)."""
+    flow = gathered(flow, W[0])
     return torch.stack([sharpness(flow, state).value for state in W])
+
+
+class Gathered(ContinuousFlow):
+    """The continuous model, with its linearised velocity as one matrix, (n, n) of the n entries of a state."""
+
+    def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """As of ContinuousFlow, of one state alone."""
+        n = state.numel()
+        known = super().linearised(state.expand(n, *state.shape))
+        if known is None:
+            return None
+        columns = known(torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)).reshape(n, n)
+        return lambda direction: (direction.reshape(n) @ columns).reshape(direction.shape)
+
+
+def gathered(flow: Flow, state: Tensor) -> Flow:
+    """The flow, in the form whose spectra take least time."""
+    if type(flow) is ContinuousFlow and state.numel() <= _SMALL:
+        return Gathered(flow.grid, flow.loss, flow.depth)
+    return flow
 
 
 def case(
