@@ -298,3 +298,39 @@ def test_what_has_no_central_flow_is_refused():
     with pytest.raises(ValueError, match="no finite velocity"):
         nf.integrate(nf.CentralFlow(SCALAR, 0.1), 1e200 * START, [0.0, 1.0])
     assert repr(nf.CentralFlow(SCALAR, 0.1)) == "CentralFlow(FiniteFlow(d=1, 3 euler layers, Quadratic), rate=0.1)"
+
+
+# Sharpness along training.
+
+
+def test_the_sharpness_along_training_is_that_of_each_state(tmp_path):
+    seen = []
+    eigenvalues = nf.curvature.along(SCALAR, 2)
+
+    def both(i, state):
+        seen.append(state)
+        return eigenvalues(i, state)
+
+    descent = nf.descend(SCALAR, START, steps=40, rate=RATE, record=10, observe=both)
+    assert descent.observed.shape == (5, 2, 2)
+    for state, found in zip(seen, descent.observed):
+        values, _, residuals = hessian(SCALAR, state).top(2)
+        assert torch.equal(found, torch.stack((values, residuals), dim=-1))
+    assert float(descent.observed[0, 0, 0]) < 2 < 2 / RATE - 0.1 < float(descent.observed[-1, 0, 0])
+    file = tmp_path / "run.npz"
+    options = {"method": "RK45", "rtol": 1e-4, "observe": eigenvalues, "checkpoint": file}
+    nf.integrate(nf.CentralFlow(SCALAR, RATE), START, [0.0, 0.5, 1.0], max_evaluations=30, **options)
+    path = nf.integrate(nf.CentralFlow(SCALAR, RATE), START, [0.0, 0.5, 1.0], **options)
+    assert float(path.observed[0, 0, 0]) == float(descent.observed[0, 0, 0])
+    assert float(path.observed[-1, 0, 0]) == float(sharpness(SCALAR, path.state).value)
+    many = nf.descend(SCALAR, torch.stack((START, START / 2)), steps=1, rate=0.1, observe=eigenvalues)
+    assert many.observed.shape == (2, 2, 2, 2)
+
+
+def test_an_observer_needs_a_flow_with_a_hessian_and_as_many_eigenvalues():
+    with pytest.raises(TypeError, match="flow must be a ContinuousFlow"):
+        nf.curvature.along(nf.CentralFlow(SCALAR, RATE))
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        nf.curvature.along(SCALAR, 0)
+    with pytest.raises(ValueError, match="k must be at most 3"):
+        nf.descend(SCALAR, START, steps=1, rate=0.1, observe=nf.curvature.along(SCALAR, 4))
