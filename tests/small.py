@@ -26,7 +26,7 @@ def network(dimension, initial=None, solver=True, **changes):
 
 def at_the_edge():
     """A start that is led far astray, on a grid whose Hessian is small."""
-    found = network(2, horizon=3.0, samples=4, rtol=1e-8, atol=1e-10)
+    found = network(2, horizon=2.0, samples=3, rtol=1e-8, atol=1e-10)
     start = nf.INITIALS["detour"](found["problem"].z0, detour=1.0)
     return found | {"initial": start, "solver": nf.Collocation(nf.DepthGrid.gauss(1, 12))}
 
