@@ -24,6 +24,13 @@ def network(dimension, initial=None, solver=True, **changes):
     return {"problem": problem, "clock": clock(**changes), **initials, **solvers}
 
 
+def at_the_edge():
+    """A start that is led far astray, on a grid whose Hessian is small."""
+    found = network(2, horizon=2.0, samples=3, rtol=1e-8, atol=1e-10)
+    start = nf.INITIALS["detour"](found["problem"].z0, detour=1.0)
+    return found | {"initial": start, "solver": nf.Collocation(nf.DepthGrid.gauss(1, 12))}
+
+
 def system(name, **changes):
     return {"system": nf.SYSTEMS[name](), "clock": clock(**changes)}
 
@@ -59,6 +66,10 @@ SMALL = {
     "learning_rate": lambda: (
         network(2, "relaxed_balanced", horizon=1.0, samples=5),
         {"depths": [4, 16], "steps": [4, 8, 16], "workers": 1},
+    ),
+    "edge": lambda: (
+        at_the_edge(),
+        {"depths": [16, 32, 64], "between": 0.4, "settled": 1e-6, "cases": 1, "detour": 1.0, "workers": 1},
     ),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
     "momentum": lambda: (
