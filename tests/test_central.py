@@ -168,6 +168,40 @@ def test_four_equal_eigenvalues_are_led_back_together_and_continuously():
             assert float((moved - central.velocity).abs().max()) < 20 * size
 
 
+@pytest.mark.parametrize(("first", "edge"), [(2.4, 9.0), (2.8, 7.5)])
+def test_the_velocity_has_no_jump_where_a_second_eigenvalue_comes_to_the_edge_or_near_the_first(first, edge):
+    start, end = torch.tensor([3.0, first, 0.3, 0.3]), torch.tensor([3.0, 3.2, 0.3, 0.1])
+    jumps = []
+    for pieces in (20, 80):
+        states = start + torch.linspace(0, 1, pieces + 1)[:, None] * (end - start)
+        found = central_velocity(COUPLED, states, 2 / edge)
+        jumps.append(float(found.velocity.diff(dim=0).abs().max()))
+    ranks = (torch.linalg.eigvalsh(found.covariance) > 1e-9).sum(-1)
+    assert int(ranks[-1]) == 2
+    assert jumps[1] < jumps[0] / 3
+
+
+@pytest.mark.slow
+def test_lanczos_and_float32_give_the_same(monkeypatch):
+    target = 2 * torch.tensor([[0.6, -0.8], [0.8, 0.6]])
+    tilted = target + 0.02 * torch.tensor([[1.0, 0.3], [-0.2, 0.5]])
+    grid = nf.DepthGrid.gauss(4, 6)
+    flow, rate = nf.ContinuousFlow(grid, nf.Quadratic(tilted)), 2 / 3.98
+    state = flow.sample(nf.balanced(target)) + 0.01 * randn(24, 2, 2, seed=0)
+    lanczos = central_velocity(flow, state, rate)
+    single = central_velocity(nf.ContinuousFlow(grid, nf.Quadratic(tilted.float())), state.float(), rate)
+    for module in ("lanczos", "edge"):
+        monkeypatch.setattr(f"neuralode_flow.curvature.{module}.SMALL", 1000)
+    dense = central_velocity(flow, state, rate)
+    assert len(dense.covariance) == 4
+    assert torch.allclose(
+        torch.linalg.eigvalsh(lanczos.covariance), torch.linalg.eigvalsh(dense.covariance), atol=1e-13
+    )
+    assert float((lanczos.velocity - dense.velocity).abs().max()) < 1e-13
+    assert single.velocity.dtype == torch.float32
+    assert float((single.velocity - dense.velocity).abs().max()) < 1e-5
+
+
 def test_members_have_as_many_directions_as_they_need():
     states = torch.tensor([[3.0, 3.0, 0.3, 0.31], [3.0, 1.0, 0.3, 0.3], [1.0, 1.0, 0.3, 0.3]])
     found = central_velocity(COUPLED, states, 2 / 9)

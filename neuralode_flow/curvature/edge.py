@@ -14,7 +14,7 @@ from ..checks import positive
 from ..flows.base import Flow
 from .complementarity import coordinates, solve
 from .hessian import Hessian
-from .lanczos import Eigenpairs
+from .lanczos import SMALL, Eigenpairs
 
 # In units of 2/rate: from where on all eigenvalues are looked after, and how far apart two of them are held by their
 # own rates of change alone.
@@ -161,7 +161,8 @@ def central(H: Hessian, velocity: Tensor, rate: float) -> Central:
 
 def _within_reach(H: Hessian, edge: float) -> Eigenpairs:
     """The largest eigenvalue, and all others within reach of the edge, of one member of a batch at least."""
-    k, pairs = 1, H.top(1)
+    k = H.size if H.size <= SMALL else 1  # where they come together
+    pairs = H.top(k)
     while k < H.size and bool((pairs.values[..., -1] >= _REACH * edge).any()):
         k = min(2 * k, H.size)
         pairs = H.top(k)

@@ -54,9 +54,9 @@ class CentralFlow(Around):
     --------
     >>> flow = nf.FactorizationFlow(lambda theta: theta[..., 0] * theta[..., 1], nf.Quadratic(torch.tensor(1.0)))
     >>> theta, rate = torch.tensor([3.0, 0.1]), 0.25
-    >>> path = nf.integrate(nf.CentralFlow(flow, rate), theta, [0.0, 20.0], rtol=1e-6, atol=1e-8)
+    >>> path = nf.integrate(nf.CentralFlow(flow, rate), theta, [0.0, 4.0], rtol=1e-4, atol=1e-6)
     >>> sharpness = nf.curvature.sharpness(flow, path.state).value
-    >>> bool(sharpness < 2 / rate + 1e-6), float(path.loss[-1]) < 1e-6
+    >>> abs(float(sharpness) - 2 / rate) < 1e-3, float(path.loss[-1]) < 1e-6
     (True, True)
     """
 
