@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from . import laws as laws
     from .app.python import StudyRun as StudyRun
     from .app.python import run as run
+    from .curvature.flow import CentralFlow as CentralFlow
     from .depth import DEPTH_SOLVERS as DEPTH_SOLVERS
     from .depth.collocation import Collocation as Collocation
     from .depth.grid import DepthGrid as DepthGrid
@@ -92,6 +93,7 @@ _HOMES = {
     "ModifiedFlow": "flows.modified",
     "FactorizationFlow": "flows.factorization",
     "MomentumFlow": "flows.momentum",
+    "CentralFlow": "curvature.flow",
     "LogMean": "kernels",
     "DividedDifference": "kernels",
     "TwoLayer": "kernels",

@@ -24,6 +24,13 @@ def network(dimension, initial=None, solver=True, **changes):
     return {"problem": problem, "clock": clock(**changes), **initials, **solvers}
 
 
+def at_the_edge():
+    """A start that is led far astray, on a grid whose Hessian is small."""
+    found = network(2, horizon=2.0, samples=3, rtol=1e-8, atol=1e-10)
+    start = nf.INITIALS["detour"](found["problem"].z0, detour=1.0)
+    return found | {"initial": start, "solver": nf.Collocation(nf.DepthGrid.gauss(1, 12))}
+
+
 def system(name, **changes):
     return {"system": nf.SYSTEMS[name](), "clock": clock(**changes)}
 
@@ -60,12 +67,17 @@ SMALL = {
         network(2, "relaxed_balanced", horizon=1.0, samples=5),
         {"depths": [4, 16], "steps": [4, 8, 16], "workers": 1},
     ),
+    "edge": lambda: (
+        at_the_edge(),
+        {"depths": [16, 32, 64], "between": 0.4, "settled": 1e-6, "cases": 1, "detour": 1.0, "workers": 1},
+    ),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
     "momentum": lambda: (
         network(3, "relaxed_balanced", horizon=1.0, samples=5, rtol=1e-12, atol=1e-13)
         | {"solver": nf.Collocation(nf.DepthGrid.gauss(4, 12))},
         {"depths": [2, 4], "refinements": [2, 4, 8], "steps": 60},
     ),
+    "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),
     "universality": lambda: (
         {"problem": nf.PROBLEMS["linnerud"](), "solver": nf.Collocation(nf.DepthGrid.gauss(4, 8))},
@@ -82,7 +94,7 @@ def dataset(name):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion",
+    "mixed_regime", "deep_completion", "perceptron",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -26,6 +26,7 @@ SETTINGS = [
     *(f"study={name}" for name in names_in("study") if name != "closure"),
     *(f"study=closure system={name}" for name in names_in("system")),
     "problem=file problem.x=x.csv problem.y=y.csv",
+    "study=trajectory time=descent",
 ]
 
 

@@ -557,6 +557,25 @@ COMMAND = {
     ],
     "time.method": ["time.method=dopri55"],
     "time.step": ["time.step=0"],
+    "time.rule": ["study=trajectory time=descent time.rule=gdd"],
+    "time.rate": [
+        "study=trajectory time=descent time.rate=0",
+        "study=trajectory time=descent time.rate=nan",
+        "study=trajectory time=descent time.rate=0.03",
+        "study=trajectory time.rate=0.01",
+    ],
+    "time.momentum": [
+        "study=trajectory time=descent time.rule=heavy_ball time.momentum=1.0",
+        "study=trajectory time=descent time.momentum=0.5",
+        "study=trajectory time=descent time.rule=heavy_ball time.momentun=0.5",
+    ],
+    "time: batch": ["study=trajectory time=descent time.rule=sgd time.batch=1000"],
+    "time: rule": ["study=trajectory time=descent time.rule=muon problem=teacher problem.dimension=1"],
+    "time=descent": [
+        "study=trajectory time=descent time.rtol=1e-8",
+        "study=closure system=diagonal time=descent",
+        "study=learning_rate time=descent",
+    ],
     "time.max_evaluations": ["time.max_evaluations=0", "time.max_evaluations=1e6"],
     "time.max_seconds": ["time.max_seconds=0", "time.max_seconds=soon", "study=trajectory study.max_seconds=5"],
     "save_every": ["save_every=-1"],
@@ -707,6 +726,16 @@ COMMAND = {
         "study=learning_rate study.steps=2",
     ],
     "study.layer": ["study=learning_rate study.layer=eulr"],
+    "study.pair": [
+        "study=perceptron study.pair=[3]",
+        "study=perceptron study.pair=[3,3]",
+        "study=perceptron study.pair=[3,10]",
+    ],
+    "study.products": ["study=perceptron study.products=[0.4,41]"],
+    "study.sizes": [
+        "study=perceptron study.sizes=[16]",
+        "study=perceptron study.sizes=[10,30]",
+    ],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]

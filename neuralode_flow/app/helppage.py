@@ -21,6 +21,7 @@ Usage: neuralode-flow [GROUP=NAME ...] [GROUP.FIELD=VALUE ...] [-m] [-q | -v]
 Often set, with what they are:
   time.horizon=2.0   training time       study.depths=[4,8,16]  layer numbers
   time.method=auto   for stiff problems  study.layers=[euler]   layer rules
+  time=descent       in steps: time.rule=muon time.rate=0.01 time.momentum=0.5
   device=cpu         or cuda             figures=png            or all, none
 
 {groups}

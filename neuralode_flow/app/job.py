@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -24,22 +24,23 @@ from torch import Tensor
 
 from .. import results
 from ..depth import DEPTH_SOLVERS
-from ..depth.grid import DepthGrid
+from ..depth.grid import DepthGrid, Profile
 from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
 from ..finding import Finding, finite, plain
+from ..flows.base import Flow
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
-from ..studies.base import Clock, Study
+from ..studies.base import AnyClock, Clock, Schedule, Steps, Study
 from ..studies.heldout import told
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Drawn, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer
-from .schema import DRAWN, Job, Machine, Time
+from .schema import DRAWN, Descent, Job, Machine, Outputs
 
 _LONG = 60.0  # seconds after which a run keeps its checkpoints
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
@@ -181,21 +182,32 @@ def device_name(machine: Machine) -> str:
 
 def build(job: Job) -> dict[str, Any]:
     """What the study takes in, by its parameters; what a part refuses is the user's to mend, but no lack of memory."""
+    study = STUDIES[job.study.name]
     try:
         parts = _parts(job)
+        taken = {name: parts[group] for name, group in study.inputs.items()}
+        if isinstance(parts["time"], Steps) and study.trained is not None:
+            _try(parts["time"], *study.trained(**taken, **job.study.parameters))
     except Exception as error:
         if is_memory(error):
             raise StudyFailed(f"memory ran out while the problem was made: {first_line(error)}") from error
         if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)):
             raise BadInput(str(error)) from error
         raise
-    return {name: parts[group] for name, group in STUDIES[job.study.name].inputs.items()}
+    return taken
+
+
+def _try(steps: Steps, flow: Flow, start: Tensor | Profile) -> None:
+    """Raises BadInput where the step rule cannot train a flow from a start."""
+    try:
+        steps.check(flow, start)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"time: {error}") from error
 
 
 def _parts(job: Job) -> dict[str, Any]:
     """What each group of the config describes."""
-    settings = {name: value for name, value in asdict(job.time).items() if name not in _PLACED}
-    parts: dict[str, Any] = {"time": Clock(times=output_times(job.time), **settings)}
+    parts: dict[str, Any] = {"time": clock(job.time)}
     if job.problem is not None:
         parts["problem"] = PROBLEMS[job.problem.name](**job.problem.parameters)
     if job.initial is not None:
@@ -208,13 +220,19 @@ def _parts(job: Job) -> dict[str, Any]:
     return parts
 
 
-_PLACED = ("horizon", "samples", "extends")  # settings that say where the output times lie
+def clock(time: Outputs) -> AnyClock:
+    """How a study moves through training time."""
+    how = time.how()
+    time.check_times()
+    if isinstance(time, Descent):
+        return Steps(times=output_times(time), settings=how.pop("options"), **how)
+    return Clock(times=output_times(time), **how)
 
 
-def output_times(time: Time) -> Tensor:
+def output_times(time: Outputs) -> Tensor:
     """The output times of a run `(T,)`; those of the runs that it makes longer are the first of them, to the bit."""
     horizons = (*time.extends, time.horizon)
-    spacing = horizons[0] / (time.samples - 1)
+    spacing = time.spacing
     parts = [torch.linspace(0.0, horizons[0], time.samples, dtype=torch.float64)]
     for start, end in pairwise(horizons):
         number = max(1, math.ceil((end - start) / spacing - 1e-9))  # the last step is shorter where it has to be
@@ -231,9 +249,9 @@ def _title(inputs: dict[str, Any]) -> str:
 
 
 def _saved(inputs: dict[str, Any], folder: Path, every: float) -> dict[str, Any]:
-    """The same, where integrations are saved in a folder each so many seconds of wall time."""
+    """The same, where runs of the study are saved in a folder each so many seconds of wall time."""
     return {
-        name: replace(part, checkpoints=folder, save_every=every) if isinstance(part, Clock) else part
+        name: replace(part, checkpoints=folder, save_every=every) if isinstance(part, Schedule) else part
         for name, part in inputs.items()
     }
 

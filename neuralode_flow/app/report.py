@@ -116,12 +116,14 @@ def write_report(
 
 def _stated(config_yaml: str) -> Iterator[list[str]]:
     """What was run, as the config names it: of each part the first line of its documentation, and its settings."""
+    from ..time.steprule import STEP_RULES
     from .groups import makers  # with torch, which pages of sweeps do not need
 
-    config, registered = parse_yaml(config_yaml), makers()
-    for group, label in (("problem", "problem"), ("system", "system"), ("initial", "start")):
+    config, registered = parse_yaml(config_yaml), makers() | {"time": dict(STEP_RULES)}
+    labels = {"problem": "problem", "system": "system", "initial": "start", "time": "steps"}
+    for group, label in labels.items():
         own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
-        maker = registered[group].get(own.pop("name", None))
+        maker = registered[group].get(own.pop("rule" if group == "time" else "name", None))
         if maker is not None:
             said = (maker.__doc__ or "").strip().partition("\n")[0]
             settings = ", ".join(f"{key} = {value}" for key, value in own.items())

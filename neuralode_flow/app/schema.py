@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,8 +47,8 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Time:
-    """The outer solve: `samples` equally spaced times in [0, horizon], a method, its tolerances, or its fixed step.
+class Outputs:
+    """The outer solve, of whatever kind: `samples` equally spaced times in [0, horizon].
 
     `max_evaluations` is a budget of each integration, `max_seconds` one of the whole run, in seconds of wall time.
     Where the run makes others longer, `extends` has their horizons: the samples lie in the first of them, and times at
@@ -57,10 +57,6 @@ class Time:
 
     horizon: Positive = 2.0
     samples: Annotated[int, at_least(2), at_most(MOST_TIMES)] = 21
-    method: str = "DOP853"
-    rtol: Positive = 1e-10
-    atol: Positive = 1e-12
-    step: Positive | None = None
     max_evaluations: Count | None = None
     max_seconds: Positive | None = None
     extends: Sequence[float] = ()
@@ -78,6 +74,74 @@ class Time:
                 f"time.horizon={self.horizon} is too far beyond {ends[1]} for samples at the same distances, of which "
                 f"there can be {MOST_TIMES}; choose a nearer one, or start a new run"
             )
+
+    @property
+    def spacing(self) -> float:
+        """The distance of two output times."""
+        return (self.extends or (self.horizon,))[0] / (self.samples - 1)
+
+    def check_times(self) -> None:
+        """Raises BadInput unless a run can come to all output times; one that is made longer has them from before."""
+
+    def flat(self) -> dict[str, Any]:
+        """All fields in one mapping, as in the config."""
+        return asdict(self)
+
+    def how(self) -> dict[str, Any]:
+        """The fields that do not say where the output times lie."""
+        return {name: value for name, value in asdict(self).items() if name not in ("horizon", "samples", "extends")}
+
+
+@dataclass(frozen=True)
+class Time(Outputs):
+    """The outer solve along a flow: a method, its tolerances, or its fixed step."""
+
+    method: str = "DOP853"
+    rtol: Positive = 1e-10
+    atol: Positive = 1e-12
+    step: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Descent(Outputs):
+    """The outer solve in steps: a step rule, its rate, and its options, which stand beside them in the config."""
+
+    rule: str = "gd"
+    rate: Positive = 0.01
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_times(self) -> None:
+        """Raises BadInput unless steps end at all output times."""
+        if not _divides(self.rate, self.spacing):
+            fewer = max(1, math.floor(self.spacing / self.rate))
+            near = " and ".join(_dividing(self.spacing, number) for number in (fewer, fewer + 1))
+            raise BadInput(
+                f"time.rate={self.rate} does not divide the distance {self.spacing:.6g} of two output times "
+                f"(time.horizon over time.samples - 1), at which steps must end; the nearest that do are {near}"
+            )
+        for end in (*self.extends, self.horizon):
+            if not _divides(self.spacing, end):
+                before = math.floor(end / self.spacing)
+                near = " and ".join(f"{self.spacing * number:.6g}" for number in (before, before + 1))
+                raise BadInput(
+                    f"time.horizon={end} is no multiple of the distance {self.spacing:.6g} of two output times, at "
+                    f"which training in steps is recorded; the nearest that are {near}"
+                )
+
+    def flat(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return fields | fields.pop("options")
+
+
+def _divides(part: float, whole: float) -> bool:
+    """Whether a number is a whole multiple of another, up to what is lost where both are written down."""
+    return round(whole / part) >= 1 and abs(round(whole / part) * part - whole) <= 1e-9 * whole
+
+
+def _dividing(whole: float, number: int) -> str:
+    """The part of a number that goes into it so many times, in as few digits as `_divides` takes."""
+    texts = (f"{whole / number:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if round(whole / float(text)) == number and _divides(float(text), whole))
 
 
 # The files that are drawn of each figure.
@@ -141,7 +205,7 @@ class Job:
     initial: Choice | None
     system: Choice | None
     depth: Depth | None
-    time: Time
+    time: Time | Descent
     study: Choice
     machine: Machine
 
@@ -149,7 +213,7 @@ class Job:
         """The resolved config, every field written out but where it was resumed."""
         parts = {name: getattr(self, name) for name in SECTIONS}
         sections = {
-            name: part.flat() if isinstance(part, Choice) else asdict(part) for name, part in parts.items() if part
+            name: asdict(part) if isinstance(part, Depth) else part.flat() for name, part in parts.items() if part
         }
         machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
         return OmegaConf.to_yaml(OmegaConf.create(sections | machine))
@@ -188,7 +252,7 @@ def checked(config: DictConfig) -> Job:
     machine = Machine(**_arguments("", loose, Machine))
     sections = {name: _section(name, top.get(name)) for name in SECTIONS}
     depth = Depth(**_arguments("depth", sections["depth"], Depth)) if sections["depth"] else None
-    time = Time(**_arguments("time", _needed("time", sections), Time))
+    time = _time(_needed("time", sections))
 
     # The registries import torch (2 s), so that they come last; then what adds to them.
     from ..depth import DEPTH_SOLVERS
@@ -196,14 +260,15 @@ def checked(config: DictConfig) -> Job:
     from ..intrinsic.systems import SYSTEMS
     from ..problems import PROBLEMS
     from ..studies import STUDIES
-    from ..time import METHODS
     from .plugins import load
 
     load(machine.plugins)
     if depth is not None:
         _keeps_to([known(DEPTH_SOLVERS)], "depth.name", depth.name)
-    _keeps_to([known(METHODS)], "time.method", time.method)
+    time = _looked_up(time, sections["time"])
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
+    if isinstance(time, Descent) and not STUDIES[study.name].takes_steps:
+        raise BadInput(_no_steps(study.name, STUDIES))
     needed = STUDIES[study.name].groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
     for name in SECTIONS:
@@ -224,6 +289,51 @@ def checked(config: DictConfig) -> Job:
         study=study,
         machine=machine,
     )
+
+
+def _time(section: Mapping[str, Any]) -> Time | Descent:
+    """The outer solve, along a flow or in steps; of steps the options are not looked at yet."""
+    common = settings(Outputs)
+    of_flow, of_steps = ([key for key in settings(kind) if key not in common] for kind in (Time, Descent))
+    flow, steps = ([key for key in keys if key in section] for keys in (of_flow, of_steps))
+    if not steps:
+        return Time(**_arguments("time", section, Time))
+    if flow == of_flow:  # all of them, as a group has them
+        raise BadInput(
+            f"time.{steps[0]}={section[steps[0]]} is for training in steps; add time=descent, or leave it out"
+        )
+    if flow:
+        out = " ".join(f"~time.{key}" for key in flow)
+        raise BadInput(
+            f"time.{flow[0]}={section[flow[0]]} has no effect with time=descent, whose steps have a rule and a rate; "
+            f"leave it out, or write {out} where an experiment sets it"
+        )
+    own = {key: value for key, value in section.items() if key in {*common, *steps}}
+    return Descent(**_arguments("time", own, Descent))
+
+
+def _looked_up(time: Time | Descent, section: Mapping[str, Any]) -> Time | Descent:
+    """The same, with its method, or its rule and the options of that, looked up among what is registered."""
+    from ..time import METHODS
+    from ..time.steprule import STEP_RULES
+
+    if isinstance(time, Time):
+        _keeps_to([known(METHODS)], "time.method", time.method)
+        return time
+    _keeps_to([known(STEP_RULES)], "time.rule", time.rule)
+    common = settings(Descent)
+    fields = {key: parameter for key, parameter in settings(STEP_RULES[time.rule]).items() if key not in common}
+    where = f" with time.rule={time.rule}"
+    options = {key: value for key, value in section.items() if key not in common}
+    return replace(time, options=_taken("time.", options, fields, [*common, *fields], where))
+
+
+def _no_steps(study: str, studies: Registry[Any]) -> str:
+    """The sentence for a study that is none of training in steps."""
+    takes = ", ".join(f"study={name}" for name, entry in studies.items() if entry.takes_steps)
+    own = studies[study].steps
+    why = f"takes steps of its own ({own})" if own else "follows flows, and what it compares holds for these alone"
+    return f"time=descent is for {takes}: study={study} {why}; leave time=descent out, or choose one of these"
 
 
 def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -268,11 +378,17 @@ def _arguments(
         fields = settings(maker)
     except (TypeError, NameError) as error:  # of a user's own
         raise BadInput(f"{section}.name={chosen} cannot be used: {error}") from error
-    prefix = f"{section}." if section else ""
+    valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields]
+    where = f" with {section}.name={chosen}" if chosen else ""
+    return _taken(f"{section}." if section else "", node, fields, valid, where)
+
+
+def _taken(
+    prefix: str, node: Mapping[str, Any], fields: Mapping[str, inspect.Parameter], valid: list[str], where: str
+) -> dict[str, Any]:
+    """Values for fields, of the types that these have; `valid` are the keys that may be written `where`."""
     for key, value in node.items():
         if key not in fields:
-            valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields]
-            where = f" with {section}.name={chosen}" if chosen else ""
             raise BadInput(_unknown_key(prefix, key, value, valid, where))
     arguments = {}
     for name, parameter in fields.items():

@@ -131,6 +131,8 @@ def _job(config: DictConfig, overrides: Sequence[str]) -> Job:
         raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
     if job.machine.resume != config.resume:
         raise BadInput(f"resume={job.machine.resume} cannot vary in a sweep; give one folder for all of its members")
+    if config.resume is False:  # else a member may make one longer, and has its times
+        job.time.check_times()
     return job
 
 

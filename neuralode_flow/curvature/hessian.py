@@ -55,14 +55,26 @@ class Hessian:
     """
 
     def __init__(self, flow: Flow, state: Tensor) -> None:
-        self.flow = flow
-        self.weights = fixed_weights(flow)
-        self.state = plain_numbers("state", state)
-        flow.check(self.state)
-        self.batch = _members(flow, self.state)
-        self.one = tuple(state.shape[len(self.batch) :])
-        self._times = derivative(flow, self.state, self.weights)
+        fixed_weights(flow)
+        flow.check(plain_numbers("state", state))
+        _check_velocity(flow, state.detach())
+        self._prepare(flow, state.detach())
         compare(self.product, self._slope, self.state, f"flow, with its loss ({named(flow.loss)}),", "velocity")
+
+    @classmethod
+    def unchecked(cls, flow: Flow, state: Tensor) -> Hessian:
+        """The same where all of it has been checked at another state of the flow."""
+        H = cls.__new__(cls)
+        H._prepare(flow, state)
+        return H
+
+    def _prepare(self, flow: Flow, state: Tensor) -> None:
+        self.flow, self.state = flow, state
+        self.weights = fixed_weights(flow)
+        with torch.no_grad():
+            self.batch = tuple(flow.loss(flow.product(state)).shape)
+        self.one = tuple(state.shape[len(self.batch) :])
+        self._times = derivative(flow, state, self.weights)
 
     def __repr__(self) -> str:
         members = f", members of shape {self.batch}" if self.batch else ""
@@ -252,16 +264,15 @@ def sharpness(flow: Flow, state: Tensor) -> Sharpness:
     return Sharpness(pairs.values[..., 0], pairs.residuals[..., 0])
 
 
-def _members(flow: Flow, state: Tensor) -> tuple[int, ...]:
-    """The axes of an ensemble; raises ValueError where the state has no finite velocity."""
+def _check_velocity(flow: Flow, state: Tensor) -> None:
+    """Raises ValueError where a state has no finite velocity."""
     try:
         with torch.no_grad():
-            batch, velocity = flow.loss(flow.product(state)).shape, flow.velocity(state)
+            velocity = flow.velocity(state)
     except (torch.linalg.LinAlgError, FloatingPointError):
         velocity = state * math.nan
     if not all_finite(velocity):
         raise ValueError("state has no finite velocity: it is too large, or the loss is not defined there")
-    return tuple(batch)
 
 
 def plain_numbers(name: str, tensor: Tensor) -> Tensor:

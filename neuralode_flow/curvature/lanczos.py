@@ -45,7 +45,7 @@ class Solved(NamedTuple):
 
 
 # Up to so many entries the dense matrix takes no more products than Lanczos' method.
-_SMALL = 64
+SMALL = 64
 
 # Steps of the power method that tell how large an operator is.
 _STEPS = 4
@@ -68,7 +68,7 @@ def largest(apply: Apply, n: int, k: int, dtype: np.dtype) -> Solved:
     Lanczos' method from one vector sees one eigenvector of each eigenvalue, so that copies of a multiple one may be
     missing: it is started anew in the complement of what was found, until nothing there belongs to the k largest.
     """
-    if n <= max(_SMALL, 4 * k):
+    if n <= max(SMALL, 4 * k):
         return Solved(*(part[..., :k] for part in dense(apply, n, dtype)))
     size = _size(apply, n, dtype)
     space, previous = np.empty((n, 0), dtype), None

@@ -71,7 +71,7 @@ def _square(dataset: xr.Dataset) -> Figure:
         label=f"error of $z$ {style.BETTER}\n" + r"$\sup_t\ \|z_L(t) - z_\infty(t)\|_F$",
     )
     if reference > 0:
-        label = f"nested solve – intrinsic limit ({reference:.0e})"
+        label = f"nested solve – {style.limit(dataset)} ({reference:.0e})"
         axes.axhline(reference, color=style.BLACK, lw=1, ls=":", label=label)
     _legend(axes, "error, and its order in $1/L$")
     return figure
@@ -100,10 +100,11 @@ def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve
 
 
 def _edge_curves(dataset: xr.Dataset) -> Iterator[Curve]:
+    closed = "other frames" if "rate" in dataset.attrs else "its intrinsic flow"
     edges = [
         ("Richardson $2z_{2L} - z_L$, Euler", "richardson", style.PURPLE, "P"),
-        ("intrinsic flow of $L$ layers", "intrinsic_depth", style.SKY, "X"),
-        ("finite network – its intrinsic flow", "finite_square", style.GREY, "."),
+        (f"{closed.removeprefix('its ')} of $L$ layers", "intrinsic_depth", style.SKY, "X"),
+        (f"finite network – {closed}", "finite_square", style.GREY, "."),
     ]
     for label, name, colour, marker in edges:
         order = float(dataset.get(f"order_{name}", np.nan))
@@ -182,9 +183,8 @@ def _spectra(dataset: xr.Dataset) -> Figure:
     times = dataset["time"].values
     _fading(axes, dataset, [singular_values(z)[:, ranks] for z in finite])
     _lines(axes, times, singular_values(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
-    _lines(
-        axes, times, singular_values(limits[1])[:, ranks], "intrinsic limit", color=style.BLACK, lw=1.1, ls=(0, (4, 2))
-    )
+    dashed = {"color": style.BLACK, "lw": 1.1, "ls": (0, (4, 2))}
+    _lines(axes, times, singular_values(limits[1])[:, ranks], style.limit(dataset), **dashed)
     axes.set_xlabel("training time $t$")
     axes.set_ylabel(r"singular values $\sigma_a(t)$")
     _legend(axes)
@@ -238,7 +238,7 @@ def _weights(dataset: xr.Dataset) -> Movie:
     limit = {"color": style.ORANGE, "lw": 2.0}
     models.append(Model("continuous depth", limit, W, singular_values(dataset["z_continuous"]), "s"))
     dashed = {"color": style.BLACK, "lw": 1.1, "ls": (0, (4, 2))}
-    models.append(Model("intrinsic limit", dashed, None, singular_values(dataset["z_intrinsic"]), "x"))
+    models.append(Model(style.limit(dataset), dashed, None, singular_values(dataset["z_intrinsic"]), "x"))
     title = _title(dataset, f"Weights and singular values: {_label(rule)} networks")
     return weights(title, dataset["time"].values, dataset["s"].values, models)
 
@@ -296,7 +296,7 @@ FIGURES.register("convergence")(
             "profile": "Largest distance over training time between the layers W_k and the continuous profile W(t, "
             "s_k), in L² over depth.",
             "singular_values": "Singular values of z along training: networks from few layers (pale) to many (strong), "
-            "the continuous model (orange) and the intrinsic limit (dashed)." + CURVES,
+            "the continuous model (orange) and what z₀ decides in the limit (dashed)." + CURVES,
             "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z. "
             "Layers are steps of width 1/L, as far as the depth nodes tell them apart.",
             "loss": "Left: the loss along training; dotted: its infimum over det z > 0, where it is known. Right: its "

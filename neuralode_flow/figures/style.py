@@ -89,6 +89,11 @@ def problem(dataset: xr.Dataset) -> str:
     return plain(dataset.attrs.get("problem", ""))
 
 
+def limit(dataset: xr.Dataset) -> str:
+    """What is called the limit: the flow that z₀ decides, or in steps those from another start with that z₀."""
+    return "balanced start, same steps" if "rate" in dataset.attrs else "intrinsic limit"
+
+
 @dataclass(frozen=True, eq=False)
 class Movie:
     """A figure that moves: under a slider in a report, and as a film if it is worth one.

@@ -39,7 +39,7 @@ def _path(dataset: xr.Dataset) -> Figure:
     model = style.plain(dataset.attrs["model"] + ("" if kernel == "logmean" else f", kernel {kernel}"))
     for i in shown:
         style.smooth(left, times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
-        label = "intrinsic limit" if i == shown[0] else None
+        label = style.limit(dataset) if i == shown[0] else None
         style.smooth(left, times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
     left.set_ylabel(r"singular values $\sigma_a(t)$")
     left.legend()
@@ -58,8 +58,11 @@ def _path(dataset: xr.Dataset) -> Figure:
 
 def _errors(dataset: xr.Dataset) -> Figure:
     curves = {
-        "distance_from_limit": ("distance from the intrinsic limit", style.BLACK),
-        "time_error": ("error in time, measured", style.VERMILION),
+        "distance_from_limit": (f"distance from {style.limit(dataset)}", style.BLACK),
+        "time_error": (
+            "after one rounding of the start" if "rate" in dataset.attrs else "error in time, measured",
+            style.VERMILION,
+        ),
         "depth_error": ("error in depth, estimated", style.BLUE),
         "drift": ("drift of the conservation law", style.GREEN),
     }
@@ -80,7 +83,7 @@ def _weights(dataset: xr.Dataset) -> Movie:
     models = [
         Model(style.plain(dataset.attrs["model"]), {"color": style.BLUE}, W, singular_values(dataset["z"])),
         Model(
-            "intrinsic limit",
+            style.limit(dataset),
             {"color": style.BLACK, "ls": (0, (4, 2)), "lw": 1.0},
             None,
             singular_values(dataset["z_limit"]),
@@ -95,8 +98,8 @@ FIGURES.register("trajectory")(
     FigureSet(
         trajectory,
         {
-            "path": "Left: singular values of z along training, with those of the intrinsic limit. Right: the loss. "
-            + style.CURVES,
+            "path": "Left: singular values of z along training, and those that z₀ decides in the limit. Right: the "
+            "loss. " + style.CURVES,
             "errors": "What is known of the error of z along training.",
             "weights": "At one training time: entries of the weights W(t, s) over depth, and the singular values of z.",
         },

@@ -149,6 +149,7 @@ def _apart(path: Trajectory, grid: DepthGrid, reference: Trajectory, nodes: Tens
 STUDIES.register("depth_heatmap")(
     Study(
         run,
+        steps="study.iterations, study.rate",
         question="Do the weights of residual networks of L layers stay near those of the continuous model during "
         "gradient descent, at which rate in L?",
     )

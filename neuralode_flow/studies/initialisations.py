@@ -21,7 +21,15 @@ from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
-from ..initial import Detour, random_direction, random_shift, random_twist, relaxed_balanced, relaxed_balanced_layers
+from ..initial import (
+    Detour,
+    balanced,
+    random_direction,
+    random_shift,
+    random_twist,
+    relaxed_balanced,
+    relaxed_balanced_layers,
+)
 from ..intrinsic import depth_criterion, report
 from ..intrinsic.report import Verdict
 from ..intrinsic.systems.linear_network import laws_of, phi_of
@@ -29,9 +37,8 @@ from ..kernels import DividedDifference, LogMean
 from ..matrices import inverse
 from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
-from ..time.integrate import integrate
 from .axes import arranged, axis, time
-from .base import STUDIES, Clock, Progress, Study
+from .base import STUDIES, AnyClock, Progress, Start, Study
 
 # What the starts of a family have in common besides z₀.
 FAMILIES = {
@@ -51,12 +58,12 @@ _BOUND = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class _Family:
-    """Starts with one z₀, and the flows in z alone that they should follow."""
+    """Starts with one z₀, the flows in z alone that they should follow, and what stands for these in steps."""
 
     flow: Flow
     states: Tensor
     criterion: Callable[[Tensor], tuple[Verdict, float]]
-    closed: list[Flow] | None
+    closed: list[tuple[Flow, Callable[[], Start]]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +73,7 @@ class _Found:
     z: np.ndarray
     distance_closed: np.ndarray
     law_drift: float
+    law_holds: bool
     metric: list[str]
     metric_change: list[float]
     status: str
@@ -74,7 +82,7 @@ class _Found:
 def run(
     problem: Problem,
     solver: DepthSolver,
-    clock: Clock,
+    clock: AnyClock,
     *,
     draws: Annotated[int, at_least(2)] = 6,
     depths: Depths = (2, 4, 8),
@@ -90,7 +98,8 @@ def run(
     ----------
     problem : Problem
     solver : DepthSolver
-    clock : Clock
+    clock : Clock or Steps
+        Along the flows, or in steps, where another start with the same z₀ and λ stands for the closed flow.
     draws : int
         Starts of each family, at least 2.
     depths : sequence of int
@@ -131,13 +140,19 @@ def run(
         if progress is not None:
             progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
         found[name, depth] = _followed(clock, f"{name}-{depth}", family)
-    dataset = _dataset(clock, found)
+    dataset = _dataset(clock, found).assign_attrs(_how(clock, found))
     status = next((family.status for family in reversed(found.values()) if family.status != "ok"), "ok")
     return _finding(dataset, problem.title, status).attached(dataset)
 
 
-def _followed(clock: Clock, name: str, family: _Family) -> _Found:
-    path = integrate(family.flow, family.states, clock.times, **clock.options(name))
+def _how(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> dict[str, Any]:
+    """What the runs were controlled by, whether z₀ decides them, and whether all of them keep the law."""
+    holds = all(family.law_holds for family in found.values())
+    return {**clock.control, "decided": int(clock.decided), "law_holds": int(holds)}
+
+
+def _followed(clock: AnyClock, name: str, family: _Family) -> _Found:
+    path = clock.run(family.flow, family.states, name)
     z = torch.full((len(clock.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
     z[: len(path.z)] = path.z
     verdicts = [family.criterion(state) for state in family.states]
@@ -145,19 +160,25 @@ def _followed(clock: Clock, name: str, family: _Family) -> _Found:
         z=z.numpy(),
         distance_closed=_from_closed(clock, name, family, z).numpy(),
         law_drift=float(path.drift.max()),
+        law_holds=path.stats.get("law_in_steps", True),
         metric=[str(verdict) for verdict, _ in verdicts],
         metric_change=[change for _, change in verdicts],
         status="ok" if path.ending == "ok" else path.status,
     )
 
 
-def _from_closed(clock: Clock, name: str, family: _Family, z: Tensor) -> Tensor:
+def _from_closed(clock: AnyClock, name: str, family: _Family, z: Tensor) -> Tensor:
     """Distance of each start from its closed flow, (T, n); NaN where there is none."""
     gap = torch.full(z.shape[:2], torch.nan, dtype=torch.float64)
-    for k, flow in enumerate(family.closed or []):
-        path = integrate(flow, z[0, k], clock.times, **clock.options(f"{name}-closed-{k}"))
+    for k, (flow, other) in enumerate(family.closed or []):
+        path = clock.by_z(flow, z[0, k], other, f"{name}-closed-{k}")
         gap[: len(path.z), k] = torch.linalg.matrix_norm(path.z - z[: len(path.z), k])
     return gap
+
+
+def trained(problem: Problem, solver: DepthSolver, clock: AnyClock, **_: Any) -> Start:
+    """What `run` trains at infinite depth, and from one of its starts, of the same arguments."""
+    return ContinuousFlow(solver.grid, problem.loss, solver), balanced(problem.z0)
 
 
 def _profiles(
@@ -177,7 +198,9 @@ def _profiles(
     each = [relaxed_balanced(z0, random_shift(sizes["shift"], generator), twist) for twist in twists]
     astray = [Detour(profile, random_direction(d, sizes["detour"], generator)) for profile in one]
     flow = ContinuousFlow(grid, loss, solver)
-    closed: list[Flow] = [IntrinsicFlow(loss, LogMean())] * n
+    closed: list[tuple[Flow, Callable[[], Start]]] = [
+        (IntrinsicFlow(loss, LogMean()), lambda: (flow, balanced(z0)))
+    ] * n
     starts: dict[str, list[Any]] = {"one_shift": one, "any_shift": each, "detour": astray}
     return {
         name: _Family(
@@ -212,8 +235,9 @@ def _networks(
     astray = [_led_astray(state, directions) for state, directions in zip(one, between, strict=True)]
     flow = FiniteFlow(L, loss)
 
-    def closed(c: Tensor) -> Flow:
-        return IntrinsicFlow(loss, DividedDifference(shifts=c, time_scale=1 / L))
+    def closed(c: Tensor) -> tuple[Flow, Callable[[], Start]]:
+        dynamics = IntrinsicFlow(loss, DividedDifference(shifts=c, time_scale=1 / L))
+        return dynamics, lambda: (flow, relaxed_balanced_layers(z0, c))
 
     return {
         "one_shift": _Family(flow, torch.stack(one), criterion, [closed(shifts[n])] * n),
@@ -237,7 +261,7 @@ def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     return L * (layers - identity)
 
 
-def _dataset(clock: Clock, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
+def _dataset(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
     depths = list(dict.fromkeys(depth for _, depth in found))
     of = ("family", "depth")
 
@@ -273,7 +297,10 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
     spread, change = dataset.spread.max("time"), dataset.metric_change
     limit = {name: float(spread.sel(family=name, depth=0)) for name in FAMILIES}
     verdicts = {name: dataset.metric.sel(family=name).values for name in FAMILIES}
-    law_drift = float(dataset.law_drift.max())
+    law_drift, attrs = float(dataset.law_drift.max()), dataset.attrs
+    bound = _BOUND if attrs["decided"] else None
+    other = "another start with its z₀ and λ" if "rate" in attrs else "its own closed flow"
+    law = "0 in exact arithmetic" if attrs["law_holds"] else "which steps of this rule move"
     return Finding(
         study="initialisations",
         problem=title,
@@ -284,23 +311,23 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
         ),
         checks=(
             Check(
-                "z of each relaxed balanced start against its own closed flow",
+                f"z of each relaxed balanced start against {other}",
                 float(dataset.distance_closed.max()),
-                _BOUND,
+                bound,
                 "sup over starts, layers and t, Frobenius norm",
             ),
             *(
                 Check(
                     f"spread at infinite depth, {FAMILIES[name]}",
                     limit[name],
-                    _BOUND,
+                    bound,
                     "sup over starts and t, Frobenius norm",
                     least,
                 )
                 for name, least in (("any_shift", False), ("detour", True))
             ),
             Check("starts on which criterion B is wrong or undecided", _misjudged(verdicts), 0.0, "their number"),
-            Check("drift of the conservation law", law_drift, norm="0 in exact arithmetic"),
+            Check("drift of the conservation law", law_drift, norm=law),
         ),
         numbers={
             "depths": [depth or None for depth in dataset.depth.values.tolist()],
@@ -326,11 +353,20 @@ def _verdict(dataset: xr.Dataset) -> str:
     finite = [depth for depth in dataset.depth.values.tolist() if depth]
     own = ", ".join(f"{float(spread.sel(family='any_shift', depth=L)):.1e} at L = {L}" for L in finite)
     said = {name: sorted({*dataset.metric.sel(family=name).values.flat} - {NOT_ASKED}) for name in FAMILIES}
+    others, one = (
+        float(values.max()) for values in (spread.sel(family="detour", **limit), spread.sel(family="one_shift"))
+    )
+    if not dataset.attrs["decided"]:
+        return (
+            f"{dataset.attrs['method']} does not turn with the gradient, and z₀ decides nothing: at infinite depth "
+            f"relaxed balanced starts spread by {balanced:.2g}, others by {others:.2g}, and networks with one λ by "
+            f"{one:.2g}."
+        )
+    path = "what another start with its z₀ and λ does" if "rate" in dataset.attrs else "its own closed flow"
     return (
         f"At infinite depth all relaxed balanced starts share one curve z(t), to {balanced:.1e}, whatever λ; the "
-        f"others fan out by {float(spread.sel(family='detour', **limit)):.2g}. Networks with one λ share a curve, to "
-        f"{float(spread.sel(family='one_shift').max()):.1e}; with λ of their own they spread by {own}, each on its own "
-        f"closed flow, to {closed:.1e}. Criterion B says "
+        f"others fan out by {others:.2g}. Networks with one λ share a curve, to {one:.1e}; with λ of their own they "
+        f"spread by {own}, each on {path}, to {closed:.1e}. Criterion B says "
         f"{'/'.join(said['one_shift'])} and {'/'.join(said['any_shift'])} of the relaxed balanced, "
         f"{'/'.join(said['detour'])} of the others."
     )
@@ -341,5 +377,6 @@ STUDIES.register("initialisations")(
         run,
         question="Which starts with the same end-to-end map train along the same curve z(t), and does "
         "criterion B tell them from the others?",
+        trained=trained,
     )
 )

@@ -376,6 +376,7 @@ def _said(orders: Sequence[Order]) -> str:
 STUDIES.register("learning_rate")(
     Study(
         run,
+        steps="study.steps",
         question="How far is gradient descent with a visible step size from gradient flow, does the modified flow "
         "account for it, and does any of it depend on the number of layers?",
     )

@@ -323,6 +323,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
 STUDIES.register("momentum")(
     Study(
         run,
+        steps="study.rate, study.momentum",
         question="What do momentum and heavy-ball steps keep at every depth, and do the steps tend to the flow?",
     )
 )

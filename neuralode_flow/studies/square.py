@@ -16,14 +16,13 @@ from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
-from ..initial import relaxed_balanced_layers
+from ..initial import balanced, relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature
 from ..orders import relative_noise
 from ..time.endings import REACHED
-from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .base import Clock, Progress, whole
+from .base import AnyClock, Progress, Start, whole
 from .parallel import side_by_side
 from .weights import MOST_NUMBERS, MOST_ROWS
 
@@ -75,7 +74,7 @@ class Square:
 def solve_square(
     flow: ContinuousFlow,
     initial: Profile,
-    clock: Clock,
+    clock: AnyClock,
     depths: list[int],
     layers: list[str],
     sampling: str,
@@ -139,9 +138,9 @@ def check_depths(depths: Sequence[int]) -> list[int]:
 
 
 def _solve(
-    clock: Clock, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
+    clock: AnyClock, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
 ) -> Trajectory:
-    return integrate(flow, state, clock.times, **clock.options(name), observe=observe)
+    return clock.run(flow, state, name, observe=observe)
 
 
 def _is_whole(path: Trajectory) -> bool:
@@ -149,19 +148,20 @@ def _is_whole(path: Trajectory) -> bool:
     return path.ending in REACHED
 
 
-def _reference(flow: ContinuousFlow, initial: Profile, clock: Clock, meter: _Meter) -> Reference:
+def _reference(flow: ContinuousFlow, initial: Profile, clock: AnyClock, meter: _Meter) -> Reference:
     def keep(_: int, state: Tensor) -> Tensor:
         meter.step(len(flow.grid) / len(clock.times), "continuous model")
         return state
 
     path = whole(_solve(clock, "continuous", flow, flow.sample(initial), keep), "continuous model")
     states = list(_observed(path))
-    limit = IntrinsicFlow(flow.loss, LogMean())
-    intrinsic = whole(_solve(clock, "intrinsic", limit, path.z[0]), "intrinsic limit")
-    return Reference(flow, states, path, intrinsic)
+    z0 = path.z[0]
+    closed = IntrinsicFlow(flow.loss, LogMean())
+    intrinsic = clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "intrinsic")
+    return Reference(flow, states, path, whole(intrinsic, "intrinsic limit"))
 
 
-def _doubled(reference: Reference, initial: Profile, clock: Clock) -> tuple[float, float]:
+def _doubled(reference: Reference, initial: Profile, clock: AnyClock) -> tuple[float, float]:
     """What the depth grid contributes to the reference: to z, and to W(s) between the nodes."""
     grid = reference.flow.grid
     finer = DepthGrid.gauss(2 * grid.panels, grid.order)
@@ -176,7 +176,7 @@ def _doubled(reference: Reference, initial: Profile, clock: Clock) -> tuple[floa
     return distance(path.z, reference.path.z), float(_observed(path).max())
 
 
-def _tight(reference: Reference, clock: Clock) -> float:
+def _tight(reference: Reference, clock: AnyClock) -> float:
     """What the steps in time contribute to z of the reference."""
     path = whole(_solve(clock.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
     return float(torch.linalg.matrix_norm(clock.time_error(reference.path.z, path.z)).max())
@@ -194,7 +194,7 @@ def _observed(path: Trajectory) -> Tensor:
 
 
 def _top_edge(
-    reference: Reference, initial: Profile, clock: Clock, name: str, flow: FiniteFlow, *, keep: bool
+    reference: Reference, initial: Profile, clock: AnyClock, name: str, flow: FiniteFlow, *, keep: bool
 ) -> Network:
     """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
     nodes, L = reference.flow.grid.nodes, len(flow.nodes)
@@ -236,19 +236,25 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
     return result
 
 
-def _side_edges(reference: Reference, clock: Clock, L: int) -> tuple[float, float]:
+def _side_edges(reference: Reference, clock: AnyClock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
-    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L.
+    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L. In steps another one with these and frames
+    at random stands for the intrinsic flow.
     """
     grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
     lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
     steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
-    network = _solve(clock, f"square-{L}-network", FiniteFlow(L, loss), relaxed_balanced_layers(z0, shifts))
+    flow = FiniteFlow(L, loss)
+    network = _solve(clock, f"square-{L}-network", flow, relaxed_balanced_layers(z0, shifts))
     limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
-    closed = _solve(clock, f"square-{L}-intrinsic", limit, z0)
+
+    def turned() -> Start:
+        return flow, relaxed_balanced_layers(z0, shifts, torch.Generator().manual_seed(0))
+
+    closed = clock.by_z(limit, z0, turned, f"square-{L}-intrinsic")
     if not (_is_whole(network) and _is_whole(closed)):
         return np.nan, np.nan
     return distance(network.z, closed.z), distance(closed.z, reference.intrinsic.z)

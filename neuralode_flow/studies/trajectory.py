@@ -16,28 +16,26 @@ from ..depth import DepthSolver
 from ..depth.grid import Profile
 from ..depth.rules import LAYERS
 from ..finding import Check, Finding, sentence
-from ..flows.base import Flow
 from ..flows.capabilities import AtDepths, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
+from ..initial import balanced
 from ..kernels import KERNELS, LogMean
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import Layers, Positive, known
 from ..time.endings import EVENTS_ASKED, REACHED
-from ..time.integrate import integrate
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory
 from .axes import arranged, time
-from .base import STUDIES, Clock, Progress, Study
+from .base import STUDIES, AnyClock, Progress, Start, Study
 from .heldout import LONG_NAME, along, numbers, verdict
 from .weights import kept, weights
 
 _MOST = 10_000_000  # evaluations of a run that is left alone
 
 # What is trained: each makes a flow and what it starts from.
-Start = tuple[Flow, Tensor | Profile]
 MODELS: Registry[Callable[[ContinuousFlow, Profile, int, str, str], Start]] = Registry("model")
 
 
@@ -60,7 +58,7 @@ def run(
     problem: Problem,
     initial: Profile,
     solver: DepthSolver,
-    clock: Clock,
+    clock: AnyClock,
     *,
     model: Annotated[str, known(MODELS)] = "continuous",
     network_depth: Layers = 64,
@@ -83,7 +81,8 @@ def run(
     initial : callable
         Profile W0(s).
     solver : DepthSolver
-    clock : Clock
+    clock : Clock or Steps
+        Along the flow, or in steps.
     model : {"continuous", "finite", "intrinsic"}
     network_depth : int
         Layers L of the finite model.
@@ -92,9 +91,10 @@ def run(
     kernel : str
         Kernel of the intrinsic model; "logmean" is that of infinite depth.
     adapt : bool
-        Whether the depth grid of the continuous model follows W, as in `integrate`.
+        Whether the depth grid of the continuous model follows W, as in `integrate`. In steps it stays the same.
     estimate : bool
-        Whether a second, more accurate run measures the error in time, as in `integrate`.
+        Whether a second, more accurate run measures the error in time, as in `integrate`. In steps it starts one
+        rounding away.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run, as in `integrate`.
     progress : callable, optional
@@ -107,24 +107,24 @@ def run(
     """
     MODELS.check(model)
     count("network_depth", network_depth)
-    continuous = ContinuousFlow(solver.grid, problem.loss, solver)
-    flow, start = MODELS[model](continuous, initial, network_depth, rule, kernel)
+    flow, start = trained(problem, initial, solver, clock, model, network_depth, rule, kernel)
     wanted = {
         "loss": stop_loss, "gradient": stop_gradient, "steady": stop_steady, "sigma_min": stop_sigma_min,
         "norm": stop_norm,
     }  # fmt: skip
 
-    path = integrate(
+    path = clock.run(
         flow,
         start,
-        clock.times,
-        **{"max_evaluations": _MOST, **clock.options(model), "progress": _told(clock, progress)},
+        model,
+        max_evaluations=clock.max_evaluations or _MOST,
+        progress=_told(clock, progress),
         stop={name: bound for name, bound in wanted.items() if bound is not None},
         observe=partial(_first_weights, len(clock.times)) if model != "intrinsic" else None,
         adapt=adapt and model == "continuous",
         estimate=estimate,
     )
-    dataset = _dataset(model, path, _limit(problem, clock, path))
+    dataset = _dataset(clock, model, path, _limit(problem, solver, clock, path))
     if problem.held_out is not None:
         dataset["loss_held_out"] = (dataset.loss.dims, along(problem.held_out, path.z), {"long_name": LONG_NAME})
     if model == "intrinsic":
@@ -133,12 +133,28 @@ def run(
         dataset = dataset.merge(
             weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else solver.grid.nodes)
         )
-    return _finding(dataset, path, problem.title).attached(dataset)
+    return _finding(dataset, clock, path, problem.title).attached(dataset)
 
 
-def _told(clock: Clock, progress: Progress | None) -> Callable[[Where], None]:
+def trained(
+    problem: Problem,
+    initial: Profile,
+    solver: DepthSolver,
+    clock: AnyClock,
+    model: str,
+    network_depth: int,
+    rule: str,
+    kernel: str,
+    **_: Any,
+) -> Start:
+    """What `run` trains, and from where, of the same arguments."""
+    continuous = ContinuousFlow(solver.grid, problem.loss, solver)
+    return MODELS[model](continuous, initial, network_depth, rule, kernel)
+
+
+def _told(clock: AnyClock, progress: Progress | None) -> Callable[[Where], None]:
     """What `integrate` reports to: the clock's pace, and who asked for progress."""
-    pace = clock.pace.watch(clock.method)
+    pace = clock.watched()
 
     def report(where: Where) -> None:
         if pace is not None:
@@ -165,15 +181,16 @@ def _all_weights(path: Trajectory) -> Tensor:
     return torch.cat((path.observed, last.unsqueeze(0)))
 
 
-def _limit(problem: Problem, clock: Clock, path: Trajectory) -> np.ndarray:
-    """The intrinsic limit at the same times; NaN where it was not reached, or the path has several members."""
-    if path.z.ndim != 3:
-        return np.full(path.z.shape, np.nan)
-    options = clock.options("limit")
-    if path.ending not in (*REACHED, *EVENTS_ASKED):  # it may go on, and then the limit is that at other times
-        options["checkpoint"] = None
-    limit = integrate(IntrinsicFlow(problem.loss, LogMean()), path.z[0], path.times, **options)
+def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory) -> np.ndarray:
+    """What z₀ decides at infinite depth, at the same times; NaN where it was not reached, or there is no such thing."""
     z = np.full(path.z.shape, np.nan)
+    if path.z.ndim != 3 or not clock.decides(path.z[0]):
+        return z
+    flow, z0 = ContinuousFlow(solver.grid, problem.loss, solver), path.z[0]
+    # One that has not ended may go on, and then the limit is that at other times.
+    unsaved = {} if path.ending in (*REACHED, *EVENTS_ASKED) else {"checkpoint": None}
+    closed = IntrinsicFlow(problem.loss, LogMean())
+    limit = clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
     z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
     return z
 
@@ -188,10 +205,17 @@ LONG_NAMES = {
     "time_error": "measured error of z from the steps in time",
     "distance_from_limit": "Frobenius distance of z from the intrinsic limit",
 }
+# What these names stand for in steps, and where the rule moves the law as nobody has written down.
+IN_STEPS = {
+    "z_limit": "z of infinite depth from the balanced start with the same map, in the same steps",
+    "time_error": "distance of z from the same steps from a start that is one rounding away",
+    "distance_from_limit": "Frobenius distance of z from infinite depth in the same steps",
+}
+MOVED_LAW = {"drift": "change of what gradient flow conserves, which steps of this rule move"}
 ERRORS = ("distance_from_limit", "time_error", "depth_error", "drift")
 
 
-def _dataset(model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
+def _dataset(clock: AnyClock, model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
     z = path.z.cpu().numpy()
     members = [f"member_{i}" for i in range(z.ndim - 3)]
     matrix, scalar = ("time", *members, "row", "column"), ("time", *members)
@@ -206,28 +230,33 @@ def _dataset(model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
     }
     if path.time_error is not None:
         variables["time_error"] = ("time", path.time_error)
-    return arranged(variables, [time(path.times)], LONG_NAMES).assign_attrs(
+    names = LONG_NAMES | (IN_STEPS if clock.in_steps else {})
+    if not path.stats.get("law_in_steps", True):
+        names = names | MOVED_LAW
+    return arranged(variables, [time(path.times)], names).assign_attrs(
         ending=path.ending,
         how_it_ended="the last time was reached" if path.status == "ok" else path.status,
         model=model,
         history="; ".join(path.stats["history"]),
-        **{name: path.stats[name] for name in ("evaluations", "products", "steps", "method", "rtol", "atol")},
+        **{name: path.stats[name] for name in ("evaluations", "products", "steps")},
+        **(clock.control | {name: path.stats[name] for name in ("rtol", "atol") if name in path.stats}),
     )
 
 
-def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
+def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, problem: str) -> Finding:
     fine, attrs = path.ending in (*REACHED, *EVENTS_ASKED), dataset.attrs
-    names = ("model", "ending", "history", "method", "rtol", "atol", "evaluations", "products", "steps")
+    names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
-    norm = "largest over time, Frobenius norm"
+    norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
+    if path.stats.get("law_in_steps", True):
+        norms["drift"] = "0 in exact arithmetic"
     return Finding(
         study="trajectory",
         problem=problem,
         status="ok" if fine else path.status,
         verdict=_verdict(dataset),
         checks=tuple(
-            Check(LONG_NAMES[name], error, norm="0 in exact arithmetic" if name == "drift" else norm)
-            for name, error in largest.items()
+            Check(dataset[name].attrs["long_name"], error, norm=norms[name]) for name, error in largest.items()
         ),
         numbers={
             **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
@@ -245,22 +274,38 @@ def _finding(dataset: xr.Dataset, path: Trajectory, problem: str) -> Finding:
 def _verdict(dataset: xr.Dataset) -> str:
     """What happened, with its error."""
     attrs, last = dataset.attrs, dataset.isel(time=-1)
+    in_steps = "rate" in attrs
     errors = f"depth error {float(dataset.depth_error.max()):.1e}"
     if "time_error" in dataset:
-        errors = f"time error {float(dataset.time_error.max()):.1e}, {errors}"
+        of_time = "one rounding of the start grows to" if in_steps else "time error"
+        errors = f"{of_time} {float(dataset.time_error.max()):.1e}, {errors}"
     ending = attrs["how_it_ended"]
     if attrs.get("kernel", "logmean") != "logmean":
         ending = f"{ending} with the kernel {attrs['kernel']}"
     history = f" On the way: {attrs['history']}." if attrs["history"] else ""
     return (
         f"{sentence(ending)} (t = {float(last.time):.6g}, loss {float(last.loss.max()):.6g}, {errors}, "
-        f"{attrs['evaluations']} evaluations).{history}{verdict(dataset, 'loss')}"
+        f"{attrs['evaluations']} {'gradients' if in_steps else 'evaluations'}).{_steps(dataset) if in_steps else ''}"
+        f"{history}{verdict(dataset, 'loss')}"
     )
+
+
+def _steps(dataset: xr.Dataset) -> str:
+    """Which steps they were, and what they have to do with those of infinite depth."""
+    attrs, away = dataset.attrs, float(dataset.distance_from_limit.max())
+    options = f", {attrs['options']}" if attrs["options"] else ""
+    taken = f" {attrs['steps']} steps of {attrs['method']} (η = {attrs['rate']:g}{options})"
+    if attrs["model"] == "intrinsic":
+        taken += " of z along its closed flow, which are not the steps that W takes"
+    if np.isnan(away):
+        return f"{taken}; nothing that z₀ alone decides is beside them."
+    return f"{taken}; z is within {away:.1e} of infinite depth in the same steps from the balanced start with its z₀."
 
 
 STUDIES.register("trajectory")(
     Study(
         run,
         question="Where does this training flow go, how does it end, and how large is the error of what was computed?",
+        trained=trained,
     )
 )

@@ -393,6 +393,7 @@ def _judged(one: xr.Dataset, entry: _Entry) -> float:
 STUDIES.register("universality")(
     Study(
         run,
+        steps="study.rules, study.rate",
         question="Which step rules leave nothing of a start but z₀: one line of z_n, or a fan?",
     )
 )

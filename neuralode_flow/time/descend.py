@@ -57,6 +57,7 @@ def descend(
     *,
     record: int = 1,
     stop: Mapping[str, Any] | None = None,
+    max_evaluations: int | None = None,
     max_seconds: float | None = None,
     checkpoint: str | Path | None = None,
     every: float = 60.0,
@@ -87,6 +88,8 @@ def descend(
     stop : dict, optional
         Events that end the run, as in `integrate`, looked at after every step, which costs a product and more; the run
         ends after the first step at which one has happened.
+    max_evaluations : int, optional
+        Budget of gradients; counted on when a run is resumed.
     max_seconds : float, optional
         Budget of wall time, in seconds; counted on when a run is resumed.
     checkpoint, every, observe, progress, throw
@@ -101,10 +104,11 @@ def descend(
     -------
     Trajectory
         Its times are η times the number of steps, and `stats` has "rule", "rate", "record" and "options". Where the
-        steps say how an exact law moves, `drift` is its distance from where these very steps take it (above d = 4
-        estimated along four directions): for steps Δ along gradients (gd, normalised, sgd, label_noise)
-        C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ, and for heavy_ball and weight_decay as docs/math.md has it; else it is the distance
-        from the start. A run that leaves the range of numbers ends there, and `status` says at which step.
+        steps say how an exact law moves, `stats` has "law_in_steps" true and `drift` is its distance from where these
+        very steps take it (above d = 4 estimated along four directions): for steps Δ along gradients (gd, normalised,
+        sgd, label_noise) C_{n+1} = C_n + ΔᵀΔ − ΔΔᵀ, and for heavy_ball and weight_decay as docs/math.md has it; else it
+        is the distance from the start. A run that leaves the range of numbers ends there, and `status` says at which
+        step.
 
     Raises
     ------
@@ -131,13 +135,17 @@ def descend(
     flow, start, profile = checked_start(flow, state)
     chosen = checked_options(rule, options)
     events = checked_events(stop, 0.0)
+    if max_evaluations is not None:
+        count("max_evaluations", max_evaluations)
     if max_seconds is not None:
         positive("max_seconds", max_seconds)
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
         known = sampled(flow, start, profile, False, 0.0, 0.0)
-        task = Task(known.flow, start, rule, rate, number, record, chosen, events, observe, max_seconds)
+        task = Task(
+            known.flow, start, rule, rate, number, record, chosen, events, observe, max_evaluations, max_seconds
+        )
         file = None
         if path is not None:
             file = held.enter_context(
@@ -148,6 +156,20 @@ def descend(
     if throw and result.ending not in (*REACHED, *EVENTS_ASKED):
         raise IntegrationError(result)
     return result
+
+
+def check_rule(flow: Flow, state: Tensor | Profile, rule: str, rate: float, **options: Any) -> None:
+    """Raises, as `descend` does before any work, where a rule cannot train a flow from a state; takes no step."""
+    kind = STEP_RULES[rule]
+    flow, start, _ = checked_start(flow, state)
+    chosen = checked_options(rule, options)
+    with torch.no_grad():
+        members = flow.loss(flow.product(start)).ndim
+        kind(Ground(flow, _no_step, _no_step, members, start), rate, **chosen)
+
+
+def _no_step(*_: Any) -> Tensor:
+    raise RuntimeError("a rule that is only looked at takes no step")
 
 
 def checked_options(rule: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +227,7 @@ class Task:
     options: dict[str, Any] = field(default_factory=dict)
     events: Sequence[Stop] = ()
     observe: Observer | None = None
+    max_evaluations: int | None = None
     max_seconds: float | None = None
 
 
@@ -307,8 +330,7 @@ class Descent:
         """One step, which counts only if all of it is finite; then ends the run at an event that has happened."""
         task, n, memory = self.task, self.n + 1, dict(self.rule.memory)
         followed, state = dict(self.law.memory) if self.law else {}, None
-        if task.max_seconds is not None and self.seconds > task.max_seconds:
-            raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
+        self._check_budgets()
         try:
             state = self._moved()
             if self.law:
@@ -326,6 +348,14 @@ class Descent:
         self.n, self.state = n, state
         if event is not None:
             raise event
+
+    def _check_budgets(self) -> None:
+        """Raises Stopped where the run may spend no more."""
+        task = self.task
+        if task.max_evaluations is not None and self.evaluations >= task.max_evaluations:
+            raise Stopped("evaluations", f"the budget of {task.max_evaluations} gradients was used up")
+        if task.max_seconds is not None and self.seconds > task.max_seconds:
+            raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
 
     def _moved(self) -> Tensor:
         """The state after the next step; raises Stopped unless it is finite."""
@@ -443,6 +473,7 @@ class Descent:
             "history": [],
             "grid": panels_and_order(task.flow),
             "law_modes": None if self.law else self.records.law_modes,
+            "law_in_steps": self.law is not None,
         }
         state = self.state if state is None else state
         return Trajectory(**self.records.tensors(), state=state, stats=stats, status=status, ending=ending)

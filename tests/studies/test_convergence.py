@@ -10,7 +10,8 @@ import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
-from neuralode_flow.studies import STUDIES, convergence, square
+from neuralode_flow.studies import STUDIES, convergence
+from neuralode_flow.studies import clock as verbs
 from neuralode_flow.studies.convergence import run, summarise
 from neuralode_flow.studies.weights import kept
 
@@ -148,7 +149,7 @@ def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
         budget = {"max_evaluations": 30} if isinstance(flow, nf.FiniteFlow) and flow.depth == 8 else {}
         return nf.integrate(flow, *args, **kwargs, **budget)
 
-    monkeypatch.setattr(square, "integrate", stopping)
+    monkeypatch.setattr(verbs, "integrate", stopping)
     dataset = run(**inputs(), depths=[4, 8], layers=["euler", "exp"])
     assert dataset.attrs["status"].startswith("2 of 4 finite networks stopped early; euler, L = 8: the budget of 30")
     assert np.isnan(dataset.error_z.sel(depth=8)).all()
