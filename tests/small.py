@@ -72,6 +72,10 @@ SMALL = {
         {"depths": [16, 32, 64], "between": 0.4, "settled": 1e-6, "cases": 1, "detour": 1.0, "workers": 1},
     ),
     "initialisations": lambda: (network(2, horizon=0.5, samples=3), {"draws": 2, "depths": [2]}),
+    "interpolant": lambda: (
+        {"problem": nf.PROBLEMS["breast_cancer_white"](), "clock": clock(horizon=20.0, samples=3)},
+        {"shapes": [0.0, 0.9]},
+    ),
     "momentum": lambda: (
         network(3, "relaxed_balanced", horizon=1.0, samples=5, rtol=1e-12, atol=1e-13)
         | {"solver": nf.Collocation(nf.DepthGrid.gauss(4, 12))},
@@ -94,7 +98,7 @@ def dataset(name):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion", "perceptron",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

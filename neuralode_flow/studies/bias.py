@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog, nnls
+from scipy.optimize import linprog
 
 # In one go the scale may fall by this factor of its logarithm; Newton's method finds its way from there.
 _STEP = np.log(10.0)
@@ -53,15 +53,7 @@ def widest_l1(z: np.ndarray) -> Sparse:
     return Sparse(b, _certificate(z.T @ found.ineqlin.marginals, on))
 
 
-def widest_l2(z: np.ndarray) -> np.ndarray:
-    """b of least ℓ₂ norm with margins zb ≥ 1, by its dual: zᵀλ, λ ≥ 0 of the least ½‖zᵀλ‖² − Σλ."""
-    # Non-negative least squares of [zᵀ; 1ᵀ]λ = [0; 1] has the same λ, but for its size.
-    weights, _ = nnls(np.vstack([z.T, np.ones(len(z))]), np.append(np.zeros(z.shape[1]), 1.0))
-    b = z.T @ weights
-    return b / (z @ b).min()
-
-
-def _programme(**constraints: np.ndarray) -> object:
+def _programme(**constraints: np.ndarray) -> Any:
     """The least ‖b₊‖₁ + ‖b₋‖₁ under constraints on (b₊, b₋) ≥ 0."""
     d = next(iter(constraints.values())).shape[1]
     found = linprog(np.ones(d), **constraints, method="highs")
@@ -99,15 +91,20 @@ def _newton(x: np.ndarray, y: np.ndarray, k: float, nu: np.ndarray) -> np.ndarra
         with np.errstate(over="ignore"):
             return float(k * np.square(np.sinh(x.T @ nu)).sum() - y @ nu)  # cosh − 1, without cancellation
 
-    for _ in range(500):
+    def step(nu: np.ndarray) -> tuple[np.ndarray, float]:
         w = 2 * x.T @ nu
-        slope, bend = x @ (k * np.sinh(w)) - y, (x * (2 * k * np.cosh(w))) @ x.T
-        step = np.linalg.solve(bend, -slope)
-        size, now, fall = 1.0, height(nu), slope @ step
-        while not height(nu + size * step) <= now + 1e-4 * size * fall and size > 1e-12:
+        slope = x @ (k * np.sinh(w)) - y
+        found = np.linalg.solve((x * (2 * k * np.cosh(w))) @ x.T, -slope)
+        return found, float(slope @ found)
+
+    for _ in range(500):
+        along, fall = step(nu)
+        size, now = 1.0, height(nu)
+        while not height(nu + size * along) <= now + 1e-4 * size * fall and size > 1e-12:
             size /= 2
-        # Where the height no longer tells two points apart Newton's step is as good as round-off lets it be.
-        nu = nu + (step if size <= 1e-12 else size * step)
-        if size <= 1e-12 or np.abs(size * step).max() <= 4e-16 * max(1.0, np.abs(nu).max()):
+        if size <= 1e-12 or np.abs(size * along).max() <= 1e-9 * np.abs(nu).max(initial=1e-300):
+            for _ in range(3):  # the height tells points apart to half the digits only
+                nu = nu + step(nu)[0]
             return nu
+        nu = nu + size * along
     raise RuntimeError(f"the interpolant of the scale {k:.3g} was not found in 500 steps of Newton's method")

@@ -1,0 +1,104 @@
+"""The interpolants that diagonal networks reach: by second routes, and with planted faults that the checks see."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog, minimize
+from small import SMALL, dataset
+
+import neuralode_flow as nf
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, interpolant
+from neuralode_flow.studies.bias import Sparse, least_l1, reached, widest_l1
+
+SLOW = pytest.mark.slow
+FAULTS = ["k", "model", *(pytest.param(name, marks=SLOW) for name in ("start", "certificate"))]
+
+X, Y = interpolant._samples(nf.PROBLEMS["breast_cancer_white"](), 4, 0, 4)
+
+
+def checks(**changes):
+    inputs, settings = SMALL["interpolant"]()
+    finding = Finding.of(STUDIES["interpolant"].run(**inputs, **(settings | changes)))
+    return {check.name: check for check in finding.checks}
+
+
+def test_all_checks_hold():
+    found = Finding.of(dataset("interpolant"))
+    assert found.record()["passed"], found.checks
+    assert found.numbers["orders"]["least ℓ₁ norm"][-1] == pytest.approx(
+        2 * (1 - found.numbers["certificate"]), rel=0.01
+    )
+
+
+def test_the_formula_is_where_an_independent_solver_of_the_bias_ends():
+    """b minimises Σ q(b_i) with q' = asinh(b/k)/2 among all that fit the samples."""
+    k = 0.7
+    b = reached(X, Y, [k])[0]
+
+    def bias(b):
+        return np.sum(b * np.arcsinh(b / k) - np.hypot(b, k) + k) / 2
+
+    start = np.linalg.pinv(X) @ Y
+    fits = {"type": "eq", "fun": lambda b: X @ b - Y, "jac": lambda b: X}
+    other = minimize(bias, start, jac=lambda b: np.arcsinh(b / k) / 2, constraints=fits, method="SLSQP", tol=1e-14)
+    assert np.abs(b - other.x).max() < 1e-6
+    assert np.abs(X @ b - Y).max() < 1e-13
+
+
+def test_least_norms_and_widest_margins_have_the_value_of_their_duals():
+    b, certificate = least_l1(X, Y)
+    dual = linprog(-Y, A_ub=np.vstack([X.T, -X.T]), b_ub=np.ones(2 * X.shape[1]), bounds=(None, None))
+    assert np.abs(b).sum() == pytest.approx(-dual.fun, rel=1e-9)
+    assert np.abs(X @ b - Y).max() < 1e-13
+    assert 0 < certificate < 1
+    Z = np.sign(Y)[:, None] * X
+    wide = widest_l1(Z).b
+    dual = linprog(-np.ones(4), A_ub=np.vstack([Z.T, -Z.T]), b_ub=np.ones(2 * X.shape[1]))
+    assert np.abs(wide).sum() == pytest.approx(-dual.fun, rel=1e-9)
+    assert (Z @ wide).min() > 1 - 1e-9
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_seen(fault, monkeypatch):
+    width, start = interpolant.width, interpolant.start
+    if fault == "k":
+        monkeypatch.setattr(interpolant, "width", lambda scale, shape: 1.01 * width(scale, shape))
+        seen = "the trained b against k sinh(2xᵀν)"
+    elif fault == "start":  # of another shape
+        monkeypatch.setattr(interpolant, "start", lambda d, scale, shape: start(d, scale, shape / 2))
+        seen = "the trained b against k sinh(2xᵀν)"
+    elif fault == "certificate":
+        monkeypatch.setattr(interpolant, "least_l1", lambda x, y: Sparse(least_l1(x, y).b, 0.7))
+        seen = "order to least ℓ₁ norm, off the expected one"
+    else:  # one layer, which is led to the widest ℓ₂ margin
+        monkeypatch.setattr(interpolant, "phi", lambda theta: theta[: len(theta) // 4] - start(10, 1.0, 0.0)[0])
+        monkeypatch.setattr(interpolant, "_trained", lambda *arguments: {"missed": 0.0, "loss": 0.0})
+        monkeypatch.setattr(interpolant, "_NORMS", (1.0, 3.0))
+        seen = "what the widest ℓ₂ margin misses of it, a control"
+    assert not checks()[seen].holds
+
+
+def test_what_does_not_suit_it_is_refused():
+    inputs, settings = SMALL["interpolant"]()
+    run = STUDIES["interpolant"].run
+    with pytest.raises(ValueError, match=r"study\.rows must be .* 9, got 10"):
+        run(**inputs, **settings, rows=10)
+    with pytest.raises(ValueError, match=r"study\.column must be .* 9, got 10"):
+        run(**inputs, **settings, column=10)
+    teacher = inputs | {"problem": nf.PROBLEMS["reflection"]()}
+    with pytest.raises(ValueError, match="has no samples; choose one of a table"):
+        run(**teacher, **settings)
+
+
+@SLOW
+@pytest.mark.parametrize("seed", [1, 5, 9])
+def test_other_rows_pass_as_well(seed):
+    assert all(check.holds for check in checks(seed=seed, shapes=[0.0, 0.5]).values())
+
+
+def test_scales_may_fall_by_any_number_of_decades():
+    far = reached(X, Y, [1.0, 1e-40])[1]
+    assert np.abs(far - least_l1(X, Y).b).max() < 1e-9
+    assert np.abs(far - reached(X, Y, [1.0, 1e-10, 1e-20, 1e-40])[-1]).max() < 1e-12
+    assert torch.get_default_dtype() == torch.float64
