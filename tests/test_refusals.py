@@ -654,6 +654,8 @@ COMMAND = {
         "study.depths=4",
         "study.depths=[4,8",
         "study.depths=[1000000000]",
+        "experiment=delta_rewrite study.depths=[16,32]",
+        "experiment=delta_rewrite study.strength=16",
     ],
     "study.layers": ["study.layers=[eulr]"],
     "study.sampling": ["study.sampling=centre"],
