@@ -68,7 +68,7 @@ SMALL = {
     ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
-        alone(100.0, 3, method="auto", rtol=1e-9, atol=1e-11),
+        alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
         {"dimension": 3, "depths": [16, 32, 64, 128], "layers": 2, "draws": 2},
     ),
     "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),

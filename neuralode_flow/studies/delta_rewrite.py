@@ -14,8 +14,8 @@ from torch import Tensor
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..losses import Quadratic
-from ..orders import Order, observed_order
-from ..signatures import Depths, Members, Positive, Seed, at_least, at_most
+from ..orders import LEAST_POINTS, Order, observed_order
+from ..signatures import Seed, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth, time
@@ -33,8 +33,8 @@ RULES = {
 TARGETS = {"reflection": (1.0, 2.0), "partial": (1.0, 1.5), "beyond": (1.2, 2.0)}
 GATES: dict[str, Gate] = {"sigmoid": lambda c: gate(c), "limit": lambda c: limit_gate(c)}
 
-_LEAST_TIME, _LATE = 100.0, 30.0  # the shortest training, and from where the key is that of the target
-_ORDER, _OFF, _APART = 0.05, 0.5, 0.1  # of orders; what a control leaves of them; what it leaves of X
+_LEAST_TIME, _LATE, _SAMPLES = 100.0, 30.0, 13  # the shortest training, and from where the key is that of the target
+_ORDER, _OFF, _APART = 0.05, 0.5, 0.05  # of orders; what a control leaves of them; what it leaves of X
 _LAW, _FAR, _NORM, _ACROSS, _STALL = 1e-4, 0.2, 1e-12, -0.5, 0.5 - 1e-12
 
 LONG_NAMES = {
@@ -51,15 +51,25 @@ LONG_NAMES = {
 }
 
 
+def _enough(key: str, values: Sequence[int]) -> None:
+    if len(values) < LEAST_POINTS:
+        raise ValueError(f"{key} must be at least three numbers of layers, for an order, got {list(values)}")
+
+
+# With b at most 5/4 strength every gate b/L of the limit in depth is below 2.
+Strength = Annotated[float, at_least(1), at_most(4)]
+Layers = Annotated[Sequence[int], distinct, each(at_least(4), at_most(4096)), increasing, _enough]
+
+
 def run(
     clock: Clock,
     *,
     dimension: Annotated[int, at_least(2), at_most(64)] = 4,
     columns: Annotated[int, at_least(1), at_most(64)] = 2,
-    strength: Positive = 1.0,
-    depths: Depths = (16, 32, 64, 128, 256),
+    strength: Strength = 1.0,
+    depths: Layers = (16, 32, 64, 128, 256),
     layers: Annotated[int, at_least(2), at_most(64)] = 3,
-    draws: Members = 4,
+    draws: Annotated[int, at_least(1), at_most(64)] = 4,
     seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -76,7 +86,7 @@ def run(
     strength : float
         ∫b of the limit, b(s) = strength (5 − 3s²)/4.
     depths : sequence of int
-        L of the limit in depth, increasing, above strength, so that b/L is below 2.
+        L of the limit in depth, increasing, at least three from 4 on.
     layers : int
         Blocks that are trained towards a reflection.
     draws : int
@@ -93,16 +103,17 @@ def run(
     Raises
     ------
     ValueError
-        If the depths or the times do not reach as far as what is claimed of them.
+        If the last time is below 100.
     """
     say: Callable[[float, str], None] = progress or (lambda fraction, what: None)
-    last = _checked(clock, depths, strength)
-    samples = torch.logspace(0, np.log10(last), 13, dtype=torch.float64)
-    clock = replace(clock, times=torch.cat((samples.new_zeros(1), samples)))
+    last = float(clock.times[-1])
+    if last < _LEAST_TIME:
+        raise ValueError(f"time.horizon must be at least {_LEAST_TIME:g} for an algebraic law, got {last:g}")
+    clock = replace(clock, times=clock.times.new_tensor([0.0, *np.geomspace(1.0, last, _SAMPLES)]))
     say(0.0, "the limit in depth")
     variables = _depth(Profiles.random(dimension, columns, strength, seed), depths)
     random = torch.Generator().manual_seed(seed)
-    k = unit(torch.randn(draws, dimension, generator=random, dtype=torch.float64))
+    k = unit(torch.randn(draws, dimension, generator=random, dtype=torch.float64, device="cpu"))
     variables |= _one(clock, k, random, say)
     variables |= _several(clock, k, layers, random, say)
     axes = [
@@ -114,19 +125,6 @@ def run(
     ]
     dataset = arranged(variables, axes, LONG_NAMES)
     return _finding(dataset, dimension, layers, draws).attached(dataset)
-
-
-def _checked(clock: Clock, depths: Sequence[int], strength: float) -> float:
-    """The last time."""
-    if len(depths) < 3 or depths[0] <= strength:
-        raise ValueError(
-            f"study.depths must be at least three, for an order, above study.strength = {strength:g}, where the gate "
-            f"b/L is below 2, got {list(depths)}"
-        )
-    last = float(clock.times[-1])
-    if last < _LEAST_TIME:
-        raise ValueError(f"time.horizon must be at least {_LEAST_TIME:g} for an algebraic law, got {last:g}")
-    return last
 
 
 def _depth(profiles: Profiles, depths: Sequence[int]) -> dict[str, Any]:
@@ -187,12 +185,12 @@ def _several(
 
 def _block(k: Tensor, beta: float) -> Tensor:
     """I − β k kᵀ, `(..., d, d)`."""
-    return torch.eye(k.shape[-1], dtype=k.dtype) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
+    return torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
 
 
 def _start(draws: int, layers: int, d: int, random: torch.Generator) -> Tensor:
     """θ `(draws, layers (d + 1))`: random unit keys, and c < 0, so that every gate is below 1 and det z above 0."""
-    theta = torch.randn(draws, layers, d + 1, generator=random, dtype=torch.float64)
+    theta = torch.randn(draws, layers, d + 1, generator=random, dtype=torch.float64, device="cpu")
     return torch.cat((-theta[..., :1].abs(), unit(theta[..., 1:])), dim=-1).flatten(-2)
 
 
@@ -229,7 +227,7 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
     end = dataset.isel(time=-1)
     T = float(end.time)
     products = T * end.loss.sel(target="reflection").values
-    crossed = float(end.det_layers.sel(gate="sigmoid").max())
+    crossed = end.det_layers.sel(gate="sigmoid").values
     stalled = float(dataset.loss_layers.sel(gate="limit").min())
     values = ", ".join(f"{order.value:.2f}" for order in orders[: len(RULES)])
     return Finding(
@@ -238,8 +236,8 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
         status="ok",
         verdict=f"Layers tend to dX/ds = b k(vᵀ − kᵀX) at orders {values} ({', '.join(RULES)}). One block comes to a "
         f"reflection algebraically: t·loss is {products.min():.4f} to {products.max():.4f} at t = {T:g}, to tend to ¼. "
-        f"{layers} blocks cross det z = 0, to {crossed:.2f} or less in all of {draws} draws; with the gates of the "
-        f"limit, which keep det z > 0, no loss is below {stalled:.4f}.",
+        f"{layers} blocks from det z > 0 end at {crossed.min():.3f} to {crossed.max():.3f} in {draws} draws; with the "
+        f"gates of the limit, which keep det z > 0, no loss is below {stalled:.4f}.",
         claim=Claim(
             "one gate in (0, 2) takes a block from the identity over the projection to the reflection, which it only "
             "tends to, and no target with a singular value above 1 is reached",
@@ -253,7 +251,7 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
             "reference_error": float(dataset.error_loss),
             "law_drift": float(dataset.drift),
             "t_loss": products.tolist(),
-            "det": end.det_layers.sel(gate="sigmoid").values.tolist(),
+            "det": crossed.tolist(),
             "over_infimum": (end.loss / end.infimum).sel(target="beyond").values.tolist(),
         },
     )

@@ -93,9 +93,10 @@ class Profiles:
 
     @classmethod
     def random(cls, d: int, m: int, strength: float, seed: int) -> Profiles:
-        """Normal ones."""
+        """Normal ones; the rows of keys have lengths 1, ½ and ½, so that their sum never comes near 0."""
         normal = np.random.default_rng(seed).standard_normal
-        return cls(keys=normal((3, d)), values=normal((3, m)), start=normal((d, m)), strength=strength)
+        keys = np.array([[1.0], [0.5], [0.5]]) * unit(torch.as_tensor(normal((3, d)))).numpy()
+        return cls(keys=keys, values=normal((3, m)), start=normal((d, m)), strength=strength)
 
     def at(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys `(n, d)`, values `(n, m)` and rates `(n,)` at depths `(n,)`."""
