@@ -82,6 +82,10 @@ SMALL = {
         {"depths": [2, 4], "refinements": [2, 4, 8], "steps": 60},
     ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
+    "delta_rewrite": lambda: (
+        alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
+        {"dimension": 3, "depths": [16, 32, 64, 128], "layers": 2, "draws": 2},
+    ),
     "trajectory": lambda: (network(2, "relaxed_balanced", samples=3), {}),
     "universality": lambda: (
         {"problem": nf.PROBLEMS["linnerud"](), "solver": nf.Collocation(nf.DepthGrid.gauss(4, 8))},
@@ -98,7 +102,7 @@ def dataset(name):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion", "perceptron", "interpolant",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -673,6 +673,8 @@ COMMAND = {
         "study.depths=4",
         "study.depths=[4,8",
         "study.depths=[1000000000]",
+        "experiment=delta_rewrite study.depths=[16,32]",
+        "experiment=delta_rewrite study.depths=[2,4,8]",
     ],
     "study.layers": ["study.layers=[eulr]"],
     "study.sampling": ["study.sampling=centre"],
