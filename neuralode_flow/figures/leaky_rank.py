@@ -31,14 +31,14 @@ def leaky_rank(dataset: xr.Dataset) -> dict[str, Figure]:
 
 def _rank(dataset: xr.Dataset) -> Figure:
     figure, (axes,) = style.blank(style.problem(dataset))
-    steps, scales = dataset["step"].values, dataset["scale"].values
+    steps, scales = dataset["step"].values + 1, dataset["scale"].values
     for scale, colour in zip(scales, style.fade(len(scales)), strict=True):
         ranks = dataset["step_rank"].sel(scale=scale).values
         axes.plot(steps, ranks, color=colour, label=rf"$\kappa$ = {scale:g}")
     axes.axhline(2.0, color=style.BLACK, ls=(0, (3, 1.5)), lw=0.8, label="2")
-    axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("step of gradient descent")
+    axes.set_xlabel("1 + steps of gradient descent")
     axes.set_ylabel("stable rank of $W$")
     style.legend_below(figure, columns=4)
     return figure
@@ -52,9 +52,11 @@ def _direction(dataset: xr.Dataset) -> Figure:
             one = dataset.sel(case=case, loss=loss)
             left.plot(times, one["deviation"].values, look, color=colour, label=f"{label}, {loss} loss")
             right.plot(times, one["third"].values, look, color=colour)
-    for axes, what in ((left, "distance from the closed limit, as directions"), (right, r"$\sigma_3/\sigma_1$ of $W$")):
+    for axes, what in ((left, "distance of the direction"), (right, r"$\sigma_3/\sigma_1$ of $W$")):
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(times, [f"{time:g}" for time in times])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel("training time $t$")
         axes.set_ylabel(what)
     left.plot(times, dataset["deviation"].values[0, 0, 0] * times[0] / times, color=style.BLACK, lw=0.6, label="1/t")
@@ -66,7 +68,7 @@ FIGURES.register("leaky_rank")(
     FigureSet(
         leaky_rank,
         {
-            "rank": "The stable rank of W in steps of gradient descent, from starts of small (pale) to large (dark) "
+            "rank": "The stable rank of W in steps of gradient descent (the start is at 1), from starts of small (pale) to large (dark) "
             "scale; at κ = 1 the start and the first step are of one size. Below the dashed line the rank is at most "
             "two.",
             "direction": "Left: the distance of the direction of W along the gradient flow from that of the closed "
