@@ -68,7 +68,7 @@ FIGURES.register("leaky_rank")(
     FigureSet(
         leaky_rank,
         {
-            "rank": "The stable rank of W in steps of gradient descent (the start is at 1), from starts of small (pale) to large (dark) "
+            "rank": "The stable rank of W in steps of gradient descent, from starts of small (pale) to large (dark) "
             "scale; at κ = 1 the start and the first step are of one size. Below the dashed line the rank is at most "
             "two.",
             "direction": "Left: the distance of the direction of W along the gradient flow from that of the closed "
