@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import square
+from .compat import standard_gamma
 from .modes import forward_mode
 
 _SAFE = 96  # rows of matrices that are factorised rightly in batches
@@ -122,3 +123,15 @@ def random_orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Ten
     """Haar-distributed orthogonal matrices of shape `(..., d, d)`, in float64."""
     Q, R = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device))
     return Q * torch.sign(R.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)
+
+
+def wishart_factor(rows: int, columns: float, generator: torch.Generator) -> Tensor:
+    """L of a matrix L Q of `rows` × `columns` independent standard normal numbers, Q Qᵀ = 1: `(rows, rows)`, float64.
+
+    Bartlett 1933: the entries below the diagonal are standard normal, the squares on it χ² of columns, columns − 1, …
+    degrees of freedom, so that any number of columns costs the same. It is drawn, and stays, on the CPU.
+    """
+    lower = torch.randn(rows, rows, generator=generator, dtype=torch.float64, device="cpu").tril(-1)
+    freedom = columns - torch.arange(rows, dtype=torch.float64, device="cpu")
+    # A gamma variable of half the degrees of freedom, doubled, is chi-squared.
+    return lower + (2 * standard_gamma(freedom / 2, generator)).sqrt().diag()

@@ -81,6 +81,18 @@ SMALL = {
         | {"solver": nf.Collocation(nf.DepthGrid.gauss(4, 12))},
         {"depths": [2, 4], "refinements": [2, 4, 8], "steps": 60},
     ),
+    "leaky_rank": lambda: (
+        {},
+        {
+            "samples": 6,
+            "width": 12,
+            "positive": 4,
+            "features": 1e6,
+            "horizon": 640.0,
+            "large_start": 300.0,
+            "steps": 20,
+        },
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -102,7 +114,7 @@ def dataset(name):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

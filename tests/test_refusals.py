@@ -738,6 +738,9 @@ COMMAND = {
         "study=perceptron study.sizes=[16]",
         "study=perceptron study.sizes=[10,30]",
     ],
+    "study.samples": ["study=leaky_rank study.samples=2"],
+    "study.scales": ["study=leaky_rank study.scales=[1,10]"],
+    "study.slope": ["study=leaky_rank study.slope=1"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]

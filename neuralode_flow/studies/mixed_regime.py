@@ -11,12 +11,12 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
-from ..compat import standard_gamma
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import TwoLayer
 from ..losses import Loss, Quadratic
+from ..matrices import wishart_factor
 from ..orders import LEAST_POINTS, Order, observed_order, relative_noise, said
 from ..signatures import Dimension, Seed
 from ..time.integrate import integrate
@@ -226,11 +226,7 @@ def _data(d: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def _bartlett(w: int, d: int, generator: torch.Generator) -> Tensor:
     """U and V with 2d columns, `(2, d, 2d)`: (U; V)(U; V)ᵀ has the law of that of 2d × w independent normal numbers."""
-    B = torch.randn(2 * d, 2 * d, generator=generator, dtype=torch.float64, device="cpu").tril(-1)
-    freedom = torch.arange(w, w - 2 * d, -1, dtype=torch.float64)
-    # A gamma variable of half the degrees of freedom, doubled, is chi-squared.
-    chi = (2 * standard_gamma(freedom / 2, generator)).sqrt()
-    return (B + chi.diag()).reshape(2, d, 2 * d)
+    return wishart_factor(2 * d, w, generator).reshape(2, d, 2 * d)
 
 
 def _product(weights: Tensor) -> Tensor:
