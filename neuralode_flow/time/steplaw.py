@@ -40,7 +40,8 @@ class StepLaw:
         directions = torch.linalg.qr(random)[0] if number < d else torch.eye(d, dtype=torch.float64, device="cpu")
         self.flow, self.directions, self.scale = flow, directions.to(start).contiguous(), _scale(d, number)
         self.first = self._seen(flow.law(start))
-        self.memory = {"law": self._moved_by(torch.zeros_like(start))}
+        self._step = torch.zeros_like(start)  # one place for all: new memory takes as long as the subtraction
+        self.memory = {"law": self._moved_by(self._step)}
 
     @staticmethod
     def known(flow: Any) -> bool:
@@ -49,7 +50,7 @@ class StepLaw:
 
     def step(self, state: Tensor, following: Tensor) -> None:
         """Takes into account that a step has led from a state to the one that follows."""
-        self.memory["law"] = self.memory["law"] + self._moved_by(following - state)
+        self.memory["law"] = self.memory["law"] + self._moved_by(self._between(state, following))
 
     def drift(self, state: Tensor) -> Tensor:
         """The largest distance over depth, `(...)`."""
@@ -61,6 +62,9 @@ class StepLaw:
     def _said(self) -> Tensor:
         """Where the steps have taken the law, seen from the directions."""
         return self.first + self.flow.law_of_steps(self.memory["law"])
+
+    def _between(self, state: Tensor, following: Tensor) -> Tensor:
+        return torch.sub(following, state, out=self._step)
 
     def _moved_by(self, step: Tensor) -> Tensor:
         found: Tensor = self.flow.step_law(step, self.directions)
@@ -82,7 +86,7 @@ class MomentumLaw(StepLaw):
         self.memory["law_carried"] = torch.zeros_like(self.memory["law"])
 
     def step(self, state: Tensor, following: Tensor) -> None:
-        q = self._moved_by(following - state)
+        q = self._moved_by(self._between(state, following))
         moved = self.momentum * self.memory["law_carried"] + q
         self.memory |= {"law": self.memory["law"] + moved, "law_carried": moved + q}
 
