@@ -52,7 +52,7 @@ def _direction(dataset: xr.Dataset) -> Figure:
             one = dataset.sel(case=case, loss=loss)
             left.plot(times, one["deviation"].values, look, color=colour, label=f"{label}, {loss} loss")
             right.plot(times, one["third"].values, look, color=colour)
-    for axes, what in ((left, "distance of the direction"), (right, r"$\sigma_3/\sigma_1$ of $W$")):
+    for axes, what in ((left, f"distance of the direction {style.BETTER}"), (right, r"$\sigma_3/\sigma_1$ of $W$")):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(times, [f"{time:g}" for time in times])

@@ -57,7 +57,7 @@ def _threshold(dataset: xr.Dataset) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(r"$\gamma\,\min|$margin$|$, and $c^2\min|$margin$|$ of two layers")
-    axes.set_ylabel("distance from the perceptron")
+    axes.set_ylabel(f"distance from the perceptron {style.BETTER}")
     style.legend_below(figure, columns=4)
     return figure
 

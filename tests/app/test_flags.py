@@ -101,6 +101,7 @@ LAYERS.register("breaks")(Breaks())
 """
 
 
+@pytest.mark.slow
 def test_a_quiet_sweep_says_only_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "breaking.py").write_text(PLUGIN)
     study = ("study.depths=[4]", "study.workers=1", "time.samples=3", "figures=none", "plugins=[breaking]")

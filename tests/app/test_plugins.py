@@ -122,6 +122,7 @@ def test_a_rule_that_does_not_do_what_it_declares_ends_with_status_1_and_its_nam
     assert words in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_study_of_a_plugin_is_chosen_as_a_group_alone_in_a_sweep_and_in_workers(tmp_path):
     (tmp_path / "mine.py").write_text(
         """

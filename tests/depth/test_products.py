@@ -64,7 +64,7 @@ def test_direct_solver_agrees_with_the_fixed_point_and_takes_over_for_large_W():
     assert float((z - exact).abs().max() / exact.abs().max()) < 1e-8
 
 
-@pytest.mark.parametrize("solver", [nf.Collocation, nf.OdeintDepth])
+@pytest.mark.parametrize("solver", [nf.Collocation, pytest.param(nf.OdeintDepth, marks=pytest.mark.slow)])
 def test_leading_axes_are_independent_members(solver):
     grid = nf.DepthGrid.gauss(3, 5)
     W = randn(2, 3, 15, 3, 3, seed=7)

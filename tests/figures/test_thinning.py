@@ -72,6 +72,7 @@ def test_a_film_leaves_moments_out_and_none_of_its_ends() -> None:
     assert thinned([whole], 2_000) == [None]  # which its picture stands for
 
 
+@pytest.mark.slow
 def test_a_page_stays_small_whatever_is_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = curves(*rng.standard_normal((3, 60_000)))

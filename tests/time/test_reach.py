@@ -50,7 +50,7 @@ def test_a_run_at_rest_near_the_boundary_is_said_to_be_out_of_reach_without_bein
         ((2.0, -1.003), 0.5 * 1.003**2, True),
         ((1.0, -1.1), 0.5 * 1.1**2, False),  # the least is ½, to which an aligned start does not lead
         ((5.0, -0.1, -0.1, -0.1), 0.015, False),
-        ((3.0, 2.0, -1.0), 0.5, True),
+        pytest.param((3.0, 2.0, -1.0), 0.5, True, marks=pytest.mark.slow),
     ],
 )
 def test_tends_is_said_only_of_the_value_to_which_the_loss_tends(target, loss, tends):
