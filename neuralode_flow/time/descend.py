@@ -333,8 +333,6 @@ class Descent:
         self._check_budgets()
         try:
             state = self._moved()
-            if self.law:
-                self.law.step(self.state, state)
             event = self._happened(n, state)
             if n % task.record == 0 or n == task.steps:
                 self.records.output(task.rate * n, state, self.state)
@@ -358,13 +356,18 @@ class Descent:
             raise Stopped("seconds", f"the budget of wall time was used up after {self.seconds:.3g} seconds")
 
     def _moved(self) -> Tensor:
-        """The state after the next step; raises Stopped unless it is finite."""
+        """The state after the next step, which the law takes into account; raises Stopped unless it is finite."""
         try:
             state = self.rule.step(self.n, self.state)
         except FAILURES as error:
             raise Stopped("velocity", f"the step could not be computed: {error}") from error
-        if not all_finite(state):
-            which = not_finite(state, self.records.members)
+        seen = state
+        if self.law:
+            self.law.step(self.state, state)
+            squares = self.law.memory["law"]  # every entry of the step is in it, in fewer numbers
+            seen = squares if squares.numel() else state
+        if not all_finite(seen):
+            which = not_finite(seen, self.records.members)
             raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
         return state
 
