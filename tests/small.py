@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import neuralode_flow as nf
+from neuralode_flow.finding import Finding
 from neuralode_flow.studies import STUDIES
 from neuralode_flow.studies.base import Clock
 
@@ -110,6 +111,11 @@ SMALL = {
 def dataset(name):
     inputs, options = SMALL[name]()
     return STUDIES[name].run(**inputs, **options)
+
+
+def failing(found):
+    """Names of the checks that a dataset does not pass."""
+    return {check.name for check in Finding.of(found).checks if not check.holds}
 
 
 PUBLISHED = [

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..checks import all_finite, positive
-from ..depth.grid import DepthGrid
-from ..display import said
-from ..flows.base import Around, Flow
-from ..flows.continuous import ContinuousFlow
+from ..flows.base import Flow
+from ..flows.modified import FollowsSteps
 from ..modes import uncompiled
 from .edge import central
 from .hessian import Hessian, fixed_weights, plain_numbers
 
-# What is passed on: it is about states and z alone, and not about the way that they go.
-_PASSED_ON = {"sample", "nodes", "grid", "transfer", "depth_error", "polynomial_error", "misfit", "factors"}
 
-
-class CentralFlow(Around):
+class CentralFlow(FollowsSteps):
     """The central flow of gradient descent of a rate, around the flow whose steps those are: see `central_velocity`.
 
     Where the sharpness is well below 2/rate it is the flow itself; at the edge of stability it goes through the middle
@@ -63,26 +56,7 @@ class CentralFlow(Around):
     def __init__(self, flow: Flow, rate: float) -> None:
         fixed_weights(flow)
         self.flow = flow
-        self.learning_rate = positive("rate", rate)  # `rate` is a capability
-
-    def __repr__(self) -> str:
-        return said(self, repr(self.flow), f"rate={self.learning_rate:g}")
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _PASSED_ON:
-            return getattr(self.__dict__["flow"], name)
-        if name == "on" and hasattr(self.__dict__["flow"], "on"):
-            return self._on
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @property
-    def keeps_orientation(self) -> bool:
-        """det z > 0 for all time: of the continuous model, whatever way its W goes; not known of others."""
-        return isinstance(self.flow, ContinuousFlow)
-
-    def _on(self, grid: DepthGrid) -> CentralFlow:
-        """The same flow on another grid."""
-        return CentralFlow(self.flow.on(grid), self.learning_rate)
+        self.learning_rate = positive("rate", rate)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the flow has a Hessian at the state."""
@@ -100,12 +74,3 @@ class CentralFlow(Around):
             return central(Hessian.unchecked(self.flow, state), velocity, self.learning_rate).velocity
         except (RuntimeError, ValueError) as error:
             raise FloatingPointError(str(error)) from error
-
-    def product(self, state: Tensor) -> Tensor:
-        """z of the flow."""
-        z: Tensor = self.flow.product(state)
-        return z
-
-    def law(self, state: Tensor) -> Tensor:
-        """Nothing is known to be conserved: an empty tensor."""
-        return state.new_empty(*self.loss(self.product(state)).shape, 0, 1, 1)

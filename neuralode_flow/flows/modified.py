@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +29,50 @@ for _kind in (ContinuousFlow, FactorizationFlow, FiniteFlow, IntrinsicFlow):
     _COMPARED.tested(_kind)
 
 
-class ModifiedFlow(Around):
+class FollowsSteps(Around):
+    """A flow that follows gradient descent of a rate on another one: W goes another way, and z is that of W as before.
+
+    Attributes
+    ----------
+    learning_rate : float
+        The step size; `rate` is a capability.
+    """
+
+    learning_rate: float
+
+    @abstractmethod
+    def __init__(self, flow: Flow, rate: float) -> None: ...
+
+    def __repr__(self) -> str:
+        return said(self, repr(self.flow), f"rate={self.learning_rate:g}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PASSED_ON:
+            return getattr(self.__dict__["flow"], name)
+        if name == "on" and hasattr(self.__dict__["flow"], "on"):
+            return self._on
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def keeps_orientation(self) -> bool:
+        """det z > 0 for all time: of the continuous model, whatever way its W goes; not known of others."""
+        return isinstance(self.flow, ContinuousFlow)
+
+    def _on(self, grid: DepthGrid) -> Self:
+        """The same flow on another grid."""
+        return type(self)(self.flow.on(grid), self.learning_rate)
+
+    def product(self, state: Tensor) -> Tensor:
+        """z of the flow."""
+        z: Tensor = self.flow.product(state)
+        return z
+
+    def law(self, state: Tensor) -> Tensor:
+        """Nothing is known to be conserved: an empty tensor."""
+        return state.new_empty(*self.loss(self.product(state)).shape, 0, 1, 1)
+
+
+class ModifiedFlow(FollowsSteps):
     """W' = v − (η/2) Dv[v] of a flow W' = v(W): what steps W + ηv(W) of gradient descent follow to order 2 in η.
 
     Of a gradient flow, v = −∇f in an inner product that does not change with W (L² over depth, the scaled one of
@@ -79,26 +123,7 @@ class ModifiedFlow(Around):
             what = f"the class {flow.__name__}" if isinstance(flow, type) else type(flow).__name__
             raise TypeError(f"flow must be a flow such as FiniteFlow(…), got {what}")
         self.flow = flow
-        self.learning_rate = positive("rate", rate)  # `rate` is a capability
-
-    def __repr__(self) -> str:
-        return said(self, repr(self.flow), f"rate={self.learning_rate:g}")
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _PASSED_ON:
-            return getattr(self.flow, name)
-        if name == "on" and hasattr(self.flow, "on"):
-            return self._on
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @property
-    def keeps_orientation(self) -> bool:
-        """det z > 0 for all time: of the continuous model, whatever way its W goes; not known of others."""
-        return isinstance(self.flow, ContinuousFlow)
-
-    def _on(self, grid: DepthGrid) -> ModifiedFlow:
-        """The same flow on another grid."""
-        return ModifiedFlow(self.flow.on(grid), self.learning_rate)
+        self.learning_rate = positive("rate", rate)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the flow takes the state and can be differentiated."""
@@ -137,14 +162,6 @@ class ModifiedFlow(Around):
             zero = torch.zeros_like(state)
             moved = gradient(lambda u: _pulled_back(self.flow, state, u), zero, lambda _: direction)
         return torch.zeros_like(state) if moved is None else moved
-
-    def product(self, state: Tensor) -> Tensor:
-        """z of the flow."""
-        return self.flow.product(state)
-
-    def law(self, state: Tensor) -> Tensor:
-        """Nothing is known to be conserved: an empty tensor."""
-        return state.new_empty(*self.loss(self.product(state)).shape, 0, 1, 1)
 
 
 def _pulled_back(flow: Flow, state: Tensor, dual: Tensor) -> Tensor:

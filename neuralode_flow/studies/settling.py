@@ -29,7 +29,6 @@ _ROOM = 0.01
 # control of other methods lingers. They are the rate cut in two: those of η itself are at their limit of stability.
 _CENTRAL_METHOD, _CUT = "heun2", 2
 
-
 # Entries of a state up to which its Hessian is made once, of all directions side by side: of more, the products that
 # Lanczos' method asks for one after the other take less time.
 _SMALL = 256

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from browser import CHROMIUM, DRIVER, chromium
 from scipy.integrate import quad, solve_ivp
-from small import SMALL, dataset
+from small import SMALL, dataset, failing
 
 import neuralode_flow as nf
 from neuralode_flow.depth.rules import LAYERS
@@ -30,10 +30,6 @@ ACROSS = "det z of several blocks at the end, from above 0"
 STALL = "loss of several blocks with the gates of the limit, a control"
 NORM = "largest singular value of one block over 1"
 BEYOND = "loss of a target out of reach over ½Σ(σ − 1)₊², a control"
-
-
-def failing(found):
-    return {check.name for check in Finding.of(found).checks if not check.holds}
 
 
 def run(**changes):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 from browser import CHROMIUM, DRIVER, chromium
-from small import SMALL, dataset
+from small import SMALL, dataset, failing
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
@@ -30,10 +30,6 @@ CORRELATED = "distance from the closed form on correlated data, a control"
 CONDITIONS_CONTROL = "conditions of Karush, Kuhn and Tucker on correlated data, a control"
 LARGE = "distance from the closed limit at the same time, large start, a control"
 BEYOND_CONTROL = "points beyond the hyperplane, large start, a control"
-
-
-def failing(found):
-    return {check.name for check in Finding.of(found).checks if not check.holds}
 
 
 def run(**changes):

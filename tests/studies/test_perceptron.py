@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from browser import CHROMIUM, DRIVER, chromium
 from scipy.optimize import linprog, minimize
-from small import SMALL, dataset
+from small import SMALL, dataset, failing
 from torch.nn.functional import logsigmoid
 
 import neuralode_flow as nf
@@ -29,10 +29,6 @@ RATE = "the rate at which it falls with γ·min|margin| from 1"
 BOUND = "steps of the perceptron over nR²/μ²"
 FAMILY = "steps on the family of n samples off their number"
 WITHOUT = "steps on 100 of them over R²/μ² without n, a control"
-
-
-def failing(found):
-    return {check.name for check in Finding.of(found).checks if not check.holds}
 
 
 def run(**changes):
