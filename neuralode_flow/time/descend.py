@@ -36,7 +36,7 @@ from .progress import Progress, Report, Throttled, shown
 from .records import Observer, Records
 from .resolution import FixedGrid, sampled
 from .snapshot import panels_and_order
-from .steprule import STEP_RULES, Ground, StepRule
+from .steprule import STEP_RULES, AlongGradient, Ground, StepRule
 from .trajectory import Trajectory
 
 # The status speaks of a depth grid whose error of z is more than ten times this part of z: rules such as sign descent
@@ -253,6 +253,7 @@ class Descent:
     ) -> None:
         self.task, self.checkpoint, self.request, self.progress = task, checkpoint, request, progress
         self.grid = FixedGrid(task.flow, _RESOLVED, 0.0, misfit)
+        self.checks = True  # the gradients
         self.n, self.state = 0, task.start
         self.evaluations, self._began = 0, time.perf_counter()
         self.records = Records(self.grid, task.start, 0.0, task.observe)
@@ -261,6 +262,7 @@ class Descent:
         ground = Ground(task.flow, self._velocity, self._with_loss, len(self.records.members), task.start)
         self.rule = kind(ground, task.rate, **task.options)
         self.law = self.rule.law()
+        self.along = self.rule.along if self.law and isinstance(self.rule, AlongGradient) else None
         self.records.drift_of = self.law.drift if self.law else None
         self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
@@ -358,21 +360,38 @@ class Descent:
     def _moved(self) -> Tensor:
         """The state after the next step, which the law takes into account; raises Stopped unless it is finite."""
         try:
-            state = self.rule.step(self.n, self.state)
+            state = self._followed()
         except FAILURES as error:
             raise Stopped("velocity", f"the step could not be computed: {error}") from error
-        seen = state
-        if self.law:
-            self.law.step(self.state, state)
-            squares = self.law.memory["law"]  # every entry of the step is in it, in fewer numbers
-            seen = squares if squares.numel() else state
+        # Every entry of the step is in the law, in fewer numbers.
+        seen = self.law.memory["law"] if self.law and self.law.memory["law"].numel() else state
         if not all_finite(seen):
+            if self.along:  # its gradient has not been looked at yet
+                self.evaluations -= 1
+                self.along(self.n, self.state)
             which = not_finite(seen, self.records.members)
             raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
         return state
 
+    def _followed(self) -> Tensor:
+        """The state after the next step, which the law takes into account."""
+        if self.law is None:
+            return self.rule.step(self.n, self.state)
+        if self.along is None:
+            state = self.rule.step(self.n, self.state)
+            self.law.step(self.state, state)
+            return state
+        self.checks = False
+        try:
+            direction = self.along(self.n, self.state)
+        finally:
+            self.checks = True
+        return self.law.follow(self.state, direction, self.task.rate)
+
     def _happened(self, n: int, state: Tensor) -> Stopped | None:
         """The first event in their order that has happened at the state after n steps."""
+        if not self.task.events:
+            return None
         point = Point(self.task.flow, lambda t, state: self._velocity(state), self.task.rate * n, state)
         for event in self.task.events:
             if value(event, point) <= 0:
@@ -418,7 +437,7 @@ class Descent:
             which = culprits(flow.velocity, FAILURES, state, self.state, self.records.members)
             what = f"the gradient{of_members(which)} could not be computed: {error}{advice(which)}"
             raise Stopped("velocity", what) from error
-        if not all_finite(velocity):
+        if self.checks and not all_finite(velocity):
             which = not_finite(velocity, self.records.members)
             raise Stopped("not_finite", f"the gradient{of_members(which)} is not finite{advice(which)}")
         return velocity

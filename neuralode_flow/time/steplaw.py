@@ -52,6 +52,13 @@ class StepLaw:
         """Takes into account that a step has led from a state to the one that follows."""
         self.memory["law"] = self.memory["law"] + self._moved_by(self._between(state, following))
 
+    def follow(self, state: Tensor, direction: Tensor, rate: float) -> Tensor:
+        """state + rate · direction, a step that is taken into account in the same reading of both."""
+        following: Tensor
+        following, moved = self.flow.stepped(state, direction, rate, self.directions)
+        self.memory["law"] = self.memory["law"] + moved
+        return following
+
     def drift(self, state: Tensor) -> Tensor:
         """The largest distance over depth, `(...)`."""
         missed = self._seen(self.flow.law(state)) - self._said()

@@ -77,12 +77,9 @@ class StepRule(ABC):
     equivariant : bool
         Whether it turns with the gradient, g(s) ↦ Q(s) g(s) Q(s)ᵀ: then z₀ decides the whole sequence z_n on relaxed
         balanced starts (docs/math.md).
-    along_gradient : bool
-        Whether a step is a number times a gradient of some loss of z: the law then moves by the square of the step.
     """
 
     equivariant: ClassVar[bool] = True
-    along_gradient: ClassVar[bool] = False
 
     def __init__(self, ground: Ground, rate: float) -> None:
         self.ground = ground
@@ -91,8 +88,7 @@ class StepRule(ABC):
 
     def law(self) -> StepLaw | None:
         """Where its steps take the law of the flow, from its start on; None where they do not say it."""
-        flow = self.ground.flow
-        return StepLaw(flow, self.ground.start) if self.along_gradient and StepLaw.known(flow) else None
+        return None
 
     @abstractmethod
     def step(self, n: int, state: Tensor) -> Tensor:
@@ -103,9 +99,27 @@ class StepRule(ABC):
         return self.memory.get(name, torch.zeros_like(self.ground.start))
 
 
+class AlongGradient(StepRule):
+    """A rule whose step is a number times a gradient of some loss of z: the law then moves by the square of the step.
+
+    In place of `step` it has `along`.
+    """
+
+    def law(self) -> StepLaw | None:
+        flow = self.ground.flow
+        return StepLaw(flow, self.ground.start) if StepLaw.known(flow) else None
+
+    def step(self, n: int, state: Tensor) -> Tensor:
+        return torch.add(state, self.along(n, state), alpha=self.rate)
+
+    @abstractmethod
+    def along(self, n: int, state: Tensor) -> Tensor:
+        """A step over the rate: minus a gradient, times a number for each member; not finite where that is not."""
+
+
 def directed(g: Tensor, size: Tensor) -> Tensor:
     """g / size, and zero where that is zero."""
-    return torch.where(size > 0, g / size, torch.zeros_like(g))
+    return torch.where(size == 0, torch.zeros_like(g), g / size)
 
 
 def need_matrices(name: str, ground: Ground) -> None:

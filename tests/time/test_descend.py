@@ -11,6 +11,7 @@ from neuralode_flow.time.steplaw import StepLaw
 from neuralode_flow.time.steprule import STEP_RULES, Ground, StepRule
 
 D, GRID = 3, nf.DepthGrid.gauss(4, 10)
+EYE = torch.eye(D).double()
 SOURCE = torch.Generator().manual_seed(0)
 X = torch.randn(12, D, generator=SOURCE, dtype=torch.float64)
 Z0 = torch.linalg.matrix_exp(0.3 * torch.randn(D, D, generator=SOURCE, dtype=torch.float64))
@@ -256,6 +257,25 @@ def test_a_rate_that_is_too_large_is_a_status_with_the_step():
     assert "of member 1 of 2" in both.status
     with pytest.raises(nf.IntegrationError, match="diverged"):
         nf.descend(FLOW, START, 100, rate=30.0, throw=True)
+
+
+class Burst(nf.Quadratic):
+    """Its gradient is infinite where z[0, 0] > 1."""
+
+    def gradient(self, z):
+        return super().gradient(z).masked_fill(z[..., :1, :1] > 1, float("inf"))
+
+
+@pytest.mark.parametrize("flow", [nf.ContinuousFlow(GRID, Burst(1.5 * EYE)), nf.FiniteFlow(1, Burst(1.5 * EYE))])
+@pytest.mark.parametrize("rule", ["gd", "normalised", "sign"])
+def test_a_gradient_that_is_not_finite_is_named_and_not_the_step_along_it(flow, rule):
+    depth = len(flow.grid) if hasattr(flow, "grid") else 1
+    start = torch.stack([0 * EYE, -EYE])[:, None].repeat(1, depth, 1, 1)
+    path = nf.descend(flow, start, 50, rule, 0.1, record=50)
+    assert path.ending == "diverged"
+    assert "the gradient of member 0 of 2 is not finite" in path.status
+    assert path.stats["evaluations"] == path.stats["steps"] + 1
+    assert torch.isfinite(path.state).all()
 
 
 def test_events_end_it_after_the_first_step_at_which_they_have_happened():

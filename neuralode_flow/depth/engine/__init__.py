@@ -35,6 +35,9 @@ class Engine(Protocol):
     def grams(self, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """VᵀXᵀXV and VᵀXXᵀV of matrices X `(..., N, d, d)` for directions V `(d, k)`, each `(..., N, k, k)`."""
 
+    def stepped(self, W: Tensor, X: Tensor, rate: float, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W + rate X, and `grams` of the step from W to there, as it was rounded."""
+
 
 def choose(W: Tensor) -> Engine:
     """The compiled engine where it is there and takes such a state, torch's in all other cases."""

@@ -232,6 +232,12 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return right.mT @ right, left @ left.mT
 
 
+def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `Engine.stepped`."""
+    following = torch.add(W, X, alpha=rate)
+    return following, *grams(following - W, V)
+
+
 def _constant(M: Tensor, z: Tensor) -> Tensor:
     """The gradient M, wherever z is."""
     return M

@@ -161,5 +161,15 @@ void chain_backward(const double *G, void *scratch, double *out) {
 
 /* X (count, d, d), V (d, 4) -> right and left (count, 4, 4): the Gram matrices of the columns of X V and of X^T V. */
 void grams(const double *X, const double *V, long count, int d, double *right, double *left) {
-    for (long k = 0; k < count; k++) BEST(grams)(d, X + k * d * d, V, right + 16 * k, left + 16 * k);
+    for (long k = 0; k < count; k++)
+        BEST(grams)(d, X + k * d * d, V, NULL, 0, NULL, right + 16 * k, left + 16 * k);
+}
+
+/* next = W + rate X, and the same of the step from W to there. */
+void stepped(const double *W, const double *X, double rate, const double *V, long count, int d, double *next,
+             double *right, double *left) {
+    for (long k = 0; k < count; k++) {
+        const long at = k * d * d;
+        BEST(grams)(d, X + at, V, W + at, rate, next + at, right + 16 * k, left + 16 * k);
+    }
 }

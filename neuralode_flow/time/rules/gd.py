@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..steprule import STEP_RULES, StepRule
+from ..steprule import STEP_RULES, AlongGradient
 
 
 @STEP_RULES.register("gd")
-class GradientDescent(StepRule):
+class GradientDescent(AlongGradient):
     """Gradient descent, W_{n+1} = W_n − η g_n."""
 
-    along_gradient = True
-
-    def step(self, n: int, state: Tensor) -> Tensor:
-        return torch.add(state, self.ground.velocity(state), alpha=self.rate)
+    def along(self, n: int, state: Tensor) -> Tensor:
+        return self.ground.velocity(state)

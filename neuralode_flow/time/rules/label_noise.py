@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from ...signatures import Positive, Seed
-from ..steprule import STEP_RULES, Ground, StepRule
+from ..steprule import STEP_RULES, AlongGradient, Ground
 from .sgd import need_samples, source
 
 
 @STEP_RULES.register("label_noise")
-class LabelNoise(StepRule):
+class LabelNoise(AlongGradient):
     """W_{n+1} = W_n − η g_n with y + σ ξ_n for y, ξ_n normal; all members of a batch of states see the same noise."""
-
-    along_gradient = True
 
     def __init__(self, ground: Ground, rate: float, *, sigma: Positive = 0.1, seed: Seed = 0) -> None:
         super().__init__(ground, rate)
@@ -22,7 +20,7 @@ class LabelNoise(StepRule):
         self.sigma, self.seed = sigma, seed
         self.loss.part(shift=torch.zeros_like(self.loss.samples.y))  # classes have no noise: they say so now
 
-    def step(self, n: int, state: Tensor) -> Tensor:
+    def along(self, n: int, state: Tensor) -> Tensor:
         y = self.loss.samples.y
         noise = torch.randn(y.shape, generator=source(self.seed, n), dtype=torch.float64, device="cpu").to(y)
-        return state - self.rate * self.ground.with_loss(state, self.loss.part(shift=self.sigma * noise))
+        return -self.ground.with_loss(state, self.loss.part(shift=self.sigma * noise))

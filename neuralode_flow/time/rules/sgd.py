@@ -9,20 +9,18 @@ import torch
 from torch import Tensor
 
 from ...signatures import Count, Seed, known
-from ..steprule import STEP_RULES, Ground, StepRule
+from ..steprule import STEP_RULES, AlongGradient, Ground
 
 SAMPLING = ("replacement", "epochs")
 
 
 @STEP_RULES.register("sgd")
-class StochasticGradientDescent(StepRule):
+class StochasticGradientDescent(AlongGradient):
     """W_{n+1} = W_n − η g_n of the loss of `batch` samples; all members of a batch of states see the same ones.
 
     They are drawn with replacement, or in epochs: in an order of all samples, a new one for each epoch, whose last
     batch may be smaller. Step n draws the same samples whenever it is taken.
     """
-
-    along_gradient = True
 
     def __init__(
         self,
@@ -41,9 +39,8 @@ class StochasticGradientDescent(StepRule):
         self.rows = self._in_epochs if sampling == "epochs" else self._with_replacement
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def step(self, n: int, state: Tensor) -> Tensor:
-        loss = self.loss.part(self.rows(n).to(state.device))
-        return state - self.rate * self.ground.with_loss(state, loss)
+    def along(self, n: int, state: Tensor) -> Tensor:
+        return -self.ground.with_loss(state, self.loss.part(self.rows(n).to(state.device)))
 
     def _with_replacement(self, n: int) -> Tensor:
         return torch.randint(self.number, (self.batch,), generator=source(self.seed, n), device="cpu")
