@@ -1,15 +1,18 @@
-"""All published figures, one after the other, and a table of what was claimed and what was measured.
+"""All published figures and the claims of papers, and a table of what was claimed and what was measured.
 
-`./scripts/reproduce [NAME …]` runs each experiment as a command of its own; a row comes from its summary.json.
+`./scripts/reproduce [NAME …]` runs each experiment as a command of its own, as many at once as there are processors; a
+row comes from its summary.json.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from rich.text import Text
 from .errors import complain
 from .streams import results_told, standard_streams
 
-# The figures of the papers, then our own.
+# The figures of the papers, then our own, then the claims of docs/seeds.md.
 EXPERIMENTS = (
     "f1_sander2022",
     "f2_marion2023",
@@ -34,6 +37,10 @@ EXPERIMENTS = (
     "square",
     "initialisations",
     "strong_imbalance",
+    "perceptron",
+    "interpolant",
+    "delta_rewrite",
+    "leaky_rank",
 )
 
 
@@ -61,12 +68,16 @@ def _main(names: Sequence[str]) -> None:
         complain(f"unknown figure {unknown[0]!r} (valid: {', '.join(EXPERIMENTS)})")
         sys.exit(2)
     out = Path("runs") / "reproduce" / time.strftime("%Y-%m-%dT%H-%M-%S")
-    rows = []
-    for name in names:
-        Console(stderr=True, highlight=False).print(f"{name} …")
-        rows.append(reproduced(name, out / name))
+    started, told = time.perf_counter(), Console(stderr=True, highlight=False)
+
+    def run(name: str) -> Row:
+        told.print(f"{name} …")
+        return reproduced(name, out / name)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(run, names))
     with results_told(out):
-        Console(highlight=False, width=max(100, Console().width)).print(table(rows))
+        Console(highlight=False, width=max(100, Console().width)).print(table(rows, time.perf_counter() - started))
     sys.exit(0 if all(row.verdict == "verified" for row in rows) else 1)
 
 
@@ -117,9 +128,9 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "undecided" if value is None else str(value)
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The rows, with the time of all of them."""
-    result = Table(title=f"{len(rows)} figures in {sum(row.seconds for row in rows):.0f} s", show_lines=True)
+def table(rows: Sequence[Row], seconds: float) -> Table:
+    """The rows, with the time that all of them took together."""
+    result = Table(title=f"{len(rows)} figures in {seconds:.0f} s", show_lines=True)
     for head in ("figure", "experiment", "claim", "measured", "verdict", "seconds"):
         result.add_column(head, justify="right" if head == "seconds" else "left", overflow="fold")
     for line in rows:
