@@ -17,7 +17,6 @@ from ..intrinsic.systems.linear_network import (
     laws_of,
     phi_of,
     split,
-    upper_triangle,
 )
 
 # What a point can be: the search ends elsewhere, B fails with the kernel of the point itself or after training, or one
@@ -25,9 +24,9 @@ from ..intrinsic.systems.linear_network import (
 KINDS = ("not reached", "dropped", "relaxed balanced", "narrower", "two eigenvalues", "other")
 NOT_REACHED, DROPPED, RELAXED, NARROWER, TWO, OTHER = range(len(KINDS))
 
-# Of ‖∂M‖ where it is zero; of singular values of Q, and of (∂φ, ∂h), over the largest; of eigenvalues of the law that
-# are equal. All for ‖θ‖ = 1, and far from what is seen: 1e-13 and less, or 1e-6 and more.
-ZERO, LOST, KERNEL, EQUAL = 1e-9, 1e-7, 1e-9, 1e-8
+# ‖∂M‖ where it is zero; singular values of Q that are about to vanish, and those of (∂φ, ∂h) that are zero, over the
+# largest; eigenvalues of the law that are equal. All for ‖θ‖ = 1.
+ZERO, LOST, KERNEL, EQUAL = 1e-11, 1e-3, 1e-9, 1e-8
 _STEPS, _REACHED = 60, 1e-14  # of the least squares
 _DAMPING, _LEAST_DAMPING, _LOWERED, _RAISED = 1e-2, 1e-8, 0.2, 4.0
 
@@ -80,7 +79,7 @@ class TwoLayers:
         """
         zero = torch.zeros(self.dimension, dtype=torch.float64)
         phi, laws = phi_of(self.widths), laws_of(self.widths)
-        both = torch.func.jacfwd(torch.func.jacrev(lambda t: torch.cat((phi(t).reshape(-1), laws(t)))))(zero)
+        both = torch.func.jacrev(torch.func.jacrev(lambda t: torch.cat((phi(t).reshape(-1), laws(t)))))(zero)
         slope = both[: self.outputs * self.inputs]
         half = torch.einsum("ikp,jlp->ijkl", slope, slope)
         i, j = torch.triu_indices(len(slope), len(slope))
@@ -134,7 +133,8 @@ def search(network: TwoLayers, theta: Tensor) -> Tensor:
         if not len(moving):
             break
         here, r, A = theta[moving], residual[moving], slope[moving]
-        weight = damping[moving] * r.square().sum(-1) + torch.finfo(theta.dtype).eps
+        # Gauge directions are in the null space of A: what is added is at least the round-off of A.
+        weight = damping[moving] * r.square().sum(-1) + torch.finfo(theta.dtype).eps * A.square().sum((-2, -1))
         normal = A.mT @ A + weight[:, None, None] * torch.eye(theta.shape[-1]).to(theta)
         there = unit(here - torch.linalg.solve(normal, A.mT @ r[..., None])[..., 0])
         found = _linearised(network, there)
@@ -160,11 +160,23 @@ def _linearised(network: TwoLayers, theta: Tensor) -> tuple[Tensor, Tensor]:
     return (metric @ kernel).flatten(1), along
 
 
-def of_lower_rank(network: TwoLayers, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """θ (b, N) with the singular values of Q that are all but lost set to zero, and the ranks of Q (b,)."""
-    left, values, right = torch.linalg.svd(network.stacked(theta), full_matrices=False)
-    kept = values > LOST * values[:, :1]
-    return network.flat(left * (values * kept)[:, None, :] @ right), kept.sum(-1)
+def reached(network: TwoLayers, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a search from each θ (b, N) ends, and the rank of Q there (b,).
+
+    A search tends to Q of lower rank where there are zeros but none of full rank. Once all but LOST of a singular value
+    has gone, it goes on in the narrower network of the others: Q = Q̃ Rᵀ with orthonormal columns of R.
+    """
+    theta = search(network, theta)
+    rank = torch.full((len(theta),), network.full, device=theta.device)
+    for width in range(network.full - 1, 0, -1):
+        left, values, right = torch.linalg.svd(network.stacked(theta), full_matrices=False)
+        lost = values[:, width] <= LOST * values[:, 0]
+        if bool(lost.any()):
+            narrow = TwoLayers(network.outputs, network.inputs, width)
+            inside = search(narrow, narrow.flat((left * values[:, None, :])[lost, :, :width]))
+            theta[lost] = network.flat(narrow.stacked(inside) @ right[lost, :width])
+            rank[lost] = width
+    return theta, rank
 
 
 class Leaves(NamedTuple):

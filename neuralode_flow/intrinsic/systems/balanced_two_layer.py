@@ -97,8 +97,9 @@ def spectral(vectors: Tensor, sigma: Tensor, function: Callable[[Tensor], Tensor
 
 def _eigenvalues(sigma: Tensor, shift: float | Tensor) -> Tensor:
     """shift/2 + √(σ² + shift²/4), without cancellation."""
+    shift = torch.as_tensor(shift, dtype=sigma.dtype, device=sigma.device)
     root = torch.sqrt(sigma.square() + shift**2 / 4) + abs(shift) / 2
-    return torch.where(torch.as_tensor(shift >= 0, device=sigma.device), root, sigma.square() / root)
+    return torch.where(shift >= 0, root, sigma.square() / root)
 
 
 def _factor(frame: Tensor, gauge: Tensor, sigma: Tensor, shift: float) -> Tensor:
