@@ -82,8 +82,8 @@ class TwoLayers:
         both = torch.func.jacrev(torch.func.jacrev(lambda t: torch.cat((phi(t).reshape(-1), laws(t)))))(zero)
         slope = both[: self.outputs * self.inputs]
         half = torch.einsum("ikp,jlp->ijkl", slope, slope)
-        i, j = torch.triu_indices(len(slope), len(slope))
-        return both, torch.where(i < j, 2**0.5, 1.0)[:, None, None] * (half + half.mT)[i, j]
+        i, j = torch.triu_indices(len(slope), len(slope), device=slope.device)
+        return both, (1 + (i < j)).to(slope).sqrt()[:, None, None] * (half + half.mT)[i, j]
 
     def slopes(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """(∂φ, ∂h) and ∂M at θ (b, N)."""
@@ -139,7 +139,7 @@ def search(network: TwoLayers, theta: Tensor) -> Tensor:
         there = unit(here - torch.linalg.solve(normal, A.mT @ r[..., None])[..., 0])
         found = _linearised(network, there)
         better = torch.linalg.vector_norm(found[0], dim=-1) < size[moving]
-        factor = torch.where(better, _LOWERED, _RAISED).to(theta)
+        factor = torch.where(better, theta.new_tensor(_LOWERED), theta.new_tensor(_RAISED))
         damping[moving] = (damping[moving] * factor).clamp(min=_LEAST_DAMPING)
         taken = moving[better]
         theta[taken], residual[taken], slope[taken] = there[better], found[0][better], found[1][better]

@@ -240,7 +240,7 @@ def test_a_fault_in_the_zeros_of_three_layers_is_seen(monkeypatch, changes, sees
         changes = {"integrate": still}
     for name, value in changes.items():
         monkeypatch.setattr(study, name, value)
-    assert sees in failing(run(largest=1))
+    assert sees in failing(run())
 
 
 _CASE = study._Case(
