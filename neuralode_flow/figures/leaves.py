@@ -43,7 +43,7 @@ def _kinds(dataset: xr.Dataset) -> Figure:
         if share.any():
             axes.bar(range(len(cases)), share, bottom=below, width=0.8, color=colour, label=_LABELS.get(kind, kind))
         below += share
-    axes.set_xticks(range(len(cases)), cases, rotation=90)
+    style.category_axis(axes, cases.tolist())
     axes.set_ylim(0, 1)
     axes.set_xlabel("widths of the network, input–hidden–output")
     axes.set_ylabel("share of the searches")

@@ -244,7 +244,7 @@ def test_as_the_negative_eigenvalue_goes_to_zero_the_network_is_relaxed_balanced
     limit = system("hyperbolic_leaf", outputs=n, inputs=m, shift=0.7 * (1 - 1e-12))
     Vt, U = limit.theta[: (n + m) * m].reshape(n + m, m), limit.theta[(n + m) * m :].reshape(n, n + m)
     left, values, _ = torch.linalg.svd(torch.cat((U, Vt.mT)), full_matrices=False)
-    assert float(values[n] if m else 0.0) < 1e-5 < float(values[n - 1])
+    assert float(values[n]) < 1e-5 < float(values[n - 1])
     narrow = left[:, :n] * values[:n]
     law = narrow[:n].mT @ narrow[:n] - narrow[n:].mT @ narrow[n:]
     assert torch.allclose(law, 1.4 * torch.eye(n), atol=1e-10)
