@@ -741,6 +741,9 @@ COMMAND = {
     "study.samples": ["study=leaky_rank study.samples=2"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
+    "study.largest": ["study=leaves study.largest=1"],
+    "study.starts": ["study=leaves study.starts=4"],
+    "system.shift": ["experiment=hyperbolic_leaf system.shift=0.7"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]

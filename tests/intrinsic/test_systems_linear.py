@@ -8,6 +8,7 @@ from cases import generator, randn
 
 import neuralode_flow as nf
 from neuralode_flow.intrinsic.systems import ClosedFlow
+from neuralode_flow.intrinsic.systems.balanced_two_layer import relaxed_metric
 from neuralode_flow.intrinsic.systems.linear_network import image_dimension, independent_laws, laws_of, phi_of
 from neuralode_flow.intrinsic.systems.scalar_chain import slope
 from neuralode_flow.intrinsic.systems.single_neuron import potential
@@ -45,7 +46,8 @@ OPEN = [(4, 2, 3, 0.7), (5, 2, 3, 0.3), (2, 4, 3, -0.7)]
 OTHERS = [
     ("linear_network", {"widths": (2,) * 7}),
     ("linear_network", {"widths": (1, 1, 1)}),
-    ("hyperbolic_leaf", {"outputs": 2, "inputs": 3, "scale": 1.5}),
+    ("hyperbolic_leaf", {"outputs": 2, "inputs": 3, "scale": 1.5, "shift": -1.2}),
+    ("hyperbolic_leaf", {"outputs": 1, "inputs": 1, "shift": 0.6}),
     ("scalar_chain", {"depth": 2}),
     ("scalar_chain", {"depth": 12}),
     ("scalar_in_out", {"width": 1}),
@@ -212,12 +214,43 @@ def test_square_balanced_layers_have_the_two_layer_kernel():
     assert torch.allclose(case.closed.velocity(z), expected, atol=1e-13)
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 1), (3, 3)])
-def test_the_laws_of_the_hyperbolic_leaf_have_both_signs(n, m):
-    theta = system("hyperbolic_leaf", outputs=n, inputs=m, scale=0.7).theta
+@pytest.mark.parametrize(("n", "m", "shift"), [(1, 2, 0.0), (2, 1, 0.3), (3, 3, -0.6)])
+def test_the_laws_of_the_hyperbolic_leaf_have_both_signs(n, m, shift):
+    theta = system("hyperbolic_leaf", outputs=n, inputs=m, scale=0.7, shift=shift).theta
     Vt, U = theta[: (n + m) * m].reshape(n + m, m), theta[(n + m) * m :].reshape(n, n + m)
     eigenvalues = torch.linalg.eigvalsh(U.mT @ U - Vt @ Vt.mT)
-    assert torch.allclose(eigenvalues, torch.tensor([-0.7] * m + [0.7] * n), atol=1e-13)
+    assert torch.allclose(eigenvalues, torch.tensor([shift - 0.7] * m + [shift + 0.7] * n), atol=1e-13)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (2, 3)])
+def test_the_sum_of_both_eigenvalues_drops_out_and_their_difference_does_not(n, m):
+    plain, shifted, other = (
+        system("hyperbolic_leaf", outputs=n, inputs=m, scale=a, shift=s)
+        for a, s in ((0.7, 0.0), (0.7, -0.5), (0.8, 0.0))
+    )
+    assert torch.equal(plain.loss.target, shifted.loss.target)
+    z = plain.phi(plain.theta)
+    assert torch.allclose(shifted.phi(shifted.theta), z, atol=1e-14)
+    path = trained(plain).z
+    assert apart(trained(shifted).z, path) < 1e-10
+    assert apart(run(other.closed, z).z, path) > 1e-2
+    assert apart(run(plain.control, z).z, path) > 1e-1
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (2, 3), (3, 3)])
+def test_as_the_negative_eigenvalue_goes_to_zero_the_network_is_relaxed_balanced(n, m):
+    case, z, G = system("hyperbolic_leaf", outputs=n, inputs=m), randn(n, m, seed=6), randn(n, m, seed=7)
+    assert torch.allclose(case.closed.formula(z, G), -relaxed_metric(z, G, 1.4, n), atol=1e-13)
+    limit = system("hyperbolic_leaf", outputs=n, inputs=m, shift=0.7 * (1 - 1e-12))
+    Vt, U = limit.theta[: (n + m) * m].reshape(n + m, m), limit.theta[(n + m) * m :].reshape(n, n + m)
+    left, values, _ = torch.linalg.svd(torch.cat((U, Vt.mT)), full_matrices=False)
+    assert float(values[n]) < 1e-5 < float(values[n - 1])
+    narrow = left[:, :n] * values[:n]
+    law = narrow[:n].mT @ narrow[:n] - narrow[n:].mT @ narrow[n:]
+    assert torch.allclose(law, 1.4 * torch.eye(n), atol=1e-10)
+    theta = torch.cat((narrow[n:].mT.flatten(), narrow[:n].flatten()))
+    balanced = run(nf.FactorizationFlow(phi_of((m, n, n)), limit.loss), theta)
+    assert apart(balanced.z, trained(limit).z) < 1e-9
 
 
 def test_a_chain_of_equal_scalars_has_the_slope_of_arora():
@@ -297,6 +330,8 @@ def test_delta_blocks_with_equal_keys_and_strengths_are_balanced():
         ),
         ("balanced_two_layer", {"balance": math.nan}, ValueError, "system.balance must be finite"),
         ("hyperbolic_leaf", {"scale": 0}, ValueError, "system.scale must be above 0"),
+        ("hyperbolic_leaf", {"shift": -0.7}, ValueError, "system.shift must be between −system.scale and system.scale"),
+        ("hyperbolic_leaf", {"shift": math.inf}, ValueError, "system.shift must be finite"),
         ("scalar_chain", {"depth": 1}, ValueError, "system.depth must be at least 2"),
         ("scalar_in_out", {"width": 0}, ValueError, "system.width must be at least 1"),
         ("diagonal_product", {"samples": 1.5}, TypeError, "system.samples must be an integer"),

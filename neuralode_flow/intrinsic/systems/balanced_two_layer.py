@@ -56,10 +56,7 @@ def balanced_two_layer(
     loss = Quadratic(target)
 
     def formula(z: Tensor, G: Tensor) -> Tensor:
-        left, values, right = torch.linalg.svd(z)
-        A = spectral(left[..., :r], values, lambda s: _eigenvalues(s, lam))
-        B = spectral(right.mT[..., :r], values, lambda s: _eigenvalues(s, -lam))
-        return -(A @ G + G @ B)
+        return -relaxed_metric(z, G, lam, r)
 
     def solution(times: Tensor, path: Tensor) -> float:
         W1, W2 = split(path[0], widths)
@@ -83,6 +80,14 @@ def balanced_two_layer(
     )
 
 
+def relaxed_metric(z: Tensor, G: Tensor, lam: float | Tensor, width: int) -> Tensor:
+    """A G + G B, M of relaxed balanced layers of a width at which they close, for λ of each z `(..., 1)` or of all."""
+    left, values, right = torch.linalg.svd(z)
+    A = spectral(left[..., :width], values, lambda s: _eigenvalues(s, lam))
+    B = spectral(right.mT[..., :width], values, lambda s: _eigenvalues(s, -lam))
+    return A @ G + G @ B
+
+
 def spectral(vectors: Tensor, sigma: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Σ_i function(σ_i) v_i v_iᵀ over the columns v_i, with σ_i = 0 for those beyond the last singular value."""
     number = vectors.shape[-1]
@@ -90,10 +95,11 @@ def spectral(vectors: Tensor, sigma: Tensor, function: Callable[[Tensor], Tensor
     return vectors * function(padded).unsqueeze(-2) @ vectors.mT
 
 
-def _eigenvalues(sigma: Tensor, shift: float) -> Tensor:
+def _eigenvalues(sigma: Tensor, shift: float | Tensor) -> Tensor:
     """shift/2 + √(σ² + shift²/4), without cancellation."""
+    shift = torch.as_tensor(shift, dtype=sigma.dtype, device=sigma.device)
     root = torch.sqrt(sigma.square() + shift**2 / 4) + abs(shift) / 2
-    return root if shift >= 0 else sigma.square() / root
+    return torch.where(shift >= 0, root, sigma.square() / root)
 
 
 def _factor(frame: Tensor, gauge: Tensor, sigma: Tensor, shift: float) -> Tensor:

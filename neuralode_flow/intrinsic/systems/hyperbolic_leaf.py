@@ -1,27 +1,32 @@
-"""Two linear layers on the leaf (UᵀU − VᵀV)² = a²I: closed without relaxed balance."""
+"""Two linear layers whose law has one positive and one negative eigenvalue: closed without relaxed balance."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...checks import count, positive
+from ...checks import count, positive, real
+from ...flows.factorization import FactorizationFlow
 from ...losses import Quadratic
 from ...matrices import random_orthogonal
 from ...signatures import Seed
+from ...time.integrate import integrate
 from .balanced_two_layer import spectral
 from .base import SYSTEMS, ClosedFlow, System, generator, normal
 from .linear_network import independent_laws, laws_of, phi_of, split
 
 
 @SYSTEMS.register("hyperbolic_leaf")
-def hyperbolic_leaf(outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed: Seed = 0) -> System:
-    """z = U Vᵀ of width n + m with ΣJΣ = a²J for Σ = QQᵀ, Q = [U; V], J = diag(I_n, −I_m).
+def hyperbolic_leaf(
+    outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed: Seed = 0, shift: float = 0.0
+) -> System:
+    """z = U Vᵀ of width n + m, UᵀU − VᵀV with the eigenvalues λ₊ = s + a > 0, n times, and λ₋ = s − a < 0, m times.
 
-    Σ/a is then a positive definite element of O(n, m), Σ = a exp([[0, X], [Xᵀ, 0]]), so that UUᵀ = √(a² + zzᵀ) and
-    VVᵀ = √(a² + zᵀz): ż = −(√(a² + zzᵀ) G + G √(a² + zᵀz)). The flow stays there because Q is invertible and the
-    condition is one on the laws alone, (UᵀU − VᵀV)² = a²I: they have the eigenvalues a, n times, and −a, m times. It is
-    derived here, from the laws of arXiv 2307.00144 and the two-layer equations of arXiv 2508.07370.
+    For Σ = QQᵀ, Q = [U; V], J = diag(I_n, −I_m), this is (Σ − sJ)J(Σ − sJ) = a²J, a condition on the laws alone since
+    Q is invertible. (Σ − sJ)/a is then a positive definite element of O(n, m), exp([[0, X], [Xᵀ, 0]]), so that
+    UUᵀ = s + √(a² + zzᵀ) and VVᵀ = −s + √(a² + zᵀz): ż = −(√(a² + zzᵀ) G + G √(a² + zᵀz)), without s. As λ₋ → 0 it is
+    the relaxed balanced network of width n, as λ₊ → 0 that of width m. It is derived here, from the laws of
+    arXiv 2307.00144 and the two-layer equations of arXiv 2508.07370.
 
     Parameters
     ----------
@@ -31,37 +36,64 @@ def hyperbolic_leaf(outputs: int = 3, inputs: int = 2, scale: float = 0.7, seed:
         a > 0.
     seed : int
         Seed of X, the orthogonal factor of Q, and the target.
+    shift : float
+        s, between −a and a; neither z₀ nor z(t) depends on it.
     """
     n, m, a = count("system.outputs", outputs), count("system.inputs", inputs), positive("system.scale", scale)
+    s = real("system.shift", shift)
+    if abs(s) >= a:
+        raise ValueError(
+            f"system.shift must be between −system.scale and system.scale = {a:g}, got {s:g}: one eigenvalue of the "
+            f"law must be positive and the other negative; choose a larger scale"
+        )
     random, widths = generator(seed), (m, n + m, n)
     X, target = normal(random, n, m) / 2, normal(random, n, m)
     log_sigma = torch.cat((torch.cat((X.new_zeros(n, n), X), 1), torch.cat((X.mT, X.new_zeros(m, m)), 1)))
-    Q = a**0.5 * torch.linalg.matrix_exp(log_sigma / 2) @ random_orthogonal((n + m, n + m), random).to(X)
-    J = torch.cat((X.new_ones(n), -X.new_ones(m))).diag()
-    loss = Quadratic(target)
+    root, turn = torch.linalg.matrix_exp(log_sigma / 2), random_orthogonal((n + m, n + m), random).to(X)
+    J = torch.cat((X.new_ones(n), -X.new_ones(m)))
+    phi, loss = phi_of(widths), Quadratic(target)
 
-    def formula(z: Tensor, G: Tensor) -> Tensor:
-        left, values, right = torch.linalg.svd(z)
-        A, B = (spectral(side, values, lambda s: torch.sqrt(s.square() + a**2)) for side in (left, right.mT))
-        return -(A @ G + G @ B)
+    def start(shift: float) -> Tensor:
+        Q = torch.sqrt(a + shift * J) * root @ turn
+        return torch.cat((Q[n:].mT.flatten(), Q[:n].flatten()))
+
+    def parts(path: Tensor) -> Tensor:
+        """Σ − sJ."""
+        transposed, U = split(path, widths)
+        Q = torch.cat((U, transposed.mT), dim=-2)
+        return Q @ Q.mT - s * J.diag()
 
     def on_leaf(times: Tensor, path: Tensor) -> float:
-        transposed, U = split(path, widths)
-        stacked = torch.cat((U, transposed.mT), dim=-2)
-        sigma = stacked @ stacked.mT
-        return float((sigma @ J @ sigma - a**2 * J).abs().max())
+        sigma = parts(path)
+        return float((sigma * J @ sigma - a**2 * J.diag()).abs().max())
+
+    def shifted(times: Tensor, path: Tensor) -> float:
+        other = integrate(FactorizationFlow(phi, loss), start((s - a) / 2), times, "DOP853", rtol=1e-11, atol=1e-13)
+        return float(torch.linalg.matrix_norm(other.z - phi(path)[: len(other.z)]).max())
 
     return System(
         name="hyperbolic_leaf",
-        title=f"Two linear layers {m}-{n + m}-{n} on the leaf (UᵀU − VᵀV)² = {a * a:.3g} I (seed {seed})",
+        title=f"Two linear layers {m}-{n + m}-{n}, UᵀU − VᵀV with the eigenvalues {s + a:.3g} ({n} times) and "
+        f"{s - a:.3g} ({m} times), seed {seed}",
         source="derived here from arXiv 2307.00144 and 2508.07370",
-        phi=phi_of(widths),
+        phi=phi,
         laws=laws_of(widths),
-        theta=torch.cat((Q[n:].mT.flatten(), Q[:n].flatten())),
+        theta=start(s),
         loss=loss,
         independent=independent_laws(widths),
-        closed=ClosedFlow(loss, formula),
+        closed=ClosedFlow(loss, lambda z, G: -leaf_metric(z, G, a)),
+        control=ClosedFlow(loss, lambda z, G: -leaf_metric(z, G, 0.0)),  # balanced layers
         recoverable=n == m == 1,  # else nm + (n + m)(n + m + 1)/2, the ranks of ∂φ and ∂h, are less than (n + m)²
         metric=True,
-        checks={"ΣJΣ = a²J": on_leaf},
+        checks={
+            "(Σ − sJ)J(Σ − sJ) = a²J": on_leaf,
+            "z from the start with another s": shifted,
+        },
     )
+
+
+def leaf_metric(z: Tensor, G: Tensor, a: float | Tensor) -> Tensor:
+    """√(a² + zzᵀ) G + G √(a² + zᵀz), M of this family, for a of each z `(..., 1)` or of all."""
+    left, values, right = torch.linalg.svd(z)
+    A, B = (spectral(side, values, lambda s: torch.sqrt(s.square() + a**2)) for side in (left, right.mT))
+    return A @ G + G @ B
