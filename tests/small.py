@@ -105,6 +105,10 @@ SMALL = {
             "seed": 2,
         },
     ),
+    "spline_landscape": lambda: (
+        {},
+        {"starts": 32, "steps": 1000, "rate": 0.3, "networks": 30, "draws": 20000},
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -132,6 +136,7 @@ def failing(found):
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "min_norm",
+    "spline_landscape",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -738,7 +738,7 @@ COMMAND = {
         "study=perceptron study.sizes=[16]",
         "study=perceptron study.sizes=[10,30]",
     ],
-    "study.samples": ["study=leaky_rank study.samples=2"],
+    "study.samples": ["study=leaky_rank study.samples=2", "study=spline_landscape study.samples=8"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
     "study.rows": ["study=min_norm study.rows=10"],

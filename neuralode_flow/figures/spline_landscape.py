@@ -47,7 +47,6 @@ def _critical(dataset: xr.Dataset) -> Figure:
     right.set_xscale("log")
     right.set_xlabel("loss of the fit on the pieces where a run ended")
     right.set_ylabel("flat directions")
-    right.yaxis.get_major_locator().set_params(integer=True)
     style.legend_below(figure, columns=4)
     return figure
 

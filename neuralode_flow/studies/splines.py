@@ -44,13 +44,8 @@ class Spline(NamedTuple):
         return np.where(self.w[:, None] > 0, right, left)
 
     def residual(self) -> np.ndarray:
-        """y(x_i) − y_i: on each piece a line, the sum of those of the neurons that are active there."""
-        at = np.arange(len(self.x))
-        first, last = self.active.T
-        on = (first[:, None] <= at) & (at < last[:, None])
-        slope, intercept = (on[:, None, :] * self.lines[:, :, None]).sum(0)
-        result: np.ndarray = slope * self.x + intercept - self.y
-        return result
+        """y(x_i) − y_i: the lines of the neurons, each on its side of its knot."""
+        return self._half_lines() @ self.lines.T.ravel() - self.y
 
     def moments(self) -> np.ndarray:
         """Σ r_i x_i/n and Σ r_i/n over the samples on which a neuron is active, (h, 2)."""
@@ -109,34 +104,35 @@ class Spline(NamedTuple):
         alone = sizes == 1
         return int(2 * len(cuts) - alone.sum() + min(2, (alone & (sides[1:] != sides[:-1])).sum()))
 
-    def pieces_alone(self) -> bool:
-        """Whether each piece has a line of its own."""
+    def fitted(self) -> float:
+        """The least loss of lines on half-lines: of one on each piece where each has its own, else by least squares."""
         first, last = self.active[self.active[:, 0] < self.active[:, 1]].T
         n = len(self.x)
-        return bool(((first == 0) & (last == n)).any() or set(first[first > 0]) & set(last[last < n]))
-
-    def fitted(self) -> float:
-        """The loss of lines that are fitted to the samples of each piece alone."""
-        cuts = np.unique(self.active)
-        edges = np.unique([0, *cuts, len(self.x)])
-        lost = 0.0
+        if not (((first == 0) & (last == n)).any() or set(first[first > 0]) & set(last[last < n])):
+            basis = self._half_lines()
+            missed = self.y - basis @ np.linalg.lstsq(basis, self.y, rcond=1e-12)[0]
+            return float(missed @ missed) / (2 * n)
+        lost, edges = 0.0, np.unique([0, *first, *last, n])
         for start, end in zip(edges[:-1], edges[1:], strict=True):
             if end - start > 2:
                 x, y = self.x[start:end], self.y[start:end]
                 x = x - x.mean()
                 lost += float(((y - y.mean()) ** 2).sum() - (x @ y) ** 2 / (x @ x))
-        return lost / (2 * len(self.x))
+        return lost / (2 * n)
+
+    def _half_lines(self) -> np.ndarray:
+        """x_i and 1 of each neuron on the samples on which it is active, (n, 2h)."""
+        at = np.arange(len(self.x))
+        first, last = self.active.T
+        on = ((first[:, None] <= at) & (at < last[:, None])).astype(float)
+        return np.concatenate((on * self.x, on)).T
 
     def settled(self) -> Spline:
         """The nearest lines of the neurons whose moments vanish on the same samples; u_j² − w_j² − b_j² stays.
 
         A critical point of the loss if no sample changes its side of a knot.
         """
-        at = np.arange(len(self.x))
-        first, last = self.active.T
-        on = ((first[:, None] <= at) & (at < last[:, None])).astype(float)
-        fit = np.concatenate((on * self.x, on)).T
-        change = -np.linalg.lstsq(fit, self.residual(), rcond=1e-12)[0].reshape(2, -1).T
+        change = -np.linalg.lstsq(self._half_lines(), self.residual(), rcond=1e-12)[0].reshape(2, -1).T
         lines = self.lines + change
         kept = self.u**2 - self.w**2 - self.b**2
         squares = (lines**2).sum(-1)
