@@ -741,9 +741,7 @@ COMMAND = {
     "study.samples": ["study=leaky_rank study.samples=2", "study=spline_landscape study.samples=8"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
-    "study.rows": ["study=min_norm study.rows=10"],
-    "study.outputs": ["study=min_norm study.outputs=5"],
-    "study.widths": ["study=min_norm study.widths=[8,64,512]", "study=min_norm study.widths=[64,512]"],
+    "study.widths": ["study=min_norm study.widths=[64,512]"],
     "study.imbalances": ["study=min_norm study.imbalances=[1,2,4,8]"],
 }
 
