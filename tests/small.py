@@ -95,6 +95,21 @@ SMALL = {
         },
     ),
     "leaves": lambda: ({}, {"largest": 2, "starts": 6, "losses": 2, "zeros": 2}),
+    "min_norm": lambda: (
+        {"problem": nf.PROBLEMS["breast_cancer_white"]()},
+        {
+            "rows": 2,
+            "outputs": 1,
+            "widths": [16, 128, 1024],
+            "draws": 32,
+            "imbalances": [0.0, 4.0, 8.0, 16.0],
+            "seed": 2,
+        },
+    ),
+    "spline_landscape": lambda: (
+        {},
+        {"starts": 32, "steps": 1000, "rate": 0.3, "networks": 30, "draws": 20000},
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -121,8 +136,8 @@ def failing(found):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank",
-    "leaves",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
+    "min_norm", "spline_landscape",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

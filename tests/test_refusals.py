@@ -738,12 +738,14 @@ COMMAND = {
         "study=perceptron study.sizes=[16]",
         "study=perceptron study.sizes=[10,30]",
     ],
-    "study.samples": ["study=leaky_rank study.samples=2"],
+    "study.samples": ["study=leaky_rank study.samples=2", "study=spline_landscape study.samples=8"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
     "study.largest": ["study=leaves study.largest=1"],
     "study.starts": ["study=leaves study.starts=4"],
     "system.shift": ["experiment=hyperbolic_leaf system.shift=0.7"],
+    "study.widths": ["study=min_norm study.widths=[64,512]"],
+    "study.imbalances": ["study=min_norm study.imbalances=[1,2,4,8]"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
