@@ -72,7 +72,7 @@ def _growth(dataset: xr.Dataset) -> Figure:
         left.plot(number, one["log_trace"].values.mean(-1), ":", color=colour, label=f"{_CALLED[kind]}, trace")
     left.set_xlabel("number of layers $L$")
     left.set_ylabel(r"$\log\|H_1\|$ at the critical gain")
-    factors, real = dataset["gain_factor"].values, dataset["real_layers"].values
+    factors, real = dataset["gain_factor"].values, dataset["deep"].values
     for kind in dataset["kind"].values:
         colour, look = _KINDS[kind]
         slopes = np.polyfit(real, dataset["log_real"].sel(kind=kind).mean("draw").values.T, 1)[0]

@@ -15,7 +15,6 @@ from .blocks import ACTIVATIONS, CLASSES, PIXELS, Digits, Network, Softmax, Squa
 HOMOGENEOUS = ("linear", "relu")
 NUMBERS = (2, 3, 5, 9)  # of networks with the squared loss
 FACTORS = (0.7, 1.0, 1.4)  # of the critical gain, with cross-entropy
-DEEP = (3, 5, 7, 9)  # layers with cross-entropy
 
 
 def edge(kind: str, layers: int) -> float:
@@ -50,12 +49,14 @@ def _squared(width: int, repeats: int, random: torch.Generator) -> tuple[np.ndar
     return np.reshape(norms, shape).swapaxes(1, 2), np.reshape(traces, shape).swapaxes(1, 2)
 
 
-def _softmax(data: Digits, width: int, draws: int, random: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _softmax(
+    data: Digits, width: int, deep: Sequence[int], draws: int, random: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """log ‖H_1‖ with cross-entropy on digits, and log of the mean of tr H_out: (kind, factor, layers, draw), both."""
     norms, traces = [], []
     for activation in ACTIVATIONS.values():
         for _ in range(draws):
-            unit = [gaussian(random, activation.gain, (PIXELS, *(L - 1) * (width,), CLASSES)) for L in DEEP]
+            unit = [gaussian(random, activation.gain, (PIXELS, *(L - 1) * (width,), CLASSES)) for L in deep]
             for factor in FACTORS:
                 for one in unit:
                     weights = [factor * W for W in one]
@@ -63,16 +64,18 @@ def _softmax(data: Digits, width: int, draws: int, random: torch.Generator) -> t
                     norms.append(np.log(norm(network.exact(0), weights[0])))
                     H = network.loss.curvature(network.outputs(weights))
                     traces.append(float(H.diagonal(dim1=-2, dim2=-1).sum(-1).mean().log()))
-    shape = (len(ACTIVATIONS), draws, len(FACTORS), len(DEEP))
+    shape = (len(ACTIVATIONS), draws, len(FACTORS), len(deep))
     return np.moveaxis(np.reshape(norms, shape), 1, -1), np.moveaxis(np.reshape(traces, shape), 1, -1)
 
 
-def growth(data: Digits, width: int, draws: int, repeats: int, random: torch.Generator) -> dict[str, Any]:
+def growth(
+    data: Digits, width: int, deep: Sequence[int], draws: int, repeats: int, random: torch.Generator
+) -> dict[str, Any]:
     """Variables of the dataset."""
     norms, traces = _squared(width, repeats, random)
-    real, out = _softmax(data, width, draws, random)
+    real, out = _softmax(data, width, deep, draws, random)
     edges = [[edge(kind, L) for L in NUMBERS] for kind in HOMOGENEOUS]
-    over, beside = ("homogeneous", "number", "repeat"), ("kind", "gain_factor", "real_layers", "draw")
+    over, beside = ("homogeneous", "number", "repeat"), ("kind", "gain_factor", "deep", "draw")
     return {
         "log_norm": (over, norms),
         "log_trace": (over, traces),

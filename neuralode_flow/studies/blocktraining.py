@@ -17,7 +17,7 @@ from .blocks import ACTIVATIONS, CLASSES, PIXELS, Digits, Network, SquaredError,
 
 RATIOS = (0.9, 0.98, 1.02, 1.1)  # of step sizes over 2/λ_max
 LAYERS_TRAINED = 4
-_STEPS, _AWAY, _RECORDS = 20, 1e-6, 10
+_STEPS, _AWAY, _RECORDS = 10, 1e-6, 8
 
 
 def training(data: Digits, width: int, rate: float, steps: int, random: torch.Generator) -> dict[str, Any]:
