@@ -741,6 +741,9 @@ COMMAND = {
     "study.samples": ["study=leaky_rank study.samples=2"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
+    "study.gains": ["study=curvature study.gains=[1]"],
+    "study.deep": ["study=curvature study.deep=[5]"],
+    "study.trained_width": ["study=curvature study.trained_width=1"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]

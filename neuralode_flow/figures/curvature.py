@@ -49,8 +49,8 @@ def _layers(dataset: xr.Dataset) -> Figure:
     left.set_xticks(layer)
     left.set_ylabel(r"norm of the block, $\|H_k\|$")
     expected, power = dataset["power_expected"].values, dataset["power"].values
-    for L, wanted, found, colour in zip(dataset["deep"].values, expected, power, style.fade(len(power)), strict=True):
-        right.plot(wanted, found, "o", color=colour, label=f"$L$ = {L}")
+    for i, (L, colour) in enumerate(zip(dataset["deep"].values, style.fade(len(power)), strict=True)):
+        right.plot(expected[i], power[i], "o", color=colour, ms=10 - 2 * i, fillstyle="none", label=f"$L$ = {L}")
     ends = [np.nanmin(expected), np.nanmax(expected)]
     right.plot(ends, ends, color=style.BLACK, lw=0.6)
     right.set_xlabel("$2k-L$")
@@ -68,7 +68,7 @@ def _growth(dataset: xr.Dataset) -> Figure:
         left.errorbar(
             number, logs.mean(-1), logs.std(-1), fmt=look[0], color=colour, capsize=2, label=f"{_CALLED[kind]}, norm"
         )
-        left.plot(number, one["log_edge"].values, "-", color=colour, label=f"{_CALLED[kind]}, infinite width")
+        style.smooth(left, number, one["log_edge"].values, color=colour, label=f"{_CALLED[kind]}, infinite width")
         left.plot(number, one["log_trace"].values.mean(-1), ":", color=colour, label=f"{_CALLED[kind]}, trace")
     left.set_xlabel("number of layers $L$")
     left.set_ylabel(r"$\log\|H_1\|$ at the critical gain")
@@ -118,13 +118,12 @@ def _depth(dataset: xr.Dataset) -> Figure:
         _blocks(left, one, int(depths[0]), colour, "o", f"{rule}, $L$ = {depths[0]}")
         _blocks(left, one, int(depths[-1]), colour, "x", f"{rule}, $L$ = {depths[-1]}")
         right.plot(depths, one["error"].values, "o-", color=colour, label=rule)
-    left.set_yscale("log")
     left.set_xlabel("depth $s$")
     left.set_ylabel(r"$L^2\,\|\partial^2f/\partial W_k^2\|$")
     right.set_yscale("log")
     style.depth_axis(right, depths.tolist())
     style.order_triangle(right, depths, dataset["error"].values, -1.0, "order 1")
-    right.set_ylabel(f"distance from the limit, relative {style.BETTER}")
+    right.set_ylabel(f"distance from the limit {style.BETTER}")
     style.legend_below(figure, columns=4)
     return figure
 
@@ -142,8 +141,10 @@ FIGURES.register("curvature")(
             "over draws; for linear and ReLU networks they are one. Right: the power of a small gain in what the chain "
             "rule drops over what it keeps, tanh.",
             "growth": "Left: the first block at the critical gain, one sample, squared loss: its norm tends to that "
-            "of infinite width, which grows like the number of layers, and its trace does not grow. Right: growth per "
-            "layer on digits with cross-entropy; where outputs saturate it is less than twice the logarithm.",
+            "of infinite width, which grows like the number of layers, and its trace does not grow. "
+            + style.CURVES
+            + " Right: growth per layer on digits with "
+            "cross-entropy; where outputs saturate it is less than twice the logarithm.",
             "training": "Left: norms of the blocks along gradient descent, tanh, squared loss. What the chain rule "
             "drops goes with the residuals. Right: by what the distance of two runs grows in a step, from where "
             "training ends.",

@@ -180,7 +180,7 @@ def run(
         axis("s", blockdepth.CURVE, "depth s"),
     ]
     dataset = arranged(variables, axes, LONG_NAMES)
-    title = f"{samples} digits, width {width}; {len(rules)} layer rules up to L = {depths[-1]}"
+    title = f"{samples} digits, width {width}; I + W/L up to L = {depths[-1]}"
     return _finding(dataset, title, width).attached(dataset)
 
 
@@ -215,7 +215,7 @@ def _finding(dataset: xr.Dataset, title: str, width: int) -> Finding:
     orders, gains = _orders(dataset), _gains(dataset)
     return Finding(
         study="curvature",
-        problem=f"Skorski, Temperoni, Theobald 2020: blocks of the Hessian, {title}",
+        problem=f"Skorski et al. 2020: blocks of the Hessian, {title}",
         status="ok",
         verdict=_verdict(dataset, orders, gains),
         claim=Claim(

@@ -66,7 +66,7 @@ def powers():
 
 
 def growth():
-    return values(blockgrowth.growth(blocks.digits(8, generator()), 48, [3, 5], 2, 5, generator(5)))
+    return values(blockgrowth.growth(blocks.digits(8, generator()), 48, [3, 5], 2, 5, generator()))
 
 
 def training():
