@@ -27,9 +27,9 @@ _WEAK = 0.3  # the first gain must be at most that
 _ROUND_OFF, _FAR, _EXPONENT, _REAL, _DECAYS, _GROWS = 1e-12, 0.8, 0.1, 0.2, -0.2, 0.05
 _STEP, _END, _START, _ORDER, _OTHER, _APART = 0.01, 0.05, 0.1, 0.15, 0.1, 0.04
 
-# A critical gain is off by the first correction in 1/width, which was seen up to 2.5/width, and by its standard error.
+# A critical gain is off by the first correction in 1/width, about 2.5/width, and by its standard error.
 _FINITE, _ERRORS = 3.0, 3.0
-_EDGE = 2.0  # times width^(−2/3), the size of fluctuations at the edge of a spectrum
+_EDGE = 2.5  # times width^(−2/3), the size of fluctuations at the edge of a spectrum
 
 LONG_NAMES = {
     "exact": "spectral norm of the block of a layer, exact",
