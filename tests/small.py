@@ -110,6 +110,23 @@ SMALL = {
         {},
         {"starts": 32, "steps": 1000, "rate": 0.3, "networks": 30, "draws": 20000},
     ),
+    "curvature": lambda: (
+        {},
+        {
+            "width": 48,
+            "samples": 8,
+            "layers": 3,
+            "gains": [0.2],
+            "deep": [3, 5],
+            "draws": 2,
+            "repeats": 5,
+            "trained": 6,
+            "trained_width": 6,
+            "steps": 1000,
+            "rules": ["euler"],
+            "depths": [32, 64, 128],
+        },
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -138,6 +155,8 @@ PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
     "min_norm", "spline_landscape",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank",
+    "curvature",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

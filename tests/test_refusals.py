@@ -746,6 +746,9 @@ COMMAND = {
     "system.shift": ["experiment=hyperbolic_leaf system.shift=0.7"],
     "study.widths": ["study=min_norm study.widths=[64,512]"],
     "study.imbalances": ["study=min_norm study.imbalances=[1,2,4,8]"],
+    "study.gains": ["study=curvature study.gains=[1]"],
+    "study.deep": ["study=curvature study.deep=[5]"],
+    "study.trained_width": ["study=curvature study.trained_width=1"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
