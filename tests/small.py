@@ -94,6 +94,19 @@ SMALL = {
             "steps": 20,
         },
     ),
+    "minimax": lambda: (
+        {},
+        {
+            "alphas": [1.0, 16.0, 32.0, 64.0, 128.0],
+            "nodes": 15,
+            "horizon": 4.0,
+            "widths": [16, 64, 256],
+            "steps": [80, 160, 320],
+            "draws": 24,
+            "penalties": [0.0, 0.1],
+            "duration": 128.0,
+        },
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -120,7 +133,7 @@ def failing(found):
 
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
-    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "minimax",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

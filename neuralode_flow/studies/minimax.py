@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..finding import Check, Claim, Finding
 from ..matrices import normal
-from ..orders import LEAST_POINTS, Order, observed_order
+from ..orders import LEAST_POINTS, Order, local_orders, observed_order
 from ..signatures import Members, Positive, Seed, above, at_least, at_most, below, distinct, each, increasing
 from .axes import arranged, axis
 from .base import STUDIES, Progress, Study
@@ -88,7 +88,7 @@ Discount = Annotated[float, at_least(0), below(1)]
 def run(
     *,
     alphas: Alphas = (1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0),
-    nodes: Nodes = 18,
+    nodes: Nodes = 20,
     horizon: Positive = 8.0,
     alpha: Positive = 4.0,
     widths: Widths = (64, 256, 1024),
@@ -145,10 +145,8 @@ def run(
     say: Callable[[float, str], None] = progress or (lambda fraction, what: None)
     generator = torch.Generator().manual_seed(seed)
     grid = torch.linspace(-_HALF_WIDTH, _HALF_WIDTH, _POINTS, dtype=torch.float64)
-    kernel = LAWS["symmetric"].kernel(grid)
-    truth = normal(generator, _POINTS)
-    truth = size * truth / (truth @ kernel @ truth).sqrt()
-    answer = truth @ kernel
+    truth = _truth(grid, size, generator)
+    answer = truth @ LAWS["symmetric"].kernel(grid)
     equations = stacked([instruments(grid, answer), policy(grid, answer, discount)])
     setting = Setting(grid, equations, penalties[-1], horizon, nodes)
     say(0.0, "all particles, by their scale")
@@ -159,15 +157,10 @@ def run(
     found |= by_steps(setting, alpha, widths[0], steps, draws, generator)
     say(0.8, "running averages")
     averaged = averages(setting, alphas[:_LONG], penalties, duration, truth)
-    variables = _limits(scaled, found) | _averaged(averaged)
-    primal = setting.problem().primal[:, 0]
-    blind = equations.blind()
+    variables = _limits(scaled, found) | _averaged(averaged) | _solutions(setting, answer)
     variables |= {
         "kernel_error": ("law", [kernel_error(start, nodes, grid) for start in LAWS.values()]),
         "half_square": ((), size**2 / 2),
-        "truth": ("x", answer),
-        "blind": (("equation", "x"), blind),
-        "apart": ("equation", ((primal * (blind - answer).square()).sum(-1) / (primal * answer**2).sum(-1)).sqrt()),
     }
     axes = [
         axis("law", list(LAWS), "law of the parameters at the start"),
@@ -184,6 +177,19 @@ def run(
     dataset = arranged(variables, axes, LONG_NAMES)
     title = f"instruments and policy evaluation on {_POINTS} points, ‖f*‖ = {size:g} (seed {seed})"
     return _finding(dataset, title).attached(dataset)
+
+
+def _truth(grid: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """y of a random f* = y·kernel, of the norm yᵀ·kernel·y = size²."""
+    y = normal(generator, len(grid)).to(grid)
+    return size * y / (y @ LAWS["symmetric"].kernel(grid) @ y).sqrt()
+
+
+def _solutions(setting: Setting, answer: Tensor) -> dict[str, Any]:
+    """f* beside the f of the least E[Φ²], which does not condition on Z."""
+    primal, blind = setting.problem().primal[:, 0], setting.equations.blind()
+    apart = ((primal * (blind - answer).square()).sum(-1) / (primal * answer.square()).sum(-1)).sqrt()
+    return {"truth": ("x", answer), "blind": (("equation", "x"), blind), "apart": ("equation", apart)}
 
 
 def _limits(scaled: Sequence[dict[str, Tensor]], found: dict[str, Tensor]) -> dict[str, Any]:
@@ -238,12 +244,12 @@ def _rates(dataset: xr.Dataset) -> dict[str, np.ndarray]:
     """Numbers of the running averages: over ½‖f*‖², and of the residual above the floor of its penalty."""
     unit, T, plain = dataset.half_square, dataset["horizon"].values, dataset.dual.isel(penalty=0)
     allowed = unit * (1 / dataset["horizon"] + 1 / dataset["scale"].str.replace("∞", "inf").astype(float))
-    above = (dataset.residual - dataset.floor).isel(horizon=[-3, -2, -1], scale=-1)
+    above = (dataset.residual - dataset.floor).isel(horizon=[-3, -1], scale=-1).values
     return {
         "over_bound": (plain / allowed).values,
         "over_first": (plain * dataset["horizon"] / unit).values,
         "identity": (plain.isel(horizon=-1, scale=-1) * T[-1] / dataset.lost.isel(penalty=0) - 1).values,
-        "fitted": -np.polyfit(np.log(T[-3:]), np.log(above.values.reshape(3, -1)), 1)[0],
+        "fitted": local_orders(T[[-3, -1]], np.moveaxis(above, 0, -1))[..., 0],
         "floors": (dataset.last_residual / dataset.floor).isel(penalty=-1, scale=slice(1, None)).values,
         "below": (dataset.last_residual.isel(penalty=0, scale=slice(1, None)) / dataset.floor.isel(penalty=-1)).values,
     }
