@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..finding import Check, Claim, Finding
 from ..matrices import normal
-from ..orders import LEAST_POINTS, Order, local_orders, observed_order
+from ..orders import LEAST_POINTS, Order, local_orders, observed_order, said
 from ..signatures import Members, Positive, Seed, above, at_least, at_most, below, distinct, each, increasing
 from .axes import arranged, axis
 from .base import STUDIES, Progress, Study
@@ -221,22 +221,22 @@ def _orders(dataset: xr.Dataset) -> list[Order]:
             one = dataset.sel(law=law, equation=equation)
             for function in ("f", "g"):
                 found = observed_order(alphas, one.moved.sel(function=function).values, 0.0)
-                orders.append(_said(found, f"parameters of {function}, {law} law, {equation}", 1.0, "scales"))
+                orders.append(_named(found, f"parameters of {function}, {law} law, {equation}", 1.0, "scales"))
             found = observed_order(alphas, one.distance.values, float(one.quadrature_error[-1]))
-            orders.append(_said(found, f"(f, g), {law} law, {equation}", expected, "scales"))
+            orders.append(_named(found, f"(f, g), {law} law, {equation}", expected, "scales"))
     for equation in EQUATIONS:
         one = dataset.sel(equation=equation)
         widths, counts = one["width"].values, one["count"].values
         particles = observed_order(widths, one.width_distance.values, 0.0, one.width_noise.values)
         stochastic = observed_order(counts, one.step_distance.values, 0.0, one.step_noise.values)
-        orders.append(_said(particles, f"random particles, {equation}", 0.5, "widths"))
-        orders.append(_said(stochastic, f"stochastic steps, {equation}", 0.5, "steps"))
+        orders.append(_named(particles, f"random particles, {equation}", 0.5, "widths"))
+        orders.append(_named(stochastic, f"stochastic steps, {equation}", 0.5, "steps"))
         exact = observed_order(counts, one.exact_distance.values, 0.0)
-        orders.append(_said(exact, f"steps with expectations, {equation}", 1.0, "steps"))
+        orders.append(_named(exact, f"steps with expectations, {equation}", 1.0, "steps"))
     return orders
 
 
-def _said(order: Order, rule: str, expected: float, over: str) -> Order:
+def _named(order: Order, rule: str, expected: float, over: str) -> Order:
     return order._replace(rule=rule, expected=expected, over=over)
 
 
@@ -257,8 +257,7 @@ def _rates(dataset: xr.Dataset) -> dict[str, np.ndarray]:
 
 def _finding(dataset: xr.Dataset, title: str) -> Finding:
     orders, rates = _orders(dataset), _rates(dataset)
-    values = {expected: [order.value for order in orders if order.expected == expected] for expected in (0.5, 1.0, 2.0)}
-    told = {expected: f"{min(some):.2f} to {max(some):.2f}" for expected, some in values.items()}
+    told = {expected: said([one for one in orders if one.expected == expected]) for expected in (0.5, 1.0, 2.0)}
     fitted, first = rates["fitted"], rates["over_first"]
     return Finding(
         study="minimax",

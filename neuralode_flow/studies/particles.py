@@ -71,7 +71,7 @@ class HalfResidual:
 
     def gradient(self, z: Tensor) -> Tensor:
         """Its gradient; 0 in g."""
-        moment = self.saddle._moment(z[..., 0, :]) / self.saddle.dual
+        moment = self.saddle.moment(z[..., 0, :]) / self.saddle.dual
         by_f = (self.saddle.operator.mT @ moment[..., None])[..., 0]
         return torch.stack((by_f, torch.zeros_like(by_f)), dim=-2).expand_as(z)
 

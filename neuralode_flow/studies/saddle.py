@@ -34,17 +34,17 @@ class Saddle(NamedTuple):
         """∂L/∂f and ∂L/∂g, `(..., 2, n)`."""
         f, g = z.unbind(-2)
         by_f = (self.operator.mT @ g[..., None])[..., 0] + self.penalty[..., None] * self.primal * f
-        return torch.stack((by_f, self._moment(f) - self.dual * g), dim=-2)
+        return torch.stack((by_f, self.moment(f) - self.dual * g), dim=-2)
 
     def value(self, z: Tensor) -> Tensor:
         """L, `(...)`."""
         f, g = z.unbind(-2)
         penalty = self.penalty * (self.primal * f.square()).sum(-1)
-        return (g * self._moment(f)).sum(-1) + (penalty - (self.dual * g.square()).sum(-1)) / 2
+        return (g * self.moment(f)).sum(-1) + (penalty - (self.dual * g.square()).sum(-1)) / 2
 
     def residual(self, z: Tensor) -> Tensor:
         """E|E[Φ | Z]|², `(...)`: twice the largest L of all g, without its penalty."""
-        return (self._moment(z[..., 0, :]).square() / self.dual).sum(-1)
+        return (self.moment(z[..., 0, :]).square() / self.dual).sum(-1)
 
     def norm(self, z: Tensor) -> Tensor:
         """(E f(X)² + E g(Z)²)^½, `(...)`."""
@@ -64,7 +64,8 @@ class Saddle(NamedTuple):
         H, h = self.field()
         return torch.linalg.solve(H, -h).unflatten(-1, (2, -1))
 
-    def _moment(self, f: Tensor) -> Tensor:
+    def moment(self, f: Tensor) -> Tensor:
+        """E[Φ | Z] times the weights of Z, `(..., n)`."""
         return (self.operator @ f[..., None])[..., 0] - self.target
 
 

@@ -86,7 +86,7 @@ def test_the_saddle_is_the_expectation_over_pairs_and_its_slopes_are_those_of_au
     turned = torch.stack((slopes[:, 0], -slopes[:, 1]), 1).flatten(1)
     assert torch.allclose((H @ z.flatten(1)[..., None])[..., 0] + h, turned, rtol=1e-12, atol=1e-14)
     # The largest L of all g is half of the residual, and the penalty.
-    best = problem._moment(z[:, 0]) / problem.dual
+    best = problem.moment(z[:, 0]) / problem.dual
     penalty = 0.15 * (problem.primal * z[:, 0] ** 2).sum(-1)
     largest = problem.value(torch.stack((z[:, 0], best), 1)) - penalty
     assert torch.allclose(largest, problem.residual(z) / 2, rtol=1e-12)
