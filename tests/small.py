@@ -125,6 +125,17 @@ SMALL = {
             "steps": 1000,
             "rules": ["euler"],
             "depths": [32, 64, 128],
+    "minimax": lambda: (
+        {},
+        {
+            "alphas": [1.0, 16.0, 32.0, 64.0, 128.0],
+            "nodes": 15,
+            "horizon": 4.0,
+            "widths": [16, 64, 256],
+            "steps": [80, 160, 320],
+            "draws": 24,
+            "penalties": [0.0, 0.1],
+            "duration": 128.0,
         },
     ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
@@ -155,6 +166,7 @@ PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
     "min_norm", "spline_landscape", "curvature",
+    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "minimax",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -726,6 +726,7 @@ COMMAND = {
         "study=learning_rate study.steps=[0,2]",
         "study=learning_rate study.steps=[4,2]",
         "study=learning_rate study.steps=2",
+        "study=minimax study.steps=[80,160,321]",
     ],
     "study.layer": ["study=learning_rate study.layer=eulr"],
     "study.pair": [
@@ -749,6 +750,12 @@ COMMAND = {
     "study.gains": ["study=curvature study.gains=[1]"],
     "study.deep": ["study=curvature study.deep=[5]"],
     "study.trained_width": ["study=curvature study.trained_width=1"],
+    "study.alphas": ["study=minimax study.alphas=[2,4,8,16,32]"],
+    "study.widths": [
+        "study=minimax study.widths=[64,256]",
+        "study=minimax study.widths=[63,256,1024]",
+    ],
+    "study.penalties": ["study=minimax study.penalties=[0.1]"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
