@@ -165,8 +165,7 @@ def failing(found):
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
-    "min_norm", "spline_landscape", "curvature",
-    "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "minimax",
+    "min_norm", "spline_landscape", "curvature", "minimax",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 
