@@ -96,7 +96,7 @@ def run(
     rows : int
         Number of samples, fewer than X has columns; drawn.
     outputs : int
-        Columns of Y, at most `rows`.
+        Columns of Y, fewer than `rows`: balanced square factors would keep the sign of their determinant.
     widths : sequence of int
         Hidden units of random starts, at least as many as features and outputs together; any number costs the same.
     draws : int
