@@ -96,7 +96,7 @@ def run(
     rows : int
         Number of samples, fewer than X has columns; drawn.
     outputs : int
-        Columns of Y, at most `rows`.
+        Columns of Y, fewer than `rows`: balanced square factors would keep the sign of their determinant.
     widths : sequence of int
         Hidden units of random starts, at least as many as features and outputs together; any number costs the same.
     draws : int
@@ -176,7 +176,8 @@ def _random(
     U, V_end = samples.factors(states[-1])
     off, unfitted = U @ V_end.mT - samples.least, torch.linalg.pinv(samples.x) @ samples.residual(states[-1])
     squares, ends_at = off.square().sum((-2, -1)), V_end.square().sum((-2, -1)) / size.unsqueeze(-1) - 1
-    factor = torch.tensor([[width ** (-2 * exponent) for width in widths] for exponent in EXPONENTS]).to(size)
+    factor = torch.tensor([[width ** (-2 * exponent) for width in widths] for exponent in EXPONENTS], dtype=size.dtype)
+    factor = factor.to(size)
     free = samples.x.shape[1] - n
     sum_of = U1.mT @ U1 + V.mT @ V
     inside = invariant(samples, start[0, -1, :8])
@@ -225,7 +226,10 @@ def _family(
         "rate_bound": ("imbalance", c),
         "family_bound_over_fall": ("imbalance", _bound_over_fall(losses, exponent, horizon)),
         "loss": (("time", "imbalance"), losses / losses[0]),
-        "bound_time": (("time", "imbalance"), torch.linspace(0, horizon, _OUTPUTS).to(c).unsqueeze(-1) * exponent),
+        "bound_time": (
+            ("time", "imbalance"),
+            torch.linspace(0.0, horizon, _OUTPUTS, dtype=torch.float64).to(c).unsqueeze(-1) * exponent,
+        ),
     }, {"kernel": float((_slowest(last) / rates - 1).abs().max())}
 
 
@@ -235,7 +239,7 @@ def _slowest(kernel: Tensor) -> Tensor:
 
 def _bound_over_fall(losses: Tensor, rate: Tensor, horizon: float) -> Tensor:
     """rate · t over −log(L/L₀), the largest over all times after the first at which L is above the solver's error."""
-    times = torch.linspace(0.0, horizon, _OUTPUTS).to(losses)[1:]
+    times = torch.linspace(0.0, horizon, _OUTPUTS, dtype=torch.float64).to(losses)[1:]
     fall = -(losses[1:] / losses[0]).log()
     over = rate * times.reshape(-1, *(1,) * rate.ndim) / fall
     return torch.where(losses[1:] > _SEEN * losses[0], over, 0.0).amax(0)

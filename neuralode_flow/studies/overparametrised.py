@@ -71,8 +71,8 @@ def samples_of(problem: Problem, rows: int, outputs: int, seed: int) -> Samples:
     if table is None:
         raise ValueError(f"problem={problem.name} has no samples; choose one of a table, such as breast_cancer_white")
     n, d = table.inputs.shape
-    count("study.rows", rows, most=min(n, d - 1))
-    count("study.outputs", outputs, most=min(rows, table.y.shape[1]))
+    count("study.rows", rows, least=2, most=min(n, d - 1))
+    count("study.outputs", outputs, most=min(rows - 1, table.y.shape[1]))
     drawn = np.random.default_rng(seed).choice(n, rows, replace=False)
     found = Samples(table.inputs[drawn].double(), table.y[drawn, :outputs].double())
     if np.linalg.matrix_rank(found.x.cpu().numpy()) < rows:

@@ -52,6 +52,7 @@ LONG_NAMES = {
 
 Samples = Annotated[int, at_least(12), at_most(200)]
 Width = Annotated[int, at_least(2), at_most(40)]
+Noise = Annotated[float, at_least(0.001)]
 Draws = Annotated[int, at_least(1000), at_most(10**7)]
 
 
@@ -59,7 +60,7 @@ def run(
     *,
     samples: Samples = 24,
     width: Width = 4,
-    noise: Positive = 0.05,
+    noise: Noise = 0.05,
     starts: Count = 32,
     steps: Count = 6000,
     rate: Positive = 0.2,
@@ -218,7 +219,7 @@ def _critical(ends: list[Spline]) -> tuple[dict[str, Any], Spline]:
     losses = [float(np.mean(point.residual() ** 2) / 2) for point in points]
     smooth = [bool((point.active == end.active).all()) for point, end in zip(points, ends, strict=True)]
     if not any(smooth):
-        raise RuntimeError("no run has come near a critical point; choose more study.starts or study.steps")
+        raise RuntimeError("no run has come near a critical point; choose more study.starts or a smaller study.width")
     values = [np.linalg.eigvalsh(_hessian(point)) for point in points]
     found = {
         "loss": [np.mean(end.residual() ** 2) / 2 for end in ends],

@@ -136,7 +136,8 @@ class Spline(NamedTuple):
         lines = self.lines + change
         kept = self.u**2 - self.w**2 - self.b**2
         squares = (lines**2).sum(-1)
-        u = np.sign(self.u) * np.sqrt((kept + np.sqrt(kept**2 + 4 * squares)) / 2)
+        longer = (np.abs(kept) + np.sqrt(kept**2 + 4 * squares)) / 2
+        u = np.sign(self.u) * np.sqrt(np.where(kept > 0, longer, squares / longer))  # (s − |δ|)/2 would cancel
         return self._replace(u=u, w=lines[:, 0] / u, b=lines[:, 1] / u)
 
     def silent(self) -> Spline | None:

@@ -176,8 +176,8 @@ def test_what_does_not_suit_it_is_refused():
     inputs, settings = SMALL["min_norm"]()
     with pytest.raises(ValueError, match=r"study\.rows must be at most 9, got 10"):
         STUDY.run(**inputs, **settings | {"rows": 10})
-    with pytest.raises(ValueError, match=r"study\.outputs must be at most 2, got 3"):
-        STUDY.run(**inputs, **settings | {"outputs": 3})
+    with pytest.raises(ValueError, match=r"study\.outputs must be at most 1, got 2"):
+        STUDY.run(**inputs, **settings | {"outputs": 2})
     with pytest.raises(ValueError, match=r"study\.widths must begin at 11 or more, .* got 10"):
         STUDY.run(**inputs, **settings | {"widths": [10, 20, 40]})
     with pytest.raises(ValueError, match="has no samples; choose one of a table"):
