@@ -125,6 +125,8 @@ SMALL = {
             "steps": 1000,
             "rules": ["euler"],
             "depths": [32, 64, 128],
+        },
+    ),
     "minimax": lambda: (
         {},
         {
