@@ -94,6 +94,7 @@ SMALL = {
             "steps": 20,
         },
     ),
+    "identifiability": lambda: ({}, {"draws": 1, "samples": 600, "searches": 1, "fitted": 150}),
     "lcn": lambda: ({}, {"draws": 4, "starts": 1, "horizon": 0.1}),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
@@ -122,7 +123,7 @@ def failing(found):
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank",
-    "lcn",
+    "lcn", "identifiability",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..finding import Check, Claim, Finding
 from ..intrinsic.paths import ReluDag
-from ..intrinsic.ranks import null_space
 from ..matrices import normal
 from ..signatures import Seed, above, at_least, at_most
 from .axes import arranged, axis
@@ -25,8 +24,9 @@ NETWORKS: dict[str, tuple[int, ...]] = {
 }
 KINDS = ("plain", "dead", "twin", "unadapted")
 
-_ROUND_OFF, _GAP, _FITTED, _RECOVERED, _APART, _SHARE = 1e-11, 1e6, 1e-10, 1e-7, 1e-3, 0.5
-_FACTORS, _BESIDE, _SMALL = 3.0, 1e-3, 1e-9  # of rescaling; of a change that is none; of one that switches nothing
+_ROUND_OFF, _GAP, _FITTED, _RECOVERED = 1e-11, 1e6, 1e-10, 1e-7
+_APART, _ELSEWHERE, _SHARE = 1e-3, 1e-4, 0.5
+_FACTORS, _SMALL = 3.0, 1e-9  # of rescaling; of a change that switches nothing
 
 LONG_NAMES = {
     "rank": "rank of the derivative of the outputs at the samples",
@@ -39,6 +39,8 @@ LONG_NAMES = {
     "other": "change of Φ where only what enters the neurons is multiplied, over ‖Φ‖",
     "linear": "outputs from A Φ of another θ of the same activations, over the largest",
     "switched": "the same of a θ that has switched some",
+    "search_missing": "parameters − hidden neurons − rank at the samples of the search",
+    "twin_search_missing": "the same with twins",
     "fitted": "outputs of the recovered network from the given ones, over the largest",
     "recovered": "distance of the recovered θ from θ, both rescaled to neurons of norm 1",
     "start": "the same of the start of the search",
@@ -138,7 +140,7 @@ def _one(dag: ReluDag, widths: Sequence[int], x: Tensor, random: torch.Generator
     """Φ, and the way back from it, at one network."""
     theta = drawn(random, widths, x)
     return {
-        "path_missing": dag.parameters - dag.hidden - null_space(path_slopes(dag, theta))[1].rank,
+        "path_missing": dag.parameters - dag.hidden - rank(path_slopes(dag, theta)).rank,
         **_embedding(dag, theta, x, random),
         "from_paths": _apart(widths, from_paths(dag, theta), theta),
         "from_paths_alone": _off(dag.forward(_turned(dag, theta), x), dag.forward(theta, x)),
@@ -150,9 +152,10 @@ def _searched(
 ) -> dict[str, float]:
     """How well searches near θ find the outputs of θ, and θ itself, without and with twins."""
     x, noise = normal(random, fitted, widths[0]), normal(random, dag.parameters)
-    found = {}
+    found: dict[str, float] = {}
     for prefix, kind in (("", "plain"), ("twin_", "twin")):
         theta = drawn(random, widths, x, kind)
+        found[f"{prefix}search_missing"] = dag.parameters - dag.hidden - rank(jacobian(dag, theta, x)).rank
         outputs, begin = dag.forward(theta, x), theta * (1 + start * noise)
         back = recovered(dag, x, outputs, begin)
         found[f"{prefix}fitted"] = _off(dag.forward(back, x), outputs)
@@ -228,8 +231,11 @@ def _finding(dataset: xr.Dataset, samples: int) -> Finding:
 
 
 def _found(dataset: xr.Dataset, prefix: str) -> xr.DataArray:
-    """How far θ is where a search has found the outputs."""
-    return dataset[f"{prefix}recovered"].where(dataset[f"{prefix}fitted"] <= _FITTED)
+    """How far θ is where a search has found the outputs; without twins, where the rank at its samples is full."""
+    there = dataset[f"{prefix}fitted"] <= _FITTED
+    if not prefix:
+        there &= dataset.search_missing == 0
+    return dataset[f"{prefix}recovered"].where(there)
 
 
 def _checks(dataset: xr.Dataset, told: xr.Dataset, full: float) -> tuple[Check, ...]:
@@ -282,12 +288,22 @@ def _checks(dataset: xr.Dataset, told: xr.Dataset, full: float) -> tuple[Check, 
         Check(
             "outputs from A Φ at other activations, a control", float(dataset.switched.min()), _APART, least, least=True
         ),
-        Check("share of searches that find the outputs", float((dataset.fitted <= _FITTED).mean()), _SHARE, least=True),
-        Check("θ where the outputs are found, up to rescaling", float(_found(dataset, "").max()), _RECOVERED, over),
+        Check(
+            "share of searches that find the outputs, of full rank",
+            float(_found(dataset, "").notnull().mean()),
+            _SHARE,
+            least=True,
+        ),
+        Check(
+            "θ where the outputs are found and the rank is full, up to rescaling",
+            float(_found(dataset, "").max()),
+            _RECOVERED,
+            over,
+        ),
         Check(
             "θ with twins where the outputs are found, a control",
             float(_found(dataset, "twin_").min()),
-            _APART,
+            _ELSEWHERE,
             least,
             least=True,
         ),

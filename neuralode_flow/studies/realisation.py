@@ -18,6 +18,8 @@ from ..matrices import normal
 # Shares of the samples at which a neuron is inactive: its bias is a quantile, the part drawn between these.
 _LOW, _HIGH = 0.1, 0.5
 
+_BESIDE = 0.05  # of its sums' deviation: the shift of a bias from the quantile
+
 _STEPS = 60  # of a search for θ
 
 _TWIN = 1.7  # the factor between the weights of twins
@@ -75,6 +77,8 @@ def drawn(random: torch.Generator, widths: Sequence[int], x: Tensor, kind: str =
         if k <= last:
             shares = _LOW + (_HIGH - _LOW) * torch.rand(b, generator=random, dtype=torch.float64).to(x.device)
             bias = -torch.stack([torch.quantile(sums[:, j], shares[j]) for j in range(b)])
+            # Where all neurons before it rest, all samples have one sum, and that must not be the switch itself.
+            bias = bias + _BESIDE * sums.std(0) * normal(random, b)
             if k == 0 and kind == "twin":
                 bias[1] = _TWIN * bias[0]
             if k == last and kind == "dead":
@@ -148,5 +152,7 @@ def path_slopes(dag: ReluDag, theta: Tensor) -> Tensor:
 def from_paths(dag: ReluDag, theta: Tensor) -> Tensor:
     """θ up to rescaling from Φ(θ) and the signs of θ: log |Φ| is linear in log |θ|, a row for each path."""
     incidence = path_slopes(dag, torch.ones_like(theta))
-    logs = torch.linalg.lstsq(incidence, dag.lifting(theta).abs().log()[:, None], driver="gelsd").solution[:, 0]
+    # Its normal equations are small, and singular by the rescalings: the shortest solution is as good as any.
+    inverse = torch.linalg.pinv(incidence.mT @ incidence, hermitian=True, rtol=1e-10)
+    logs = inverse @ (incidence.mT @ dag.lifting(theta).abs().log())
     return theta.sign() * logs.exp()
