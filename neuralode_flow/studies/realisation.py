@@ -17,6 +17,7 @@ from ..matrices import normal
 
 # Shares of the samples at which a neuron is inactive: its bias is a quantile, the part drawn between these.
 _LOW, _HIGH = 0.1, 0.5
+_LEAST, _MOST, _TRIES = 0.05, 0.6, 1000  # of the share that comes of it; draws until all neurons have such a one
 
 _BESIDE = 0.05  # of its sums' deviation: the shift of a bias from the quantile
 
@@ -66,29 +67,43 @@ def drawn(random: torch.Generator, widths: Sequence[int], x: Tensor, kind: str =
         "plain"; "dead": the first neuron of the last hidden layer is active at no sample; "twin": of the first two
         neurons of the first layer, the one is a multiple of the other; "unadapted": normal biases of variance ¼ in the
         place of the quantiles, with which some neurons do not switch.
+
+    Raises
+    ------
+    RuntimeError
+        If no draw has neurons that switch.
     """
-    weights, biases, last = [], [], len(widths) - 3
+    for _ in range(_TRIES):
+        layers, resting = _layers(random, widths, x, kind)
+        if kind == "unadapted" or all(_LEAST <= share <= _MOST for share in resting):
+            return layers.theta
+    raise RuntimeError(f"none of {_TRIES} networks of widths {list(widths)} has neurons that switch; take more samples")
+
+
+def _layers(random: torch.Generator, widths: Sequence[int], x: Tensor, kind: str) -> tuple[Layers, list[float]]:
+    """One draw, and the shares of the samples at which its neurons rest; that of a dead one is not listed."""
+    weights, biases, last, resting = [], [], len(widths) - 3, []
     for k, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
         W = normal(random, a, b) / a**0.5
         if k == 0 and kind == "twin":
             W[:, 1] = _TWIN * W[:, 0]
-        sums = x @ W
-        bias = normal(random, b)
+        sums, bias = x @ W, normal(random, b) / 2
         if k <= last:
-            shares = _LOW + (_HIGH - _LOW) * torch.rand(b, generator=random, dtype=torch.float64).to(x.device)
-            bias = -torch.stack([torch.quantile(sums[:, j], shares[j]) for j in range(b)])
-            # Where all neurons before it rest, all samples have one sum, and that must not be the switch itself.
-            bias = bias + _BESIDE * sums.std(0) * normal(random, b)
+            if kind != "unadapted":
+                shares = _LOW + (_HIGH - _LOW) * torch.rand(b, generator=random, dtype=torch.float64, device="cpu")
+                quantiles = [torch.quantile(sums[:, j], float(shares[j])) for j in range(b)]
+                # Where all neurons before it rest, all samples have one sum, and that must not be the switch itself.
+                bias = _BESIDE * sums.std(0) * normal(random, b) - torch.stack(quantiles)
             if k == 0 and kind == "twin":
                 bias[1] = _TWIN * bias[0]
-            if k == last and kind == "dead":
+            dead = k == last and kind == "dead"
+            if dead:
                 bias[0] = -sums[:, 0].max() - 1
-            if kind == "unadapted":
-                bias = normal(random, b) / 2
             x = torch.relu(sums + bias)
+            resting += (x == 0).double().mean(0)[int(dead) :].tolist()
         weights.append(W)
         biases.append(bias)
-    return Layers(weights, biases).theta
+    return Layers(weights, biases), resting
 
 
 def jacobian(dag: ReluDag, theta: Tensor, x: Tensor) -> Tensor:
@@ -107,8 +122,31 @@ def rank(J: Tensor) -> Rank:
     return rank_of(torch.linalg.svdvals(torch.linalg.qr(J, mode="r").R))
 
 
-def seen(dag: ReluDag, widths: Sequence[int], theta: Tensor, x: Tensor) -> tuple[int, int]:
-    """How many parameters, and how many hidden neurons, the outputs depend on at some sample: by activations alone.
+class Seen(NamedTuple):
+    """Which weights and biases, as in `Layers`, the outputs depend on at some sample, and how many hidden neurons."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    neurons: int
+
+    @property
+    def bound(self) -> int:
+        """Parameters less neurons: the rank is no larger, since rescaling a neuron changes no output."""
+        return sum(int(part.sum()) for part in (*self.weights, *self.biases)) - self.neurons
+
+    @property
+    def shared(self) -> int:
+        """What twins in the first layer take from that.
+
+        The weights out of them have the same derivatives, up to a factor. If there is one each, those into them have,
+        too.
+        """
+        out = int(self.weights[1][0].sum())
+        return out if out > 1 else int(self.weights[0][:, 0].sum()) + 1
+
+
+def seen(dag: ReluDag, widths: Sequence[int], theta: Tensor, x: Tensor) -> Seen:
+    """What the outputs depend on, by activations alone.
 
     A weight counts where what it leads from is active at a sample at which what it leads to is active, and has a path
     of active neurons to an output.
@@ -117,12 +155,13 @@ def seen(dag: ReluDag, widths: Sequence[int], theta: Tensor, x: Tensor) -> tuple
     everywhere = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
     ends = everywhere.expand(-1, widths[-1])
     starts = [everywhere.expand(-1, widths[0]), *active]
-    parameters = neurons = 0
-    for k in reversed(range(len(widths) - 1)):
-        parameters += int((starts[k].double().mT @ ends.double() > 0).sum()) + int(ends.any(0).sum())
-        ends = starts[k] & ends.any(-1, keepdim=True)
-        neurons += int(ends.any(0).sum()) if k else 0
-    return parameters, neurons
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for start in reversed(starts):
+        weights.insert(0, start.double().mT @ ends.double() > 0)
+        biases.insert(0, ends.any(0))
+        ends = start & ends.any(-1, keepdim=True)
+    return Seen(weights, biases, sum(int(hidden.sum()) for hidden in biases[:-1]))
 
 
 def recovered(dag: ReluDag, x: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
