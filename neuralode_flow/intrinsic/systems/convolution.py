@@ -25,7 +25,9 @@ def convolution(kernels: Sequence[int] = (2, 3), strides: Sequence[int] = (2,), 
     a θ whose dilated filters have no common roots only the rescalings leave z unchanged, so that z and the laws give θ
     back, up to signs (Achour, Kohn, Rauhut 2025). If the first of two filters is no longer than its stride, its copies
     do not overlap: then z in rows of that length is w_2 w_1ᵀ, and ż = −(G zᵀz/‖w_2‖² + z zᵀG/‖w_1‖²), where
-    ‖w_2‖² = (s + δ)/2, ‖w_1‖² = (s − δ)/2, s = √(δ² + 4‖z‖²). Otherwise no formula is known.
+    ‖w_2‖² = (s + δ)/2, ‖w_1‖² = (s − δ)/2, s = √(δ² + 4‖z‖²). Otherwise no formula is known, and
+    θ is recovered from (z, h), from the last one on: a check that they determine θ near it, and not one with an
+    independent formula. The study `lcn` has one, by the roots of z.
 
     Parameters
     ----------

@@ -33,7 +33,8 @@ def relu_dag(
 
     (z, h) determine θ locally where none of its entries is zero, but there is no formula for the flow of z. f(z) is the
     regression 1/(2n) Σ_i ‖y(x_i) − y_i‖² with the activations of θ₀, true until the first of them switches; `flow` is
-    that of the network itself and goes on.
+    that of the network itself and goes on. That θ is recovered from (z, h), from the last one on, makes the comparison
+    a check that they determine θ, and not one with an independent formula.
 
     Parameters
     ----------
