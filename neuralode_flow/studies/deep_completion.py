@@ -16,12 +16,12 @@ from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..intrinsic.systems.linear_network import phi_of
-from ..kernels import DividedDifference, Kernel, LogMean
 from ..losses import Completion
 from ..signatures import Depths, Dimension, Members, Seed
 from ..time.integrate import integrate
 from .axes import arranged, axis
 from .base import STUDIES, Clock, Progress, Study
+from .orbit import kernel
 
 _BOUND = 1e-8
 _CLEARLY = 0.75  # of the pairs of runs on the same entries
@@ -113,7 +113,7 @@ def run(
 
 def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
     """The end of the closed flow of N layers, run until the loss is `fall` times its first value."""
-    flow, stop = IntrinsicFlow(loss, _kernel(N)), {"loss": fall * float(loss(z0))}
+    flow, stop = IntrinsicFlow(loss, kernel(N)), {"loss": fall * float(loss(z0))}
     path = integrate(flow, z0, clock.times, **clock.options(name), stop=stop)
     hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
     shares = torch.linalg.svdvals(path.z[-1])
@@ -207,11 +207,6 @@ def _matrix(n: int, rank: int, generator: torch.Generator) -> Tensor:
     return n * product / product.norm()
 
 
-def _kernel(N: int) -> Kernel:
-    """Of N balanced layers in the time of the limit; of the limit for 0."""
-    return DividedDifference(torch.zeros(N, dtype=torch.float64), time_scale=1 / N) if N else LogMean()
-
-
 def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -> float:
     """The relative distance of N trained factors from their closed flow, up to a time of the closed flow."""
     if end == 0.0:  # a budget was used up before the first step
@@ -221,7 +216,7 @@ def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -
     network = integrate(
         FactorizationFlow(phi_of([n] * (N + 1)), loss), theta, times / N, "DOP853", 1e-11, 1e-13, **budgets
     )
-    closed = integrate(IntrinsicFlow(loss, _kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
+    closed = integrate(IntrinsicFlow(loss, kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
     if not (network.ending == closed.ending == "ok"):
         return np.inf
     return float(torch.linalg.matrix_norm(network.z - closed.z).max() / torch.linalg.matrix_norm(closed.z).max())
