@@ -28,7 +28,7 @@ _BOUND = 1e-10
 
 # Layers of the networks whose orbits are measured, and by how much their first layer grows and their last one shrinks
 # in the control.
-_FACTORS, _UNBALANCED = (2, 3, 5), 2.0
+_FACTORS, _UNBALANCED = (2, 4), 2.0
 
 # Round-off of an entropy; how far an order may be from its own; how far a control must be.
 _ROUND_OFF, _ORDER, _FAR = 1e-12, 0.05, 0.1
@@ -200,7 +200,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             ),
             *(
                 Check(
-                    f"order in 1/N of the {order.rule}, off {order.expected:g}",
+                    f"order in 1/N, {order.rule}, off {order.expected:g}",
                     abs(order.value - order.expected),
                     _ORDER,
                 )
