@@ -741,6 +741,13 @@ COMMAND = {
     "study.samples": ["study=leaky_rank study.samples=2"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
+    "study.drawn_dimension": ["study=deep_completion study.drawn_dimension=1"],
+    "study.drawn_entries": ["study=deep_completion study.drawn_dimension=3 study.drawn_entries=9"],
+    "study.dimension": ["study=volume_form study.dimension=1"],
+    "study.seed": [
+        "study=interpolant problem=file problem.x=flat.csv problem.y=flat.csv problem.standardise=false study.rows=2",
+        "study=interpolant problem=file problem.x=zero.csv problem.y=zero.csv problem.standardise=false study.rows=2",
+    ],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
@@ -800,6 +807,8 @@ def files() -> dict[str, bytes]:
         "empty.npz": b"",
         "good.csv": b"a,b\n1,2\n3,5\n2,7\n",
         "short.csv": b"1.5,2\n3,4\n",
+        "flat.csv": b"1,2,3\n2,4,6\n3,6,9\n",
+        "zero.csv": b"0,2,3\n0,5,6\n0,6,8\n",
         "claim.npy": arrays["cube.npy"].replace(b"(2, 2, 2)", b"(9, 9, 9)"),
         "counted.csv": b"0,1\n5,3\n2,7\n",
         "index.csv": b"0,1.5\n1,2.5\n2,0.5\n",
