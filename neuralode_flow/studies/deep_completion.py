@@ -136,10 +136,13 @@ def run(
 
 def _cases(n: int, rank: int, number: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """Matrices, each with an order of its entries in which they are seen."""
-    return [
-        (_matrix(n, rank, generator), torch.rand(n * n, generator=generator, device="cpu").argsort())
-        for _ in range(number)
-    ]
+    drawn = []
+    for _ in range(number):
+        target = _matrix(n, rank, generator)
+        # In single precision whatever the default is: another one would draw other entries.
+        place = torch.rand(n * n, generator=generator, dtype=torch.float32, device="cpu")
+        drawn.append((target, place.argsort()))
+    return drawn
 
 
 def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
