@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -55,11 +54,9 @@ def _entropy(dataset: xr.Dataset) -> Figure:
     for N in found["factors"].values:
         label = "from tangent vectors" if found["factors"][0] == N else None
         left.plot(found["end"].values, found.sel(factors=N).values, "x", color=style.BLACK, label=label)
-    gaps = dataset["entropy"].sel(network=networks) - limit
-    log_det = np.log(dataset["singular_values"]).sum("mode")
-    rest = gaps + (dataset.sizes["mode"] - 1) / 2 * log_det / gaps["network"]
-    for values, look, label in ((gaps, "o-", "entropy of N layers"), (rest, "s--", r"without $-(d-1)\log\det z/2N$")):
-        right.plot(networks, abs(values).max("time").values, look, label=label)
+    looks = {"entropy_gap": ("o-", "entropy of N layers"), "entropy_rest": ("s--", r"without $-(d-1)\log\det z/2N$")}
+    for name, (look, label) in looks.items():
+        right.plot(networks, dataset[name].values, look, label=label)
     right.set_yscale("log")
     style.depth_axis(right, networks.tolist())
     right.set_xlabel("layers $N$")

@@ -26,6 +26,11 @@ def entropy(sigma: Tensor, N: int) -> Tensor:
     return torch.log(kernel(N)(sigma)[..., i, j]).sum(-1) / 2
 
 
+def geometric(sigma: Tensor) -> Tensor:
+    """The same of the geometric mean K_ij = σ_i σ_j, which is (d − 1)/2 · log Π σ_i."""
+    return (sigma.shape[-1] - 1) / 2 * torch.log(sigma).sum(-1)
+
+
 def factors(z: Tensor, N: int, generator: torch.Generator) -> Tensor:
     """N balanced layers `(N, d, d)`, the first one first, whose product is z, in random frames between them."""
     U, sigma, Vh = torch.linalg.svd(z)

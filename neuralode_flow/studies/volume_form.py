@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from ..orders import Order, observed_order
 from ..signatures import Depths, Dimension, Seed, at_least
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis, time
+from .axes import arranged, axis, depth, time
 from .base import STUDIES, Clock, Progress, Study
-from .orbit import entropy, factors, log_volume
+from .orbit import entropy, factors, geometric, log_volume
 
 _BOUND = 1e-10
 
@@ -35,6 +35,12 @@ _ROUND_OFF, _ORDER, _FAR = 1e-12, 0.05, 0.1
 
 # Gauss–Legendre nodes for the integral of the metric: exact to round-off for singular values within a factor of 1e6.
 _NODES = 40
+
+_LONG_NAMES = {
+    "entropy_gap": "distance of the entropy from that of infinite depth, sup over time",
+    "entropy_rest": "the same without the part of order 1 in 1/N",
+    "entropy_other": "the same from the entropy of the geometric mean",
+}
 
 
 def run(
@@ -131,6 +137,7 @@ def _dataset(path: Trajectory, target: Tensor, mask: Tensor, depths: Sequence[in
             "entropy": (("network", "time"), entropies, "entropy, by its formula"),
             "entropy_orbit": (("balance", "factors", "end"), orbits, "entropy, from the tangent vectors of the orbit"),
             "entropy_formula": (("factors", "end"), ends, "the same, by its formula"),
+            **_gaps(sigma, depths),
         },
         [
             time(path.times),
@@ -138,43 +145,38 @@ def _dataset(path: Trajectory, target: Tensor, mask: Tensor, depths: Sequence[in
             axis("balance", ["balanced", "unbalanced"], "whether the layers are balanced"),
             axis("factors", list(_FACTORS), "layers N"),
             axis("end", path.times[[0, -1]], "training time t"),
+            depth(depths, "layers N"),
         ],
+        _LONG_NAMES,
     )
 
 
-def _gaps(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """How far entropies of networks are from that of infinite depth, (network, time).
+def _gaps(sigma: Tensor, depths: Sequence[int]) -> dict[str, Any]:
+    """How far entropies of networks are from others, sup over time, at singular values `(time, d)`.
 
-    The second have lost the part of order 1, −(d − 1) log det z / 2N.
+    From that of infinite depth; the same without their part of order 1, −(d − 1) log det z / 2N; and, without it as
+    well, from that of another mean.
     """
-    gaps = (dataset.entropy - dataset.entropy.sel(network=0)).isel(network=slice(-1))
-    return gaps, gaps + _geometric(dataset) / gaps["network"]
-
-
-def _geometric(dataset: xr.Dataset) -> xr.DataArray:
-    """½ Σ_{i<j} log K_ij of the geometric mean K_ij = σ_i σ_j, which is (d − 1)/2 · log det z."""
-    return (dataset.sizes["mode"] - 1) / 2 * np.log(dataset.singular_values).sum("mode")
-
-
-def _most(gaps: xr.DataArray) -> np.ndarray:
-    """Sup over time; NaN stays."""
-    return abs(gaps).max("time", skipna=False).values
+    finite, layers = torch.stack([entropy(sigma, N) for N in depths]), torch.tensor(depths).to(sigma)[:, None]
+    limit, other = entropy(sigma, 0), geometric(sigma)
+    corrected = finite + other / layers
+    gaps = {"entropy_gap": finite - limit, "entropy_rest": corrected - limit, "entropy_other": corrected - other}
+    return {name: ("depth", gap.abs().amax(-1)) for name, gap in gaps.items()}
 
 
 def _orders(dataset: xr.Dataset) -> list[Order]:
-    """In 1/N, of both distances."""
-    said = (("entropy of N layers", 1.0), ("entropy without its part of order 1", 2.0))
+    """In 1/N, of the distances from infinite depth."""
+    said = {"entropy_gap": ("entropy of N layers", 1.0), "entropy_rest": ("entropy without its part of order 1", 2.0)}
     return [
-        observed_order(gaps["network"].values, _most(gaps), _ROUND_OFF)._replace(rule=rule, expected=expected)
-        for gaps, (rule, expected) in zip(_gaps(dataset), said, strict=True)
+        observed_order(dataset["depth"].values, dataset[name].values, _ROUND_OFF)._replace(rule=rule, expected=expected)
+        for name, (rule, expected) in said.items()
     ]
 
 
 def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
     error = float(abs(dataset.log_volume - dataset.log_volume_metric).values.max())  # NaN stays
     orbits = abs(dataset.entropy_orbit - dataset.entropy_formula).values
-    last, orders, rest = dataset.isel(time=-1), _orders(dataset), _gaps(dataset)[1].isel(network=-1)
-    other = rest + dataset.entropy.sel(network=0) - _geometric(dataset)
+    last, orders = dataset.isel(time=-1), _orders(dataset)
     return Finding(
         study="volume_form",
         problem=title,
@@ -215,7 +217,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             ),
             Check(
                 "entropy of the deepest network, distance from the geometric mean over that from its limit, a control",
-                float(_most(other) / _most(rest)),
+                float(dataset.entropy_other[-1] / dataset.entropy_rest[-1]),
                 1 / _FAR,
                 "sup over t of both, without the part of order 1",
                 least=True,

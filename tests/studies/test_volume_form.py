@@ -124,7 +124,7 @@ def test_what_is_left_of_order_two_is_the_logarithm_of_a_hyperbolic_sine():
         ("factors", lambda z, N, generator: FACTORS(1.01 * z, N, generator), {ORBIT}),
         ("log_volume", lambda layers: LOG_VOLUME(1.001 * layers), {ORBIT}),
         ("_UNBALANCED", 1.0, {UNBALANCED}),
-        ("_geometric", lambda found: found.entropy.sel(network=0), {OTHER}),
+        ("geometric", lambda sigma: ENTROPY(sigma, 0), {SECOND, OTHER}),
         ("_log_volume", lambda sigma: torch.log(sigma).sum(), {VOLUME}),
     ],
     ids=["layers", "factor", "limit", "first order", "product", "scale", "balance", "mean", "volume"],
@@ -144,7 +144,10 @@ def test_every_check_of_numbers_can_fail():
     assert again(entropy_orbit=found.entropy_orbit + 1e-9) == {ORBIT}
     assert again(entropy_orbit=found.entropy_formula.expand_dims(balance=found.balance)) == {UNBALANCED}
     assert again(entropy_orbit=found.entropy_orbit * np.nan) == {ORBIT, UNBALANCED}
-    assert again(entropy=found.entropy * np.nan) == {FIRST, SECOND, OTHER}
+    assert again(entropy_gap=found.entropy_gap * np.nan) == {FIRST}
+    assert again(entropy_rest=found.entropy_gap) == {SECOND}
+    assert again(entropy_other=found.entropy_rest) == {OTHER}
+    assert again(entropy_other=found.entropy_other * np.nan) == {OTHER}
     assert again(log_volume=found.log_volume * np.nan) == {VOLUME}
 
 
