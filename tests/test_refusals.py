@@ -156,6 +156,11 @@ LIBRARY = {
         "nf.integrate(limit, z, times, adapt=True)",
     ],
     "estimate": ["nf.integrate(flow, state, times, estimate='yes')"],
+    "study.drawn_entries": ["nf.run('deep_completion', study={'drawn_dimension': 3, 'drawn_entries': 9})"],
+    "study.seed": [
+        "nf.run('interpolant', problem={'name': 'file', 'x': 'flat.npy', 'y': 'flat.npy', 'standardise': False})",
+        "nf.run('interpolant', problem={'name': 'file', 'x': 'zero.npy', 'y': 'zero.npy', 'standardise': False})",
+    ],
     "throw": ["nf.integrate(flow, state, times, throw=None)"],
     "checkpoint": [
         "nf.integrate(flow, state, times, checkpoint='')",
@@ -742,12 +747,7 @@ COMMAND = {
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
     "study.drawn_dimension": ["study=deep_completion study.drawn_dimension=1"],
-    "study.drawn_entries": ["study=deep_completion study.drawn_dimension=3 study.drawn_entries=9"],
     "study.dimension": ["study=volume_form study.dimension=1"],
-    "study.seed": [
-        "study=interpolant problem=file problem.x=flat.csv problem.y=flat.csv problem.standardise=false study.rows=2",
-        "study=interpolant problem=file problem.x=zero.csv problem.y=zero.csv problem.standardise=false study.rows=2",
-    ],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
@@ -790,16 +790,19 @@ def names() -> dict:
 def files() -> dict[str, bytes]:
     """The files in the current folder of every case."""
     with tempfile.TemporaryDirectory() as folder:
-        run, finished, nan, cube, two = (
-            Path(folder) / name for name in ("run.npz", "finished.npz", "nan.npy", "cube.npy", "two.npz")
+        run, finished, nan, cube, two, flat, zero = (
+            Path(folder) / name
+            for name in ("run.npz", "finished.npz", "nan.npy", "cube.npy", "two.npz", "flat.npy", "zero.npy")
         )
         flow, state, times = (names()[name] for name in ("flow", "state", "times"))
         nf.integrate(flow, state, times, checkpoint=run)
         nf.integrate(flow, state, times).save(finished)
         np.save(nan, np.array([[1.0, math.nan], [2.0, 3.0]]))
         np.save(cube, np.zeros((2, 2, 2)))
+        np.save(flat, np.outer(np.arange(1.0, 6.0), np.ones(5)))
+        np.save(zero, np.column_stack((np.zeros(5), np.eye(5) + 1.0)))
         np.savez(two, a=np.ones(3), b=np.ones(3))
-        arrays = {path.name: path.read_bytes() for path in (run, finished, nan, cube, two)}
+        arrays = {path.name: path.read_bytes() for path in (run, finished, nan, cube, two, flat, zero)}
     return arrays | {
         "damaged.npz": arrays["run.npz"][:-5],
         "version.npz": arrays["run.npz"].replace(b"archive 2", b"archive 999"),
@@ -807,8 +810,6 @@ def files() -> dict[str, bytes]:
         "empty.npz": b"",
         "good.csv": b"a,b\n1,2\n3,5\n2,7\n",
         "short.csv": b"1.5,2\n3,4\n",
-        "flat.csv": b"1,2,3\n2,4,6\n3,6,9\n",
-        "zero.csv": b"0,2,3\n0,5,6\n0,6,8\n",
         "claim.npy": arrays["cube.npy"].replace(b"(2, 2, 2)", b"(9, 9, 9)"),
         "counted.csv": b"0,1\n5,3\n2,7\n",
         "index.csv": b"0,1.5\n1,2.5\n2,0.5\n",

@@ -45,7 +45,8 @@ def _completion(dataset: xr.Dataset) -> Figure:
 
 
 def _shooting(dataset: xr.Dataset) -> Figure:
-    figure, (axes,) = style.blank(style.problem(dataset))
+    number = dataset["shot_overlap"].size
+    figure, (axes,) = style.blank(f"{style.problem(dataset)}\ninfinite depth on {number} small matrices of rank 1")
     overlap = dataset["shot_overlap"].values.ravel()
     looks = {
         "shot_straight": ("o", style.BLUE, r"from $\varepsilon I$"),
@@ -55,8 +56,8 @@ def _shooting(dataset: xr.Dataset) -> Figure:
         axes.plot(overlap, dataset[name].values.ravel(), marker, color=colour, ls="none", label=label)
     axes.axhline(1.0, color=style.BLACK, ls=(0, (3, 1.5)), lw=0.8, label="zeros in place of the unseen entries")
     axes.set_yscale("log")
-    axes.set_xlabel(r"$\langle u,v\rangle$ of the matrix $uv^\top$, over its norm")
-    axes.set_ylabel(f"relative error of the unseen entries {style.BETTER}")
+    axes.set_xlabel(r"$\langle u,v\rangle$ of the matrix $uv^\top$ over its norm")
+    axes.set_ylabel(f"error of the unseen entries {style.BETTER}")
     style.legend_below(figure)
     return figure
 
@@ -67,8 +68,9 @@ FIGURES.register("deep_completion")(
         {
             "completion": "Reconstruction error and effective rank by the number of entries that are seen: medians "
             "over the draws, and their range.",
-            "shooting": "Infinite depth on small matrices of rank 1: now and then its norm shoots up (circles far "
-            "above the dashed line). From a start that is turned towards such a matrix it does not (crosses).",
+            "shooting": "Relative errors of infinite depth on small matrices of rank 1: now and then its norm shoots up "
+            "(circles far above the dashed line). From a start that is turned towards such a matrix it does not "
+            "(crosses).",
         },
     )
 )

@@ -230,7 +230,7 @@ def _finding(
         numbers={
             "reference_error": square,
             "scaled_down": scaled_down,
-            "shooting": {"matrices": count_of, "⟨u, v⟩ ≤ 0": by_sign[0], "⟨u, v⟩ > 0": by_sign[1]},
+            "shooting": {"matrices": count_of, "overlap <= 0": by_sign[0], "overlap > 0": by_sign[1]},
         },
     )
 
