@@ -59,7 +59,17 @@ SMALL = {
     ),
     "deep_completion": lambda: (
         alone(1e5, 3, method="auto", rtol=1e-7, atol=1e-9),
-        {"dimension": 8, "rank": 1, "depths": [2, 3], "observations": [32], "members": 2},
+        {
+            "dimension": 8,
+            "rank": 1,
+            "depths": [2, 3],
+            "observations": [32],
+            "members": 2,
+            "draws": 2,
+            "drawn_dimension": 3,
+            "drawn_entries": 6,
+            "seed": 10,
+        },
     ),
     "conservation_laws": lambda: (alone(), {"networks": 2}),
     "closure": lambda: (system("single_neuron", horizon=1.0, samples=5), {}),

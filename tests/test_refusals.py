@@ -156,6 +156,11 @@ LIBRARY = {
         "nf.integrate(limit, z, times, adapt=True)",
     ],
     "estimate": ["nf.integrate(flow, state, times, estimate='yes')"],
+    "study.drawn_entries": ["nf.run('deep_completion', study={'drawn_dimension': 3, 'drawn_entries': 9})"],
+    "study.seed": [
+        "nf.run('interpolant', problem={'name': 'file', 'x': 'flat.npy', 'y': 'flat.npy', 'standardise': False})",
+        "nf.run('interpolant', problem={'name': 'file', 'x': 'zero.npy', 'y': 'zero.npy', 'standardise': False})",
+    ],
     "throw": ["nf.integrate(flow, state, times, throw=None)"],
     "checkpoint": [
         "nf.integrate(flow, state, times, checkpoint='')",
@@ -756,6 +761,8 @@ COMMAND = {
         "study=minimax study.widths=[63,256,1024]",
     ],
     "study.penalties": ["study=minimax study.penalties=[0.1]"],
+    "study.drawn_dimension": ["study=deep_completion study.drawn_dimension=1"],
+    "study.dimension": ["study=volume_form study.dimension=1"],
 }
 
 LIBRARY_CASES = [(word, call) for word, calls in LIBRARY.items() for call in calls]
@@ -798,16 +805,19 @@ def names() -> dict:
 def files() -> dict[str, bytes]:
     """The files in the current folder of every case."""
     with tempfile.TemporaryDirectory() as folder:
-        run, finished, nan, cube, two = (
-            Path(folder) / name for name in ("run.npz", "finished.npz", "nan.npy", "cube.npy", "two.npz")
+        run, finished, nan, cube, two, flat, zero = (
+            Path(folder) / name
+            for name in ("run.npz", "finished.npz", "nan.npy", "cube.npy", "two.npz", "flat.npy", "zero.npy")
         )
         flow, state, times = (names()[name] for name in ("flow", "state", "times"))
         nf.integrate(flow, state, times, checkpoint=run)
         nf.integrate(flow, state, times).save(finished)
         np.save(nan, np.array([[1.0, math.nan], [2.0, 3.0]]))
         np.save(cube, np.zeros((2, 2, 2)))
+        np.save(flat, np.outer(np.arange(1.0, 6.0), np.ones(5)))
+        np.save(zero, np.column_stack((np.zeros(5), np.eye(5) + 1.0)))
         np.savez(two, a=np.ones(3), b=np.ones(3))
-        arrays = {path.name: path.read_bytes() for path in (run, finished, nan, cube, two)}
+        arrays = {path.name: path.read_bytes() for path in (run, finished, nan, cube, two, flat, zero)}
     return arrays | {
         "damaged.npz": arrays["run.npz"][:-5],
         "version.npz": arrays["run.npz"].replace(b"archive 2", b"archive 999"),

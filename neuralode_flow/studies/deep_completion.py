@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..intrinsic.systems.linear_network import phi_of
-from ..kernels import DividedDifference, Kernel, LogMean
 from ..losses import Completion
-from ..signatures import Depths, Dimension, Members, Seed
+from ..signatures import Count, Depths, Dimension, Members, Seed, at_least
 from ..time.integrate import integrate
 from .axes import arranged, axis
 from .base import STUDIES, Clock, Progress, Study
+from .orbit import kernel
+from .shooting import SHOOTS, shots
 
 _BOUND = 1e-8
 _CLEARLY = 0.75  # of the pairs of runs on the same entries
+_ZEROS = 1.0  # the error of zeros in place of the entries that are not seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,9 @@ def run(
     observations: Sequence[int] = (100, 140, 180, 240),
     members: Members = 5,
     fall: float = 1e-4,
+    draws: Annotated[Members, at_least(1)] = 40,
+    drawn_dimension: Annotated[Dimension, at_least(2)] = 6,
+    drawn_entries: Count = 20,
     seed: Seed = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -56,6 +61,9 @@ def run(
     Balanced networks of N layers whose product starts small follow a closed flow of z, which is run until the loss on
     the entries that are seen has fallen; infinite depth is its limit. All depths get the same matrices and entries, so
     that they are compared pair by pair.
+
+    Infinite depth is also run on small matrices u vᵀ and −u vᵀ: where its norm shoots up, it is run once more from the
+    rotation that leads v to u in place of the identity.
 
     Parameters
     ----------
@@ -67,7 +75,8 @@ def run(
         Of the matrix; the paper takes 5.
     start : float
         z₀ is the identity times this part of the Frobenius norm n of the matrix. From small starts infinite depth now
-        and then lets one mode shoot up in the entries that are not seen, far beyond what the others say of it.
+        and then lets one mode shoot up in the entries that are not seen, far beyond what the others say of it (a
+        completion whose norms grow without bound: Razin, Cohen 2020, arXiv 2005.06398).
     depths : sequence of int
         N, increasing; the first is what the others are compared with.
     observations : sequence of int
@@ -76,6 +85,12 @@ def run(
         Draws of matrix and entries.
     fall : float
         At which part of its first value the loss ends a run.
+    draws : int
+        Small matrices of rank 1, of either sign, of which it is counted how many shoot.
+    drawn_dimension : int
+        Their n.
+    drawn_entries : int
+        Number of their entries that are seen, fewer than all.
     seed : int
         Of the draws.
     progress : callable, optional
@@ -85,35 +100,54 @@ def run(
     -------
     xarray.Dataset
     """
-    n, draws = count("study.dimension", dimension), count("study.members", members)
+    n, number_of = count("study.dimension", dimension), count("study.members", members)
+    small = count("study.drawn_dimension", drawn_dimension, least=2)
+    few = count("study.drawn_entries", drawn_entries, most=small * small - 1)
     size, end = positive("study.start", start), positive("study.fall", fall)
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     r = count("study.rank", rank, most=n)
     z0 = size * n * torch.eye(n, dtype=torch.float64)
-    cases = [
-        (_matrix(n, r, generator), torch.rand(n * n, generator=generator, device="cpu").argsort()) for _ in range(draws)
-    ]
+    cases = _cases(n, r, number_of, generator)
+    say: Progress = progress or (lambda fraction, what: None)
     networks, runs = [*depths, 0], []
     for i, N in enumerate(networks):
         for j, number in enumerate(observations):
-            if progress is not None:
-                progress((i + j / len(observations)) / len(networks), f"{N or 'infinite'} layers, {number} entries")
+            say((i + j / len(observations)) / (len(networks) + 1), f"{N or 'infinite'} layers, {number} entries")
             for k, (target, order) in enumerate(cases):
                 loss = _seen(target, order, count(f"study.observations[{j}]", number, most=n * n))
                 runs.append(_completed(clock, N, loss, z0, end, f"{N}-{number}-{k}"))
     trained = min(1, len(depths) - 1)
-    N, until = networks[trained], runs[trained * len(observations) * draws].time
+    N, until = networks[trained], runs[trained * len(observations) * number_of].time
     square = _trained(N, _seen(*cases[0], observations[0]), z0, until, **clock.budgets())
-    dataset = _dataset(networks, observations, runs)
+    dataset, drawn = _dataset(networks, observations, runs), _cases(small, 1, count("study.draws", draws), generator)
+
+    def complete(case: int, sign: int, z0: Tensor, name: str) -> float:
+        say((len(networks) + case / draws) / (len(networks) + 1), f"small matrix {case + 1} of {draws}")
+        target, order = drawn[case]
+        runs.append(_completed(clock, 0, _seen(sign * target, order, few), z0, end, name))
+        return runs[-1].unseen
+
+    dataset = dataset.merge(shots([target for target, _ in drawn], size * small, complete))
     title = f"Arora et al. 2019: completion of {n} × {n} matrices of rank {r}, z₀ = {size * n:g} I"
     status = next((run.status for run in reversed(runs) if run.status != "ok"), "ok")
     scaled_down = "" if n >= 100 else f"n = {n}, rank {r} in place of 100 and 5"
     return _finding(dataset, n * n, N, square, title, status, scaled_down).attached(dataset)
 
 
+def _cases(n: int, rank: int, number: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Matrices, each with an order of its entries in which they are seen."""
+    drawn = []
+    for _ in range(number):
+        target = _matrix(n, rank, generator)
+        # In single precision whatever the default is: another one would draw other entries.
+        place = torch.rand(n * n, generator=generator, dtype=torch.float32, device="cpu")
+        drawn.append((target, place.argsort()))
+    return drawn
+
+
 def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, name: str) -> _Completed:
     """The end of the closed flow of N layers, run until the loss is `fall` times its first value."""
-    flow, stop = IntrinsicFlow(loss, _kernel(N)), {"loss": fall * float(loss(z0))}
+    flow, stop = IntrinsicFlow(loss, kernel(N)), {"loss": fall * float(loss(z0))}
     path = integrate(flow, z0, clock.times, **clock.options(name), stop=stop)
     hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
     shares = torch.linalg.svdvals(path.z[-1])
@@ -150,6 +184,8 @@ def _finding(
     better = {N: float((errors < unseen[0]).mean()) for N, errors in zip(deeper, unseen[1:], strict=True)}
     middle = np.median(unseen, axis=-1)
     few = int(np.argmax(middle[0] - middle[1:].min(axis=0)))
+    by_sign = (dataset.shot_straight > SHOOTS).sum("draw").values.tolist()
+    count_of, worst = 2 * dataset.sizes["draw"], float(dataset.shot_turned.max())
     return Finding(
         study="deep_completion",
         problem=title,
@@ -160,7 +196,10 @@ def _finding(
         "on the others are "
         + ", ".join(f"{errors[few]:.2g} ({_name(N)})" for N, errors in zip([first, *deeper], middle, strict=True))
         + f", the largest of all at infinite depth {unseen[-1].max():.2g}; {trained} trained factors follow their "
-        f"closed flow to {square:.1e}.",
+        f"closed flow to {square:.1e}. Of {count_of} small matrices u vᵀ infinite depth shoots up in {sum(by_sign)}, "
+        f"{by_sign[0]} with ⟨u, v⟩ ≤ 0 and {by_sign[1]} with ⟨u, v⟩ > 0, up to an error of "
+        f"{float(dataset.shot_straight.max()):.2g}; from a start that is turned towards them their errors are at most "
+        f"{worst:.2g}.",
         claim=Claim(
             "deeper factorisations complete a low-rank matrix from fewer entries than two layers do",
             measured={_name(N): share for N, share in better.items()},
@@ -185,8 +224,14 @@ def _finding(
                 for N, share in better.items()
                 if N
             ),
+            Check("errors from a turned start, where the straight one shoots up", worst, _ZEROS, "the largest"),
+            Check("small matrices on which infinite depth shoots up, a control", sum(by_sign), 1, least=True),
         ),
-        numbers={"reference_error": square, "scaled_down": scaled_down},
+        numbers={
+            "reference_error": square,
+            "scaled_down": scaled_down,
+            "shooting": {"matrices": count_of, "overlap <= 0": by_sign[0], "overlap > 0": by_sign[1]},
+        },
     )
 
 
@@ -207,11 +252,6 @@ def _matrix(n: int, rank: int, generator: torch.Generator) -> Tensor:
     return n * product / product.norm()
 
 
-def _kernel(N: int) -> Kernel:
-    """Of N balanced layers in the time of the limit; of the limit for 0."""
-    return DividedDifference(torch.zeros(N, dtype=torch.float64), time_scale=1 / N) if N else LogMean()
-
-
 def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -> float:
     """The relative distance of N trained factors from their closed flow, up to a time of the closed flow."""
     if end == 0.0:  # a budget was used up before the first step
@@ -221,7 +261,7 @@ def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -
     network = integrate(
         FactorizationFlow(phi_of([n] * (N + 1)), loss), theta, times / N, "DOP853", 1e-11, 1e-13, **budgets
     )
-    closed = integrate(IntrinsicFlow(loss, _kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
+    closed = integrate(IntrinsicFlow(loss, kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
     if not (network.ending == closed.ending == "ok"):
         return np.inf
     return float(torch.linalg.matrix_norm(network.z - closed.z).max() / torch.linalg.matrix_norm(closed.z).max())

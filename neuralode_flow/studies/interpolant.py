@@ -110,8 +110,16 @@ def _samples(problem: Problem, rows: int, column: int, seed: int) -> tuple[np.nd
     count("study.column", column, least=0, most=table.y.shape[1] - 1)
     drawn = np.random.default_rng(seed).choice(n, rows, replace=False)
     x, y = table.inputs[drawn].cpu().double().numpy(), table.y[drawn, column].cpu().double().numpy()
-    if np.linalg.matrix_rank(x) < rows or not np.abs(y).min() > 0:
-        raise ValueError(f"study.seed={seed} draws rows that do not determine one another's targets; choose another")
+    if np.linalg.matrix_rank(x) < rows:
+        raise ValueError(
+            f"study.seed={seed} draws {rows} rows of x that are linearly dependent, so that not all targets can be "
+            f"fitted; choose another seed, or fewer study.rows"
+        )
+    if not np.abs(y).min() > 0:
+        raise ValueError(
+            f"study.seed={seed} draws a row whose target in study.column={column} is 0, which is of no class; choose "
+            f"another seed, or another column"
+        )
     return x, y
 
 

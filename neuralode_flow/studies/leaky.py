@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, softplus
 
 from ..losses import Loss
+from ..problems.handwritten import digit_pair
 from .margin import largest_margin
 
 _FAR = 30.0  # a margin from which log log(1 + exp(−m)) is −m to round-off
@@ -90,6 +91,15 @@ def correlated(rows: np.ndarray, correlation: float) -> np.ndarray:
     """Samples with the products (1 − ρ)⟨x_i, x_j⟩ + ρ, ρ the correlation."""
     root: np.ndarray = np.linalg.cholesky((1 - correlation) * rows @ rows.T + correlation)
     return root
+
+
+def digits(network: Network) -> dict[str, Network]:
+    """The same network on ten images each of the digits 3 and 8: pixels in [0, 1], and with their means taken off."""
+    images, labels = digit_pair(3, 8)
+    first = np.concatenate([np.flatnonzero(labels == label)[:10] for label in (1.0, -1.0)])
+    pixels = images[:, :-1]
+    rows = {"raw": pixels, "centred": pixels - pixels.mean(0)}
+    return {name: network._replace(rows=all_rows[first], labels=labels[first]) for name, all_rows in rows.items()}
 
 
 class Limit(NamedTuple):

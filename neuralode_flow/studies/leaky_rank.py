@@ -20,7 +20,7 @@ from ..time.integrate import integrate
 from .axes import arranged, axis
 from .base import STUDIES, Progress, Study, whole
 from .homogeneous import MeanLogistic
-from .leaky import LOSSES, Limit, Network, apart, correlated, deviation, limit, stable_rank, stationarity
+from .leaky import LOSSES, Limit, Network, apart, correlated, deviation, digits, limit, stable_rank, stationarity
 
 # Scales of the start, over that at which it and the first step are of one size: up to the first the step alone is left,
 # from the second on the start is.
@@ -39,6 +39,9 @@ LONG_NAMES = {
     "near": "least squared norm over R²n times the largest product of two samples",
     "stationarity": "distance of the closed limit from the conditions of Karush, Kuhn and Tucker",
     "dual": "λ of the closed limit",
+    "digits_near": "near orthogonality of digits 3 and 8, as above",
+    "digits_stationarity": "the same distance of their closed limit",
+    "digits_dual": "its λ",
     "step_rank": "stable rank after each step of gradient descent",
     "start": "standard deviation of the entries of W at the start",
 }
@@ -142,7 +145,9 @@ def run(
     network = Network(rows, np.where(np.arange(samples) % 2, -1.0, 1.0), signs, slope)
     setting = _setting(network, (start, start, large_start), correlation, generator)
     times = horizon / np.array(_PARTS)
-    variables = _closed(setting)
+    images = digits(network)
+    variables = _closed(setting.networks, setting.limits, "case")
+    variables |= _closed(images, {name: limit(one) for name, one in images.items()}, "pixels", "digits_")
     for i, name in enumerate(LOSSES):
         say(0.4 * i, f"gradient flow of the {name} loss")
         _joined(variables, _flow(setting, name, times, seed))
@@ -154,6 +159,7 @@ def run(
     axes = [
         axis("loss", list(LOSSES), "loss"),
         axis("case", list(CASES), "case"),
+        axis("pixels", list(images), "pixels of digits"),
         axis("time", times, "training time t, in which the loss is log Σ loss"),
         axis("sample", np.arange(samples), "sample"),
         axis("scale", list(scales), "standard deviation of the start times √(n·width·features)/rate"),
@@ -173,13 +179,13 @@ def _setting(network: Network, starts: Sequence[float], correlation: float, gene
     return Setting(networks, {name: limit(one) for name, one in networks.items()}, scaled)
 
 
-def _closed(setting: Setting) -> dict[str, Any]:
-    """What the closed limits are, by case."""
-    pairs = [(setting.networks[name], setting.limits[name]) for name in CASES]
+def _closed(networks: dict[str, Network], limits: dict[str, Limit], over: str, of: str = "") -> dict[str, Any]:
+    """What the closed limits are, by `over`; names begin with `of`."""
+    pairs = [(network, limits[name]) for name, network in networks.items()]
     return {
-        "near": ("case", [network.near for network, _ in pairs]),
-        "stationarity": ("case", [stationarity(*pair) for pair in pairs]),
-        "dual": (("case", "sample"), [closed.dual for _, closed in pairs]),
+        f"{of}near": (over, [network.near for network, _ in pairs]),
+        f"{of}stationarity": (over, [stationarity(*pair) for pair in pairs]),
+        f"{of}dual": ((over, f"{of}sample"), [closed.dual for _, closed in pairs]),
     }
 
 
@@ -295,6 +301,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
     over = "largest of both losses"
     near, stationary = dataset.near.values, dataset.stationarity.values
     beyond = (last.beyond / last.deviation).sel(case="orthogonal")
+    pixels = "of raw and centred pixels"
     return (
         Check(
             "orders in 1/t of direction, margins and third singular value from 1",
@@ -322,6 +329,16 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
             least=True,
         ),
         Check("conditions of Karush, Kuhn and Tucker on correlated data, a control", stationary[1], _APART, least=True),
+        Check(
+            "near orthogonality of digits over 3/γ³, a control", float(dataset.digits_near.max()) / wanted, _FAR, pixels
+        ),
+        Check(
+            "conditions of Karush, Kuhn and Tucker on digits, a control",
+            float(dataset.digits_stationarity.min()),
+            _APART,
+            pixels,
+            least=True,
+        ),
         Check(
             "distance from the closed limit at the same time, large start, a control",
             float(last.deviation.sel(case="large_start").min()),

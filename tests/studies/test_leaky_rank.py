@@ -28,6 +28,8 @@ RANK = "stable rank from the first step on, small starts"
 RANK_CONTROL = "stable rank after one step over that before, large starts, a control"
 CORRELATED = "distance from the closed form on correlated data, a control"
 CONDITIONS_CONTROL = "conditions of Karush, Kuhn and Tucker on correlated data, a control"
+DIGITS_NEAR = "near orthogonality of digits over 3/γ³, a control"
+DIGITS = "conditions of Karush, Kuhn and Tucker on digits, a control"
 LARGE = "distance from the closed limit at the same time, large start, a control"
 BEYOND_CONTROL = "points beyond the hyperplane, large start, a control"
 
@@ -145,9 +147,10 @@ class Average(LogExponential):
         (Limit, "normal", lambda s, n: s.positive + s.negative, {BEYOND}),
         (leaky, "LOSSES", {"exponential": Average, "logistic": Average}, {ORDERS}),
         (leaky_rank, "correlated", lambda rows, correlation: rows, {CORRELATED, CONDITIONS_CONTROL}),
+        (leaky_rank, "digits", lambda network: {"raw": network, "centred": network}, {DIGITS_NEAR, DIGITS}),
         (leaky_rank, "stable_rank", lambda gram: np.linalg.matrix_rank(gram) * 1.0, {RANK}),
     ],
-    ids=["exchanged", "slope", "signs", "hyperplane", "loss", "correlation", "rank"],
+    ids=["exchanged", "slope", "signs", "hyperplane", "loss", "correlation", "digits", "rank"],
 )
 def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, sees):
     monkeypatch.setattr(where, name, fault)
@@ -171,8 +174,23 @@ def test_every_check_of_numbers_can_fail():
     assert again(third=found.third**2) == {ORDERS}
     assert again(beyond=found.beyond / 100) == {BEYOND_CONTROL}
     assert again(deviation=found.deviation.where(found.case == "orthogonal", 0.0)) == {CORRELATED, LARGE}
+    assert again(digits_near=found.digits_near * 1e3) == {DIGITS_NEAR}
+    assert again(digits_stationarity=found.digits_stationarity * 0) == {DIGITS}
     assert again(stationarity=found.stationarity * 0) == {CONDITIONS_CONTROL}
     assert again(deviation=found.deviation * np.nan) == {ORDERS, BEYOND, CORRELATED, LARGE}
+
+
+def test_digits_are_the_images_of_the_table():
+    from sklearn.datasets import load_digits
+
+    table, network = load_digits(), random_network()
+    rows = [table.data[table.target == digit] / 16 for digit in (3, 8)]
+    means = np.concatenate(rows).mean(0)
+    found = leaky.digits(network)
+    expected = np.concatenate([images[:10] for images in rows])
+    np.testing.assert_array_equal(found["raw"].rows, expected)
+    np.testing.assert_allclose(found["centred"].rows, expected - means, atol=1e-15)
+    assert found["raw"].labels.tolist() == [1.0] * 10 + [-1.0] * 10
 
 
 def test_data_of_few_dimensions_are_not_nearly_orthogonal():
