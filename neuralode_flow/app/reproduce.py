@@ -38,9 +38,16 @@ EXPERIMENTS = (
     "initialisations",
     "strong_imbalance",
     "perceptron",
-    "interpolant",
-    "delta_rewrite",
+    "minimax",
+    "curvature",
     "leaky_rank",
+    "delta_rewrite",
+    "interpolant",
+    "min_norm",
+    "lcn",
+    "identifiability",
+    "spline_landscape",
+    "leaves",
 )
 
 

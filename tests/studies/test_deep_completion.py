@@ -98,11 +98,12 @@ def all_turned(targets, size, complete):
     return SHOTS(targets, size, lambda k, sign, z0, name: complete(k, sign, size * TURN(sign * targets[k]), name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "name", "fault", "sees"),
     [
         (shooting, "turned", lambda target: torch.eye(len(target)).to(target), {TURNED}),
-        pytest.param(shooting, "turned", lambda target: TURN(-target), {TURNED}, marks=pytest.mark.slow),
+        (shooting, "turned", lambda target: TURN(-target), {TURNED}),
         (deep_completion, "shots", all_turned, {SHOOTING}),
     ],
     ids=["not turned", "turned away", "always turned"],
@@ -114,6 +115,7 @@ def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, sees):
     assert not Finding.of(found).passed
 
 
+@pytest.mark.slow
 def test_every_check_of_numbers_can_fail(monkeypatch):
     found = run(monkeypatch)
     assert again(found) == set()
