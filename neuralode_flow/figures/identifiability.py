@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..studies.identifiability import FITTED
 from . import style
 from .base import FIGURES, FigureSet
 
@@ -20,6 +21,8 @@ _WAYS = {
     "from_paths": (style.GREEN, "D", r"from $\Phi$ and signs"),
     "twin_recovered": (style.ORANGE, "^", "from the outputs, twins (control)"),
 }
+
+_OUTPUTS = {"recovered": "fitted", "twin_recovered": "twin_fitted"}
 
 
 @style.house()
@@ -46,6 +49,7 @@ def _rank(dataset: xr.Dataset) -> Figure:
     style.category_axis(axes, names)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_yticks([0, 2, 4, 6, 8, 10, 20, 40], ["0", "2", "4", "6", "8", "10", "20", "40"])
+    axes.set_ylim(bottom=-0.8)
     axes.set_xlabel("widths of the layers")
     axes.set_ylabel("parameters − hidden neurons − rank")
     style.legend_below(figure)
@@ -57,6 +61,8 @@ def _recovered(dataset: xr.Dataset) -> Figure:
     names = dataset["network"].values.tolist()
     for i, (name, (colour, mark, label)) in enumerate(_WAYS.items()):
         values = style.positive(dataset[name].values)
+        if name in _OUTPUTS:
+            values = np.where(dataset[_OUTPUTS[name]].values <= FITTED, values, np.nan)
         where = np.arange(len(names))[:, None] + 0.25 * (i - 1) + np.linspace(-0.08, 0.08, values.shape[1])
         axes.plot(where.ravel(), values.ravel(), mark, ms=3.5, color=colour, label=label)
     axes.axhline(float(dataset["start"].median()), color=style.BLACK, lw=0.8, ls=(0, (3, 1.5)), label="start")
@@ -74,8 +80,9 @@ FIGURES.register("identifiability")(
         {
             "rank": "What the derivative of the outputs at the samples misses of the rank parameters − hidden neurons, "
             "at which the outputs determine the parameters up to rescaling; a point for each network.",
-            "recovered": "Distance of recovered parameters from those that made the outputs, or the paths. The dashed "
-            "line is where searches start; networks with twins have the same outputs at other parameters.",
+            "recovered": "Distance of recovered parameters from those that made the outputs, or the paths; searches "
+            "that do not find the outputs are left out. The dashed line is where searches start. Networks with twins "
+            "have the same outputs at other parameters.",
         },
     )
 )

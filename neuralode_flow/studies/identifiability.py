@@ -24,7 +24,9 @@ NETWORKS: dict[str, tuple[int, ...]] = {
 }
 KINDS = ("plain", "dead", "twin", "unadapted")
 
-_ROUND_OFF, _GAP, _FITTED, _RECOVERED = 1e-11, 1e6, 1e-10, 1e-7
+FITTED = 1e-10  # up to this the outputs are found
+
+_ROUND_OFF, _GAP, _RECOVERED = 1e-11, 1e6, 1e-7
 _APART, _ELSEWHERE, _SHARE, _ATTAINED = 1e-2, 1e-4, 0.5, 0.95
 _FACTORS, _SMALL = 3.0, 1e-9  # of rescaling; of a change that switches nothing
 
@@ -225,7 +227,7 @@ def _finding(dataset: xr.Dataset, samples: int) -> Finding:
 
 def _found(dataset: xr.Dataset, prefix: str) -> xr.DataArray:
     """How far θ is where a search has found the outputs; without twins, where the rank at its samples is full."""
-    there = dataset[f"{prefix}fitted"] <= _FITTED
+    there = dataset[f"{prefix}fitted"] <= FITTED
     if not prefix:
         there &= dataset.search_missing == 0
     return dataset[f"{prefix}recovered"].where(there)
