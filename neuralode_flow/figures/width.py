@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import style
@@ -61,7 +63,7 @@ def _training(dataset: xr.Dataset) -> Figure:
     ):
         off = abs(dataset["rate"] / dataset[name] - 1)
         right.loglog(widths, off, look, color=colour, alpha=0.5, label=f"under the kernel {label}")
-    right.set_ylabel(f"error of the late rate, relative {style.BETTER}")
+    right.set_ylabel(f"error of the late rate {style.BETTER}")
     for axes in (left, right):
         axes.set_xlabel("width $m$")
     handles = [line for axes in (left, right) for line in _once(axes)]
@@ -69,7 +71,8 @@ def _training(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def _once(axes):
+def _once(axes: Axes) -> list[Artist]:
+    """A handle for each label."""
     lines, labels = axes.get_legend_handles_labels()
     return list(dict(zip(labels, lines, strict=True)).values())
 
@@ -95,8 +98,8 @@ FIGURES.register("width")(
             "training": "Left: how far training takes the weights W and the tangent kernel as the width grows; the "
             "lines have the orders 1 and 2. Right: the rate at which the loss falls at last against that under the "
             "tangent kernel, of the start and of the end.",
-            "scale": "Accuracy of two layers on handwritten digits by the scale of the start of the second layer, where "
-            "the first is scaled the other way.",
+            "scale": "Accuracy of two layers on handwritten digits by the scale of the second layer at the start; the "
+            "first is scaled the other way.",
         },
     )
 )

@@ -1,4 +1,4 @@
-"""Two GELU layers on handwritten digits whose starts scale one layer up and the other down: Song et al. 2021, figure 1."""
+"""Two GELU layers on digits whose starts scale one layer up and the other down, as in figure 1 of Song et al. 2021."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def outputs(theta: Tensor, images: Tensor) -> Tensor:
 def trained(
     scales: tuple[float, ...], hidden: int, images: int, steps: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracies (scales, 2, 2), of images that were trained on and others, before and after, and the part of the loss
-    that is left (scales,).
+    """What training from starts of these scales leads to: accuracies (scales, part, when) and losses (scales,).
+
+    Parts are the images that were trained on and as many others, when is before and after; a loss is the part that is
+    left of it.
 
     The start is W ~ N(0, ω₁²), v ~ N(0, ω₂²), ω₂ the scale times √(2/m), ω₁ω₂ as He et al. have it. The classes are
     those of a teacher of the same shape. Each start has a step size of its own, 1/(‖F₀‖² + ‖X‖²‖v₀‖²), which the

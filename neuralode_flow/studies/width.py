@@ -285,8 +285,8 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 def _order(dataset: xr.Dataset, name: str) -> float:
     """At which the geometric mean over the draws falls in 1/width, from the second width on."""
-    mean = np.log(dataset[name]).mean("draw").values
-    return -_slope(dataset["width"].values[1:], np.exp(mean[1:]))
+    mean = np.exp(np.log(dataset[name].values).mean(-1))
+    return -_slope(dataset["width"].values[1:], mean[1:])
 
 
 def _off(dataset: xr.Dataset, name: str, other: str) -> xr.DataArray:
@@ -308,14 +308,14 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         status="ok",
         verdict=f"The width from which a standard start certifies its training grows like n^{slopes['equal']:.2f} for "
         f"samples in n dimensions and like n^{slopes['fixed']:.2f} in a fixed dimension, n^{last[1]:.2f} at last; in "
-        f"{_FEW} dimensions n^{slopes['few']:.1f}. At that width training keeps its bounds, with factors of "
+        f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training keeps its bounds, with factors of "
         f"{1 / slack[:, 0].max():.1f}, {1 / slack[:, 1].max():.0f} and {1 / slack[:, 2].max():.1f} to spare in rate, "
         f"movement and σ_min. {by_hand} As the width grows W moves less at order {orders['movement']:.2f}, the "
         f"kernel at {orders['kernel_change']:.2f}. On handwritten digits the scale of the layers leaves the accuracy "
         f"on other images at {test.min():.3f} to {test.max():.3f}.",
         claim=Claim(
-            "a width that is subquadratic in the number of samples is enough for gradient descent from a standard start "
-            "to fit them",
+            "a width that is subquadratic in the number of samples is enough for training from a standard start to fit "
+            "them",
             measured=slopes,
             figure="Song 2021",
         ),
@@ -338,9 +338,11 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
 def _gaps(dataset: xr.Dataset) -> str:
     """What is certified beside what is enough, in words; where both are known."""
     both = [n for n in dataset["fitted"].values.tolist() if n in dataset["size"].values]
-    certified = dataset.certified.sel(family="fixed")
-    told = [f"{float(dataset.enough.sel(fitted=n)):g} neurons fit {n} samples, where {float(certified.sel(size=n)):.1e} "
-            "are certified" for n in both]  # fmt: skip
+    certified, enough = dataset.certified.sel(family="fixed"), dataset.enough
+    told = [
+        f"{float(enough.sel(fitted=n)):g} neurons fit {n} samples, {float(certified.sel(size=n)):.1e} are certified"
+        for n in both
+    ]
     return "; ".join(told) + "." if told else ""
 
 
