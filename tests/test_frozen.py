@@ -1,7 +1,9 @@
 """What users and their scripts rely on by name: settings with their defaults, keys of summary.json, variables of
-results.nc. Names may be added; those in frozen.json stay. `python tests/test_frozen.py` adds what is new."""
+results.nc. Names may be added; those in frozen.json stay. `python tests/test_frozen.py` adds new settings and studies,
+`python tests/test_frozen.py STUDY …` what is new in the results of these studies, which it runs."""
 
 import json
+import sys
 from pathlib import Path
 
 import hydra
@@ -63,5 +65,6 @@ def _added(frozen, now):
 
 if __name__ == "__main__":
     known = json.loads(FROZEN.read_text()) if FROZEN.exists() else {}
-    found = {"settings": {c: settings(c) for c in SETTINGS}, "results": {study: names(study) for study in SMALL}}
+    asked = sys.argv[1:] or set(SMALL) - set(known.get("results", {}))
+    found = {"settings": {c: settings(c) for c in SETTINGS}, "results": {study: names(study) for study in asked}}
     FROZEN.write_text(json.dumps(_added(known, found), indent=1, sort_keys=True, ensure_ascii=False) + "\n")

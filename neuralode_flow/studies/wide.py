@@ -162,7 +162,10 @@ def closed_width(network: Network, residual: float | None = None) -> float:
     kernel, norm = limit_kernel(network.X), network.norm
     values = np.linalg.eigvalsh(kernel)
     if not values[0] > len(values) * np.finfo(float).eps * values[-1]:
-        raise ValueError(f"{len(values)} samples in {network.X.shape[0]} dimensions have a singular kernel")
+        raise ValueError(
+            f"{len(values)} samples in {network.X.shape[0]} dimensions have a singular kernel; lower study.sizes or "
+            f"raise study.features"
+        )
     r = (len(values) + np.trace(kernel)) ** 0.5 if residual is None else residual
 
     def certified(logarithm: float) -> float:
@@ -212,7 +215,10 @@ def certified_start(network: Network, generator: torch.Generator) -> Tensor:
         if network.bounds(theta).certificate <= 1:
             return theta
         width *= 1.1
-    raise ValueError(f"{n} samples in {d} dimensions are certified from {width:.1e} neurons on, which are too many")
+    raise ValueError(
+        f"{n} samples in {d} dimensions are certified from {width:.1e} neurons on, which are too many; lower "
+        f"study.certified or raise study.features"
+    )
 
 
 def decayed(kernel: Tensor, residual: Tensor, time: float) -> Tensor:

@@ -31,7 +31,7 @@ from .wide import (
 _FEW = 4
 
 _DATA, _NARROW, _FITS, _MOST_FITTED = 4, 32, 3, 8  # draws of samples; of narrow networks; of networks that fit; neurons
-_HORIZON, _PARTS = 8.0, 8  # in 1/λ_min of the kernel at the start; outputs
+_HORIZON, _PARTS, _EVALUATIONS = 8.0, 8, 50_000  # in 1/λ_min of the kernel at the start; outputs; a budget
 _LONG, _FIT = 100.0, 1e-4  # time in which a network fits, and the part of the loss that is left then
 _SLOPE, _ORDER, _CLOSE, _LINEAR, _RATE, _HALF, _TRAINED = 0.15, 0.3, 0.1, 0.05, 1e-3, 0.5, 0.9
 _TWO, _MISSES = 2.0, 1e-2
@@ -192,7 +192,14 @@ def _path(network: Network, theta: Tensor) -> tuple[Trajectory, Tensor]:
     slowest = float(torch.linalg.eigvalsh(network.kernel(theta))[..., 0].min())
     times = torch.linspace(0, _HORIZON / slowest, _PARTS + 1, dtype=torch.float64)
     path = integrate(
-        network.flow(), theta, times, "DOP853", rtol=1e-9, atol=1e-13, observe=lambda _, state: state.clone()
+        network.flow(),
+        theta,
+        times,
+        "DOP853",
+        rtol=1e-9,
+        atol=1e-13,
+        max_evaluations=_EVALUATIONS,
+        observe=lambda _, state: state.clone(),
     )
     kept = whole(path, f"gradient flow of {theta.shape[-2]} neurons").observed
     assert kept is not None
