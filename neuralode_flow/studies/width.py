@@ -308,7 +308,6 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
     last = np.diff(np.log(dataset.certified.values[:, -2:]))[:, 0] / np.diff(np.log(sizes[-2:]))[0]
     slack, after = dataset.certified_bounds.values, dataset.accuracy.sel(when="after")
     test, narrow = after.sel(part="test").values, dataset.narrow.values
-    by_hand = _gaps(dataset)
     return Finding(
         study="width",
         problem=f"Song et al. 2021: subquadratic overparameterisation, {title}",
@@ -317,7 +316,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         f"samples in n dimensions and like n^{slopes['fixed']:.2f} in a fixed dimension, n^{last[1]:.2f} at last; in "
         f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training keeps its bounds, with factors of "
         f"{1 / slack[:, 0].max():.1f}, {1 / slack[:, 1].max():.0f} and {1 / slack[:, 2].max():.1f} to spare in rate, "
-        f"movement and σ_min. {by_hand} As the width grows W moves less at order {orders['movement']:.2f}, the "
+        f"movement and σ_min. {_gaps(dataset)} As the width grows W moves less at order {orders['movement']:.2f}, the "
         f"kernel at {orders['kernel_change']:.2f}. On handwritten digits the scale of the layers leaves the accuracy "
         f"on other images at {test.min():.3f} to {test.max():.3f}.",
         claim=Claim(
@@ -347,7 +346,7 @@ def _gaps(dataset: xr.Dataset) -> str:
     both = [n for n in dataset["fitted"].values.tolist() if n in dataset["size"].values]
     certified, enough = dataset.certified.sel(family="fixed"), dataset.enough
     told = [
-        f"{float(enough.sel(fitted=n)):g} neurons fit {n} samples, {float(certified.sel(size=n)):.1e} are certified"
+        f"a width of {float(enough.sel(fitted=n)):g} fits {n} samples, {float(certified.sel(size=n)):.1e} is certified"
         for n in both
     ]
     return "; ".join(told) + "." if told else ""
