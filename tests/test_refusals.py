@@ -739,7 +739,7 @@ COMMAND = {
         "study=perceptron study.sizes=[10,30]",
         "study=width study.sizes=[16,32]",
     ],
-    "study.certified": ["study=width study.features=2"],
+    "study.certified": ["study=width study.certified=[1,4]"],
     "study.images": ["study=width study.images=1000"],
     "study.samples": ["study=leaky_rank study.samples=2"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
