@@ -45,7 +45,7 @@ def trained(
     """
     generator = torch.Generator().manual_seed(seed)
     pictures, digits = ten_digits()
-    drawn = torch.randperm(len(digits), generator=generator)[: 2 * images].numpy()
+    drawn = torch.randperm(len(digits), generator=generator, device="cpu")[: 2 * images].numpy()
     X = torch.as_tensor((pictures[drawn] - pictures.mean()) / pictures.std()).to(torch.get_default_device())
     truth = torch.as_tensor(digits[drawn], device=X.device)
     he = torch.tensor([(2 / X.shape[1]) ** 0.5] * X.shape[1] + [(2 / hidden) ** 0.5] * _CLASSES).to(X)

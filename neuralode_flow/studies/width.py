@@ -129,11 +129,16 @@ def run(
     Raises
     ------
     ValueError
-        If the samples of a control or of a certified network are too many for their dimension.
+        If a network has fewer neurons than samples, or the samples of a control or of a certified network are too
+        many for their dimension.
     RuntimeError
         If a flow does not reach its end.
     """
     say: Callable[[float, str], None] = progress or (lambda fraction, what: None)
+    if widths[0] < samples:
+        raise ValueError(
+            f"study.widths must begin at study.samples = {samples} or above, got {widths}; raise the first"
+        )
     generator = torch.Generator().manual_seed(seed)
     say(0.0, "certified widths")
     variables = _certificates(sizes, features, entries, generator)

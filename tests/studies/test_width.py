@@ -189,6 +189,8 @@ def test_every_check_of_numbers_can_fail():
 def test_what_cannot_be_certified_is_said():
     with pytest.raises(ValueError, match=r"8 samples in 2 dimensions are certified from .* lower study\.certified"):
         wide.certified_start(wide.problem(8, 2, seeded()), seeded())
+    with pytest.raises(ValueError, match=r"study\.widths must begin at study\.samples = 32 or above, got \[16, 64"):
+        STUDY.run(samples=32, widths=[16, 64, 128])
     twice = torch.ones(3, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"singular kernel; lower study\.sizes"):
         wide.closed_width(Network(twice, twice[0, :2]))
