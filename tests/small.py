@@ -152,6 +152,20 @@ SMALL = {
     ),
     "identifiability": lambda: ({}, {"draws": 1, "samples": 600, "searches": 1, "fitted": 150}),
     "lcn": lambda: ({}, {"draws": 4, "starts": 1, "horizon": 0.1}),
+    "width": lambda: (
+        {},
+        {
+            "sizes": [16, 32, 64],
+            "entries": 6e5,
+            "certified": [4],
+            "widths": [64, 128, 256],
+            "draws": 3,
+            "fitted": [4],
+            "hidden": 32,
+            "images": 12,
+            "steps": 80,
+        },
+    ),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -179,7 +193,7 @@ def failing(found):
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
-    "min_norm", "spline_landscape", "curvature", "minimax", "lcn", "identifiability",
+    "min_norm", "spline_landscape", "curvature", "minimax", "lcn", "identifiability", "width",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

@@ -1,4 +1,4 @@
-"""Two of the ten handwritten digits that come with scikit-learn, as two classes."""
+"""The ten handwritten digits that come with scikit-learn, and two of them as two classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import numpy as np
 from ..compat import sklearn_table
 
 _INK = 16.0  # of a black pixel
+
+
+def ten_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All images (n, 64), pixels in [0, 1], and their digits (n,)."""
+    table = sklearn_table("digits.csv.gz")
+    return table[:, :-1] / _INK, table[:, -1].astype(int)
 
 
 def digit_pair(first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +30,6 @@ def digit_pair(first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
     labels : array (n,)
         1 for `first`, −1 for `second`.
     """
-    table = sklearn_table("digits.csv.gz")
-    rows = table[np.isin(table[:, -1], (first, second))]
-    images = np.column_stack((rows[:, :-1] / _INK, np.ones(len(rows))))
-    return images, np.where(rows[:, -1] == first, 1.0, -1.0)
+    images, digits = ten_digits()
+    kept = np.isin(digits, (first, second))
+    return np.column_stack((images[kept], np.ones(kept.sum()))), np.where(digits[kept] == first, 1.0, -1.0)
