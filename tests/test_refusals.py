@@ -748,7 +748,6 @@ COMMAND = {
     "study.samples": ["study=leaky_rank study.samples=2", "study=spline_landscape study.samples=8"],
     "study.certified": ["study=width study.certified=[1,4]"],
     "study.images": ["study=width study.images=1000"],
-    "study.samples": ["study=leaky_rank study.samples=2"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
     "study.largest": ["study=leaves study.largest=1"],

@@ -39,6 +39,7 @@ EXPERIMENTS = (
     "strong_imbalance",
     "perceptron",
     "minimax",
+    "width",
     "curvature",
     "leaky_rank",
     "delta_rewrite",
