@@ -68,8 +68,8 @@ FIGURES.register("deep_completion")(
         {
             "completion": "Reconstruction error and effective rank by the number of entries that are seen: medians "
             "over the draws, and their range.",
-            "shooting": "Relative errors of infinite depth on small matrices of rank 1: now and then its norm shoots "
-            "up (circles far above the dashed line). From a start that is turned towards such a matrix it does not "
+            "shooting": "Relative errors of infinite depth on small matrices of rank 1: now and then it shoots up "
+            "(circles far above the dashed line). From a start that is turned towards such a matrix it does not "
             "(crosses).",
         },
     )

@@ -121,9 +121,9 @@ def test_every_check_of_numbers_can_fail(monkeypatch):
     assert again(found) == set()
     assert again(found, square=1e-7) == {SQUARE}
     assert again(found, unseen=found.unseen * 0 + 1) == {DEEPER}
-    assert again(found, shot_turned=found.shot_turned * 11) == {TURNED}
+    assert again(found, shot_turned=found.shot_turned * 30) == {TURNED}
     assert again(found, shot_turned=found.shot_straight) == {TURNED}
-    assert again(found, shot_straight=found.shot_straight / 10) == {SHOOTING}
+    assert again(found, shot_straight=found.shot_straight / 100) == {SHOOTING}
 
 
 def test_the_default_type_of_numbers_draws_no_other_entries():
