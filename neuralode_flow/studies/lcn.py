@@ -48,7 +48,7 @@ CASES = {
 FLOWS = ("strided", "plane", "line", "plane_equal")
 
 _METRIC, _COMPOSED, _GAP, _CLOSED = 1e-9, 1e-12, 1e-6, 1e-6
-_APART, _FLOWS_APART = 0.05, 0.01
+_APART, _FLOWS_APART = 0.01, 0.01  # of ‖M‖ and ‖z₀‖: far above what passes on the other side
 _RTOL, _ATOL, _POINTS, _SIGNAL = 1e-9, 1e-11, 31, 24
 
 LONG_NAMES = {
@@ -93,10 +93,14 @@ def run(
 
     Raises
     ------
+    ValueError
+        If more networks are to be trained than are drawn.
     RuntimeError
         If a flow does not reach its end.
     """
     say: Callable[[float, str], None] = progress or (lambda fraction, what: None)
+    if starts > draws:
+        raise ValueError(f"study.starts must be at most study.draws = {draws}, got {starts}; choose fewer")
     random = torch.Generator().manual_seed(seed)
     thetas = {name: [_draw(case, random) for _ in range(draws)] for name, case in CASES.items()}
     measured = []

@@ -187,6 +187,14 @@ def test_every_check_of_numbers_can_fail():
     assert again(from_paths_alone=found.from_paths_alone * 0) == {TURNED}
 
 
+def test_samples_at_which_no_neuron_switches_are_refused():
+    x = torch.zeros(50, 3, dtype=torch.float64)
+    with pytest.raises(
+        RuntimeError, match=r"none of 1000 networks of widths \[3, 4, 1\] has neurons that switch; take"
+    ):
+        drawn(torch.Generator().manual_seed(0), (3, 4, 1), x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_other_draws_pass(seed):

@@ -185,6 +185,11 @@ def test_every_check_of_numbers_can_fail():
     assert again(flow_apart=found.flow_apart.where(inside, 1e-3)) == {PARTED}
 
 
+def test_more_starts_than_draws_are_refused():
+    with pytest.raises(ValueError, match=r"study\.starts must be at most study\.draws = 4, got 5; choose fewer"):
+        run(starts=5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_other_draws_pass(seed):
