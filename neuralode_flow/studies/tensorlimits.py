@@ -17,11 +17,15 @@ from .tensors import Basis
 # Of coordinates against the largest, of margins against the least: below them they vanish, or are equal.
 _ZERO, _EQUAL = 1e-7, 1e-8
 
+# In one go the scale may fall by this factor of its logarithm; Newton's method finds its way from there.
+_STEP = np.log(10.0)
+
 
 def hyperbola(tau: np.ndarray, depth: int) -> np.ndarray:
     """ς with dς/dτ = (1 + ς²)^{(L−1)/2} from 0, τ ≥ 0: sinh τ, tan τ, τ/√(1 − τ²), …; inf from where it blows up."""
     if depth == 2:
-        return np.sinh(tau)
+        with np.errstate(over="ignore"):
+            return np.sinh(tau)
     half = (depth - 2) / 2
     part = np.minimum(2 * tau / beta(0.5, half), 1.0)
     with np.errstate(divide="ignore"):
@@ -88,9 +92,11 @@ def reached(
     All layers but the last start with the sizes scale · η_g, η the shape, the last at 0. It is the formula of samples
     whose u_g are parallel.
     """
-    dual, nu, found = _Dual(basis, depth, x, y, shape), np.zeros(len(y)), []
+    dual, nu, last, found = _Dual(basis, depth, x, y, shape), np.zeros(len(y)), max(1.0, scales[0]), []
     for scale in scales:
-        nu = dual.least(nu, scale)
+        for stop in np.geomspace(last, scale, 1 + int(np.ceil(abs(np.log(last / scale)) / _STEP)))[1:]:
+            nu = dual.least(nu, stop)
+        nu, last = dual.least(nu, scale), scale
         c, H = dual.parts(nu)
         found.append(scale**depth * basis.back(c))
     rate = scales[-1] ** (2 * depth - 2) * np.linalg.eigvalsh(H)[0]
@@ -125,7 +131,7 @@ class Stationary(NamedTuple):
     on : array (m,), the groups that do not vanish.
     active : array (n,), the samples of margin 1.
     residual : of the conditions of Karush, Kuhn and Tucker on these groups, relative.
-    pulls : array (m,), the size of the multiplier's gradient over that of the norm at L = 2, ‖Σ λ_i u_gi‖.
+    pulls : array (m, s), Σ λ_i u_gi, of the size ‖c_g‖^{2/L−1} on these groups.
     gap : what is left between Σ counts_g ‖c_g‖ and the dual value, relative: 0 at a global minimum of L = 2.
     slowest : the least rate, in log margin, at which the flow comes to it inside these groups; inf if they have room
         for no other direction.
@@ -138,6 +144,12 @@ class Stationary(NamedTuple):
     pulls: np.ndarray
     gap: float
     slowest: float
+
+    @property
+    def pulls_size(self) -> np.ndarray:
+        """‖Σ λ_i u_gi‖, (m,)."""
+        size: np.ndarray = np.linalg.norm(self.pulls, axis=-1)
+        return size
 
 
 def stationary(basis: Basis, depth: int, z: np.ndarray, near: np.ndarray | None = None) -> Stationary:
@@ -159,7 +171,7 @@ def stationary(basis: Basis, depth: int, z: np.ndarray, near: np.ndarray | None 
         root = np.sqrt(weights / weights.max() / basis.counts)[:, None]
         margin = largest_margin((root[..., None] * duals).reshape(-1, len(z)).T)
         last, c = c, root * (margin.direction / margin.lower).reshape(c.shape)
-        if np.abs(c - last).max() <= 1e-14 * np.abs(c).max():
+        if np.abs(c - last).max() <= 1e-13 * np.abs(c).max():
             return conditions(basis, depth, z, c)
         weights = np.linalg.norm(c, axis=-1) ** (2 - 2 / depth)
     raise RuntimeError("the direction of largest margin was not found in 20000 steps; choose another seed")
@@ -173,8 +185,8 @@ def conditions(basis: Basis, depth: int, z: np.ndarray, c: np.ndarray) -> Statio
     wanted = basis.counts[on, None] * c[on] * size[on, None] ** (2 / depth - 2)
     held = basis.counts[on, None, None] * duals[on][..., active]
     dual, residual = nnls(held.reshape(-1, active.sum()), wanted.flatten())
-    pulls = np.linalg.norm(duals[..., active] @ dual, axis=-1)
-    value, bound = float(basis.counts @ size), float(dual.sum() / max(1.0, pulls.max()))
+    pulls = duals[..., active] @ dual
+    value, bound = float(basis.counts @ size), float(dual.sum() / max(1.0, np.linalg.norm(pulls, axis=-1).max()))
     slowest = _slowest(basis.counts[on], depth, c[on], held)
     return Stationary(b, on, active, float(residual / np.linalg.norm(wanted)), pulls, (value - bound) / value, slowest)
 
