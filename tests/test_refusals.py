@@ -667,6 +667,7 @@ COMMAND = {
         "problem=file problem.table=names.csv problem.x=[dose] problem.y=[one] problem.loss=cross_entropy",
     ],
     "study.depths": [
+        "study=unifying study.depths=[3]",
         "study.depths=[]",
         "study.depths=[4,0]",
         "study.depths=[8,4]",
@@ -738,7 +739,8 @@ COMMAND = {
         "study=perceptron study.sizes=[16]",
         "study=perceptron study.sizes=[10,30]",
     ],
-    "study.samples": ["study=leaky_rank study.samples=2"],
+    "study.samples": ["study=leaky_rank study.samples=2", "study=unifying study.samples=1"],
+    "study.points": ["study=unifying study.points=1"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
 }
