@@ -166,6 +166,7 @@ SMALL = {
             "steps": 80,
         },
     ),
+    "unifying": lambda: ({}, {"size": 1e5, "seed": 3}),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),
@@ -193,7 +194,7 @@ def failing(found):
 PUBLISHED = [
     "residual_scaling", "depth_heatmap", "lazy_to_rich", "scalar_blocks", "volume_form", "strong_imbalance",
     "mixed_regime", "deep_completion", "perceptron", "interpolant", "delta_rewrite", "leaky_rank", "leaves",
-    "min_norm", "spline_landscape", "curvature", "minimax", "lcn", "identifiability", "width",
+    "min_norm", "spline_landscape", "curvature", "minimax", "lcn", "identifiability", "width", "unifying",
 ]  # fmt: skip
 FROZEN = Path(__file__).with_name("frozen.json")
 

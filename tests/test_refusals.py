@@ -674,6 +674,7 @@ COMMAND = {
     "study.depths": [
         "study.depths=[]",
         "study.depths=[4,0]",
+        "study=unifying study.depths=[3]",
         "study.depths=[8,4]",
         "study.depths=4",
         "study.depths=[4,8",
@@ -745,9 +746,14 @@ COMMAND = {
         "study=perceptron study.sizes=[10,30]",
         "study=width study.sizes=[16,32]",
     ],
-    "study.samples": ["study=leaky_rank study.samples=2", "study=spline_landscape study.samples=8"],
+    "study.samples": [
+        "study=leaky_rank study.samples=2",
+        "study=spline_landscape study.samples=8",
+        "study=unifying study.samples=1",
+    ],
     "study.certified": ["study=width study.certified=[1,4]"],
     "study.images": ["study=width study.images=1000"],
+    "study.points": ["study=unifying study.points=1"],
     "study.scales": ["study=leaky_rank study.scales=[1,10]"],
     "study.slope": ["study=leaky_rank study.slope=1"],
     "study.largest": ["study=leaves study.largest=1"],

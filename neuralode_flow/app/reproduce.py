@@ -44,6 +44,7 @@ EXPERIMENTS = (
     "leaky_rank",
     "delta_rewrite",
     "interpolant",
+    "unifying",
     "min_norm",
     "lcn",
     "identifiability",
