@@ -78,8 +78,8 @@ FIGURES.register("unifying")(
             "its network, as the margin grows; the thin lines have the order that is expected. Right: the distance of "
             "the directions of its layers from singular vectors of the tensor.",
             "interpolant": "The distance of the interpolants from those of least weighted ℓ₁ norm (left, small starts) "
-            "and ℓ₂ norm (right, large starts), each in the basis of its network: Fourier's for a convolutional one. On "
-            "the left all slopes are expected to be 1.",
+            "and ℓ₂ norm (right, large starts), each in the basis of its network: Fourier's for a convolutional one. "
+            "On the left all slopes are expected to be 1.",
         },
     )
 )
