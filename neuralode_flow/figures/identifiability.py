@@ -6,7 +6,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..studies.identifiability import FITTED
 from . import style
 from .base import FIGURES, FigureSet
 
@@ -62,7 +61,7 @@ def _recovered(dataset: xr.Dataset) -> Figure:
     for i, (name, (colour, mark, label)) in enumerate(_WAYS.items()):
         values = style.positive(dataset[name].values)
         if name in _OUTPUTS:
-            values = np.where(dataset[_OUTPUTS[name]].values <= FITTED, values, np.nan)
+            values = np.where(dataset[_OUTPUTS[name]].values <= dataset.attrs["fitted_up_to"], values, np.nan)
         where = np.arange(len(names))[:, None] + 0.25 * (i - 1) + np.linspace(-0.08, 0.08, values.shape[1])
         axes.plot(where.ravel(), values.ravel(), mark, ms=3.5, color=colour, label=label)
     axes.axhline(float(dataset["start"].median()), color=style.BLACK, lw=0.8, ls=(0, (3, 1.5)), label="start")

@@ -6,15 +6,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..studies.lcn import BEYOND, CASES, EQUAL, EXCHANGED, INSIDE
 from . import style
 from .base import FIGURES, FigureSet
 
 _COLOURS = {
-    INSIDE: (style.BLUE, "inside the theorem"),
-    BEYOND: (style.VERMILION, "beyond it (control)"),
-    EXCHANGED: (style.ORANGE, "of one shape (control)"),
-    EQUAL: (style.GREEN, "and equal norms"),
+    "inside": (style.BLUE, "inside the theorem"),
+    "beyond": (style.VERMILION, "beyond it (control)"),
+    "exchanged": (style.ORANGE, "of one shape (control)"),
+    "equal norms": (style.GREEN, "and equal norms"),
 }
 _DASHES = ("-", "--")
 
@@ -34,15 +33,14 @@ def lcn(dataset: xr.Dataset) -> dict[str, Figure]:
 
 def _metric(dataset: xr.Dataset) -> Figure:
     figure, (axes,) = style.blank(style.problem(dataset))
-    names = dataset["case"].values.tolist()
     shift = np.linspace(-0.3, 0.3, dataset.sizes["draw"])
     for side, (colour, label) in _COLOURS.items():
-        at = [i for i, name in enumerate(names) if CASES[name].side == side]
+        at = np.flatnonzero(dataset["side"].values == side)
         values = style.positive(dataset["apart"].values[at])
         where = np.add.outer(at, shift)
         axes.plot(where.ravel(), values.ravel(), ".", color=colour, label=label)
     axes.set_yscale("log")
-    style.category_axis(axes, [CASES[name].text for name in names])
+    style.category_axis(axes, dataset["text"].values.tolist())
     axes.set_xlabel("network")
     axes.set_ylabel(f"distance of $M$ at one $z$ and one balance\n{style.BETTER}")
     style.legend_below(figure)
@@ -53,12 +51,13 @@ def _flows(dataset: xr.Dataset) -> Figure:
     figure, (axes,) = style.blank(style.problem(dataset))
     seen: dict[str, int] = {}
     for name in dataset["flow"].values.tolist():
-        side = CASES[name].side
+        case = dataset.sel(case=name)
+        side, text = str(case["side"].values), str(case["text"].values)
         dash = _DASHES[seen.setdefault(side, 0)]
         seen[side] += 1
         curves = style.positive(dataset["flow_apart"].sel(flow=name).values[:, 1:])
         for i, curve in enumerate(curves):
-            label = CASES[name].text if i == 0 else None
+            label = text if i == 0 else None
             axes.plot(dataset["time"].values[1:], curve, ls=dash, color=_COLOURS[side][0], label=label)
     axes.set_yscale("log")
     style.time_axis(axes, dataset["time"].values)

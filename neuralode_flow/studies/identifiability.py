@@ -112,7 +112,7 @@ def run(
         axis("draw", np.arange(draws), "draw"),
         axis("search", np.arange(searches), "search"),
     ]
-    dataset = arranged(variables, axes, LONG_NAMES)
+    dataset = arranged(variables, axes, LONG_NAMES).assign_attrs(fitted_up_to=FITTED)
     return _finding(dataset, samples).attached(dataset)
 
 

@@ -118,6 +118,8 @@ def run(
     }
     for i, name in enumerate(("flow_apart", "loss")):
         variables[name] = (("flow", "start", "time"), np.array([[one[i] for one in line] for line in flows]))
+    variables["side"] = ("case", [case.side for case in CASES.values()], "side of the theorem on which it is")
+    variables["text"] = ("case", [case.text for case in CASES.values()], "what it is in words")
     axes = [
         axis("case", list(CASES), "kind of network"),
         axis("draw", np.arange(draws), "draw"),

@@ -262,7 +262,8 @@ class Descent:
         ground = Ground(task.flow, self._velocity, self._with_loss, len(self.records.members), task.start)
         self.rule = kind(ground, task.rate, **task.options)
         self.law = self.rule.law()
-        self.along = self.rule.along if self.law and isinstance(self.rule, AlongGradient) else None
+        plain = type(self.rule).step is AlongGradient.step  # a step of one's own may be another one
+        self.along = self.rule.along if self.law and plain and isinstance(self.rule, AlongGradient) else None
         self.records.drift_of = self.law.drift if self.law else None
         self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
