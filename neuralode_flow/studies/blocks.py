@@ -11,11 +11,11 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from ..compat import sklearn_table
 from ..curvature.hessian import by_autograd
 from ..flows.factorization import FactorizationFlow
 from ..losses import Loss
 from ..matrices import normal
+from ..problems.handwritten import ten_digits
 
 Product = Callable[[Tensor], Tensor]
 
@@ -145,11 +145,11 @@ class Digits(NamedTuple):
 
 def digits(number: int, random: torch.Generator) -> Digits:
     """Some of the images that come with scikit-learn."""
-    table = torch.from_numpy(sklearn_table("digits.csv.gz")).to(torch.get_default_device())
-    rows = table[torch.randperm(len(table), generator=random, device="cpu")[:number].to(table.device)]
-    x = rows[:, :-1] - rows[:, :-1].mean(0)
+    pictures, classes = (torch.as_tensor(part) for part in ten_digits())
+    rows = torch.randperm(len(pictures), generator=random, device="cpu")[:number].to(pictures.device)
+    x = pictures[rows] - pictures[rows].mean(0)
     return Digits(
-        x / x.square().mean(-1, keepdim=True).sqrt(), torch.nn.functional.one_hot(rows[:, -1].long(), CLASSES).to(x)
+        x / x.square().mean(-1, keepdim=True).sqrt(), torch.nn.functional.one_hot(classes[rows], CLASSES).to(x)
     )
 
 

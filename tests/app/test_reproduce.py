@@ -37,3 +37,15 @@ def test_an_unknown_figure_is_refused(monkeypatch, capsys):
         reproduce.main()
     assert stop.value.code == 2
     assert "unknown figure 'f9' (valid: f1_sander2022" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_real_experiments_run_beside_one_another_and_keep_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce.sys, "argv", ["reproduce", "f5_zhang2026", "f2_marion2023"])
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main()
+    table = capsys.readouterr().out
+    assert (stop.value.code, table.count("verified")) == (0, 2)
+    assert table.index("f5_zhang2026") < table.index("f2_marion2023")
+    assert len(list(tmp_path.glob("runs/reproduce/*/*/*/*/summary.json"))) == 2
