@@ -128,8 +128,13 @@ class KnowsStepLaw(Protocol):
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
         """What a step adds, seen from directions V `(d, k)` on both sides; contributions of several are added up."""
 
-    def stepped(self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """state + rate · velocity, and what the step from one to the other adds."""
+    def stepped(
+        self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """state + rate · velocity, and what steps have added with what the step from one to the other adds.
+
+        The velocity is given away: the result may be written over it.
+        """
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ law V."""

@@ -202,10 +202,11 @@ class ContinuousFlow:
         right, left = choose(step).grams(step, directions)
         return right - left
 
-    def stepped(self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """state + rate · velocity, and the `step_law` of the step from one to the other."""
-        following, right, left = choose(state).stepped(state, velocity, rate, directions)
-        return following, right - left
+    def stepped(
+        self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """state + rate · velocity, and `added` with the `step_law` of that step; the velocity is lost."""
+        return choose(state).stepped(state, velocity, rate, directions, added, apart=0)
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ `law` V."""

@@ -387,6 +387,9 @@ class Descent:
             direction = self.along(self.n, self.state)
         finally:
             self.checks = True
+        needed = {kept.data_ptr() for kept in (self.state, *self.rule.memory.values())}
+        if direction.data_ptr() in needed:
+            direction = direction.clone()
         return self.law.follow(self.state, direction, self.task.rate)
 
     def _happened(self, n: int, state: Tensor) -> Stopped | None:

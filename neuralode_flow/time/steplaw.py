@@ -53,10 +53,9 @@ class StepLaw:
         self.memory["law"] = self.memory["law"] + self._moved_by(self._between(state, following))
 
     def follow(self, state: Tensor, direction: Tensor, rate: float) -> Tensor:
-        """state + rate · direction, a step that is taken into account in the same reading of both."""
+        """state + rate · direction, a step that is taken into account in the same reading; the direction is lost."""
         following: Tensor
-        following, moved = self.flow.stepped(state, direction, rate, self.directions)
-        self.memory["law"] = self.memory["law"] + moved
+        following, self.memory["law"] = self.flow.stepped(state, direction, rate, self.directions, self.memory["law"])
         return following
 
     def drift(self, state: Tensor) -> Tensor:

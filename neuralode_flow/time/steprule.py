@@ -114,7 +114,10 @@ class AlongGradient(StepRule):
 
     @abstractmethod
     def along(self, n: int, state: Tensor) -> Tensor:
-        """A step over the rate: minus a gradient, times a number for each member; not finite where that is not."""
+        """A step over the rate: minus a gradient, times a number for each member; not finite where that is not.
+
+        The step is written over it, unless it lies in the memory or is the state.
+        """
 
 
 def directed(g: Tensor, size: Tensor) -> Tensor:

@@ -82,13 +82,16 @@ def test_what_directions_see_of_matrices_is_what_torch_sees(mode):
 
 def test_a_step_is_that_of_torch_and_seen_as_it_was_rounded(mode):
     for d in (*SIZES, 256):
-        V, X = randn(d, min(d, 4), seed=1), randn(2, 3, d, d, seed=d)
+        V, X, k = randn(d, min(d, 4), seed=1), randn(2, 3, d, d, seed=d), min(d, 4)
         for W, rate in ((randn(2, 3, d, d, seed=d + 1).mT, 0.3), (1e9 + X, 1e-7)):
-            following, *seen = compiled.stepped(W, X, rate, V)
-            assert distance(following, W + rate * X) <= 3e-16 * float(torch.linalg.matrix_norm(following).max())
-            step = following - W
-            for found, expected in zip(seen, (step @ V, step.mT @ V), strict=True):
-                assert distance(found, expected.mT @ expected) < 1e-13 * float(expected.norm()) ** 2
+            for apart in (0, 1):
+                before = randn(2, 3 - apart, k, k, seed=3)
+                following, after = compiled.stepped(W, X.clone(), rate, V, before, apart)
+                assert distance(following, W + rate * X) <= 3e-16 * float(torch.linalg.matrix_norm(following).max())
+                step = following - W
+                right, left = (M.mT @ M for M in (step @ V, step.mT @ V))
+                size = float(before.norm() + right.norm() + left.norm())
+                assert distance(after, before + right[:, apart:] - left[:, : 3 - apart]) < 1e-13 * size
 
 
 def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.time.steplaw import StepLaw
-from neuralode_flow.time.steprule import STEP_RULES, Ground, StepRule
+from neuralode_flow.time.steprule import STEP_RULES, AlongGradient, Ground, StepRule
 
 D, GRID = 3, nf.DepthGrid.gauss(4, 10)
 EYE = torch.eye(D).double()
@@ -524,6 +524,36 @@ def test_a_rule_of_ones_own_has_plain_options_and_any_memory(monkeypatch, tmp_pa
     ):
         with pytest.raises(TypeError, match=said):
             run("mine", 2, **options)
+
+
+@pytest.mark.parametrize("kept", ["whole", "seen", "state", "nothing"])
+def test_a_step_is_not_written_over_what_a_rule_keeps(kept, monkeypatch):
+    """Whatever a rule gives away or keeps, all steps are those that `step` alone would take."""
+
+    class Lazy(AlongGradient):
+        """Its gradient is new at every fourth step alone."""
+
+        def along(self, n, state):
+            if kept == "state":
+                return state
+            if n % 4 == 0 or kept == "nothing":
+                self.memory = {"g": self.ground.velocity(state)} if kept != "nothing" else {}
+                return self.memory.get("g", self.ground.velocity(state))
+            return self.memory["g"].view(-1, 3, 3) if kept == "seen" else self.memory["g"]
+
+    class Plain(Lazy):
+        def step(self, n, state):  # one's own, which is not known to be along a gradient
+            return torch.add(state, self.along(n, state), alpha=self.rate)
+
+    flow = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(3).double()))
+    start = flow.sample(nf.smooth(3, 1.0, torch.Generator().manual_seed(3)))
+    before, paths = start.clone(), []
+    for rule in (Lazy, Plain):
+        monkeypatch.setitem(STEP_RULES._entries, "mine", rule)
+        paths.append(nf.descend(flow, start, 10, "mine", 0.05))
+    assert torch.equal(start, before)
+    assert_close(paths[0].z, paths[1].z, rtol=1e-14, atol=1e-14)
+    assert_close(paths[0].state, paths[1].state, rtol=1e-14, atol=1e-14)
 
 
 def test_members_without_axes_of_their_own_are_normalised_each():

@@ -35,8 +35,12 @@ class Engine(Protocol):
     def grams(self, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """VᵀXᵀXV and VᵀXXᵀV of matrices X `(..., N, d, d)` for directions V `(d, k)`, each `(..., N, k, k)`."""
 
-    def stepped(self, W: Tensor, X: Tensor, rate: float, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W + rate X, and `grams` of the step from W to there, as it was rounded."""
+    def stepped(self, W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+        """W + rate X, and `added` with what that step does, as it was rounded.
+
+        With the `grams` of the step, right_{k+apart} − left_k is added, `(..., N − apart, k, k)`. What is in X is lost:
+        it may be the place of the result.
+        """
 
 
 def choose(W: Tensor) -> Engine:

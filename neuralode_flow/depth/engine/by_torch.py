@@ -232,10 +232,11 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return right.mT @ right, left @ left.mT
 
 
-def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
     """As `Engine.stepped`."""
     following = torch.add(W, X, alpha=rate)
-    return following, *grams(following - W, V)
+    right, left = grams(following - W, V)
+    return following, added + (right.narrow(-3, apart, added.shape[-3]) - left.narrow(-3, 0, added.shape[-3]))
 
 
 def _constant(M: Tensor, z: Tensor) -> Tensor:

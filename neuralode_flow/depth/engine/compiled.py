@@ -50,7 +50,7 @@ _SIGNATURES = {
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
     "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
-    "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _INT, _POINTER, _POINTER, _POINTER], None),
+    "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *4 * [_POINTER]], None),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),
 }
@@ -132,39 +132,34 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     d, k = V.shape
     if k > _DIRECTIONS or not _is_numbers(V):
         return by_torch.grams(X, V)
-    X, V = X.contiguous(), _four(V)
-    right, left = _two(X)
+    X, V, shape = X.contiguous(), _four(V), (*X.shape[:-2], _DIRECTIONS, _DIRECTIONS)
+    right, left = X.new_empty(shape), X.new_empty(shape)
     _loaded().grams(X.data_ptr(), V.data_ptr(), X.numel() // d**2, d, right.data_ptr(), left.data_ptr())
-    return _of(k, right), _of(k, left)
+    return right[..., :k, :k], left[..., :k, :k]
 
 
-def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `Engine.stepped`, for up to four directions in one reading of W and X."""
+def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+    """As `Engine.stepped`, along four directions in one reading of W and X; the step is written over X."""
     d, k = V.shape
-    if k > _DIRECTIONS or W.shape != X.shape or not (_is_numbers(X) and _is_numbers(V)):
-        return by_torch.stepped(W, X, rate, V)
-    W, X, V = W.contiguous(), X.contiguous(), _four(V)
-    following, (right, left) = torch.empty_like(W), _two(X)
-    arrays = following.data_ptr(), right.data_ptr(), left.data_ptr()
-    _loaded().stepped(W.data_ptr(), X.data_ptr(), rate, V.data_ptr(), X.numel() // d**2, d, *arrays)
-    return following, _of(k, right), _of(k, left)
+    if k > _DIRECTIONS or W.shape != X.shape or not (_is_numbers(X) and _is_numbers(V) and _is_numbers(added)):
+        return by_torch.stepped(W, X, rate, V, added, apart)
+    if k < _DIRECTIONS:
+        following, after = stepped(W, X, rate, _four(V), _four(_four(added).mT).mT, apart)
+        return following, after[..., :k, :k]
+    W, X, V, added, N = W.contiguous(), X.contiguous(), V.contiguous(), added.contiguous(), W.shape[-3]
+    members, after = W.numel() // (N * d * d), torch.empty_like(added)
+    seen = W.new_empty(32 * members * N)
+    _loaded().stepped(
+        W.data_ptr(), X.data_ptr(), rate, V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
+        added.data_ptr(), X.data_ptr(), seen.data_ptr(), after.data_ptr(),
+    )  # fmt: skip
+    return X, after
 
 
 def _four(V: Tensor) -> Tensor:
-    """Directions (d, k), and zeros in the place of those that are not there."""
+    """Columns V `(..., k)`, and zeros in the place of those that are not there."""
     k = V.shape[-1]
     return (V if k == _DIRECTIONS else torch.nn.functional.pad(V, (0, _DIRECTIONS - k))).contiguous()
-
-
-def _two(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for what is seen of all X along four directions, from the right and from the left."""
-    shape = *X.shape[:-2], _DIRECTIONS, _DIRECTIONS
-    return X.new_empty(shape), X.new_empty(shape)
-
-
-def _of(k: int, seen: Tensor) -> Tensor:
-    """What is seen along the first k directions."""
-    return seen if k == _DIRECTIONS else seen[..., :k, :k]
 
 
 def _linked(U: Tensor, outer: Outer | None = None) -> Tensor:

@@ -165,11 +165,27 @@ void grams(const double *X, const double *V, long count, int d, double *right, d
         BEST(grams)(d, X + k * d * d, V, NULL, 0, NULL, right + 16 * k, left + 16 * k);
 }
 
-/* next = W + rate X, and the same of the step from W to there. */
-void stepped(const double *W, const double *X, double rate, const double *V, long count, int d, double *next,
-             double *right, double *left) {
-    for (long k = 0; k < count; k++) {
-        const long at = k * d * d;
-        BEST(grams)(d, X + at, V, W + at, rate, next + at, right + 16 * k, left + 16 * k);
-    }
+typedef struct {
+    Work w;
+    const double *W, *X, *V;
+    double rate, *next, *seen;
+} Stepping;
+
+static void step(Work *w, long k, double *room) {
+    const Stepping *s = (const Stepping *)w;
+    const long at = k * w->d * w->d;
+    (void)room;
+    BEST(grams)(w->d, s->X + at, s->V, s->W + at, s->rate, s->next + at, s->seen + 32 * k, s->seen + 32 * k + 16);
+}
+
+/* next = W + rate X (members, N, d, d), which may be X. Of the steps from W to there, right_k+apart - left_k is added to `before`
+   (members, N - apart, 4, 4), which gives `after`; `seen` is room for 32 numbers of each matrix. */
+void stepped(const double *W, const double *X, double rate, const double *V, long members, long N, int apart, int d,
+             int threads, const double *before, double *next, double *seen, double *after) {
+    Stepping s = {{.d = d}, W, X, V, rate, next, seen};
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    each(&s.w, members * N * d * d < STEP_WORTH ? 1 : threads, members * N, step);
+    for (long m = 0; m < members; m++, seen += 32 * apart)
+        for (long k = 0; k < N - apart; k++, seen += 32, before += 16, after += 16)
+            for (int i = 0; i < 16; i++) after[i] = before[i] + (seen[32 * apart + i] - seen[16 + i]);
 }
