@@ -234,6 +234,20 @@ def completed(value: Any = None) -> JobReturn:
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
 
 
+def is_basic_launcher(launcher: Any) -> bool:
+    """Whether members are launched by Hydra itself, one after the other."""
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    return type(launcher) is BasicLauncher
+
+
+def said_by_launcher(message: str) -> None:
+    """Says something where Hydra's own launcher does."""
+    from hydra._internal.core_plugins import basic_launcher
+
+    basic_launcher.log.info(message)
+
+
 def returned(job: JobReturn) -> Any:
     """What a job has returned, or the exception that has ended it."""
     return job._return_value

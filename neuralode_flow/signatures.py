@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 from .registry import unknown_name
@@ -29,6 +30,11 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     TypeError
         If one has no annotation.
     """
+    return dict(_parameters(function))
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(function).parameters)
     bare = [name for name, parameter in found.items() if parameter.annotation is inspect.Parameter.empty]
     if bare:
@@ -46,7 +52,12 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters that a config can set: those of plain types. The program gives the others, such as z₀."""
-    return {name: p for name, p in parameters(function).items() if _plain(p.annotation)}
+    return dict(_settings(function))
+
+
+@cache
+def _settings(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in _parameters(function).items() if _plain(p.annotation)}
 
 
 def _plain(kind: Any) -> bool:

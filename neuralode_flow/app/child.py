@@ -21,6 +21,9 @@ from .streams import READER_GONE, lose_reader, reader_gone
 
 Work = Callable[[], None]
 
+# What the last child has imported, so that the next ones need not.
+_wanted: list[str] = []
+
 _FAILED, _BUSY = 1, 75  # exit statuses; the second is EX_TEMPFAIL of <sysexits.h>
 _INTERRUPTED = (130, 143)
 
@@ -72,6 +75,10 @@ def _outcome(work: Work) -> tuple[int, str]:
 def _in_a_child(work: Work) -> tuple[int, str]:
     """The same in a process of its own; raises Killed, and SystemExit where it was told to end."""
     importlib.import_module(".job", __package__)  # torch: once here, and not in each child
+    for name in _wanted:
+        with suppress(Exception):  # a child imports it where it needs it, and says what is wrong then
+            importlib.import_module(name)
+    _wanted.clear()
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -85,7 +92,7 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     os.close(writer)
     try:
         with os.fdopen(reader, "rb") as pipe:
-            reason = pipe.read().decode(errors="replace")
+            reason, *imported = pipe.read().decode(errors="replace").split("\0")
         _, status = os.waitpid(child, 0)
     except BaseException:  # the user's Ctrl-C, or a signal: the member saves itself first
         os.kill(child, signal.SIGTERM)
@@ -94,6 +101,7 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         raise Killed(f"its process was killed by signal {number} ({_signal_name(number)})")
+    _wanted.extend(name for name in imported if name not in sys.modules)
     code = os.waitstatus_to_exitcode(status)
     if code == READER_GONE:
         lose_reader()
@@ -107,14 +115,17 @@ def _in_a_child(work: Work) -> tuple[int, str]:
 
 def _be_child(work: Work, writer: int, parent: int, mask: set[int | signal.Signals]) -> None:
     """What the child does; it does not return."""
-    status = _FAILED
+    status, before = _FAILED, {*sys.modules}
     try:
         _set_signals(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status, reason = _outcome(work)
         if status == 0 and reader_gone():  # which is no failure of the member
             status = READER_GONE
-        os.write(writer, reason.encode(errors="replace")[:4000])
+        imported = [name for name in sys.modules if name not in before] if status == 0 else []
+        said = "\0".join([reason.replace("\0", "")[:4000], *imported])
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(said.encode(errors="replace"))
     except KeyboardInterrupt:
         status = 130
     except SystemExit as stop:

@@ -97,7 +97,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
                 finding = Finding.of(dataset, summary)
                 if inputs:
                     summary["inputs"] = inputs
-                write(folder, job, dataset, summary, command)
+                write(folder, job, dataset, summary, command, bool(member))
     verbosity = job.machine.verbosity
     if member and verbosity == "normal":
         terminal.show_member(member, finding, folder, time.perf_counter() - started)
@@ -263,8 +263,13 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
     return finite(plain(summary))
 
 
-def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str) -> None:
-    """Writes all files of a run; summary.json comes last, so that its presence marks a whole run."""
+def write(
+    folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str, member: bool = False
+) -> None:
+    """Writes all files of a run; summary.json comes last, so that its presence marks a whole run.
+
+    A member of a sweep has figures and a page where its config asks for figures.
+    """
     longer = makes_longer(folder, job.to_yaml())
     config = job.to_yaml() if longer else (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
@@ -273,8 +278,9 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     if longer:  # from here on it is a run that has not ended, which the same command goes on with
         (folder / SUMMARY).unlink(missing_ok=True)
         atomic_write(folder / CONFIG, config.encode())
-    pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
-    write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
+    if not member or job.machine.figures in ("all", "png"):
+        pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
+        write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 

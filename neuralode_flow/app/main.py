@@ -9,15 +9,12 @@ torch is imported only when a run starts: `--help` and shell completion stay fas
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import shlex
 import signal
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,16 +29,17 @@ from omegaconf import DictConfig, OmegaConf
 from .. import __version__
 from ..compat import hydra_arguments
 from ..parent import ENDING
+from . import local
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .groups import offer
 from .helppage import experiments, short
+from .local import PROGRAM
+from .points import GROUPS
 from .runfolder import discard_if_empty, discard_unused
-from .schema import SECTIONS, checked
+from .schema import checked
 from .streams import standard_streams
 
-PROGRAM = "neuralode-flow"
-GROUPS = (*SECTIONS, "experiment", "debug")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 HELP = {"--help", "-h"}
 FLAGS = {flag: f"verbosity={level}" for level in ("quiet", "verbose") for flag in (f"--{level}", f"-{level[0]}")}
@@ -197,42 +195,20 @@ def _task(config: DictConfig) -> None:
     """What Hydra calls with the config of each run, in the folder that it has made for it."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    lines = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False)))  # type: ignore[arg-type]
+    command = local.command_line(settings.runtime.config_sources, lines)
     if settings.mode == RunMode.MULTIRUN:
-        overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
         sweep = Path(settings.sweep.dir)
-        lines = list(map(str, overrides))  # type: ignore[arg-type]
-        run_member(lambda: _run(config, folder, sweep, _member(folder, sweep, lines)), folder, lines)
+        name = local.member_name(folder, sweep, lines)
+        run_member(lambda: local.run(checked(config), command, folder, sweep, name), folder, lines)
         discard_if_empty(folder)
         return
     if folder != Path.cwd() and folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())  # to be read, and copied
     try:
-        _run(config, folder, folder)
+        local.run(checked(config), command, folder, folder)
     except Stop as stop:
         if WANTS_TRACEBACK:
             traceback.print_exc()
         complain(stop)
         sys.exit(stop.status)
-
-
-def _member(folder: Path, sweep: Path, overrides: list[str]) -> str:
-    """The name of a member of a sweep, and its settings without those that the command line has for all."""
-    name = os.path.relpath(folder, sweep)
-    own = [line.removeprefix("++") for line in overrides if line not in sys.argv]
-    return f"{name} ({' '.join(own)})"
-
-
-def _run(config: DictConfig, folder: Path, resume: Path, member: str = "") -> None:
-    job = checked(config)
-    from .job import run
-
-    quiet = member and job.machine.verbosity == "quiet"
-    with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
-        run(job, _command(), folder, resume, member)
-
-
-def _command() -> str:
-    """The command line that repeats this run; for a point of a sweep, that of the point alone."""
-    settings = HydraConfig.get()
-    own = [f"--config-dir={s.path}" for s in settings.runtime.config_sources if s.provider == "command-line"]
-    return shlex.join([PROGRAM, *own, *(line.removeprefix("++") for line in settings.overrides.task)])

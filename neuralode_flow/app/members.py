@@ -12,12 +12,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic_write, locked
-from ..untrusted import parse_yaml, read_json
+from ..untrusted import read_json
 from .errors import BadInput
 from .runfolder import FREE, MULTIRUN, computing, flat, saved_config
 from .schema import Job
@@ -57,11 +56,6 @@ class Member:
     folder: Path = Path()
     lost: str = ""
     refused: str = ""
-
-    @cached_property
-    def config(self) -> str | None:
-        """Its config as YAML."""
-        return None if self.job is None else self.job.to_yaml()
 
     @property
     def settings(self) -> str:
@@ -129,7 +123,7 @@ def is_sweep(folder: Path) -> bool:
 def _entry(member: Member) -> dict[str, Any]:
     lines = (line.removeprefix("++") for line in member.overrides)
     overrides = sorted(line for line in lines if line.partition("=")[0] not in FREE)
-    return {"overrides": overrides, **_digests(None if member.config is None else parse_yaml(member.config))}
+    return {"overrides": overrides, **_digests(None if member.job is None else member.job.plain)}
 
 
 def _digests(config: Mapping[str, Any] | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -25,13 +26,20 @@ def load(modules: Sequence[str]) -> None:
     BadInput
         If one cannot be imported; the message says which, and why.
     """
-    for entry in entry_points(group=GROUP):
-        _imported(entry.value.partition(":")[0], f"of the installed package {entry.dist.name if entry.dist else '?'}")
+    for module, package in _installed():
+        _imported(module, f"of the installed package {package}")
     here = str(Path.cwd())
     if modules and here not in sys.path:
         sys.path.append(here)
     for module in modules:
         _imported(module, "named in plugins")
+
+
+@cache
+def _installed() -> list[tuple[str, str]]:
+    """The modules that installed packages announce, each with the name of its package."""
+    found = entry_points(group=GROUP)
+    return [(entry.value.partition(":")[0], entry.dist.name if entry.dist else "?") for entry in found]
 
 
 def _imported(module: str, where: str) -> None:

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -145,7 +146,7 @@ def _dividing(whole: float, number: int) -> str:
 
 
 # The files that are drawn of each figure.
-DRAWN: dict[str, tuple[str, ...]] = {"all": ("png", "pdf"), "png": ("png",), "none": ()}
+DRAWN: dict[str, tuple[str, ...]] = {"auto": ("png", "pdf"), "all": ("png", "pdf"), "png": ("png",), "none": ()}
 
 VERBOSITY = ("quiet", "normal", "verbose")
 
@@ -158,9 +159,10 @@ class Machine:
     same config, or false; `save_every` the seconds of wall time between two savings. What was saved last is kept when a
     run has ended, so that a longer one goes on there, or is not (`keep_checkpoints`); null keeps that of single runs
     which took longer than a minute. Figures are drawn as PNG and PDF (`figures` all), as PNG alone (png), or not at all
-    (none). What is printed is the folder alone (`verbosity` quiet), the verdict with its numbers (normal), or all that
-    is known (verbose). `plugins` are modules that register rules, losses, systems, … of the user's own; they are looked
-    for in the current folder too.
+    (none); auto draws all of a run, and nothing of a member of a sweep, which has no page then either. What is printed
+    is the folder alone (`verbosity` quiet), the verdict with its numbers (normal), or all that is known (verbose).
+    `plugins` are modules that register rules, losses, systems, … of the user's own; they are looked for in the current
+    folder too.
     """
 
     out: str = "runs"
@@ -169,7 +171,7 @@ class Machine:
     resume: bool | str = False
     save_every: float = 60.0
     keep_checkpoints: bool | None = None
-    figures: Annotated[str, known(DRAWN, "choice of figures")] = "all"
+    figures: Annotated[str, known(DRAWN, "choice of figures")] = "auto"
     verbosity: Annotated[str, known(VERBOSITY, "verbosity")] = "normal"
     plugins: Sequence[str] = ()
 
@@ -209,14 +211,22 @@ class Job:
     study: Choice
     machine: Machine
 
-    def to_yaml(self) -> str:
+    @cached_property
+    def plain(self) -> dict[str, Any]:
         """The resolved config, every field written out but where it was resumed."""
         parts = {name: getattr(self, name) for name in SECTIONS}
         sections = {
             name: asdict(part) if isinstance(part, Depth) else part.flat() for name, part in parts.items() if part
         }
-        machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
-        return OmegaConf.to_yaml(OmegaConf.create(sections | machine))
+        return sections | {name: value for name, value in asdict(self.machine).items() if name != "resume"}
+
+    @cached_property
+    def _yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.plain))
+
+    def to_yaml(self) -> str:
+        """The same as YAML."""
+        return self._yaml
 
     def inputs(self) -> dict[str, str]:
         """The SHA-256 of each file that the problem is read from, by the setting that names it."""
@@ -238,7 +248,7 @@ class Job:
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")
 
 
-def checked(config: DictConfig) -> Job:
+def checked(config: DictConfig | Mapping[str, Any]) -> Job:
     """The config of one run, checked; what needs torch is imported after the rest has passed.
 
     Raises
@@ -342,7 +352,9 @@ def _needed(name: str, sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]
     return sections[name]
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def _plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, DictConfig):
+        return dict(config)
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:

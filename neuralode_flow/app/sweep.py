@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
-from . import launchers
+from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
+from .points import Points, composed, own
 from .records import failure
 from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
 from .schema import Job, checked
@@ -48,7 +49,7 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Gives a single run its folder, hydra.run.dir; ends the program if it has run, or another one has it."""
         with _refused():
-            job = checked(_own(config))
+            job = checked(own(config))
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
             from .job import finished  # it imports torch: --help stays fast
@@ -63,7 +64,8 @@ class Folders(Callback):
         _members.clear()
         with _refused():
             launchers.prepare(str(config.hydra.launcher._target_))
-            checked_points = {tuple(overrides): _job(config, overrides) for overrides in points(config)}
+            own_part = Points(config)
+            checked_points = {tuple(overrides): _job(config, own_part(overrides)) for overrides in points(config)}
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
         compose_once(checked_points)
@@ -106,11 +108,6 @@ def _refused() -> Iterator[None]:
         sys.exit(error.status if isinstance(error, Stop) else BadInput.status)
 
 
-def _own(config: DictConfig) -> DictConfig:
-    """The config without what is Hydra's."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-
-
 def _overridden(config: DictConfig, key: str) -> bool:
     return any(line.lstrip("+").partition("=")[0] == key for line in config.hydra.overrides.hydra)
 
@@ -120,13 +117,9 @@ def _unresolved(config: DictConfig, name: str) -> str:
     return str(OmegaConf.to_container(config.hydra.sweep, resolve=False)[name])  # type: ignore[index, call-overload]
 
 
-def _composed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    return GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
-
-
-def _job(config: DictConfig, overrides: Sequence[str]) -> Job:
+def _job(config: DictConfig, point: DictConfig | Mapping[str, Any]) -> Job:
     """The checked config of one point."""
-    job = checked(_own(_composed(config, overrides)))
+    job = checked(point)
     if job.machine.resume is True:
         raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
     if job.machine.resume != config.resume:
@@ -194,10 +187,9 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
             _find_folders(config, sweep, members)
         _members.extend(members)
         waiting = [member for member in members if not _has_ended(member)]
-        lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in waiting]
         try:
             with _told(config.verbosity != "quiet"):
-                results = launch(self, lines, initial_job_idx) if lines else ()
+                results = _launched(self, launch, config, sweep, waiting, initial_job_idx) if waiting else ()
         except KeyboardInterrupt:
             if "submitit" in launcher.__module__:
                 complain("the jobs that were submitted go on; scancel ends them")
@@ -208,6 +200,17 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
         return [completed() for _ in members]
 
     launcher.launch = launch_missing
+
+
+def _launched(
+    launcher: Any, launch: Callable[..., Any], config: DictConfig, sweep: Path, members: Sequence[Member], first: int
+) -> Sequence[JobReturn]:
+    """Runs members, by the launcher where that does more than to call them."""
+    if local.takes(config, launcher) and all(member.job for member in members):
+        local.run_members(config, sweep, members)
+        return ()
+    lines = [[*member.overrides, f"hydra.sweep.subdir={quoted(member.name)}"] for member in members]
+    return launch(launcher, lines, first)
 
 
 @contextmanager
@@ -238,8 +241,8 @@ def _find_folders(config: DictConfig, sweep: Path, members: Sequence[Member]) ->
 
 def _subdir(config: DictConfig, member: Member) -> str:
     """What hydra.sweep.subdir is for a member; its number in the sweep takes the place of that in the command."""
-    composed = _composed(config, member.overrides)
-    hydra, names = composed.hydra, composed.hydra.job.config.override_dirname
+    whole = composed(config, member.overrides)
+    hydra, names = whole.hydra, whole.hydra.job.config.override_dirname
     lines = [line.removeprefix("++") for line in member.overrides]
     parsed = [line for line in OverridesParser.create().parse_overrides(lines) if line.key_or_group not in FREE]
     with read_write(hydra), open_dict(hydra):
@@ -247,7 +250,7 @@ def _subdir(config: DictConfig, member: Member) -> str:
         hydra.job.override_dirname = overrides_name(parsed, **names)
     before = HydraConfig.instance().cfg
     try:
-        HydraConfig.instance().set_config(composed)
+        HydraConfig.instance().set_config(whole)
         return str(hydra.sweep.subdir)
     finally:
         HydraConfig.instance().cfg = before
@@ -258,8 +261,11 @@ def _has_ended(member: Member) -> bool:
     from .terminal import finished  # it imports torch: --help stays fast
 
     try:
-        if ended(member.folder, member.config, member.job.inputs if member.job else dict) is None:
+        if not member.folder.is_dir():
             _check_place(member.folder)
+            return False
+        config, inputs = (member.job.to_yaml(), member.job.inputs) if member.job else (None, dict)
+        if ended(member.folder, config, inputs) is None:
             return False
         if member.job is None or member.job.machine.verbosity != "quiet":
             finished(member.folder)

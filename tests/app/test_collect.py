@@ -46,7 +46,7 @@ def test_members_of_several_sizes_are_padded(command):
 
 
 def test_the_page_of_a_sweep_says_first_what_failed_and_how_it_goes_on(command):
-    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise")
+    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise", "figures=png")
     collect.main(["sweep"])
     page = Path("sweep/report.html").read_text(encoding="utf-8")
     assert page.index("2 of 4 members have finished") < page.index("the sky fell") < page.index("All is well.")
@@ -265,7 +265,7 @@ def test_a_member_that_succeeded_has_not_failed(command, capfd):
 
 
 def test_members_lie_at_any_depth_and_the_unfinished_are_counted(command, capfd):
-    command(*SWEEP, "problem.seed=0,1,2")
+    command(*SWEEP, "problem.seed=0,1,2", "figures=png")
     nested = Path("sweep/problem.x=/data/x.csv,a=1")
     nested.parent.mkdir(parents=True)
     Path("sweep/1").rename(nested)

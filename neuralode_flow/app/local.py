@@ -1,0 +1,74 @@
+"""Runs of this process: a single one, and the members of a sweep, each forked from it with what it has imported.
+
+Hydra's own launcher composes every member once more, which takes as long as a small one runs. The members are taken
+from it where nothing in the config asks for what it does besides.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig
+
+from ..compat import is_basic_launcher, said_by_launcher
+from .child import run_member
+from .members import Member
+from .runfolder import discard_if_empty
+from .schema import Job
+
+PROGRAM = "neuralode-flow"
+_OURS = ["folders"]  # hydra.callbacks
+
+
+def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") -> None:
+    """A run in a folder; a member of a sweep has a name."""
+    from .job import run  # it imports torch
+
+    quiet = member and job.machine.verbosity == "quiet"
+    with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
+        run(job, command, folder, resume, member)
+
+
+def member_name(folder: Path, sweep: Path, overrides: Sequence[str]) -> str:
+    """The name of a member of a sweep, and its settings without those that the command line has for all."""
+    name = os.path.relpath(folder, sweep)
+    own = [line.removeprefix("++") for line in overrides if line not in sys.argv]
+    return f"{name} ({' '.join(own)})"
+
+
+def command_line(sources: Iterable[Any], overrides: Sequence[str]) -> str:
+    """The command line that repeats a run, or a point of a sweep alone, with configs from such sources of Hydra's."""
+    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    return shlex.join([PROGRAM, *own, *(line.removeprefix("++") for line in overrides)])
+
+
+def takes(config: DictConfig, launcher: Any) -> bool:
+    """Whether the members of a sweep need nothing of its launcher but to be run one after the other."""
+    hydra = config.hydra
+    asked = hydra.job.env_set, hydra.job.env_copy, hydra.job.chdir, hydra.output_subdir
+    silent = hydra.runtime.choices.get("hydra/job_logging") == "none"
+    return is_basic_launcher(launcher) and not any(asked) and silent and list(hydra.callbacks) == _OURS
+
+
+def run_members(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:
+    """Runs members of a sweep one after the other; the same as Hydra's own launcher does, and says."""
+    said_by_launcher(f"Launching {len(members)} jobs locally")
+    configure_log(config.hydra.job_logging, config.hydra.verbose)
+    sources = config.hydra.runtime.config_sources
+    for member in members:
+        assert member.job is not None
+        lines = [line for line in member.overrides if not line.lstrip("+~").startswith("hydra.")]
+        folder = member.folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        work = partial(run, member.job, command_line(sources, lines), folder, sweep, member_name(folder, sweep, lines))
+        run_member(work, folder, lines)
+        discard_if_empty(folder)
