@@ -72,6 +72,7 @@ class Size:
     rounds: int = 15
     budget: float = 30.0  # seconds of the rounds of one row; three are always done
     longest: float = 60.0  # seconds of one call, beyond which no tighter tolerance is tried
+    peers: tuple[str, ...] = ("torchdiffeq", "diffrax")  # of single velocities
 
 
 QUICK = Size(
@@ -218,11 +219,11 @@ def velocity(size: Size) -> Section:
     grid, rows = nf.DepthGrid.gauss(PANELS, ORDER), []
     for d in size.dimensions:
         problem = Velocity(grid, scaled_waves(grid.nodes, d), 1.5 * torch.eye(d))
-        contestants = {
-            "torchdiffeq": problem.torchdiffeq(),
-            "diffrax Tsit5": problem.diffrax("Tsit5"),
-            "diffrax Dopri8": problem.diffrax("Dopri8"),
-        }
+        contestants: dict[str, Any] = {}
+        if "torchdiffeq" in size.peers:
+            contestants["torchdiffeq"] = problem.torchdiffeq()
+        if "diffrax" in size.peers:
+            contestants |= {f"diffrax {method}": problem.diffrax(method) for method in ("Tsit5", "Dopri8")}
         if d <= size.scipy:
             contestants["SciPy"] = problem.scipy()
         sides = {"ours": problem.ours()}
