@@ -372,6 +372,28 @@ def test_modes_of_torch_change_nothing(mode):
         assert torch.isfinite(minimiser_spectrum(flow, state)).all()
 
 
+def test_it_stands_beside_torch_compile():
+    """Compiled code that asks for curvatures has those of code that is not, and its own part is compiled."""
+    loss, graphs = all_losses(3, seed=29)["quadratic"], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    for flow in (nf.ContinuousFlow(nf.DepthGrid.gauss(1, 8), loss), nf.FiniteFlow(8, loss, "exp")):
+        state = randn(8, 3, 3, seed=30)
+
+        def call(W, flow=flow):
+            V = torch.sin(W)
+            found = sharpness(flow, V).value, minimiser_spectrum(flow, V), central_velocity(flow, V, 0.5).velocity
+            return [2 * part for part in found]
+
+        for one, two in zip(torch.compile(call, backend=backend)(state), call(state), strict=True):
+            assert torch.equal(one, two)
+    assert graphs
+    assert not any("linalg" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+
 @pytest.mark.parametrize("default", [torch.set_default_dtype, torch.set_default_device])
 def test_defaults_of_torch_change_nothing(default):
     loss, state = all_losses(3, seed=31)["custom"], randn(8, 3, 3, seed=32)

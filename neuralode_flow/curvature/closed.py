@@ -13,6 +13,7 @@ from ..display import named
 from ..flows.base import Flow, check_matrices
 from ..kernels import Kernel, LogMean, check_kernel
 from ..losses import Loss, check_square_loss
+from ..modes import uncompiled
 from .hessian import compare, derivative_of, fixed_weights, plain_numbers
 
 
@@ -63,6 +64,7 @@ def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Te
     return _falling(half @ _loss_hessian(loss, z, z.ndim - 2) @ half.mT)
 
 
+@uncompiled
 def minimiser_spectrum(flow: Flow, state: Tensor) -> Tensor:
     """The non-zero spectrum of a flow's Hessian at a minimiser: that of M^½ A M^½ with A = D²f(z), on the space of z.
 
