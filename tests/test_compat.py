@@ -267,6 +267,21 @@ def test_hydra_names_its_sweeper_and_makes_points() -> None:
     assert compat.sweep_points(parsed) == [["a=1", "b=3"], ["a=2", "b=3"]]
 
 
+def test_hydras_own_launcher_is_known_and_says_what_it_starts(caplog: pytest.LogCaptureFixture) -> None:
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    class Other(BasicLauncher):
+        pass
+
+    assert compat.is_basic_launcher(BasicLauncher())
+    assert not compat.is_basic_launcher(Other())
+    with caplog.at_level("INFO"):
+        compat.said_by_launcher("Launching 2 jobs locally")
+    assert [(record.name, record.message) for record in caplog.records] == [
+        (BasicLauncher.__module__, "Launching 2 jobs locally")
+    ]
+
+
 def test_hydra_composes_only_points_that_are_not_checked_before_it_launches() -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
