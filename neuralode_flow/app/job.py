@@ -25,7 +25,6 @@ from torch import Tensor
 from .. import results
 from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid, Profile
-from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
 from ..finding import Finding, finite, plain
 from ..flows.base import Flow
@@ -295,7 +294,11 @@ def git_commit() -> str:
 
 def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...]) -> dict[str, Drawn]:
     """All figures of a study, saved; a study without figures has none."""
-    if study not in FIGURES or not formats:
+    if not formats:
+        return {}
+    from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
+
+    if study not in FIGURES:
         return {}
     folder.mkdir(exist_ok=True)
     figures = FIGURES[study](dataset).items()
