@@ -34,6 +34,7 @@ from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study
 from ..studies.heldout import told
+from ..studies.parallel import side_by_side
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
@@ -272,7 +273,7 @@ def write(folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], 
     if longer:  # from here on it is a run that has not ended, which the same command goes on with
         (folder / SUMMARY).unlink(missing_ok=True)
         atomic_write(folder / CONFIG, config.encode())
-    pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
+    pictures = _draw(folder / "figures", job, dataset)
     write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -292,8 +293,9 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...]) -> dict[str, Drawn]:
-    """All figures of a study, saved; a study without figures has none."""
+def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
+    """All figures of a study, saved side by side; a study without figures has none."""
+    study, formats = job.study.name, DRAWN[job.machine.figures]
     if not formats:
         return {}
     from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
@@ -301,8 +303,13 @@ def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...
     if study not in FIGURES:
         return {}
     folder.mkdir(exist_ok=True)
-    figures = FIGURES[study](dataset).items()
-    return {name: Drawn(figure, save(figure, folder / name, formats)[0]) for name, figure in figures}
+    figures = FIGURES[study](dataset)
+
+    def saved(name: str) -> Path:
+        return save(figures[name], folder / name, formats)[0]
+
+    pictures = dict(side_by_side(saved, list(figures), job.study.parameters.get("workers")))
+    return {name: Drawn(figure, pictures[name]) for name, figure in figures.items()}
 
 
 @contextmanager
