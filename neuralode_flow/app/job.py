@@ -308,7 +308,8 @@ def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
     def saved(name: str) -> Path:
         return save(figures[name], folder / name, formats)[0]
 
-    pictures = dict(side_by_side(saved, list(figures), job.study.parameters.get("workers")))
+    workers = job.study.parameters.get("workers")  # a study of a user's own may call something else so
+    pictures = dict(side_by_side(saved, list(figures), workers if isinstance(workers, int) else None))
     return {name: Drawn(figure, pictures[name]) for name, figure in figures.items()}
 
 
