@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy
 import torch
+from scipy.optimize import brentq
+from scipy.special import wrightomega
 from torch import Tensor
 
 from .checks import count, float_tensor
@@ -230,7 +231,7 @@ def _limit_mode(t: float, start: float, tau: float) -> float:
     if 0 < start < tau:
         # With v = log(σ/(τ − σ)) the time is (v − e^{−v})/τ²: Wright's omega function inverts it.
         odds = (tau - start) / start
-        return tau / (1 + float(scipy.special.wrightomega(odds + np.log(odds) - tau**2 * t)))
+        return tau / (1 + float(wrightomega(odds + np.log(odds) - tau**2 * t)))
     return _decay(t, start, tau, lambda sigma: _limit_time(sigma, tau) - _limit_time(start, tau))
 
 
@@ -275,7 +276,7 @@ def _root(late: Callable[[float], float], low: float, high: float, last: float) 
         high = min(2 * high, last)
     if not bounded(high) > 0:
         return high
-    return float(scipy.optimize.brentq(bounded, low, high, xtol=1e-15, rtol=1e-15))
+    return float(brentq(bounded, low, high, xtol=1e-15, rtol=1e-15))
 
 
 def _check_times(times: Tensor) -> None:

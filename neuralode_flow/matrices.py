@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy
+import scipy.linalg
 import torch
 from torch import Tensor
 

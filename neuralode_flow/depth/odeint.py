@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchdiffeq
 from torch import Tensor
 
 from ..checks import positive
@@ -124,8 +125,6 @@ class OdeintDepth:
         if note is not None:
             right_hand_side.callback_accept_step = lambda s, X, ds: note(float(s))  # type: ignore[attr-defined]
         start = identity_like(W[..., 0, :, :]).contiguous()
-        import torchdiffeq  # it brings scipy.integrate with it, which other depth solvers have no use for
-
         try:
             values = torchdiffeq.odeint(
                 right_hand_side, start, times, method=self.method, options=options, **tolerances

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf, isnan
 
-import scipy
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from .base import FAILURES, Stepper, Velocity
@@ -122,7 +122,7 @@ class Lookout:
         finite = [value for value in values if value < inf]
         near = _NEAR * (max(finite) - min(finite)) if finite else 0.0
         for low, high in _valleys(values):
-            bottom = scipy.optimize.minimize_scalar(
+            bottom = minimize_scalar(
                 sketched, bounds=(times[low], times[high]), method="bounded", options={"xatol": 1e-4 * span}
             )
             between = list(zip(values[low + 1 : high], times[low + 1 : high], strict=True))
@@ -141,7 +141,7 @@ class Lookout:
             return at
         reach = _AROUND * (within[1] - within[0])
         bounds = max(within[0], at - reach), min(within[1], at + reach)
-        closer = scipy.optimize.minimize_scalar(falls, bounds=bounds, method="bounded", options={"maxiter": _REPEATED})
+        closer = minimize_scalar(falls, bounds=bounds, method="bounded", options={"maxiter": _REPEATED})
         return float(closer.x) if closer.fun <= 0 else None
 
 
@@ -166,7 +166,7 @@ def _valleys(values: list[float]) -> list[tuple[int, int]]:
 def _root(falls: Callable[[float], float], before: float, below: float) -> float:
     """The far side of a root between `before`, where `falls` is above zero, and `below`, where it is not."""
     span = below - before
-    at = float(scipy.optimize.brentq(falls, before, below, xtol=1e-12 * span, rtol=1e-12))
+    at = float(brentq(falls, before, below, xtol=1e-12 * span, rtol=1e-12))
     # An event that jumps up and down may need more.
     beyond = 1e-12 * span
     while falls(at) > 0:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import scipy
+import scipy.integrate
 import torch
 from torch import Tensor
 
