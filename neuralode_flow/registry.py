@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import ModuleType
@@ -23,6 +24,9 @@ class Registry(Mapping[str, T], Generic[T]):
     ----------
     kind : str
         What the names stand for, in the singular; it opens every error message.
+    home : str, optional
+        A package whose modules register entries. That of an entry's name is imported when the entry is asked for; all
+        of them are, where the names are listed, or a name has no module of its own.
 
     Examples
     --------
@@ -31,14 +35,16 @@ class Registry(Mapping[str, T], Generic[T]):
     ... def square(): ...
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, home: str | None = None) -> None:
         self.kind = kind
+        self._home = home
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that files an entry under `name`; a name can be taken once."""
 
         def file_entry(entry: T) -> T:
+            self._import_own(name)
             if name in self._entries:
                 raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
             self._entries[name] = entry
@@ -52,24 +58,42 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
-            raise ValueError(unknown_name(self.kind, name, self._entries))
+            raise ValueError(unknown_name(self.kind, name, self._all()))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._entries
+        if not isinstance(name, str):
+            return False
+        if name not in self._entries:
+            self._import_own(name)
+        return name in self._entries or name in self._all()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._all())
 
     def __repr__(self) -> str:
-        return f"Registry({self.kind}: {', '.join(self._entries)})"
+        return f"Registry({self.kind}: {', '.join(self)})"
 
     def _repr_html_(self) -> str:
-        rows = [(name, _first_line(entry)) for name, entry in self._entries.items()]
+        rows = [(name, _first_line(entry)) for name, entry in self.items()]
         return html_table(f"{self.kind}: {len(rows)} names", rows)
+
+    def _import_own(self, name: str) -> None:
+        """Imports the module of that name, if home has one; one that is being imported is left to go on."""
+        if self._home is None or f"{self._home}.{name}" in sys.modules:
+            return
+        if name in _modules(sys.modules[self._home]):
+            importlib.import_module(f"{self._home}.{name}")
+
+    def _all(self) -> dict[str, T]:
+        """All entries; those of a home in the order of their names, whichever was imported first."""
+        if self._home is None:
+            return self._entries
+        import_modules(sys.modules[self._home])
+        return dict(sorted(self._entries.items()))
 
 
 def _first_line(entry: Any) -> str:
@@ -80,8 +104,13 @@ def _first_line(entry: Any) -> str:
 
 def import_modules(package: ModuleType) -> None:
     """Imports all modules of a package, so that each files what it registers: a new file needs no other change."""
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for name in _modules(package):
+        importlib.import_module(f"{package.__name__}.{name}")
+
+
+def _modules(package: ModuleType) -> list[str]:
+    """The names of the modules of a package."""
+    return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
 
 def unknown_name(kind: str, name: object, valid: Mapping[str, object] | list[str]) -> str:

@@ -23,27 +23,28 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from ..registry import Registry
 from .errors import BadInput
 
 GROUPS = ("problem", "initial", "system", "study")
 
 
-def makers() -> dict[str, dict[str, Callable[..., Any]]]:
-    """What can be chosen in each group, by name: the function whose settings are the fields. It imports torch."""
+def registries() -> dict[str, Registry[Any]]:
+    """What can be chosen in each group, by name. It imports torch."""
     from ..initial import INITIALS
     from ..intrinsic.systems import SYSTEMS
     from ..problems import PROBLEMS
     from ..studies import STUDIES
 
-    studies = {name: study.run for name, study in STUDIES.items()}
-    return dict(zip(GROUPS, (dict(PROBLEMS), dict(INITIALS), dict(SYSTEMS), studies), strict=True))
+    return dict(zip(GROUPS, (PROBLEMS, INITIALS, SYSTEMS, STUDIES), strict=True))
 
 
 def text(group: str, name: str) -> str:
     """The config file of a registered name: its fields with their defaults, and what its docstring says of them."""
     from ..signatures import settings
 
-    maker = makers()[group][name]
+    entry = registries()[group][name]
+    maker = entry.run if group == "study" else entry
     first, said = _said(maker)
     lines = [f"# {first}", f"name: {name}"]
     for key, parameter in settings(maker).items():
@@ -100,10 +101,10 @@ class Registered(ConfigSource):
             load([module for module in self.path.split(",") if module])
         except BadInput as error:
             raise ConfigLoadError(str(error)) from None
-        return name in makers()[group]
+        return name in registries()[group]
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        return [] if results_filter is ObjectType.GROUP else sorted(makers().get(config_path, ()))
+        return [] if results_filter is ObjectType.GROUP else sorted(registries().get(config_path, ()))
 
     def load_config(self, config_path: str) -> ConfigResult:
         group, _, name = config_path.removesuffix(".yaml").partition("/")
@@ -139,7 +140,7 @@ def _plugins(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    for group, names in makers().items():
+    for group, names in registries().items():
         for name in names:
             path = Path(__file__).parents[2] / "conf" / group / f"{name}.yaml"
             path.write_text(text(group, name), encoding="utf-8")

@@ -25,7 +25,6 @@ from torch import Tensor
 from .. import results
 from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid, Profile
-from ..figures import FIGURES, save
 from ..files import CONFIG, atomic_write
 from ..finding import Finding, finite, plain
 from ..flows.base import Flow
@@ -35,6 +34,7 @@ from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study
 from ..studies.heldout import told
+from ..studies.parallel import side_by_side
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
@@ -279,7 +279,7 @@ def write(
         (folder / SUMMARY).unlink(missing_ok=True)
         atomic_write(folder / CONFIG, config.encode())
     if not member or job.machine.figures in ("all", "png"):
-        pictures = _draw(folder / "figures", job.study.name, dataset, DRAWN[job.machine.figures])
+        pictures = _draw(folder / "figures", job, dataset)
         write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -299,13 +299,24 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, study: str, dataset: xr.Dataset, formats: tuple[str, ...]) -> dict[str, Drawn]:
-    """All figures of a study, saved; a study without figures has none."""
-    if study not in FIGURES or not formats:
+def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
+    """All figures of a study, saved side by side; a study without figures has none."""
+    study, formats = job.study.name, DRAWN[job.machine.figures]
+    if not formats:
+        return {}
+    from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
+
+    if study not in FIGURES:
         return {}
     folder.mkdir(exist_ok=True)
-    figures = FIGURES[study](dataset).items()
-    return {name: Drawn(figure, save(figure, folder / name, formats)[0]) for name, figure in figures}
+    figures = FIGURES[study](dataset)
+
+    def saved(name: str) -> Path:
+        return save(figures[name], folder / name, formats)[0]
+
+    workers = job.study.parameters.get("workers")  # a study of a user's own may call something else so
+    pictures = dict(side_by_side(saved, list(figures), workers if isinstance(workers, int) else None))
+    return {name: Drawn(figure, pictures[name]) for name, figure in figures.items()}
 
 
 @contextmanager

@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from .. import results
 from ..compat import hydra_alone
 from ..display import html_table
-from ..figures import FIGURES, Movie
 from ..files import as_path
 from ..finding import Finding, finite, plain
 from ..studies import STUDIES
@@ -31,6 +29,9 @@ from .groups import offer
 from .main import GROUPS, PROGRAM, check_arguments, forced
 from .runfolder import discard_unused, flat, make, quoted
 from .schema import Job, checked
+
+if TYPE_CHECKING:
+    from ..figures import Figures
 
 # Settings of the command that say where results go.
 _PLACES = ("out", "resume")
@@ -68,8 +69,10 @@ class StudyRun:
     folder: Path | None = None
 
     @property
-    def figures(self) -> Mapping[str, Figure | Movie]:
+    def figures(self) -> Figures:
         """The figures of the study by name, drawn anew."""
+        from ..figures import FIGURES  # with Matplotlib, which a study without figures has no use for
+
         study = self.config["study"]["name"]
         return FIGURES[study](self.dataset) if study in FIGURES else {}
 

@@ -22,9 +22,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..display import number_said
-from ..figures import FIGURES, Movie, describe, thinned
-from ..figures.markup import to_html
-from ..figures.style import plain
 from ..files import CONFIG, RESULTS, atomic_write
 from ..finding import ErrorTable, Finding, sentence
 from ..orders import Order, local_orders
@@ -32,6 +29,8 @@ from ..untrusted import parse_yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ..figures import Movie
 
 REPORT = "report.html"
 
@@ -87,12 +86,6 @@ def write_report(
     """
     finding = Finding.of(dataset, summary)
     study = finding.study
-    captions = FIGURES[study].captions if study in FIGURES else {}
-    shown = all_shown(
-        [(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()],
-        said=finding.problem,
-        files=[_saved(folder, name) for name in figures],
-    )
     path = folder / REPORT
     written = page(
         "report.html",
@@ -104,7 +97,7 @@ def write_report(
         facts=[*_stated(config_yaml), *_where(dataset), *_device(summary)],
         files=[File.of(name) for name in (RESULTS, CONFIG) if (folder / name).is_file()],
         numbers=_key_numbers(summary, finding),
-        shown=shown,
+        shown=_all_drawn(folder, finding, figures) if figures else [],
         rows=_error_rows,
         command=command,
         config=config_yaml,
@@ -114,18 +107,31 @@ def write_report(
     return path
 
 
+def _all_drawn(folder: Path, finding: Finding, figures: Mapping[str, Drawn]) -> list[Shown]:
+    """The figures of a run with the captions of its study."""
+    from ..figures import FIGURES  # with Matplotlib, which a page without figures has no use for
+
+    study = finding.study
+    captions = FIGURES[study].captions if study in FIGURES else {}
+    return all_shown(
+        [(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()],
+        said=finding.problem,
+        files=[_saved(folder, name) for name in figures],
+    )
+
+
 def _stated(config_yaml: str) -> Iterator[list[str]]:
     """What was run, as the config names it: of each part the first line of its documentation, and its settings."""
     from ..time.steprule import STEP_RULES
-    from .groups import makers  # with torch, which pages of sweeps do not need
+    from .groups import registries  # with torch, which pages of sweeps do not need
 
-    config, registered = parse_yaml(config_yaml), makers() | {"time": dict(STEP_RULES)}
+    config, registered = parse_yaml(config_yaml), registries() | {"time": STEP_RULES}
     labels = {"problem": "problem", "system": "system", "initial": "start", "time": "steps"}
     for group, label in labels.items():
         own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
-        maker = registered[group].get(own.pop("rule" if group == "time" else "name", None))
-        if maker is not None:
-            said = (maker.__doc__ or "").strip().partition("\n")[0]
+        name = own.pop("rule" if group == "time" else "name", None)
+        if name in registered[group]:
+            said = (registered[group][name].__doc__ or "").strip().partition("\n")[0]
             settings = ", ".join(f"{key} = {value}" for key, value in own.items())
             yield [label, f"{said} {settings}".strip()]
 
@@ -260,6 +266,10 @@ def all_shown(
     files : sequence of sequence of File, optional
         Of each figure the pictures beside the page.
     """
+    from ..figures import describe, thinned
+    from ..figures.markup import to_html
+    from ..figures.style import plain
+
     described = [None if drawn.figure is None else describe(drawn.figure) for drawn, _ in figures]
     charts = thinned(described, _MOST_OF_CHARTS)
     return [

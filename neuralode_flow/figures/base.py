@@ -36,4 +36,4 @@ class FigureSet:
         return self.draw(dataset)
 
 
-FIGURES: Registry[FigureSet] = Registry("figure set")
+FIGURES: Registry[FigureSet] = Registry("figure set", __package__)

@@ -104,4 +104,4 @@ def whole(path: Trajectory, what: str) -> Trajectory:
     return path
 
 
-STUDIES: Registry[Study] = Registry("study")
+STUDIES: Registry[Study] = Registry("study", __package__)

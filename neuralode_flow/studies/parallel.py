@@ -45,7 +45,7 @@ def side_by_side(
     if not hasattr(os, "sched_getaffinity") or torch.cuda.is_initialized():
         workers = 1
     workers = min(workers or len(os.sched_getaffinity(0)), len(keys))
-    if workers == 1:
+    if workers <= 1:
         yield from ((key, task(key)) for key in keys)
         return
     _task = task

@@ -1,6 +1,7 @@
 """A run leaves one whole folder, or says why not."""
 
 import json
+import multiprocessing
 import re
 import shlex
 import shutil
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 import neuralode_flow.app.job as job_module
 from neuralode_flow.app.main import forced
 from neuralode_flow.app.runfolder import quoted
-from neuralode_flow.figures import FIGURES, FigureSet
+from neuralode_flow.figures import FIGURES, FigureSet, save
 
 FAKE = ("study=fake", "problem=teacher", "problem.dimension=2")
 
@@ -122,14 +124,49 @@ def test_a_folder_that_could_not_be_written_whole_has_no_summary(command, monkey
 
 
 def test_figures_are_drawn_from_the_dataset_of_the_study(command, monkeypatch):
-    from matplotlib.figure import Figure
-
     figures = FigureSet(lambda dataset: {"square": Figure(), "loss": Figure()}, {"square": "A & B"})
     monkeypatch.setitem(FIGURES._entries, "fake", figures)
     assert command(*FAKE).status == 0
     names = {path.name for path in (only_folder("runs/fake") / "figures").iterdir()}
     assert names == {"square.png", "square.pdf", "loss.png", "loss.pdf"}
     assert "A &amp; B" in (only_folder("runs/fake") / "report.html").read_text()
+
+
+def two_figures(dataset):
+    """Two figures that take text, formulas and fonts."""
+    figures = {name: Figure(layout="constrained") for name in ("square", "loss")}
+    for name, figure in figures.items():
+        axes = figure.subplots()
+        axes.loglog([1, 10], [1e-3, 1], label=f"{name} $x^2$")
+        axes.legend()
+    return figures
+
+
+def test_figures_that_are_drawn_side_by_side_are_those_that_one_process_draws(command, monkeypatch, tmp_path):
+    monkeypatch.setitem(FIGURES._entries, "fake", FigureSet(two_figures))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    assert command(*FAKE).status == 0
+    folder = only_folder("runs/fake")
+    for name, figure in two_figures(None).items():
+        for path in save(figure, tmp_path / name):
+            assert (folder / "figures" / path.name).read_bytes() == path.read_bytes()
+    report = (folder / "report.html").read_text()
+    assert 0 < report.find("figures/square.png") < report.find("figures/loss.png")
+    assert multiprocessing.active_children() == []
+
+
+def test_a_figure_that_cannot_be_saved_is_told_by_whichever_process_draws_it(command, monkeypatch):
+    class Torn(Figure):
+        def savefig(self, *_, **__):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(FIGURES._entries, "fake", FigureSet(lambda _: {"square": Figure(), "loss": Torn()}))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    ended = command(*FAKE)
+    assert ended.status == 1
+    assert "No space left on device" in ended.err
+    assert list(Path.cwd().rglob("summary.json")) == []
+    assert multiprocessing.active_children() == []
 
 
 def test_the_report_has_the_command_that_repeats_the_run(command, monkeypatch, config_dir):
@@ -232,8 +269,6 @@ SAME_SECOND = """
 import datetime
 from types import SimpleNamespace
 from neuralode_flow.app import main, runfolder
-from neuralode_flow.figures import FIGURES, FigureSet
-FIGURES._entries.clear()  # drawing takes most of the time
 moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
 runfolder.datetime = SimpleNamespace(now=lambda: moment)
 main.main()
@@ -249,6 +284,7 @@ def test_four_starts_in_one_second_leave_four_whole_results(workplace):
         "study.layers=[exp]",
         "time.samples=2",
         "time.rtol=1e-3",
+        "figures=none",
     ]
     line = [sys.executable, "-c", SAME_SECOND, *quick, "time.method=RK45", "time.atol=1e-3", "threads=1"]
 

@@ -139,7 +139,7 @@ def closed_velocity_error(system: System, flow: Flow, path: Tensor) -> float:
     return float(torch.stack(errors).max() / torch.stack(speeds).max().clamp(min=torch.finfo(path.dtype).tiny))
 
 
-SYSTEMS: Registry[Callable[..., System]] = Registry("system")
+SYSTEMS: Registry[Callable[..., System]] = Registry("system", __package__)
 
 
 class ClosedFlow:
