@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_finite
+from ..flows.base import restricted
 from ..flows.capabilities import Linearises, offers
 from .base import FAILURES, Control
 from .endings import Stopped
@@ -86,6 +87,28 @@ class Watch:
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         return self._computed(t, self.grid.flow.velocity, state)
 
+    def each(self, t: float, index: Tensor, states: Tensor, good: Tensor) -> tuple[Tensor, list[str]]:
+        """The velocity of some members `(n, ...)`, and the ending of those that have none, "ok" of the others.
+
+        `index` counts members in one line; `good` are states `(n, ...)` of them at which it can be computed.
+        """
+        self._check_seconds(t)
+        flow = restricted(self.grid.flow, self.members, index)
+        try:
+            value = flow.velocity(states)
+        except FAILURES:
+            bad = culprits(flow.velocity, FAILURES, states, good, states.shape[:1]).to(states.device)
+            value, endings = torch.zeros_like(states), ["velocity"] * len(states)
+            rest = (~bad).nonzero()[:, 0]
+            if bool(bad.any()) and len(rest):
+                value[rest], found = self.each(t, index[rest], states[rest], good[rest])
+                for i, ending in zip(rest.tolist(), found, strict=True):
+                    endings[i] = ending
+            return value, endings
+        if all_finite(value):
+            return value, ["ok"] * len(states)
+        return value, ["not_finite" if lost else "ok" for lost in not_finite(value, states.shape[:1]).tolist()]
+
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
         flow = self.grid.flow
@@ -118,9 +141,13 @@ class Watch:
         return f"; at t = {t:.6g} {name} moves fastest{advice(which)}" if name else ""
 
     def _spend(self, t: float) -> None:
-        most, seconds = self.budget
+        most = self.budget.evaluations
         if self.evaluations >= most:
             raise Stopped("evaluations", f"the budget of {most} velocity evaluations was used up at t = {t:.6g}")
+        self._check_seconds(t)
+
+    def _check_seconds(self, t: float) -> None:
+        seconds = self.budget.seconds
         if seconds is not None and self.seconds > seconds:
             raise Stopped(
                 "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.integrate
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...compat import radau_polynomial
 from ..base import METHODS, Memory, Start, Stepper
 from ..endings import Stopped
+from ..formulas import ScipyFormula
 
 # Their own interpolation between steps is of lower order than the step, so steps are made to end on output times.
 RUNGE_KUTTA = ("RK23", "RK45", "DOP853")
@@ -77,6 +79,8 @@ class ScipyStepper(Stepper):
 class EndingStepper(ScipyStepper):
     """One of the one-step methods of SciPy: its steps end on the output times."""
 
+    formula: ClassVar[Callable[..., Any] | None] = ScipyFormula
+
     def _step(self, goal: float) -> None:
         solver = self._solver
         solver.t_bound, solver.status = goal, "running"
@@ -98,6 +102,7 @@ class EndingStepper(ScipyStepper):
 class RadauStepper(EndingStepper):
     """Radau IIA: it also remembers its Jacobian, the factors, and the last polynomial, where the next one starts."""
 
+    formula = None
     _NUMBERS = ("h_abs_old", "error_norm_old")
     _ARRAYS = ("LU_real", "LU_complex")
 

@@ -1,0 +1,218 @@
+"""A run of a batch whose members take steps, meet events and end each for itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import all_finite
+from ..flows.base import restricted
+from ..flows.capabilities import KnowsFinite, offers
+from ..registry import did_you_mean
+from .base import FAILURES, METHODS, own_steps
+from .endings import ENDINGS, EVENTS_ASKED, Stopped
+from .lookout import Lookout
+from .members import culprits, not_finite, of_members
+from .ownsteps import OwnSteps
+from .resolution import FixedGrid
+from .run import Run
+from .snapshot import Snapshot
+from .trajectory import Trajectory
+from .watch import Spent, Watch
+
+CONTROLS = ("shared", "member")
+
+
+def check_own_steps(control: Any, method: str, **options: bool) -> None:
+    """Raises ValueError unless it is a name of CONTROLS, and the method and the options go with it."""
+    if control not in CONTROLS:
+        hint = did_you_mean(str(control), CONTROLS)
+        raise ValueError(f"control must be one of {', '.join(map(repr, CONTROLS))}, got {control!r}{hint}")
+    if control == "shared":
+        return
+    if own_steps(METHODS[method]) is None:
+        able = ", ".join(name for name in METHODS if own_steps(METHODS[name]) is not None)
+        raise ValueError(
+            f"control='member' is for methods with steps of a member's own, {able}, and {method} has none: take one of "
+            f"them, or integrate stiff members one by one"
+        )
+    for name, on in options.items():
+        if on:
+            raise ValueError(
+                f"{name}=True goes with the shared steps of control='shared': leave it out, or integrate members one "
+                f"by one"
+            )
+
+
+def check_apart(flow: Any, start: Tensor) -> bool:
+    """Whether there are members; ValueError where one cannot be taken out of the batch."""
+    try:
+        members = flow.loss(flow.product(start)).shape
+        if not members:
+            return False
+        shape = start.shape[len(members) :]
+        last = torch.tensor([members.numel() - 1])
+        whole = flow.velocity(start).reshape(-1, *shape)[-1:]
+        try:
+            alone = restricted(flow, members, last).velocity(start.reshape(-1, *shape)[-1:])
+        except (RuntimeError, ValueError):
+            alone = None
+    except FAILURES:  # the run tells of them
+        return True
+    bound = torch.finfo(start.dtype).eps ** 0.5 * float(whole.abs().max())
+    if alone is None or alone.shape != whole.shape or not float((alone - whole).abs().max()) <= bound:
+        raise ValueError(
+            f"control='member' takes members out of the batch, and {type(flow.loss).__name__} in {type(flow).__name__} "
+            f"has numbers of their own for them: give the loss select(members, index), which makes that of some of "
+            f"them, or use control='shared'"
+        )
+    return True
+
+
+class Apart(Run):
+    """A run whose members are each where they would be alone; a round, in which each tries a step, is a step of it."""
+
+    @staticmethod
+    def ended(reached: Trajectory) -> bool:
+        return all(ending in EVENTS_ASKED for ending in reached.stats["members"]["endings"])
+
+    def _begun(self) -> OwnSteps:
+        """The method in motion; the lookouts of members, which are wanted for events alone, come with it."""
+        if self.stepper is None:
+            here = self.settled
+            start = self._beginning(here.t, here.state, here.memory)
+            formula = cast(Any, own_steps(METHODS[self.task.method]))(start.control)
+            self.members = self.records.members
+            self.lookouts: dict[int, Lookout] = {}
+            self.stepper = cast(Any, OwnSteps(self.watch, start, self.task.method, formula, self.members))
+        return cast(OwnSteps, self.stepper)
+
+    def _start(self) -> None:
+        own = self._begun()
+        states = own.state.reshape(-1, *own.state.shape[len(self.members) :])
+        for row in own.running() if self.task.events else ():
+            try:
+                self._lookout(row).at_start(self.settled.t, states[row])
+            except Stopped as stop:
+                own.end(np.array([row]), stop.code)
+        self._settle(own.t, own.state, own.memory())
+
+    def _step(self) -> None:
+        own = self._begun()
+        if not len(own.running()):
+            raise Stopped(*self._said())
+        if self._outputs_here():
+            return
+        before, goal = own.t, self._goal(own.t)
+        took = own.advance(goal)
+        self._look_at(own, took)
+        if own.t > before:
+            self.ends.append(own.t)
+        if len(own.running()):
+            self._see_outputs(own)
+            self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
+        self._settle(own.t, own.state, own.memory())
+
+    def _look_at(self, own: OwnSteps, took: np.ndarray) -> None:
+        """Ends the members that left the range of numbers, or met an event, in the step that they took."""
+        flow = self.grid.flow
+        if offers(flow, KnowsFinite):
+            lost = ~flow.finite(own.state).reshape(-1).cpu().numpy()
+            own.take_back(took[lost[took]], "not_finite")
+        if self.barrier is not None:
+            escaped = self.barrier.escaped
+            self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
+            if escaped != self.barrier.escaped:
+                self.barrier.escaped = float(own.here.t.max())
+        for row in took if self.task.events else ():
+            if own.endings[row] == "ok":
+                self._look_alone(own, int(row))
+
+    def _look_alone(self, own: OwnSteps, row: int) -> None:
+        """Ends a member at the first event inside its last step."""
+        lookout = self._lookout(row)
+        watch = cast(Watch, lookout.velocity)
+        watch.evaluations = int(own.evaluations[row])
+        alone = own.alone(row, watch)
+        try:
+            first = lookout.inside(alone, float(own.before.t[row]))
+            if first is not None:
+                at, event = first
+                own.freeze(row, at, lookout.point(alone, at).state, event.code)
+        except Stopped as stop:
+            if stop.code == "seconds":
+                raise
+            own.take_back(np.array([row]), stop.code)
+        own.evaluations[row] = watch.evaluations
+
+    def _see_outputs(self, own: OwnSteps) -> None:
+        """Ends members whose z cannot be recorded at the output to which all have come."""
+        points, records = self.task.points, self.records
+        flow = self.grid.flow
+        while records.outputs < len(points) and own.t >= points[records.outputs]:
+            state = own.state
+            try:
+                z = flow.product(state)
+                loss = flow.loss(z)
+                if all_finite(z) and all_finite(loss):
+                    return
+                bad, code = not_finite(z, self.members) | not_finite(loss, self.members), "not_finite"
+            except FAILURES:
+                bad, code = culprits(flow.product, FAILURES, state, self.watch.good, self.members), "velocity"
+            rows = np.intersect1d(bad.reshape(-1).cpu().numpy().nonzero()[0], own.running())
+            if not len(rows):  # which the records tell of
+                return
+            own.take_back(rows, code)
+
+    def _lookout(self, row: int) -> Lookout:
+        if row not in self.lookouts:
+            watch = self._watch_of(row)
+            self.lookouts[row] = Lookout(self.task.events, watch, watch.grid)
+        return self.lookouts[row]
+
+    def _watch_of(self, row: int) -> Watch:
+        """A watch over one member, as over a run of it alone."""
+        flow = restricted(self.grid.flow, self.members, torch.tensor(row))
+        grid = FixedGrid(flow, self.grid.rtol, self.grid.atol)
+        spent = Spent(0, 0, self.watch.seconds)
+        return Watch(grid, torch.Size(), self.watch.good, self.watch.budget, spent)
+
+    def _said(self) -> tuple[str, str]:
+        """Ending and status of members that have ended; "ok" where none has."""
+        own = self._begun()
+        endings, times = np.array(own.endings), own.here.t
+        codes = [code for code in ENDINGS if code != "ok" and code in endings]
+        if not codes:
+            return "ok", "ok"
+        # What is in the way comes before what was asked for.
+        codes.sort(key=lambda code: code in EVENTS_ASKED)
+        said = []
+        for code in codes:
+            which = endings == code
+            first, last = times[which].min(), times[which].max()
+            when = f"at t = {first:.6g}" if first == last else f"from t = {first:.6g} to {last:.6g}"
+            name = of_members(torch.from_numpy(which).reshape(self.members)).removeprefix(" of ")
+            said.append(f"{ENDINGS[code]}: {name}, {when}, where they stay")
+        return codes[0], "; ".join(said)
+
+    def _second_thoughts(self) -> tuple[str, str]:
+        ending, status = self._said()
+        other, sentence = super()._second_thoughts()
+        if ending == "ok":
+            return other, sentence
+        return ending, status if other == "ok" else f"{status}; {sentence}"
+
+    def _trajectory(self, here: Snapshot, status: str, ending: str) -> Trajectory:
+        own = self._begun()
+        members = {
+            "endings": own.endings,
+            "times": own.here.t.tolist(),
+            "evaluations": own.evaluations.tolist(),
+            "steps": own.steps.tolist(),
+        }
+        result = super()._trajectory(here, status, ending)
+        return replace(result, stats=result.stats | {"steps": max(members["steps"]), "members": members})
