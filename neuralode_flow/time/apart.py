@@ -108,18 +108,17 @@ class Apart(Run):
         if self._outputs_here():
             return
         before, goal = own.t, self._goal(own.t)
-        took = own.advance(goal)
-        self._look_at(own, took)
+        own.advance(goal)
+        self._look_at(own, goal)
         if own.t > before:
             self.ends.append(own.t)
         if len(own.running()):
-            self._see_outputs(own)
             self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
         self._settle(own.t, own.state, own.memory())
 
-    def _look_at(self, own: OwnSteps, took: np.ndarray) -> None:
+    def _look_at(self, own: OwnSteps, goal: float) -> None:
         """Ends the members that left the range of numbers, or met an event, in the step that they took."""
-        flow = self.grid.flow
+        flow, took = self.grid.flow, own.took
         if offers(flow, KnowsFinite):
             lost = ~flow.finite(own.state).reshape(-1).cpu().numpy()
             own.take_back(took[lost[took]], "not_finite")
@@ -128,9 +127,15 @@ class Apart(Run):
             self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
             if escaped != self.barrier.escaped:
                 self.barrier.escaped = float(own.here.t.max())
-        for row in took if self.task.events else ():
-            if own.endings[row] == "ok":
-                self._look_alone(own, int(row))
+        for row in self._still(own, took) if self.task.events else ():
+            self._look_alone(own, int(row))
+        arrived = self._still(own, took[own.here.t[took] == goal])
+        if len(arrived):
+            self._see(own, arrived)
+
+    def _still(self, own: OwnSteps, rows: np.ndarray) -> np.ndarray:
+        """Those that run."""
+        return np.intersect1d(rows, own.running(), assume_unique=True)
 
     def _look_alone(self, own: OwnSteps, row: int) -> None:
         """Ends a member at the first event inside its last step."""
@@ -149,24 +154,23 @@ class Apart(Run):
             own.take_back(np.array([row]), stop.code)
         own.evaluations[row] = watch.evaluations
 
-    def _see_outputs(self, own: OwnSteps) -> None:
-        """Ends members whose z cannot be recorded at the output to which all have come."""
-        points, records = self.task.points, self.records
-        flow = self.grid.flow
-        while records.outputs < len(points) and own.t >= points[records.outputs]:
-            state = own.state
-            try:
-                z = flow.product(state)
-                loss = flow.loss(z)
-                if all_finite(z) and all_finite(loss):
-                    return
-                bad, code = not_finite(z, self.members) | not_finite(loss, self.members), "not_finite"
-            except FAILURES:
-                bad, code = culprits(flow.product, FAILURES, state, self.watch.good, self.members), "velocity"
-            rows = np.intersect1d(bad.reshape(-1).cpu().numpy().nonzero()[0], own.running())
-            if not len(rows):  # which the records tell of
+    def _see(self, own: OwnSteps, rows: np.ndarray) -> None:
+        """Ends those of some members whose z cannot be recorded at the output to which they have come."""
+        flow = restricted(self.grid.flow, self.members, torch.from_numpy(rows))
+        states, shape = own.states(rows), torch.Size((len(rows),))
+        try:
+            z = flow.product(states)
+            loss = flow.loss(z)
+            if all_finite(z) and all_finite(loss):
                 return
-            own.take_back(rows, code)
+            bad, code = not_finite(z, shape) | not_finite(loss, shape), "not_finite"
+        except FAILURES:
+            good = own.states_before(rows)
+            bad, code = culprits(flow.product, FAILURES, states, good, shape), "velocity"
+        bad = rows[bad.cpu().numpy()]
+        own.take_back(bad, code)
+        if code == "velocity" and 0 < len(bad) < len(rows):
+            self._see(own, self._still(own, rows))
 
     def _lookout(self, row: int) -> Lookout:
         if row not in self.lookouts:

@@ -35,6 +35,10 @@ class Plan(NamedTuple):
     proposed: np.ndarray
     lost: np.ndarray
 
+    def of(self, rows: np.ndarray) -> Plan:
+        """Some of them."""
+        return Plan(*(part[rows] for part in self))
+
 
 class Attempt(NamedTuple):
     """Steps that were tried: rows that were evaluated to the end, their states and slopes, errors over tolerances."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..flows.base import restricted
 from .base import METHODS, Memory, Start, Stepper
 from .endings import ENDINGS
 from .formulas import Formula, Rates
@@ -31,17 +32,17 @@ class Stand:
     f: Tensor
     h: np.ndarray
 
-    def moved(self, rows: np.ndarray, t: Any, y: Tensor, f: Tensor, h: Any) -> Stand:
+    def moved(self, rows: np.ndarray, to: Stand) -> Stand:
         """The same with some members elsewhere."""
         where = torch.from_numpy(rows).to(self.y.device)
-        times, steps = self.t.copy(), self.h.copy()
-        times[rows], steps[rows] = t, h
-        return Stand(times, self.y.index_copy(0, where, y), self.f.index_copy(0, where, f), steps)
+        t, h = self.t.copy(), self.h.copy()
+        t[rows], h[rows] = to.t, to.h
+        return Stand(t, self.y.index_copy(0, where, to.y), self.f.index_copy(0, where, to.f), h)
 
-    def at(self, rows: np.ndarray) -> tuple[np.ndarray, Tensor, Tensor, np.ndarray]:
+    def of(self, rows: np.ndarray) -> Stand:
         """Some of them."""
         where = torch.from_numpy(rows).to(self.y.device)
-        return self.t[rows], self.y[where], self.f[where], self.h[rows]
+        return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
 
 
 class OwnSteps:
@@ -65,8 +66,12 @@ class OwnSteps:
         The earliest time of those that run, the latest of all where none does.
     state : Tensor
         The states of all, each at its own time.
-    here, before : Stand
-        Where the members stand, and where their last steps began.
+    here : Stand
+        Where the members stand.
+    took : ndarray
+        Who took a step in the last round, rising.
+    before : Stand
+        Where they took it from.
     evaluations, steps : ndarray (n,)
     """
 
@@ -80,7 +85,8 @@ class OwnSteps:
             self._take_up(start.memory, y)
         else:
             self._begin(y)
-        self.before = self.here
+        self.took: np.ndarray = np.arange(0)
+        self.before = self.here.of(self.took)
 
     def _begin(self, y: Tensor) -> None:
         n, start = len(y), self.start
@@ -93,8 +99,9 @@ class OwnSteps:
         self.here = replace(self.here, f=f)
         rows = self.running()
         if len(rows):
-            h = self.formula.first(self._rates(rows), *self.here.at(rows)[1:3], start.end - start.t)
-            self.here = self.here.moved(rows, start.t, *self.here.at(rows)[1:3], h)
+            here = self.here.of(rows)
+            h = self.formula.first(self._rates(rows), here.y, here.f, start.end - start.t)
+            self.here = self.here.moved(rows, replace(here, h=h))
 
     def _take_up(self, memory: Memory, y: Tensor) -> None:
         kept = {name: np.array(memory[name]) for name in _ARRAYS}
@@ -132,15 +139,15 @@ class OwnSteps:
         self._endings[rows] = _CODES.index(code)
 
     def take_back(self, rows: np.ndarray, code: str) -> None:
-        """Ends some members where their last step began."""
-        self.here = self.here.moved(rows, *self.before.at(rows))
+        """Ends some of those that took a step where they took it from."""
+        self.here = self.here.moved(rows, self.before.of(np.searchsorted(self.took, rows)))
         self.end(rows, code)
 
     def freeze(self, row: int, t: float, state: Tensor, code: str) -> None:
         """Ends a member at a point of its last step."""
         rows = np.array([row])
-        _, _, f, h = self.here.at(rows)
-        self.here = self.here.moved(rows, t, self.formula.flat(state[None]), f, h)
+        there = replace(self.here.of(rows), t=np.array([t]), y=self.formula.flat(state[None]))
+        self.here = self.here.moved(rows, there)
         self.end(rows, code)
 
     @property
@@ -152,6 +159,14 @@ class OwnSteps:
     def state(self) -> Tensor:
         return self._states(self.here.y).reshape(self.start.state.shape)
 
+    def states(self, rows: np.ndarray) -> Tensor:
+        """Those of some members, `(m, ...)`."""
+        return self._states(self.here.of(rows).y)
+
+    def states_before(self, rows: np.ndarray) -> Tensor:
+        """Where some of those that took a step took it from, `(m, ...)`."""
+        return self._states(self.before.of(np.searchsorted(self.took, rows)).y)
+
     def at(self, t: float) -> Tensor:
         """The state, at a time that all have come to."""
         return self.state
@@ -159,82 +174,79 @@ class OwnSteps:
     def _states(self, y: Tensor) -> Tensor:
         return y.to(self.start.state).reshape(len(y), *self._shape)
 
-    def advance(self, goal: float) -> np.ndarray:
-        """Tries one step of every member that runs and is not at `goal`; those that took it."""
+    def advance(self, goal: float) -> None:
+        """Tries one step of every member that runs and is not at `goal`."""
         rows = self.running()
         rows = rows[self.here.t[rows] < goal]
-        t, _, _, h = self.here.at(rows)
-        self.begun = self.begun.copy()
-        self.begun[rows] = np.where(self.again[rows], self.begun[rows], h)
-        plan = self.formula.plan(t, h, goal, self.begun[rows], self.again[rows])
-        self.end(rows[plan.lost], "underflow")
-        plan, rows = type(plan)(*(part[~plan.lost] for part in plan)), rows[~plan.lost]
-        if not len(rows):
-            return rows
-        _, y, f, _ = self.here.at(rows)
-        tried = self.formula.tried(self._rates(rows), y, f, plan.h)
-        plan, rows = type(plan)(*(part[tried.rows] for part in plan)), rows[tried.rows]
-        accepted, h = self.formula.judged(tried.error, plan, self.again[rows], plan.end == goal)
-        self.again[rows] = ~accepted
-        _, y, f, _ = self.here.at(rows)
-        self.here = self.here.moved(rows, self.here.t[rows], y, f, h)
-        took = rows[accepted]
-        if len(took):
-            where = torch.from_numpy(np.flatnonzero(accepted)).to(y.device)
-            old = self.here.at(took)
-            self.before = self.before.moved(took, *old[:3], self.begun[took])
-            self.here = self.here.moved(took, plan.end[accepted], tried.y[where], tried.f[where], h[accepted])
-            self.steps[took] += 1
-            self.h = float((plan.h[accepted]).min())
-        return took
+        again, h = self.again[rows], self.here.h[rows]
+        self.begun[rows] = np.where(again, self.begun[rows], h)
+        plan = self.formula.plan(self.here.t[rows], h, goal, self.begun[rows], again)
+        if plan.lost.any():
+            self.end(rows[plan.lost], "underflow")
+            rows, plan = rows[~plan.lost], plan.of(~plan.lost)
+        here = self.here.of(rows)
+        if len(rows):
+            tried = self.formula.tried(self._rates(rows), here.y, here.f, plan.h)
+            if len(tried.rows) < len(rows):
+                rows, plan, here = rows[tried.rows], plan.of(tried.rows), here.of(tried.rows)
+            accepted, h = self.formula.judged(tried.error, plan, self.again[rows], plan.end == goal)
+            self.again[rows] = ~accepted
+            yes = torch.from_numpy(accepted).to(here.y.device)[:, None]
+            there = Stand(
+                np.where(accepted, plan.end, here.t), here.y.where(~yes, tried.y), here.f.where(~yes, tried.f), h
+            )
+            self.here = self.here.moved(rows, there)
+            rows, here = rows[accepted], replace(here, h=self.begun[rows]).of(np.flatnonzero(accepted))
+            self.steps[rows] += 1
+        self.took, self.before = rows, here
+        self.h = float(np.min(self.here.t[rows] - here.t, initial=np.inf)) if len(rows) else self.h
 
     def _rates(self, index: np.ndarray) -> Rates:
         """The velocities of these members; one that has none, or no budget for it, ends."""
+        t, most = self.t, self.watch.budget.evaluations
+        held: list[tuple[int, Tensor, Any]] = []  # the flow of those that are asked for, which only become fewer
 
         def rates(rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
-            chosen = index[rows]
-            had = self.evaluations[chosen] < self.watch.budget.evaluations
-            self.end(chosen[~had], "evaluations")
-            self.evaluations[chosen[had]] += 1
-            self.watch.evaluations = int(self.evaluations.max())
-            found = torch.zeros_like(y)
-            if had.any():
-                asked = np.flatnonzero(had)
-                which, where = torch.from_numpy(chosen[asked]), torch.from_numpy(asked).to(y.device)
-                good = self._states(self.here.y[which.to(y.device)])
-                values, endings = self.watch.each(self.t, which, self._states(y[where]), good)
-                found[where] = self.formula.flat(values)
-                for i, ending in zip(asked, endings, strict=True):
-                    if ending != "ok":
-                        had[i] = False
-                        self.end(chosen[i : i + 1], ending)
-            return found, had
+            chosen, had = index[rows], np.ones(len(rows), dtype=bool)
+            over = self.evaluations[chosen] >= most
+            if over.any():
+                self.end(chosen[over], "evaluations")
+                found, had = torch.zeros_like(y), ~over
+                if had.any():
+                    kept = torch.from_numpy(had).to(y.device)
+                    found[kept], had[had] = rates(rows[had], y[kept])
+                return found, had
+            self.evaluations[chosen] += 1
+            self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[chosen].max()))
+            if not held or held[-1][0] != len(rows):
+                which = torch.from_numpy(chosen).to(y.device)
+                held.append((len(rows), which, restricted(self.watch.grid.flow, self.members, which)))
+            _, which, flow = held[-1]
+            values, endings = self.watch.each(t, flow, self._states(y), lambda: self._states(self.here.y[which]))
+            for place, ending in endings.items():
+                had[place] = False
+                self.end(chosen[place : place + 1], ending)
+            return self.formula.flat(values), had
 
         return rates
 
     def alone(self, row: int, velocity: Watch) -> Alone:
-        """A member in its last step, as the method alone would have taken it."""
-        rows = np.array([row])
-        t, y, f, h = self.before.at(rows)
+        """A member in the step that it took, as the method alone would have taken it."""
+        before, here = self.before.of(np.searchsorted(self.took, [row])), self.here.of(np.array([row]))
+        memory = self.formula.memory(before.f[0], float(before.h[0]))
         start = Start(
-            velocity,
-            float(t[0]),
-            self._states(y)[0],
-            self.start.end,
-            self.start.control,
-            self.formula.memory(f[0], float(h[0])),
+            velocity, float(before.t[0]), self._states(before.y)[0], self.start.end, self.start.control, memory
         )
-        t, y, last, _ = self.here.at(rows)
-        slopes = self._states(f)[0], self._states(last)[0]
-        return Alone(start, self.method, float(t[0]), self._states(y)[0], slopes)
+        slopes = self._states(before.f)[0], self._states(here.f)[0]
+        return Alone(start, self.method, float(here.t[0]), self._states(here.y)[0], slopes)
 
     def part(self, s: float, watches: Callable[[int], Watch]) -> Tensor:
-        """The states of all at the same part s in [0, 1] of their last steps."""
+        """The states of all, of those that took a step at the part s in [0, 1] of it."""
         if s == 1:
             return self.state
         states = self._states(self.here.y).clone()
-        for row in range(len(states)):
-            before, after = float(self.before.t[row]), float(self.here.t[row])
+        for row, before in zip(self.took.tolist(), self.before.t.tolist(), strict=True):
+            after = float(self.here.t[row])
             if before < after:
                 states[row] = self.alone(row, watches(row)).at(before + s * (after - before))
         return states.reshape(self.start.state.shape)

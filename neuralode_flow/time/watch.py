@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,27 +87,30 @@ class Watch:
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         return self._computed(t, self.grid.flow.velocity, state)
 
-    def each(self, t: float, index: Tensor, states: Tensor, good: Tensor) -> tuple[Tensor, list[str]]:
-        """The velocity of some members `(n, ...)`, and the ending of those that have none, "ok" of the others.
+    def each(self, t: float, flow: Any, states: Tensor, good: Callable[[], Tensor]) -> tuple[Tensor, dict[int, str]]:
+        """The velocity of some members `(n, ...)`, and the endings of those that have none, by their places.
 
-        `index` counts members in one line; `good` are states `(n, ...)` of them at which it can be computed.
+        `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed.
         """
         self._check_seconds(t)
-        flow = restricted(self.grid.flow, self.members, index)
         try:
             value = flow.velocity(states)
         except FAILURES:
-            bad = culprits(flow.velocity, FAILURES, states, good, states.shape[:1]).to(states.device)
-            value, endings = torch.zeros_like(states), ["velocity"] * len(states)
-            rest = (~bad).nonzero()[:, 0]
-            if bool(bad.any()) and len(rest):
-                value[rest], found = self.each(t, index[rest], states[rest], good[rest])
-                for i, ending in zip(rest.tolist(), found, strict=True):
-                    endings[i] = ending
-            return value, endings
+            n = len(states)
+            bad = culprits(flow.velocity, FAILURES, states, good(), states.shape[:1])
+            value, rest = torch.zeros_like(states), (~bad).nonzero()[:, 0]
+            if not bool(bad.any()) or not len(rest):
+                return value, dict.fromkeys(range(n), "velocity")
+            fewer = restricted(flow, (n,), rest)
+            found, endings = self.each(t, fewer, states[rest], lambda: good()[rest])
+            value[rest] = found
+            places = rest.tolist()
+            lost = {int(i): "velocity" for i in bad.nonzero()[:, 0]}
+            return value, lost | {places[i]: ending for i, ending in endings.items()}
         if all_finite(value):
-            return value, ["ok"] * len(states)
-        return value, ["not_finite" if lost else "ok" for lost in not_finite(value, states.shape[:1]).tolist()]
+            return value, {}
+        places = not_finite(value, states.shape[:1]).nonzero()[:, 0].tolist()
+        return value, dict.fromkeys(places, "not_finite")
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
