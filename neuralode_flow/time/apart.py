@@ -76,30 +76,33 @@ def check_apart(flow: Any, start: Tensor) -> bool:
 class Apart(Run):
     """A run whose members are each where they would be alone; a round, in which each tries a step, is a step of it."""
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._lookouts: dict[int, Lookout] = {}  # wanted for events alone
+
     @staticmethod
     def ended(reached: Trajectory) -> bool:
         return all(ending in EVENTS_ASKED for ending in reached.stats["members"]["endings"])
 
-    def _begun(self) -> OwnSteps:
-        """The method in motion; the lookouts of members, which are wanted for events alone, come with it."""
-        if self.stepper is None:
-            here = self.settled
-            start = self._beginning(here.t, here.state, here.memory)
-            formula = cast(Any, own_steps(METHODS[self.task.method]))(start.control)
-            self.members = self.records.members
-            self.lookouts: dict[int, Lookout] = {}
-            self.stepper = cast(Any, OwnSteps(self.watch, start, self.task.method, formula, self.members))
-        return cast(OwnSteps, self.stepper)
-
     def _start(self) -> None:
-        own = self._begun()
-        states = own.state.reshape(-1, *own.state.shape[len(self.members) :])
-        for row in own.running() if self.task.events else ():
+        """The events that have happened at the start end their members there, before any work."""
+        own, states = self._begun(), self.settled.state.flatten(0, len(self.records.members) - 1)
+        for row in range(len(states)) if self.task.events and not own.evaluations.any() else ():
             try:
                 self._lookout(row).at_start(self.settled.t, states[row])
             except Stopped as stop:
                 own.end(np.array([row]), stop.code)
         self._settle(own.t, own.state, own.memory())
+
+    def _begun(self) -> OwnSteps:
+        """The method in motion."""
+        if self.stepper is None:
+            here, task = self.settled, self.task
+            start = self._beginning(here.t, here.state, here.memory)
+            formula = cast(Any, own_steps(METHODS[task.method]))(start.control)
+            own = OwnSteps(self.watch, start, task.method, formula, self.records.members)
+            self.stepper = cast(Any, own)
+        return cast(OwnSteps, self.stepper)
 
     def _step(self) -> None:
         own = self._begun()
@@ -127,15 +130,10 @@ class Apart(Run):
             self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
             if escaped != self.barrier.escaped:
                 self.barrier.escaped = float(own.here.t.max())
-        for row in self._still(own, took) if self.task.events else ():
+        for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
-        arrived = self._still(own, took[own.here.t[took] == goal])
-        if len(arrived):
-            self._see(own, arrived)
-
-    def _still(self, own: OwnSteps, rows: np.ndarray) -> np.ndarray:
-        """Those that run."""
-        return np.intersect1d(rows, own.running(), assume_unique=True)
+        if own.t == goal:
+            self._see(own)
 
     def _look_alone(self, own: OwnSteps, row: int) -> None:
         """Ends a member at the first event inside its last step."""
@@ -144,7 +142,7 @@ class Apart(Run):
         watch.evaluations = int(own.evaluations[row])
         alone = own.alone(row, watch)
         try:
-            first = lookout.inside(alone, float(own.before.t[row]))
+            first = lookout.inside(alone, alone.since)
             if first is not None:
                 at, event = first
                 own.freeze(row, at, lookout.point(alone, at).state, event.code)
@@ -154,33 +152,35 @@ class Apart(Run):
             own.take_back(np.array([row]), stop.code)
         own.evaluations[row] = watch.evaluations
 
-    def _see(self, own: OwnSteps, rows: np.ndarray) -> None:
-        """Ends those of some members whose z cannot be recorded at the output to which they have come."""
-        flow = restricted(self.grid.flow, self.members, torch.from_numpy(rows))
-        states, shape = own.states(rows), torch.Size((len(rows),))
-        try:
-            z = flow.product(states)
-            loss = flow.loss(z)
-            if all_finite(z) and all_finite(loss):
+    def _see(self, own: OwnSteps) -> None:
+        """Puts members whose z cannot be recorded back to where it was last, and ends them there."""
+        flow, members, (t, last) = self.grid.flow, self.records.members, self.records.last
+        put: np.ndarray = np.arange(0)
+        while True:
+            state = own.state
+            try:
+                z = flow.product(state)
+                loss = flow.loss(z)
+                if all_finite(z) and all_finite(loss):
+                    return
+                bad, code = not_finite(z, members) | not_finite(loss, members), "not_finite"
+            except FAILURES:
+                bad, code = culprits(flow.product, FAILURES, state, last, members), "velocity"
+            rows = np.setdiff1d(bad.reshape(-1).cpu().numpy().nonzero()[0], put)
+            if not len(rows):  # the records tell of it
                 return
-            bad, code = not_finite(z, shape) | not_finite(loss, shape), "not_finite"
-        except FAILURES:
-            good = own.states_before(rows)
-            bad, code = culprits(flow.product, FAILURES, states, good, shape), "velocity"
-        bad = rows[bad.cpu().numpy()]
-        own.take_back(bad, code)
-        if code == "velocity" and 0 < len(bad) < len(rows):
-            self._see(own, self._still(own, rows))
+            own.put_back(rows, t, last, code)
+            put = np.union1d(put, rows)
 
     def _lookout(self, row: int) -> Lookout:
-        if row not in self.lookouts:
+        if row not in self._lookouts:
             watch = self._watch_of(row)
-            self.lookouts[row] = Lookout(self.task.events, watch, watch.grid)
-        return self.lookouts[row]
+            self._lookouts[row] = Lookout(self.task.events, watch, watch.grid)
+        return self._lookouts[row]
 
     def _watch_of(self, row: int) -> Watch:
         """A watch over one member, as over a run of it alone."""
-        flow = restricted(self.grid.flow, self.members, torch.tensor(row))
+        flow = restricted(self.grid.flow, self.records.members, torch.tensor(row))
         grid = FixedGrid(flow, self.grid.rtol, self.grid.atol)
         spent = Spent(0, 0, self.watch.seconds)
         return Watch(grid, torch.Size(), self.watch.good, self.watch.budget, spent)
@@ -199,7 +199,7 @@ class Apart(Run):
             which = endings == code
             first, last = times[which].min(), times[which].max()
             when = f"at t = {first:.6g}" if first == last else f"from t = {first:.6g} to {last:.6g}"
-            name = of_members(torch.from_numpy(which).reshape(self.members)).removeprefix(" of ")
+            name = of_members(torch.from_numpy(which).reshape(self.records.members)).removeprefix(" of ")
             said.append(f"{ENDINGS[code]}: {name}, {when}, where they stay")
         return codes[0], "; ".join(said)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..flows.base import restricted
-from .base import METHODS, Memory, Start, Stepper
+from .base import METHODS, Start, Stepper
 from .endings import ENDINGS
 from .formulas import Formula, Rates
 from .watch import Watch
@@ -80,35 +80,28 @@ class OwnSteps:
         self.history: list[str] = []
         self.h = 0.0
         self._shape = start.state.shape[len(members) :]
-        y = formula.flat(start.state.reshape(-1, *self._shape))
-        if "endings" in start.memory:
-            self._take_up(start.memory, y)
+        y, kept = formula.flat(start.state.reshape(-1, *self._shape)), start.memory
+        if kept:
+            y, f = (torch.as_tensor(np.array(kept[name])).to(y).reshape(y.shape) for name in ("y", "f"))
+            t, h, begun, again, endings, evaluations, steps = (np.array(kept[name]) for name in _ARRAYS)
         else:
-            self._begin(y)
+            n, f = len(y), torch.zeros_like(y)
+            t, h, begun = np.full(n, start.t), np.full(n, np.nan), np.full(n, np.nan)
+            again, endings = np.zeros(n, dtype=bool), np.full(n, _OK)
+            evaluations, steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.here, self.begun, self.again, self._endings = Stand(t, y, f, h), begun, again, endings
+        self.evaluations, self.steps = evaluations, steps
         self.took: np.ndarray = np.arange(0)
         self.before = self.here.of(self.took)
 
-    def _begin(self, y: Tensor) -> None:
-        n, start = len(y), self.start
-        self._endings, self.again = np.full(n, _OK), np.zeros(n, dtype=bool)
-        self.evaluations, self.steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        nothing = np.full(n, np.nan)
-        self.here = Stand(np.full(n, start.t), y, torch.zeros_like(y), nothing)
-        self.begun = nothing
-        f, _ = self._rates(np.arange(n))(np.arange(n), y)
-        self.here = replace(self.here, f=f)
-        rows = self.running()
+    def _begin(self, rows: np.ndarray) -> None:
+        """The slopes and the first steps of members that have none."""
+        here = self.here.of(rows)
+        f, had = self._rates(rows)(np.arange(len(rows)), here.y)
+        rows, here = rows[had], replace(here, f=f).of(np.flatnonzero(had))
         if len(rows):
-            here = self.here.of(rows)
-            h = self.formula.first(self._rates(rows), here.y, here.f, start.end - start.t)
+            h = self.formula.first(self._rates(rows), here.y, here.f, self.start.end - self.start.t)
             self.here = self.here.moved(rows, replace(here, h=h))
-
-    def _take_up(self, memory: Memory, y: Tensor) -> None:
-        kept = {name: np.array(memory[name]) for name in _ARRAYS}
-        states, slopes = (torch.as_tensor(np.array(memory[name])).to(y).reshape(y.shape) for name in ("y", "f"))
-        self.here = Stand(kept["t"], states, slopes, kept["h"])
-        self.begun, self.again, self._endings = kept["begun"], kept["again"], kept["endings"]
-        self.evaluations, self.steps = kept["evaluations"], kept["steps"]
 
     def memory(self) -> dict[str, Any]:
         """What lets it go on to the bit."""
@@ -143,6 +136,13 @@ class OwnSteps:
         self.here = self.here.moved(rows, self.before.of(np.searchsorted(self.took, rows)))
         self.end(rows, code)
 
+    def put_back(self, rows: np.ndarray, t: float, state: Tensor, code: str) -> None:
+        """Puts some members to where they were at t, as `state` of all says; those that run end there."""
+        there = replace(self.here.of(rows), t=np.full(len(rows), t))
+        y = self.formula.flat(state.reshape(-1, *self._shape))[torch.from_numpy(rows)]
+        self.here = self.here.moved(rows, replace(there, y=y))
+        self.end(np.intersect1d(rows, self.running()), code)
+
     def freeze(self, row: int, t: float, state: Tensor, code: str) -> None:
         """Ends a member at a point of its last step."""
         rows = np.array([row])
@@ -159,14 +159,6 @@ class OwnSteps:
     def state(self) -> Tensor:
         return self._states(self.here.y).reshape(self.start.state.shape)
 
-    def states(self, rows: np.ndarray) -> Tensor:
-        """Those of some members, `(m, ...)`."""
-        return self._states(self.here.of(rows).y)
-
-    def states_before(self, rows: np.ndarray) -> Tensor:
-        """Where some of those that took a step took it from, `(m, ...)`."""
-        return self._states(self.before.of(np.searchsorted(self.took, rows)).y)
-
     def at(self, t: float) -> Tensor:
         """The state, at a time that all have come to."""
         return self.state
@@ -177,6 +169,10 @@ class OwnSteps:
     def advance(self, goal: float) -> None:
         """Tries one step of every member that runs and is not at `goal`."""
         rows = self.running()
+        new = rows[self.evaluations[rows] == 0]
+        if len(new):
+            self._begin(new)
+            rows = self.running()
         rows = rows[self.here.t[rows] < goal]
         again, h = self.again[rows], self.here.h[rows]
         self.begun[rows] = np.where(again, self.begun[rows], h)
@@ -208,13 +204,14 @@ class OwnSteps:
 
         def rates(rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
             chosen, had = index[rows], np.ones(len(rows), dtype=bool)
+            if not len(rows):
+                return y, had
             over = self.evaluations[chosen] >= most
             if over.any():
                 self.end(chosen[over], "evaluations")
                 found, had = torch.zeros_like(y), ~over
-                if had.any():
-                    kept = torch.from_numpy(had).to(y.device)
-                    found[kept], had[had] = rates(rows[had], y[kept])
+                kept = torch.from_numpy(had).to(y.device)
+                found[kept], had[had] = rates(rows[had], y[kept])
                 return found, had
             self.evaluations[chosen] += 1
             self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[chosen].max()))
@@ -257,7 +254,7 @@ class Alone(Stepper):
 
     def __init__(self, start: Start, method: str, t: float, state: Tensor, slopes: tuple[Tensor, Tensor]) -> None:
         super().__init__(start)
-        self.t, self.state = t, state
+        self.since, self.t, self.state = start.t, t, state
         self._method, self._ends = method, slopes
 
     def _step(self, goal: float) -> None:
