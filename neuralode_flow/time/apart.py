@@ -54,23 +54,34 @@ def check_apart(flow: Any, start: Tensor) -> bool:
         members = flow.loss(flow.product(start)).shape
         if not members:
             return False
-        shape = start.shape[len(members) :]
-        last = torch.tensor([members.numel() - 1])
-        whole = flow.velocity(start).reshape(-1, *shape)[-1:]
-        try:
-            alone = restricted(flow, members, last).velocity(start.reshape(-1, *shape)[-1:])
-        except (RuntimeError, ValueError):
-            alone = None
+        apart = _apart(flow, start, members)
     except FAILURES:  # the run tells of them
         return True
-    bound = torch.finfo(start.dtype).eps ** 0.5 * float(whole.abs().max())
-    if alone is None or alone.shape != whole.shape or not float((alone - whole).abs().max()) <= bound:
+    if not apart:
         raise ValueError(
             f"control='member' takes members out of the batch, and {type(flow.loss).__name__} in {type(flow).__name__} "
             f"has numbers of their own for them: give the loss select(members, index), which makes that of some of "
             f"them, or use control='shared'"
         )
     return True
+
+
+def _apart(flow: Any, start: Tensor, members: torch.Size) -> bool:
+    """Whether the last member has the same velocity when it is taken out."""
+    if start.shape[: len(members)] != members:
+        return False
+    whole = flow.velocity(start).flatten(0, len(members) - 1)[-1:]
+    try:
+        last = restricted(flow, members, torch.tensor([members.numel() - 1]))
+        alone = last.velocity(start.flatten(0, len(members) - 1)[-1:])
+    except FAILURES:
+        raise
+    except (RuntimeError, ValueError):  # shapes that do not fit
+        return False
+    if alone.shape != whole.shape:
+        return False
+    bound = torch.finfo(start.dtype).eps ** 0.5 * float(whole.abs().max())
+    return not float((alone - whole).abs().max()) > bound
 
 
 class Apart(Run):
@@ -87,11 +98,13 @@ class Apart(Run):
     def _start(self) -> None:
         """The events that have happened at the start end their members there, before any work."""
         own, states = self._begun(), self.settled.state.flatten(0, len(self.records.members) - 1)
-        for row in range(len(states)) if self.task.events and not own.evaluations.any() else ():
+        for row in range(len(states)) if self.task.events and not self.settled.memory else ():
+            lookout = self._lookout(row)
             try:
-                self._lookout(row).at_start(self.settled.t, states[row])
+                lookout.at_start(self.settled.t, states[row])
             except Stopped as stop:
                 own.end(np.array([row]), stop.code)
+            own.evaluations[row] = cast(Watch, lookout.velocity).evaluations
         self._settle(own.t, own.state, own.memory())
 
     def _begun(self) -> OwnSteps:
@@ -151,6 +164,11 @@ class Apart(Run):
                 raise
             own.take_back(np.array([row]), stop.code)
         own.evaluations[row] = watch.evaluations
+        self.watch.evaluations = max(self.watch.evaluations, watch.evaluations)
+
+    def _go_back(self) -> None:
+        super()._go_back()
+        self.stepper = None  # made anew from there
 
     def _see(self, own: OwnSteps) -> None:
         """Puts members whose z cannot be recorded back to where it was last, and ends them there."""

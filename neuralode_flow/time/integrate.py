@@ -81,8 +81,8 @@ def integrate(
         `ContinuousFlow`, `FiniteFlow`, `IntrinsicFlow`, or anything with velocity, product, law, check and loss.
     state : Tensor or profile
         Initial state, with any leading batch axes; or a function of depth that `flow.sample` takes. Members of a batch
-        share the step size; the tolerance is met in the root mean square over all entries, so for error control of
-        its own run a member alone.
+        share the step size, and the tolerance is met in the root mean square over all entries, unless `control` says
+        otherwise.
     times : Tensor (T,) or sequence of floats
         Output times, increasing; the first is the time of `state`.
     method : str
@@ -93,6 +93,14 @@ def integrate(
     rtol, atol : float
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
+    control : str
+        "shared": one step for all members of a batch. "member": each has steps, acceptance, events, a budget of
+        evaluations and an end of its own, and those that have come to the next output, or have ended, cost nothing.
+        Its numbers are those of a run of it alone: to the bit where the velocity of a member does not depend on the
+        others (`ContinuousFlow`, `FiniteFlow`), else to round-off. One that ends stays where it met an event, or
+        before the step that failed: its later rows repeat that, and `stats["members"]` says how, when, and in how many
+        evaluations and steps each ended. Adaptive explicit methods have it; dense, estimate and adapt go with shared
+        steps. A loss with numbers of its own for the members has to offer `select`.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional

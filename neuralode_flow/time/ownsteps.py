@@ -169,7 +169,7 @@ class OwnSteps:
     def advance(self, goal: float) -> None:
         """Tries one step of every member that runs and is not at `goal`."""
         rows = self.running()
-        new = rows[self.evaluations[rows] == 0]
+        new = rows[np.isnan(self.here.h[rows]) & (self.steps[rows] == 0) & ~self.again[rows]]
         if len(new):
             self._begin(new)
             rows = self.running()
