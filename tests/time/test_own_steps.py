@@ -223,10 +223,10 @@ def test_a_run_that_is_taken_up_gives_the_same_bits(method, stop, tmp_path):
     def interrupt(progress):
         nonlocal rounds
         rounds += 1
-        if rounds % 20 == 0:
+        if rounds % 2 == 0:
             raise Interrupted
 
-    for _ in range(100):
+    for _ in range(1000):
         try:
             path = run(checkpoint=file, every=0, progress=interrupt)
             break
