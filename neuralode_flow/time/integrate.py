@@ -97,10 +97,10 @@ def integrate(
         "shared": one step for all members of a batch. "member": each has steps, acceptance, events, a budget of
         evaluations and an end of its own, and those that have come to the next output, or have ended, cost nothing.
         Its numbers are those of a run of it alone: to the bit where the velocity of a member does not depend on the
-        others (`ContinuousFlow`, `FiniteFlow`), else to round-off. One that ends stays where it met an event, or
-        before the step that failed: its later rows repeat that, and `stats["members"]` says how, when, and in how many
-        evaluations and steps each ended. Adaptive explicit methods have it; dense, estimate and adapt go with shared
-        steps. A loss with numbers of its own for the members has to offer `select`.
+        others (the compiled engine's, of `ContinuousFlow` and `FiniteFlow`), else to round-off. One that ends stays
+        where it met an event, or before the step that failed: its later rows repeat that, and `stats["members"]` says
+        how, when, and in how many evaluations and steps each ended. Adaptive explicit methods have it; dense, estimate
+        and adapt go with shared steps. A loss with numbers of its own for the members has to offer `select`.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import neuralode_flow as nf
+from neuralode_flow.depth.engine import compiled
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
 
@@ -86,6 +87,17 @@ def assert_alone(path, runs):
         assert members["times"][i] == float(run.times[-1])
         assert members["evaluations"][i] == run.stats["evaluations"]
         assert members["steps"][i] == run.stats["steps"]
+
+
+def test_the_compiled_velocity_of_a_member_does_not_depend_on_the_others():
+    grid, target = nf.DepthGrid.gauss(panels=2, order=4), targets(7)
+    W = layers(7)[:, [0, 1, 2, 3, 4, 0, 1, 2]]
+    if not compiled.takes(W):
+        pytest.skip("the compiled engine is not there")
+    for make, state in ((lambda loss: nf.ContinuousFlow(grid, loss), W), (lambda loss: finite(loss.target), layers(7))):
+        velocity = make(nf.Quadratic(target)).velocity(state)
+        for i in range(7):
+            assert torch.equal(velocity[i], make(nf.Quadratic(target[i])).velocity(state[i]))
 
 
 @pytest.mark.parametrize("method", [*RUNGE_KUTTA, *ADAPTIVE])
