@@ -84,7 +84,7 @@ class Stepper(ABC):
     5. `sketch(t)` is about that state, for one more velocity evaluation a step at most.
     6. `history` lists in words what the method did on its own, such as a change of solver.
     7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
-       None.
+       None; a class does not inherit it.
     8. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
@@ -175,7 +175,8 @@ def one_step(method: Method) -> bool:
 def own_steps(method: Method) -> Callable[..., Any] | None:
     """What makes the formula by which members take steps of their own, from the control; None where there is none."""
     kind = getattr(method, "func", method)
-    formula = kind.formula if isinstance(kind, type) and issubclass(kind, Stepper) else None
+    # That of a class itself: one that is made of it may take other steps.
+    formula = kind.__dict__.get("formula") if isinstance(kind, type) else None
     return None if formula is None else partial(formula, **getattr(method, "keywords", {}))
 
 

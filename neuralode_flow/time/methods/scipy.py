@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import scipy.integrate
@@ -79,7 +78,7 @@ class ScipyStepper(Stepper):
 class EndingStepper(ScipyStepper):
     """One of the one-step methods of SciPy: its steps end on the output times."""
 
-    formula: ClassVar[Callable[..., Any] | None] = ScipyFormula
+    formula = ScipyFormula
 
     def _step(self, goal: float) -> None:
         solver = self._solver
@@ -102,7 +101,6 @@ class EndingStepper(ScipyStepper):
 class RadauStepper(EndingStepper):
     """Radau IIA: it also remembers its Jacobian, the factors, and the last polynomial, where the next one starts."""
 
-    formula = None
     _NUMBERS = ("h_abs_old", "error_norm_old")
     _ARRAYS = ("LU_real", "LU_complex")
 
