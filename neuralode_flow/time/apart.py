@@ -142,7 +142,7 @@ class Apart(Run):
             escaped = self.barrier.escaped
             self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
             if escaped != self.barrier.escaped:
-                self.barrier.escaped = float(own.here.t.max())
+                self.barrier.escaped = float(own.here.t[took].max())
         for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
         if own.t == goal:

@@ -218,6 +218,31 @@ def test_each_member_has_the_budget_of_a_run():
     assert slow.ending == "seconds"
 
 
+def balanced(*imbalances):
+    """Two factors of a small map, with U₂ᵀU₂ − U₁U₁ᵀ a multiple of I: those with 0 cannot cross det z = 0."""
+    small = torch.tensor([[0.1, 0.03], [-0.02, 0.12]])
+    factors = [nf.relaxed_balanced_layers(small, torch.tensor([0.0, c])) / 2 + torch.eye(2) for c in imbalances]
+    return torch.stack(factors)
+
+
+def test_the_barrier_is_watched_at_the_steps_of_each_member():
+    seen = nf.Completion(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[False, True], [True, True]]))
+    start = 2 * (balanced(0.0, 0.5) - torch.eye(2))
+    path = nf.integrate(nf.FiniteFlow(2, seen), start, [0.0, 300.0], "DOP853", control="member")
+    assert bool((torch.linalg.det(path.z[-1]) < 0).all())
+    assert path.ending == "escaped"
+
+
+@pytest.mark.slow
+def test_members_that_may_cross_are_left_alone():
+    flow = nf.FactorizationFlow(
+        lambda theta: theta[..., 1, :, :] @ theta[..., 0, :, :], nf.Quadratic(torch.diag(torch.tensor([1.0, -1.0])))
+    )
+    path = nf.integrate(flow, balanced(0.5, 1e-2), [0.0, 20.0, 60.0], "DOP853", control="member")
+    assert torch.linalg.det(path.z[-1]).tolist() == pytest.approx([-1, -1], abs=1e-6)
+    assert path.status == "ok"
+
+
 class Interrupted(Exception):
     pass
 
