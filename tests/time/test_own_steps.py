@@ -100,7 +100,11 @@ def test_the_compiled_velocity_of_a_member_does_not_depend_on_the_others():
             assert torch.equal(velocity[i], make(nf.Quadratic(target[i])).velocity(state[i]))
 
 
-@pytest.mark.parametrize("method", [*RUNGE_KUTTA, *ADAPTIVE])
+QUICK = ("DOP853", "RK45", "dopri5")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (*RUNGE_KUTTA, *ADAPTIVE) if name not in QUICK]
+
+
+@pytest.mark.parametrize("method", [*QUICK, *SLOW])
 def test_every_member_is_bit_for_bit_what_it_is_alone(method):
     # Two axes of members, and a target for each of one of them.
     target, start = targets(2), layers(2, 2)
@@ -179,13 +183,13 @@ def test_a_member_that_blows_up_does_not_stop_the_others():
     c = torch.tensor([0.0, 0.0, 1.0, 0.0])
     start = torch.eye(2).expand(4, 2, 2).clone()
     for method in ("DOP853", "dopri5"):
-        path = nf.integrate(nf.IntrinsicFlow(Growing(c), nf.LogMean()), start, TIMES, method, 1e-6, control="member")
-        known = nf.integrate(nf.IntrinsicFlow(Growing(c[:2]), nf.LogMean()), start[:2], TIMES, method, 1e-6)
+        path = nf.integrate(nf.IntrinsicFlow(Growing(c), nf.LogMean()), start, TIMES, method, 1e-4, control="member")
+        known = nf.integrate(nf.IntrinsicFlow(Growing(c[:2]), nf.LogMean()), start[:2], TIMES, method, 1e-4)
         assert path.stats["members"]["endings"] == ["ok", "ok", path.ending, "ok"]
         assert path.ending in ("not_finite", "underflow")
         assert "member 2 of 4, at t = 0." in path.status
         assert path.times.tolist() == TIMES
-        assert torch.allclose(path.z[:, 0], known.z[:, 0], atol=1e-6)
+        assert torch.allclose(path.z[:, 0], known.z[:, 0], atol=1e-3)
         assert bool(torch.isfinite(path.z).all())
 
 
