@@ -123,6 +123,11 @@ LIBRARY = {
     "atol": [
         "nf.integrate(flow, state, times, atol=-1.0)",
     ],
+    "control": [
+        "nf.integrate(flow, state, times, control='membr')",
+        "nf.integrate(flow, state, times, 'BDF', control='member')",
+        "nf.integrate(flow, state, times, control='member', dense=True)",
+    ],
     "step": [
         "nf.integrate(flow, state, times, 'euler', step=0.0)",
         "nf.integrate(flow, state, times, 'euler', step=[0.1])",

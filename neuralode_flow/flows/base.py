@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -54,6 +55,16 @@ class Around:
     def loss(self, loss: Loss) -> None:
         self.flow = copy.copy(self.flow)
         self.flow.loss = loss
+
+
+def restricted(flow: Any, members: Sequence[int], index: Tensor) -> Any:
+    """The flow of some members of a batch of that shape, `(n,)`, which are counted in one line."""
+    select = getattr(flow.loss, "select", None)
+    if select is None:
+        return flow
+    some = copy.copy(flow)
+    some.loss = select(members, index)
+    return some
 
 
 def flow_said(flow: Any, *parts: str) -> str:

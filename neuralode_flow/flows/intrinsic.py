@@ -67,7 +67,7 @@ class IntrinsicFlow:
         own = type(self) is IntrinsicFlow and "velocity" not in vars(self)
         if not own or not getattr(self.kernel, "keeps_sign", False):
             return None
-        return LogPolarFlow(self.loss, cast(LogKernel, self.kernel), self.velocity)
+        return LogPolarFlow(self.loss, cast(LogKernel, self.kernel), self._rate)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""
@@ -86,6 +86,10 @@ class IntrinsicFlow:
         if not plain(state):
             _check_distinct(sigma)
         return -U @ (self.kernel(sigma) * (U.mT @ self.loss.gradient(state) @ Vh.mT)) @ Vh
+
+    def _rate(self, loss: Loss, z: Tensor) -> Tensor:
+        """ż under another loss."""
+        return IntrinsicFlow(loss, self.kernel).velocity(z)
 
     def product(self, state: Tensor) -> Tensor:
         """z is the state itself."""

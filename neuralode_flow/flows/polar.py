@@ -33,7 +33,7 @@ class LogPolarFlow:
     kernel : LogKernel
         One with `keeps_sign`.
     rate_of : callable
-        z → ż, the same velocity in z.
+        (loss, z) → ż, the same velocity in z.
 
     Notes
     -----
@@ -44,7 +44,7 @@ class LogPolarFlow:
 
     keeps_orientation = True
 
-    def __init__(self, loss: Loss, kernel: LogKernel, rate_of: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, loss: Loss, kernel: LogKernel, rate_of: Callable[[Loss, Tensor], Tensor]) -> None:
         self.loss = loss
         self.kernel = kernel
         self.rate_of = rate_of
@@ -88,7 +88,7 @@ class LogPolarFlow:
 
     def rate(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""
-        return self.rate_of(self.product(state))
+        return self.rate_of(self.loss, self.product(state))
 
     def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
         """The relative and absolute tolerance of the entries of a state that stand for those of z."""

@@ -34,6 +34,8 @@ class Loss(Protocol):
     infimum over det z > 0, `(...)`, None where it is not known: what is left of a loss is said against it. `hessian(z,
     direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact. A loss of
     samples has them as `samples`, and `part(rows, shift)` is that of some of them, or with other targets: for SGD.
+    A loss with a target for each member of a batch has `select(members, index)`, the loss of some of them, `(n,)`: for
+    steps of their own.
     """
 
     dimension: int | None
@@ -94,6 +96,17 @@ def _members_of(loss: Any) -> tuple[int, ...]:
         tuple(part.shape[: part.ndim - len(shape)]) for part in parts if isinstance(part, Tensor) and shape is not None
     ]
     return tuple(torch.broadcast_shapes(*leading))
+
+
+def of_some(part: Tensor, axes: int, members: Sequence[int], index: Tensor) -> Tensor:
+    """What some members of a batch have of a tensor `(..., *shape)` with `axes` last axes: `(n, *shape)`, or all of it.
+
+    `members` is the shape of the batch, and `index` `(n,)` counts its members in one line.
+    """
+    if part.ndim == axes:
+        return part
+    shape = part.shape[part.ndim - axes :]
+    return part.expand(*members, *shape).reshape(-1, *shape)[index]
 
 
 def check_z(z: Tensor, shape: tuple[int, ...] | None) -> None:

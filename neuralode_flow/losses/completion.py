@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..checks import float_tensor
-from .base import PASSED, check_z, loss_said, side
+from .base import PASSED, check_z, loss_said, of_some, side
 from .quadratic import half_square
 
 
@@ -71,3 +74,9 @@ class Completion:
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return torch.where(self.mask, direction, 0.0)
+
+    def select(self, members: Sequence[int], index: Tensor) -> Completion:
+        """The loss of some members `(n,)` of a batch."""
+        some = copy.copy(self)
+        some.target, some.mask = (of_some(part, 2, members, index) for part in (self.target, self.mask))
+        return some

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..checks import count, float_tensor
 from ..matrices import slogdet
-from .base import PASSED, check_z, loss_said, side
+from .base import PASSED, check_z, loss_said, of_some, side
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
@@ -74,6 +77,12 @@ class Quadratic:
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return direction
+
+    def select(self, members: Sequence[int], index: Tensor) -> Quadratic:
+        """The loss of some members `(n,)` of a batch."""
+        some = copy.copy(self)
+        some.target = of_some(self.target, len(self.shape), members, index)
+        return some
 
     def boundary(self) -> Tensor | None:
         """½σ_min(T)² where det T < 0 (Eckart–Young), else NaN; None where T is not square."""

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -82,10 +83,13 @@ class Stepper(ABC):
     4. `at(t)` is the state inside the last step, as accurate as the step.
     5. `sketch(t)` is about that state, for one more velocity evaluation a step at most.
     6. `history` lists in words what the method did on its own, such as a change of solver.
-    7. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
+    7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
+       None; a class does not inherit it.
+    8. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
     one_step: ClassVar[bool] = True
+    formula: ClassVar[Callable[..., Any] | None] = None
 
     def __init__(self, start: Start, **options: Any) -> None:
         self.velocity = start.velocity
@@ -166,6 +170,14 @@ def one_step(method: Method) -> bool:
     """Whether a method is known to end its steps where it is told to."""
     kind = getattr(method, "func", method)
     return isinstance(kind, type) and issubclass(kind, Stepper) and kind.one_step
+
+
+def own_steps(method: Method) -> Callable[..., Any] | None:
+    """What makes the formula by which members take steps of their own, from the control; None where there is none."""
+    kind = getattr(method, "func", method)
+    # That of a class itself: one that is made of it may take other steps.
+    formula = kind.__dict__.get("formula") if isinstance(kind, type) else None
+    return None if formula is None else partial(formula, **getattr(method, "keywords", {}))
 
 
 METHODS: Registry[Method] = Registry("time method")

@@ -16,6 +16,7 @@ from ..flows.base import Flow
 from ..flows.capabilities import Carried, offers
 from ..modes import uncompiled
 from ..threads import one_blas_thread
+from .apart import Apart, check_apart, check_own_steps
 from .arguments import check_budgets, check_options, checked_control, checked_path, checked_start, output_times
 from .base import METHODS, fixed_steps
 from .checkpoint import Checkpoint, description
@@ -26,7 +27,7 @@ from .interrupt import postponed
 from .progress import Report, Throttled, shown
 from .records import Observer
 from .resolution import AdaptiveGrid, FixedGrid, Sampled, sampled
-from .run import Surroundings, Task, carried_out
+from .run import Run, Surroundings, Task, carried_out
 from .trajectory import Trajectory
 from .watch import Budget
 
@@ -58,6 +59,7 @@ def integrate(
     rtol: float = 1e-8,
     atol: float | None = None,
     *,
+    control: str = "shared",
     step: float | None = None,
     stop: Mapping[str, Any] | None = None,
     max_evaluations: int = 1_000_000,
@@ -79,8 +81,8 @@ def integrate(
         `ContinuousFlow`, `FiniteFlow`, `IntrinsicFlow`, or anything with velocity, product, law, check and loss.
     state : Tensor or profile
         Initial state, with any leading batch axes; or a function of depth that `flow.sample` takes. Members of a batch
-        share the step size; the tolerance is met in the root mean square over all entries, so for error control of
-        its own run a member alone.
+        share the step size, and the tolerance is met in the root mean square over all entries, unless `control` says
+        otherwise.
     times : Tensor (T,) or sequence of floats
         Output times, increasing; the first is the time of `state`.
     method : str
@@ -91,6 +93,14 @@ def integrate(
     rtol, atol : float
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
+    control : str
+        "shared": one step for all members of a batch. "member": each has steps, acceptance, events, a budget of
+        evaluations and an end of its own, and those that have come to the next output, or have ended, cost nothing.
+        Its numbers are those of a run of it alone: to the bit where the velocity of a member does not depend on the
+        others (the compiled engine's, of `ContinuousFlow` and `FiniteFlow`), else to round-off. One that ends stays
+        where it met an event, or before the step that failed: its later rows repeat that, and `stats["members"]` says
+        how, when, and in how many evaluations and steps each ended. Adaptive explicit methods have it; dense, estimate
+        and adapt go with shared steps. A loss with numbers of its own for the members has to offer `select`.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional
@@ -168,18 +178,21 @@ def integrate(
     METHODS.check(method)
     points = output_times(times)
     flow, start, profile = checked_start(flow, state)
-    control = checked_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
-    check_budgets(max_evaluations, max_seconds, control, points, method)
+    accuracy = checked_control(rtol, atol, step, start, fixed_steps(METHODS[method]))
+    check_budgets(max_evaluations, max_seconds, accuracy, points, method)
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
     check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, throw=throw)
+    check_own_steps(control, method, adapt=adapt, estimate=estimate, dense=dense)
     with torch.no_grad():
-        known = sampled(flow, start, profile, adapt, control.rtol, control.atol)
+        known = sampled(flow, start, profile, adapt, accuracy.rtol, accuracy.atol)
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
+        kind = Apart if control == "member" and check_apart(*moving) else Run
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
-        course = _Course(flow, known, moving[0], adapt, Budget(max_evaluations, max_seconds), float(every), report)
-        task = Task(moving[1], points, method, control, events=events, observe=observe, dense=dense)
+        budget = Budget(max_evaluations, max_seconds)
+        course = _Course(flow, known, moving[0], kind, adapt, budget, float(every), report)
+        task = Task(moving[1], points, method, accuracy, events=events, observe=observe, dense=dense)
         result, ends = course.run(task, path, stop or {})
         if estimate:
             result = course.measured(task, result, ends, path)
@@ -200,6 +213,8 @@ class _Course:
         On a grid that resolves the profile: a checkpoint knows the run by it.
     flow : Flow
         The same in the coordinates in which it is integrated.
+    kind : type
+        Run, or Apart where members take steps of their own.
     adapt : bool
     budget : Budget
     every : float
@@ -210,6 +225,7 @@ class _Course:
     given: Any
     known: Sampled
     flow: Any
+    kind: type[Run]
     adapt: bool
     budget: Budget
     every: float
@@ -231,7 +247,7 @@ class _Course:
                 series = {"times": task.points, "steps": task.goals}
                 checkpoint = held.enter_context(Checkpoint(path, self.every, self._settings(task, stop), series))
             request = held.enter_context(postponed(path is not None))
-            return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)))
+            return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)), self.kind)
 
     def measured(self, task: Task, result: Trajectory, ends: list[float], path: Path | None) -> Trajectory:
         """The trajectory with its error in time, from a companion, which has neither events nor an observer."""
@@ -263,4 +279,5 @@ class _Course:
             "stop": {name: description(bound) for name, bound in stop.items()},
             "adapt": self.adapt,
         }
-        return settings | ({"dense": True} if task.dense else {})
+        own = {"control": "member"} if self.kind is Apart else {}
+        return settings | own | ({"dense": True} if task.dense else {})

@@ -70,17 +70,19 @@ class Surroundings:
     progress: Throttled
 
 
-def carried_out(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings) -> tuple[Trajectory, list[float]]:
+def carried_out(
+    task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kind: type[Run]
+) -> tuple[Trajectory, list[float]]:
     """The trajectory, from the start or from the checkpoint to the end, and when the steps ended."""
     saved = around.checkpoint and around.checkpoint.read()
-    ended = saved and (saved.reached.ending in EVENTS_ASKED or len(saved.reached.times) >= len(task.points))
+    ended = saved and (kind.ended(saved.reached) or len(saved.reached.times) >= len(task.points))
     if saved and saved.position["finished"] and ended:
         return saved.reached, saved.ends
-    run = resumed(task, grid, budget, around, saved) if saved else begun(task, grid, budget, around)
+    run = resumed(task, grid, budget, around, kind, saved) if saved else begun(task, grid, budget, around, kind)
     return run.whole(), list(run.ends)
 
 
-def begun(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings) -> Run:
+def begun(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kind: type[Run]) -> Run:
     """A run at its start, which is recorded; ValueError where z cannot be computed there."""
     t, start = task.points[0], task.start
     records = Records(grid, start, t, task.observe)
@@ -90,10 +92,10 @@ def begun(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings) -> 
         raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
     barrier = barrier_of(grid.flow, start, task.control, METHODS[task.method])
     watch = Watch(grid, records.members, start, budget, Spent())
-    return Run(task, around, records, barrier, watch, Beginning(t, start, {}, [], []))
+    return kind(task, around, records, barrier, watch, Beginning(t, start, {}, [], []))
 
 
-def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, saved: Saved) -> Run:
+def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kind: type[Run], saved: Saved) -> Run:
     """A run where a checkpoint has left it."""
     start, position = task.start, saved.position
     grid.resume(position["grid"], position["depth"])
@@ -104,7 +106,7 @@ def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, s
         barrier.resume(position["barrier"])
     here = taken_up(saved, start)
     spent = Spent(position["evaluations"], position["products"], position["seconds"])
-    run = Run(task, around, records, barrier, Watch(grid, records.members, here.state, budget, spent), here)
+    run = kind(task, around, records, barrier, Watch(grid, records.members, here.state, budget, spent), here)
     if run.dense is not None:
         run.dense.take_up(saved.reached, position["steps"])
     return run
@@ -136,6 +138,11 @@ class Run:
         self.history = here.history  # of the methods before the present one
         self.stepper: Stepper | None = None  # none yet, or none on the present grid
         self.settled = self._snapshot(here.t, here.state, here.memory)
+
+    @staticmethod
+    def ended(reached: Trajectory) -> bool:
+        """Whether a run has come to an end before its last time that was asked for."""
+        return reached.ending in EVENTS_ASKED
 
     def whole(self) -> Trajectory:
         """The trajectory, up to the end of the run."""
@@ -174,11 +181,9 @@ class Run:
     def _step(self) -> None:
         """One step of the method, with all that is inside it."""
         t, state, memory = self.settled.t, self.settled.state, self.settled.memory
+        if self._outputs_here():
+            return
         points, records = self.task.points, self.records
-        while points[records.outputs] - t <= _NO_TIME:
-            records.output(points[records.outputs], state, self.watch.good)
-            if records.outputs == len(points):
-                return
         stepper = self.stepper = self.stepper or self._method(t, state, memory)
         goal = self._goal(stepper.t)
         if stepper.t < goal:
@@ -197,13 +202,23 @@ class Run:
             kept = {name: value for name, value in stepper.memory().items() if name in ("h", "stiff")}
             self._settle(stepper.t, moved, kept)
 
+    def _outputs_here(self) -> bool:
+        """Records the outputs at which the run stands; whether they were the last."""
+        points, records = self.task.points, self.records
+        while records.outputs < len(points) and points[records.outputs] - self.settled.t <= _NO_TIME:
+            records.output(points[records.outputs], self.settled.state, self.watch.good)
+        return records.outputs == len(points)
+
     def _method(self, t: float, state: Tensor, memory: Memory) -> Stepper:
         """The method in motion; its tolerances are those of the state that it moves, which stand for those of z."""
+        return METHODS[self.task.method](self._beginning(t, state, memory))
+
+    def _beginning(self, t: float, state: Tensor, memory: Memory) -> Start:
         task, flow, control = self.task, self.grid.flow, self.task.control
         if offers(flow, ChoosesTolerances):
             rtol, atol = flow.tolerances(task.start, control.rtol, control.atol)
             control = replace(control, rtol=rtol, atol=atol)
-        return METHODS[task.method](Start(self.watch, t, state, task.points[-1], control, memory))
+        return Start(self.watch, t, state, task.points[-1], control, memory)
 
     def _goal(self, t: float) -> float:
         """The next time at which a step has to end."""

@@ -42,7 +42,9 @@ class Trajectory:
         "evaluations" of the velocity (Jacobian–vector products among them), "products" (the latter alone), "seconds",
         "steps", "method", "rtol", "atol" (of `descend` "rule", "rate", "record", "options"),
         "history" (what the method and the depth grid did on their own, in words),
-        "grid" ((panels, order) that `state` stands on; None for flows without one).
+        "grid" ((panels, order) that `state` stands on; None for flows without one). With ``control="member"`` also
+        "members": "endings", "times", "evaluations" and "steps" of each, in one line; "evaluations" and "steps" are
+        then those of the member that took most.
     status : str
         "ok", or a sentence that says why the run ended before the last time or why its numbers are in doubt.
     ending : str

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import all_finite
+from ..flows.base import restricted
 from ..flows.capabilities import Linearises, offers
 from .base import FAILURES, Control
 from .endings import Stopped
@@ -86,6 +87,31 @@ class Watch:
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         return self._computed(t, self.grid.flow.velocity, state)
 
+    def each(self, t: float, flow: Any, states: Tensor, good: Callable[[], Tensor]) -> tuple[Tensor, dict[int, str]]:
+        """The velocity of some members `(n, ...)`, and the endings of those that have none, by their places.
+
+        `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed.
+        """
+        self._check_seconds(t)
+        try:
+            value = flow.velocity(states)
+        except FAILURES:
+            n = len(states)
+            bad = culprits(flow.velocity, FAILURES, states, good(), states.shape[:1])
+            value, rest = torch.zeros_like(states), (~bad).nonzero()[:, 0]
+            if not bool(bad.any()) or not len(rest):
+                return value, dict.fromkeys(range(n), "velocity")
+            fewer = restricted(flow, (n,), rest)
+            found, endings = self.each(t, fewer, states[rest], lambda: good()[rest])
+            value[rest] = found
+            places = rest.tolist()
+            lost = {int(i): "velocity" for i in bad.nonzero()[:, 0]}
+            return value, lost | {places[i]: ending for i, ending in endings.items()}
+        if all_finite(value):
+            return value, {}
+        places = not_finite(value, states.shape[:1]).nonzero()[:, 0].tolist()
+        return value, dict.fromkeys(places, "not_finite")
+
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
         flow = self.grid.flow
@@ -118,9 +144,13 @@ class Watch:
         return f"; at t = {t:.6g} {name} moves fastest{advice(which)}" if name else ""
 
     def _spend(self, t: float) -> None:
-        most, seconds = self.budget
+        most = self.budget.evaluations
         if self.evaluations >= most:
             raise Stopped("evaluations", f"the budget of {most} velocity evaluations was used up at t = {t:.6g}")
+        self._check_seconds(t)
+
+    def _check_seconds(self, t: float) -> None:
+        seconds = self.budget.seconds
         if seconds is not None and self.seconds > seconds:
             raise Stopped(
                 "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"

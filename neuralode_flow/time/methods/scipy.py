@@ -14,6 +14,7 @@ from torch import Tensor
 from ...compat import radau_polynomial
 from ..base import METHODS, Memory, Start, Stepper
 from ..endings import Stopped
+from ..formulas import ScipyFormula
 
 # Their own interpolation between steps is of lower order than the step, so steps are made to end on output times.
 RUNGE_KUTTA = ("RK23", "RK45", "DOP853")
@@ -76,6 +77,8 @@ class ScipyStepper(Stepper):
 
 class EndingStepper(ScipyStepper):
     """One of the one-step methods of SciPy: its steps end on the output times."""
+
+    formula = ScipyFormula
 
     def _step(self, goal: float) -> None:
         solver = self._solver

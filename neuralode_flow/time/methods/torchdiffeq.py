@@ -17,6 +17,7 @@ from torch import Tensor
 from ...compat import adaptive_start, adaptive_step, fixed_step, forget_steps, torchdiffeq_solver
 from ..base import METHODS, FixedStepper, Start, Stepper, Velocity
 from ..endings import Stopped
+from ..formulas import TorchFormula
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ONE_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -60,6 +61,8 @@ def _solver(name: str, start: Start, **options: Any) -> Any:
 
 class AdaptiveStepper(Stepper):
     """An adaptive Runge–Kutta method; the step size is carried over a step cut short by an output time."""
+
+    formula = TorchFormula
 
     def __init__(self, start: Start, *, name: str) -> None:
         super().__init__(start, name=name)

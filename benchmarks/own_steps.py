@@ -1,0 +1,126 @@
+"""Steps of a member's own beside shared steps: python benchmarks/own_steps.py [continuous] [intrinsic]
+
+256 members, d = 4, the rates of whose losses are spread over 10³; each has a closed solution, from which its error is
+measured, in tolerances. Shared steps are also taken at tolerances so much smaller that their largest error is no larger
+than with own steps. Times are the processor's on one thread, medians in alternation.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from harness import machine
+from torch import Tensor
+
+import neuralode_flow as nf
+from neuralode_flow.losses.base import of_some
+
+MEMBERS, D, REPEATS = 256, 4, 3
+RTOL, ATOL = 1e-8, 1e-10
+METHODS = ("DOP853", "dopri5")
+TIGHTER = (1.0, 3.0, 10.0, 30.0)
+
+
+class Rated:
+    """f(z) = ½ c ‖z − T‖², with a rate c `(members,)` and a target for each member."""
+
+    def __init__(self, target: Tensor, rate: Tensor) -> None:
+        self.target, self.rate = target, rate
+        self.shape, self.dimension = target.shape[-2:], target.shape[-1]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
+
+    def gradient(self, z: Tensor) -> Tensor:
+        return self.rate[..., None, None] * (z - self.target)
+
+    def select(self, members: Sequence[int], index: Tensor) -> Rated:
+        some = copy.copy(self)
+        some.target, some.rate = of_some(self.target, 2, members, index), of_some(self.rate, 0, members, index)
+        return some
+
+
+def problem(kind: str) -> tuple[Any, Tensor, Tensor, Tensor, Rated]:
+    """A flow, its start, the output times, and z there in closed form: the target commutes with the start."""
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(MEMBERS, D, D, generator=generator)).Q
+    sigma = 0.5 + 1.5 * torch.rand(MEMBERS, D, generator=generator)
+    rate = torch.logspace(-1, 2, MEMBERS)[torch.randperm(MEMBERS, generator=generator)]
+    times = torch.linspace(0, 2, 3)
+    known = [nf.exact.aligned_limit(c * times, torch.ones(D), s) for c, s in zip(rate, sigma, strict=True)]
+    z = Q @ torch.diag_embed(torch.stack(known, 1)) @ Q.mT
+    loss = Rated(Q @ torch.diag_embed(sigma) @ Q.mT, rate)
+    if kind == "intrinsic":
+        return nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(D).expand(MEMBERS, D, D).clone(), times, z, loss
+    grid = nf.DepthGrid.gauss(panels=4, order=6)
+    return nf.ContinuousFlow(grid, loss), torch.zeros(MEMBERS, len(grid.nodes), D, D), times, z, loss
+
+
+def error(z: Tensor, known: Tensor) -> float:
+    """The largest error of a member, in tolerances."""
+    allowed = ATOL + RTOL * torch.linalg.matrix_norm(known)
+    return float((torch.linalg.matrix_norm(z - known) / allowed).max())
+
+
+def measured(kind: str, method: str) -> None:
+    flow, start, times, known, _ = problem(kind)
+
+    def run(control: str, tighter: float = 1.0) -> tuple[Any, float]:
+        before = time.process_time()
+        path = nf.integrate(flow, start, times, method, RTOL / tighter, ATOL / tighter, control=control)
+        assert path.status == "ok", path.status
+        return path, time.process_time() - before
+
+    own, _ = run("member")
+    worst = error(own.z, known)
+    tighter = next(t for t in TIGHTER if t == TIGHTER[-1] or error(run("shared", t)[0].z, known) <= worst)
+    runs = {"own": ("member", 1.0), "shared": ("shared", 1.0), "shared, as accurate": ("shared", tighter)}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPEATS):
+        for name, how in runs.items():
+            path, seconds = run(*how)
+            spent[name].append(seconds)
+            if len(spent[name]) == REPEATS:
+                members = path.stats.get("members")
+                number = sum(members["evaluations"]) if members else MEMBERS * path.stats["evaluations"]
+                ratio = median(spent[name]) / median(spent["own"])
+                print(
+                    f"| {kind} | {method} | {name} | {RTOL / how[1]:.1e} | {number} | {error(path.z, known):.2g} "
+                    f"| {median(spent[name]):.2f} | {ratio:.2f} |",
+                    flush=True,
+                )
+    alone = []
+    for i in range(0, MEMBERS, 8):
+        one = copy.copy(flow)
+        one.loss = flow.loss.select((MEMBERS,), torch.tensor(i))
+        path = nf.integrate(one, start[i], times, method, RTOL, ATOL)
+        alone.append((path.stats["evaluations"], own.stats["members"]["evaluations"][i], path.z, own.z[:, i]))
+    needed, taken = sum(row[0] for row in alone), sum(row[1] for row in alone)
+    apart = max(float((row[2] - row[3]).abs().max()) for row in alone)
+    print(
+        f"| {kind} | {method} | {len(alone)} of them alone | {RTOL:.1e} | {needed}; own: {taken} | z apart {apart:.1e} "
+        f"| | |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    facts = machine()
+    print(f"{facts}\n")
+    print("| flow | method | steps | rtol | velocities of members | largest error, tolerances | s | over own |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in sys.argv[1:] or ("continuous", "intrinsic"):
+        for method in METHODS:
+            measured(kind, method)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""A run of a batch whose members take steps, meet events and end each for itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import all_finite
+from ..flows.base import restricted
+from ..flows.capabilities import KnowsFinite, offers
+from ..registry import did_you_mean
+from .base import FAILURES, METHODS, own_steps
+from .endings import ENDINGS, EVENTS_ASKED, Stopped
+from .lookout import Lookout
+from .members import culprits, not_finite, of_members
+from .ownsteps import OwnSteps
+from .resolution import FixedGrid
+from .run import Run
+from .snapshot import Snapshot
+from .trajectory import Trajectory
+from .watch import Spent, Watch
+
+CONTROLS = ("shared", "member")
+
+
+def check_own_steps(control: Any, method: str, **options: bool) -> None:
+    """Raises ValueError unless it is a name of CONTROLS, and the method and the options go with it."""
+    if control not in CONTROLS:
+        hint = did_you_mean(str(control), CONTROLS)
+        raise ValueError(f"control must be one of {', '.join(map(repr, CONTROLS))}, got {control!r}{hint}")
+    if control == "shared":
+        return
+    if own_steps(METHODS[method]) is None:
+        able = ", ".join(name for name in METHODS if own_steps(METHODS[name]) is not None)
+        raise ValueError(
+            f"control='member' is for methods with steps of a member's own, {able}, and {method} has none: take one of "
+            f"them, or integrate stiff members one by one"
+        )
+    for name, on in options.items():
+        if on:
+            raise ValueError(
+                f"{name}=True goes with the shared steps of control='shared': leave it out, or integrate members one "
+                f"by one"
+            )
+
+
+def check_apart(flow: Any, start: Tensor) -> bool:
+    """Whether there are members; ValueError where one cannot be taken out of the batch."""
+    try:
+        members = flow.loss(flow.product(start)).shape
+        if not members:
+            return False
+        apart = _apart(flow, start, members)
+    except FAILURES:  # the run tells of them
+        return True
+    if not apart:
+        raise ValueError(
+            f"control='member' takes members out of the batch, and {type(flow.loss).__name__} in {type(flow).__name__} "
+            f"has numbers of their own for them: give the loss select(members, index), which makes that of some of "
+            f"them, or use control='shared'"
+        )
+    return True
+
+
+def _apart(flow: Any, start: Tensor, members: torch.Size) -> bool:
+    """Whether the last member has the same velocity when it is taken out."""
+    if start.shape[: len(members)] != members:
+        return False
+    whole = flow.velocity(start).flatten(0, len(members) - 1)[-1:]
+    try:
+        last = restricted(flow, members, torch.tensor([members.numel() - 1]))
+        alone = last.velocity(start.flatten(0, len(members) - 1)[-1:])
+    except FAILURES:
+        raise
+    except (RuntimeError, ValueError):  # shapes that do not fit
+        return False
+    if alone.shape != whole.shape:
+        return False
+    bound = torch.finfo(start.dtype).eps ** 0.5 * float(whole.abs().max())
+    return not float((alone - whole).abs().max()) > bound
+
+
+class Apart(Run):
+    """A run whose members are each where they would be alone; a round, in which each tries a step, is a step of it."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._lookouts: dict[int, Lookout] = {}  # wanted for events alone
+
+    @staticmethod
+    def ended(reached: Trajectory) -> bool:
+        return all(ending in EVENTS_ASKED for ending in reached.stats["members"]["endings"])
+
+    def _start(self) -> None:
+        """The events that have happened at the start end their members there, before any work."""
+        own, states = self._begun(), self.settled.state.flatten(0, len(self.records.members) - 1)
+        for row in range(len(states)) if self.task.events and not self.settled.memory else ():
+            lookout = self._lookout(row)
+            try:
+                lookout.at_start(self.settled.t, states[row])
+            except Stopped as stop:
+                own.end(np.array([row]), stop.code)
+            own.evaluations[row] = cast(Watch, lookout.velocity).evaluations
+        self._settle(own.t, own.state, own.memory())
+
+    def _begun(self) -> OwnSteps:
+        """The method in motion."""
+        if self.stepper is None:
+            here, task = self.settled, self.task
+            start = self._beginning(here.t, here.state, here.memory)
+            formula = cast(Any, own_steps(METHODS[task.method]))(start.control)
+            own = OwnSteps(self.watch, start, task.method, formula, self.records.members)
+            self.stepper = cast(Any, own)
+        return cast(OwnSteps, self.stepper)
+
+    def _step(self) -> None:
+        own = self._begun()
+        if not len(own.running()):
+            raise Stopped(*self._said())
+        if self._outputs_here():
+            return
+        before, goal = own.t, self._goal(own.t)
+        own.advance(goal)
+        self._look_at(own, goal)
+        if own.t > before:
+            self.ends.append(own.t)
+        if len(own.running()):
+            self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
+        self._settle(own.t, own.state, own.memory())
+
+    def _look_at(self, own: OwnSteps, goal: float) -> None:
+        """Ends the members that left the range of numbers, or met an event, in the step that they took."""
+        flow, took = self.grid.flow, own.took
+        if offers(flow, KnowsFinite):
+            lost = ~flow.finite(own.state).reshape(-1).cpu().numpy()
+            own.take_back(took[lost[took]], "not_finite")
+        if self.barrier is not None:
+            escaped = self.barrier.escaped
+            self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
+            if escaped != self.barrier.escaped:
+                self.barrier.escaped = float(own.here.t[took].max())
+        for row in np.intersect1d(took, own.running()) if self.task.events else ():
+            self._look_alone(own, int(row))
+        if own.t == goal:
+            self._see(own)
+
+    def _look_alone(self, own: OwnSteps, row: int) -> None:
+        """Ends a member at the first event inside its last step."""
+        lookout = self._lookout(row)
+        watch = cast(Watch, lookout.velocity)
+        watch.evaluations = int(own.evaluations[row])
+        alone = own.alone(row, watch)
+        try:
+            first = lookout.inside(alone, alone.since)
+            if first is not None:
+                at, event = first
+                own.freeze(row, at, lookout.point(alone, at).state, event.code)
+        except Stopped as stop:
+            if stop.code == "seconds":
+                raise
+            own.take_back(np.array([row]), stop.code)
+        own.evaluations[row] = watch.evaluations
+        self.watch.evaluations = max(self.watch.evaluations, watch.evaluations)
+
+    def _go_back(self) -> None:
+        super()._go_back()
+        self.stepper = None  # made anew from there
+
+    def _see(self, own: OwnSteps) -> None:
+        """Puts members whose z cannot be recorded back to where it was last, and ends them there."""
+        flow, members, (t, last) = self.grid.flow, self.records.members, self.records.last
+        put: np.ndarray = np.arange(0)
+        while True:
+            state = own.state
+            try:
+                z = flow.product(state)
+                loss = flow.loss(z)
+                if all_finite(z) and all_finite(loss):
+                    return
+                bad, code = not_finite(z, members) | not_finite(loss, members), "not_finite"
+            except FAILURES:
+                bad, code = culprits(flow.product, FAILURES, state, last, members), "velocity"
+            rows = np.setdiff1d(bad.reshape(-1).cpu().numpy().nonzero()[0], put)
+            if not len(rows):  # the records tell of it
+                return
+            own.put_back(rows, t, last, code)
+            put = np.union1d(put, rows)
+
+    def _lookout(self, row: int) -> Lookout:
+        if row not in self._lookouts:
+            watch = self._watch_of(row)
+            self._lookouts[row] = Lookout(self.task.events, watch, watch.grid)
+        return self._lookouts[row]
+
+    def _watch_of(self, row: int) -> Watch:
+        """A watch over one member, as over a run of it alone."""
+        flow = restricted(self.grid.flow, self.records.members, torch.tensor(row))
+        grid = FixedGrid(flow, self.grid.rtol, self.grid.atol)
+        spent = Spent(0, 0, self.watch.seconds)
+        return Watch(grid, torch.Size(), self.watch.good, self.watch.budget, spent)
+
+    def _said(self) -> tuple[str, str]:
+        """Ending and status of members that have ended; "ok" where none has."""
+        own = self._begun()
+        endings, times = np.array(own.endings), own.here.t
+        codes = [code for code in ENDINGS if code != "ok" and code in endings]
+        if not codes:
+            return "ok", "ok"
+        # What is in the way comes before what was asked for.
+        codes.sort(key=lambda code: code in EVENTS_ASKED)
+        said = []
+        for code in codes:
+            which = endings == code
+            first, last = times[which].min(), times[which].max()
+            when = f"at t = {first:.6g}" if first == last else f"from t = {first:.6g} to {last:.6g}"
+            name = of_members(torch.from_numpy(which).reshape(self.records.members)).removeprefix(" of ")
+            said.append(f"{ENDINGS[code]}: {name}, {when}, where they stay")
+        return codes[0], "; ".join(said)
+
+    def _second_thoughts(self) -> tuple[str, str]:
+        ending, status = self._said()
+        other, sentence = super()._second_thoughts()
+        if ending == "ok":
+            return other, sentence
+        return ending, status if other == "ok" else f"{status}; {sentence}"
+
+    def _trajectory(self, here: Snapshot, status: str, ending: str) -> Trajectory:
+        own = self._begun()
+        members = {
+            "endings": own.endings,
+            "times": own.here.t.tolist(),
+            "evaluations": own.evaluations.tolist(),
+            "steps": own.steps.tolist(),
+        }
+        result = super()._trajectory(here, status, ending)
+        return replace(result, stats=result.stats | {"steps": max(members["steps"]), "members": members})

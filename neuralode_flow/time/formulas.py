@@ -1,0 +1,249 @@
+"""Explicit Runge–Kutta formulas on many members at once, each with its own step: the numbers are those of one alone.
+
+Order of operations and controller are those of SciPy 1.17 and torchdiffeq 0.2.5, whose tableaus are used: products with
+a tableau are one matrix–vector product for each member, and roots and powers are taken as there.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.integrate
+import torch
+from torch import Tensor
+
+from ..compat import torchdiffeq_solver
+from .base import Control
+
+# Velocities `(m, N)` at states `(m, N)` of the members in these rows, and which of them could be had, booleans (m,).
+Rates = Callable[[np.ndarray, Tensor], tuple[Tensor, np.ndarray]]
+
+
+class Plan(NamedTuple):
+    """Steps that are to be tried, `(n,)` each.
+
+    Their sizes, where they end, the least that is proposed after one that is cut short by an output time, and which are
+    too small to be any.
+    """
+
+    h: np.ndarray
+    end: np.ndarray
+    proposed: np.ndarray
+    lost: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Plan:
+        """Some of them."""
+        return Plan(*(part[rows] for part in self))
+
+
+class Attempt(NamedTuple):
+    """Steps that were tried: rows that were evaluated to the end, their states and slopes, errors over tolerances."""
+
+    rows: np.ndarray
+    y: Tensor
+    f: Tensor
+    error: Any
+
+
+class Formula(ABC):
+    """One attempt of a step for many members; states and slopes are `(n, N)`, sizes of steps `(n,)`.
+
+    1. `flat(states)` is `(n, ...)` as the formula holds it, `(n, N)`.
+    2. `first(rates, y, f, length)` is the first step of each, NaN where the velocity could not be had; `length` is that
+       of the run.
+    3. `plan(t, h, goal, begun, again)` is what is tried of steps h; `again` where the step, which began as `begun`, was
+       tried before.
+    4. `tried(rates, y, f, h)` is the attempt.
+    5. `judged(error, plan, again, ended)` says which steps are accepted, and what step is next; `again` where it was
+       tried before, `ended` where it ends on an output time.
+    6. `memory(f, h)` is what the method alone has to remember there.
+    """
+
+    @abstractmethod
+    def flat(self, states: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray: ...
+
+    @abstractmethod
+    def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan: ...
+
+    @abstractmethod
+    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt: ...
+
+    @abstractmethod
+    def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @abstractmethod
+    def memory(self, f: Tensor, h: float) -> dict[str, Any]: ...
+
+
+_SAFETY, _LEAST, _MOST = 0.9, 0.2, 10.0
+
+
+class ScipyFormula(Formula):
+    """RK23, RK45 and DOP853 of SciPy."""
+
+    def __init__(self, control: Control, *, name: str) -> None:
+        self.method = getattr(scipy.integrate, name)
+        self.rtol, self.atol = control.rtol, control.atol
+        self.exponent = -1 / (self.method.error_estimator_order + 1)
+
+    def flat(self, states: Tensor) -> Tensor:
+        return states.reshape(len(states), -1).double().cpu()
+
+    def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
+        states, slopes = y.numpy(), f.numpy()
+        scale = self.atol + np.abs(states) * self.rtol
+        sizes, speeds = _rms(states / scale), _rms(slopes / scale)
+        start = [
+            min(1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1, length)
+            for d0, d1 in zip(sizes, speeds, strict=True)
+        ]
+        h0 = np.array(start)[:, None]
+        after, had = rates(np.arange(len(y)), torch.from_numpy(states + h0 * slopes))
+        bends = _rms((after.numpy() - slopes) / scale)
+        found = np.full(len(y), np.nan)
+        for i in np.flatnonzero(had):
+            d1, d2 = speeds[i], bends[i] / start[i]
+            slow = d1 <= 1e-15 and d2 <= 1e-15
+            h1 = max(1e-6, start[i] * 1e-3) if slow else (0.01 / max(d1, d2)) ** -self.exponent
+            found[i] = min(100 * start[i], h1, length)
+        return found
+
+    def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan:
+        least = 10 * np.abs(np.nextafter(t, np.inf) - t)
+        h = np.where(~again & (h < least), least, h)
+        end = np.minimum(t + h, goal)
+        return Plan(end - t, end, begun, h < least)
+
+    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+        kind, states = self.method, y.numpy()
+        rows: np.ndarray = np.arange(len(y))
+        steps = h[:, None]
+        K: np.ndarray = np.empty((len(y), kind.n_stages + 1, states.shape[1]))
+        K[:, 0] = f.numpy()
+        for s in range(1, kind.n_stages + 1):
+            last = s == kind.n_stages
+            weights = kind.B if last else kind.A[s, :s]
+            trial = states + np.matmul(K[:, :s].transpose(0, 2, 1), weights) * steps
+            slope, had = rates(rows, torch.from_numpy(trial))
+            if not had.all():
+                rows, states, steps, K, trial = rows[had], states[had], steps[had], K[had], trial[had]
+                slope = slope[torch.from_numpy(had)]
+            K[:, s] = slope.numpy()
+        scale = self.atol + np.maximum(np.abs(states), np.abs(trial)) * self.rtol
+        return Attempt(rows, torch.from_numpy(trial), torch.from_numpy(K[:, -1].copy()), self._errors(K, steps, scale))
+
+    def _errors(self, K: np.ndarray, h: np.ndarray, scale: np.ndarray) -> list[float]:
+        kind, stages = self.method, K.transpose(0, 2, 1)
+        if not hasattr(kind, "E5"):
+            return _rms(np.matmul(stages, kind.E) * h / scale)
+        squares = [[x**2 for x in _norms(np.matmul(stages, E) / scale)] for E in (kind.E5, kind.E3)]
+        n = scale.shape[1]
+        return [
+            0.0 if five == 0 and three == 0 else size * five / math.sqrt((five + 0.01 * three) * n)
+            for size, five, three in zip(np.abs(h[:, 0]).tolist(), *squares, strict=True)
+        ]
+
+    def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        accepted = np.array([size < 1 for size in error], dtype=bool)
+        h = plan.h.copy()
+        for i, size in enumerate(error):
+            if accepted[i]:
+                factor = _MOST if size == 0 else min(_MOST, _SAFETY * size**self.exponent)
+                h[i] *= min(1, factor) if again[i] else factor
+            else:
+                h[i] *= max(_LEAST, _SAFETY * size**self.exponent)
+        return accepted, np.where(accepted & ended, np.maximum(h, plan.proposed), h)
+
+    def memory(self, f: Tensor, h: float) -> dict[str, Any]:
+        return {"h": h, "f": f.numpy(), "h_abs": h}
+
+
+def _norms(values: np.ndarray) -> list[float]:
+    """The Euclidean norm of each row."""
+    return [math.sqrt(row.dot(row)) for row in values]
+
+
+def _rms(values: np.ndarray) -> list[float]:
+    return [norm / values.shape[1] ** 0.5 for norm in _norms(values)]
+
+
+class TorchFormula(Formula):
+    """The adaptive methods of torchdiffeq; states keep their dtype and device."""
+
+    def __init__(self, control: Control, *, name: str) -> None:
+        self.name, self.control = name, control
+        self._solver: Any = None
+
+    def flat(self, states: Tensor) -> Tensor:
+        if self._solver is None:
+            control = self.control
+            self._solver = torchdiffeq_solver(self.name, _no_field, states[0], rtol=control.rtol, atol=control.atol)
+        return states.reshape(len(states), -1)
+
+    def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
+        solver, order = self._solver, self._solver.order - 1
+        scale = solver.atol + y.abs() * solver.rtol
+        size, speed = _root_mean(y / scale), _root_mean(f / scale)
+        h0 = torch.where((size < 1e-5) | (speed < 1e-5), torch.full_like(size, 1e-6), 0.01 * size / speed)
+        after, had = rates(np.arange(len(y)), y + h0[:, None] * f)
+        bend = _root_mean((after - f) / scale) / h0
+        fastest = torch.maximum(speed, bend)
+        slow = (speed <= 1e-15) & (bend <= 1e-15)
+        h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), (0.01 / fastest) ** (1.0 / float(order + 1)))
+        found = torch.minimum(100 * h0, h1).double().cpu().numpy()
+        return np.where(had, found, np.nan)
+
+    def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan:
+        cut = t + h * (1 + 1e-9) >= goal
+        step = np.where(cut, goal - t, h)
+        return Plan(step, np.where(cut, goal, t + step), h, ~(t + step > t))
+
+    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+        solver, tableau = self._solver, self._solver.tableau
+        rows, start = np.arange(len(y)), y
+        steps = torch.from_numpy(h).to(y)[:, None, None]
+        k = y.new_empty(*y.shape, len(tableau.alpha) + 1)
+        k[..., 0] = f
+        for s, weights in enumerate(tableau.beta, start=1):
+            trial = start + torch.sum(k[..., :s] * (weights * steps), dim=-1)
+            slope, had = rates(rows, trial)
+            if not had.all():
+                kept = torch.from_numpy(had).to(y.device)
+                start, steps, k, trial, slope = (x[kept] for x in (start, steps, k, trial, slope))
+                rows = rows[had]
+            k[..., s] = slope
+        if not (tableau.c_sol[-1] == 0 and bool((tableau.c_sol[:-1] == tableau.beta[-1]).all())):
+            trial = start + torch.sum(k * (steps * tableau.c_sol), dim=-1)
+        error = torch.sum(k * (steps * tableau.c_error), dim=-1)
+        allowed = solver.atol + solver.rtol * torch.maximum(start.abs(), trial.abs())
+        return Attempt(rows, trial, k[..., -1].clone(), _root_mean(error / allowed))
+
+    def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        solver = self._solver
+        ratio = error.to(solver.safety)
+        factor = torch.maximum(
+            solver.safety / ratio ** torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal(),
+            torch.where(error < 1, torch.ones_like(ratio), solver.dfactor),
+        )
+        factor = torch.where(error == 0, solver.ifactor, torch.minimum(solver.ifactor, factor))
+        accepted, h = (error <= 1).cpu().numpy(), plan.h * factor.cpu().numpy()
+        return accepted, np.where(accepted & ended, np.maximum(h, plan.proposed), h)
+
+    def memory(self, f: Tensor, h: float) -> dict[str, Any]:
+        return {"h": h, "slope": f, "next": h}
+
+
+def _root_mean(values: Tensor) -> Tensor:
+    """The root mean square of each row."""
+    return values.abs().pow(2).mean(-1).sqrt()
+
+
+def _no_field(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("only the tableau of this solver is used")

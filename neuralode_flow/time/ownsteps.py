@@ -1,0 +1,267 @@
+"""Members of a batch that take steps of their own: those that still run are gathered, and the others cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..flows.base import restricted
+from .base import METHODS, Start, Stepper
+from .endings import ENDINGS
+from .formulas import Formula, Rates
+from .watch import Watch
+
+_CODES = tuple(ENDINGS)
+_OK = _CODES.index("ok")
+
+# What of a member is remembered, `(n,)` each.
+_ARRAYS = ("t", "h", "begun", "again", "endings", "evaluations", "steps")
+
+
+@dataclass(frozen=True, eq=False)
+class Stand:
+    """Where members stand: times `(n,)`, states and slopes `(n, N)`, and what was proposed for the next step `(n,)`."""
+
+    t: np.ndarray
+    y: Tensor
+    f: Tensor
+    h: np.ndarray
+
+    def moved(self, rows: np.ndarray, to: Stand) -> Stand:
+        """The same with some members elsewhere."""
+        where = torch.from_numpy(rows).to(self.y.device)
+        t, h = self.t.copy(), self.h.copy()
+        t[rows], h[rows] = to.t, to.h
+        return Stand(t, self.y.index_copy(0, where, to.y), self.f.index_copy(0, where, to.f), h)
+
+    def of(self, rows: np.ndarray) -> Stand:
+        """Some of them."""
+        where = torch.from_numpy(rows).to(self.y.device)
+        return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
+
+
+class OwnSteps:
+    """A method in motion for all members of a batch, each at a time of its own until the next output.
+
+    It stands for a `Stepper` in a run, one round for a step: every member that runs tries a step.
+
+    Parameters
+    ----------
+    watch : Watch
+    start : Start
+    method : str
+    formula : Formula
+        That of the method.
+    members : torch.Size
+        The shape of the batch; its members are counted in one line, n of them.
+
+    Attributes
+    ----------
+    t : float
+        The earliest time of those that run, the latest of all where none does.
+    state : Tensor
+        The states of all, each at its own time.
+    here : Stand
+        Where the members stand.
+    took : ndarray
+        Who took a step in the last round, rising.
+    before : Stand
+        Where they took it from.
+    evaluations, steps : ndarray (n,)
+    """
+
+    def __init__(self, watch: Watch, start: Start, method: str, formula: Formula, members: torch.Size) -> None:
+        self.watch, self.start, self.method, self.formula, self.members = watch, start, method, formula, members
+        self.history: list[str] = []
+        self.h = 0.0
+        self._shape = start.state.shape[len(members) :]
+        y, kept = formula.flat(start.state.reshape(-1, *self._shape)), start.memory
+        if kept:
+            y, f = (torch.as_tensor(np.array(kept[name])).to(y).reshape(y.shape) for name in ("y", "f"))
+            t, h, begun, again, endings, evaluations, steps = (np.array(kept[name]) for name in _ARRAYS)
+        else:
+            n, f = len(y), torch.zeros_like(y)
+            t, h, begun = np.full(n, start.t), np.full(n, np.nan), np.full(n, np.nan)
+            again, endings = np.zeros(n, dtype=bool), np.full(n, _OK)
+            evaluations, steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.here, self.begun, self.again, self._endings = Stand(t, y, f, h), begun, again, endings
+        self.evaluations, self.steps = evaluations, steps
+        self.took: np.ndarray = np.arange(0)
+        self.before = self.here.of(self.took)
+
+    def _begin(self, rows: np.ndarray) -> None:
+        """The slopes and the first steps of members that have none."""
+        here = self.here.of(rows)
+        f, had = self._rates(rows)(np.arange(len(rows)), here.y)
+        rows, here = rows[had], replace(here, f=f).of(np.flatnonzero(had))
+        if len(rows):
+            h = self.formula.first(self._rates(rows), here.y, here.f, self.start.end - self.start.t)
+            self.here = self.here.moved(rows, replace(here, h=h))
+
+    def memory(self) -> dict[str, Any]:
+        """What lets it go on to the bit."""
+        here = self.here
+        return {
+            "t": here.t,
+            "y": here.y.cpu().numpy(),
+            "f": here.f.cpu().numpy(),
+            "h": here.h,
+            "begun": self.begun.copy(),
+            "again": self.again.copy(),
+            "endings": self._endings.copy(),
+            "evaluations": self.evaluations.copy(),
+            "steps": self.steps.copy(),
+        }
+
+    @property
+    def endings(self) -> list[str]:
+        """How each member has ended, a key of ENDINGS; "ok" as long as it runs."""
+        return [_CODES[i] for i in self._endings]
+
+    def running(self) -> np.ndarray:
+        """Who has not ended."""
+        return np.flatnonzero(self._endings == _OK)
+
+    def end(self, rows: np.ndarray, code: str) -> None:
+        """Ends some members where they stand."""
+        self._endings[rows] = _CODES.index(code)
+
+    def take_back(self, rows: np.ndarray, code: str) -> None:
+        """Ends some of those that took a step where they took it from."""
+        self.here = self.here.moved(rows, self.before.of(np.searchsorted(self.took, rows)))
+        self.end(rows, code)
+
+    def put_back(self, rows: np.ndarray, t: float, state: Tensor, code: str) -> None:
+        """Puts some members to where they were at t, as `state` of all says; those that run end there."""
+        there = replace(self.here.of(rows), t=np.full(len(rows), t))
+        y = self.formula.flat(state.reshape(-1, *self._shape))[torch.from_numpy(rows)]
+        self.here = self.here.moved(rows, replace(there, y=y))
+        self.end(np.intersect1d(rows, self.running()), code)
+
+    def freeze(self, row: int, t: float, state: Tensor, code: str) -> None:
+        """Ends a member at a point of its last step."""
+        rows = np.array([row])
+        there = replace(self.here.of(rows), t=np.array([t]), y=self.formula.flat(state[None]))
+        self.here = self.here.moved(rows, there)
+        self.end(rows, code)
+
+    @property
+    def t(self) -> float:
+        rows = self.running()
+        return float(self.here.t[rows].min() if len(rows) else self.here.t.max())
+
+    @property
+    def state(self) -> Tensor:
+        return self._states(self.here.y).reshape(self.start.state.shape)
+
+    def at(self, t: float) -> Tensor:
+        """The state, at a time that all have come to."""
+        return self.state
+
+    def _states(self, y: Tensor) -> Tensor:
+        return y.to(self.start.state).reshape(len(y), *self._shape)
+
+    def advance(self, goal: float) -> None:
+        """Tries one step of every member that runs and is not at `goal`."""
+        rows = self.running()
+        new = rows[np.isnan(self.here.h[rows]) & (self.steps[rows] == 0) & ~self.again[rows]]
+        if len(new):
+            self._begin(new)
+            rows = self.running()
+        rows = rows[self.here.t[rows] < goal]
+        again, h = self.again[rows], self.here.h[rows]
+        self.begun[rows] = np.where(again, self.begun[rows], h)
+        plan = self.formula.plan(self.here.t[rows], h, goal, self.begun[rows], again)
+        if plan.lost.any():
+            self.end(rows[plan.lost], "underflow")
+            rows, plan = rows[~plan.lost], plan.of(~plan.lost)
+        here = self.here.of(rows)
+        if len(rows):
+            tried = self.formula.tried(self._rates(rows), here.y, here.f, plan.h)
+            if len(tried.rows) < len(rows):
+                rows, plan, here = rows[tried.rows], plan.of(tried.rows), here.of(tried.rows)
+            accepted, h = self.formula.judged(tried.error, plan, self.again[rows], plan.end == goal)
+            self.again[rows] = ~accepted
+            yes = torch.from_numpy(accepted).to(here.y.device)[:, None]
+            there = Stand(
+                np.where(accepted, plan.end, here.t), here.y.where(~yes, tried.y), here.f.where(~yes, tried.f), h
+            )
+            self.here = self.here.moved(rows, there)
+            rows, here = rows[accepted], replace(here, h=self.begun[rows]).of(np.flatnonzero(accepted))
+            self.steps[rows] += 1
+        self.took, self.before = rows, here
+        self.h = float(np.min(self.here.t[rows] - here.t, initial=np.inf)) if len(rows) else self.h
+
+    def _rates(self, index: np.ndarray) -> Rates:
+        """The velocities of these members; one that has none, or no budget for it, ends."""
+        t, most = self.t, self.watch.budget.evaluations
+        held: list[tuple[int, Tensor, Any]] = []  # the flow of those that are asked for, which only become fewer
+
+        def rates(rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+            chosen, had = index[rows], np.ones(len(rows), dtype=bool)
+            if not len(rows):
+                return y, had
+            over = self.evaluations[chosen] >= most
+            if over.any():
+                self.end(chosen[over], "evaluations")
+                found, had = torch.zeros_like(y), ~over
+                kept = torch.from_numpy(had).to(y.device)
+                found[kept], had[had] = rates(rows[had], y[kept])
+                return found, had
+            self.evaluations[chosen] += 1
+            self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[chosen].max()))
+            if not held or held[-1][0] != len(rows):
+                which = torch.from_numpy(chosen).to(y.device)
+                held.append((len(rows), which, restricted(self.watch.grid.flow, self.members, which)))
+            _, which, flow = held[-1]
+            values, endings = self.watch.each(t, flow, self._states(y), lambda: self._states(self.here.y[which]))
+            for place, ending in endings.items():
+                had[place] = False
+                self.end(chosen[place : place + 1], ending)
+            return self.formula.flat(values), had
+
+        return rates
+
+    def alone(self, row: int, velocity: Watch) -> Alone:
+        """A member in the step that it took, as the method alone would have taken it."""
+        before, here = self.before.of(np.searchsorted(self.took, [row])), self.here.of(np.array([row]))
+        memory = self.formula.memory(before.f[0], float(before.h[0]))
+        start = Start(
+            velocity, float(before.t[0]), self._states(before.y)[0], self.start.end, self.start.control, memory
+        )
+        slopes = self._states(before.f)[0], self._states(here.f)[0]
+        return Alone(start, self.method, float(here.t[0]), self._states(here.y)[0], slopes)
+
+    def part(self, s: float, watches: Callable[[int], Watch]) -> Tensor:
+        """The states of all, of those that took a step at the part s in [0, 1] of it."""
+        if s == 1:
+            return self.state
+        states = self._states(self.here.y).clone()
+        for row, before in zip(self.took.tolist(), self.before.t.tolist(), strict=True):
+            after = float(self.here.t[row])
+            if before < after:
+                states[row] = self.alone(row, watches(row)).at(before + s * (after - before))
+        return states.reshape(self.start.state.shape)
+
+
+class Alone(Stepper):
+    """A method after one step that is known; inside it is what the method says when it repeats that step."""
+
+    def __init__(self, start: Start, method: str, t: float, state: Tensor, slopes: tuple[Tensor, Tensor]) -> None:
+        super().__init__(start)
+        self.since, self.t, self.state = start.t, t, state
+        self._method, self._ends = method, slopes
+
+    def _step(self, goal: float) -> None:
+        raise NotImplementedError("this step has been taken")
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        return self._ends
+
+    def _again(self, start: Start) -> Stepper:
+        return METHODS[self._method](start)
