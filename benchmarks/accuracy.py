@@ -9,6 +9,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -124,10 +125,13 @@ class Wave(NamedTuple):
     rates: tuple[float, float]
     parts: int
 
+    def at(self, nodes: Tensor) -> Tensor:
+        A, (a, b), s = self.matrices, self.rates, nodes[:, None, None]
+        W = A[0] + torch.sin(a * s) * A[1] + torch.cos(b * s) * A[2]
+        return W if self.parts == 1 else W + A[3 + (self.parts * nodes).long().clamp(max=self.parts - 1)]
+
     def __call__(self, s: float) -> Tensor:
-        A, (a, b) = self.matrices, self.rates
-        W = A[0] + math.sin(a * s) * A[1] + math.cos(b * s) * A[2]
-        return W if self.parts == 1 else W + A[3 + min(int(self.parts * s), self.parts - 1)]
+        return self.at(torch.tensor([s], dtype=torch.float64))[0]
 
     @classmethod
     def random(cls, kind: str, d: int, generator: torch.Generator) -> Wave:
@@ -161,7 +165,7 @@ class Sized:
         targets = randn(LOSSES, d, d, generator=generator)
         return cls(W, grid, before, after, z, targets * (matrix_norm(z) / d))
 
-    @property
+    @cached_property
     def steepness(self) -> float:
         return float(matrix_norm(sample(self.W, self.grid.nodes[::10]), 2).max())
 

@@ -21,7 +21,7 @@ ORDERS = range(4, 33)
 # Longer panels, h max‖W‖₂ above this, do not converge by sweeps: a velocity on them takes ten times as long.
 STEEPEST = 4.0
 
-# The part of the tolerance that a grid may take: one gradient in some thousand lies worse than all on average.
+# The part of the tolerance that a grid may take: for one gradient the error can be some times that of random ones.
 _SHARE = 0.5
 
 
@@ -73,8 +73,7 @@ class Truth:
         """The larger of the relative errors of the velocity and of z for W on a coarser grid; the worst of a batch.
 
         P(1,s)ᵀ G P(s,0)ᵀ is linear in G, with the matrix P(1,s) ⊗ P(s,0). The error is that of this matrix in the
-        Frobenius norm, which bounds it for all G and is its root mean square for random ones. It is less than those of
-        P(1,s) and P(s,0) where matrices commute, since their product z is far better than either (derived here).
+        Frobenius norm, which bounds it for all G and is its root mean square for random ones (derived here).
         """
         before, after, z = Collocation(grid).propagators(values)
         true_before, true_after = (self.grid.interpolate(P, grid.nodes) for P in (self.before, self.after))
