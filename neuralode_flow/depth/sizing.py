@@ -109,11 +109,12 @@ def _resolved(W: Profile, tol: float, depths: Tensor, seen: Tensor) -> tuple[int
     for panels in PANELS:
         grid = DepthGrid.gauss(panels, ORDERS[-1])
         values = sample(W, grid.nodes)
+        steepness = float(matrix_norm(values, 2).max())
+        if not sweepable(steepness, panels):
+            continue
         slopes = values @ solve(gauss_matrix(grid, values), grid.panelled(values)).flatten(-4, -3)
         if max(grid.tail(values), grid.tail(slopes) / panels, grid.misses(values, depths, seen)) <= tol:
-            steepness = float(matrix_norm(values, 2).max())
-            if sweepable(steepness, panels):
-                return panels, steepness
+            return panels, steepness
     raise _unresolved(tol)
 
 
