@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
+from .sizing import sized
 
 Profile = Callable[[float], Tensor]
 
@@ -163,11 +164,9 @@ class DepthGrid:
             If tol is too small, W too large, or no grid of up to 64 panels of 32 nodes resolves W: it is rough, and a
             solver of high order is of no use.
         """
-        from .sizing import sized  # which needs this class
-
         if positive("tol", tol) < np.finfo(float).eps:
             raise ValueError(f"tol must be at least 2.2e-16, the round-off of float64, got {tol!r}; use 1e-14 or more")
-        return sized(W, tol)
+        return sized(cls.gauss, partial(sample, W), tol)
 
     def __len__(self) -> int:
         return self.panels * self.order

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from .collocation import Collocation
-from .grid import DepthGrid, Profile, sample
-from .panels import gauss_matrix, solve
+from .panels import gauss_matrix, propagators, solve
 from .probes import probes
+
+if TYPE_CHECKING:
+    from .grid import DepthGrid
+
+Grids = Callable[[int, int], "DepthGrid"]  # of panels and order
+Sampled = Callable[[Tensor], Tensor]  # W on depths (n,): (..., n, d, d)
 
 PANELS = (1, 2, 4, 8, 16, 32, 64)
 ORDERS = range(4, 33)
@@ -26,17 +32,17 @@ _SHARE = 0.5
 
 
 @torch.no_grad()
-def sized(W: Profile, tol: float) -> DepthGrid:
+def sized(gauss: Grids, W: Sampled, tol: float) -> DepthGrid:
     """What `DepthGrid.auto` finds: for each number of panels the lowest order that will do, by bisection."""
-    depths = probes(sample(W, torch.tensor([0.5])).numel())
-    seen = sample(W, depths)
+    depths = probes(W(torch.tensor([0.5])).numel())
+    seen = W(depths)
     _check_size(seen)
-    resolving, steepness = _resolved(W, tol, depths, seen)
-    truth = Truth.on(W, DepthGrid.gauss(2 * resolving, ORDERS[-1]))
+    resolving, steepness = _resolved(gauss, W, tol, depths, seen)
+    truth = Truth.on(gauss(2 * resolving, ORDERS[-1]), W)
 
     def good(panels: int, order: int) -> bool:
-        grid = DepthGrid.gauss(panels, order)
-        values = sample(W, grid.nodes)
+        grid = gauss(panels, order)
+        values = W(grid.nodes)
         return truth.error(grid, values) <= _SHARE * tol and grid.misses(values, depths, seen) <= tol**0.5
 
     best = None
@@ -45,7 +51,7 @@ def sized(W: Profile, tol: float) -> DepthGrid:
         if not orders or not sweepable(steepness, panels) or not good(panels, orders[-1]):
             continue
         order = orders[bisect_left(orders, True, hi=len(orders) - 1, key=partial(good, panels))]
-        best = DepthGrid.gauss(panels, order)
+        best = gauss(panels, order)
     if best is None:
         raise _unresolved(tol)
     return best
@@ -66,8 +72,8 @@ class Truth:
     z: Tensor
 
     @classmethod
-    def on(cls, W: Profile, grid: DepthGrid) -> Truth:
-        return cls(grid, *Collocation(grid).propagators(sample(W, grid.nodes)))
+    def on(cls, grid: DepthGrid, W: Sampled) -> Truth:
+        return cls(grid, *propagators(grid, W(grid.nodes)))
 
     def error(self, grid: DepthGrid, values: Tensor) -> float:
         """The larger of the relative errors of the velocity and of z for W on a coarser grid; the worst of a batch.
@@ -75,7 +81,7 @@ class Truth:
         P(1,s)ᵀ G P(s,0)ᵀ is linear in G, with the matrix P(1,s) ⊗ P(s,0). The error is that of this matrix in the
         Frobenius norm, which bounds it for all G and is its root mean square for random ones (derived here).
         """
-        before, after, z = Collocation(grid).propagators(values)
+        before, after, z = propagators(grid, values)
         true_before, true_after = (self.grid.interpolate(P, grid.nodes) for P in (self.before, self.after))
         of_before, of_after = matrix_norm(true_before), matrix_norm(true_after)
         # Each divided by its size, whose square a float may not hold.
@@ -100,15 +106,15 @@ def _inner(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum((-2, -1))
 
 
-def _resolved(W: Profile, tol: float, depths: Tensor, seen: Tensor) -> tuple[int, float]:
+def _resolved(gauss: Grids, W: Sampled, tol: float, depths: Tensor, seen: Tensor) -> tuple[int, float]:
     """How many panels of the highest order resolve W and X, X' = W X, to tol; and max ‖W‖₂ on their nodes.
 
     The last two Legendre coefficients of W and of W X are below `tol` times the largest value of the same function on
     every panel, W is what they say at the probed depths, and the panels are short enough for sweeps.
     """
     for panels in PANELS:
-        grid = DepthGrid.gauss(panels, ORDERS[-1])
-        values = sample(W, grid.nodes)
+        grid = gauss(panels, ORDERS[-1])
+        values = W(grid.nodes)
         steepness = float(matrix_norm(values, 2).max())
         if not sweepable(steepness, panels):
             continue
