@@ -24,7 +24,7 @@ Sampled = Callable[[Tensor], Tensor]  # W on depths (n,): (..., n, d, d)
 PANELS = (1, 2, 4, 8, 16, 32, 64)
 ORDERS = range(4, 33)
 
-# Longer panels, h max‖W‖₂ above this, do not converge by sweeps: a velocity on them takes ten times as long.
+# Longer panels, h max‖W‖₂ above this, do not converge by sweeps, which makes a velocity take 2 to 30 times as long.
 STEEPEST = 4.0
 
 # The part of the tolerance that a grid may take: for one gradient the error can be some times that of random ones.
