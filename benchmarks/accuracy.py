@@ -1,14 +1,27 @@
-"""Measures the accuracy that README.md states, and prints it as the table there: python benchmarks/accuracy.py"""
+"""Measures the accuracy that README.md states, and prints it as the table there: python benchmarks/accuracy.py
+
+python benchmarks/accuracy.py grids measures how near the grids of `DepthGrid.auto` are to what was asked for.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+from torch.linalg import matrix_norm
 
 import neuralode_flow as nf
 from neuralode_flow import exact
-from neuralode_flow.depth.grid import Profile
+from neuralode_flow.depth.grid import Profile, sample
+from neuralode_flow.depth.sizing import ORDERS, PANELS, sweepable
 from neuralode_flow.flows.base import Flow
 from neuralode_flow.initial import random_shift, random_twist
 from neuralode_flow.losses import Quadratic
@@ -97,8 +110,180 @@ def depth_ratios() -> list[float]:
     return ratios
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+KINDS = ("entire", "wiggly", "piecewise", "large")
+DIMENSIONS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+ASKED = (1e-4, 1e-6, 1e-8, 1e-10)
+LOSSES = 4  # random ones, for each profile
+PAST = 3  # orders that are too low, one below the other, after which no lower one is tried
+SOLVED = 8  # the largest d for which DOP853 is asked as well
+
+
+class Wave(NamedTuple):
+    """W(s) = A₀ + A₁ sin(a₁ s) + A₂ cos(a₂ s), and one matrix more on each of some equal parts of [0, 1]."""
+
+    matrices: Tensor
+    rates: tuple[float, float]
+    parts: int
+
+    def at(self, nodes: Tensor) -> Tensor:
+        A, (a, b), s = self.matrices, self.rates, nodes[:, None, None]
+        W = A[0] + torch.sin(a * s) * A[1] + torch.cos(b * s) * A[2]
+        return W if self.parts == 1 else W + A[3 + (self.parts * nodes).long().clamp(max=self.parts - 1)]
+
+    def __call__(self, s: float) -> Tensor:
+        return self.at(torch.tensor([s], dtype=torch.float64))[0]
+
+    @classmethod
+    def random(cls, kind: str, d: int, generator: torch.Generator) -> Wave:
+        """Of norm 0.5 to 4, or 5 to 20 if `large`; "wiggly" with 8 to 30 radians; "piecewise" with 1, 3 or 7 jumps."""
+
+        def between(low: float, high: float) -> float:
+            return low + (high - low) * float(torch.rand(1, generator=generator, dtype=torch.float64))
+
+        rates = (between(8, 30), between(8, 30)) if kind == "wiggly" else (between(1, 4), between(1, 4))
+        size = between(5, 20) if kind == "large" else between(0.5, 4)
+        parts = 2 ** int(between(1, 4)) if kind == "piecewise" else 1
+        return cls(size / (4 * math.sqrt(d)) * randn(11, d, d, generator=generator), rates, parts)
+
+
+def dimension(seed: int) -> int:
+    return DIMENSIONS[seed // len(KINDS) % len(DIMENSIONS)]
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A profile, its propagators on 640 nodes, and losses ½‖z − T‖² with T as large as z."""
+
+    W: Wave
+    grid: nf.DepthGrid
+    before: Tensor
+    after: Tensor
+    z: Tensor
+    targets: Tensor
+
+    @classmethod
+    def random(cls, seed: int) -> Sized:
+        generator, d = torch.Generator().manual_seed(seed), dimension(seed)
+        W, grid = Wave.random(KINDS[seed % len(KINDS)], d, generator), nf.DepthGrid.gauss(64, 10)
+        before, after, z = nf.Collocation(grid).propagators(sample(W, grid.nodes))
+        targets = randn(LOSSES, d, d, generator=generator)
+        return cls(W, grid, before, after, z, targets * (matrix_norm(z) / d))
+
+    @cached_property
+    def steepness(self) -> float:
+        return float(matrix_norm(sample(self.W, self.grid.nodes[::10]), 2).max())
+
+    def velocity_at(self, before: Tensor, after: Tensor, target: Tensor) -> Tensor:
+        return -after.mT @ (self.z - target) @ before.mT
+
+    def error(self, grid: nf.DepthGrid) -> float:
+        """Of the velocity at the nodes of a grid, relative to the largest over depth; of the worst of the losses."""
+        state, errors = sample(self.W, grid.nodes), []
+        before, after = (self.grid.interpolate(P, grid.nodes) for P in (self.before, self.after))
+        for target in self.targets:
+            gap = nf.ContinuousFlow(grid, Quadratic(target)).velocity(state)
+            gap -= self.velocity_at(before, after, target)
+            largest = matrix_norm(self.velocity_at(self.before, self.after, target)).max()
+            errors.append(float(matrix_norm(gap).max() / largest))
+        return max(errors)
+
+    def product_error(self, grid: nf.DepthGrid) -> float:
+        z = nf.Collocation(grid).product(sample(self.W, grid.nodes))
+        return float(matrix_norm(z - self.z) / matrix_norm(self.z))
+
+    def fewest(self, tol: float, found: nf.DepthGrid) -> int:
+        """The nodes of the smallest grid that meets `tol`: `found`, or one that `auto` could have chosen instead."""
+        best = len(found)
+        for panels in PANELS:
+            missed = 0
+            for order in reversed([m for m in ORDERS if panels * m < len(found) and sweepable(self.steepness, panels)]):
+                missed = 0 if self.error(nf.DepthGrid.gauss(panels, order)) <= tol else missed + 1
+                if missed == 0:
+                    best = min(best, panels * order)
+                if missed == PAST:
+                    break
+        return best
+
+    def by_scipy(self) -> float:
+        """The error of the propagators at some nodes against DOP853 at 1e-13, relative to their largest product."""
+        d, nodes = self.W.matrices.shape[-1], self.grid.nodes[5::40].numpy()
+        before, z = propagated(lambda s, X: self.W(s).numpy() @ X, d, nodes, self.W.parts)
+        # Y(r) = P(1, 1 − r)ᵀ solves Y' = W(1 − r)ᵀ Y
+        after, _ = propagated(lambda r, Y: self.W(1 - r).numpy().T @ Y, d, 1 - nodes[::-1], self.W.parts)
+        solved = [torch.from_numpy(P) for P in (before, after[::-1].copy().swapaxes(-1, -2), z)]
+        ours = [self.before[5::40], self.after[5::40], self.z]
+        return max(float((matrix_norm(a - b) / matrix_norm(b)).max()) for a, b in zip(ours, solved, strict=True))
+
+
+def propagated(slope, d: int, nodes: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """X at the nodes and at 1, of X' = slope(s, X), X(0) = I; SciPy starts again after each part."""
+    X, kept = np.eye(d), []
+    for part in range(parts):
+        low, high = part / parts, (part + 1) / parts
+        within = nodes[(low < nodes) & (nodes <= high)]
+
+        def flat(s: float, x: np.ndarray, low: float = low, high: float = high) -> np.ndarray:
+            # The ends of a part belong to it.
+            return slope(min(max(s, low + 1e-15), high - 1e-15), x.reshape(d, d)).ravel()
+
+        run = solve_ivp(flat, (low, high), X.ravel(), "DOP853", [*within, high], rtol=1e-13, atol=1e-15)
+        if not run.success:
+            raise RuntimeError(run.message)
+        kept.extend(run.y.T[:-1].reshape(-1, d, d))
+        X = run.y[:, -1].reshape(d, d)
+    return np.array(kept), X
+
+
+class Grids(NamedTuple):
+    """What `auto` found for one profile and tolerance."""
+
+    kind: str
+    tol: float
+    error: float
+    product_error: float
+    nodes: int
+    fewest: int
+
+
+def grids(seeds: Sequence[int], asked: Sequence[float] = ASKED) -> list[Grids]:
+    """The errors of the grids that `auto` chooses for random profiles, and the fewest nodes that would have done."""
+    found = []
+    for seed in seeds:
+        case, kind = Sized.random(seed), KINDS[seed % len(KINDS)]
+        for tol in asked:
+            grid = nf.DepthGrid.auto(case.W, tol)
+            errors = case.error(grid), case.product_error(grid)
+            found.append(Grids(kind, tol, *errors, len(grid), case.fewest(tol, grid)))
+    return found
+
+
+def said(found: Sequence[Grids], of: str) -> str:
+    """One row of the table of `grids`."""
+    parts = np.array([f.error / f.tol for f in found])
+    excess = np.array([f.nodes - f.fewest for f in found])
+    lower, middle, upper = np.quantile(parts, (0.25, 0.5, 0.75))
+    return (
+        f"| {of} | {parts.max():.2f} | {lower:.2g} / {middle:.2g} / {upper:.2g} | {(parts >= 0.01).mean():.0%} | "
+        f"{max(f.product_error / f.tol for f in found):.1g} | {np.median([f.nodes for f in found]):g} | "
+        f"{np.median(excess):g}, {excess.max()} |"
+    )
+
+
+def study_of_grids(count: int = 200) -> None:
+    found = grids(range(count))
+    print("| profiles | largest error / tol | quartiles | at least tol/100 | z | nodes | above the fewest |")
+    print("|---|---|---|---|---|---|---|")
+    for tol in ASKED:
+        print(said([f for f in found if f.tol == tol], f"tol {tol:g}"))
+    for kind in KINDS:
+        print(said([f for f in found if f.kind == kind], kind))
+    print(said(found, "all"))
+    solved = [s for s in range(count) if dimension(s) <= SOLVED][:20]
+    worst = max(Sized.random(seed).by_scipy() for seed in solved)
+    print(f"\nReference against DOP853 at 1e-13, {len(solved)} profiles: {worst:.1e}")
+
+
+def claims() -> None:
     rows = {
         "continuous model − intrinsic limit, random twist and shift, d = 2 … 16, 32 depth nodes": max(
             limit_error(d, seed) for d in (2, 3, 5, 8, 16) for seed in SEEDS[:2]
@@ -116,6 +301,13 @@ def main() -> None:
         print(f"| {claim} | {figure:.0e} |")
     ratios = depth_ratios()
     print(f"| depth_error over the true depth error, 21 grids | {min(ratios):.2g} … {max(ratios):.2g} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", nargs="?", default="claims", choices=("claims", "grids"))
+    torch.set_num_threads(1)
+    {"claims": claims, "grids": study_of_grids}[parser.parse_args().section]()
 
 
 if __name__ == "__main__":

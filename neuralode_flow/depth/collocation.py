@@ -20,7 +20,7 @@ from torch import Tensor
 from ..display import said
 from .engine import choose
 from .grid import DepthGrid, check_grid, nodes_said
-from .panels import doubled, gauss_matrix, halves, over_panels, solve, stages
+from .panels import doubled, gauss_matrix, halves, over_panels, propagators, solve, stages
 from .products import outside
 
 
@@ -59,11 +59,7 @@ class Collocation:
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
-        solved = stages(self.grid, W)
-        before, after, z = outside(solved.across)
-        forward = solved.forward @ before.unsqueeze(-3)
-        backward = after.unsqueeze(-3) @ solved.backward.mT
-        return forward.flatten(-4, -3), backward.flatten(-4, -3), z
+        return propagators(self.grid, W)
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""

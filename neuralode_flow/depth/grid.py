@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,10 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
-from .panels import solve
-from .probes import probes
+from .sizing import sized
 
 Profile = Callable[[float], Tensor]
 
-_ORDERS = (4, 6, 8, 10, 12, 16, 20, 24, 32)
-_MAX_PANELS = 64
 _DENSE = 512  # nodes up to which interpolation is one product with a full matrix
 MOST_NODES, MOST_ORDER = 2**18, 2**10  # of a grid, and of one panel: the rule of a panel costs order³
 
@@ -141,12 +138,19 @@ class DepthGrid:
 
     @classmethod
     def auto(cls, W: Profile, tol: float) -> DepthGrid:
-        """The grid with the fewest nodes on which W, and X with X' = W X, are resolved to `tol`.
+        """The grid with the fewest nodes on which the velocity at the nodes and z are right to `tol`.
 
-        On every panel the Legendre coefficients of W and of W X are computed; a grid is accepted when the last two
-        of them are below `tol` times the largest value of the same function, and W is what they say at 1597 depths,
-        at most 7e-4 apart, that no grid has among its nodes (`depth.probes`; fewer, and further apart, for d > 36).
-        A feature of W that is narrower than that can be missed.
+        The error of P(1,s)ᵀ G P(s,0)ᵀ is at most `tol` ‖G‖ max ‖P(1,s)‖ ‖P(s,0)‖ at every node and for every gradient
+        G, in Frobenius norms; for random G that is `tol` times the velocity. That of z is at most `tol` ‖z‖. Both are
+        measured against twice as many panels of 32 nodes as resolve W: the Legendre coefficients of W and of X' = W X
+        fall below `tol` on each, and W is what they say at 1597 depths, at most 7e-4 apart, that no grid has among its
+        nodes (`depth.probes`; fewer, and further apart, for d > 36). A feature of W that is narrower can be missed.
+
+        Between the nodes the state may be off W by up to √tol times its largest value. The velocity has of that what
+        ∫₀ˢ P(1,r) δW(r) P(r,0) dr holds at the nodes s, small since δW vanishes at them, and z only the square, as
+        Gauss nodes integrate; both are in the errors above. To see W between the nodes, interpolate a finer grid.
+
+        Panels are so short that h max ‖W‖₂ ≤ 4 where 64 of them can be: on longer ones a velocity takes far longer.
 
         Parameters
         ----------
@@ -162,28 +166,7 @@ class DepthGrid:
         """
         if positive("tol", tol) < np.finfo(float).eps:
             raise ValueError(f"tol must be at least 2.2e-16, the round-off of float64, got {tol!r}; use 1e-14 or more")
-        sizes = sorted(
-            ((2**k, m) for k in range(_MAX_PANELS.bit_length()) for m in _ORDERS), key=lambda size: size[0] * size[1]
-        )
-        depths = probes(sample(W, torch.tensor([0.5])).numel())
-        seen = sample(W, depths)
-        for panels, order in sizes:
-            grid = cls.gauss(panels, order)
-            values = sample(W, grid.nodes)
-            largest = float(values.abs().max())
-            if largest > (torch.finfo(values.dtype).max / len(grid)) ** 0.5:
-                raise ValueError(f"W is too large for {values.dtype}, got an entry of {largest:.3g}; scale it down")
-            matrix = torch.from_numpy(grid.rule.integrate / panels).to(values)
-            forward = solve(matrix, grid.panelled(values)).flatten(-4, -3)
-            if (
-                max(grid.tail(values), grid.tail(values @ forward) / panels) <= tol
-                and grid.misses(values, depths, seen) <= tol
-            ):
-                return grid
-        raise ValueError(
-            f"W is not resolved to tol={tol} by {_MAX_PANELS} panels of {_ORDERS[-1]} nodes: it is rough or oscillates "
-            f"fast in s; raise tol, or choose a grid with DepthGrid.gauss(panels, order)"
-        )
+        return sized(cls.gauss, partial(sample, W), tol)
 
     def __len__(self) -> int:
         return self.panels * self.order

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import matrices
 from ..modes import hidden
-from .products import identity_like
+from .products import identity_like, outside
 
 if TYPE_CHECKING:
     from .grid import DepthGrid
@@ -92,6 +92,15 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
     forward, backward = halves(grid, solve(gauss_matrix(grid, W), doubled(local)))
     across = identity_like(local[..., 0, :, :]) + over_panels(grid, local @ forward)
     return Stages(forward, backward, across)
+
+
+def propagators(grid: DepthGrid, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
+    solved = stages(grid, W)
+    before, after, z = outside(solved.across)
+    forward = solved.forward @ before.unsqueeze(-3)
+    backward = after.unsqueeze(-3) @ solved.backward.mT
+    return forward.flatten(-4, -3), backward.flatten(-4, -3), z
 
 
 def gauss_matrix(grid: DepthGrid, W: Tensor) -> Tensor:
