@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
@@ -54,6 +56,23 @@ class Around:
     def loss(self, loss: Loss) -> None:
         self.flow = copy.copy(self.flow)
         self.flow.loss = loss
+
+
+def own_velocity(flow: Any, kind: type[Any]) -> bool:
+    """Whether the velocity of a flow is that of its kind, and no subclass or user has put another in its place."""
+    return type(flow).velocity is kind.velocity and "velocity" not in vars(flow)
+
+
+def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> Tensor:
+    """The matrix `(n, n)` of a derivative that takes many directions in one call."""
+    if derivative is None:
+        raise ValueError(
+            f"state {tuple(state.shape)} has a velocity whose derivative is not known: ask knows_jacobian first, and "
+            f"give the loss a method hessian(z, direction)"
+        )
+    n = state.numel()
+    basis = torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)
+    return derivative(basis).reshape(n, n).mT
 
 
 def flow_said(flow: Any, *parts: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 from ..modes import array_of, bare, plain
+from .base import as_matrix, own_velocity
 
 # Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
 # and its singular vectors are taken.
@@ -94,6 +96,8 @@ class LogPolarFlow:
         """What a velocity is made of; in NumPy, whose calls cost a third of torch's, where that is the same."""
         array = array_of(state)
         Q, ell, V = _factors(state if array is None else array)
+        G: Any
+        log_rate: Any
         # A trial step may go anywhere: its numbers stay finite, so that the method sees its error and rejects it.
         ell = ell.clip(max=_largest(state.dtype))
         QV = Q @ V
@@ -111,17 +115,17 @@ class LogPolarFlow:
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The derivative of the velocity at a state, a function of directions `(..., 2, d, d)`; None where unknown.
 
-        With Q moving by QΩ, S by H, B = QᵀG and φ_ab = A_ab σ_a, the sum −V [φ ∘ VᵀBV] Vᵀ in S' moves by the change of B
-        and by
+        With Q moving by QΩ, S by H, B = QᵀG and φ_ab = A_ab σ_a, the sum −V [φ ∘ VᵀBV] Vᵀ in S' moves by the change
+        of B and by
 
             −V [Σ_c φ_{ac,b} H̃_ac E_cb + Σ_c φ_{a,cb} E_ac H̃_cb] Vᵀ,   φ_{ac,b} = (φ_ab − φ_cb) / (ℓ_a − ℓ_c)
 
         in the frame of V, H̃ = VᵀHV (Daleckii and Krein; derived here for both factors of the form); Q' alike. It is
         that of states whose Q is orthogonal, to which those of a run are near, and needs `hessian` of the loss.
         """
-        hessian = getattr(self.loss, "hessian", None)
-        if hessian is None or not plain(state) or type(self).velocity is not LogPolarFlow.velocity:
+        if not self.knows_jacobian(state):
             return None
+        hessian = cast(Any, self.loss).hessian
         with np.errstate(all="ignore"):
             z, QV, ell, V, E, stretch, turn = map(_tensor, self._frame(state)[1:])
         D, sigma, between = E - E.mT, torch.exp(ell), torch.exp(log_logmean(ell))
@@ -170,8 +174,12 @@ class LogPolarFlow:
             found.append(torch.where(close, (slope.unsqueeze(-2) + slope.unsqueeze(-3)) / 2, apart))
         return found
 
-    def jacobian(self, state: Tensor) -> Tensor | None:
-        """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state; None where unknown."""
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """Whether the loss has a `hessian`, and nothing but numbers is asked for."""
+        return own_velocity(self, LogPolarFlow) and hasattr(self.loss, "hessian") and plain(state)
+
+    def jacobian(self, state: Tensor) -> Tensor:
+        """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
         return as_matrix(self.linearised(state), state)
 
     def rate(self, state: Tensor) -> Tensor:
@@ -188,15 +196,6 @@ class LogPolarFlow:
     def law(self, state: Tensor) -> Tensor:
         """No function of z is conserved for every loss: an empty tensor `(..., 0, d, d)`."""
         return state.new_empty(*state.shape[:-3], 0, *state.shape[-2:])
-
-
-def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> Tensor | None:
-    """The matrix `(n, n)` of a derivative that takes many directions in one call; None of None."""
-    if derivative is None:
-        return None
-    n = state.numel()
-    basis = torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)
-    return derivative(basis).reshape(n, n).mT
 
 
 class _Frame(NamedTuple):
@@ -266,7 +265,14 @@ def _orthogonal(Q: Any) -> Any:
 
 def _one(Q: Any) -> Any:
     d = Q.shape[-1]
-    return np.eye(d) if isinstance(Q, np.ndarray) else torch.eye(d, dtype=Q.dtype, device=Q.device)
+    return _identity(d) if isinstance(Q, np.ndarray) else torch.eye(d, dtype=Q.dtype, device=Q.device)
+
+
+@lru_cache(maxsize=8)
+def _identity(d: int) -> np.ndarray:
+    one = np.eye(d)
+    one.flags.writeable = False
+    return one
 
 
 def _whole(QV: Any, ell: Any, V: Any) -> Any:

@@ -58,5 +58,14 @@ class LogMean:
         minus_2r = torch.where(a == b, -_TINY, -2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2)).abs())
         return torch.maximum(a, b).square() * (torch.expm1(minus_2r) / minus_2r)
 
+    def slope(self, sigma: Tensor) -> Tensor:
+        """∂K_ab/∂σ_a = 2σ_a (r − 1 + e^{−r})/r² with r = 2 log(σ_a/σ_b), `(..., d, d)`; for σ > 0."""
+        ell = torch.log(sigma)
+        r = 2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2))
+        near = r.abs() < 0.05
+        series = 1 / 2 - r / 6 * (1 - r / 4 * (1 - r / 5 * (1 - r / 6 * (1 - r / 7))))
+        safe = torch.where(near, 1.0, r)
+        return 2 * sigma.unsqueeze(-1) * torch.where(near, series, (safe + torch.expm1(-safe)) / safe.square())
+
 
 KERNELS.register("logmean")(LogMean)
