@@ -84,7 +84,7 @@ class DividedDifference:
         """
         logs, before, after = self._products(sigma)
         shares = torch.softmax(-logs, dim=-1)  # of 1/(x_a + c_j) in their sum
-        earlier = _running_sum(shares) - shares
+        earlier = torch.nn.functional.pad(_running_sum(shares[..., :-1]), (1, 0))
         root = sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.5).unsqueeze(-1)
         return self.time_scale * 2 * ((before * earlier / root) @ after.mT)
 
