@@ -65,6 +65,7 @@ def carried(loss, kernel, before):
             return whole(state)
 
         flow.velocity = velocity
+        flow.knows_jacobian = lambda state: True  # its velocity is still the one that is derived
         return flow
 
     return carrier

@@ -253,7 +253,7 @@ def _orthogonal(Q: Any) -> Any:
     xp, one = _library(Q), _one(Q)
     for _ in range(_SWEEPS):
         off = _mT(Q) @ Q - one
-        size = off.shape[-1] * float(abs(off).max())
+        size = off.shape[-1] * float(abs(off if xp is np else off.detach()).max())
         if not size <= _FAR:
             U, _, Vh = xp.linalg.svd(Q)
             return U @ Vh
