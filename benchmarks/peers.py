@@ -224,6 +224,96 @@ class Diffrax:
         return -Y[:0:-1] @ X[1:-1].transpose(0, 2, 1)
 
 
+class Closed:
+    """The closed equation ż = −U (K ∘ (UᵀGV)) Vᵀ of infinite depth for a regression, as one would write it by hand.
+
+    With its Jacobian, from the divided differences of K in the squares of the singular values; in NumPy, or in JAX.
+
+    Parameters
+    ----------
+    loss : Regression
+    xp : module
+        numpy or jax.numpy.
+    """
+
+    def __init__(self, loss: nf.Regression, xp: Any = np) -> None:
+        x, y = loss._x.numpy(), loss._y.numpy()
+        R = np.eye(x.shape[1]) if loss.readout is None else loss.readout.numpy()
+        self.xp, self.d = xp, x.shape[1]
+        self.left, self.right, self.start = (xp.asarray(M) for M in (R.T @ R, x.T @ x, R.T @ y.T @ x))
+        self.hessian = xp.kron(self.left, self.right)
+
+    def _parts(self, y: Any) -> tuple[Any, ...]:
+        """U, σ, Vᵀ, K and UᵀGV, and of each pair log(x_a/x_b), x_a − x_b with x = σ², and whether they meet."""
+        xp, z = self.xp, y.reshape(self.d, self.d)
+        U, sigma, Vh = xp.linalg.svd(z)
+        x = sigma**2
+        r, gap = xp.log(x[:, None] / x), x[:, None] - x
+        near = abs(r) < 1e-4
+        K = xp.where(near, xp.sqrt(x[:, None] * x) * (1 + r**2 / 24), gap / xp.where(near, 1.0, r))
+        return U, sigma, Vh, K, U.T @ (self.left @ z @ self.right - self.start) @ Vh.T, r, gap, near
+
+    def velocity(self, y: Any) -> Any:
+        U, _, Vh, K, E, *_ = self._parts(y)
+        return -(U @ (K * E) @ Vh).ravel()
+
+    def jacobian(self, y: Any) -> Any:
+        xp, d = self.xp, self.d
+        U, sigma, Vh, K, E, r, gap, near = self._parts(y)
+        safe = xp.where(abs(r) < 1e-2, 1.0, r)
+        series = 1 / 2 - r / 6 + r**2 / 24 - r**3 / 120 + r**4 / 720
+        slope = xp.where(abs(r) < 1e-2, series, (safe + xp.expm1(-safe)) / safe**2)
+        apart = (K[:, None] - K[None]) / xp.where(near, 1.0, gap)[:, :, None]
+        k = xp.where(near[:, :, None], (slope[:, None] + slope[None]) / 2, apart)  # [a, c, b]
+        one = xp.eye(d)
+        rows, columns = k * E[None], xp.einsum("bca,ac->abc", k, E)
+        T = xp.einsum("acb,c,ap->abpc", rows, sigma, one) + xp.einsum("acb,a,aq->abcq", rows, sigma, one)
+        T = T + xp.einsum("abc,b,bp->abpc", columns, sigma, one) + xp.einsum("abc,c,bq->abcq", columns, sigma, one)
+        W = xp.kron(U, Vh.T)
+        return -W @ (T.reshape(d * d, d * d) @ W.T + K.reshape(-1, 1) * (W.T @ self.hessian))
+
+    def scipy(self, z0: Tensor, times: Tensor, tolerance: float, method: str = "Radau") -> Tensor:
+        """z at the times by `solve_ivp`."""
+        path = solve_ivp(
+            lambda t, y: self.velocity(y),
+            (float(times[0]), float(times[-1])),
+            z0.numpy().ravel(),
+            method,
+            t_eval=times.numpy(),
+            jac=lambda t, y: self.jacobian(y),
+            rtol=tolerance,
+            atol=tolerance / 100,
+        )
+        return torch.from_numpy(path.y.T.reshape(-1, *z0.shape))
+
+    @staticmethod
+    def diffrax(loss: nf.Regression, z0: Tensor, times: Tensor, method: str) -> Callable[[float], Any]:
+        """A compiled function of the tolerance that gives z at the times by `diffrax.diffeqsolve`."""
+        lib = _jax()
+        closed, jax, diffrax = Closed(loss, lib.numpy), lib.jax, lib.diffrax
+        velocity = jax.custom_jvp(closed.velocity)
+        velocity.defjvp(lambda y, moved: (closed.velocity(y[0]), closed.jacobian(y[0]) @ moved[0]))
+        start, ts = lib.numpy.asarray(z0.numpy().ravel()), lib.numpy.asarray(times.numpy())
+
+        def solve(tolerance: Any) -> Any:
+            path = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, y, _: velocity(y)),
+                getattr(diffrax, method)(),
+                ts[0],
+                ts[-1],
+                None,
+                start,
+                saveat=diffrax.SaveAt(ts=ts),
+                stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
+                max_steps=MOST_STEPS,
+                throw=False,
+            )
+            return path.ys.reshape(-1, *z0.shape)
+
+        compiled = jax.jit(solve)
+        return lambda tolerance: compiled(tolerance).block_until_ready()
+
+
 def _jax() -> SimpleNamespace:
     """jax, jax.numpy and diffrax, in double precision."""
     try:

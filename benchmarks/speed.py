@@ -1,7 +1,7 @@
 """Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, steps, memory, kernels, imports, and study, which runs only when it is
-named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
+Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports, and study, which runs only when it
+is named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
 --figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
 
 Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
@@ -24,6 +24,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ import numpy as np
 import peers
 import torch
 from harness import Row, Section, alternated, contest, machine, needed, table, trial, versions
+from solvers import synthetic
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -40,6 +42,7 @@ from neuralode_flow.depth.grid import Profile
 from neuralode_flow.files import atomic_write
 from neuralode_flow.flows.base import Flow
 from neuralode_flow.initial import random_shift, random_twist
+from neuralode_flow.problems import PROBLEMS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
@@ -47,7 +50,8 @@ FIGURE = HERE.parent / "docs" / "images" / "work_precision.png"
 
 PANELS, ORDER = 1, 13  # the depth grid of velocities: the fewest nodes that meet the bar
 COMPOSITE = (4, 6)  # panels and order of the rows without peers, as a grid for W that is less smooth would be
-BAR, FLOW_BAR = 1e-8, 1e-7  # relative errors in the max norm: of a velocity, of z after training
+# Relative errors in the max norm: of a velocity, of z after training, of z along stiff training.
+BAR, FLOW_BAR, STIFF_BAR = 1e-8, 1e-7, 5e-7
 TOLERANCES = tuple(10.0**-k for k in range(6, 14))
 TIGHTEST = 1e-13
 INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
@@ -68,6 +72,7 @@ class Size:
     flow_tolerances: tuple[float, ...] = tuple(10.0**-k for k in range(3, 13))
     memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
     kernels: tuple[int, ...] = (16, 64, 256)
+    stiff: float = 1e3  # the last training time
     study: tuple[int, ...] | None = None  # depths; those of the default config when left out
     rounds: int = 15
     budget: float = 30.0  # seconds of the rounds of one row; three are always done
@@ -84,6 +89,7 @@ QUICK = Size(
     flow_tolerances=(1e-3, 1e-9),
     memory=(("finite", 16384, 16), ("continuous", 24, 256)),
     kernels=(16,),
+    stiff=20.0,
     study=(4, 8),
     rounds=3,
     budget=1.0,
@@ -524,6 +530,44 @@ def kernels(size: Size) -> Section:
     return Section(rows, {"layers of DividedDifference": 64})
 
 
+def stiff(size: Size) -> Section:
+    """The closed equation in z on ill-conditioned data, where only implicit methods get far; error in tolerances."""
+    end, rows = size.stiff, []
+    problem = PROBLEMS["breast_cancer"]()
+    cases = {"breast_cancer": (problem.loss, problem.z0), "condition 1e6": (synthetic(), torch.eye(8))}
+    for name, (loss, z0) in cases.items():
+        times = torch.cat((torch.zeros(1), torch.logspace(0, math.log10(end), 4)))
+        flow, closed = nf.IntrinsicFlow(loss, nf.LogMean()), peers.Closed(loss)
+        reference = closed.scipy(z0, times, 1e-12)
+
+        def ours(tolerance: float, method: str = "auto", flow=flow, z0=z0, times=times) -> nf.Trajectory:
+            return nf.integrate(flow, z0, times, method, tolerance, tolerance / 100, throw=True)
+
+        def error(z: Any, reference=reference) -> float:
+            return relative(z, reference, 2)
+
+        contestants: dict[str, dict[Hashable, Callable[[float], Any]]] = {
+            "ours": {m: lambda tolerance, m=m, ours=ours: ours(tolerance, m).z for m in ("auto", "BDF")},
+            "SciPy": {m: partial(closed.scipy, z0, times, method=m) for m in ("Radau", "BDF")},
+        }
+        if find_spec("diffrax"):
+            contestants["diffrax"] = {"Kvaerno5": peers.Closed.diffrax(loss, z0, times, "Kvaerno5")}
+        tolerances = tuple(10.0 ** (-k / 2) for k in range(8, 20))
+        winners = {
+            side: needed(contest(peer, error, STIFF_BAR, tolerances, size.longest), side)
+            for side, peer in contestants.items()
+        }
+        notes: dict[str, Any] = {side: winner.note for side, winner in winners.items()}
+        notes["evaluations"] = ours(winners["ours"].tolerance, str(winners["ours"].variant)).stats["evaluations"]
+        for tolerance in (1e-6, 1e-8, 1e-10):
+            distance = torch.linalg.matrix_norm(ours(tolerance).z - reference)
+            allowed = tolerance / 100 + tolerance * torch.linalg.matrix_norm(reference)
+            notes[f"error / tolerance at {tolerance:g}"] = float((distance / allowed).max())
+        samples = alternated({side: winner.call for side, winner in winners.items()}, size, time.process_time)
+        rows.append(Row(f"{name}, t ≤ {end:g}", samples, [(side, "ours") for side in list(winners)[1:]], notes))
+    return Section(rows, {"bar": STIFF_BAR, "seconds": "of processor time"})
+
+
 def memory(size: Size) -> Section:
     """The peak memory of one velocity above that of its state, in units of the state, in a process of its own."""
     rows = []
@@ -656,6 +700,7 @@ SECTIONS: dict[str, Callable[[Size], Section]] = {
     "ensemble": ensemble,
     "flow": flow,
     "kernels": kernels,
+    "stiff": stiff,
 }
 DEFAULT = tuple(name for name in SECTIONS if name != "study")
 

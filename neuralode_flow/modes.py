@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from .compat import torch_modes
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Numbers up to which a tensor is small: beyond, what is computed takes longer than the calls.
+_SMALL = 2048
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 _transform, _dispatch_modes, _tracing_state, _forward_level, _is_wrapped, _is_batched, _unwrapped = torch_modes()
@@ -51,6 +55,15 @@ def bare(tensor: Tensor) -> bool:
 def plain(tensor: Tensor) -> bool:
     """`bare`, and in eager mode: what is written in C or into given memory may take it."""
     return eager() and bare(tensor)
+
+
+def array_of(tensor: Tensor) -> np.ndarray | None:
+    """The numbers of a tensor in NumPy, whose calls cost less; None where that would not be the same.
+
+    That is for small float64 tensors on the CPU, of `plain` ones.
+    """
+    ours = tensor.dtype == torch.float64 and tensor.is_cpu and tensor.numel() <= _SMALL and plain(tensor)
+    return tensor.detach().numpy() if ours else None
 
 
 def ordinary(tensor: Tensor) -> bool:

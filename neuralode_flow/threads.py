@@ -21,6 +21,20 @@ def _controller(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def _limit() -> None:
+    _restores.enter_context(_controller(len(sys.modules)).limit(limits=1, user_api="blas"))
+
+
+@contextmanager
+def late_blas() -> Iterator[None]:
+    """Around an import: a BLAS that it loads has one thread too, while `one_blas_thread` lasts."""
+    before = len(sys.modules)
+    yield
+    with _lock:
+        if _inside and len(sys.modules) > before:
+            _limit()
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """While it lasts, BLAS below NumPy and SciPy runs on one thread.
@@ -32,7 +46,7 @@ def one_blas_thread() -> Iterator[None]:
     global _inside
     with _lock:
         if _inside == 0:
-            _restores.enter_context(_controller(len(sys.modules)).limit(limits=1, user_api="blas"))
+            _limit()
         _inside += 1
     try:
         yield

@@ -54,17 +54,17 @@ def distance(a, b):
 
 
 def carried(loss, kernel, before):
-    """The `carrier` of an intrinsic flow that calls `before` ahead of each velocity, in the coordinates of the run."""
+    """The `carrier` of an intrinsic flow that calls `before` ahead of each velocity and Jacobian."""
 
     def carrier():
         flow = nf.IntrinsicFlow(loss, kernel).carrier()
-        whole = flow.velocity
+        velocity, jacobian = flow.velocity, flow.jacobian
 
-        def velocity(state):
-            before()
-            return whole(state)
+        def after(whole):
+            return lambda state: (before(), whole(state))[1]
 
-        flow.velocity = velocity
+        flow.velocity, flow.jacobian = after(velocity), after(jacobian)
+        flow.knows_jacobian = lambda state: True  # its velocity is still the one that is derived
         return flow
 
     return carrier

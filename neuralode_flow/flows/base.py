@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
@@ -65,6 +66,23 @@ def restricted(flow: Any, members: Sequence[int], index: Tensor) -> Any:
     some = copy.copy(flow)
     some.loss = select(members, index)
     return some
+
+
+def own_velocity(flow: Any, kind: type[Any]) -> bool:
+    """Whether the velocity of a flow is that of its kind, and no subclass or user has put another in its place."""
+    return type(flow).velocity is kind.velocity and "velocity" not in vars(flow)
+
+
+def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> Tensor:
+    """The matrix `(n, n)` of a derivative that takes many directions in one call."""
+    if derivative is None:
+        raise ValueError(
+            f"state {tuple(state.shape)} has a velocity whose derivative is not known: ask knows_jacobian first, and "
+            f"give the loss a method hessian(z, direction)"
+        )
+    n = state.numel()
+    basis = torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)
+    return derivative(basis).reshape(n, n).mT
 
 
 def flow_said(flow: Any, *parts: str) -> str:

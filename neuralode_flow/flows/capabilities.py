@@ -179,6 +179,16 @@ class Linearises(Protocol):
         """The derivative of the velocity at a state, a function of a direction; None where it is not known."""
 
 
+class KnowsJacobian(Protocol):
+    """Makes the derivative of its velocity as a whole, for implicit methods and states of a few hundred numbers."""
+
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """Whether it does so, with its loss, for states of this kind."""
+
+    def jacobian(self, state: Tensor) -> Tensor:
+        """The derivative as a matrix `(n, n)` of the n numbers of a state."""
+
+
 class Carried(Protocol):
     """Is integrated in other coordinates than its own where that is better."""
 

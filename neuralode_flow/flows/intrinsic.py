@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..kernels import Kernel, LogKernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from ..modes import hidden, plain, uncompiled
-from .base import check_matrices, flow_said
+from .base import as_matrix, check_matrices, flow_said, own_velocity
 from .polar import LogPolarFlow
 
 
@@ -91,6 +92,47 @@ class IntrinsicFlow:
         """ż under another loss."""
         return IntrinsicFlow(loss, self.kernel).velocity(z)
 
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """Whether the loss has a `hessian` and the kernel a `slope`, and nothing but numbers is asked for."""
+        known = hasattr(self.loss, "hessian") and hasattr(self.kernel, "slope")
+        return known and own_velocity(self, IntrinsicFlow) and plain(state)
+
+    def jacobian(self, state: Tensor) -> Tensor:
+        """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
+        return as_matrix(self.linearised(state), state)
+
+    @uncompiled
+    def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The derivative of the velocity at a state, a function of directions `(..., d, d)`; None where unknown.
+
+        With E = UᵀGV and H̃ = UᵀHV, the velocity −U (K ∘ E) Vᵀ moves along H by the change of G and by
+
+            −U [Σ_c K_{ac,b} P_ac E_cb + Σ_c E_ac R_cb K_{bc,a}] Vᵀ,   K_{ac,b} = (K_ab − K_cb) / (σ_a − σ_c),
+
+        P_ac = (H̃_ac σ_c + σ_a H̃_ca)/(σ_a + σ_c) and R_cb = (σ_c H̃_cb + H̃_bc σ_b)/(σ_c + σ_b), the changes of (zzᵀ)^½
+        and (zᵀz)^½ (Daleckii and Krein, for functions of both; derived here). It holds where singular values meet, and
+        needs `hessian` of the loss and `slope` of the kernel.
+        """
+        if not self.knows_jacobian(state):
+            return None
+        hessian = cast(Any, self.loss).hessian
+        U, sigma, Vh = torch.linalg.svd(state)
+        K, E = self.kernel(sigma), U.mT @ self.loss.gradient(state) @ Vh.mT
+        divided = _divided(sigma, K, cast(Any, self.kernel).slope(sigma))
+        a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
+        both = (a + b).clamp(min=torch.finfo(sigma.dtype).tiny)
+        of_rows, of_columns = divided * E.unsqueeze(-3), divided * E.mT.unsqueeze(-3)
+
+        def product(direction: Tensor) -> Tensor:
+            H = U.mT @ direction @ Vh.mT
+            left = (H * b + a * H.mT) / both
+            right = (a * H + H.mT * b) / both
+            moved = (left.unsqueeze(-2) @ of_rows).squeeze(-2) + (right.unsqueeze(-2) @ of_columns).squeeze(-2).mT
+            moved = moved + K * (U.mT @ hessian(state.expand_as(direction), direction) @ Vh.mT)
+            return -U @ moved @ Vh
+
+        return product
+
     def product(self, state: Tensor) -> Tensor:
         """z is the state itself."""
         return state
@@ -98,6 +140,18 @@ class IntrinsicFlow:
     def law(self, state: Tensor) -> Tensor:
         """No function of z is conserved for every loss: an empty tensor `(..., 0, d, d)`."""
         return state.new_empty(*state.shape[:-2], 0, *state.shape[-2:])
+
+
+# Singular values whose difference is at most that part of the largest have their divided difference from slopes.
+_CLOSE = 3e-6
+
+
+def _divided(sigma: Tensor, K: Tensor, slope: Tensor) -> Tensor:
+    """(K_ab − K_cb) / (σ_a − σ_c) at [a, c, b]; the mean of the slopes ∂K_ab/∂σ_a and ∂K_cb/∂σ_c where they meet."""
+    gap = sigma.unsqueeze(-1) - sigma.unsqueeze(-2)
+    close = (gap.abs() <= _CLOSE * sigma[..., :1, None]).unsqueeze(-1)
+    apart = (K.unsqueeze(-2) - K.unsqueeze(-3)) / gap.unsqueeze(-1).masked_fill(close, 1.0)
+    return torch.where(close, (slope.unsqueeze(-2) + slope.unsqueeze(-3)) / 2, apart)
 
 
 def _check_distinct(sigma: Tensor) -> None:

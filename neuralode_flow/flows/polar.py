@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
+from ..modes import array_of, bare, plain
+from .base import as_matrix, own_velocity
 
 # Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
 # and its singular vectors are taken.
 _FAR, _SWEEPS = 0.5, 6
+
+# Logarithms of singular values that are as close have their divided difference from derivatives, taken with that step:
+# both are right to about 1e-11.
+_CLOSE, _STENCIL = 1e-5, 2e-3
 
 
 class LogPolarFlow:
@@ -76,15 +85,102 @@ class LogPolarFlow:
 
     def velocity(self, state: Tensor) -> Tensor:
         """(Q', S'), shape `(..., 2, d, d)`."""
-        Q, ell, V = _factors(state)
+        with np.errstate(all="ignore"):  # what is not finite is looked for by those who ask
+            frame = self._frame(state)
+            xp, QV, V = frame.xp, frame.QV, frame.V
+            stretch = frame.stretch * frame.E
+            turn = frame.turn * (frame.E - _mT(frame.E))
+            return _tensor(-xp.stack((QV @ turn @ _mT(V), V @ (stretch + _mT(stretch)) @ _mT(V)), -3))
+
+    def _frame(self, state: Tensor) -> _Frame:
+        """What a velocity is made of; in NumPy, whose calls cost a third of torch's, where that is the same."""
+        array = array_of(state)
+        Q, ell, V = _factors(state if array is None else array)
+        G: Any
+        log_rate: Any
         # A trial step may go anywhere: its numbers stay finite, so that the method sees its error and rejects it.
-        ell = ell.clamp(max=_largest(ell.dtype))
+        ell = ell.clip(max=_largest(state.dtype))
         QV = Q @ V
-        E = QV.mT @ self.loss.gradient(_whole(QV, ell, V)) @ V
-        log_rate = self.kernel.log_rate(ell)
-        stretch = torch.exp(log_rate + ell.unsqueeze(-1)) * E
-        turn = torch.exp(log_rate + log_logmean(ell)) * (E - E.mT)
-        return -torch.stack((QV @ turn @ V.mT, V @ (stretch + stretch.mT) @ V.mT), dim=-3)
+        z = _whole(QV, ell, V)
+        G, log_rate = self.loss.gradient(_tensor(z)), self.kernel.log_rate(_tensor(ell))
+        if array is not None and bare(G) and bare(log_rate):
+            G, log_rate = G.numpy(), log_rate.numpy()
+        else:
+            QV, ell, V, z = map(_tensor, (QV, ell, V, z))
+        xp = _library(ell)
+        E = _mT(QV) @ G @ V
+        stretch = xp.exp(log_rate + ell[..., None])
+        return _Frame(xp, z, QV, ell, V, E, stretch, xp.exp(log_rate + log_logmean(ell)))
+
+    def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The derivative of the velocity at a state, a function of directions `(..., 2, d, d)`; None where unknown.
+
+        With Q moving by QΩ, S by H, B = QᵀG and φ_ab = A_ab σ_a, the sum −V [φ ∘ VᵀBV] Vᵀ in S' moves by the change
+        of B and by
+
+            −V [Σ_c φ_{ac,b} H̃_ac E_cb + Σ_c φ_{a,cb} E_ac H̃_cb] Vᵀ,   φ_{ac,b} = (φ_ab − φ_cb) / (ℓ_a − ℓ_c)
+
+        in the frame of V, H̃ = VᵀHV (Daleckii and Krein; derived here for both factors of the form); Q' alike. It is
+        that of states whose Q is orthogonal, to which those of a run are near, and needs `hessian` of the loss.
+        """
+        if not self.knows_jacobian(state):
+            return None
+        hessian = cast(Any, self.loss).hessian
+        with np.errstate(all="ignore"):
+            z, QV, ell, V, E, stretch, turn = map(_tensor, self._frame(state)[1:])
+        D, sigma, between = E - E.mT, torch.exp(ell), torch.exp(log_logmean(ell))
+        rows, columns, turns = self._divided(ell)
+        # [a, c, b]: what H̃_ac does to the entry ab, and with indices turned, what H̃_bc does.
+        of_rows = rows * E.unsqueeze(-3)
+        of_columns = columns * E.unsqueeze(-3).mT
+        of_turns = turns * D.unsqueeze(-3)
+
+        def product(direction: Tensor) -> Tensor:
+            dQ, dS = direction.unbind(-3)
+            omega = QV.mT @ dQ @ V
+            omega = (omega - omega.mT) / 2
+            H = V.mT @ ((dS + dS.mT) / 2) @ V
+            moved = omega * sigma.unsqueeze(-2) + between * H
+            dz = QV @ moved @ V.mT
+            dE = QV.mT @ hessian(z.expand_as(dz), dz) @ V - omega @ E
+            along = H.unsqueeze(-2)  # (..., a, 1, c)
+            shear = stretch * dE + (along @ of_rows).squeeze(-2) + (along @ of_columns).squeeze(-2).mT
+            twist = (along @ of_turns).squeeze(-2)
+            twist = turn * (dE - dE.mT) + twist - twist.mT + omega @ (turn * D)
+            return -torch.stack((QV @ twist @ V.mT, V @ (shear + shear.mT) @ V.mT), dim=-3)
+
+        return product
+
+    def _divided(self, ell: Tensor) -> list[Tensor]:
+        """(φ_ab − φ_cb) / (ℓ_a − ℓ_c) at [a, c, b], of the factor of S', of its transpose, and of the factor of Q'.
+
+        Where ℓ_a and ℓ_c meet it is the mean of the derivatives at both, from differences of order 4 of `log_rate`.
+        """
+        d, steps = ell.shape[-1], _STENCIL * ell.new_tensor([0.0, 1.0, -1.0, 2.0, -2.0])
+        shifted = ell.unsqueeze(-2) + steps.unsqueeze(-1)  # (..., 5, d)
+        points = shifted.flatten(-2)
+        log_rate, logmean = (
+            of(points)[..., :d].unflatten(-2, (5, d)) for of in (self.kernel.log_rate, log_logmean)
+        )  # (..., 5, a, b)
+        exponents = (shifted.unsqueeze(-1), ell.unsqueeze(-2).unsqueeze(-2), logmean)
+        gap = ell.unsqueeze(-1) - ell.unsqueeze(-2)
+        close = (gap.abs() < _CLOSE).unsqueeze(-1)
+        gap = gap.unsqueeze(-1).masked_fill(close, 1.0)
+        found = []
+        for exponent in exponents:
+            at, up, down, upper, lower = torch.exp(log_rate + exponent).unbind(-3)
+            slope = (8 * (up - down) - (upper - lower)) / (12 * _STENCIL)
+            apart = (at.unsqueeze(-2) - at.unsqueeze(-3)) / gap
+            found.append(torch.where(close, (slope.unsqueeze(-2) + slope.unsqueeze(-3)) / 2, apart))
+        return found
+
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """Whether the loss has a `hessian`, and nothing but numbers is asked for."""
+        return own_velocity(self, LogPolarFlow) and hasattr(self.loss, "hessian") and plain(state)
+
+    def jacobian(self, state: Tensor) -> Tensor:
+        """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
+        return as_matrix(self.linearised(state), state)
 
     def rate(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""
@@ -102,30 +198,85 @@ class LogPolarFlow:
         return state.new_empty(*state.shape[:-3], 0, *state.shape[-2:])
 
 
-def _factors(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+class _Frame(NamedTuple):
+    """A state in the frame of the singular vectors of z, in NumPy or torch.
+
+    Attributes
+    ----------
+    xp : module
+        numpy or torch.
+    z : array
+    QV : array
+        Left singular vectors, one a column.
+    ell : array
+        Logarithms of the singular values, rising.
+    V : array
+        Right singular vectors.
+    E : array
+        VᵀQᵀGV.
+    stretch, turn : array
+        A_ab σ_a, and A_ab logmean(σ_a, σ_b).
+    """
+
+    xp: Any
+    z: Any
+    QV: Any
+    ell: Any
+    V: Any
+    E: Any
+    stretch: Any
+    turn: Any
+
+
+def _library(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else torch
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+def _mT(array: Any) -> Any:
+    """The transpose of matrices; arrays of NumPy have `mT` from release 2 on."""
+    return array.swapaxes(-1, -2)
+
+
+def _factors(state: Any) -> tuple[Any, Any, Any]:
     """The orthogonal factor of Q, and eigenvalues (rising) and eigenvectors of S."""
-    Q, S = state.unbind(-3)
-    ell, V = torch.linalg.eigh((S + S.mT) / 2)
+    Q, S = state[..., 0, :, :], state[..., 1, :, :]
+    ell, V = _library(state).linalg.eigh((S + _mT(S)) / 2)
     return _orthogonal(Q), ell, V
 
 
-def _orthogonal(Q: Tensor) -> Tensor:
+def _orthogonal(Q: Any) -> Any:
     """The orthogonal matrix nearest to Q, from which errors in time have led away a little."""
-    one = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    xp, one = _library(Q), _one(Q)
     for _ in range(_SWEEPS):
-        off = Q.mT @ Q - one
-        size = off.shape[-1] * float(torch.linalg.vector_norm(off, torch.inf))
+        off = _mT(Q) @ Q - one
+        size = off.shape[-1] * float(abs(off if xp is np else off.detach()).max())
         if not size <= _FAR:
-            U, _, Vh = torch.linalg.svd(Q)
+            U, _, Vh = xp.linalg.svd(Q)
             return U @ Vh
         Q = Q - Q @ (off / 2)
-        if size**2 <= torch.finfo(Q.dtype).eps:
+        if size**2 <= xp.finfo(Q.dtype).eps:
             break
     return Q
 
 
-def _whole(QV: Tensor, ell: Tensor, V: Tensor) -> Tensor:
-    return (QV * torch.exp(ell).unsqueeze(-2)) @ V.mT
+def _one(Q: Any) -> Any:
+    d = Q.shape[-1]
+    return _identity(d) if isinstance(Q, np.ndarray) else torch.eye(d, dtype=Q.dtype, device=Q.device)
+
+
+@lru_cache(maxsize=8)
+def _identity(d: int) -> np.ndarray:
+    one = np.eye(d)
+    one.flags.writeable = False
+    return one
+
+
+def _whole(QV: Any, ell: Any, V: Any) -> Any:
+    return (QV * _library(ell).exp(ell)[..., None, :]) @ _mT(V)
 
 
 def _largest(dtype: torch.dtype) -> float:

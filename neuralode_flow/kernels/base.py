@@ -22,6 +22,9 @@ class Kernel(Protocol):
     2. `positive_determinant` is True where its flow exists for det z > 0 only.
 
     This is measured when a flow is made of it, once for each kernel.
+
+    Where it is known, `slope(sigma)` is ∂K_ab/∂σ_a `(..., d, d)`: with it stiff methods have the Jacobian of a flow
+    that is integrated in z itself.
     """
 
     positive_determinant: bool

@@ -73,16 +73,31 @@ class DividedDifference:
 
     def __call__(self, sigma: Tensor) -> Tensor:
         check_values(sigma)
-        shifts = self.shifts.to(sigma)
-        logs = log_factors(sigma, shifts)  # (..., d, L)
+        _, before, after = self._products(sigma)
+        K = before @ after.mT
+        return self.time_scale * (K + K.mT) / 2
+
+    def slope(self, sigma: Tensor) -> Tensor:
+        """∂K_ab/∂σ_a `(..., d, d)`: the same sum with Σ_{j<k} 1/(x_a + c_j) in each term, times dx_a/dσ_a.
+
+        From p(x_a) = σ_a² the latter is 2 / (σ_a Σ_j 1/(x_a + c_j)); again all terms are positive.
+        """
+        logs, before, after = self._products(sigma)
+        shares = torch.softmax(-logs, dim=-1)  # of 1/(x_a + c_j) in their sum
+        earlier = torch.nn.functional.pad(_running_sum(shares[..., :-1]), (1, 0))
+        root = sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.5).unsqueeze(-1)
+        return self.time_scale * 2 * ((before * earlier / root) @ after.mT)
+
+    def _products(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log(x_a + c_k), and the products of the factors before k at x_a and after k at x_b: `(..., d, L)` each."""
+        logs = log_factors(sigma, self.shifts.to(sigma))
         top = logs.amax(-2, keepdim=True)
         # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
         # no partial product leaves [0, 1].
         relative, total = _relative(logs, top, sigma)
         with_own = _running_sum(relative)
         before, after = with_own - relative, with_own[..., -1:] - with_own
-        K = torch.exp(before - top + total) @ torch.exp(after).mT
-        return self.time_scale * (K + K.mT) / 2
+        return logs, torch.exp(before - top + total), torch.exp(after)
 
 
 # Up to so many layers L round-offs are few, and the plain formulas cost two thirds of the careful ones.

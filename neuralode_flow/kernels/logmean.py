@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..display import said
 from .base import KERNELS, PASSED, check_values
 
+# In place of no difference: of this one (1 − e^{−r})/r is 1.
+_TINY = 1e-30
 
-def log_logmean(ell: Tensor) -> Tensor:
-    """log logmean(x_a, x_b) of x = e^ℓ, (x_a − x_b)/(ℓ_a − ℓ_b): `(..., n)` → `(..., n, n)`. No x is formed."""
-    a, b = ell.unsqueeze(-1), ell.unsqueeze(-2)
-    r = (a - b).abs()
-    return torch.maximum(a, b) + torch.where(r > 0, torch.log(-torch.expm1(-r) / r), 0.0)
+
+def log_logmean(ell: Any) -> Any:
+    """log logmean(x_a, x_b) of x = e^ℓ, (x_a − x_b)/(ℓ_a − ℓ_b): `(..., n)` → `(..., n, n)`. No x is formed.
+
+    ℓ is a tensor or an array of NumPy.
+    """
+    xp = np if isinstance(ell, np.ndarray) else torch
+    a, b = ell[..., None], ell[..., None, :]
+    minus_r = -(abs(a - b) + _TINY)
+    return xp.maximum(a, b) + xp.log(xp.expm1(minus_r) / minus_r)
 
 
 @PASSED.tested
@@ -44,12 +53,19 @@ class LogMean:
     def __call__(self, sigma: Tensor) -> Tensor:
         check_values(sigma)
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
-        hi, lo = torch.maximum(a, b), torch.minimum(a, b)
-        ratio = (hi - lo) / lo
-        r = torch.where(torch.isinf(ratio), torch.log(hi) - torch.log(lo), torch.log1p(ratio))
-        twice_r = torch.where(hi == lo, 0.0, 2 * r)  # infinite where lo = 0, and K is 0 there
-        ratio = torch.where(twice_r > 0, -torch.expm1(-twice_r) / twice_r, 1.0)
-        return hi.square() * ratio
+        ell = torch.log(sigma)
+        # Infinite where one of both is 0, and K is 0 there.
+        minus_2r = torch.where(a == b, -_TINY, -2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2)).abs())
+        return torch.maximum(a, b).square() * (torch.expm1(minus_2r) / minus_2r)
+
+    def slope(self, sigma: Tensor) -> Tensor:
+        """∂K_ab/∂σ_a = 2σ_a (r − 1 + e^{−r})/r² with r = 2 log(σ_a/σ_b), `(..., d, d)`; for σ > 0."""
+        ell = torch.log(sigma)
+        r = 2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2))
+        near = r.abs() < 0.05
+        series = 1 / 2 - r / 6 * (1 - r / 4 * (1 - r / 5 * (1 - r / 6 * (1 - r / 7))))
+        safe = torch.where(near, 1.0, r)
+        return 2 * sigma.unsqueeze(-1) * torch.where(near, series, (safe + torch.expm1(-safe)) / safe.square())
 
 
 KERNELS.register("logmean")(LogMean)

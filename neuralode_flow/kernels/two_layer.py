@@ -47,9 +47,17 @@ class TwoLayer:
 
     def __call__(self, sigma: Tensor) -> Tensor:
         check_values(sigma)
-        # No square, which would vanish below 1e-162; without λ also differentiable at σ = 0.
-        root = torch.hypot(sigma, sigma.new_tensor(self.shift / 2)) if self.shift else sigma
+        root = self._root(sigma)
         return root.unsqueeze(-1) + root.unsqueeze(-2)
+
+    def slope(self, sigma: Tensor) -> Tensor:
+        """∂K_ab/∂σ_a = σ_a / √(σ_a² + λ²/4), `(..., d, d)`."""
+        slope = sigma / self._root(sigma) if self.shift else torch.ones_like(sigma)
+        return slope.unsqueeze(-1).expand(*sigma.shape, sigma.shape[-1])
+
+    def _root(self, sigma: Tensor) -> Tensor:
+        # No square, which would vanish below 1e-162; without λ also differentiable at σ = 0.
+        return torch.hypot(sigma, sigma.new_tensor(self.shift / 2)) if self.shift else sigma
 
 
 KERNELS.register("two_layer")(TwoLayer)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..registry import Registry
 
 # What a flow raises when its numbers leave the range in which it can be computed.
-FAILURES = (FloatingPointError, torch.linalg.LinAlgError)
+FAILURES = (FloatingPointError, torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 # What a method must remember, beside its time and state, to go on to the bit: numbers and arrays by name.
 Memory = Mapping[str, Any]
@@ -29,6 +29,14 @@ class Velocity(Protocol):
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity as a function of a direction; None where the flow has none."""
+        ...
+
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """Whether the flow makes that derivative as a matrix, in one go."""
+        ...
+
+    def jacobian(self, t: float, state: Tensor) -> Tensor:
+        """That matrix `(n, n)` of the n numbers of a state."""
         ...
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import all_finite
 from ..flows.base import restricted
-from ..flows.capabilities import Linearises, offers
+from ..flows.capabilities import KnowsJacobian, Linearises, offers
 from .base import FAILURES, Control
 from .endings import Stopped
 from .members import advice, culprits, not_finite, of_members
@@ -129,6 +129,17 @@ class Watch:
             return self._computed(t, derivative, direction)
 
         return product
+
+    def knows_jacobian(self, state: Tensor) -> bool:
+        """See Velocity."""
+        return offers(self.grid.flow, KnowsJacobian) and self.grid.flow.knows_jacobian(state)
+
+    def jacobian(self, t: float, state: Tensor) -> Tensor:
+        """See Velocity; it counts as one product, and costs about twenty velocities."""
+        self._spend(t)
+        self.evaluations += 1
+        self.products += 1
+        return self._computed(t, self.grid.flow.jacobian, state)
 
     def slowest(self, t: float, state: Tensor, control: Control) -> str:
         """Which member of a batch a step size that vanished, or an iteration that failed, is likely due to."""

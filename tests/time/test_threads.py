@@ -1,5 +1,9 @@
 """The threads of BLAS while a run is on."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
@@ -41,3 +45,22 @@ def test_runs_inside_of_runs_and_errors_restore_it():
     with pytest.raises(ZeroDivisionError):
         fails()
     assert blas() == 2
+
+
+def test_a_blas_that_comes_with_an_import_has_one_thread_too():
+    program = (
+        "import torch, neuralode_flow as nf\n"
+        "from threadpoolctl import ThreadpoolController\n"
+        "seen = []\n"
+        "flow = nf.IntrinsicFlow(nf.Quadratic(torch.eye(2)), nf.LogMean())\n"
+        "def blas(i, z):\n"
+        "    seen.append([l['num_threads'] for l in ThreadpoolController().info() if l['user_api'] == 'blas'])\n"
+        "nf.integrate(flow, 2 * torch.eye(2), [0.0, 1.0], 'CVODE_BDF', observe=blas)\n"
+        "print(len(seen[0]), len(seen[1]), max(seen[1]))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    before, after, largest = map(int, ended.stdout.split())
+    if after == before:
+        pytest.skip("the solver loads no BLAS of its own here")
+    assert largest == 1

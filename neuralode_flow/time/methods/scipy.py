@@ -35,6 +35,8 @@ class ScipyStepper(Stepper):
         super().__init__(start, name=name, **options)
         if name in DENSE and "jac" not in options:
             _check_jacobian(name, start.state.numel())
+            if start.velocity.knows_jacobian(start.state):
+                options["jac"] = self._jacobian
         self.name = name
         # A slope that is remembered: then the solver is made without an evaluation, and what it computes is replaced.
         self._slope = start.memory.get("f")
@@ -56,6 +58,12 @@ class ScipyStepper(Stepper):
 
     def _right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
         return np.array(self._slope) if self._slope is not None else to_array(self.velocity(t, to_state(y, self.state)))
+
+    def _jacobian(self, t: float, y: np.ndarray) -> np.ndarray:
+        if self._slope is not None:  # as for the slope, what is remembered comes in its place
+            return np.zeros((len(y), len(y)))
+        J = self.velocity.jacobian(t, to_state(y, self.state))
+        return to_array(J).reshape(len(y), len(y))
 
     def _restore(self, memory: Memory) -> None:
         """Puts back what `memory()` took; for methods whose memory holds a slope."""
@@ -102,13 +110,15 @@ class RadauStepper(EndingStepper):
     """Radau IIA: it also remembers its Jacobian, the factors, and the last polynomial, where the next one starts."""
 
     _NUMBERS = ("h_abs_old", "error_norm_old")
+    _OPTIONAL = (*_NUMBERS, "jac_factor")  # the latter is of Jacobians by differences
     _ARRAYS = ("LU_real", "LU_complex")
 
     def _restore(self, memory: Memory) -> None:
         super()._restore(memory)
         solver = self._solver
         solver.J, solver.current_jac = np.asarray(memory["J"]), bool(memory["current_jac"])
-        solver.jac_factor = np.asarray(memory["jac_factor"])
+        if "jac_factor" in memory:
+            solver.jac_factor = np.asarray(memory["jac_factor"])
         for name in self._NUMBERS:
             setattr(solver, name, float(memory[name]) if name in memory else None)
         for name in self._ARRAYS:
@@ -120,8 +130,8 @@ class RadauStepper(EndingStepper):
 
     def memory(self) -> dict[str, Any]:
         solver = self._solver
-        kept = super().memory() | {"J": solver.J, "current_jac": solver.current_jac, "jac_factor": solver.jac_factor}
-        kept |= {name: getattr(solver, name) for name in self._NUMBERS if getattr(solver, name) is not None}
+        kept = super().memory() | {"J": solver.J, "current_jac": solver.current_jac}
+        kept |= {name: getattr(solver, name) for name in self._OPTIONAL if getattr(solver, name) is not None}
         for name in self._ARRAYS:
             if getattr(solver, name) is not None:
                 kept[name], kept[f"{name}_pivots"] = getattr(solver, name)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ...threads import late_blas
 from ..base import METHODS, Start, Stepper
 from ..endings import Stopped
 from .scipy import to_array, to_state
@@ -20,25 +21,34 @@ _KRYLOV_DIMENSION = 10
 # States of at most this many numbers get a dense Jacobian by differences: it costs fewer evaluations, and GMRES without
 # a preconditioner takes tiny steps where atol is far below rtol times the entries.
 _DENSE = 128
+
+# Where the flow makes its Jacobian in one go it is dense up to here: d = 16 in logarithms, a factorisation of 10 ms.
+_DENSE_KNOWN = 512
+_LAPACK = 64  # numbers from which LAPACK is faster than the loops of SUNDIALS
 _NO_LIMIT = 2**31 - 1
 
 
 class CvodeStepper(Stepper):
     """Adams or BDF of variable order and step; Newton's equations by GMRES with Jacobian–vector products.
 
-    The products are exact where the flow has a linearisation, else difference quotients of the velocity; the smallest
-    states get a dense Jacobian. Between steps its own polynomial interpolates.
+    The products are exact where the flow has a linearisation, else difference quotients of the velocity. Small states
+    get a dense Jacobian: exact where the flow makes it in one go, else by differences. Between steps its own polynomial
+    interpolates.
     """
 
     one_step = False
 
     def __init__(self, start: Start, *, method: str) -> None:
-        from sksundae.cvode import CVODE, CVODEJacTimes  # only a run that needs it waits for it
+        with late_blas():
+            from sksundae.cvode import CVODE, CVODEJacTimes  # only a run that needs it waits for it
 
         super().__init__(start, method=method)
         self._derivative: Callable[[Tensor], Tensor] | None = None
-        options: dict[str, Any] = {"linsolver": "dense"}
-        if start.state.numel() > _DENSE:
+        n = start.state.numel()
+        options: dict[str, Any] = {"linsolver": "lapackdense" if n >= _LAPACK else "dense"}
+        if n <= _DENSE_KNOWN and start.velocity.knows_jacobian(start.state):
+            options["jacfn"] = self._jacobian
+        elif n > _DENSE:
             options = {"linsolver": "gmres", "krylov_dim": _KRYLOV_DIMENSION}
             if start.velocity.linearised(start.t, start.state) is not None:
                 options["jactimes"] = CVODEJacTimes(self._linearise, self._product)
@@ -55,6 +65,9 @@ class CvodeStepper(Stepper):
 
     def _right_hand_side(self, t: float, y: np.ndarray, yp: np.ndarray) -> None:
         yp[:] = to_array(self.velocity(t, to_state(y, self.state)))
+
+    def _jacobian(self, t: float, y: np.ndarray, yp: np.ndarray, J: np.ndarray) -> None:
+        J[:] = to_array(self.velocity.jacobian(t, to_state(y, self.state))).reshape(J.shape)
 
     def _linearise(self, t: float, y: np.ndarray, yp: np.ndarray) -> None:
         self._derivative = self.velocity.linearised(t, to_state(y, self.state))
