@@ -62,7 +62,7 @@ def sweepable(steepness: float, panels: int) -> bool:
     return steepness / panels <= STEEPEST or panels == PANELS[-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Truth:
     """The propagators of a profile on a grid that resolves them, `(..., N, d, d)`, and z."""
 
