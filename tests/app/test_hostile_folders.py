@@ -27,7 +27,8 @@ pytestmark = [
 
 SECRET = "the-secret-of-this-machine"
 NAMES = ("config.yaml", "summary.json", "failed.json", "results.nc", "report.html")
-SWEEP = ("study=trajectory", "problem=teacher", "problem.dimension=2", "problem.seed=0,1", "study.estimate=false")
+SWEEP = ("study=trajectory", "problem=teacher", "problem.dimension=2", "problem.seed=0,1", "study.estimate=false",
+         "figures=all")  # fmt: skip
 LAUGHS = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'ha'] * 9)}]\n" for i in range(12))
 
 
