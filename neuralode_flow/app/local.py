@@ -31,11 +31,11 @@ _OURS = ["folders"]  # hydra.callbacks
 
 def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") -> None:
     """A run in a folder; a member of a sweep has a name."""
-    from .job import run  # it imports torch
+    from .job import run as carry_out  # it imports torch
 
     quiet = member and job.machine.verbosity == "quiet"
     with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
-        run(job, command, folder, resume, member)
+        carry_out(job, command, folder, resume, member)
 
 
 def member_name(folder: Path, sweep: Path, overrides: Sequence[str]) -> str:

@@ -213,12 +213,13 @@ class Job:
 
     @cached_property
     def plain(self) -> dict[str, Any]:
-        """The resolved config, every field written out but where it was resumed."""
+        """The resolved config as its YAML is read, every field written out but where it was resumed."""
         parts = {name: getattr(self, name) for name in SECTIONS}
         sections = {
             name: asdict(part) if isinstance(part, Depth) else part.flat() for name, part in parts.items() if part
         }
-        return sections | {name: value for name, value in asdict(self.machine).items() if name != "resume"}
+        machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
+        return typing.cast("dict[str, Any]", _read_back(sections | machine))
 
     @cached_property
     def _yaml(self) -> str:
@@ -243,6 +244,13 @@ class Job:
         }
         paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
+
+
+def _read_back(node: Any) -> Any:
+    """What a reader of YAML makes of a config: it knows no tuples."""
+    if isinstance(node, Mapping):
+        return {key: _read_back(value) for key, value in node.items()}
+    return [*map(_read_back, node)] if isinstance(node, (list, tuple)) else node
 
 
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")

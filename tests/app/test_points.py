@@ -11,7 +11,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 import neuralode_flow as nf
 from neuralode_flow.app import child, local
 from neuralode_flow.app.points import Points, composed, own
-from neuralode_flow.app.schema import checked
+from neuralode_flow.app.runfolder import computing, flat
+from neuralode_flow.app.schema import Job, checked
+from neuralode_flow.untrusted import parse_yaml
 
 SMALL = ("-m", "study=trajectory", "problem=teacher", "problem.dimension=2", "time.samples=3", "depth.order=4")
 
@@ -50,7 +52,7 @@ def compared(command, monkeypatch):
 def outcome(make):
     """The job of a config, or what is said of it."""
     try:
-        return checked(make()).to_yaml()
+        return checked(make())
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -59,6 +61,17 @@ def test_a_point_is_what_hydra_makes_of_it(compared):
     assert [*compared] == POINTS
     for point, (found, expected) in compared.items():
         assert found == expected, point
+
+
+def test_a_member_is_known_by_what_its_saved_config_says(compared):
+    """In the ledger, and where the ledger is lost and made from the configs of the members."""
+    jobs = [job for job, _ in compared.values() if isinstance(job, Job)]
+    assert len(jobs) > 5
+    for job in jobs:
+        saved = parse_yaml(job.to_yaml())
+        assert job.plain == saved
+        assert computing(flat(job.plain)) == computing(flat(saved))
+        assert "time.extends" not in computing(flat(job.plain))
 
 
 def test_hydra_composes_a_sweep_once_for_each_choice_of_groups(command, monkeypatch):
