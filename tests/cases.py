@@ -68,3 +68,22 @@ def carried(loss, kernel, before):
         return flow
 
     return carrier
+
+
+class Growing:
+    """f = −c‖z‖⁴ + ‖z‖², member by member: z is infinite in finite time where c > 0."""
+
+    dimension = None
+
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, z):
+        return -self.c * z.square().sum((-2, -1)).square() + z.square().sum((-2, -1))
+
+    def gradient(self, z):
+        size = z.square().sum((-2, -1), keepdim=True)
+        return (2 - 4 * self.c[..., None, None] * size) * z
+
+    def select(self, members, index):
+        return Growing(self.c.expand(members).reshape(-1)[index])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Growing
 
 import neuralode_flow as nf
 from neuralode_flow.time.members import of_members
@@ -10,21 +11,7 @@ from neuralode_flow.time.members import of_members
 def growing(factors):
     """f = −c‖z‖⁴, member by member: without bound from below where c > 0, so that z is infinite in finite time."""
     c = torch.as_tensor(factors)
-    return nf.IntrinsicFlow(PerMember(c), nf.LogMean())
-
-
-class PerMember:
-    dimension = None
-
-    def __init__(self, c):
-        self.c = c
-
-    def __call__(self, z):
-        return -self.c * z.square().sum((-2, -1)).square() + z.square().sum((-2, -1))
-
-    def gradient(self, z):
-        size = z.square().sum((-2, -1), keepdim=True)
-        return (2 - 4 * self.c[..., None, None] * size) * z
+    return nf.IntrinsicFlow(Growing(c), nf.LogMean())
 
 
 class Breaks(nf.IntrinsicFlow):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import Growing
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled
@@ -37,24 +38,6 @@ class Counts(nf.FiniteFlow):
     def velocity(self, state):
         Counts.computed += state.shape[:-3].numel()
         return super().velocity(state)
-
-
-class Growing:
-    """f = −c‖z‖⁴ + ‖z‖²: z is infinite in finite time where c > 0."""
-
-    dimension = None
-
-    def __init__(self, c):
-        self.c = c
-
-    def __call__(self, z):
-        return -self.c * z.square().sum((-2, -1)).square() + z.square().sum((-2, -1))
-
-    def gradient(self, z):
-        return (2 - 4 * self.c[..., None, None] * z.square().sum((-2, -1), keepdim=True)) * z
-
-    def select(self, members, index):
-        return Growing(self.c.expand(members).reshape(-1)[index])
 
 
 class Breaks(nf.FiniteFlow):
