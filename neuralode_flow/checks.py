@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .looks import current
 from .modes import followed, hidden
 
 
@@ -168,5 +169,12 @@ def _short(value: int) -> str:
 
 
 def all_finite(value: Tensor) -> bool:
-    """Whether no entry is NaN or infinite, by the sum where that decides: it is one pass and no tensor of booleans."""
+    """Whether no entry is NaN or infinite, by the sum where that decides: it is one pass and no tensor of booleans.
+
+    Where looks are postponed it is noted as a doubt, and the answer is yes.
+    """
+    noted = current()
+    if noted is not None:
+        noted.doubts.append(~torch.isfinite(value.detach().sum()))
+        return True
     return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())

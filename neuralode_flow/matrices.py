@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import square
 from .compat import standard_gamma
+from .looks import current
 from .modes import forward_mode
 
 _SAFE = 96  # rows of matrices that are factorised rightly in batches
@@ -37,7 +38,12 @@ def solve(A: Tensor, B: Tensor, left: bool = True) -> Tensor:
         # Twice in forward mode the derivative of torch.linalg.solve is wrong (by half, seen with torch 2.13).
         return inverse(A) @ B if left else B @ inverse(A)
     if not _one_by_one(A):
-        return torch.linalg.solve(A, B, left=left)
+        noted = current()
+        if noted is None:
+            return torch.linalg.solve(A, B, left=left)
+        X, info = torch.linalg.solve_ex(A, B, left=left)
+        noted.doubts.append((info != 0).any())
+        return X
     batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
     flat = (M.expand(*batch, *M.shape[-2:]).reshape(-1, *M.shape[-2:]) for M in (A, B))
     solved = [torch.linalg.solve(a, b, left=left) for a, b in zip(*flat, strict=True)]

@@ -28,7 +28,7 @@ _MAX_SWEEPS = 40
 _MAX_REFINEMENTS = 4
 
 # Largest change of 1 + J f in the last sweep; what is left after it is about ten times smaller.
-_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 _ROUGH = 3e-7  # of a solution in float32 that will be refined
 _ROUND_OFF = 1e-10  # what the defect of a solution in float32 counts for in J f: it is rough, and J smooths it
 _REFINED = 2e-7  # a correction below it is as accurate in float32 as float64 can tell
@@ -80,7 +80,7 @@ def solve(W: Tensor, J: Tensor, take: Take) -> Slopes:
     """
     if W.dtype == torch.float64 and W.shape[-1] >= MIXED_FROM:
         return _refined(W, J, take)
-    return _sweep(W, J, W, _TOLERANCE.get(W.dtype, 1e-6), take)
+    return _sweep(W, J, W, TOLERANCE.get(W.dtype, 1e-6), take)
 
 
 def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
@@ -103,7 +103,7 @@ def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes:
     for _ in range(_MAX_REFINEMENTS):
         torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral), out=_nodes(defect))
         source.copy_(defect.sub_(f))
-        correction = _sweep(single, single_J, source, _TOLERANCE[torch.float64], take, start.reach)
+        correction = _sweep(single, single_J, source, TOLERANCE[torch.float64], take, start.reach)
         # A sum of two precisions is slower than a copy and a sum of one.
         f += defect.copy_(correction.slopes)
         if correction.size <= _REFINED:
@@ -144,10 +144,10 @@ def _sweep(
         torch.baddbmm(*into_f, out=out_f)
         if due > 2 and not certify:
             return Slopes(f, integral, 0.0, reach or 0.0)
-        done, before = due, _outermost(integral).clone()
+        done, before = due, outermost(integral).clone()
         torch.bmm(*into_integral, out=out_integral)
-        outermost = _outermost(integral)
-        change, size = (float(values.abs().max()) for values in (before.sub_(outermost), outermost))
+        ends = outermost(integral)
+        change, size = (float(values.abs().max()) for values in (before.sub_(ends), ends))
         if reach is None:
             reach = math.sqrt(2 * change)
         if not (reach <= LARGEST and done < _MAX_SWEEPS):
@@ -163,7 +163,8 @@ def _nodes(values: Tensor) -> Tensor:
     return values.view(-1, *values.shape[-2:])
 
 
-def _outermost(values: Tensor) -> Tensor:
+def outermost(values: Tensor) -> Tensor:
+    """The values at the outermost nodes, where changes are largest: `(B, m, d, d)` → `(B, 1 or 2, d, d)`."""
     return values[:, :: max(1, values.shape[1] - 1)]
 
 

@@ -6,7 +6,7 @@ A class that has the method has the capability: there is nothing to inherit and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..depth.grid import DepthGrid, Profile
 from ..laws import LawChange
+from ..looks import current
 
 C = TypeVar("C")
 
@@ -31,6 +32,27 @@ def _names(capability: type) -> tuple[str, ...]:
     kinds = [kind for kind in capability.__mro__ if kind not in (Protocol, *Protocol.__mro__)]
     names = [name for kind in kinds for name in (*vars(kind), *kind.__dict__.get("__annotations__", {}))]
     return tuple(name for name in names if not name.startswith("_"))
+
+
+# What a velocity does.
+
+
+class Repeats(Protocol):
+    """Says whether its velocity does the same operations whatever the numbers are, so that a device can be taught it.
+
+    Nothing in it may change between two calls but the numbers in the tensors that it holds.
+    """
+
+    repeats: bool
+
+
+def replayed(flow: Any) -> Callable[[Tensor], Tensor]:
+    """The velocity of a flow; where looks are postponed and it repeats, as the device has been taught it."""
+    velocity: Callable[[Tensor], Tensor] = flow.velocity
+    noted = current()
+    if noted is None or not (offers(flow, Repeats) and flow.repeats):
+        return velocity
+    return partial(noted.replayed, id(flow), velocity)
 
 
 # Depth.

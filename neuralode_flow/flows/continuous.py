@@ -15,6 +15,7 @@ from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
 from ..losses import Loss, check_square_loss
+from ..losses.base import repeats
 from ..modes import uncompiled
 from .base import check_layers, check_matrices, flow_said
 
@@ -77,6 +78,11 @@ class ContinuousFlow:
     def __repr__(self) -> str:
         solver = "" if type(self.depth) is Collocation else type(self.depth).__name__
         return flow_said(self, nodes_said(self.grid), solver)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the velocity does the same operations whatever the numbers are: as the loss says of itself."""
+        return type(self) is ContinuousFlow and type(self.depth) is Collocation and repeats(self.loss)
 
     @property
     def factors(self) -> int:

@@ -11,9 +11,11 @@ from ..depth.grid import Profile, sample
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
 from ..depth.rules.euler import Euler
+from ..depth.rules.rk2 import RK2
 from ..display import counted
 from ..laws import euler_law, euler_momentum_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
+from ..losses.base import repeats
 from ..modes import uncompiled
 from ..registry import unknown_name
 from .base import check_layers, check_matrices, flow_said
@@ -68,6 +70,11 @@ class FiniteFlow:
         names = [name for name, rule in LAYERS.items() if rule is self.rule] or [type(self.rule).__name__]
         sampling = "" if self.sampling == "midpoint" else f"{self.sampling} nodes"
         return flow_said(self, counted(self.depth, f"{names[0]} layer"), sampling)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the velocity does the same operations whatever the numbers are: as the loss and the rule say."""
+        return type(self) is FiniteFlow and type(self.rule) in (Euler, RK2) and repeats(self.loss)
 
     @property
     def factors(self) -> int:

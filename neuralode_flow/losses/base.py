@@ -35,7 +35,8 @@ class Loss(Protocol):
     direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact. A loss of
     samples has them as `samples`, and `part(rows, shift)` is that of some of them, or with other targets: for SGD.
     A loss with a target for each member of a batch has `select(members, index)`, the loss of some of them, `(n,)`: for
-    steps of their own.
+    steps of their own. A class whose gradient does the same operations whatever the numbers are says so by its own
+    `repeats`, which those made of it do not inherit.
     """
 
     dimension: int | None
@@ -54,6 +55,11 @@ LossName = Annotated[str, known(LOSSES)]
 def check_loss(name: str, value: Any) -> None:
     """Raises TypeError unless `value` follows `Loss`."""
     follows(name, value, "a loss", "Quadratic(target)", ("gradient", "dimension", "__call__"))
+
+
+def repeats(loss: object) -> bool:
+    """Whether the class of a loss says that its gradient does the same operations whatever the numbers are."""
+    return bool(vars(type(loss)).get("repeats", False))
 
 
 def check_square_loss(name: str, value: Any) -> None:

@@ -39,6 +39,8 @@ class Completion:
     (0.5, [[0.0, 0.0], [0.0, -1.0]])
     """
 
+    repeats = True
+
     def __init__(self, target: Tensor, mask: Tensor) -> None:
         self.target = float_tensor("target", target, ndim=2)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

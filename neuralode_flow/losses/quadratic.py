@@ -59,6 +59,8 @@ class Quadratic:
     (2.0, [[0.0, 2.0], [0.0, 0.0]])
     """
 
+    repeats = True
+
     def __init__(self, target: Tensor, axes: int | None = None) -> None:
         self.target = float_tensor("target", target)
         number = min(target.ndim, 2) if axes is None else count("axes", axes, least=0, most=target.ndim)

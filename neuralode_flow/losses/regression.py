@@ -81,6 +81,8 @@ class Regression:
     0.666666666667
     """
 
+    repeats = True
+
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
         inputs, d = check_samples(x, y, readin, readout)
         scale = x.shape[0] ** 0.5

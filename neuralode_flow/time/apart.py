@@ -112,7 +112,7 @@ class Apart(Run):
         if self.stepper is None:
             here, task = self.settled, self.task
             start = self._beginning(here.t, here.state, here.memory)
-            formula = cast(Any, own_steps(METHODS[task.method]))(start.control)
+            formula = cast(Any, own_steps(METHODS[task.method]))(start.control).on(start.state.device)
             own = OwnSteps(self.watch, start, task.method, formula, self.records.members)
             self.stepper = cast(Any, own)
         return cast(OwnSteps, self.stepper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 from typing import Any
 
 import torch
@@ -49,15 +50,26 @@ class Barrier:
         self.immobile = (
             _IMMOBILE_FIXED if fixed_steps(method) else max(_IMMOBILE, min(_IMMOBILE_FIXED, 10 * control.rtol))
         )
-        self.escaped: float | None = None
+        # When the sign changed, NaN as long as it has not: on an accelerator nobody waits for it.
+        self._when = self.sign.new_full((), torch.nan)
+
+    @property
+    def escaped(self) -> float | None:
+        """When z was first seen to have been carried across."""
+        when = float(self._when)
+        return None if isnan(when) else when
+
+    @escaped.setter
+    def escaped(self, when: float) -> None:
+        self._when = torch.full_like(self._when, when)
 
     def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> None:
         """Looks at the end of a step from `before` to t; `at` gives the states inside it."""
-        if self.escaped is not None:
+        if self._when.is_cpu and self.escaped is not None:
             return
         state = at(t)
         z = self.flow.product(state)
-        if not all_finite(z):  # which the run tells of
+        if z.is_cpu and not all_finite(z):  # which the run tells of
             return
         sign, resolved = _signs(z)
         crossed = resolved & (sign * self.sign < 0)
@@ -69,32 +81,37 @@ class Barrier:
             if bool((crossed & self.least.isinf()).any()):
                 self.least = torch.where(crossed, torch.minimum(self.least, self._inside(before, t, at)), self.least)
             escaped = crossed & (self.least <= self.immobile)
-        if bool(escaped.any()):
-            self.escaped = t
+        self._when = torch.where(escaped.any() & self._when.isnan(), t, self._when)
         self.sign = torch.where(resolved, sign, self.sign)
         self.least = torch.where(crossed, torch.inf, self.least)
 
     def verdict(self) -> str | None:
         """What is to be said at the end."""
-        if self.escaped is None:
+        when = self.escaped
+        if when is None:
             return None
         return (
-            f"det z has changed its sign by t = {self.escaped:.6g}, which the exact flow from a balanced start cannot "
+            f"det z has changed its sign by t = {when:.6g}, which the exact flow from a balanced start cannot "
             f"do: errors of steps or round-off have carried z across det z = 0, and what follows is another solution; "
             f"integrate IntrinsicFlow in its place, which carries logarithms, or end before (stop={{'sigma_min': …}})"
         )
 
-    def memory(self) -> dict[str, Any]:
-        """What a resumed run must know."""
-        return {"sign": self.sign.flatten().tolist(), "least": self.least.flatten().tolist(), "escaped": self.escaped}
+    def memory(self) -> dict[str, Tensor]:
+        """What it is taken back to."""
+        return {"sign": self.sign, "least": self.least, "when": self._when}
 
-    def resume(self, memory: dict[str, Any]) -> None:
-        """Takes up what a checkpoint holds."""
+    def go_back(self, memory: dict[str, Tensor]) -> None:
+        """Goes back to what `memory` gave."""
+        self.sign, self.least, self._when = memory["sign"], memory["least"], memory["when"]
+
+    def resume(self, said: dict[str, Any]) -> None:
+        """Takes up what a checkpoint holds, as `written` wrote it."""
         self.sign, self.least = (
-            torch.tensor([float(x) for x in memory[name]]).to(self.sign).reshape(self.sign.shape)
+            torch.tensor([float(x) for x in said[name]]).to(self.sign).reshape(self.sign.shape)
             for name in ("sign", "least")
         )
-        self.escaped = memory["escaped"]
+        if said["escaped"] is not None:
+            self.escaped = said["escaped"]
 
     def _mobility(self, state: Tensor) -> Tensor:
         """‖∂φᵀ(uvᵀ)‖ of the smallest singular value, relative to that of the largest, per member."""
@@ -126,8 +143,19 @@ def barrier_of(flow: Any, start: Tensor, control: Control, method: Any) -> Barri
     return Barrier(flow, start, control, method) if kept is None or bool(kept.any()) else None
 
 
+def written(memory: dict[str, Tensor]) -> dict[str, Any]:
+    """The memory of a barrier in a checkpoint."""
+    when = float(memory["when"])
+    lists = {name: memory[name].flatten().tolist() for name in ("sign", "least")}
+    return lists | {"escaped": None if isnan(when) else when}
+
+
 def _signs(z: Tensor) -> tuple[Tensor, Tensor]:
     """The sign of det z, and whether round-off leaves it in no doubt."""
-    sigma = torch.linalg.svdvals(z)
-    doubt = _RESOLVED * z.shape[-1] * torch.finfo(z.dtype).eps * sigma[..., 0]
-    return slogdet(z)[0], sigma[..., -1] > doubt
+    doubt = _RESOLVED * z.shape[-1] * torch.finfo(z.dtype).eps
+    if z.is_cpu:
+        sigma = torch.linalg.svdvals(z)
+        return slogdet(z)[0], sigma[..., -1] > doubt * sigma[..., 0]
+    # The processor would wait for singular values; these bounds of them are at most √d away.
+    inverse = torch.linalg.inv_ex(z).inverse
+    return slogdet(z)[0], 1 > doubt * torch.linalg.matrix_norm(z) * torch.linalg.matrix_norm(inverse)

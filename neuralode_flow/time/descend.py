@@ -18,6 +18,8 @@ from torch import Tensor
 from ..checks import all_finite, count, positive, real
 from ..depth.grid import Profile
 from ..flows.base import Flow
+from ..flows.capabilities import replayed
+from ..looks import Looks, as_one
 from ..modes import uncompiled
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
@@ -254,6 +256,7 @@ class Descent:
         self.task, self.checkpoint, self.request, self.progress = task, checkpoint, request, progress
         self.grid = FixedGrid(task.flow, _RESOLVED, 0.0, misfit)
         self.checks = True  # the gradients
+        self._looks = None if task.start.is_cpu else Looks()
         self.n, self.state = 0, task.start
         self.evaluations, self._began = 0, time.perf_counter()
         self.records = Records(self.grid, task.start, 0.0, task.observe)
@@ -360,6 +363,20 @@ class Descent:
 
     def _moved(self) -> Tensor:
         """The state after the next step, which the law takes into account; raises Stopped unless it is finite."""
+        if self._looks is None:
+            return self._taken()
+        memory, followed = dict(self.rule.memory), dict(self.law.memory) if self.law else {}
+
+        def taken() -> Tensor:
+            self.rule.memory = dict(memory)
+            if self.law:
+                self.law.memory = dict(followed)
+            return self._taken()
+
+        return as_one(self._looks, taken)
+
+    def _taken(self) -> Tensor:
+        """The same, with a look at its numbers wherever that is due."""
         try:
             state = self._followed()
         except FAILURES as error:
@@ -436,7 +453,7 @@ class Descent:
     def _computed(self, flow: Any, state: Tensor) -> Tensor:
         """The velocity of a flow; raises Stopped unless it is finite."""
         try:
-            velocity: Tensor = flow.velocity(state)
+            velocity: Tensor = replayed(flow)(state) if flow is self.task.flow else flow.velocity(state)
         except FAILURES as error:
             which = culprits(flow.velocity, FAILURES, state, self.state, self.records.members)
             what = f"the gradient{of_members(which)} could not be computed: {error}{advice(which)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..compat import torchdiffeq_solver
-from .base import Control
+from .base import Control, Memory
 
 # Velocities `(m, N)` at states `(m, N)` of the members in these rows, and which of them could be had, booleans (m,).
 Rates = Callable[[np.ndarray, Tensor], tuple[Tensor, np.ndarray]]
@@ -60,8 +61,15 @@ class Formula(ABC):
     4. `tried(rates, y, f, h)` is the attempt.
     5. `judged(error, plan, again, ended)` says which steps are accepted, and what step is next; `again` where it was
        tried before, `ended` where it ends on an output time.
-    6. `memory(f, h)` is what the method alone has to remember there.
+    6. `memory(f, h)` is what the method alone has to remember there, and `remembered(memory)` gives f and h of it, or
+       None to have them computed.
+    7. `on(device)` is the same formula for states that are there. On an accelerator nothing in `tried` waits for it,
+       but velocities may; its error is a tensor `(n,)`, which `judged` looks at.
     """
+
+    def on(self, device: torch.device) -> Formula:
+        """The same formula for states on a device."""
+        return self
 
     @abstractmethod
     def flat(self, states: Tensor) -> Tensor: ...
@@ -81,6 +89,9 @@ class Formula(ABC):
     @abstractmethod
     def memory(self, f: Tensor, h: float) -> dict[str, Any]: ...
 
+    def remembered(self, memory: Memory) -> tuple[Any, float] | None:
+        return None
+
 
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 10.0
 
@@ -89,12 +100,16 @@ class ScipyFormula(Formula):
     """RK23, RK45 and DOP853 of SciPy."""
 
     def __init__(self, control: Control, *, name: str) -> None:
+        self.control, self.name = control, name
         self.method = getattr(scipy.integrate, name)
         self.rtol, self.atol = control.rtol, control.atol
         self.exponent = -1 / (self.method.error_estimator_order + 1)
 
+    def on(self, device: torch.device) -> Formula:
+        return self if device.type == "cpu" else ScipyOnDevice(self.control, name=self.name)
+
     def flat(self, states: Tensor) -> Tensor:
-        return states.reshape(len(states), -1).double().cpu()
+        return states.reshape(len(states), -1).double()
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
         states, slopes = y.numpy(), f.numpy()
@@ -164,6 +179,66 @@ class ScipyFormula(Formula):
     def memory(self, f: Tensor, h: float) -> dict[str, Any]:
         return {"h": h, "f": f.numpy(), "h_abs": h}
 
+    def remembered(self, memory: Memory) -> tuple[Any, float] | None:
+        return (memory["f"], float(memory["h_abs"])) if "f" in memory else None
+
+
+class ScipyOnDevice(ScipyFormula):
+    """The same formulas for states on an accelerator, in operations of torch: to round-off the same numbers."""
+
+    def flat(self, states: Tensor) -> Tensor:
+        return states.reshape(len(states), -1).double()
+
+    @cached_property
+    def _matrices(self) -> dict[str, Tensor]:
+        """What products are taken with, on the device once it is known."""
+        return {}
+
+    def _on(self, name: str, y: Tensor) -> Tensor:
+        if name not in self._matrices:
+            self._matrices[name] = torch.from_numpy(getattr(self.method, name)).to(y)
+        return self._matrices[name]
+
+    def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
+        scale = self.atol + y.abs() * self.rtol
+        size, speed = _root_mean(y / scale), _root_mean(f / scale)
+        start = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=length)
+        after, had = rates(np.arange(len(y)), y + start[:, None] * f)
+        bend = _root_mean((after - f) / scale) / start
+        slow = (speed <= 1e-15) & (bend <= 1e-15)
+        h1 = torch.where(slow, (1e-3 * start).clamp(min=1e-6), (0.01 / torch.maximum(speed, bend)) ** -self.exponent)
+        found = torch.minimum(100 * start, h1).clamp(max=length).cpu().numpy()
+        return np.where(had, found, np.nan)
+
+    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+        A, B, number = self._on("A", y), self._on("B", y), self.method.n_stages
+        rows, steps = np.arange(len(y)), sizes(h, y)[:, None]
+        K = y.new_empty(len(y), y.shape[1], number + 1)
+        K[..., 0] = f
+        for s in range(1, number + 1):
+            trial = y + torch.matmul(K[..., :s], B if s == number else A[s, :s]) * steps
+            slope, had = rates(rows, trial)
+            if not had.all():
+                kept = torch.from_numpy(had).to(y.device)
+                y, steps, K, trial, slope = (x[kept] for x in (y, steps, K, trial, slope))
+                rows = rows[had]
+            K[..., s] = slope
+        scale = self.atol + torch.maximum(y.abs(), trial.abs()) * self.rtol
+        return Attempt(rows, trial, K[..., -1].clone(), self._error(K, steps[:, 0], scale))
+
+    def _error(self, K: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+        if not hasattr(self.method, "E5"):
+            return _root_mean(torch.matmul(K, self._on("E", K)) * h[:, None] / scale)
+        five, three = ((torch.matmul(K, self._on(name, K)) / scale).square().sum(-1) for name in ("E5", "E3"))
+        whole = ((five + 0.01 * three) * scale.shape[1]).sqrt()
+        return torch.where(whole == 0, 0.0, h * five / whole)
+
+    def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return super().judged(error.tolist(), plan, again, ended)
+
+    def memory(self, f: Tensor, h: float) -> dict[str, Any]:
+        return {"h": h, "f": f, "h_abs": h}
+
 
 def _norms(values: np.ndarray) -> list[float]:
     """The Euclidean norm of each row."""
@@ -184,7 +259,13 @@ class TorchFormula(Formula):
     def flat(self, states: Tensor) -> Tensor:
         if self._solver is None:
             control = self.control
-            self._solver = torchdiffeq_solver(self.name, _no_field, states[0], rtol=control.rtol, atol=control.atol)
+            like = torch.zeros(1, dtype=states.dtype, device="cpu")
+            self._solver = torchdiffeq_solver(self.name, _no_field, like, rtol=control.rtol, atol=control.atol)
+            tableau = self._solver.tableau
+            weights = [*tableau.beta, tableau.c_sol, tableau.c_error]
+            self._weights = [part.to(states) for part in weights]
+            # Whether the last stage is at the end of the step.
+            self._ends = tableau.c_sol[-1] == 0 and bool((tableau.c_sol[:-1] == tableau.beta[-1]).all())
         return states.reshape(len(states), -1)
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
@@ -206,12 +287,12 @@ class TorchFormula(Formula):
         return Plan(step, np.where(cut, goal, t + step), h, ~(t + step > t))
 
     def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
-        solver, tableau = self._solver, self._solver.tableau
+        solver, (*stages, c_sol, c_error) = self._solver, self._weights
         rows, start = np.arange(len(y)), y
-        steps = torch.from_numpy(h).to(y)[:, None, None]
-        k = y.new_empty(*y.shape, len(tableau.alpha) + 1)
+        steps = sizes(h, y)[:, None, None]
+        k = y.new_empty(*y.shape, len(stages) + 1)
         k[..., 0] = f
-        for s, weights in enumerate(tableau.beta, start=1):
+        for s, weights in enumerate(stages, start=1):
             trial = start + torch.sum(k[..., :s] * (weights * steps), dim=-1)
             slope, had = rates(rows, trial)
             if not had.all():
@@ -219,25 +300,33 @@ class TorchFormula(Formula):
                 start, steps, k, trial, slope = (x[kept] for x in (start, steps, k, trial, slope))
                 rows = rows[had]
             k[..., s] = slope
-        if not (tableau.c_sol[-1] == 0 and bool((tableau.c_sol[:-1] == tableau.beta[-1]).all())):
-            trial = start + torch.sum(k * (steps * tableau.c_sol), dim=-1)
-        error = torch.sum(k * (steps * tableau.c_error), dim=-1)
+        if not self._ends:
+            trial = start + torch.sum(k * (steps * c_sol), dim=-1)
+        error = torch.sum(k * (steps * c_error), dim=-1)
         allowed = solver.atol + solver.rtol * torch.maximum(start.abs(), trial.abs())
         return Attempt(rows, trial, k[..., -1].clone(), _root_mean(error / allowed))
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        solver = self._solver
+        solver, error = self._solver, error.cpu()
         ratio = error.to(solver.safety)
         factor = torch.maximum(
             solver.safety / ratio ** torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal(),
             torch.where(error < 1, torch.ones_like(ratio), solver.dfactor),
         )
         factor = torch.where(error == 0, solver.ifactor, torch.minimum(solver.ifactor, factor))
-        accepted, h = (error <= 1).cpu().numpy(), plan.h * factor.cpu().numpy()
+        accepted, h = (error <= 1).numpy(), plan.h * factor.numpy()
         return accepted, np.where(accepted & ended, np.maximum(h, plan.proposed), h)
 
     def memory(self, f: Tensor, h: float) -> dict[str, Any]:
         return {"h": h, "slope": f, "next": h}
+
+    def remembered(self, memory: Memory) -> tuple[Any, float] | None:
+        return (memory["slope"], float(memory["next"])) if "slope" in memory else None
+
+
+def sizes(h: np.ndarray, y: Tensor) -> Tensor:
+    """Sizes of steps `(n,)` where the states are; that of one is no transfer."""
+    return y.new_full((1,), float(h[0])) if len(h) == 1 else torch.from_numpy(h).to(y)
 
 
 def _root_mean(values: Tensor) -> Tensor:

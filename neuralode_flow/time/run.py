@@ -19,6 +19,7 @@ from .events import Stop
 from .interrupt import Request
 from .lookout import Happened, Lookout
 from .members import advice, of_members
+from .ondevice import OnDevice, on_device
 from .progress import Progress, Throttled
 from .reach import out_of_reach
 from .records import Observer, Records, given
@@ -211,7 +212,9 @@ class Run:
 
     def _method(self, t: float, state: Tensor, memory: Memory) -> Stepper:
         """The method in motion; its tolerances are those of the state that it moves, which stand for those of z."""
-        return METHODS[self.task.method](self._beginning(t, state, memory))
+        method = METHODS[self.task.method]
+        start = self._beginning(t, state, memory)
+        return OnDevice(start, method=method) if on_device(method, state) else method(start)
 
     def _beginning(self, t: float, state: Tensor, memory: Memory) -> Start:
         task, flow, control = self.task, self.grid.flow, self.task.control
@@ -316,7 +319,7 @@ class Run:
             self.dense.drop(settled.steps)
         self.grid.resume(None, settled.depth)
         if self.barrier is not None and settled.barrier is not None:
-            self.barrier.resume(settled.barrier)
+            self.barrier.go_back(settled.barrier)
 
     def _second_thoughts(self) -> tuple[str, str]:
         """Ending and status of a run that reached its last time."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..flows.capabilities import Leaves, OnGrid, offers
+from .barrier import written
 from .base import Memory
 from .checkpoint import Saved
 from .records import given
@@ -47,7 +48,7 @@ class Snapshot:
     steps: int
     last: tuple[float, Tensor]
     depth: list[float]
-    barrier: dict[str, Any] | None
+    barrier: dict[str, Tensor] | None
     history: list[str]
 
     def saved(self, reached: Trajectory, watch: Watch, ends: list[float], *, finished: bool) -> Saved:
@@ -65,7 +66,7 @@ class Snapshot:
             "seconds": watch.seconds,
             "grid": panels_and_order(flow),
             "depth": self.depth,
-            "barrier": self.barrier,
+            "barrier": None if self.barrier is None else written(self.barrier),
         }
         carried = {_CARRIED: self.state} if offers(flow, Leaves) else {}
         return Saved(reached, position, {**self.memory, **carried}, ends)

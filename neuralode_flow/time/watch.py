@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import all_finite
 from ..flows.base import restricted
-from ..flows.capabilities import KnowsJacobian, Linearises, offers
+from ..flows.capabilities import KnowsJacobian, Linearises, offers, replayed
 from .base import FAILURES, Control
 from .endings import Stopped
 from .members import advice, culprits, not_finite, of_members
@@ -85,7 +85,7 @@ class Watch:
         self._stuck += 1
         if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        return self._computed(t, self.grid.flow.velocity, state)
+        return self._computed(t, replayed(self.grid.flow), state)
 
     def each(self, t: float, flow: Any, states: Tensor, good: Callable[[], Tensor]) -> tuple[Tensor, dict[int, str]]:
         """The velocity of some members `(n, ...)`, and the endings of those that have none, by their places.

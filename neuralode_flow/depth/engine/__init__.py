@@ -1,4 +1,4 @@
-"""Who computes: the compiled engine or torch's, chosen once for each call; both do the same operations."""
+"""Who computes, chosen once for each call: the compiled engine, one for accelerators, or torch's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from . import by_torch, compiled
+from . import by_torch, compiled, on_device
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -44,5 +44,7 @@ class Engine(Protocol):
 
 
 def choose(W: Tensor) -> Engine:
-    """The compiled engine where it is there and takes such a state, torch's in all other cases."""
-    return compiled if compiled.takes(W) else by_torch
+    """The compiled engine, or the one for accelerators, where it takes such a state; torch's in all other cases."""
+    if compiled.takes(W):
+        return compiled
+    return on_device if on_device.takes(W) else by_torch

@@ -122,7 +122,7 @@ def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
 
 def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> Tensor:
     """P(1,s_i)ᵀ G P(s_i,0)ᵀ = v_iᵀ [C⁻ᵀ P(1,c)ᵀ G P(c,0)ᵀ] u_iᵀ: two products per node."""
-    before, after, z = _between_middles(panels, middle.enter, middle.leave)
+    before, after, z = between_middles(panels, middle.enter, middle.leave)
     B, m, d, _ = middle.u.shape
     z = z.view(*shape[:-3], d, d)
     G = outer(z)
@@ -136,7 +136,7 @@ def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> T
     return torch.bmm(left.view(B * m, d, d), u.view(B * m, d, d).mT).view(shape)
 
 
-def _between_middles(panels: int, enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def between_middles(panels: int, enter: Tensor, leave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P(c_p, 0) and P(1, c_p) C of all panels, `(B, d, d)`, and z = P(1, 0), `(members, d, d)`."""
     if panels == 1:
         return enter, leave, torch.bmm(leave, enter)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...compat import adaptive_start, adaptive_step, fixed_step, forget_steps, torchdiffeq_solver
+from ...looks import Looks, as_one
 from ..base import METHODS, FixedStepper, Start, Stepper, Velocity
 from ..endings import Stopped
 from ..formulas import TorchFormula
@@ -108,6 +109,8 @@ class GridStepper(FixedStepper):
         super().__init__(start, name=name)
         self.name = name
         self._multistep, self._uniform = name in MULTISTEP, 0.0
+        # One that remembers slopes cannot do a step again.
+        self._looks = None if start.state.is_cpu or self._multistep else Looks()
         options = {"max_order": ADAMS_STEPS + 1} if self._multistep else {}
         self._solver = _solver(name, start, **options)
 
@@ -116,9 +119,10 @@ class GridStepper(FixedStepper):
             # The formulas are those of equal steps.
             forget_steps(self._solver)
             self._uniform = end - start
-        t0, t1 = (torch.tensor(t, dtype=torch.float64, device=self.state.device) for t in (start, end))
+        # Times stay on the processor, where they are asked for.
+        t0, t1 = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in (start, end))
         step = partial(fixed_step, self._solver, t0, t1, self.state)
-        return self.state + _translated(self.name, start, step)
+        return self.state + as_one(self._looks, lambda: _translated(self.name, start, step))
 
 
 for _name in ADAPTIVE:

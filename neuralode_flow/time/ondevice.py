@@ -1,0 +1,87 @@
+"""Explicit methods on an accelerator: the processor looks at one number for each step that is tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..looks import Looks, postponed
+from .base import Method, Start, Stepper, own_steps
+from .endings import Stopped
+from .formulas import Attempt
+
+
+class OnDevice(Stepper):
+    """A method whose states, stages and errors stay on the device, by its formula for members, of which this is one.
+
+    Steps, and numbers to round-off, are those of the method on the processor.
+
+    Parameters
+    ----------
+    start : Start
+    method : Method
+        One that has a formula.
+    """
+
+    def __init__(self, start: Start, *, method: Method) -> None:
+        super().__init__(start, method=method)
+        self._formula = own_steps(method)(start.control).on(start.state.device)  # type: ignore[misc]
+        self._looks = Looks()
+        y = self._formula.flat(start.state[None])
+        kept = self._formula.remembered(start.memory)
+        if kept is not None:
+            f, self._next = torch.as_tensor(kept[0]).to(y).reshape(y.shape), kept[1]
+        else:
+            f = self._rates(np.arange(1), y)[0]
+            first = self.h or float(self._formula.first(self._rates, y, f, start.end - start.t)[0])
+            self._next = min(first, start.end - start.t)
+        self._f = f
+
+    def _rates(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        velocity = self.velocity(self.t, y.to(self.state).reshape(self.state.shape))
+        return self._formula.flat(velocity[None]), np.ones(1, dtype=bool)
+
+    def _step(self, goal: float) -> None:
+        formula, t = self._formula, np.array([self.t])
+        y, h = formula.flat(self.state[None]), np.array([self._next])
+        begun, again = h, np.zeros(1, dtype=bool)
+        while True:
+            plan = formula.plan(t, h, goal, begun, again)
+            if plan.lost.any():
+                raise Stopped("underflow", f"the step size underflowed at t = {self.t:.6g}: the tolerance is not met")
+            tried, error = self._tried(y, plan.h)
+            accepted, h = formula.judged(error, plan, again, plan.end == goal)
+            if accepted.all():
+                break
+            again = ~accepted
+        self.t, self.state = float(plan.end[0]), tried.y.to(self.state).reshape(self.state.shape)
+        self._ends, self._f, self._next = (self._f, tried.f), tried.f, float(h[0])
+
+    def _tried(self, y: Tensor, h: np.ndarray) -> tuple[Attempt, Tensor]:
+        """A step that is tried, and its error over the tolerance; looked at on the way where there was a doubt."""
+        with postponed(self._looks):
+            tried = self._formula.tried(self._rates, y, self._f, h)
+        error = tried.error
+        if self._looks.doubts:
+            error = torch.where(self._looks.doubt(), torch.nan, error)
+        error = error.cpu()
+        if bool(torch.isfinite(error).all()):
+            return tried, error
+        self._looks.forget()
+        tried = self._formula.tried(self._rates, y, self._f, h)
+        return tried, tried.error.cpu()
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        first, last = (f.to(self.state).reshape(self.state.shape) for f in self._ends)
+        return first, last
+
+    def memory(self) -> dict[str, Any]:
+        return self._formula.memory(self._f[0], self._next) | {"h": self.h}
+
+
+def on_device(method: Method, state: Tensor) -> bool:
+    """Whether the method is to move a state as above."""
+    return not state.is_cpu and own_steps(method) is not None
