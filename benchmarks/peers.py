@@ -63,7 +63,7 @@ class Torchdiffeq:
 
         def at(s: Tensor) -> Tensor:
             panel, weights = lagrange(self.grid, float(s))
-            return (torch.from_numpy(weights) @ panels[panel]).unflatten(-1, shape)
+            return (torch.from_numpy(weights).to(panels) @ panels[panel]).unflatten(-1, shape)
 
         return at
 
@@ -148,7 +148,7 @@ class Diffrax:
 
     def array(self, values: Tensor | np.ndarray) -> Any:
         """`values` as a JAX array."""
-        return self.lib.numpy.asarray(np.asarray(values))
+        return self.lib.numpy.asarray(np.asarray(values.cpu() if isinstance(values, Tensor) else values))
 
     def velocity(self) -> Callable[..., Any]:
         """The compiled function (state, target, tolerance) → velocity."""

@@ -1,10 +1,18 @@
 """Tensors stay on the device of the state: on a GPU where there is one, and beside another default device."""
 
+import warnings
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 import neuralode_flow as nf
+from neuralode_flow.checks import all_finite
+from neuralode_flow.depth.engine import by_torch, on_device
+from neuralode_flow.looks import Looks, as_one, postponed
+from neuralode_flow.matrices import solve
+from neuralode_flow.time import run as time_run
+from neuralode_flow.time.formulas import ScipyFormula, ScipyOnDevice
 from neuralode_flow.time.steprule import STEP_RULES
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -53,6 +61,216 @@ def test_steps_on_a_gpu_are_those_on_the_processor(rule):
     found = steps(rule, continuous("cuda"), START.cuda())
     assert found.z.device.type == "cuda"
     assert_close(found.z.cpu(), steps(rule).z, rtol=0, atol=1e-12)
+
+
+# --- The engine for accelerators, and one look for each step --------------------------------------------------------
+
+
+def waves(members, d, size, nodes, seed=0):
+    A = torch.randn(3, members, 1, d, d, generator=torch.Generator().manual_seed(seed))
+    s = nodes[:, None, None]
+    W = A[0] + A[1] * torch.sin(2 * s) + A[2] * torch.cos(3 * s)
+    return W * (size / torch.linalg.matrix_norm(W, 2).max())
+
+
+@pytest.mark.parametrize(("panels", "order", "d", "size"), [(1, 13, 1, 2), (2, 8, 4, 2), (3, 5, 9, 1), (1, 9, 24, 0.5)])
+def test_its_velocities_are_those_of_the_other_engines(panels, order, d, size):
+    grid = nf.DepthGrid.gauss(panels, order)
+    W, target = waves(3, d, size, grid.nodes), torch.randn(d, d, generator=torch.Generator().manual_seed(1))
+    known, looks = by_torch.flow(grid, W, lambda z: z - target), Looks()
+    scale = float(known.abs().max())
+    assert_close(on_device.flow(grid, W, lambda z: z - target), known, rtol=0, atol=1e-14 * d * scale)
+    assert_close(on_device.flow(grid, W), by_torch.flow(grid, W), rtol=1e-13, atol=1e-14 * d)
+    with postponed(looks):
+        for _ in range(3):  # the first looks
+            assert_close(on_device.flow(grid, W, lambda z: z - target), known, rtol=0, atol=1e-14 * d * scale)
+        assert not looks.doubted()
+
+
+@pytest.mark.parametrize("size", [4.0, 30.0])
+def test_it_doubts_where_the_sweeps_that_it_knows_of_are_too_few(size):
+    grid, looks = nf.DepthGrid.gauss(2, 8), Looks()
+    W = waves(2, 4, 0.5, grid.nodes)
+    with postponed(looks):
+        on_device.flow(grid, W, torch.neg)
+        on_device.flow(grid, W, torch.neg)
+        assert not looks.doubted()
+        on_device.flow(grid, W * 2 * size, torch.neg)
+        assert looks.doubted()
+    grown = as_one(looks, lambda: on_device.flow(grid, W * 2 * size, torch.neg))
+    assert_close(grown, by_torch.flow(grid, W * 2 * size, torch.neg), rtol=1e-12, atol=0)
+
+
+def test_where_c_is_not_near_the_identity_it_doubts():
+    grid, looks = nf.DepthGrid.gauss(1, 2), Looks()
+    W = waves(1, 3, 1.0, grid.nodes)
+    with postponed(looks):
+        on_device.flow(grid, 0.1 * W)
+        looks.known = dict.fromkeys(looks.known, 40)
+        on_device.flow(grid, 2.9 * W)
+        assert looks.doubted()
+    assert_close(on_device.flow(grid, 2.9 * W), by_torch.flow(grid, 2.9 * W))
+
+
+def test_what_is_not_finite_is_doubted_and_solve_notes_a_singular_matrix():
+    looks = Looks()
+    with postponed(looks):
+        assert all_finite(torch.tensor([1.0, float("nan")]))
+        assert looks.doubted()
+        assert all_finite(torch.ones(2))
+        assert not looks.doubted()
+        solve(torch.zeros(2, 3, 3), torch.ones(2, 3, 3))
+        assert looks.doubted()
+    assert not all_finite(torch.tensor([1.0, float("nan")]))
+
+
+@pytest.mark.parametrize("method", ["RK45", "DOP853", "dopri5", "bosh3"])
+def test_steps_of_the_formulas_are_those_of_the_methods(method, monkeypatch):
+    """The stepper of accelerators, on the processor: told that the state is not there."""
+
+    def bursting():
+        flow = nf.IntrinsicFlow(nf.Custom(lambda z: -z.square().sum((-2, -1)).square()), nf.LogMean())
+        return nf.integrate(flow, torch.eye(3), [0.0, 9.0], method, rtol=1e-4)
+
+    def ending():
+        return nf.integrate(FLOW, START, [0.0, 1.0], method, max_evaluations=7)
+
+    known, burst, ended = nf.integrate(FLOW, START, [0.0, 0.3, 1.0], method, rtol=1e-4), bursting(), ending()
+    with monkeypatch.context() as patch:
+        patch.setattr(time_run, "on_device", lambda method, state: True)
+        patch.setattr(ScipyFormula, "on", lambda self, device: ScipyOnDevice(self.control, name=self.name))
+        found = nf.integrate(FLOW, START, [0.0, 0.3, 1.0], method, rtol=1e-4, stop={"loss": 1e-9})
+        assert (bursting().ending, ending().ending) == (burst.ending, ended.ending)
+    assert burst.ending != "ok"
+    assert_close(found.z, known.z, rtol=0, atol=1e-13)
+    assert found.stats["steps"] == known.stats["steps"]
+    assert found.stats["evaluations"] == known.stats["evaluations"]
+
+
+def models(device):
+    """Flows and their starts."""
+    loss = nf.Regression(X.to(device), Y.to(device))
+    yield "continuous", continuous(device), START.to(device)
+    for layer in ("euler", "rk2", "cayley", "exp"):
+        flow = nf.FiniteFlow(8, loss, layer)
+        yield layer, flow, flow.sample(W0).to(device)
+    yield "intrinsic", nf.IntrinsicFlow(loss, nf.LogMean()), Z0.to(device)
+    yield (
+        "factorised",
+        nf.FactorizationFlow(lambda t: t[..., 0, :, :] @ t[..., 1, :, :], loss, sizes=[(2, 3, 3)]),
+        (torch.stack((Z0, torch.eye(3))).to(device)),
+    )
+
+
+def waits(run):
+    """How often the processor waits for the device."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            steps = run().stats["steps"]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return steps, sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@GPU
+@pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8", "rk4", "heun3"])
+@pytest.mark.parametrize("layer", [None, "euler", "rk2"])
+def test_in_a_step_the_processor_waits_once(method, layer):
+    flow = continuous("cuda") if layer is None else nf.FiniteFlow(8, nf.Regression(X.cuda(), Y.cuda()), layer)
+    start, step = flow.sample(W0).cuda(), {"step": 0.05} if method in ("rk4", "heun3") else {}
+    few, many = (waits(lambda end=end: nf.integrate(flow, start, [0.0, end], method, **step)) for end in (1.0, 3.0))
+    assert many[1] - few[1] <= many[0] - few[0]
+    assert many[1] >= many[0]  # that they are counted at all
+
+
+@GPU
+@pytest.mark.parametrize("rule", ["gd", "heavy_ball", "nesterov", "normalised", "adam", "sign"])
+def test_in_a_step_of_training_too(rule):
+    flow = continuous("cuda")
+    few, many = (waits(lambda n=n: nf.descend(flow, START.cuda(), n, rule, 0.02, record=10**6)) for n in (50, 150))
+    assert many[1] - few[1] <= 100
+    assert many[1] >= 100
+
+
+@GPU
+@pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8", "rk4"])
+def test_every_flow_on_a_gpu_is_that_on_the_processor(method):
+    step = {"step": 0.02} if method == "rk4" else {}
+    for (name, flow, start), (_, known, its_start) in zip(models("cuda"), models("cpu"), strict=True):
+        found = nf.integrate(flow, start, [0.0, 0.5, 1.0], method, **step)
+        expected = nf.integrate(known, its_start, [0.0, 0.5, 1.0], method, **step)
+        assert found.status == expected.status, name
+        assert_close(found.z.cpu(), expected.z, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        assert found.stats["steps"] == expected.stats["steps"], name
+
+
+@GPU
+def test_members_with_steps_of_their_own_are_those_on_the_processor():
+    targets = torch.linalg.matrix_exp(0.5 * torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(3)))
+
+    def run(device, method):
+        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8, device=device), nf.Quadratic(targets.to(device)))
+        return nf.integrate(flow, START.expand(40, -1, -1, -1).to(device), [0.0, 2.0], method, control="member")
+
+    for method in ("DOP853", "dopri5"):
+        found, known = run("cuda", method), run("cpu", method)
+        assert_close(found.z.cpu(), known.z, rtol=0, atol=1e-12)
+        assert found.stats["members"]["steps"] == known.stats["members"]["steps"]
+
+
+@GPU
+def test_where_w_grows_beyond_what_was_known_the_step_is_done_again():
+    """From W = 0, of which two sweeps would do, to a large z: the numbers stay those of the processor."""
+    target = torch.diag(torch.tensor([30.0, 0.03, 1.0]))
+
+    def run(device):
+        flow = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8, device=device), nf.Quadratic(target.to(device)))
+        return nf.integrate(flow, torch.zeros(16, 3, 3, device=device), [0.0, 0.3, 3.0], "DOP853", rtol=1e-10)
+
+    found, known = run("cuda"), run("cpu")
+    assert found.status == known.status
+    assert_close(found.z.cpu(), known.z, rtol=1e-11, atol=1e-11)
+
+
+@GPU
+def test_a_loss_that_is_another_one_in_the_next_run_is_seen():
+    """What a device was taught in one run is not repeated in another."""
+    flow, start = continuous("cuda"), START.cuda()
+    first = nf.descend(flow, start, 30, "gd", 0.02)
+    flow.loss = nf.Quadratic(torch.eye(3, device="cuda"))
+    second = nf.descend(flow, start, 30, "gd", 0.02)
+    known = nf.descend(nf.ContinuousFlow(FLOW.grid, nf.Quadratic(torch.eye(3))), START, 30, "gd", 0.02)
+    assert float((first.z - second.z).abs().max()) > 1e-2
+    assert_close(second.z.cpu(), known.z, rtol=0, atol=1e-12)
+
+
+@GPU
+@pytest.mark.parametrize("rule", ["gd", "adam", "normalised"])
+def test_training_that_diverges_ends_as_on_the_processor(rule):
+    found = nf.descend(continuous("cuda"), START.cuda(), 200, rule, 40.0)
+    known = nf.descend(FLOW, START, 200, rule, 40.0)
+    assert (found.ending, found.stats["steps"]) == (known.ending, known.stats["steps"])
+
+
+@GPU
+def test_a_run_goes_on_from_a_checkpoint_of_either(tmp_path):
+    whole = path().z
+    for first, then in (("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")):
+        file = tmp_path / f"{first}-{then}.npz"
+        path(first, checkpoint=file, max_evaluations=60)
+        assert_close(path(then, checkpoint=file).z.cpu(), whole, rtol=0, atol=1e-11)
+
+
+@GPU
+@pytest.mark.parametrize("layer", ["euler", "exp"])
+def test_the_edge_of_stability_on_a_gpu_is_that_on_the_processor(layer):
+    def sharpness(device):
+        flow = nf.FiniteFlow(8, nf.Regression(X.to(device), Y.to(device)), layer)
+        return nf.curvature.along(flow, 2)(0, flow.sample(W0).to(device))
+
+    assert_close(sharpness("cuda").cpu(), sharpness("cpu"), rtol=1e-9, atol=1e-9)
 
 
 @GPU

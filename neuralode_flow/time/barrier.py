@@ -158,4 +158,4 @@ def _signs(z: Tensor) -> tuple[Tensor, Tensor]:
         return slogdet(z)[0], sigma[..., -1] > doubt * sigma[..., 0]
     # The processor would wait for singular values; these bounds of them are at most √d away.
     inverse = torch.linalg.inv_ex(z).inverse
-    return slogdet(z)[0], 1 > doubt * torch.linalg.matrix_norm(z) * torch.linalg.matrix_norm(inverse)
+    return slogdet(z)[0], doubt * torch.linalg.matrix_norm(z) * torch.linalg.matrix_norm(inverse) < 1
