@@ -6,10 +6,12 @@ at all of it once. Where something was, the work is done again, with a look wher
 
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +35,8 @@ class Looks:
     def __init__(self) -> None:
         self.doubts: list[Tensor] = []
         self.known: dict[Hashable, int] = {}
-        self.steady = True
-        self._replays: dict[Hashable, Replay] = {}
+        self.steady = self._records = True
+        self._replays: dict[Hashable, Replay | None] = {}
 
     def doubt(self) -> Tensor:
         """Whether there was a doubt since this was asked for last, without looking."""
@@ -55,43 +57,57 @@ class Looks:
         From its second call on with arguments of one shape the device has it as one graph of operations.
         """
         key = key, argument.shape, argument.dtype
-        if key not in self._replays or not (self.steady and argument.is_cuda):
-            self._replays[key] = Replay(self, function)
+        if not (key in self._replays and self.steady and self._records and argument.is_cuda):
+            self._replays[key] = None
             return function(argument)
-        return self._replays[key](argument)
+        replay = self._replays[key]
+        if replay is None:
+            try:
+                replay = self._replays[key] = self._recorded(function, argument)
+            except RuntimeError as error:
+                warnings.warn(
+                    f"the operations of a velocity could not be recorded, and will be named each time: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self._records = False
+                return function(argument)
+        replay.argument.copy_(argument)
+        replay.graph.replay()
+        if replay.doubt is not None:
+            self.doubts.append(replay.doubt.clone())
+        return replay.result.clone()
+
+    def _recorded(self, function: Callable[[Tensor], Tensor], argument: Tensor) -> Replay:
+        """What a device is to repeat; doubts in it are its own."""
+        argument, device = argument.clone(), argument.device
+        others, self.doubts = self.doubts, []
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        collects = gc.isenabled()
+        gc.disable()  # what it would let go of may be memory of the device, which ends a recording
+        try:
+            with torch.cuda.stream(beside):  # libraries take their memory in a first call, which cannot be recorded
+                function(argument)
+            torch.cuda.current_stream(device).wait_stream(beside)
+            self.doubts, graph = [], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = function(argument)
+                doubt = self.doubt() if self.doubts else None
+        finally:
+            self.doubts = others
+            if collects:
+                gc.enable()
+        return Replay(graph, argument, result, doubt)
 
 
-class Replay:
-    """A function that the device has been taught: its operations, and where in memory they work."""
+class Replay(NamedTuple):
+    """The operations of a function that a device has been taught, and where in its memory they work."""
 
-    def __init__(self, looks: Looks, function: Callable[[Tensor], Tensor]) -> None:
-        self._looks, self._function = looks, function
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self, argument: Tensor) -> Tensor:
-        if self._graph is None:
-            self._graph = self._recorded(argument)
-        self._argument.copy_(argument)
-        self._graph.replay()
-        if self._doubt is not None:
-            self._looks.doubts.append(self._doubt.clone())
-        return self._result.clone()
-
-    def _recorded(self, argument: Tensor) -> torch.cuda.CUDAGraph:
-        looks = self._looks
-        self._argument = argument.clone()
-        others, looks.doubts = looks.doubts, []
-        beside = torch.cuda.Stream(argument.device)
-        beside.wait_stream(torch.cuda.current_stream(argument.device))
-        with torch.cuda.stream(beside):  # libraries take their memory in a first call, which cannot be recorded
-            self._function(self._argument)
-        torch.cuda.current_stream(argument.device).wait_stream(beside)
-        looks.doubts, graph = [], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._result = self._function(self._argument)
-            self._doubt = looks.doubt() if looks.doubts else None
-        looks.doubts = others
-        return graph
+    graph: torch.cuda.CUDAGraph
+    argument: Tensor
+    result: Tensor
+    doubt: Tensor | None
 
 
 class _Current(threading.local):

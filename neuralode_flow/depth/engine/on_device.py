@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _NEAR = 0.1
 
 # More sweeps than the last look found necessary, since W moves on; each gains a factor of about h‖W‖/k.
-_MORE = 2
+_MORE = 1
 
 
 def takes(W: Tensor) -> bool:
@@ -114,16 +114,15 @@ def _halves(grid: DepthGrid, W: Tensor, number: int) -> _Halves:
     B = len(local)
     both = torch.cat((local, -local.mT))
     nodes, f = both.view(-1, d, d), both
-    before = integral = picard.along_nodes(J, f)
+    before = halves = add_identity(picard.along_nodes(J, f))
     for _ in range(number - 1):
-        f = torch.baddbmm(nodes, nodes, integral.view(-1, d, d)).view_as(both)
-        before, integral = integral, picard.along_nodes(J, f)
+        f = torch.bmm(nodes, halves.view(-1, d, d)).view_as(both)
+        before, halves = halves, add_identity(picard.along_nodes(J, f))
     # As in `picard`, changes are largest at the outermost nodes; the last is bounded by what it is beside 1 + J f.
-    ends = picard.outermost(integral)
+    ends = picard.outermost(halves)
     change, size = (ends - picard.outermost(before)).abs().amax(), ends.abs().amax()
     bound = (size + 1) * max(picard.TOLERANCE.get(W.dtype, 1e-6), 2 * torch.finfo(W.dtype).eps)
     ends = add_identity(picard.along_nodes(to_ends, f))
-    halves = add_identity(integral)
     leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
     rest = add_identity(-(vT_end.mT @ leave))
     inverse, doubt = _near_identity(rest)
