@@ -25,13 +25,12 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would tak
 
 import torch
 from harness import Row, Section, alternated, contest, machine, table, versions
-from speed import BAR, TOLERANCES, Velocity, relative, scaled_waves
+from speed import BAR, ORDER, PANELS, TOLERANCES, Velocity, relative, scaled_waves
 from torch import Tensor
 
 import neuralode_flow as nf
 from neuralode_flow.looks import Looks, postponed
 
-PANELS, ORDER = 2, 8
 DIMENSIONS, MEMBERS = (8, 16, 32, 64, 128, 256, 512), (1, 64, 4096)
 PEERS = ((8, 1), (32, 1), (128, 1), (8, 64), (32, 64))
 LARGEST = 2**31  # bytes of a state

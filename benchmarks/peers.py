@@ -63,7 +63,7 @@ class Torchdiffeq:
 
         def at(s: Tensor) -> Tensor:
             panel, weights = lagrange(self.grid, float(s))
-            return (torch.from_numpy(weights).to(panels) @ panels[panel]).unflatten(-1, shape)
+            return (torch.from_numpy(weights).to(state) @ panels[panel]).unflatten(-1, shape)
 
         return at
 
