@@ -196,9 +196,9 @@ def flows(bench: Bench) -> Section:
 def looked() -> Iterator[list[int]]:
     """Counts how often the processor waits for the device."""
     count = [0]
-    torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
             yield count
         finally:

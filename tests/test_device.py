@@ -147,13 +147,16 @@ def test_steps_of_the_formulas_are_those_of_the_methods(method, monkeypatch):
     assert found.stats["evaluations"] == known.stats["evaluations"]
 
 
+def layers():
+    return nf.FiniteFlow(8, nf.Regression(X, Y)).sample(W0)
+
+
 def models(device):
     """Flows and their starts."""
     loss = nf.Regression(X.to(device), Y.to(device))
     yield "continuous", continuous(device), START.to(device)
     for layer in ("euler", "rk2", "cayley", "exp"):
-        flow = nf.FiniteFlow(8, loss, layer)
-        yield layer, flow, flow.sample(W0).to(device)
+        yield layer, nf.FiniteFlow(8, loss, layer), layers().to(device)
     yield "intrinsic", nf.IntrinsicFlow(loss, nf.LogMean()), Z0.to(device)
     yield (
         "factorised",
@@ -164,9 +167,9 @@ def models(device):
 
 def waits(run):
     """How often the processor waits for the device."""
-    torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
             steps = run().stats["steps"]
         finally:
@@ -179,7 +182,8 @@ def waits(run):
 @pytest.mark.parametrize("layer", [None, "euler", "rk2"])
 def test_in_a_step_the_processor_waits_once(method, layer):
     flow = continuous("cuda") if layer is None else nf.FiniteFlow(8, nf.Regression(X.cuda(), Y.cuda()), layer)
-    start, step = flow.sample(W0).cuda(), {"step": 0.05} if method in ("rk4", "heun3") else {}
+    start = START.cuda() if layer is None else layers().cuda()
+    step = {"step": 0.05} if method in ("rk4", "heun3") else {}
     few, many = (waits(lambda end=end: nf.integrate(flow, start, [0.0, end], method, **step)) for end in (1.0, 3.0))
     assert many[1] - few[1] <= many[0] - few[0]
     assert many[1] >= many[0]  # that they are counted at all
@@ -268,7 +272,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_either(tmp_path):
 def test_the_edge_of_stability_on_a_gpu_is_that_on_the_processor(layer):
     def sharpness(device):
         flow = nf.FiniteFlow(8, nf.Regression(X.to(device), Y.to(device)), layer)
-        return nf.curvature.along(flow, 2)(0, flow.sample(W0).to(device))
+        return nf.curvature.along(flow, 2)(0, layers().to(device))
 
     assert_close(sharpness("cuda").cpu(), sharpness("cpu"), rtol=1e-9, atol=1e-9)
 
