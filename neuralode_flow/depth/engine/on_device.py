@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # Largest ‖I − C‖ for which four factors of the geometric series of C⁻¹ are exact in float64.
 _NEAR = 0.1
 
-# More sweeps than the last look found necessary, since W moves on; each gains a factor of about h‖W‖/k.
-_MORE = 1
+# The sweeps are enough for an h‖W‖ that is so much larger than at the last look, and for this one: W moves on.
+_ROOM, _LEAST = 1.5, 0.1
 
 
 def takes(W: Tensor) -> bool:
@@ -91,19 +91,20 @@ def _looked_at(grid: DepthGrid, W: Tensor) -> tuple[_Halves, int]:
     reach = math.sqrt(2 * float(second.abs().max()))
     if not reach <= picard.LARGEST:
         raise _Unsure
-    number, change, bound = 1, reach, _bound(W.dtype, reach)
-    while change > bound:
+    reach = max(_LEAST, _ROOM * reach)
+    number, change = 1, reach
+    while change > _tolerance(W.dtype) * math.exp(reach):
         number += 1
         change *= reach / number
-    halves = _halves(grid, W, number + _MORE)
+    halves = _halves(grid, W, number)
     if bool(halves.doubt):
         raise _Unsure
-    return halves, number + _MORE
+    return halves, number
 
 
-def _bound(dtype: torch.dtype, reach: float) -> float:
-    """Of the change of 1 + J f in the last sweep."""
-    return picard.TOLERANCE.get(dtype, 1e-6) * math.exp(reach)
+def _tolerance(dtype: torch.dtype) -> float:
+    """Of the change of 1 + J f in the last sweep, beside what that is."""
+    return max(picard.TOLERANCE.get(dtype, 1e-6), 2 * torch.finfo(dtype).eps)
 
 
 def _halves(grid: DepthGrid, W: Tensor, number: int) -> _Halves:
@@ -121,7 +122,7 @@ def _halves(grid: DepthGrid, W: Tensor, number: int) -> _Halves:
     # As in `picard`, changes are largest at the outermost nodes; the last is bounded by what it is beside 1 + J f.
     ends = picard.outermost(halves)
     change, size = (ends - picard.outermost(before)).abs().amax(), ends.abs().amax()
-    bound = (size + 1) * max(picard.TOLERANCE.get(W.dtype, 1e-6), 2 * torch.finfo(W.dtype).eps)
+    bound = (size + 1) * _tolerance(W.dtype)
     ends = add_identity(picard.along_nodes(to_ends, f))
     leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
     rest = add_identity(-(vT_end.mT @ leave))
