@@ -122,15 +122,19 @@ def current() -> Looks | None:
     return _CURRENT.looks
 
 
-def as_one(looks: Looks | None, work: Callable[[], R]) -> R:
-    """work() with its looks taken as one; where there was a doubt it is done again, with each look where it is due."""
-    if looks is None:
-        return work()
-    with postponed(looks):
-        result = work()
-    if not looks.doubted():
-        return result
-    looks.forget()
+def as_one(looks: Looks | None, work: Callable[[], R], doubted: Callable[[R], bool] | None = None) -> R:
+    """work() with its looks taken as one, which `doubted` may take together with one at the result.
+
+    Where there was a doubt it is done again with nothing known, so that what is needed is looked at once more; where
+    that did not help, with each look where it is due.
+    """
+    if looks is not None:
+        for _ in range(2):
+            with postponed(looks):
+                result = work()
+            if not (looks.doubted() if doubted is None else doubted(result)):
+                return result
+            looks.forget()
     return work()
 
 

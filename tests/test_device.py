@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import neuralode_flow as nf
 from neuralode_flow.checks import all_finite
 from neuralode_flow.depth.engine import by_torch, on_device
-from neuralode_flow.looks import Looks, as_one, postponed
+from neuralode_flow.looks import Looks, as_one, current, postponed
 from neuralode_flow.matrices import solve
 from neuralode_flow.time import run as time_run
 from neuralode_flow.time.formulas import ScipyFormula, ScipyOnDevice
@@ -101,6 +101,22 @@ def test_it_doubts_where_the_sweeps_that_it_knows_of_are_too_few(size):
     assert_close(grown, by_torch.flow(grid, W * 2 * size, torch.neg), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("doubtful", [0, 1, 2])
+def test_work_in_doubt_is_done_again_and_at_last_with_every_look(doubtful):
+    looks, seen = Looks(), []
+
+    def work():
+        seen.append(current() is looks)
+        if current() is not None:
+            looks.doubts.append(torch.tensor(len(seen) <= doubtful))
+        return len(seen)
+
+    assert as_one(looks, work) == doubtful + 1
+    assert seen == [True, True, False][: doubtful + 1]
+    assert current() is None
+    assert as_one(None, work) == doubtful + 2
+
+
 def test_where_c_is_not_near_the_identity_it_doubts():
     grid, looks = nf.DepthGrid.gauss(1, 2), Looks()
     W = waves(1, 3, 1.0, grid.nodes)
@@ -182,7 +198,7 @@ def test_in_a_step_the_processor_waits_once(method, layer):
     start = START.cuda() if layer is None else layers().cuda()
     step = {"step": 0.05} if method in ("rk4", "heun3") else {}
     few, many = (waits(lambda end=end: nf.integrate(flow, start, [0.0, end], method, **step)) for end in (1.0, 3.0))
-    assert many[1] - few[1] <= 1.1 * (many[0] - few[0])  # now and then W has outgrown what was known of it
+    assert many[1] - few[1] <= many[0] - few[0] + 10  # now and then W has outgrown what was known of it
     assert many[1] >= many[0]  # that they are counted at all
 
 
@@ -191,7 +207,7 @@ def test_in_a_step_the_processor_waits_once(method, layer):
 def test_in_a_step_of_training_too(rule):
     flow = continuous("cuda")
     few, many = (waits(lambda n=n: nf.descend(flow, START.cuda(), n, rule, 0.02, record=10**6)) for n in (50, 150))
-    assert many[1] - few[1] <= 105  # now and then W has outgrown what was known of it
+    assert many[1] - few[1] <= 110  # now and then W has outgrown what was known of it
     assert many[1] >= 100
 
 
@@ -204,7 +220,9 @@ def test_every_flow_on_a_gpu_is_that_on_the_processor(method):
         found = nf.integrate(flow, start, [0.0, 0.5, 1.0], method, **step)
         expected = nf.integrate(known, its_start, [0.0, 0.5, 1.0], method, **step)
         assert found.status == expected.status, name
-        assert_close(found.z.cpu(), expected.z, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        # Steps are chosen by estimates of errors, whose last digits are round-off: a thousandth of the tolerance.
+        bound = 1e-12 if step else 1e-11
+        assert_close(found.z.cpu(), expected.z, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}")
         assert found.stats["steps"] == expected.stats["steps"], name
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..looks import Looks, postponed
+from ..looks import Looks, as_one
 from .base import Method, Start, Stepper, own_steps
 from .endings import Stopped
 from .formulas import Attempt
@@ -61,18 +61,16 @@ class OnDevice(Stepper):
         self._ends, self._f, self._next = (self._f, tried.f), tried.f, float(h[0])
 
     def _tried(self, y: Tensor, h: np.ndarray) -> tuple[Attempt, Tensor]:
-        """A step that is tried, and its error over the tolerance; looked at on the way where there was a doubt."""
-        with postponed(self._looks):
+        """A step that is tried, and its error over the tolerance, which is no number where there is a doubt."""
+        looks = self._looks
+
+        def work() -> Attempt:
             tried = self._formula.tried(self._rates, y, self._f, h)
-        error = tried.error
-        if self._looks.doubts:
-            error = torch.where(self._looks.doubt(), torch.nan, error)
-        error = error.cpu()
-        if bool(torch.isfinite(error).all()):
-            return tried, error
-        self._looks.forget()
-        tried = self._formula.tried(self._rates, y, self._f, h)
-        return tried, tried.error.cpu()
+            error = torch.where(looks.doubt(), torch.nan, tried.error) if looks.doubts else tried.error
+            return tried._replace(error=error.cpu())
+
+        tried = as_one(looks, work, lambda tried: not bool(torch.isfinite(tried.error).all()))
+        return tried, tried.error
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
         first, last = (f.to(self.state).reshape(self.state.shape) for f in self._ends)
