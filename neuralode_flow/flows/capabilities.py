@@ -50,7 +50,8 @@ def replayed(flow: Any) -> Callable[[Tensor], Tensor]:
     """The velocity of a flow; where looks are postponed and it repeats, as the device has been taught it."""
     velocity: Callable[[Tensor], Tensor] = flow.velocity
     noted = current()
-    if noted is None or not (offers(flow, Repeats) and flow.repeats):
+    # Of the flow itself: one that passes it on from another has a velocity of its own.
+    if noted is None or not (hasattr(type(flow), "repeats") and flow.repeats):
         return velocity
     return partial(noted.replayed, id(flow), velocity)
 

@@ -21,6 +21,7 @@ FLOWS = {
     "momentum": nf.MomentumFlow(CONTINUOUS, 1.0),
 }
 OFFERED = {
+    "Repeats": {"continuous", "finite"},
     "Samples": {"continuous", "finite", "momentum"},
     "AtDepths": {"finite"},
     "OnGrid": {"continuous", "momentum"},
