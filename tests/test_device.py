@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_doubted_and_solve_notes_a_singular_matrix():
     assert not all_finite(torch.tensor([1.0, float("nan")]))
 
 
-@pytest.mark.parametrize("method", ["RK45", "DOP853", "dopri5", "bosh3"])
+@pytest.mark.parametrize("method", ["RK45", "DOP853", "dopri5"])
 def test_steps_of_the_formulas_are_those_of_the_methods(method, monkeypatch):
     """The stepper of accelerators, on the processor: told that the state is not there."""
 
