@@ -30,7 +30,7 @@ _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can
 # The last two are those of runs from before, which were called so.
 FREE = (
     "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "study.workers",
-    "plugins", "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
+    "plugins", "at_once", "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
 
 # Settings that runs from before do not have, with the value that stands for what they did.

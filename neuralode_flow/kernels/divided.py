@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,8 +26,9 @@ class DividedDifference:
 
     Parameters
     ----------
-    shifts : Tensor (L,)
-        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.)
+    shifts : Tensor (..., L)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.) Leading axes make an
+        ensemble, which has no `log_rate`: its members keep their signs as singly as their steps do.
     time_scale : float
         The velocity is multiplied by it. 1 is Euclidean gradient flow on the layers; 1/L is the time of
         `FiniteFlow` and of the limit.
@@ -33,7 +36,7 @@ class DividedDifference:
     Raises
     ------
     TypeError, ValueError
-        If shifts is not a finite floating-point vector or time_scale not a positive number.
+        If shifts are no finite floating-point vectors or time_scale not a positive number.
 
     Examples
     --------
@@ -47,9 +50,7 @@ class DividedDifference:
 
     def __init__(self, shifts: Tensor, time_scale: float = 1.0) -> None:
         self.shifts = float_tensor("shifts", shifts, ndim=1)
-        if shifts.ndim != 1:
-            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
-        if not bool(torch.isfinite(shifts.max() - shifts.min())):
+        if not bool(torch.isfinite(shifts.amax(-1) - shifts.amin(-1)).all()):
             raise ValueError(
                 f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
             )
@@ -57,17 +58,26 @@ class DividedDifference:
 
     def __repr__(self) -> str:
         scale = "" if self.time_scale == 1 else f"time_scale={self.time_scale:g}"
-        return said(self, f"{len(self.shifts)} layers", scale)
+        return said(self, f"{self.shifts.shape[-1]} layers", scale)
 
     @property
     def keeps_sign(self) -> bool:
         """Whether the least c_k is attained at least twice: those layers become singular together."""
-        return bool((self.shifts == self.shifts.min()).sum() > 1)
+        return self.shifts.ndim == 1 and bool((self.shifts == self.shifts.min()).sum() > 1)
+
+    def select(self, members: Sequence[int], index: Tensor) -> DividedDifference:
+        """The kernel of some members `(n,)` of a batch."""
+        if self.shifts.ndim == 1:
+            return self
+        shifts = self.shifts.expand(*members, self.shifts.shape[-1]).flatten(0, -2)[index]
+        some = copy.copy(self)
+        some.shifts = shifts
+        return some
 
     def log_rate(self, ell: Tensor) -> Tensor:
         """A_ab = ½ Σ_k 1/logmean(x_a + c_k, x_b + c_k) times the time scale, one term for equal c_k."""
         shifts, layers = torch.unique(self.shifts.to(ell), return_counts=True)
-        logs = _log_factors(2 * ell, shifts, layers.to(ell)).mT  # (..., number of shifts, d)
+        logs = _log_factors(2 * ell, shifts.unsqueeze(-2), layers.to(ell)).mT  # (..., number of shifts, d)
         terms = torch.log(layers.to(ell))[:, None, None] - log_logmean(logs)
         return torch.logsumexp(terms, dim=-3) + math.log(self.time_scale / 2)
 
@@ -145,22 +155,25 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     ----------
     sigma : Tensor (..., d)
         Singular values; zero is moved to the smallest positive number.
-    shifts : Tensor (L,)
+    shifts : Tensor (..., L)
 
     Returns
     -------
     Tensor (..., d, L)
     """
     goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
-    return _log_factors(goal, shifts, torch.ones_like(shifts))
+    return _log_factors(goal, shifts.unsqueeze(-2), torch.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
 
 
 def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
-    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (n,): `(..., d, n)`."""
-    gaps, number = shifts - shifts.min(), layers.sum()
+    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (..., 1, n): `(..., d, n)`.
+
+    Each member of a batch takes the steps that it would take alone.
+    """
+    gaps, number = shifts - shifts.amin(-1, keepdim=True), layers.sum()
     log_gaps = torch.log(gaps)
     y = goal / number
-    excess = (gaps * layers).sum() / number * torch.exp(-y)
+    excess = (gaps * layers).sum(-1) / number * torch.exp(-y)
     y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
     small, unseen = torch.finfo(goal.dtype).eps ** 0.5, hidden(goal) or hidden(shifts)
     for _ in range(100):
@@ -168,7 +181,8 @@ def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
         slopes = torch.exp(y.unsqueeze(-1) - logs)
         step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
-        if not (unseen or float(step.detach().abs().max()) > small):
+        far = step.abs().amax(-2, keepdim=True) > small
+        if not (unseen or bool(far.detach().any())):
             break
-        y = y - step.squeeze(-1)
+        y = torch.where(far.squeeze(-1) | unseen, y - step.squeeze(-1), y)
     return logs - step * slopes
