@@ -311,7 +311,8 @@ def in_use(folder: Path) -> bool:
 
 def has_saved(folder: Path) -> bool:
     """Whether a run in this folder has saved something that it can go on from."""
-    return any((folder / CHECKPOINTS).glob("[!.]*.npz"))  # not what was being written when a run was killed
+    saved = folder / CHECKPOINTS  # not what was being written when a run was killed
+    return any(saved.glob("[!.]*.npz")) or any(saved.glob("[!.]*.nc"))
 
 
 def _discard_unless_saved(folder: Path, config: str, keep: Callable[[], bool]) -> None:

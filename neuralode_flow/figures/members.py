@@ -1,0 +1,134 @@
+"""Figures of a run of many members, of any study: what they have found, and how their errors spread with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..finding import MEMBERS, Finding
+from . import style
+from .base import FIGURES, Figures, FigureSet
+from .swept import PALETTE
+
+_MOST_PANELS, _MOST_CURVES, _MOST_BINS = 4, len(PALETTE), 60
+
+
+@style.house()
+def members(dataset: xr.Dataset) -> Figures:
+    """The figures of any study with a dimension `seed`, drawn from its dataset alone.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+
+    Returns
+    -------
+    dict of str to Figure
+        "histograms": the scalar numbers of members, orders first; "bands": errors against depth. Each where there are.
+    """
+    found = {"histograms": _histograms(dataset), "bands": _bands(dataset)}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _title(dataset: xr.Dataset) -> str:
+    return f"{dataset.attrs[MEMBERS]} members: {style.problem(dataset)}"
+
+
+def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
+    """Numbers that each member has one of, or one for each rule: label, and the values of each by its name."""
+    names = [str(name) for name in dataset.data_vars]
+    for name in sorted(names, key=lambda name: not name.startswith("order")):
+        variable = dataset[name]
+        others = [str(dim) for dim in variable.dims if dim != "seed"]
+        if "seed" not in variable.dims or variable.dtype.kind != "f" or len(others) > 1 or name == "seconds":
+            continue
+        label = str(variable.attrs.get("long_name", name))
+        if not others:
+            yield label, [("", variable.values)]
+        elif others == ["rule"]:
+            rules = dataset["rule"].values.tolist()[:_MOST_CURVES]
+            yield label, [(str(rule), variable.sel(rule=rule).values) for rule in rules]
+
+
+def _histograms(dataset: xr.Dataset) -> Figure | None:
+    shown = [(label, parts) for label, parts in _scalars(dataset) if any(_varies(values) for _, values in parts)]
+    if not shown:
+        return None
+    figure, panels = style.blank(_title(dataset), panels=len(shown[:_MOST_PANELS]))
+    for axes, (label, parts) in zip(panels, shown, strict=False):
+        _histogram(axes, label, parts)
+    return figure
+
+
+def _varies(values: np.ndarray) -> bool:
+    return len(np.unique(values[np.isfinite(values)])) > 1
+
+
+def _histogram(axes: Axes, label: str, parts: list[tuple[str, np.ndarray]]) -> None:
+    known = [(name, values[np.isfinite(values)]) for name, values in parts]
+    everything = np.concatenate([values for _, values in known])
+    low, high = everything.min(), everything.max()
+    bins = min(_MOST_BINS, max(5, round(2 * len(everything) ** (1 / 3))))
+    far = low > 0 and high > 30 * low
+    edges = np.geomspace(low, high, bins + 1) if far else np.linspace(low, high, bins + 1)
+    for (name, values), colour in zip(known, PALETTE, strict=False):
+        heights = np.histogram(values, edges)[0]
+        axes.plot(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), lw=1.2, color=colour, label=style.plain(name) or None)
+    if far:
+        axes.set_xscale("log")
+    axes.set_xlabel(style.plain(label))
+    axes.set_ylabel("members")
+    if any(name for name, _ in known):
+        axes.legend()
+
+
+def _bands(dataset: xr.Dataset) -> Figure | None:
+    """Quantiles over the members of what depends on depth and on nothing but the rule."""
+    shown = [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if str(name).startswith("error") and {"seed", "depth"} <= {*variable.dims} <= {"seed", "rule", "depth"}
+    ][:_MOST_PANELS]
+    if not shown:
+        return None
+    figure, panels = style.blank(_title(dataset), panels=len(shown))
+    for axes, name in zip(panels, shown, strict=False):
+        variable = dataset[name]
+        rules = dataset["rule"].values.tolist() if "rule" in variable.dims else [None]
+        for rule, colour in zip(rules[:_MOST_CURVES], PALETTE, strict=False):
+            own = variable if rule is None else variable.sel(rule=rule)
+            _band(axes, dataset["depth"].values, own.transpose("seed", "depth").values, colour, str(rule or ""))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("layers $L$")
+        axes.set_ylabel(style.plain(str(variable.attrs.get("long_name", name)).split(" of ")[0]))
+        if rules != [None]:
+            axes.legend()
+    return figure
+
+
+def _band(axes: Axes, depths: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """The median, the middle half and the range of positive numbers `(seed, depth)`."""
+    known = np.where(values > 0, values, np.nan)
+    some = np.isfinite(known).any(0)
+    if not some.any():
+        return
+    low, first, median, third, high = np.nanquantile(known[:, some], [0, 0.25, 0.5, 0.75, 1], axis=0)
+    axes.fill_between(depths[some], low, high, color=colour, alpha=0.12, lw=0)
+    axes.fill_between(depths[some], first, third, color=colour, alpha=0.3, lw=0)
+    axes.plot(depths[some], median, color=colour, marker="o", ms=3, label=style.plain(label) or None)
+
+
+FIGURES.register(MEMBERS)(
+    FigureSet(
+        members,
+        {
+            "histograms": "How many members have found what.",
+            "bands": "Errors against the number of layers: the median over the members, the middle half, and the range.",
+        },
+    )
+)
