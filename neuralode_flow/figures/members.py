@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,11 @@ from .base import FIGURES, Figures, FigureSet
 from .swept import PALETTE
 
 _MOST_PANELS, _MOST_CURVES, _MOST_BINS = 4, len(PALETTE), 60
+_LONGEST = 40  # signs in a line of a label
+_FAR = 30  # the ratio of the largest to the least value from which an axis is logarithmic
+
+# Numbers that tell how others were found.
+_BESIDE = ("seconds", "order_spread", "order_profile_spread", "order_expected", "floor", "floor_profile", "defect_scale")
 
 
 @style.house()
@@ -38,29 +44,28 @@ def _title(dataset: xr.Dataset) -> str:
     return f"{dataset.attrs[MEMBERS]} members: {style.problem(dataset)}"
 
 
-def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, list[tuple[str, np.ndarray]]]]:
-    """Numbers that each member has one of, or one for each rule: label, and the values of each by its name."""
-    names = [str(name) for name in dataset.data_vars]
-    for name in sorted(names, key=lambda name: not name.startswith("order")):
+def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, np.ndarray]]:
+    """Numbers that each member has one of, or one for each layer rule: label and values; orders first, then errors."""
+    names = [str(name) for name in dataset.data_vars if str(name) not in _BESIDE]
+    for name in sorted(names, key=lambda name: (name != "order", not name.startswith("error"))):
         variable = dataset[name]
-        others = [str(dim) for dim in variable.dims if dim != "seed"]
-        if "seed" not in variable.dims or variable.dtype.kind != "f" or len(others) > 1 or name == "seconds":
+        label = str(variable.attrs.get("long_name", name)).partition(" of error_z")[0]
+        if variable.dtype.kind != "f" or not {"seed"} <= {*variable.dims} <= {"seed", "rule"}:
             continue
-        label = str(variable.attrs.get("long_name", name))
-        if not others:
-            yield label, [("", variable.values)]
-        elif others == ["rule"]:
-            rules = dataset["rule"].values.tolist()[:_MOST_CURVES]
-            yield label, [(str(rule), variable.sel(rule=rule).values) for rule in rules]
+        if "rule" not in variable.dims:
+            yield label, variable.values
+            continue
+        for rule in dataset["rule"].values.tolist():
+            yield f"{label}, {rule}", variable.sel(rule=rule).values
 
 
 def _histograms(dataset: xr.Dataset) -> Figure | None:
-    shown = [(label, parts) for label, parts in _scalars(dataset) if any(_varies(values) for _, values in parts)]
+    shown = [(label, values) for label, values in _scalars(dataset) if _varies(values)][:_MOST_PANELS]
     if not shown:
         return None
-    figure, panels = style.blank(_title(dataset), panels=len(shown[:_MOST_PANELS]))
-    for axes, (label, parts) in zip(panels, shown, strict=False):
-        _histogram(axes, label, parts)
+    figure, panels = style.blank(_title(dataset), panels=len(shown))
+    for axes, (label, values) in zip(panels, shown, strict=True):
+        _histogram(axes, label, values[np.isfinite(values)])
     return figure
 
 
@@ -68,22 +73,23 @@ def _varies(values: np.ndarray) -> bool:
     return len(np.unique(values[np.isfinite(values)])) > 1
 
 
-def _histogram(axes: Axes, label: str, parts: list[tuple[str, np.ndarray]]) -> None:
-    known = [(name, values[np.isfinite(values)]) for name, values in parts]
-    everything = np.concatenate([values for _, values in known])
-    low, high = everything.min(), everything.max()
-    bins = min(_MOST_BINS, max(5, round(2 * len(everything) ** (1 / 3))))
-    far = low > 0 and high > 30 * low
+def _histogram(axes: Axes, label: str, values: np.ndarray) -> None:
+    low, high = values.min(), values.max()
+    bins = min(_MOST_BINS, max(5, round(2 * len(values) ** (1 / 3))))
+    far = low > 0 and high > _FAR * low
     edges = np.geomspace(low, high, bins + 1) if far else np.linspace(low, high, bins + 1)
-    for (name, values), colour in zip(known, PALETTE, strict=False):
-        heights = np.histogram(values, edges)[0]
-        axes.plot(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), lw=1.2, color=colour, label=style.plain(name) or None)
+    heights = np.histogram(values, edges)[0]
+    axes.plot(np.repeat(edges, 2), np.concatenate(([0], np.repeat(heights, 2), [0])), lw=1.2, color=style.BLUE)
+    axes.axvline(values.mean(), color=style.VERMILION, lw=1.0, label=f"mean {values.mean():.4g}")
     if far:
         axes.set_xscale("log")
-    axes.set_xlabel(style.plain(label))
+    axes.set_xlabel(_wrapped(label))
     axes.set_ylabel("members")
-    if any(name for name, _ in known):
-        axes.legend()
+    axes.legend()
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(style.plain(label), _LONGEST)
 
 
 def _bands(dataset: xr.Dataset) -> Figure | None:
@@ -102,10 +108,9 @@ def _bands(dataset: xr.Dataset) -> Figure | None:
         for rule, colour in zip(rules[:_MOST_CURVES], PALETTE, strict=False):
             own = variable if rule is None else variable.sel(rule=rule)
             _band(axes, dataset["depth"].values, own.transpose("seed", "depth").values, colour, str(rule or ""))
-        axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("layers $L$")
-        axes.set_ylabel(style.plain(str(variable.attrs.get("long_name", name)).split(" of ")[0]))
+        style.depth_axis(axes, dataset["depth"].values.tolist())
+        axes.set_ylabel(_wrapped(str(variable.attrs.get("long_name", name))))
         if rules != [None]:
             axes.legend()
     return figure
