@@ -82,6 +82,8 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
     parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
+    if sum(part.sizes[DIMENSION] for part in parts) != number:
+        raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
     return summed_up(_joined(job, parts), job.ensemble, size)
 
 

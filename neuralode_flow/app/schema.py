@@ -384,6 +384,8 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
 def _seeds(section: str, node: Any, seeded: Sequence[str]) -> Sequence[int]:
     """The seeds of members in one section, of a list or the text "range(a,b)"."""
     can = ", ".join(f"members.{name}.seed" for name in seeded)
+    if section in SECTIONS and section not in seeded:
+        raise BadInput(f"members.{section} has no effect: this {section} has no seed; set {can}, or members=N")
     if section not in seeded or not isinstance(node, Mapping) or [*node] != ["seed"]:
         raise BadInput(f"members differ in their seeds alone, got members.{section}={node!r}; set {can}, or members=N")
     key, value = f"members.{section}.seed", node["seed"]
