@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -178,7 +177,8 @@ class Finding:
 
     def parts(self) -> dict[str, Any]:
         """All of it in the types of Python."""
-        return typing.cast("dict[str, Any]", plain(asdict(self) | {"orders": [order._asdict() for order in self.orders]}))
+        parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
+        return {name: plain(part) for name, part in parts.items()}
 
     def attached(self, dataset: xr.Dataset) -> xr.Dataset:
         """The dataset with this finding in its attributes."""

@@ -1,4 +1,4 @@
-"""A run of many members, which differ in their seeds: computed in parts that are saved whole, and joined along `seed`."""
+"""A run of many members, which differ in their seeds: computed in parts that are saved whole, joined along `seed`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ..problems import PROBLEMS
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.parallel import side_by_side
-from ..studies.together import together
+from ..studies.together import together as gathered
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, PASSED, PROBLEM, STATUS, leaves, summed_up
+from .statistics import NUMBER, PASSED, PROBLEM, RAN, STATUS, leaves, summed_up
 
 DIMENSION = "seed"
+_NUMBERS = f"{NUMBER}s"
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
 
@@ -93,8 +94,8 @@ def at_once(job: Job) -> int:
         return job.machine.at_once
     nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
     entries = 1
-    if job.problem is not None:
-        entries = PROBLEMS[job.problem.name](**job.member(0).problem.parameters).z0.numel()
+    if (problem := job.member(0).problem) is not None:
+        entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()
     return max(1, min(_MOST_AT_ONCE, _MOST_BYTES // (64 * job.time.samples * nodes * entries)))
 
 
@@ -136,7 +137,7 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
 
 def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
-    found = together([_work(job.member(i), one) for i in members])
+    found = gathered([_work(job.member(i), one) for i in members])
     whole = [(i, dataset) for i, dataset in zip(members, found, strict=True) if isinstance(dataset, xr.Dataset)]
     rows = [_stated(job, dataset) for dataset in found]
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
@@ -144,8 +145,9 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     stated = {
         STATUS: (DIMENSION, np.array([row["status"] for row in rows])),
         PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
+        RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
         PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows])),
-        f"{NUMBER}s": ((DIMENSION, NUMBER), numbers),
+        _NUMBERS: ((DIMENSION, NUMBER), numbers),
     }
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
     if not whole:
@@ -154,10 +156,15 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     _check_shapes(job, [i for i, _ in whole], datasets)
     places = [i - members.start for i, _ in whole]
     joined = {
-        name: ((DIMENSION, *variable.dims), _rows([own[name].values for own in datasets], places, len(rows)), variable.attrs)
+        name: (
+            (DIMENSION, *variable.dims),
+            _rows([own[name].values for own in datasets], places, len(rows)),
+            variable.attrs,
+        )
         for name, variable in datasets[0].data_vars.items()
     }
-    return dataset.assign(joined).assign_coords(datasets[0].coords).assign_attrs(datasets[0].attrs)
+    together = dataset.assign(joined).assign_coords(datasets[0].coords).assign_attrs(datasets[0].attrs)
+    return _finding(job, whole[0][1]).attached(together)
 
 
 def _work(job: Job, one: One) -> Callable[[Any], xr.Dataset]:
@@ -165,10 +172,10 @@ def _work(job: Job, one: One) -> Callable[[Any], xr.Dataset]:
     settings = job.study.parameters
     if isinstance(settings.get("workers", ""), (int, type(None))):
         job = replace(job, study=replace(job.study, parameters=settings | {"workers": 1}))
-    return lambda integrate: one(job, lambda part: _gathered(part, integrate))
+    return lambda integrate: one(job, lambda part: _changed(part, integrate))
 
 
-def _gathered(part: Any, integrate: Any) -> Any:
+def _changed(part: Any, integrate: Any) -> Any:
     """A clock whose integrations are gathered; the budget of wall time is that of all members."""
     if isinstance(part, Clock):
         return replace(part, carried_out=integrate, max_seconds=None)
@@ -180,9 +187,13 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     if isinstance(dataset, Exception):
         reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
         return {"status": reason, "passed": False, "problem": "", "numbers": {}}
-    finding = Finding.of(dataset, STUDIES[job.study.name].summarise(dataset))
+    finding = _finding(job, dataset)
     numbers = dict(leaves(finding.parts()))
     return {"status": finding.status, "passed": finding.passed, "problem": finding.problem, "numbers": numbers}
+
+
+def _finding(job: Job, dataset: xr.Dataset) -> Finding:
+    return Finding.of(dataset, STUDIES[job.study.name].summarise(dataset))
 
 
 def _renamed(dataset: xr.Dataset) -> xr.Dataset:
@@ -205,8 +216,10 @@ def _kept(dataset: xr.Dataset, number: int) -> xr.Dataset:
 def _with_attributes(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with its numbers of attributes as variables, since members may differ in them."""
     numbers = {f"{_ATTRIBUTE}{name}": value for name, value in dataset.attrs.items() if isinstance(value, (int, float))}
-    return dataset.assign(numbers).drop_attrs(deep=False).assign_attrs(
-        {name: value for name, value in dataset.attrs.items() if f"{_ATTRIBUTE}{name}" not in numbers}
+    return (
+        dataset.assign(numbers)
+        .drop_attrs(deep=False)
+        .assign_attrs({name: value for name, value in dataset.attrs.items() if f"{_ATTRIBUTE}{name}" not in numbers})
     )
 
 
@@ -224,7 +237,9 @@ def _check_shapes(job: Job, members: Sequence[int], datasets: Sequence[xr.Datase
 
 def _sweep(job: Job) -> str:
     assert job.ensemble is not None
-    return "-m " + " ".join(f"{name}={','.join(map(str, seeds[:3]))},…" for name, seeds in job.ensemble.settings.items())
+    return "-m " + " ".join(
+        f"{name}={','.join(map(str, seeds[:3]))},…" for name, seeds in job.ensemble.settings.items()
+    )
 
 
 def _other(first: xr.Dataset, dataset: xr.Dataset) -> str:
@@ -258,22 +273,24 @@ def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> n
 def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     """All parts along `seed`, with the seeds as coordinates."""
     assert job.ensemble is not None
-    whole = [part for part in parts if len(part.data_vars) > 4]
+    whole = [part for part in parts if part[RAN].any()]
     if not whole:
         raise RuntimeError(f"no member could be computed; {job.ensemble.name(0)}: {parts[0][STATUS].values[0]}")
     first = whole[0]
     for part in whole:
         what = _other(*(own.drop_dims([DIMENSION, NUMBER]) for own in (first, part)))
-        shapes = [{str(name): own[name].shape[1:] for name in own.data_vars if name != f"{NUMBER}s"} for own in (first, part)]
+        shapes = [
+            {str(name): own[name].shape[1:] for name in own.data_vars if name != _NUMBERS} for own in (first, part)
+        ]
         if what or shapes[0] != shapes[1]:
             raise ValueError(
                 f"members of one run must have one shape, and those of two parts differ{what and ': '}{what}; run them "
                 f"as a sweep, {_sweep(job)}"
             )
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
-    joined: dict[str, Any] = {f"{NUMBER}s": ((DIMENSION, NUMBER), _numbers(parts, names))}
+    joined: dict[str, Any] = {_NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     for name, variable in first.data_vars.items():
-        if name != f"{NUMBER}s":
+        if name != _NUMBERS:
             rows = [_of(part, str(name), variable) for part in parts]
             joined[str(name)] = (variable.dims, np.concatenate(rows), variable.attrs)
     seeds = job.ensemble.settings
@@ -309,7 +326,7 @@ def _numbers(parts: Sequence[xr.Dataset], names: Sequence[str]) -> np.ndarray:
     rows = []
     for part in parts:
         own = {name: i for i, name in enumerate(part[NUMBER].values.tolist())}
-        values = part[f"{NUMBER}s"].values
+        values = part[_NUMBERS].values
         nothing = np.full(len(values), np.nan)
         rows.append(np.stack([values[:, own[name]] if name in own else nothing for name in names], axis=1))
     return np.concatenate(rows)

@@ -111,7 +111,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
 
 
 def _keeps(job: Job, member: bool, seconds: float) -> bool:
-    """Whether an ended run keeps its checkpoints; a short one is as quickly repeated, and parts are all in the results."""
+    """Whether an ended run keeps its checkpoints; a short one is as quickly repeated, members are in the results."""
     given = job.machine.keep_checkpoints
     if job.ensemble is not None:
         return False

@@ -247,11 +247,11 @@ class Job:
     def member(self, i: int) -> Job:
         """The run of one member of the ensemble alone."""
         assert self.ensemble is not None
-        own: dict[str, Any] = {"ensemble": None}
+        own: dict[str, Any] = {}
         for section, seeds in self.ensemble.seeds.items():
             choice = getattr(self, section)
             own[section] = replace(choice, parameters=choice.parameters | {"seed": seeds[i]})
-        return replace(self, **own)
+        return replace(self, ensemble=None, **own)
 
     @cached_property
     def plain(self) -> dict[str, Any]:
@@ -349,6 +349,7 @@ def checked(config: DictConfig | Mapping[str, Any]) -> Job:
         time=time,
         study=study,
         machine=machine,
+        ensemble=None,
     )
     given = top.get("members")
     return job if given is None else replace(job, ensemble=_ensemble(given, job))

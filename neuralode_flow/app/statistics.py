@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ import xarray as xr
 
 from ..display import counted, first_of, number_said
 from ..finding import MEMBERS, Check, Finding
+from ..orders import Order
 from .schema import Ensemble
 
-# Variables along `seed`: how a member ended, whether it is verified, its problem; and a dimension of all its numbers.
-STATUS, PASSED, PROBLEM, NUMBER = "member_status", "member_passed", "member_problem", "number"
+# Variables along `seed`: how a member ended, whether it is verified; of what it has found its problem and its numbers,
+# which have a dimension of their own.
+STATUS, PASSED, RAN, PROBLEM, NUMBER = "member_status", "member_passed", "member_ran", "member_problem", "number"
 
 NOTE = "Members"  # the title of the table of statistics
 _NAMED = 5  # members in a sentence
@@ -57,7 +59,7 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
     if isinstance(node, Mapping):
         items = node.items()
     elif isinstance(node, (list, tuple)):
-        items = dict(enumerate(node)).items()  # type: ignore[assignment]
+        items = dict(enumerate(node)).items()
     else:
         if node is None or isinstance(node, (bool, int, float)):
             yield path, math.nan if node is None else float(node)
@@ -82,25 +84,19 @@ def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
 
 def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
     """The dataset of all members with the finding of all."""
-    table = dataset[f"{NUMBER}s"].values
-    columns = dict(zip(dataset[NUMBER].values.tolist(), table.T, strict=True))
-    ran = np.array([bool(problem) for problem in dataset[PROBLEM].values.tolist()])
-    means = {name: float(Statistic.of(values[ran]).mean) for name, values in columns.items()}
-    template = Finding.of(dataset).parts()
-    mean = Finding.of_parts(_rebuilt(template, means))
-    passed, status = dataset[PASSED].values, dataset[STATUS].values.tolist()
-    statistics = _statistics(mean, {name: values[ran] for name, values in columns.items()})
+    ran, passed, status = dataset[RAN].values, dataset[PASSED].values, dataset[STATUS].values.tolist()
+    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[f"{NUMBER}s"].values[ran].T, strict=True))
+    means = {name: Statistic.of(values).mean for name, values in columns.items()}
+    mean = Finding.of_parts(_rebuilt(Finding.of(dataset).parts(), means))
+    statistics = _statistics(mean, columns)
     number, verified = len(passed), int(passed.sum())
     finding = replace(
         mean,
-        problem=_common([text for text in dataset[PROBLEM].values.tolist() if text]),
+        problem=_common(dataset[PROBLEM].values[ran].tolist()),
         status=_status(status, ensemble),
         verdict=_verdict(mean, statistics, passed, ensemble),
-        checks=tuple(_checks(mean, {name: values[ran] for name, values in columns.items()})),
-        orders=tuple(
-            order._replace(spread=own.deviation, reason="" if own.members else order.reason, points=round(order.points))
-            for order, own in zip(mean.orders, (statistics[_of_order(order.rule)] for order in mean.orders), strict=True)
-        ),
+        checks=tuple(_checks(mean, columns)),
+        orders=tuple(_order(order, statistics[_of_order(order.rule)]) for order in mean.orders),
         tables=tuple(
             replace(table, what=f"{table.what or 'errors'}, mean over {number} members") for table in mean.tables
         ),
@@ -113,7 +109,13 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
             "statistics": {name: statistic._asdict() for name, statistic in statistics.items()},
         },
     )
-    return finding.attached(dataset.drop_dims(NUMBER).assign_attrs({MEMBERS: number}))
+    return finding.attached(dataset.drop_dims(NUMBER).drop_vars([RAN, PROBLEM]).assign_attrs({MEMBERS: number}))
+
+
+def _order(mean: Order, own: Statistic) -> Order:
+    """The mean of an order, with its standard deviation as its spread."""
+    reason = "" if own.members else mean.reason or "no member has one"
+    return mean._replace(spread=own.deviation, points=round(mean.points), reason=reason)
 
 
 def _of_order(rule: str) -> str:
@@ -122,9 +124,7 @@ def _of_order(rule: str) -> str:
 
 def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
     """Of orders, checks, and the entries of tables, by their names."""
-    found = {
-        _of_order(order.rule): Statistic.of(columns[f"orders.{i}.value"]) for i, order in enumerate(mean.orders)
-    }
+    found = {_of_order(order.rule): Statistic.of(columns[f"orders.{i}.value"]) for i, order in enumerate(mean.orders)}
     for i, check in enumerate(mean.checks):
         found[check.name] = Statistic.of(columns[f"checks.{i}.error"], _holding(columns, i, check))
     for i, table in enumerate(mean.tables):
@@ -154,11 +154,13 @@ def _checks(mean: Finding, columns: Mapping[str, np.ndarray]) -> Iterator[Check]
             yield Check(f"members that fail: {check.name}", float(len(errors) - holding), 0.0, check.norm)
             continue
         worst = float(errors.min() if check.least else errors.max())
-        norm = ", ".join(filter(None, (check.norm, f"{'least' if check.least else 'largest'} of {len(errors)} members")))
+        norm = ", ".join(
+            filter(None, (check.norm, f"{'least' if check.least else 'largest'} of {len(errors)} members"))
+        )
         yield replace(check, error=worst, norm=norm)
 
 
-def _named(which: Sequence[int], ensemble: Ensemble) -> str:
+def _named(which: Iterable[int], ensemble: Ensemble) -> str:
     """Some members by their seeds."""
     return first_of([ensemble.name(i) for i in which], _NAMED)
 
@@ -173,9 +175,7 @@ def _status(status: Sequence[str], ensemble: Ensemble) -> str:
     )
 
 
-def _verdict(
-    mean: Finding, statistics: Mapping[str, Statistic], passed: np.ndarray, ensemble: Ensemble
-) -> str:
+def _verdict(mean: Finding, statistics: Mapping[str, Statistic], passed: np.ndarray, ensemble: Ensemble) -> str:
     """How many members are verified, which are not, and the numbers that the study is about with standard errors."""
     others = np.flatnonzero(~passed)
     names = f" (not {_named(others, ensemble)})" if len(others) else ""
@@ -183,6 +183,9 @@ def _verdict(
     orders = [_of_order(order.rule) for order in mean.orders]
     for name in orders or [check.name for check in mean.checks if check.bound is not None][:1]:
         own, form = statistics[name], ".4f" if orders else ".2e"
+        if not own.members:
+            said.append(f"{name}: undecided.")
+            continue
         text = f"{name}: {number_said(own.mean, form)} ± {number_said(own.error, '.1e')}"
         said.append(f"{text} ({number_said(own.least, form)} to {number_said(own.most, form)}).")
     return " ".join([said[0], "Mean with its standard error, and range:", *said[1:]]) if len(said) > 1 else said[0]
@@ -200,7 +203,9 @@ def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, ensemble: En
         lines.append(f"{name:{width}}  {cells}  {own.members:>8}{holds}")
     lines.append(f"computed {size} at once in each process")
     if dataset.attrs.get("left_out"):
-        lines.append(f"left out, since they would fill the memory: {dataset.attrs['left_out']}; a run of one seed has them")
+        lines.append(
+            f"left out, since they would fill the memory: {dataset.attrs['left_out']}; a run of one seed has them"
+        )
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..finding import MEMBERS, Finding
+from ..finding import MEMBERS
 from . import style
 from .base import FIGURES, Figures, FigureSet
 from .swept import PALETTE
@@ -21,7 +21,15 @@ _LONGEST = 40  # signs in a line of a label
 _FAR, _SMALL = 30, 1e-3
 
 # Numbers that tell how others were found.
-_BESIDE = ("seconds", "order_spread", "order_profile_spread", "order_expected", "floor", "floor_profile", "defect_scale")
+_BESIDE = (
+    "seconds",
+    "order_spread",
+    "order_profile_spread",
+    "order_expected",
+    "floor",
+    "floor_profile",
+    "defect_scale",
+)
 
 
 @style.house()
@@ -35,9 +43,14 @@ def members(dataset: xr.Dataset) -> Figures:
     Returns
     -------
     dict of str to Figure
-        "histograms": the scalar numbers of members, orders first; "bands": errors against depth. Each where there are.
+        "histograms": the scalar numbers of members, orders first; "bands": errors against depth; "losses": losses
+        against training time. Each where there are such numbers.
     """
-    found = {"histograms": _histograms(dataset), "bands": _bands(dataset)}
+    found = {
+        "histograms": _histograms(dataset),
+        "bands": _bands(dataset, "error", "depth"),
+        "losses": _bands(dataset, "loss", "time"),
+    }
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -93,40 +106,43 @@ def _wrapped(label: str) -> str:
     return textwrap.fill(style.plain(label), _LONGEST)
 
 
-def _bands(dataset: xr.Dataset) -> Figure | None:
-    """Quantiles over the members of what depends on depth and on nothing but the rule."""
+def _bands(dataset: xr.Dataset, kind: str, along: str) -> Figure | None:
+    """Quantiles over the members of variables of a kind that lie along one axis, for each layer rule or for none."""
     shown = [
         str(name)
         for name, variable in dataset.data_vars.items()
-        if str(name).startswith("error") and {"seed", "depth"} <= {*variable.dims} <= {"seed", "rule", "depth"}
+        if str(name).startswith(kind) and {"seed", along} <= {*variable.dims} <= {"seed", "rule", along}
     ][:_MOST_PANELS]
     if not shown:
         return None
     figure, panels = style.blank(_title(dataset), panels=len(shown))
-    for axes, name in zip(panels, shown, strict=False):
+    for axes, name in zip(panels, shown, strict=True):
         variable = dataset[name]
         rules = dataset["rule"].values.tolist() if "rule" in variable.dims else [None]
         for rule, colour in zip(rules[:_MOST_CURVES], PALETTE, strict=False):
             own = variable if rule is None else variable.sel(rule=rule)
-            _band(axes, dataset["depth"].values, own.transpose("seed", "depth").values, colour, str(rule or ""))
+            _band(axes, dataset[along].values, own.transpose("seed", along).values, colour, str(rule or ""))
         axes.set_yscale("log")
-        style.depth_axis(axes, dataset["depth"].values.tolist())
+        if along == "time":
+            style.time_axis(axes, dataset[along].values)
+        else:
+            style.depth_axis(axes, dataset[along].values.tolist())
         axes.set_ylabel(_wrapped(str(variable.attrs.get("long_name", name))))
         if rules != [None]:
             axes.legend()
     return figure
 
 
-def _band(axes: Axes, depths: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    """The median, the middle half and the range of positive numbers `(seed, depth)`."""
+def _band(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+    """The median, the middle half and the range of positive numbers `(seed, places)`."""
     known = np.where(values > 0, values, np.nan)
     some = np.isfinite(known).any(0)
     if not some.any():
         return
     low, first, median, third, high = np.nanquantile(known[:, some], [0, 0.25, 0.5, 0.75, 1], axis=0)
-    axes.fill_between(depths[some], low, high, color=colour, alpha=0.12, lw=0)
-    axes.fill_between(depths[some], first, third, color=colour, alpha=0.3, lw=0)
-    axes.plot(depths[some], median, color=colour, marker="o", ms=3, label=style.plain(label) or None)
+    axes.fill_between(places[some], low, high, color=colour, alpha=0.12, lw=0)
+    axes.fill_between(places[some], first, third, color=colour, alpha=0.3, lw=0)
+    axes.plot(places[some], median, color=colour, label=style.plain(label) or None)
 
 
 FIGURES.register(MEMBERS)(
@@ -134,7 +150,8 @@ FIGURES.register(MEMBERS)(
         members,
         {
             "histograms": "How many members have found what.",
-            "bands": "Errors against the number of layers: the median over the members, the middle half, and the range.",
+            "bands": "Errors against the number of layers: the median over the members, the middle half, the range.",
+            "losses": "The loss along training: the median over the members, the middle half, the range.",
         },
     )
 )

@@ -254,6 +254,14 @@ def _part(path: Trajectory, i: int) -> Trajectory:
         "seconds": path.stats["seconds"] / len(members["steps"]),
         "law_modes": modes and {name: values[i] for name, values in modes.items()},
     }
-    each = {name: getattr(path, name) for name in ("z", "loss", "drift", "observed", "carried_log_sigma")}
-    own = {name: None if values is None else values[:, i] for name, values in each.items()}
-    return replace(path, **own, state=path.state[i], stats=stats, status="ok", ending="ok")
+    seen, carried = path.observed, path.carried_log_sigma
+    return replace(
+        path,
+        z=path.z[:, i],
+        loss=path.loss[:, i],
+        drift=path.drift[:, i],
+        state=path.state[i],
+        observed=None if seen is None else seen[:, i],
+        carried_log_sigma=None if carried is None else carried[:, i],
+        stats=stats,
+    )
