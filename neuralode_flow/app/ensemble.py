@@ -19,15 +19,14 @@ from ..finding import Finding
 from ..problems import PROBLEMS
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
-from ..studies.parallel import side_by_side
+from ..studies.parallel import processors, side_by_side
 from ..studies.together import together as gathered
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, PASSED, PROBLEM, RAN, STATUS, leaves, summed_up
+from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, leaves, summed_up
 
 DIMENSION = "seed"
-_NUMBERS = f"{NUMBER}s"
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
 
@@ -66,8 +65,9 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
     """
     assert job.ensemble is not None
     number, started = len(job.ensemble), time.monotonic()
-    size = at_once(job)
-    workers = job.study.parameters.get("workers")
+    given = job.study.parameters.get("workers")
+    workers = given if isinstance(given, int) else processors()
+    size = at_once(job, workers)
     done = {(first, stop) for first, stop, _ in _saved(folder, job)}
 
     def part(members: range) -> None:
@@ -79,7 +79,7 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
 
     missing = [*_missing(number, size, done)]
     finished = number - sum(map(len, missing))
-    for members, _ in side_by_side(part, missing, workers if isinstance(workers, int) else None):
+    for members, _ in side_by_side(part, missing, workers):
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
     parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
@@ -88,15 +88,16 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
     return summed_up(_joined(job, parts), job.ensemble, size)
 
 
-def at_once(job: Job) -> int:
-    """How many members one process has in memory: so many that W(t, s) of each takes little of it."""
+def at_once(job: Job, workers: int) -> int:
+    """How many members one process has in memory: so many that W(t, s) of each takes little of it, and all have some."""
     if job.machine.at_once is not None:
         return job.machine.at_once
     nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
     entries = 1
     if (problem := job.member(0).problem) is not None:
         entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()
-    return max(1, min(_MOST_AT_ONCE, _MOST_BYTES // (64 * job.time.samples * nodes * entries)))
+    fitting = _MOST_BYTES // (64 * job.time.samples * nodes * entries)
+    return max(1, min(_MOST_AT_ONCE, fitting, -(-len(job.ensemble or ()) // workers)))
 
 
 def _digest(job: Job) -> str:
@@ -147,7 +148,7 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
         PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
         RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
         PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows])),
-        _NUMBERS: ((DIMENSION, NUMBER), numbers),
+        NUMBERS: ((DIMENSION, NUMBER), numbers),
     }
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
     if not whole:
@@ -277,20 +278,13 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     if not whole:
         raise RuntimeError(f"no member could be computed; {job.ensemble.name(0)}: {parts[0][STATUS].values[0]}")
     first = whole[0]
-    for part in whole:
-        what = _other(*(own.drop_dims([DIMENSION, NUMBER]) for own in (first, part)))
-        shapes = [
-            {str(name): own[name].shape[1:] for name in own.data_vars if name != _NUMBERS} for own in (first, part)
-        ]
-        if what or shapes[0] != shapes[1]:
-            raise ValueError(
-                f"members of one run must have one shape, and those of two parts differ{what and ': '}{what}; run them "
-                f"as a sweep, {_sweep(job)}"
-            )
+    starts = np.cumsum([0, *(part.sizes[DIMENSION] for part in parts)])
+    known = [int(start) for start, part in zip(starts, parts, strict=False) if part[RAN].any()]
+    _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER) for part in whole])
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
-    joined: dict[str, Any] = {_NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
+    joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     for name, variable in first.data_vars.items():
-        if name != _NUMBERS:
+        if name != NUMBERS:
             rows = [_of(part, str(name), variable) for part in parts]
             joined[str(name)] = (variable.dims, np.concatenate(rows), variable.attrs)
     seeds = job.ensemble.settings
@@ -326,7 +320,7 @@ def _numbers(parts: Sequence[xr.Dataset], names: Sequence[str]) -> np.ndarray:
     rows = []
     for part in parts:
         own = {name: i for i, name in enumerate(part[NUMBER].values.tolist())}
-        values = part[_NUMBERS].values
+        values = part[NUMBERS].values
         nothing = np.full(len(values), np.nan)
         rows.append(np.stack([values[:, own[name]] if name in own else nothing for name in names], axis=1))
     return np.concatenate(rows)

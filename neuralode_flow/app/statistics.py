@@ -18,7 +18,8 @@ from .schema import Ensemble
 
 # Variables along `seed`: how a member ended, whether it is verified; of what it has found its problem and its numbers,
 # which have a dimension of their own.
-STATUS, PASSED, RAN, PROBLEM, NUMBER = "member_status", "member_passed", "member_ran", "member_problem", "number"
+STATUS, PASSED, RAN, PROBLEM = "member_status", "member_passed", "member_ran", "member_problem"
+NUMBER, NUMBERS = "member_number", "member_numbers"
 
 NOTE = "Members"  # the title of the table of statistics
 _NAMED = 5  # members in a sentence
@@ -85,7 +86,7 @@ def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
 def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
     """The dataset of all members with the finding of all."""
     ran, passed, status = dataset[RAN].values, dataset[PASSED].values, dataset[STATUS].values.tolist()
-    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[f"{NUMBER}s"].values[ran].T, strict=True))
+    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[ran].T, strict=True))
     means = {name: Statistic.of(values).mean for name, values in columns.items()}
     mean = Finding.of_parts(_rebuilt(Finding.of(dataset).parts(), means))
     statistics = _statistics(mean, columns)
