@@ -89,7 +89,7 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
 
 
 def at_once(job: Job, workers: int) -> int:
-    """How many members one process has in memory: so many that W(t, s) of each takes little of it, and all have some."""
+    """How many members one process has in memory: as many as take little of it, and leave some to each process."""
     if job.machine.at_once is not None:
         return job.machine.at_once
     nodes = 1 if job.depth is None else job.depth.panels * job.depth.order

@@ -34,7 +34,7 @@ Integrate = Callable[..., Trajectory]
 _MOST_NUMBERS = 2**16
 
 # Arguments of `integrate` that a batch can take, as they are or for each member.
-_TAKEN = {"method", "rtol", "atol", "step", "checkpoint", "every", "progress", "observe", "max_evaluations"}
+_TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations"}
 
 
 def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Exception]:
@@ -143,7 +143,8 @@ class _Call:
     def _kind(self) -> Any:
         options = {name: value for name, value in self.options.items() if value not in (None, False, {})}
         fits = isinstance(self.state, Tensor) and isinstance(self.times, Tensor) and _TAKEN.issuperset(options)
-        if not fits or own_steps(METHODS[options["method"]]) is None or "step" in options:
+        method = str(options.get("method"))
+        if not fits or method not in METHODS or own_steps(METHODS[method]) is None:
             return None
         if 2 * self.state.numel() > _MOST_NUMBERS:
             return None
