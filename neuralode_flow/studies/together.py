@@ -33,6 +33,8 @@ Integrate = Callable[..., Trajectory]
 # Numbers in the states of one batch: more of them leave the caches.
 _MOST_NUMBERS = 2**16
 
+_PATIENCE = 10.0  # seconds that a thread has to come to its end
+
 # Arguments of `integrate` that a batch can take, as they are or for each member.
 _TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations"}
 
@@ -61,6 +63,9 @@ def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Ex
         for member in members:
             member.give_up()
         raise
+    finally:
+        for member in members:
+            member.end()
     return [member.outcome() for member in members]
 
 
@@ -79,7 +84,8 @@ class _Member(Generic[Result]):
         self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._device = torch.get_default_device()
         self._given_up = False
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def go_on(self, answer: Any = None) -> None:
         """Lets it run until it asks again, or ends."""
@@ -91,6 +97,10 @@ class _Member(Generic[Result]):
         """Ends it where it waits, or when it next asks."""
         self._given_up = True
         self._turn.release()
+
+    def end(self) -> None:
+        """Waits for the thread: one that is alive when Python ends takes the process down."""
+        self._thread.join(_PATIENCE)
 
     def outcome(self) -> Result | Exception:
         """What it has come to."""
