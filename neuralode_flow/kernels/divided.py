@@ -26,9 +26,8 @@ class DividedDifference:
 
     Parameters
     ----------
-    shifts : Tensor (..., L)
-        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.) Leading axes make an
-        ensemble, which has no `log_rate`: its members keep their signs as singly as their steps do.
+    shifts : Tensor (L,)
+        c_k = λ_1 + … + λ_{k−1}, c_1 = 0. (Adding one number to all of them changes nothing.)
     time_scale : float
         The velocity is multiplied by it. 1 is Euclidean gradient flow on the layers; 1/L is the time of
         `FiniteFlow` and of the limit.
@@ -36,7 +35,7 @@ class DividedDifference:
     Raises
     ------
     TypeError, ValueError
-        If shifts are no finite floating-point vectors or time_scale not a positive number.
+        If shifts is not a finite floating-point vector or time_scale not a positive number.
 
     Examples
     --------
@@ -50,7 +49,9 @@ class DividedDifference:
 
     def __init__(self, shifts: Tensor, time_scale: float = 1.0) -> None:
         self.shifts = float_tensor("shifts", shifts, ndim=1)
-        if not bool(torch.isfinite(shifts.amax(-1) - shifts.amin(-1)).all()):
+        if shifts.ndim != 1:
+            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+        if not bool(torch.isfinite(shifts.max() - shifts.min())):
             raise ValueError(
                 f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
             )
@@ -65,13 +66,19 @@ class DividedDifference:
         """Whether the least c_k is attained at least twice: those layers become singular together."""
         return self.shifts.ndim == 1 and bool((self.shifts == self.shifts.min()).sum() > 1)
 
+    @classmethod
+    def together(cls, kernels: Sequence[DividedDifference]) -> DividedDifference:
+        """One kernel of members with shifts `(n, L)` of their own, at one time scale; it has no `log_rate`."""
+        some = copy.copy(kernels[0])
+        some.shifts = torch.stack([kernel.shifts for kernel in kernels])
+        return some
+
     def select(self, members: Sequence[int], index: Tensor) -> DividedDifference:
         """The kernel of some members `(n,)` of a batch."""
         if self.shifts.ndim == 1:
             return self
-        shifts = self.shifts.expand(*members, self.shifts.shape[-1]).flatten(0, -2)[index]
         some = copy.copy(self)
-        some.shifts = shifts
+        some.shifts = self.shifts.expand(*members, self.shifts.shape[-1]).flatten(0, -2)[index]
         return some
 
     def log_rate(self, ell: Tensor) -> Tensor:

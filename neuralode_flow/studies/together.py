@@ -251,8 +251,7 @@ def _stacked(flows: Sequence[Any]) -> Any:
     if any(other.loss is not first.loss for other in flows):
         flow.loss = Quadratic(torch.stack([other.loss.target for other in flows]))
     if isinstance(first, IntrinsicFlow) and isinstance(first.kernel, DividedDifference):
-        shifts = torch.stack([other.kernel.shifts for other in flows])
-        flow.kernel = DividedDifference(shifts, first.kernel.time_scale)
+        flow.kernel = DividedDifference.together([other.kernel for other in flows])
     return flow
 
 

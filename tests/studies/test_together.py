@@ -137,9 +137,9 @@ def test_divided_differences_of_an_ensemble_are_those_of_its_members():
     shifts, sigma = 0.4 * randn(4, 70, seed=1), 0.2 + randn(4, 3, seed=2).abs()
     shifts[2] *= 1e-6
     sigma[3] *= 1e-3  # members that need more Newton steps than others
-    many = nf.DividedDifference(shifts, time_scale=0.5)
-    for i in range(4):
-        alone = nf.DividedDifference(shifts[i], time_scale=0.5)
+    kernels = [nf.DividedDifference(own, time_scale=0.5) for own in shifts]
+    many = nf.DividedDifference.together(kernels)
+    for i, alone in enumerate(kernels):
         torch.testing.assert_close(many(sigma)[i], alone(sigma[i]), rtol=1e-14, atol=0)
         assert torch.equal(many.select((4,), torch.tensor([i]))(sigma[i : i + 1])[0], many(sigma)[i])
     assert not many.keeps_sign
