@@ -491,7 +491,7 @@ def _arguments(
         fields = settings(maker)
     except (TypeError, NameError) as error:  # of a user's own
         raise BadInput(f"{section}.name={chosen} cannot be used: {error}") from error
-    valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, "members", *fields]
+    valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields, "members"]
     where = f" with {section}.name={chosen}" if chosen else ""
     return _taken(f"{section}." if section else "", node, fields, valid, where)
 
