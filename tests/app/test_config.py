@@ -65,7 +65,8 @@ def test_every_file_is_of_a_registered_name(group, registry):
 
 
 FIELDS = (
-    "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "plugins", "at_once",
+    "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "plugins",
+    "at_once",
 )  # fmt: skip
 
 
