@@ -216,7 +216,11 @@ def _kept(dataset: xr.Dataset, number: int) -> xr.Dataset:
 
 def _with_attributes(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with its numbers of attributes as variables, since members may differ in them."""
-    numbers = {f"{_ATTRIBUTE}{name}": value for name, value in dataset.attrs.items() if isinstance(value, (int, float))}
+    numbers = {
+        f"{_ATTRIBUTE}{name}": value
+        for name, value in dataset.attrs.items()
+        if isinstance(value, (int, float, np.number))
+    }
     return (
         dataset.assign(numbers)
         .drop_attrs(deep=False)

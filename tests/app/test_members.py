@@ -104,6 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_in_other_parts_and_processes(work
     assert not Path("k/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, monkeypatch):
     from neuralode_flow.app import ensemble
 
