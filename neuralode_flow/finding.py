@@ -16,6 +16,7 @@ from .orders import UNDECIDED, Order
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
+MEMBERS = "members"  # the attribute of a dataset of a run of many members: their number
 DATA = "Data"  # the title of the note on what was done to the data
 
 
@@ -174,11 +175,15 @@ class Finding:
         """Whether the study ran whole and all its checks hold."""
         return self.status == "ok" and all(check.holds for check in self.checks)
 
+    def parts(self) -> dict[str, Any]:
+        """All of it in the types of Python."""
+        parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
+        return {name: plain(part) for name, part in parts.items()}
+
     def attached(self, dataset: xr.Dataset) -> xr.Dataset:
         """The dataset with this finding in its attributes."""
-        parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
         named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
-        return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(plain(parts), ensure_ascii=False)})
+        return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(self.parts(), ensure_ascii=False)})
 
     @staticmethod
     def stated(dataset: xr.Dataset) -> bool:
@@ -198,10 +203,14 @@ class Finding:
             if record is not None:
                 return cls.from_record(record)
             raise ValueError("the dataset states no finding; its study must return `Finding(…).attached(dataset)`")
-        parts = json.loads(dataset.attrs[_ATTRIBUTE])
+        return cls.of_parts(json.loads(dataset.attrs[_ATTRIBUTE]))
+
+    @classmethod
+    def of_parts(cls, parts: Mapping[str, Any]) -> Self:
+        """The finding that has these `parts`."""
         claim = parts["claim"]
         return cls(
-            **parts | {
+            **dict(parts) | {
                 "claim": None if claim is None else Claim(**claim),
                 "checks": tuple(Check(**check) for check in parts["checks"]),
                 "orders": tuple(Order(**order) for order in parts["orders"]),

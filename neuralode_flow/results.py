@@ -138,7 +138,9 @@ def _refuse_excess(sizes: list[tuple[int, int]], size: int, longest: int) -> Non
 def _held(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
     """How many bytes the values of a variable take in the file, and how many of them are texts of any length."""
     layout = dataset.id.get_create_plist()
-    if layout.get_external_count() or layout.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+    whole = (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+    # An axis of no length is one without end to HDF5, which keeps in pieces what lies along it; there are none.
+    if layout.get_external_count() or (layout.get_layout() not in whole and dataset.size):
         raise _Trick(f"the values of {name} lie elsewhere, or in pieces")
     if layout.get_nfilters():
         raise _Trick(f"{name} is compressed")

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,13 +26,13 @@ from .. import results
 from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
-from ..finding import Finding, finite, plain
+from ..finding import MEMBERS, Finding, finite, plain
 from ..flows.base import Flow
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
-from ..studies.base import AnyClock, Clock, Schedule, Steps, Study
+from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
 from ..studies.parallel import side_by_side
 from . import terminal
@@ -81,9 +81,9 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         return folder
     inputs = job.inputs()
     with _warned(said):
-        taken = build(job)
+        taken = build(job if job.ensemble is None else job.member(0))
     study = STUDIES[job.study.name]
-    with held(folder, job.to_yaml(), lambda: _keeps(job.machine, bool(member), time.perf_counter() - started)):
+    with held(folder, job.to_yaml(), lambda: _keeps(job, bool(member), time.perf_counter() - started)):
         if finished(folder, job):  # while this process was waiting for the folder
             return folder
         if makes_longer(folder, job.to_yaml()) and not has_saved(folder) and job.machine.verbosity != "quiet":
@@ -91,7 +91,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         taken = _saved(taken, folder / CHECKPOINTS, job.machine.save_every)
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
-                dataset = solved(job, taken, report)
+                dataset = found(job, taken, folder / CHECKPOINTS, report)
             with _failing(f"the results could not be written to {folder}"):
                 summary = record(study, dataset, started) | {"warnings": said, "device": device_name(job.machine)}
                 finding = Finding.of(dataset, summary)
@@ -110,9 +110,11 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     return folder
 
 
-def _keeps(machine: Machine, member: bool, seconds: float) -> bool:
-    """Whether an ended run keeps its checkpoints; a short one is as quickly repeated."""
-    given = machine.keep_checkpoints
+def _keeps(job: Job, member: bool, seconds: float) -> bool:
+    """Whether an ended run keeps its checkpoints; a short one is as quickly repeated, members are in the results."""
+    given = job.machine.keep_checkpoints
+    if job.ensemble is not None:
+        return False
     return not member and seconds >= _LONG if given is None else given
 
 
@@ -122,6 +124,19 @@ def told_horizons(folder: Path, job: Job, command: str) -> tuple[Job, str]:
     if longer is not job and longer.time.extends:
         command = f"{command} {shlex.quote(f'time.extends={list(longer.time.extends)}'.replace(' ', ''))}"
     return longer, command
+
+
+def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.Report) -> xr.Dataset:
+    """What the study finds, or all members of an ensemble of it."""
+    if job.ensemble is None:
+        return solved(job, taken, report)
+    from .ensemble import solved as solved_together
+
+    def one(member: Job, changed: Callable[[Any], Any]) -> xr.Dataset:
+        parts = {name: changed(part) for name, part in build(member).items()}
+        return solved(member, parts, lambda fraction, what: None)
+
+    return solved_together(job, one, checkpoints, report)
 
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
@@ -259,7 +274,8 @@ def _saved(inputs: dict[str, Any], folder: Path, every: float) -> dict[str, Any]
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
     """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    summary = study.summarise(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
+    own = summarise if MEMBERS in dataset.attrs else study.summarise
+    summary = own(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
     return finite(plain(summary))
 
 
@@ -304,12 +320,13 @@ def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
     study, formats = job.study.name, DRAWN[job.machine.figures]
     if not formats:
         return {}
-    from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
+    from ..figures import FIGURES, figure_set, save  # with Matplotlib, which a run without figures has no use for
 
-    if study not in FIGURES:
+    name = figure_set(study, dataset)
+    if name not in FIGURES:
         return {}
     folder.mkdir(exist_ok=True)
-    figures = FIGURES[study](dataset)
+    figures = FIGURES[name](dataset)
 
     def saved(name: str) -> Path:
         return save(figures[name], folder / name, formats)[0]

@@ -61,7 +61,7 @@ def main() -> None:
 def _main() -> None:
     if HELP & set(sys.argv[1:]):
         sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "all"]
-    sys.argv[1:] = with_flags([at_home(argument) for argument in sys.argv[1:]])
+    sys.argv[1:] = with_flags([ranged(at_home(argument)) for argument in sys.argv[1:]])
     try:
         check_arguments(sys.argv[1:])
     except BadInput as error:
@@ -128,6 +128,11 @@ def _quoted(word: str) -> str:
     if word[0] in "'\"" or "~" not in word or "$" in word:
         return word
     return "'" + os.path.expanduser(word).replace("'", r"\'") + "'"
+
+
+def ranged(argument: str) -> str:
+    """A range of the seeds of members as text: Hydra takes one for a sweep."""
+    return re.sub(r"^(members\.[\w.]+)=(range\([\d, ]+\))$", r"\1='\2'", argument)
 
 
 def check_arguments(arguments: list[str]) -> None:

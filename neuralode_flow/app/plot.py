@@ -9,7 +9,7 @@ from pathlib import Path
 import xarray as xr
 
 from .. import __version__
-from ..figures import FIGURES, Figures, save
+from ..figures import FIGURES, Figures, figure_set, save
 from ..figures.overlay import overlay
 from ..untrusted import printable
 from .errors import BadInput, complain
@@ -82,9 +82,10 @@ def _figures(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> Figures:
     study = studies.pop()
     if "sweep" in datasets[0].attrs:
         raise BadInput(f"{runs[0]} is a collected sweep; give its members, {runs[0]}/*, or see its report.html")
-    if study not in FIGURES:
+    name = figure_set(study, datasets[0])
+    if name not in FIGURES:
         raise BadInput(f"{runs[0]} is of the study {study}, which has no figures (valid: {', '.join(FIGURES)})")
-    return FIGURES[study](datasets[0])
+    return FIGURES[name](datasets[0])
 
 
 def _folder(run: Path) -> Path:

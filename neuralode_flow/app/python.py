@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -20,8 +21,9 @@ from .. import results
 from ..compat import hydra_alone
 from ..display import html_table
 from ..files import as_path
-from ..finding import Finding, finite, plain
+from ..finding import MEMBERS, Finding, finite, plain
 from ..studies import STUDIES
+from ..studies.base import summarise
 from ..untrusted import parse_yaml
 from . import job as jobs
 from .errors import HYDRA_ERRORS, BadInput, StudyFailed, sentence
@@ -71,10 +73,10 @@ class StudyRun:
     @property
     def figures(self) -> Figures:
         """The figures of the study by name, drawn anew."""
-        from ..figures import FIGURES  # with Matplotlib, which a study without figures has no use for
+        from ..figures import FIGURES, figure_set  # with Matplotlib, which a study without figures has no use for
 
-        study = self.config["study"]["name"]
-        return FIGURES[study](self.dataset) if study in FIGURES else {}
+        name = figure_set(self.config["study"]["name"], self.dataset)
+        return FIGURES[name](self.dataset) if name in FIGURES else {}
 
     def __repr__(self) -> str:
         chosen = [f"{group}={self.config[group]['name']}" for group in ("problem", "system") if group in self.config]
@@ -172,6 +174,8 @@ def _lines(key: str, value: Any) -> Iterator[str]:
 
 def _text(key: str, value: Any) -> str:
     """A value in Hydra's grammar."""
+    if isinstance(value, range):
+        return quoted(f"range({value.start},{value.stop},{value.step})")
     value = plain(value)
     if value is None:
         return "null"
@@ -221,7 +225,9 @@ def _plainly() -> Iterator[None]:
 
 def _in_memory(job: Job, command: str) -> StudyRun:
     jobs.prepare(job.machine)
-    dataset = jobs.solved(job, jobs.build(job), lambda fraction, what: None)
+    with TemporaryDirectory() as parts:  # of many members
+        taken = jobs.build(job) if job.ensemble is None else {}
+        dataset = jobs.found(job, taken, Path(parts), lambda fraction, what: None)
     return _found(job, command, dataset.assign_attrs(config=job.to_yaml()), None)
 
 
@@ -242,5 +248,6 @@ def _on_disk(job: Job, command: str, folder: Path) -> StudyRun:
 
 
 def _found(job: Job, command: str, dataset: xr.Dataset, folder: Path | None) -> StudyRun:
-    finding = Finding.of(dataset, finite(plain(STUDIES[job.study.name].summarise(dataset))))
+    own = summarise if MEMBERS in dataset.attrs else STUDIES[job.study.name].summarise
+    finding = Finding.of(dataset, finite(plain(own(dataset))))
     return StudyRun(dataset, finding, parse_yaml(job.to_yaml()), command, folder)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..display import number_said
 from ..files import CONFIG, RESULTS, atomic_write
-from ..finding import ErrorTable, Finding, sentence
+from ..finding import MEMBERS, ErrorTable, Finding, sentence
 from ..orders import Order, local_orders
 from ..untrusted import parse_yaml
 
@@ -97,7 +97,7 @@ def write_report(
         facts=[*_stated(config_yaml), *_where(dataset), *_device(summary)],
         files=[File.of(name) for name in (RESULTS, CONFIG) if (folder / name).is_file()],
         numbers=_key_numbers(summary, finding),
-        shown=_all_drawn(folder, finding, figures) if figures else [],
+        shown=_all_drawn(folder, finding, MEMBERS if MEMBERS in dataset.attrs else study, figures) if figures else [],
         rows=_error_rows,
         command=command,
         config=config_yaml,
@@ -107,12 +107,11 @@ def write_report(
     return path
 
 
-def _all_drawn(folder: Path, finding: Finding, figures: Mapping[str, Drawn]) -> list[Shown]:
-    """The figures of a run with the captions of its study."""
+def _all_drawn(folder: Path, finding: Finding, name: str, figures: Mapping[str, Drawn]) -> list[Shown]:
+    """The figures of a run with the captions of their set."""
     from ..figures import FIGURES  # with Matplotlib, which a page without figures has no use for
 
-    study = finding.study
-    captions = FIGURES[study].captions if study in FIGURES else {}
+    captions = FIGURES[name].captions if name in FIGURES else {}
     return all_shown(
         [(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()],
         said=finding.problem,

@@ -30,7 +30,7 @@ _BUDGETS = ("evaluations", "seconds", "checkpoint")  # endings of a run that can
 # The last two are those of runs from before, which were called so.
 FREE = (
     "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "study.workers",
-    "plugins", "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
+    "plugins", "at_once", "time.max_evaluations", "time.max_seconds", "study.max_evaluations", "study.max_seconds",
 )  # fmt: skip
 
 # Settings that runs from before do not have, with the value that stands for what they did.
@@ -311,7 +311,8 @@ def in_use(folder: Path) -> bool:
 
 def has_saved(folder: Path) -> bool:
     """Whether a run in this folder has saved something that it can go on from."""
-    return any((folder / CHECKPOINTS).glob("[!.]*.npz"))  # not what was being written when a run was killed
+    saved = folder / CHECKPOINTS  # not what was being written when a run was killed
+    return any(saved.glob("[!.]*.npz")) or any(saved.glob("[!.]*.nc"))
 
 
 def _discard_unless_saved(folder: Path, config: str, keep: Callable[[], bool]) -> None:

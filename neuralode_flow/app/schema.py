@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
 from ..registry import Registry
-from ..signatures import Count, Positive, Range, Workers, at_least, at_most, known, settings
+from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -162,7 +162,7 @@ class Machine:
     (none); auto draws all of a run, and nothing of a member of a sweep, which has no page then either. What is printed
     is the folder alone (`verbosity` quiet), the verdict with its numbers (normal), or all that is known (verbose).
     `plugins` are modules that register rules, losses, systems, … of the user's own; they are looked for in the current
-    folder too.
+    folder too. `at_once` is how many members of an ensemble one process has in memory; null chooses it by their size.
     """
 
     out: str = "runs"
@@ -174,6 +174,7 @@ class Machine:
     figures: Annotated[str, known(DRAWN, "choice of figures")] = "auto"
     verbosity: Annotated[str, known(VERBOSITY, "verbosity")] = "normal"
     plugins: Sequence[str] = ()
+    at_once: Count | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", tuple(self.plugins))
@@ -200,6 +201,37 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Ensemble:
+    """The members of one run, which differ in their seeds alone.
+
+    Attributes
+    ----------
+    given : int or mapping
+        As the config has it.
+    seeds : dict of str to sequence of int
+        Of each section of the config the seeds of its members, as many as there are.
+    """
+
+    given: Any
+    seeds: Mapping[str, Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.seeds.values())))
+
+    @property
+    def settings(self) -> dict[str, Sequence[int]]:
+        """The same, by the names of the settings."""
+        return {f"{section}.seed": seeds for section, seeds in self.seeds.items()}
+
+    def name(self, i: int) -> str:
+        """The seeds of a member in words."""
+        own = {seeds[i] for seeds in self.seeds.values()}
+        if len(own) == 1:
+            return f"seed {own.pop()}"
+        return " ".join(f"{name}={seeds[i]}" for name, seeds in self.settings.items())
+
+
+@dataclass(frozen=True)
 class Job:
     """The checked config of one run; the study decides which of the first four it has."""
 
@@ -210,6 +242,16 @@ class Job:
     time: Time | Descent
     study: Choice
     machine: Machine
+    ensemble: Ensemble | None = None
+
+    def member(self, i: int) -> Job:
+        """The run of one member of the ensemble alone."""
+        assert self.ensemble is not None
+        own: dict[str, Any] = {}
+        for section, seeds in self.ensemble.seeds.items():
+            choice = getattr(self, section)
+            own[section] = replace(choice, parameters=choice.parameters | {"seed": seeds[i]})
+        return replace(self, ensemble=None, **own)
 
     @cached_property
     def plain(self) -> dict[str, Any]:
@@ -219,7 +261,8 @@ class Job:
             name: asdict(part) if isinstance(part, Depth) else part.flat() for name, part in parts.items() if part
         }
         machine = {name: value for name, value in asdict(self.machine).items() if name != "resume"}
-        return typing.cast("dict[str, Any]", _read_back(sections | machine))
+        members = {} if self.ensemble is None else {"members": self.ensemble.given}
+        return typing.cast("dict[str, Any]", _read_back(sections | machine | members))
 
     @cached_property
     def _yaml(self) -> str:
@@ -266,7 +309,7 @@ def checked(config: DictConfig | Mapping[str, Any]) -> Job:
         name. The message has the key, the value that came, and what is valid.
     """
     top = _plain(config)
-    loose = {key: value for key, value in top.items() if key not in SECTIONS}
+    loose = {key: value for key, value in top.items() if key not in (*SECTIONS, "members")}
     machine = Machine(**_arguments("", loose, Machine))
     sections = {name: _section(name, top.get(name)) for name in SECTIONS}
     depth = Depth(**_arguments("depth", sections["depth"], Depth)) if sections["depth"] else None
@@ -300,13 +343,63 @@ def checked(config: DictConfig | Mapping[str, Any]) -> Job:
         name: _choice(name, sections[name], registry) if name in needed else None
         for name, registry in registries.items()
     }
-    return Job(
+    job = Job(
         **chosen,
         depth=depth if "depth" in needed else None,
         time=time,
         study=study,
         machine=machine,
+        ensemble=None,
     )
+    given = top.get("members")
+    return job if given is None else replace(job, ensemble=_ensemble(given, job))
+
+
+# Sections whose seeds members differ in: those of problem and start, and where these have none, of what else has one.
+_SEEDED = (("problem", "initial"), ("system", "study"))
+_MOST_MEMBERS = 10**6
+_RANGE = re.compile(r"range\((\d+)(?:, *(\d+))?(?:, *(\d+))?\)")
+
+
+def _ensemble(given: Any, job: Job) -> Ensemble:
+    """The members that the config asks for by `members`: a number of them, or the seeds of each section."""
+    chosen = {section: getattr(job, section) for kind in _SEEDED for section in kind}
+    seeded = [section for section, choice in chosen.items() if choice is not None and "seed" in choice.parameters]
+    has = ", ".join(f"{section}={choice.name}" for section, choice in chosen.items() if choice is not None)
+    if not seeded:
+        raise BadInput(f"members={given} has nothing to vary: none of {has} has a seed; leave it out")
+    if isinstance(given, Mapping):
+        seeds = {key: _seeds(key, value, seeded) for key, value in given.items()}
+        lengths = {f"members.{key}.seed": len(values) for key, values in seeds.items()}
+        if len(set(lengths.values())) > 1:
+            said = " and ".join(f"{number} in {key}" for key, number in lengths.items())
+            raise BadInput(f"members must have one seed each in every list, got {said}; make the lists equally long")
+        if not seeds:
+            raise BadInput("members must be a number, or seeds, got {}; set members=N")
+        return Ensemble(given, seeds)
+    number = typed("members", given, Annotated[int, at_least(1), at_most(_MOST_MEMBERS)])
+    own = next(found for kind in _SEEDED if (found := [section for section in kind if section in seeded]))
+    return Ensemble(number, dict.fromkeys(own, range(number)))
+
+
+def _seeds(section: str, node: Any, seeded: Sequence[str]) -> Sequence[int]:
+    """The seeds of members in one section, of a list or the text "range(a,b)"."""
+    can = ", ".join(f"members.{name}.seed" for name in seeded)
+    if section in SECTIONS and section not in seeded:
+        raise BadInput(f"members.{section} has no effect: this {section} has no seed; set {can}, or members=N")
+    if section not in seeded or not isinstance(node, Mapping) or [*node] != ["seed"]:
+        raise BadInput(f"members differ in their seeds alone, got members.{section}={node!r}; set {can}, or members=N")
+    key, value = f"members.{section}.seed", node["seed"]
+    if isinstance(value, str):
+        found = _RANGE.fullmatch(value)
+        if found is None or found[3] == "0":
+            raise BadInput(f"{key} must be a list of seeds or range(START,STOP), got {value!r}")
+        value = range(*(int(number) for number in found.groups() if number is not None))
+    if not isinstance(value, range):
+        value = typed(key, value, Sequence[Seed])
+    if not 1 <= len(value) <= _MOST_MEMBERS:
+        raise BadInput(f"{key} must have from 1 to {_MOST_MEMBERS} seeds, got {len(value)}")
+    return typing.cast("Sequence[int]", value)
 
 
 def _time(section: Mapping[str, Any]) -> Time | Descent:
@@ -398,7 +491,7 @@ def _arguments(
         fields = settings(maker)
     except (TypeError, NameError) as error:  # of a user's own
         raise BadInput(f"{section}.name={chosen} cannot be used: {error}") from error
-    valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields]
+    valid = ["name", *fields] if chosen else [*fields] if section else [*SECTIONS, *fields, "members"]
     where = f" with {section}.name={chosen}" if chosen else ""
     return _taken(f"{section}." if section else "", node, fields, valid, where)
 

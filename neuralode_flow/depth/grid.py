@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -259,13 +259,12 @@ class DepthGrid:
         """
         self._check(values)
         points = np.atleast_1d(_depths(s))
-        panel, weights = self._lagrange(points)
-        columns = panel[:, None] * self.order + np.arange(self.order)
         if len(self) <= _DENSE:
-            matrix = np.zeros((len(points), len(self)))
-            np.put_along_axis(matrix, columns, weights, axis=1)
-            result = (torch.from_numpy(matrix).to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+            matrix = _dense(self.panels, self.order, points.tobytes())
+            result = (matrix.to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
         else:
+            panel, weights = _lagrange(self.panels, self.order, points)
+            columns = panel[:, None] * self.order + np.arange(self.order)
             rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
             result = self._interpolated(rows, columns, weights, values)
         return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
@@ -284,23 +283,10 @@ class DepthGrid:
         shape = values.shape[-2:]
 
         def at(s: float) -> Tensor:
-            panel, weights = self._lagrange(np.array([s]))
+            panel, weights = _lagrange(self.panels, self.order, np.array([s]))
             return (torch.from_numpy(weights).to(values) @ panels[panel[0]]).squeeze(-2).unflatten(-1, shape)
 
         return at
-
-    def _lagrange(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Panels of the points, (M,), and the Lagrange polynomials there, (M, order): the barycentric formula."""
-        if not ((points >= 0) & (points <= 1)).all():
-            raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
-        panel = np.minimum((points * self.panels).astype(int), self.panels - 1)
-        difference = (points * self.panels - panel)[:, None] - self.rule.nodes
-        exact = difference == 0
-        terms = self.rule.barycentric / np.where(exact, 1.0, difference)
-        hit = exact.any(-1, keepdims=True)
-        if hit.any():
-            terms = np.where(hit, exact, terms)
-        return panel, terms / terms.sum(-1, keepdims=True)
 
     def _check(self, values: Tensor) -> Tensor:
         floating("values", values)
@@ -309,6 +295,31 @@ class DepthGrid:
                 f"values must have shape (..., N, a, b) with N = {len(self)} depth nodes, got {tuple(values.shape)}"
             )
         return values
+
+
+def _lagrange(panels: int, order: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Panels of the points, (M,), and the Lagrange polynomials there, (M, order): the barycentric formula."""
+    if not ((points >= 0) & (points <= 1)).all():
+        raise ValueError(f"s must lie in [0, 1], got values from {points.min():.6g} to {points.max():.6g}")
+    rule = gauss_rule(order)
+    panel = np.minimum((points * panels).astype(int), panels - 1)
+    difference = (points * panels - panel)[:, None] - rule.nodes
+    exact = difference == 0
+    terms = rule.barycentric / np.where(exact, 1.0, difference)
+    hit = exact.any(-1, keepdims=True)
+    if hit.any():
+        terms = np.where(hit, exact, terms)
+    return panel, terms / terms.sum(-1, keepdims=True)
+
+
+@lru_cache(maxsize=8)
+def _dense(panels: int, order: int, points: bytes) -> Tensor:
+    """The matrix `(M, N)` that interpolates at points (M,): a study asks for the same at every output time."""
+    places = np.frombuffer(points)
+    panel, weights = _lagrange(panels, order, places)
+    matrix = np.zeros((len(places), panels * order))
+    np.put_along_axis(matrix, panel[:, None] * order + np.arange(order), weights, axis=1)
+    return torch.from_numpy(matrix)
 
 
 def nodes_said(grid: DepthGrid) -> str:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..finding import MEMBERS
 from ..registry import Registry
 from .style import Movie, save
 
-__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "figure_set", "save"]
 
 Figures = Mapping[str, Figure | Movie]
 
@@ -34,6 +35,11 @@ class FigureSet:
     def __call__(self, dataset: xr.Dataset) -> Figures:
         """The figures of a dataset."""
         return self.draw(dataset)
+
+
+def figure_set(study: str, dataset: xr.Dataset) -> str:
+    """The name of the figures of a dataset: those of its study, or of what many members of it have found."""
+    return MEMBERS if MEMBERS in dataset.attrs else study
 
 
 FIGURES: Registry[FigureSet] = Registry("figure set", __package__)

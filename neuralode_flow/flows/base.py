@@ -60,11 +60,13 @@ class Around:
 
 def restricted(flow: Any, members: Sequence[int], index: Tensor) -> Any:
     """The flow of some members of a batch of that shape, `(n,)`, which are counted in one line."""
-    select = getattr(flow.loss, "select", None)
-    if select is None:
+    selects = {name: getattr(getattr(flow, name, None), "select", None) for name in ("loss", "kernel")}
+    if not any(selects.values()):
         return flow
     some = copy.copy(flow)
-    some.loss = select(members, index)
+    for name, select in selects.items():
+        if select is not None:
+            setattr(some, name, select(members, index))
     return some
 
 

@@ -249,18 +249,33 @@ def _factors(state: Any) -> tuple[Any, Any, Any]:
 
 
 def _orthogonal(Q: Any) -> Any:
-    """The orthogonal matrix nearest to Q, from which errors in time have led away a little."""
+    """The orthogonal matrix nearest to Q, from which errors in time have led away a little.
+
+    Each member of a batch takes the steps that it would take alone.
+    """
     xp, one = _library(Q), _one(Q)
+    going = far = None
     for _ in range(_SWEEPS):
         off = _mT(Q) @ Q - one
-        size = off.shape[-1] * float(abs(off if xp is np else off.detach()).max())
-        if not size <= _FAR:
-            U, _, Vh = xp.linalg.svd(Q)
-            return U @ Vh
-        Q = Q - Q @ (off / 2)
-        if size**2 <= xp.finfo(Q.dtype).eps:
+        size = off.shape[-1] * _most(off)
+        near = size <= _FAR
+        going = near if going is None else going & near
+        far = ~near if far is None else far | ~near
+        if not going.any():
             break
-    return Q
+        Q = xp.where(going[..., None, None], Q - Q @ (off / 2), Q)
+        going = going & (size**2 > xp.finfo(Q.dtype).eps)
+    if far is None or not far.any():
+        return Q
+    U, _, Vh = xp.linalg.svd(Q)
+    return xp.where(far[..., None, None], U @ Vh, Q)
+
+
+def _most(off: Any) -> Any:
+    """The largest entry of each matrix, which no derivative goes through."""
+    if isinstance(off, np.ndarray):
+        return abs(off).max((-2, -1))
+    return off.detach().abs().amax((-2, -1))
 
 
 def _one(Q: Any) -> Any:

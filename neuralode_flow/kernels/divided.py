@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -57,17 +59,32 @@ class DividedDifference:
 
     def __repr__(self) -> str:
         scale = "" if self.time_scale == 1 else f"time_scale={self.time_scale:g}"
-        return said(self, f"{len(self.shifts)} layers", scale)
+        return said(self, f"{self.shifts.shape[-1]} layers", scale)
 
     @property
     def keeps_sign(self) -> bool:
         """Whether the least c_k is attained at least twice: those layers become singular together."""
-        return bool((self.shifts == self.shifts.min()).sum() > 1)
+        return self.shifts.ndim == 1 and bool((self.shifts == self.shifts.min()).sum() > 1)
+
+    @classmethod
+    def together(cls, kernels: Sequence[DividedDifference]) -> DividedDifference:
+        """One kernel of members with shifts `(n, L)` of their own, at one time scale; it has no `log_rate`."""
+        some = copy.copy(kernels[0])
+        some.shifts = torch.stack([kernel.shifts for kernel in kernels])
+        return some
+
+    def select(self, members: Sequence[int], index: Tensor) -> DividedDifference:
+        """The kernel of some members `(n,)` of a batch."""
+        if self.shifts.ndim == 1:
+            return self
+        some = copy.copy(self)
+        some.shifts = self.shifts.expand(*members, self.shifts.shape[-1]).flatten(0, -2)[index]
+        return some
 
     def log_rate(self, ell: Tensor) -> Tensor:
         """A_ab = ½ Σ_k 1/logmean(x_a + c_k, x_b + c_k) times the time scale, one term for equal c_k."""
         shifts, layers = torch.unique(self.shifts.to(ell), return_counts=True)
-        logs = _log_factors(2 * ell, shifts, layers.to(ell)).mT  # (..., number of shifts, d)
+        logs = _log_factors(2 * ell, shifts.unsqueeze(-2), layers.to(ell)).mT  # (..., number of shifts, d)
         terms = torch.log(layers.to(ell))[:, None, None] - log_logmean(logs)
         return torch.logsumexp(terms, dim=-3) + math.log(self.time_scale / 2)
 
@@ -145,22 +162,25 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
     ----------
     sigma : Tensor (..., d)
         Singular values; zero is moved to the smallest positive number.
-    shifts : Tensor (L,)
+    shifts : Tensor (..., L)
 
     Returns
     -------
     Tensor (..., d, L)
     """
     goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
-    return _log_factors(goal, shifts, torch.ones_like(shifts))
+    return _log_factors(goal, shifts.unsqueeze(-2), torch.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
 
 
 def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
-    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (n,): `(..., d, n)`."""
-    gaps, number = shifts - shifts.min(), layers.sum()
+    """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (..., 1, n): `(..., d, n)`.
+
+    Each member of a batch takes the steps that it would take alone.
+    """
+    gaps, number = shifts - shifts.amin(-1, keepdim=True), layers.sum()
     log_gaps = torch.log(gaps)
     y = goal / number
-    excess = (gaps * layers).sum() / number * torch.exp(-y)
+    excess = (gaps * layers).sum(-1) / number * torch.exp(-y)
     y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
     small, unseen = torch.finfo(goal.dtype).eps ** 0.5, hidden(goal) or hidden(shifts)
     for _ in range(100):
@@ -168,7 +188,8 @@ def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
         slopes = torch.exp(y.unsqueeze(-1) - logs)
         step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
-        if not (unseen or float(step.detach().abs().max()) > small):
+        far = step.abs().amax(-2, keepdim=True) > small
+        if not (unseen or bool(far.detach().any())):
             break
-        y = y - step.squeeze(-1)
+        y = torch.where(far.squeeze(-1) | unseen, y - step.squeeze(-1), y)
     return logs - step * slopes

@@ -90,6 +90,8 @@ class Clock(Schedule):
         Tolerances in time.
     step : float or None
         Step size of fixed-step methods.
+    carried_out : callable
+        `integrate`, or what gathers the integrations of several members into one.
     """
 
     in_steps: ClassVar[bool] = False
@@ -98,12 +100,14 @@ class Clock(Schedule):
     rtol: float
     atol: float
     step: float | None = None
+    carried_out: Callable[..., Trajectory] = integrate
 
     def run(
         self, flow: Flow, state: Tensor | Profile, name: str, times: Tensor | None = None, **more: Any
     ) -> Trajectory:
         """A flow from a state at the output times, or at others; more are arguments of `integrate`."""
-        return integrate(flow, state, self.times if times is None else times, **{**self.options(name), **more})
+        at = self.times if times is None else times
+        return self.carried_out(flow, state, at, **{**self.options(name), **more})
 
     def by_z(
         self, closed: Flow, z0: Tensor, other: Callable[[], Start], name: str, times: Tensor | None = None, **more: Any

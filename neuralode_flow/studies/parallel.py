@@ -44,7 +44,7 @@ def side_by_side(
     global _task
     if not hasattr(os, "sched_getaffinity") or torch.cuda.is_initialized():
         workers = 1
-    workers = min(workers or len(os.sched_getaffinity(0)), len(keys))
+    workers = min(workers or processors(), len(keys))
     if workers <= 1:
         yield from ((key, task(key)) for key in keys)
         return
@@ -78,6 +78,11 @@ def side_by_side(
         raise
     finally:
         _task = None
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:

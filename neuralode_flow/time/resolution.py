@@ -41,6 +41,12 @@ def round_off(flow: Any, dtype: torch.dtype) -> float:
     return float((100 + 1.5 * factors) * torch.finfo(dtype).eps)
 
 
+def allowed(z: Tensor, rtol: float, atol: float) -> float:
+    """The depth error of z that calls for no word at these tolerances; of a batch, that of its largest member."""
+    size = _norm(z)
+    return max(MARGIN * (atol + rtol * size), UNRESOLVED * size)
+
+
 class FixedGrid:
     """A flow whose grid stays, or that has none.
 
@@ -101,9 +107,7 @@ class FixedGrid:
         """What is to be said of the grid at the end."""
         if not self.has_grid:
             return None
-        size = _norm(z)
-        allowed = max(MARGIN * (self.atol + self.rtol * size), UNRESOLVED * size)
-        if self.largest <= allowed:
+        if self.largest <= allowed(z, self.rtol, self.atol):
             return None
         grid = self.flow.grid
         return (

@@ -64,7 +64,10 @@ def test_every_file_is_of_a_registered_name(group, registry):
     assert names(group) == set(registry)
 
 
-FIELDS = ("out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "plugins")
+FIELDS = (
+    "out", "device", "threads", "resume", "save_every", "keep_checkpoints", "figures", "verbosity", "plugins",
+    "at_once",
+)  # fmt: skip
 
 
 def test_the_schema_has_the_defaults_of_the_files():
@@ -72,7 +75,8 @@ def test_the_schema_has_the_defaults_of_the_files():
     assert Depth(**load("depth", "collocation")) == Depth()
     top = OmegaConf.to_container(OmegaConf.create((CONF / "config.yaml").read_text()), resolve=False)
     assert Machine(**{key: top[key] for key in FIELDS}) == Machine()
-    assert set(top) == {"defaults", "hydra", *FIELDS}
+    assert top["members"] is None
+    assert set(top) == {"defaults", "hydra", "members", *FIELDS}
 
 
 def test_every_group_of_config_files_is_known_to_the_command():

@@ -1,0 +1,330 @@
+"""A run of many members, which differ in their seeds: computed in parts that are saved whole, joined along `seed`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .. import results
+from ..finding import Finding
+from ..problems import PROBLEMS
+from ..studies import STUDIES
+from ..studies.clock import Clock, Schedule
+from ..studies.parallel import processors, side_by_side
+from ..studies.together import together as gathered
+from .errors import first_line
+from .runfolder import computing, flat
+from .schema import Job
+from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, leaves, summed_up
+
+DIMENSION = "seed"
+_ATTRIBUTE = "attribute."  # begins the name of a variable that was one
+OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
+
+_PART = "members-{:06}-{:06}.nc"
+_NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
+
+# Members that one process has in memory at most, and bytes that these may take, as far as is known before.
+_MOST_AT_ONCE, _MOST_BYTES = 64, 2**28
+
+# Bytes of the joined dataset; the largest variables are left out where it would have more.
+_MOST_JOINED = 2**30
+
+One = Callable[[Job, Callable[[Any], Any]], xr.Dataset]
+Report = Callable[[float, str], None]
+
+
+def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
+    """What all members find, along the dimension `seed`, with what it comes to together.
+
+    Parameters
+    ----------
+    job : Job
+    one : callable
+        one(job, changed) is what the study of a member finds, with what it takes in changed.
+    folder : Path
+        Where parts are saved; those that are there already are not computed again.
+    report : callable
+        report(fraction, what).
+
+    Raises
+    ------
+    ValueError
+        If members have several shapes.
+    RuntimeError
+        If no member could be computed, or the budget of wall time is used up.
+    """
+    assert job.ensemble is not None
+    number, started = len(job.ensemble), time.monotonic()
+    given = job.study.parameters.get("workers")
+    workers = given if isinstance(given, int) else processors()
+    size = at_once(job, workers)
+    done = {(first, stop) for first, stop, _ in _saved(folder, job)}
+
+    def part(members: range) -> None:
+        seconds = job.time.max_seconds
+        if seconds is not None and time.monotonic() - started >= seconds:
+            raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
+        path = folder / _PART.format(members.start, members.stop)
+        results.write(path, _computed(job, one, members).assign_attrs(of=_digest(job)))
+
+    missing = [*_missing(number, size, done)]
+    finished = number - sum(map(len, missing))
+    for members, _ in side_by_side(part, missing, workers):
+        finished += len(members)
+        report(finished / number, f"{finished} of {number} members")
+    parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
+    if sum(part.sizes[DIMENSION] for part in parts) != number:
+        raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
+    return summed_up(_joined(job, parts), job.ensemble, size)
+
+
+def at_once(job: Job, workers: int) -> int:
+    """How many members one process has in memory: as many as take little of it, and leave some to each process."""
+    if job.machine.at_once is not None:
+        return job.machine.at_once
+    nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
+    entries = 1
+    if (problem := job.member(0).problem) is not None:
+        entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()
+    fitting = _MOST_BYTES // (64 * job.time.samples * nodes * entries)
+    return max(1, min(_MOST_AT_ONCE, fitting, -(-len(job.ensemble or ()) // workers)))
+
+
+def _digest(job: Job) -> str:
+    """What tells the parts of a run from those of another, such as a shorter one in the same folder."""
+    said = json.dumps(computing(flat(job.plain)), sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[range]:
+    """The members that are in no part, in new parts."""
+    known = {i for first, stop in done for i in range(first, stop)}
+    part: list[int] = []
+    for i in range(number + 1):
+        if part and (i == number or i in known or len(part) == size):
+            yield range(part[0], part[-1] + 1)
+            part = []
+        if i < number and i not in known:
+            part.append(i)
+
+
+def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
+    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed."""
+    wanted = _digest(job)
+    for path in sorted(folder.glob("members-*.nc")):
+        name = _NAMED.fullmatch(path.name)
+        try:
+            dataset = results.open(path)
+        except (OSError, ValueError):
+            dataset = xr.Dataset()
+        if name is None or dataset.attrs.get("of") != wanted:
+            path.unlink()
+            continue
+        yield int(name[1]), int(name[2]), dataset
+
+
+# --- the members of a part ------------------------------------------------------------------------------------------
+
+
+def _computed(job: Job, one: One, members: range) -> xr.Dataset:
+    """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
+    found = gathered([_work(job.member(i), one) for i in members])
+    whole = [(i, dataset) for i, dataset in zip(members, found, strict=True) if isinstance(dataset, xr.Dataset)]
+    rows = [_stated(job, dataset) for dataset in found]
+    names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
+    numbers = np.array([[row["numbers"].get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), -1)
+    stated = {
+        STATUS: (DIMENSION, np.array([row["status"] for row in rows])),
+        PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
+        RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
+        PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows])),
+        NUMBERS: ((DIMENSION, NUMBER), numbers),
+    }
+    dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
+    if not whole:
+        return dataset
+    datasets = [_with_attributes(_kept(_renamed(dataset), len(job.ensemble or ()))) for _, dataset in whole]
+    _check_shapes(job, [i for i, _ in whole], datasets)
+    places = [i - members.start for i, _ in whole]
+    joined = {
+        name: (
+            (DIMENSION, *variable.dims),
+            _rows([own[name].values for own in datasets], places, len(rows)),
+            variable.attrs,
+        )
+        for name, variable in datasets[0].data_vars.items()
+    }
+    together = dataset.assign(joined).assign_coords(datasets[0].coords).assign_attrs(datasets[0].attrs)
+    return _finding(job, whole[0][1]).attached(together)
+
+
+def _work(job: Job, one: One) -> Callable[[Any], xr.Dataset]:
+    """The study of a member, given what stands for `integrate`, in one process."""
+    settings = job.study.parameters
+    if isinstance(settings.get("workers", ""), (int, type(None))):
+        job = replace(job, study=replace(job.study, parameters=settings | {"workers": 1}))
+    return lambda integrate: one(job, lambda part: _changed(part, integrate))
+
+
+def _changed(part: Any, integrate: Any) -> Any:
+    """A clock whose integrations are gathered; the budget of wall time is that of all members."""
+    if isinstance(part, Clock):
+        return replace(part, carried_out=integrate, max_seconds=None)
+    return replace(part, max_seconds=None) if isinstance(part, Schedule) else part
+
+
+def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
+    """What a member has found: how it ended, and its numbers by their places in its finding."""
+    if isinstance(dataset, Exception):
+        reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
+        return {"status": reason, "passed": False, "problem": "", "numbers": {}}
+    finding = _finding(job, dataset)
+    numbers = dict(leaves(finding.parts()))
+    return {"status": finding.status, "passed": finding.passed, "problem": finding.problem, "numbers": numbers}
+
+
+def _finding(job: Job, dataset: xr.Dataset) -> Finding:
+    return Finding.of(dataset, STUDIES[job.study.name].summarise(dataset))
+
+
+def _renamed(dataset: xr.Dataset) -> xr.Dataset:
+    names = {DIMENSION} & {*dataset.dims, *dataset.variables}
+    return dataset.rename(dict.fromkeys(names, OWN))
+
+
+def _kept(dataset: xr.Dataset, number: int) -> xr.Dataset:
+    """The dataset without its largest variables, where those of all members would be too many numbers to be held."""
+    sizes = {str(name): number * variable.nbytes for name, variable in dataset.data_vars.items()}
+    left_out: list[str] = []
+    while sum(sizes.values()) > _MOST_JOINED:
+        left_out.append(max(sizes, key=lambda name: sizes[name]))
+        del sizes[left_out[-1]]
+    kept = dataset.drop_vars(left_out)
+    unused = [name for name in kept.coords if not any(name in own.dims for own in kept.data_vars.values())]
+    return kept.drop_vars([name for name in unused if kept[name].ndim]).assign_attrs(left_out=", ".join(left_out))
+
+
+def _with_attributes(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with its numbers of attributes as variables, since members may differ in them."""
+    numbers = {
+        f"{_ATTRIBUTE}{name}": value
+        for name, value in dataset.attrs.items()
+        if isinstance(value, (int, float, np.number))
+    }
+    return (
+        dataset.assign(numbers)
+        .drop_attrs(deep=False)
+        .assign_attrs({name: value for name, value in dataset.attrs.items() if f"{_ATTRIBUTE}{name}" not in numbers})
+    )
+
+
+def _check_shapes(job: Job, members: Sequence[int], datasets: Sequence[xr.Dataset]) -> None:
+    """Raises ValueError unless all datasets have the same variables, of the same shapes, on the same axes."""
+    first = datasets[0]
+    for i, dataset in zip(members, datasets, strict=True):
+        what = _other(first, dataset)
+        if what and job.ensemble is not None:
+            raise ValueError(
+                f"members of one run must have one shape, but {what} at {job.ensemble.name(members[0])} and "
+                f"{job.ensemble.name(i)}; run them as a sweep, {_sweep(job)}"
+            )
+
+
+def _sweep(job: Job) -> str:
+    assert job.ensemble is not None
+    return "-m " + " ".join(
+        f"{name}={','.join(map(str, seeds[:3]))},…" for name, seeds in job.ensemble.settings.items()
+    )
+
+
+def _other(first: xr.Dataset, dataset: xr.Dataset) -> str:
+    """In what a dataset has another shape than the first."""
+    for name in {**first.variables, **dataset.variables}:
+        one, other = (own.variables.get(name) for own in (first, dataset))
+        if one is None or other is None:
+            return f"{name} is not in both"
+        if (one.dims, one.shape) != (other.dims, other.shape):
+            return f"{name} has shape {one.shape} and {other.shape}"
+        if name in first.coords and not first[name].equals(dataset[name]):
+            return f"{name} has other values"
+    return ""
+
+
+def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> np.ndarray:
+    """Arrays of members one after the other; NaN, False or nothing where a member has none."""
+    stacked = np.stack(values)
+    if len(places) == number:
+        return stacked
+    kind = stacked.dtype if stacked.dtype.kind not in "iu" else np.dtype(float)
+    nothing: Any = np.nan if kind.kind in "fc" else "" if kind.kind in "UO" else 0
+    filled = np.full((number, *stacked.shape[1:]), nothing, kind)
+    filled[places] = stacked[: len(places)]
+    return filled
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
+    """All parts along `seed`, with the seeds as coordinates."""
+    assert job.ensemble is not None
+    whole = [part for part in parts if part[RAN].any()]
+    if not whole:
+        raise RuntimeError(f"no member could be computed; {job.ensemble.name(0)}: {parts[0][STATUS].values[0]}")
+    first = whole[0]
+    starts = np.cumsum([0, *(part.sizes[DIMENSION] for part in parts)])
+    known = [int(start) for start, part in zip(starts, parts, strict=False) if part[RAN].any()]
+    _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER) for part in whole])
+    names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
+    joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
+    for name, variable in first.data_vars.items():
+        if name != NUMBERS:
+            rows = [_of(part, str(name), variable) for part in parts]
+            joined[str(name)] = (variable.dims, np.concatenate(rows), variable.attrs)
+    seeds = job.ensemble.settings
+    own = [*seeds.values()]
+    along = own[0] if all([*other] == [*own[0]] for other in own) else range(len(job.ensemble))
+    coordinates = {DIMENSION: (DIMENSION, [*along], {"long_name": "seed of the member"}), NUMBER: names}
+    if along is not own[0]:
+        coordinates |= {name: (DIMENSION, [*values], {}) for name, values in seeds.items()}
+    dataset = xr.Dataset(joined, {**first.coords, **coordinates}, {k: v for k, v in first.attrs.items() if k != "of"})
+    return _as_attributes(dataset)
+
+
+def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
+    """Numbers that were attributes of members: attributes again where all have the same, else variables."""
+    for name in [str(name) for name in dataset.data_vars if str(name).startswith(_ATTRIBUTE)]:
+        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values)
+        if len(values) == 1:
+            dataset = dataset.drop_vars(name).assign_attrs({own: values[0].item()})
+        else:
+            dataset = dataset.drop_vars(name) if own in dataset.variables else dataset.rename({name: own})
+    return dataset
+
+
+def _of(part: xr.Dataset, name: str, variable: xr.DataArray) -> np.ndarray:
+    """The values of a variable in a part, which has none where no member of it could be computed."""
+    if name in part:
+        return part[name].values
+    return _rows([variable.values[0]], [], part.sizes[DIMENSION])
+
+
+def _numbers(parts: Sequence[xr.Dataset], names: Sequence[str]) -> np.ndarray:
+    """The numbers of all findings, `(seed, number)`."""
+    rows = []
+    for part in parts:
+        own = {name: i for i, name in enumerate(part[NUMBER].values.tolist())}
+        values = part[NUMBERS].values
+        nothing = np.full(len(values), np.nan)
+        rows.append(np.stack([values[:, own[name]] if name in own else nothing for name in names], axis=1))
+    return np.concatenate(rows)

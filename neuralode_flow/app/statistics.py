@@ -1,0 +1,219 @@
+"""What many members have found together: statistics of every number of their findings, and one finding of all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ..display import counted, first_of, number_said
+from ..finding import MEMBERS, Check, Finding
+from ..orders import Order
+from .schema import Ensemble
+
+# Variables along `seed`: how a member ended, whether it is verified; of what it has found its problem and its numbers,
+# which have a dimension of their own.
+STATUS, PASSED, RAN, PROBLEM = "member_status", "member_passed", "member_ran", "member_problem"
+NUMBER, NUMBERS = "member_number", "member_numbers"
+
+NOTE = "Members"  # the title of the table of statistics
+_NAMED = 5  # members in a sentence
+
+
+class Statistic(NamedTuple):
+    """A number over the members that have it.
+
+    mean, deviation : its mean and its standard deviation (n − 1).
+    error : the standard error of the mean.
+    least, most : its range.
+    members : how many have it.
+    hold : how many of them pass, where it is held to a bound.
+    """
+
+    mean: float
+    deviation: float
+    error: float
+    least: float
+    most: float
+    members: int
+    hold: int | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, hold: int | None = None) -> Statistic:
+        """That of values `(n,)`, of which NaN are left out."""
+        known = values[np.isfinite(values)]
+        if not len(known):
+            return cls(math.nan, math.nan, math.nan, math.nan, math.nan, 0, hold)
+        deviation = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+        least, most = float(known.min()), float(known.max())
+        mean = least if least == most else float(known.mean())
+        return cls(mean, deviation, deviation / math.sqrt(len(known)), least, most, len(known), hold)
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested mappings and lists by their paths, as "checks.0.error"; None counts as NaN."""
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = dict(enumerate(node)).items()
+    else:
+        if node is None or isinstance(node, (bool, int, float)):
+            yield path, math.nan if node is None else float(node)
+        return
+    for key, item in items:
+        yield from leaves(item, f"{path}.{key}" if path else str(key))
+
+
+def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
+    """The same with other numbers; one that is the same keeps its type."""
+    if isinstance(node, Mapping):
+        return {key: _rebuilt(item, numbers, f"{path}.{key}" if path else str(key)) for key, item in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_rebuilt(item, numbers, f"{path}.{i}" if path else str(i)) for i, item in enumerate(node)]
+    number = numbers.get(path, math.nan)
+    if node is None:
+        return None if math.isnan(number) else number
+    if isinstance(node, (bool, int, float)):
+        return node if number == node else number
+    return node
+
+
+def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
+    """The dataset of all members with the finding of all."""
+    ran, passed, status = dataset[RAN].values, dataset[PASSED].values, dataset[STATUS].values.tolist()
+    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[ran].T, strict=True))
+    means = {name: Statistic.of(values).mean for name, values in columns.items()}
+    mean = Finding.of_parts(_rebuilt(Finding.of(dataset).parts(), means))
+    statistics = _statistics(mean, columns)
+    number, verified = len(passed), int(passed.sum())
+    finding = replace(
+        mean,
+        problem=_common(dataset[PROBLEM].values[ran].tolist()),
+        status=_status(status, ensemble),
+        verdict=_verdict(mean, statistics, passed, ensemble),
+        checks=tuple(_checks(mean, columns)),
+        orders=tuple(_order(order, statistics[_of_order(order.rule)]) for order in mean.orders),
+        tables=tuple(
+            replace(table, what=f"{table.what or 'errors'}, mean over {number} members") for table in mean.tables
+        ),
+        notes={NOTE: _note(statistics, dataset, ensemble, size), **mean.notes},
+        numbers={
+            **mean.numbers,
+            "members": number,
+            "verified": verified,
+            "not_verified": [ensemble.name(i) for i in np.flatnonzero(~passed)[:100]],
+            "statistics": {name: statistic._asdict() for name, statistic in statistics.items()},
+        },
+    )
+    return finding.attached(dataset.drop_dims(NUMBER).drop_vars([RAN, PROBLEM]).assign_attrs({MEMBERS: number}))
+
+
+def _order(mean: Order, own: Statistic) -> Order:
+    """The mean of an order, with its standard deviation as its spread."""
+    reason = "" if own.members else mean.reason or "no member has one"
+    return mean._replace(spread=own.deviation, points=round(mean.points), reason=reason)
+
+
+def _of_order(rule: str) -> str:
+    return f"observed order of {rule}".removesuffix(" of ")
+
+
+def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
+    """Of orders, checks, and the entries of tables, by their names."""
+    found = {_of_order(order.rule): Statistic.of(columns[f"orders.{i}.value"]) for i, order in enumerate(mean.orders)}
+    for i, check in enumerate(mean.checks):
+        found[check.name] = Statistic.of(columns[f"checks.{i}.error"], _holding(columns, i, check))
+    for i, table in enumerate(mean.tables):
+        for label in table.errors:
+            for j, depth in enumerate(table.depths):
+                values = columns[f"tables.{i}.errors.{label}.{j}"]
+                found[f"{table.title}: {label}, L = {depth}"] = Statistic.of(values)
+    return found
+
+
+def _holding(columns: Mapping[str, np.ndarray], i: int, check: Check) -> int | None:
+    """How many members pass a check; None where it has no bound."""
+    errors, bounds = (columns[f"checks.{i}.{name}"] for name in ("error", "bound"))
+    bounded = np.isfinite(bounds)
+    if not bounded.any():
+        return None
+    within = errors >= bounds if check.least else errors <= bounds
+    return int((within | ~bounded).sum())
+
+
+def _checks(mean: Finding, columns: Mapping[str, np.ndarray]) -> Iterator[Check]:
+    """Each check at its worst member; one whose bound differs says how many members fail."""
+    for i, check in enumerate(mean.checks):
+        errors, bounds = (columns[f"checks.{i}.{name}"] for name in ("error", "bound"))
+        own, holding = np.unique(bounds), _holding(columns, i, check)
+        if len(own) > 1 and holding is not None:
+            yield Check(f"members that fail: {check.name}", float(len(errors) - holding), 0.0, check.norm)
+            continue
+        worst = float(errors.min() if check.least else errors.max())
+        norm = ", ".join(
+            filter(None, (check.norm, f"{'least' if check.least else 'largest'} of {len(errors)} members"))
+        )
+        yield replace(check, error=worst, norm=norm)
+
+
+def _named(which: Iterable[int], ensemble: Ensemble) -> str:
+    """Some members by their seeds."""
+    return first_of([ensemble.name(i) for i in which], _NAMED)
+
+
+def _status(status: Sequence[str], ensemble: Ensemble) -> str:
+    ended = [i for i, text in enumerate(status) if text != "ok"]
+    if not ended:
+        return "ok"
+    return (
+        f"{len(ended)} of {counted(len(status), 'member')} did not run whole ({_named(ended, ensemble)}); "
+        f"{ensemble.name(ended[0])}: {status[ended[0]]}"
+    )
+
+
+def _verdict(mean: Finding, statistics: Mapping[str, Statistic], passed: np.ndarray, ensemble: Ensemble) -> str:
+    """How many members are verified, which are not, and the numbers that the study is about with standard errors."""
+    others = np.flatnonzero(~passed)
+    names = f" (not {_named(others, ensemble)})" if len(others) else ""
+    said = [f"{passed.sum()} of {counted(len(passed), 'member')} verified{names}."]
+    orders = [_of_order(order.rule) for order in mean.orders]
+    for name in orders or [check.name for check in mean.checks if check.bound is not None][:1]:
+        own, form = statistics[name], ".4f" if orders else ".2e"
+        if not own.members:
+            said.append(f"{name}: undecided.")
+            continue
+        text = f"{name}: {number_said(own.mean, form)} ± {number_said(own.error, '.1e')}"
+        said.append(f"{text} ({number_said(own.least, form)} to {number_said(own.most, form)}).")
+    return " ".join([said[0], "Mean with its standard error, and range:", *said[1:]]) if len(said) > 1 else said[0]
+
+
+def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, ensemble: Ensemble, size: int) -> str:
+    """The statistics as a table of text, and how they were computed."""
+    width = max(map(len, statistics), default=0)
+    columns = ("mean", "st. error", "deviation", "least", "largest")
+    lines = [f"{'':{width}}  {' '.join(f'{name:>10}' for name in columns)}  {'members':>8}"]
+    for name, own in statistics.items():
+        numbers = (own.mean, own.error, own.deviation, own.least, own.most)
+        cells = " ".join(f"{number_said(number, '.3e'):>10}" for number in numbers)
+        holds = "" if own.hold is None else f"  {own.hold} hold"
+        lines.append(f"{name:{width}}  {cells}  {own.members:>8}{holds}")
+    lines.append(f"computed {size} at once in each process")
+    if dataset.attrs.get("left_out"):
+        lines.append(
+            f"left out, since they would fill the memory: {dataset.attrs['left_out']}; a run of one seed has them"
+        )
+    return "\n".join(lines)
+
+
+def _common(problems: Sequence[str]) -> str:
+    """The problem of all members in one sentence, with "…" where they differ."""
+    first = os.path.commonprefix(problems)
+    rest = [text[len(first) :] for text in problems]
+    last = os.path.commonprefix([text[::-1] for text in rest])[::-1]
+    between = [text[: len(text) - len(last)] for text in rest]
+    return first if not any(between) else f"{first}{between[0]} … {between[-1]}{last}"

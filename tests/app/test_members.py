@@ -1,0 +1,273 @@
+"""Members of one run: each is the run with its seeds alone, however they are cut, interrupted and joined."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import neuralode_flow as nf
+from neuralode_flow.app.collect import collected
+from neuralode_flow.app.schema import checked
+from neuralode_flow.finding import Check, Finding
+from neuralode_flow.problems import Problem
+from neuralode_flow.studies import STUDIES, Clock, Study
+
+COMMAND = [sys.executable, "-m", "neuralode_flow"]
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
+SMALL = {"study.depths": (4, 8, 16), "study.layers": ["euler"], "study.workers": 1, "time.horizon": 0.5}
+TEACHER = {"problem": {"name": "teacher", "dimension": 2}, "debug": "quick"}
+LINE = [
+    "problem=teacher", "problem.dimension=2", "debug=quick", "study.depths=[4,8]", "study.layers=[euler]",
+    "time.horizon=0.5", "figures=none",
+]  # fmt: skip
+
+# What rests on intrinsic flows, whose products are rounded in another way in a batch.
+ROUNDED = {
+    "z_intrinsic", "error_finite_square", "error_intrinsic_depth", "error_reference", "order_intrinsic_depth",
+}  # fmt: skip
+
+
+def unlike(one, other):
+    """The variables in which datasets differ, but for the seconds that they took."""
+    assert set(one.variables) == set(other.variables)
+    return {
+        str(name)
+        for name in one.variables
+        if name != "seconds" and not np.array_equal(one[name], other[name], equal_nan=one[name].dtype.kind == "f")
+    }
+
+
+def test_a_member_is_the_run_with_both_seeds():
+    found = nf.run("convergence", SMALL | {"members": 3}, **TEACHER)
+    assert found.dataset.sizes["seed"] == found.dataset.attrs["members"] == 3
+    assert found.dataset.seed.values.tolist() == [0, 1, 2]
+    for seed in (0, 2):
+        alone = nf.run("convergence", SMALL | {"problem.seed": seed, "initial.seed": seed}, **TEACHER).dataset
+        member = found.dataset.isel(seed=seed)
+        assert set(alone.variables) <= set(member.variables)
+        assert all(alone[name].dims == member[name].dims for name in alone.variables)
+        own = member[list(alone.data_vars)]
+        assert unlike(alone, own.drop_vars("seed")) <= ROUNDED
+        for name in ROUNDED:
+            np.testing.assert_allclose(own[name], alone[name], rtol=1e-8, atol=1e-12)
+    assert set(found.figures) == {"histograms", "bands", "losses"}
+
+
+def test_the_numbers_of_all_members_are_summed_up():
+    found = nf.run("convergence", SMALL | {"members": 4}, **TEACHER)
+    orders, record = found.dataset.order.sel(rule="euler").values, found.finding.record()
+    told = record["statistics"]["observed order of euler"]
+    assert told["members"] == record["members"] == 4
+    assert told["mean"] == pytest.approx(orders.mean(), rel=1e-14) == record["orders"]["euler"]
+    assert told["deviation"] == pytest.approx(orders.std(ddof=1), rel=1e-12) == found.finding.orders[0].spread
+    assert told["error"] == pytest.approx(orders.std(ddof=1) / 2, rel=1e-12)
+    assert (told["least"], told["most"]) == (orders.min(), orders.max())
+    errors = found.dataset.error_z.sel(rule="euler")
+    assert found.finding.tables[0].errors["euler"] == pytest.approx(errors.mean("seed").values, rel=1e-13)
+    worst = found.finding.checks[0]
+    assert worst.error == found.dataset.error_reference.max()
+    assert worst.bound == 1e-8
+    passed = found.dataset.member_passed.values
+    assert record["verified"] == passed.sum()
+    assert found.finding.passed == record["passed"] == passed.all()
+    assert found.finding.verdict.startswith(f"{passed.sum()} of 4 members verified")
+    assert "euler, L = 16" in found.finding.notes["Members"]
+
+
+def killed_after_a_part(*arguments):
+    """The command, killed once it has saved a part of the members."""
+    child = subprocess.Popen([*COMMAND, *arguments], env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    last = time.monotonic() + 60
+    while not list(Path("k/checkpoints").glob("members-*")) and child.poll() is None and time.monotonic() < last:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits_in_other_parts_and_processes(workplace):
+    line = [*LINE, "members=9"]
+    subprocess.run([*COMMAND, *line, "at_once=5", "study.workers=2", "resume=w"], check=True, env=QUIET)
+    killed_after_a_part(*line, "at_once=1", "study.workers=1", "resume=k")
+    assert not Path("k/summary.json").exists()
+    again = subprocess.run([*COMMAND, *line, "at_once=4", "study.workers=2", "resume=k"], env=QUIET)
+    assert again.returncode == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+    assert not Path("k/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, monkeypatch):
+    from neuralode_flow.app import ensemble
+
+    line = [*LINE, "study.workers=1", "at_once=1", "members=2"]
+    joined = ensemble._joined
+
+    def cut_off(job, parts):
+        raise RuntimeError("the lights went out")
+
+    monkeypatch.setattr(ensemble, "_joined", cut_off)
+    assert command(*line, "resume=k").status == 1
+    parts = sorted(Path("k/checkpoints").glob("members-*"))
+    assert [part.name for part in parts] == ["members-000000-000001.nc", "members-000001-000002.nc"]
+    parts[0].write_bytes(parts[0].read_bytes()[:-9])
+    monkeypatch.setattr(ensemble, "_joined", joined)
+    assert command(*line, "resume=k").status == 0
+    assert command(*line, "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+    assert command(*line, "time.horizon=1", "resume=k").status == 0
+    assert nf.open("k").time.values[-1] == 1
+    assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
+
+
+def test_lists_of_seeds_by_section(command):
+    ended = command(
+        *LINE, "members.problem.seed=range(3,5)", "members.initial.seed=[7,7]", "study.workers=1", "resume=k"
+    )
+    assert (ended.status, ended.err) == (0, "")
+    dataset = nf.open("k")
+    assert dataset["problem.seed"].values.tolist() == [3, 4]
+    assert dataset["initial.seed"].values.tolist() == [7, 7]
+    alone = nf.run("convergence", {"problem.seed": 4, "initial.seed": 7}, study={"depths": [4, 8], "layers": ["euler"]},
+                   time={"horizon": 0.5}, **TEACHER).dataset  # fmt: skip
+    assert np.array_equal(dataset.z_finite[1], alone.z_finite)
+    same = nf.run("convergence", SMALL, members={"problem": {"seed": range(3, 5)}}, **TEACHER)
+    assert same.dataset.seed.values.tolist() == [3, 4]
+    assert same.config["members"] == {"problem": {"seed": "range(3,5,1)"}}
+
+
+PLAIN = {
+    "problem": {"name": "teacher", "seed": 0}, "initial": {"name": "relaxed_balanced"}, "depth": {"panels": 2},
+    "time": {"horizon": 1.0}, "study": {"name": "convergence"},
+}  # fmt: skip
+UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"members": 0}, "members must be at least 1, got 0"),
+        ({"members": 1.5}, "members must be an integer, got 1.5"),
+        ({"members": {}}, "members must be a number, or seeds, got {}; set members=N"),
+        ({"members": 3, **UNSEEDED}, "members=3 has nothing to vary: none of problem=linnerud, initial=balanced"),
+        ({"members": {"problem": {"seed": [1]}}, "problem": {"name": "linnerud"}}, "this problem has no seed"),
+        ({"members": {"problem": {"scale": [1]}}}, "members differ in their seeds alone"),
+        ({"members": {"problem": {"seed": [-1]}}}, r"members.problem.seed\[0\] must be at least 0"),
+        ({"members": {"problem": {"seed": []}}}, "members.problem.seed must have from 1 to 1000000 seeds, got 0"),
+        ({"members": {"problem": {"seed": "0-9"}}}, r"must be a list of seeds or range\(START,STOP\), got '0-9'"),
+        (
+            {"members": {"problem": {"seed": [1, 2]}, "initial": {"seed": [1]}}},
+            "got 2 in members.problem.seed and 1 in members.initial.seed; make the lists equally long",
+        ),
+    ],
+)
+def test_members_that_cannot_be_are_refused(changes, sentence):
+    with pytest.raises(Exception, match=sentence):
+        checked(PLAIN | changes)
+
+
+def test_where_problem_and_start_have_no_seed_that_of_the_study_is_varied():
+    job = checked({"study": {"name": "perceptron"}, "time": {"horizon": 1.0}, "members": 2})
+    assert job.ensemble.settings == {"study.seed": range(2)}
+    assert job.member(1).study.parameters["seed"] == 1
+
+
+def picky(
+    problem: Problem, clock: Clock, *, failing: int = -1, uneven: int = -1, progress: object = None
+) -> xr.Dataset:
+    """Fails, or has another shape, at some seeds."""
+    seed = int(problem.title.split("seed ")[1].rstrip(")"))
+    if seed == failing:
+        raise RuntimeError("this seed is bad")
+    dataset = xr.Dataset({"number": ("k", [seed] * (2 if seed == uneven else 1)), "word": ((), f"n{seed}")})
+    check = Check("seed", float(seed), 3.5)
+    return Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,)).attached(dataset)
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.setitem(STUDIES._entries, "picky", Study(picky))
+    return {"study": "picky", "problem": {"name": "teacher", "dimension": 2}, "experiment": None}
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_members_that_fail_are_counted_and_named(study, workplace, size):
+    found = nf.run("picky", {"members": 6, "study.failing": 2, "at_once": size}, problem=study["problem"])
+    assert found.finding.status.startswith(
+        "1 of 6 members did not run whole (seed 2); seed 2: it could not be computed"
+    )
+    assert found.finding.verdict.startswith("3 of 6 members verified (not seed 2, seed 4, seed 5).")
+    assert not found.finding.passed
+    assert found.finding.checks[0] == Check("seed", 5.0, 3.5, "largest of 5 members")
+    assert found.finding.record()["statistics"]["seed"]["hold"] == 3
+    np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1, np.nan, 3, 4, 5])
+    assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
+
+
+def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(study, command):
+    line = ["study=picky", "problem=teacher", "problem.dimension=2", "figures=none"]
+    ended = command(*line, "members=3", "study.failing=1", "resume=k")
+    assert ended.status == 1
+    assert "1 of 3 members did not run whole (seed 1)" in ended.err
+    assert nf.open("k").sizes["seed"] == 3
+    ended = command(*line, "members=1", "study.failing=0", "resume=none")
+    assert ended.status == 1
+    assert "no member could be computed; seed 0: it could not be computed: RuntimeError: this seed is" in ended.err
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_members_of_several_shapes_are_sent_to_a_sweep(study, size):
+    with pytest.raises(
+        ValueError, match=r"members of one run must have one shape, but number .*-m problem.seed=0,1,2,…"
+    ):
+        nf.run("picky", {"members": 4, "study.uneven": 2, "at_once": size}, problem=study["problem"])
+
+
+def test_the_largest_variables_are_left_out_where_they_would_fill_the_memory(monkeypatch):
+    from neuralode_flow.app import ensemble
+
+    monkeypatch.setattr(ensemble, "_MOST_JOINED", 2 * 30_000)
+    found = nf.run("convergence", SMALL | {"members": 2}, **TEACHER)
+    assert found.dataset.attrs["left_out"] == "W_finite"
+    assert {"W_finite"}.isdisjoint(found.dataset.variables)
+    assert "W" in found.dataset
+    assert "left out, since they would fill the memory: W_finite" in found.finding.notes["Members"]
+
+
+def test_a_budget_of_wall_time_is_that_of_all_members(command):
+    line = [*LINE, "members=3", "at_once=1", "study.workers=1", "resume=k"]
+    ended = command(*line, "time.max_seconds=1e-3")
+    assert ended.status == 1
+    assert "the budget of wall time was used up" in ended.err
+    assert command(*line).status == 0
+
+
+@pytest.mark.slow
+def test_members_in_a_sweep_and_in_steps(command):
+    line = [*LINE, "members=2", "study.workers=1"]
+    assert command("-m", *line, "initial.twist=0.5,1.0", "resume=s").status == 0
+    sweep = collected(Path("s"))
+    assert sweep.told() == "2 of 2 members have finished"
+    assert dict(sweep.joined.sizes)["seed"] == dict(sweep.joined.sizes)["member"] == 2
+    assert command(*line, "time=descent", "time.rate=0.05", "time.samples=3", "resume=d").status == 0
+    assert nf.open("d").sizes["seed"] == 2
+    summary = json.loads(Path("d/summary.json").read_text())
+    assert (summary["members"], summary["status"]) == (2, "ok")
+
+
+@pytest.mark.slow
+def test_the_page_has_the_statistics_and_the_figures(command):
+    line = [part for part in LINE if part != "figures=none"]
+    assert command(*line, "members=3", "study.workers=1", "figures=png", "resume=k").status == 0
+    page = Path("k/report.html").read_text()
+    assert "of 3 members verified" in page
+    assert "euler, L = 8" in page
+    assert {path.name for path in Path("k/figures").iterdir()} == {"histograms.png", "bands.png", "losses.png"}
