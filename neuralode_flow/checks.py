@@ -169,4 +169,4 @@ def _short(value: int) -> str:
 
 def all_finite(value: Tensor) -> bool:
     """Whether no entry is NaN or infinite, by the sum where that decides: it is one pass and no tensor of booleans."""
-    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
