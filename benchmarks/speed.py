@@ -1,7 +1,7 @@
 """Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports, and study, which runs only when it
-is named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
+Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports; study and large run only when they
+are named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
 --figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
 
 Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
@@ -38,11 +38,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import neuralode_flow as nf
+from neuralode_flow.depth.engine import by_torch
 from neuralode_flow.depth.grid import Profile
+from neuralode_flow.depth.rules import LAYERS
 from neuralode_flow.files import atomic_write
 from neuralode_flow.flows.base import Flow
 from neuralode_flow.initial import random_shift, random_twist
 from neuralode_flow.problems import PROBLEMS
+from neuralode_flow.time.base import METHODS, Control, Start
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
@@ -55,6 +58,7 @@ BAR, FLOW_BAR, STIFF_BAR = 1e-8, 1e-7, 5e-7
 TOLERANCES = tuple(10.0**-k for k in range(6, 14))
 TIGHTEST = 1e-13
 INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
+LOW_STORAGE = "carpenter_kennedy"  # of states that fill the memory
 FLOW_METHODS = ("auto", "DOP853", "dopri5", "dopri8", "RK45", "LSODA")
 FINE_GRID = (1, 16)  # of the work–precision diagram, so that the depth grid has no part in it
 
@@ -71,6 +75,7 @@ class Size:
     flow: tuple[int, float] = (16, 5.0)  # d and the last training time
     flow_tolerances: tuple[float, ...] = tuple(10.0**-k for k in range(3, 13))
     memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
+    large: tuple[tuple[str, int, int], ...] = (("finite", 10**6, 16), ("continuous", 24, 1024))
     kernels: tuple[int, ...] = (16, 64, 256)
     stiff: float = 1e3  # the last training time
     study: tuple[int, ...] | None = None  # depths; those of the default config when left out
@@ -88,6 +93,7 @@ QUICK = Size(
     flow=(3, 0.1),
     flow_tolerances=(1e-3, 1e-9),
     memory=(("finite", 16384, 16), ("continuous", 24, 256)),
+    large=(("finite", 16384, 16), ("continuous", 24, 64)),
     kernels=(16,),
     stiff=20.0,
     study=(4, 8),
@@ -583,17 +589,96 @@ def memory(size: Size) -> Section:
 
 def peak(kind: str, number: int, d: int, threads: int) -> float:
     """What a velocity of this process takes at its peak, in states."""
+    prepare(kind, threads)
+    flow, state = model(kind, number, d)
+    return above(state, partial(flow.velocity, state))[0]
+
+
+def prepare(kind: str, threads: int) -> None:
+    """Sets this process up, and loads what is loaded at first use."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(threads)
-    small_flow, small_state = model(kind, math.prod(COMPOSITE), 4)
-    small_flow.velocity(small_state)  # loads what is loaded at first use
-    flow, state = model(kind, number, d)
+    flow, state = model(kind, math.prod(COMPOSITE), 4)
+    nf.integrate(flow, state, [0.0, 1e-3], LOW_STORAGE)
+
+
+def above(state: Tensor, call: Callable[[], Any]) -> tuple[float, Any]:
+    """The peak of memory of a call above what there was before, in states, and its result."""
     # The peak is reset, since making the state has left one. (That of getrusage cannot be, and a process has it from
     # the one that started it.)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    flow.velocity(state)
-    return (resident("VmHWM") - before) / (8 * state.numel())
+    result = call()
+    return (resident("VmHWM") - before) / (8 * state.numel()), result
+
+
+def large(size: Size) -> Section:
+    """States that fill the memory: peaks of a velocity, a step and a flow above the state, each in its own process."""
+    rows = []
+    for kind, number, d in size.large:
+        peaks, notes = {}, {"bytes of the state": 8 * number * d * d}
+        for what in ("velocity", "step", "flow") if kind == "finite" else ("velocity",):
+            code = f"import speed; speed.lone({what!r}, {kind!r}, {number}, {d}, {torch.get_num_threads()})"
+            found = json.loads(output([sys.executable, "-c", code], cwd=HERE))
+            peaks[what] = np.array([found.pop("peak")])
+            notes[what] = found
+        case = f"{kind}, {number} {'layers' if kind == 'finite' else 'nodes'}, d = {d}"
+        rows.append(Row(case, peaks, notes=notes, unit="states"))
+    return Section(rows, {"method": LOW_STORAGE, "a flow": "one step, and what is recorded at both of its ends"})
+
+
+def lone(what: str, kind: str, number: int, d: int, threads: int) -> None:
+    """Prints the peak and the seconds of a velocity, a step or a flow, and the error of a velocity."""
+    prepare(kind, threads)
+    flow, state = model(kind, number, d)
+    if kind == "continuous":
+        state = turning(flow.grid.nodes, d)
+    method = METHODS[LOW_STORAGE]
+    calls: dict[str, Callable[[], Any]] = {
+        "velocity": lambda: flow.velocity(state),
+        "step": lambda: method(
+            Start(lambda _, W: flow.velocity(W), 0.0, state, 1e-2, Control(1e-6, 1e-8, None), {})
+        ).advance(1e-2),
+        "flow": lambda: nf.integrate(flow, state, [0.0, 1e-2], LOW_STORAGE, throw=True),
+    }
+    start = time.process_time()
+    states, result = above(state, calls[what])
+    found = {"peak": states, "s of processor time": time.process_time() - start}
+    if what == "velocity":
+        found["error"] = by_another_engine(flow, state, result) if kind == "finite" else by_exponentials(flow, result)
+    print(json.dumps(found))
+
+
+def turn(d: int) -> tuple[Tensor, Tensor]:
+    """A with normal entries and a skew B, of spectral norms 1 and about 0.7."""
+    A, B = normal(2, d, d, generator=torch.Generator().manual_seed(1)) / (2 * d**0.5)
+    return A, (B - B.mT) / 2
+
+
+def turning(nodes: Tensor, d: int) -> Tensor:
+    """W(s) = e^{sB} A e^{−sB}, for which P(s, 0) = e^{sB} e^{s(A − B)}."""
+    A, B = turn(d)
+    return torch.stack([torch.matrix_exp(s * B) @ A @ torch.matrix_exp(-s * B) for s in nodes])
+
+
+def by_exponentials(flow: nf.ContinuousFlow, velocity: Tensor) -> float:
+    """The error of a velocity at the first, a middle and the last node of `turning`, by its closed form."""
+    A, B = turn(velocity.shape[-1])
+    z = torch.matrix_exp(B) @ torch.matrix_exp(A - B)
+    missed = []
+    for i in (0, len(velocity) // 2, len(velocity) - 1):
+        s = flow.grid.nodes[i]
+        before = torch.matrix_exp(s * B) @ torch.matrix_exp(s * (A - B))
+        after = torch.matrix_exp(B) @ torch.matrix_exp((1 - s) * (A - B)) @ torch.matrix_exp(-s * B)
+        missed.append(relative(velocity[i], -after.mT @ flow.loss.gradient(z) @ before.mT, 2))
+    return max(missed)
+
+
+def by_another_engine(flow: nf.FiniteFlow, state: Tensor, velocity: Tensor) -> float:
+    """The difference of a velocity of Euler layers from that of torch's engine."""
+    expected = by_torch.chain(state, flow.loss.gradient, LAYERS["euler"], len(state)).neg_()
+    size = float(expected.abs().max())
+    return float(expected.sub_(velocity).abs_().max()) / size
 
 
 def model(kind: str, number: int, d: int) -> tuple[Flow, Tensor]:
@@ -701,8 +786,9 @@ SECTIONS: dict[str, Callable[[Size], Section]] = {
     "flow": flow,
     "kernels": kernels,
     "stiff": stiff,
+    "large": large,
 }
-DEFAULT = tuple(name for name in SECTIONS if name != "study")
+DEFAULT = tuple(name for name in SECTIONS if name not in ("study", "large"))
 
 
 def measured(name: str, size: Size) -> dict[str, Any]:
@@ -722,7 +808,7 @@ def measured(name: str, size: Size) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the speed of the package against its peers.")
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default all but study"
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default all but study and large"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the results, default %(default)s")
