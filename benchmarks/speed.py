@@ -1,8 +1,9 @@
 """Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports; study and large run only when they
-are named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
---figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
+Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports; study, large and floors run only
+when they are named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections
+stay. --engine holds the compiled engine at a lower instruction set. --figure draws the work–precision diagram of the
+section flow, --quick checks with tiny sizes that everything runs.
 
 Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
 each round; tables show the median and the quartiles. An accuracy is asked of everybody (the bar): a peer runs at the
@@ -38,7 +39,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import by_torch
+from neuralode_flow.depth.engine import by_torch, compiled
 from neuralode_flow.depth.grid import Profile
 from neuralode_flow.depth.rules import LAYERS
 from neuralode_flow.files import atomic_write
@@ -58,6 +59,7 @@ BAR, FLOW_BAR, STIFF_BAR = 1e-8, 1e-7, 5e-7
 TOLERANCES = tuple(10.0**-k for k in range(6, 14))
 TIGHTEST = 1e-13
 INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
+ENGINES = ("plain", "avx2", "avx512")  # by their levels in engine.c
 LOW_STORAGE = "carpenter_kennedy"  # of states that fill the memory
 FLOW_METHODS = ("auto", "DOP853", "dopri5", "dopri8", "RK45", "LSODA")
 FINE_GRID = (1, 16)  # of the work–precision diagram, so that the depth grid has no part in it
@@ -75,6 +77,7 @@ class Size:
     flow: tuple[int, float] = (16, 5.0)  # d and the last training time
     flow_tolerances: tuple[float, ...] = tuple(10.0**-k for k in range(3, 13))
     memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
+    floors: tuple[int, ...] = (8, 16, 32, 64, 96, 128, 256, 384, 512)
     large: tuple[tuple[str, int, int], ...] = (("finite", 10**6, 16), ("continuous", 24, 1024))
     kernels: tuple[int, ...] = (16, 64, 256)
     stiff: float = 1e3  # the last training time
@@ -93,6 +96,7 @@ QUICK = Size(
     flow=(3, 0.1),
     flow_tolerances=(1e-3, 1e-9),
     memory=(("finite", 16384, 16), ("continuous", 24, 256)),
+    floors=(8, 64),
     large=(("finite", 16384, 16), ("continuous", 24, 64)),
     kernels=(16,),
     stiff=20.0,
@@ -246,6 +250,20 @@ def velocity(size: Size) -> Section:
         sides = {"ours": partial(flow.velocity, scaled_waves(composite.nodes, d)), "floor": floor(len(composite), d)}
         rows.append(Row(f"d = {d}, {len(composite)} nodes", alternated(sides, size), [("ours", "floor")]))
     return Section(rows, {"depth nodes": len(grid), "bar": BAR})
+
+
+def floors(size: Size) -> Section:
+    """Velocities over their floor, without peers; on one thread by the time of the processor, also where it is busy."""
+    clock, rows = time.process_time if torch.get_num_threads() == 1 else time.perf_counter, []
+    for panels, order in ((PANELS, ORDER), COMPOSITE):
+        grid = nf.DepthGrid.gauss(panels, order)
+        for d in size.floors:
+            flow = nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d)))
+            sides = {"ours": partial(flow.velocity, scaled_waves(grid.nodes, d)), "floor": floor(len(grid), d)}
+            samples = alternated(sides, size, clock)
+            rows.append(Row(f"{panels} × {order} nodes, d = {d}", samples, [("ours", "floor")]))
+            print(f"{rows[-1].case}: {np.median(samples['ours'] / samples['floor']):.2f}", file=sys.stderr, flush=True)
+    return Section(rows)
 
 
 def ensemble(size: Size) -> Section:
@@ -787,8 +805,10 @@ SECTIONS: dict[str, Callable[[Size], Section]] = {
     "kernels": kernels,
     "stiff": stiff,
     "large": large,
+    "floors": floors,
 }
-DEFAULT = tuple(name for name in SECTIONS if name not in ("study", "large"))
+NAMED = ("study", "large", "floors")  # which run only when they are named
+DEFAULT = tuple(name for name in SECTIONS if name not in NAMED)
 
 
 def measured(name: str, size: Size) -> dict[str, Any]:
@@ -808,13 +828,17 @@ def measured(name: str, size: Size) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the speed of the package against its peers.")
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default all but study and large"
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}; default all but {', '.join(NAMED)}",
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the results, default %(default)s")
     parser.add_argument(
         "--figure", type=Path, nargs="?", const=FIGURE, help="draws the work–precision of the section flow"
     )
+    parser.add_argument("--engine", choices=ENGINES, help="the most that the compiled engine may use")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.sections) - set(SECTIONS))
@@ -837,6 +861,8 @@ def limit_threads(threads: int) -> None:
 def main() -> None:
     chosen = arguments()
     limit_threads(chosen.threads)
+    if chosen.engine is not None and (library := compiled.library()) is not None:
+        library.set_level(ENGINES.index(chosen.engine))
     torch.set_default_dtype(torch.float64)
     results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def _by_strips(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
     integrals, local = picard.integrals(grid.panels, grid.order, W.dtype, W.device), _by_panels(grid, W).contiguous()
     u, vT = torch.empty_like(local), torch.empty_like(local)
     leave = _half(local, integrals.middle, integrals.ends, u, take)[:, 1].clone()
-    # With −J for J, W f' = −v'ᵀ solves the equations of u for Wᵀ: nothing has to be negated or transposed in memory.
+    # With −J in place of J the equations of vᵀ are those of u for Wᵀ: nothing is negated or transposed in memory.
     return Middle(u, vT, *_met(leave, _half(local.mT, -integrals.middle, -integrals.ends, vT, take)), lent=False)
 
 
