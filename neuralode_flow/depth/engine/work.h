@@ -24,7 +24,7 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define WORTH 4e6          /* multiplications that are worth another thread */
-#define STEP_WORTH 1e4     /* numbers of a step that are, right after a velocity: the others still spin */
+#define STEP_WORTH 2e4     /* numbers of a step that are, right after a velocity: the others still spin */
 
 typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
 
