@@ -1,8 +1,9 @@
 """Measures speed against the peers of peers.py: python benchmarks/speed.py [SECTION ...] [--threads N] [--out FILE]
 
-Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports, and study, which runs only when it
-is named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections stay.
---figure draws the work–precision diagram of the section flow, --quick checks with tiny sizes that everything runs.
+Sections: velocity, finite, ensemble, flow, steps, memory, kernels, stiff, imports; study, large and floors run only
+when they are named. Each prints a Markdown table and is written to the JSON file as soon as it is done; other sections
+stay. --engine holds the compiled engine at a lower instruction set. --figure draws the work–precision diagram of the
+section flow, --quick checks with tiny sizes that everything runs.
 
 Everything is in float64. The two sides of a ratio are timed in alternation, in one process, and the ratio is taken in
 each round; tables show the median and the quartiles. An accuracy is asked of everybody (the bar): a peer runs at the
@@ -38,11 +39,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import neuralode_flow as nf
+from neuralode_flow.depth.engine import by_torch, compiled
 from neuralode_flow.depth.grid import Profile
+from neuralode_flow.depth.rules import LAYERS
 from neuralode_flow.files import atomic_write
 from neuralode_flow.flows.base import Flow
 from neuralode_flow.initial import random_shift, random_twist
 from neuralode_flow.problems import PROBLEMS
+from neuralode_flow.time.base import METHODS, Control, Start
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
@@ -55,6 +59,8 @@ BAR, FLOW_BAR, STIFF_BAR = 1e-8, 1e-7, 5e-7
 TOLERANCES = tuple(10.0**-k for k in range(6, 14))
 TIGHTEST = 1e-13
 INNER = (1.0, 1e-2)  # tolerances of a nested depth solve, in those of the solve over training time
+ENGINES = ("plain", "avx2", "avx512")  # by their levels in engine.c
+LOW_STORAGE = "carpenter_kennedy"  # of states that fill the memory
 FLOW_METHODS = ("auto", "DOP853", "dopri5", "dopri8", "RK45", "LSODA")
 FINE_GRID = (1, 16)  # of the work–precision diagram, so that the depth grid has no part in it
 
@@ -71,6 +77,8 @@ class Size:
     flow: tuple[int, float] = (16, 5.0)  # d and the last training time
     flow_tolerances: tuple[float, ...] = tuple(10.0**-k for k in range(3, 13))
     memory: tuple[tuple[str, int, int], ...] = (("finite", 65536, 16), ("continuous", 24, 512))
+    floors: tuple[int, ...] = (8, 16, 32, 64, 96, 128, 256, 384, 512)
+    large: tuple[tuple[str, int, int], ...] = (("finite", 10**6, 16), ("continuous", 24, 1024))
     kernels: tuple[int, ...] = (16, 64, 256)
     stiff: float = 1e3  # the last training time
     study: tuple[int, ...] | None = None  # depths; those of the default config when left out
@@ -88,6 +96,8 @@ QUICK = Size(
     flow=(3, 0.1),
     flow_tolerances=(1e-3, 1e-9),
     memory=(("finite", 16384, 16), ("continuous", 24, 256)),
+    floors=(8, 64),
+    large=(("finite", 16384, 16), ("continuous", 24, 64)),
     kernels=(16,),
     stiff=20.0,
     study=(4, 8),
@@ -240,6 +250,20 @@ def velocity(size: Size) -> Section:
         sides = {"ours": partial(flow.velocity, scaled_waves(composite.nodes, d)), "floor": floor(len(composite), d)}
         rows.append(Row(f"d = {d}, {len(composite)} nodes", alternated(sides, size), [("ours", "floor")]))
     return Section(rows, {"depth nodes": len(grid), "bar": BAR})
+
+
+def floors(size: Size) -> Section:
+    """Velocities over their floor, without peers; on one thread by the time of the processor, also where it is busy."""
+    clock, rows = time.process_time if torch.get_num_threads() == 1 else time.perf_counter, []
+    for panels, order in ((PANELS, ORDER), COMPOSITE):
+        grid = nf.DepthGrid.gauss(panels, order)
+        for d in size.floors:
+            flow = nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d)))
+            sides = {"ours": partial(flow.velocity, scaled_waves(grid.nodes, d)), "floor": floor(len(grid), d)}
+            samples = alternated(sides, size, clock)
+            rows.append(Row(f"{panels} × {order} nodes, d = {d}", samples, [("ours", "floor")]))
+            print(f"{rows[-1].case}: {np.median(samples['ours'] / samples['floor']):.2f}", file=sys.stderr, flush=True)
+    return Section(rows)
 
 
 def ensemble(size: Size) -> Section:
@@ -583,17 +607,96 @@ def memory(size: Size) -> Section:
 
 def peak(kind: str, number: int, d: int, threads: int) -> float:
     """What a velocity of this process takes at its peak, in states."""
+    prepare(kind, threads)
+    flow, state = model(kind, number, d)
+    return above(state, partial(flow.velocity, state))[0]
+
+
+def prepare(kind: str, threads: int) -> None:
+    """Sets this process up, and loads what is loaded at first use."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(threads)
-    small_flow, small_state = model(kind, math.prod(COMPOSITE), 4)
-    small_flow.velocity(small_state)  # loads what is loaded at first use
-    flow, state = model(kind, number, d)
+    flow, state = model(kind, math.prod(COMPOSITE), 4)
+    nf.integrate(flow, state, [0.0, 1e-3], LOW_STORAGE)
+
+
+def above(state: Tensor, call: Callable[[], Any]) -> tuple[float, Any]:
+    """The peak of memory of a call above what there was before, in states, and its result."""
     # The peak is reset, since making the state has left one. (That of getrusage cannot be, and a process has it from
     # the one that started it.)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    flow.velocity(state)
-    return (resident("VmHWM") - before) / (8 * state.numel())
+    result = call()
+    return (resident("VmHWM") - before) / (8 * state.numel()), result
+
+
+def large(size: Size) -> Section:
+    """States that fill the memory: peaks of a velocity, a step and a flow above the state, each in its own process."""
+    rows = []
+    for kind, number, d in size.large:
+        peaks, notes = {}, {"bytes of the state": 8 * number * d * d}
+        for what in ("velocity", "step", "flow") if kind == "finite" else ("velocity",):
+            code = f"import speed; speed.lone({what!r}, {kind!r}, {number}, {d}, {torch.get_num_threads()})"
+            found = json.loads(output([sys.executable, "-c", code], cwd=HERE))
+            peaks[what] = np.array([found.pop("peak")])
+            notes[what] = found
+        case = f"{kind}, {number} {'layers' if kind == 'finite' else 'nodes'}, d = {d}"
+        rows.append(Row(case, peaks, notes=notes, unit="states"))
+    return Section(rows, {"method": LOW_STORAGE, "a flow": "one step, and what is recorded at both of its ends"})
+
+
+def lone(what: str, kind: str, number: int, d: int, threads: int) -> None:
+    """Prints the peak and the seconds of a velocity, a step or a flow, and the error of a velocity."""
+    prepare(kind, threads)
+    flow, state = model(kind, number, d)
+    if kind == "continuous":
+        state = turning(flow.grid.nodes, d)
+    method = METHODS[LOW_STORAGE]
+    calls: dict[str, Callable[[], Any]] = {
+        "velocity": lambda: flow.velocity(state),
+        "step": lambda: method(
+            Start(lambda _, W: flow.velocity(W), 0.0, state, 1e-2, Control(1e-6, 1e-8, None), {})
+        ).advance(1e-2),
+        "flow": lambda: nf.integrate(flow, state, [0.0, 1e-2], LOW_STORAGE, throw=True),
+    }
+    start = time.process_time()
+    states, result = above(state, calls[what])
+    found = {"peak": states, "s of processor time": time.process_time() - start}
+    if what == "velocity":
+        found["error"] = by_another_engine(flow, state, result) if kind == "finite" else by_exponentials(flow, result)
+    print(json.dumps(found))
+
+
+def turn(d: int) -> tuple[Tensor, Tensor]:
+    """A with normal entries and a skew B, of spectral norms 1 and about 0.7."""
+    A, B = normal(2, d, d, generator=torch.Generator().manual_seed(1)) / (2 * d**0.5)
+    return A, (B - B.mT) / 2
+
+
+def turning(nodes: Tensor, d: int) -> Tensor:
+    """W(s) = e^{sB} A e^{−sB}, for which P(s, 0) = e^{sB} e^{s(A − B)}."""
+    A, B = turn(d)
+    return torch.stack([torch.matrix_exp(s * B) @ A @ torch.matrix_exp(-s * B) for s in nodes])
+
+
+def by_exponentials(flow: nf.ContinuousFlow, velocity: Tensor) -> float:
+    """The error of a velocity at the first, a middle and the last node of `turning`, by its closed form."""
+    A, B = turn(velocity.shape[-1])
+    z = torch.matrix_exp(B) @ torch.matrix_exp(A - B)
+    missed = []
+    for i in (0, len(velocity) // 2, len(velocity) - 1):
+        s = flow.grid.nodes[i]
+        before = torch.matrix_exp(s * B) @ torch.matrix_exp(s * (A - B))
+        after = torch.matrix_exp(B) @ torch.matrix_exp((1 - s) * (A - B)) @ torch.matrix_exp(-s * B)
+        missed.append(relative(velocity[i], -after.mT @ flow.loss.gradient(z) @ before.mT, 2))
+    return max(missed)
+
+
+def by_another_engine(flow: nf.FiniteFlow, state: Tensor, velocity: Tensor) -> float:
+    """The difference of a velocity of Euler layers from that of torch's engine."""
+    expected = by_torch.chain(state, flow.loss.gradient, LAYERS["euler"], len(state)).neg_()
+    size = float(expected.abs().max())
+    return float(expected.sub_(velocity).abs_().max()) / size
 
 
 def model(kind: str, number: int, d: int) -> tuple[Flow, Tensor]:
@@ -701,8 +804,11 @@ SECTIONS: dict[str, Callable[[Size], Section]] = {
     "flow": flow,
     "kernels": kernels,
     "stiff": stiff,
+    "large": large,
+    "floors": floors,
 }
-DEFAULT = tuple(name for name in SECTIONS if name != "study")
+NAMED = ("study", "large", "floors")  # which run only when they are named
+DEFAULT = tuple(name for name in SECTIONS if name not in NAMED)
 
 
 def measured(name: str, size: Size) -> dict[str, Any]:
@@ -722,13 +828,17 @@ def measured(name: str, size: Size) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the speed of the package against its peers.")
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default all but study"
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}; default all but {', '.join(NAMED)}",
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the results, default %(default)s")
     parser.add_argument(
         "--figure", type=Path, nargs="?", const=FIGURE, help="draws the work–precision of the section flow"
     )
+    parser.add_argument("--engine", choices=ENGINES, help="the most that the compiled engine may use")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.sections) - set(SECTIONS))
@@ -751,6 +861,8 @@ def limit_threads(threads: int) -> None:
 def main() -> None:
     chosen = arguments()
     limit_threads(chosen.threads)
+    if chosen.engine is not None and (library := compiled.library()) is not None:
+        library.set_level(ENGINES.index(chosen.engine))
     torch.set_default_dtype(torch.float64)
     results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

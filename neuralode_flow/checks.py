@@ -177,4 +177,4 @@ def all_finite(value: Tensor) -> bool:
     if noted is not None:
         noted.doubts.append(~torch.isfinite(value.detach().sum()))
         return True
-    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
+    return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

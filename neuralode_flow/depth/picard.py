@@ -9,6 +9,7 @@ the defect, and the same sweeps on the defect give the correction.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -79,8 +80,19 @@ def solve(W: Tensor, J: Tensor, take: Take) -> Slopes:
         If W is too large for it.
     """
     if W.dtype == torch.float64 and W.shape[-1] >= MIXED_FROM:
-        return _refined(W, J, take)
+        return _refined(W, _single(W, take), J, W, take)
     return _sweep(W, J, W, TOLERANCE.get(W.dtype, 1e-6), take)
+
+
+def solve_by_strips(W: Tensor, J: Tensor, width: int, take: Take) -> Iterator[tuple[slice, Slopes]]:
+    """The same by strips of `width` columns of f and J f, `(B, m, d, width)`: columns do not know of each other.
+
+    W is of float64 and any strides. Each strip is written over by the next.
+    """
+    single = _single(W, take)
+    for start in range(0, W.shape[-1], width):
+        strip = slice(start, start + width)
+        yield strip, _refined(W, single, J, W[..., strip].contiguous(), take)
 
 
 def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
@@ -92,18 +104,25 @@ def along_nodes(matrix: Tensor, values: Tensor, out: Tensor | None = None) -> Te
     return out
 
 
-def _refined(W: Tensor, J: Tensor, take: Take) -> Slopes:
-    single_J = J.float()
-    single = take("W32", W.shape, single_J).copy_(W)
-    start = _sweep(single, single_J, single, _ROUGH, take, certify=False)
-    f = take("f64", W.shape, W).copy_(start.slopes)
-    integral, defect = (take(name, W.shape, W) for name in ("integral64", "defect64"))
-    source = take("defect32", W.shape, single)
+def _single(W: Tensor, take: Take) -> Tensor:
+    """W in float32."""
+    return take("W32", W.shape, W.new_empty(0, dtype=torch.float32)).copy_(W)
+
+
+def _refined(W: Tensor, single: Tensor, J: Tensor, source: Tensor, take: Take) -> Slopes:
+    """f of f = source + W J f; `single` is W in float32."""
+    single_J, single_source = J.float(), single
+    if source is not W:
+        single_source = take("source32", source.shape, single).copy_(source)
+    start = _sweep(single, single_J, single_source, _ROUGH, take, certify=False)
+    f = take("f64", source.shape, W).copy_(start.slopes)
+    integral, defect = (take(name, source.shape, W) for name in ("integral64", "defect64"))
+    rest = take("defect32", source.shape, single)
     along_nodes(J, f, integral)
     for _ in range(_MAX_REFINEMENTS):
-        torch.baddbmm(_nodes(W), _nodes(W), _nodes(integral), out=_nodes(defect))
-        source.copy_(defect.sub_(f))
-        correction = _sweep(single, single_J, source, TOLERANCE[torch.float64], take, start.reach)
+        torch.baddbmm(_nodes(source), _nodes(W), _nodes(integral), out=_nodes(defect))
+        rest.copy_(defect.sub_(f))
+        correction = _sweep(single, single_J, rest, TOLERANCE[torch.float64], take, start.reach)
         # A sum of two precisions is slower than a copy and a sum of one.
         f += defect.copy_(correction.slopes)
         if correction.size <= _REFINED:
@@ -130,7 +149,7 @@ def _sweep(
     again, and J f is one sweep behind.
     """
     B, m = W.shape[:2]
-    f, integral = take("f", W.shape, W), take("integral", W.shape, W)
+    f, integral = take("f", source.shape, W), take("integral", source.shape, W)
     along_nodes(J, source, integral)
     # The views of one sweep's two products, made once: at small d they would cost as much as the products.
     into_f = _nodes(source), _nodes(W), _nodes(integral)

@@ -89,7 +89,8 @@ def integrate(
         "auto": LSODA's Adams formulas until the problem turns out stiff, CVODE_BDF from then on.
         Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (torchdiffeq), RK23, RK45, DOP853, Radau, BDF, LSODA
         (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
-        3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint.
+        3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint, carpenter_kennedy (order
+        4, in the memory of two states).
     rtol, atol : float
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.

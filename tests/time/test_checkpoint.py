@@ -21,7 +21,8 @@ TARGET = torch.diag(torch.tensor([2.0, 0.5, 1.5]))
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(TARGET), nf.LogMean())
 START = torch.eye(3) + 0.1 * randn(3, 3, seed=1)
 TIMES = torch.linspace(0, 3, 7)
-ONE_STEP = ["dopri5", "dopri8", "bosh3", "RK45", "DOP853", "Radau", "rk4", "euler", "heun3", "implicit_midpoint"]
+FIXED = ["rk4", "euler", "heun3", "implicit_midpoint", "carpenter_kennedy"]
+ONE_STEP = ["dopri5", "dopri8", "bosh3", "RK45", "DOP853", "Radau", *FIXED]
 MULTISTEP = ["BDF", "LSODA", "CVODE_BDF", "CVODE_Adams", "auto", "explicit_adams"]
 
 

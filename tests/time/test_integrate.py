@@ -11,7 +11,7 @@ import neuralode_flow as nf
 from neuralode_flow import exact
 
 ADAPTIVE = ["dopri5", "dopri8", "bosh3", "adaptive_heun", "RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA"]
-FIXED = {"euler": 1, "midpoint": 2, "implicit_midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+FIXED = {"euler": 1, "midpoint": 2, "implicit_midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "carpenter_kennedy": 4}
 TARGET = torch.diag(torch.tensor([2.0, 0.5]))
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(TARGET), nf.LogMean())
 

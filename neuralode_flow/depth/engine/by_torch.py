@@ -26,8 +26,11 @@ NEAR_IDENTITY = 0.1
 # Layers that are multiplied one after the other. Larger blocks take more calls, which is what counts in short chains.
 BLOCK = 4
 
-# Bytes of the layers that are taken together where there are many of them.
+# Bytes of the layers, or of the columns of a panel, that are taken together where there are many of them.
 SEGMENT = 2**22
+
+# Columns of a panel that are taken together at least: products with fewer are slow.
+NARROWEST = 64
 
 Outer = Callable[[Tensor], Tensor]
 
@@ -52,9 +55,12 @@ def _end(grid: DepthGrid, W: Tensor) -> Tensor:
 
 def _across(grid: DepthGrid, W: Tensor, take: Take) -> Tensor:
     """P(b, a) = u(b) u(a)⁻¹ of each panel, `(..., panels, d, d)`, by half of what `Middle` takes."""
-    integrals = picard.integrals(grid.panels, grid.order, W.dtype, W.device)
-    solved = picard.solve(_by_panels(grid, W).contiguous(), integrals.middle, take)
-    ends = add_identity(picard.along_nodes(integrals.ends, solved.slopes))
+    integrals, local = picard.integrals(grid.panels, grid.order, W.dtype, W.device), _by_panels(grid, W).contiguous()
+    if _is_large(local):
+        ends = _half(local, integrals.middle, integrals.ends, None, take)
+    else:
+        solved = picard.solve(local, integrals.middle, take)
+        ends = add_identity(picard.along_nodes(integrals.ends, solved.slopes))
     return matrices.solve(ends[:, 0], ends[:, 1], left=False).view(*W.shape[:-3], grid.panels, *W.shape[-2:])
 
 
@@ -68,7 +74,7 @@ def _gradient(grid: DepthGrid, W: Tensor, outer: Outer) -> Tensor:
     if plain(W):
         with _WORKSPACE.lend() as take:
             try:
-                middle = _from_middle(grid, W, take)
+                middle = (_by_strips if _is_large(_by_panels(grid, W)) else _from_middle)(grid, W, take)
             except picard.Unsolved:
                 pass
             else:
@@ -81,7 +87,7 @@ def _gradient(grid: DepthGrid, W: Tensor, outer: Outer) -> Tensor:
 
 
 class Middle(NamedTuple):
-    """The solution of `stages` seen from the middle c of each panel, in memory of the workspace.
+    """The solution of `stages` seen from the middle c of each panel.
 
     B is the number of panels of all members.
 
@@ -93,6 +99,8 @@ class Middle(NamedTuple):
         u and vᵀ at the nodes.
     enter, leave, C : Tensor (B, d, d)
         C⁻¹ v(a), u(b), and C, which is near I.
+    lent : bool
+        Whether u and vᵀ lie in memory of the workspace; else they may be written over, and given away.
     """
 
     u: Tensor
@@ -100,6 +108,7 @@ class Middle(NamedTuple):
     enter: Tensor
     leave: Tensor
     C: Tensor
+    lent: bool = True
 
 
 def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
@@ -113,11 +122,44 @@ def _from_middle(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
     solved = picard.solve(both, integrals.middle, take)
     ends = add_identity(picard.along_nodes(integrals.ends, solved.slopes))
     halves = add_identity(solved.integral)
-    leave, vT_start, vT_end = ends[:B, 1], ends[B:, 0], ends[B:, 1]
-    C = torch.bmm(vT_end.mT, leave)
+    return Middle(halves[:B], halves[B:], *_met(ends[:B, 1], ends[B:]))
+
+
+def _met(leave: Tensor, vT_ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`enter`, `leave` and C of the two halves, which have met where C is near I; else raises Unsolved."""
+    C = torch.bmm(vT_ends[:, 1].mT, leave)
     if not float((C - identity_like(C)).abs().max()) <= NEAR_IDENTITY:
         raise picard.Unsolved
-    return Middle(halves[:B], halves[B:], matrices.solve(C, vT_start.mT), leave, C)
+    return matrices.solve(C, vT_ends[:, 0].mT), leave, C
+
+
+def _is_large(local: Tensor) -> bool:
+    """Whether W `(B, m, d, d)` fills the memory by the size of its panels, which then go by strips of columns."""
+    return local.dtype == torch.float64 and local.nbytes > 16 * SEGMENT and local[0].nbytes > SEGMENT
+
+
+def _by_strips(grid: DepthGrid, W: Tensor, take: Take) -> Middle:
+    """As `_from_middle`, in little memory beside u and vᵀ."""
+    integrals, local = picard.integrals(grid.panels, grid.order, W.dtype, W.device), _by_panels(grid, W).contiguous()
+    u, vT = torch.empty_like(local), torch.empty_like(local)
+    leave = _half(local, integrals.middle, integrals.ends, u, take)[:, 1].clone()
+    # With −J in place of J the equations of vᵀ are those of u for Wᵀ: nothing is negated or transposed in memory.
+    return Middle(u, vT, *_met(leave, _half(local.mT, -integrals.middle, -integrals.ends, vT, take)), lent=False)
+
+
+def _half(W: Tensor, J: Tensor, to_ends: Tensor, halves: Tensor | None, take: Take) -> Tensor:
+    """u at both ends `(B, 2, d, d)` of W `(B, m, d, d)`, and at the nodes in `halves`, by strips of each panel."""
+    B, m, d, _ = W.shape
+    ends = W.new_empty(B, 2, d, d)
+    strips = -(-d // max(NARROWEST, SEGMENT // (m * d * W.element_size())))
+    for p in range(B):
+        for strip, solved in picard.solve_by_strips(W[p : p + 1], J, -(-d // strips), take):
+            ends[p : p + 1, ..., strip] = picard.along_nodes(to_ends, solved.slopes)
+            if halves is not None:
+                halves[p : p + 1, ..., strip] = solved.integral
+    if halves is not None:
+        add_identity(halves)
+    return add_identity(ends)
 
 
 def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> Tensor:
@@ -127,7 +169,13 @@ def _to_nodes(panels: int, shape: torch.Size, middle: Middle, outer: Outer) -> T
     z = z.view(*shape[:-3], d, d)
     G = outer(z)
     u, vT = middle.u, middle.vT
-    if not bare(G):  # autograd keeps what G is multiplied by, and the workspace does not
+    if not middle.lent and bare(G):
+        G = G.expand_as(z).reshape(-1, d, d)
+        for p in range(B):
+            inner = matrices.solve(middle.C[p].mT, after[p].mT @ G[p // panels] @ before[p].mT)
+            torch.bmm((vT[p].view(m * d, d) @ inner).view(m, d, d), u[p].mT, out=vT[p])
+        return vT.view(shape)
+    if middle.lent and not bare(G):  # autograd keeps what G is multiplied by, and the workspace does not
         u, vT = u.clone(), vT.clone()
     G = G.expand_as(z).unsqueeze(-3).expand(*shape[:-3], panels, d, d).reshape(B, d, d)
     inner = matrices.solve(middle.C.mT, torch.bmm(torch.bmm(after.mT, G), before.mT))

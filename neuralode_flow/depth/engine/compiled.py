@@ -148,10 +148,11 @@ def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: 
         return following, after[..., :k, :k]
     W, X, V, added, N = W.contiguous(), X.contiguous(), V.contiguous(), added.contiguous(), W.shape[-3]
     members, after = W.numel() // (N * d * d), torch.empty_like(added)
-    seen = W.new_empty(32 * members * N)
+    seen = W.new_empty(32 * members * N) if apart else None
+    place = X.data_ptr()
     _loaded().stepped(
-        W.data_ptr(), X.data_ptr(), rate, V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
-        added.data_ptr(), X.data_ptr(), seen.data_ptr(), after.data_ptr(),
+        W.data_ptr(), place, rate, V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
+        added.data_ptr(), place, None if seen is None else seen.data_ptr(), after.data_ptr(),
     )  # fmt: skip
     return X, after
 

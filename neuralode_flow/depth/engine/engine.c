@@ -167,25 +167,33 @@ void grams(const double *X, const double *V, long count, int d, double *right, d
 
 typedef struct {
     Work w;
-    const double *W, *X, *V;
-    double rate, *next, *seen;
+    const double *W, *X, *V, *before;
+    double rate, *next, *seen, *after;
 } Stepping;
+
+/* after = before + right - left, as 4 x 4 matrices */
+static void add(const double *before, const double *right, const double *left, double *after) {
+    for (int i = 0; i < 16; i++) after[i] = before[i] + (right[i] - left[i]);
+}
 
 static void step(Work *w, long k, double *room) {
     const Stepping *s = (const Stepping *)w;
     const long at = k * w->d * w->d;
+    double own[32], *seen = s->seen ? s->seen + 32 * k : own;
     (void)room;
-    BEST(grams)(w->d, s->X + at, s->V, s->W + at, s->rate, s->next + at, s->seen + 32 * k, s->seen + 32 * k + 16);
+    BEST(grams)(w->d, s->X + at, s->V, s->W + at, s->rate, s->next + at, seen, seen + 16);
+    if (!s->seen) add(s->before + 16 * k, seen, seen + 16, s->after + 16 * k);
 }
 
 /* next = W + rate X (members, N, d, d), which may be X. Of the steps from W to there, right_k+apart - left_k is added to `before`
-   (members, N - apart, 4, 4), which gives `after`; `seen` is room for 32 numbers of each matrix. */
+   (members, N - apart, 4, 4), which gives `after`; `seen` is room for 32 numbers of each matrix, NULL where apart is 0. */
 void stepped(const double *W, const double *X, double rate, const double *V, long members, long N, int apart, int d,
              int threads, const double *before, double *next, double *seen, double *after) {
-    Stepping s = {{.d = d}, W, X, V, rate, next, seen};
+    Stepping s = {{.d = d}, W, X, V, before, rate, next, seen, after};
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     each(&s.w, members * N * d * d < STEP_WORTH ? 1 : threads, members * N, step);
+    if (!seen) return;
     for (long m = 0; m < members; m++, seen += 32 * apart)
         for (long k = 0; k < N - apart; k++, seen += 32, before += 16, after += 16)
-            for (int i = 0; i < 16; i++) after[i] = before[i] + (seen[32 * apart + i] - seen[16 + i]);
+            add(before, seen + 32 * apart, seen + 16, after);
 }

@@ -3,21 +3,30 @@
 typedef REAL R(full) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef REAL R(part) __attribute__((vector_size(BYTES / 2), aligned(sizeof(REAL)), may_alias));
 
-/* C = S + alpha A B for some rows and the columns of one vector; A is read by numbers, with any strides. */
-#define TILE(name, vector, ROWS)                                                                                       \
+/* C = S + alpha A B for some rows and the columns of some vectors; A is read by numbers, with any strides. */
+#define TILE(name, vector, ROWS, COLUMNS)                                                                              \
     INLINE void name(int k, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C, int ld) { \
-        vector acc[ROWS] = {{0}};                                                                                      \
+        enum { WIDE = sizeof(vector) / sizeof(REAL) };                                                                 \
+        vector acc[ROWS][COLUMNS] = {{{0}}};                                                                           \
         for (int j = 0; j < k; j++) {                                                                                  \
-            vector b = *(const vector *)(B + (long)j * ld);                                                            \
-            UNROLL for (int r = 0; r < ROWS; r++) acc[r] += A[r * ar + j * ak] * b;                                    \
+            vector b[COLUMNS];                                                                                         \
+            UNROLL for (int c = 0; c < COLUMNS; c++) b[c] = *(const vector *)(B + (long)j * ld + c * WIDE);            \
+            UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int c = 0; c < COLUMNS; c++)                             \
+                acc[r][c] += A[r * ar + j * ak] * b[c];                                                                \
         }                                                                                                              \
-        UNROLL for (int r = 0; r < ROWS; r++) *(vector *)(C + r * ld) =                                                \
-            S ? *(const vector *)(S + r * ld) + alpha * acc[r] : alpha * acc[r];                                       \
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int c = 0; c < COLUMNS; c++)                                 \
+            *(vector *)(C + r * ld + c * WIDE) =                                                                       \
+                S ? *(const vector *)(S + r * ld + c * WIDE) + alpha * acc[r][c] : alpha * acc[r][c];                  \
     }
-TILE(R(full8), R(full), 8)
-TILE(R(full4), R(full), 4)
-TILE(R(part8), R(part), 8)
-TILE(R(part4), R(part), 4)
+TILE(R(full8), R(full), 8, 1)
+TILE(R(full4), R(full), 4, 1)
+#if BYTES == 64
+TILE(R(part8), R(part), 8, 1)
+TILE(R(part4), R(part), 4, 1)
+#else
+TILE(R(two), R(full), 4, 2)
+TILE(R(three), R(full), 4, 3)
+#endif
 #undef TILE
 
 #if BYTES == 64
@@ -55,13 +64,26 @@ static void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak,
         return;
     }
 #endif
-    for (int j = 0; j < ld; j += wide)
-        for (int i = 0; i < rows; i += 8) {
-            const REAL *a = A + i * ar, *s = S ? S + i * ld + j : 0;
-            REAL *c = C + i * ld + j;
-            if (j + wide <= ld)
-                (i + 8 <= rows ? R(full8) : R(full4))(d, a, ar, ak, B + j, alpha, s, c, ld);
-            else
-                (i + 8 <= rows ? R(part8) : R(part4))(d, a, ar, ak, B + j, alpha, s, c, ld);
+#define ALONG(STEP, TILE) for (int i = 0; i < rows; i += STEP)                                                         \
+        TILE(d, A + i * ar, ar, ak, B + j, alpha, S ? S + i * ld + j : 0, C + i * ld + j, ld)
+    for (int j = 0; j < ld;) {
+        const int left = (ld - j) / wide;
+#if BYTES == 64
+        if (!left) {
+            ALONG(8, (i + 8 <= rows ? R(part8) : R(part4)));
+            break;
         }
+#else
+        /* The more vectors share a number of A the better, as far as there are registers: 16 for 4 rows of 3. */
+        if (left > 1) {
+            const int three = left > 2 && left != 4;
+            ALONG(4, (three ? R(three) : R(two)));
+            j += (2 + three) * wide;
+            continue;
+        }
+#endif
+        ALONG(8, (i + 8 <= rows ? R(full8) : R(full4)));
+        j += wide;
+    }
+#undef ALONG
 }
