@@ -28,6 +28,7 @@ from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
 from ..finding import Finding, finite, plain
 from ..flows.base import Flow
+from ..garbage import uncollected
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
@@ -304,7 +305,8 @@ def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
     study, formats = job.study.name, DRAWN[job.machine.figures]
     if not formats:
         return {}
-    from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
+    with uncollected():
+        from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
 
     if study not in FIGURES:
         return {}
