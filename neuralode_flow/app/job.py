@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 import xarray as xr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from .. import results
@@ -36,6 +36,7 @@ from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study
 from ..studies.heldout import told
 from ..studies.parallel import side_by_side
+from ..threads import libraries
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
@@ -159,6 +160,13 @@ def finished(folder: Path, job: Job) -> bool:
     return True
 
 
+def foreseen() -> None:
+    """Looks up what all members of a sweep are told, before they are forked."""
+    versions()
+    git_commit()
+    libraries()
+
+
 def prepare(machine: Machine) -> None:
     """Float64 everywhere, on the device and with the number of threads of the config."""
     torch.set_default_dtype(torch.float64)
@@ -171,7 +179,7 @@ def prepare(machine: Machine) -> None:
         torch.set_default_device(machine.device)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-        threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
+        libraries().limit(limits=machine.threads)  # and of BLAS below NumPy and SciPy
 
 
 def device_name(machine: Machine) -> str:
@@ -257,10 +265,15 @@ def _saved(inputs: dict[str, Any], folder: Path, every: float) -> dict[str, Any]
     }
 
 
+@cache
+def versions() -> dict[str, str]:
+    """Those of Python and of what computes."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
     """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    summary = study.summarise(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
+    summary = study.summarise(dataset) | {"seconds": time.perf_counter() - started, "versions": versions()}
     return finite(plain(summary))
 
 
@@ -285,8 +298,9 @@ def write(
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+@cache
 def git_commit() -> str:
-    """The commit of the clone that this package runs from, with "+" if it has been changed; empty outside a clone."""
+    """The commit of the clone that this process was started from, with "+" if it was changed; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -306,10 +320,12 @@ def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
     if not formats:
         return {}
     with uncollected():
-        from ..figures import FIGURES, save  # with Matplotlib, which a run without figures has no use for
+        from ..figures import FIGURES, ready, save  # with Matplotlib, which a run without figures has no use for
 
     if study not in FIGURES:
         return {}
+    with uncollected():
+        ready(formats)
     folder.mkdir(exist_ok=True)
     figures = FIGURES[study](dataset)
 

@@ -34,7 +34,8 @@ def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") ->
     """A run in a folder; a member of a sweep has a name."""
     from .job import run as carry_out  # it imports torch
 
-    gc.freeze()  # what is there now stays: nobody need look through it again
+    if not gc.get_freeze_count():
+        gc.freeze()  # what is there now stays: nobody need look through it again
     quiet = member and job.machine.verbosity == "quiet"
     with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
         carry_out(job, command, folder, resume, member)

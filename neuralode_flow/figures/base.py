@@ -9,9 +9,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..registry import Registry
-from .style import Movie, save
+from .style import Movie, ready, save
 
-__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "ready", "save"]
 
 Figures = Mapping[str, Figure | Movie]
 
