@@ -310,5 +310,6 @@ def _small(content: bytes) -> bytes:
         still = image.convert("RGB")
     still.thumbnail((_WIDTH, _WIDTH))
     result = io.BytesIO()
-    still.quantize(32).save(result, format="png", optimize=True)
+    # By an octree, which keeps the few colours of curves; the median cut, Pillow's own choice, mixes them with each other.
+    still.quantize(64, Image.Quantize.FASTOCTREE).save(result, format="png")
     return result.getvalue()
