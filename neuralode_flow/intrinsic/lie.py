@@ -124,6 +124,7 @@ def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map,
     return even, Lie(lie.fields, lie.rank.doubted(doubt), lie.level, joined)
 
 
+@torch.inference_mode(False)  # whose tensors take no part in derivatives
 def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     """The number of independent conservation laws of φ at a random θ, n − dim Lie, with the gap that decided it.
 

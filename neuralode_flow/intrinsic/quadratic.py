@@ -48,6 +48,7 @@ class QuadraticLaws:
         return torch.einsum("...i,kij,...j->...k", theta, self.A, theta) / 2 + theta @ self.b.mT
 
 
+@torch.inference_mode(False)  # whose tensors take no part in derivatives
 def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     """All quadratic laws of φ: the (A, b) with (Aθ + b)·∇φ_i(θ) = 0 at random θ, a null space.
 
