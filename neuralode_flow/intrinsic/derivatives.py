@@ -1,6 +1,6 @@
 """Derivatives of φ beyond the gradient, exact to round-off: at many points side by side, in reverse mode.
 
-torch.func has them as well, but imports torch's compiler for them, which takes as long as torch itself.
+torch.func has them as well, but imports torch's compiler for them, which takes more than half as long as torch.
 """
 
 from __future__ import annotations
