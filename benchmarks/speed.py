@@ -28,6 +28,7 @@ from functools import cached_property, partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -718,16 +719,19 @@ def output(command: Sequence[str], cwd: Path | None = None) -> str:
 
 
 def imports(size: Size) -> Section:
-    """Processes that import the package, and the help of the command line."""
+    """Processes that import the package, the help of the command line, and small runs with all of their figures."""
     python, program = sys.executable, str(Path(sys.executable).with_name("neuralode-flow"))
     commands = {
         "import torch": [python, "-c", "import torch"],
         "import torch, neuralode_flow": [python, "-c", "import torch, neuralode_flow"],
         "neuralode-flow --help": [program, "--help"],
     }
-    sides = {name: partial(output, command) for name, command in commands.items()}
-    samples = alternated(sides, replace(size, rounds=min(size.rounds, 7)))
-    pairs = [("import torch, neuralode_flow", "import torch"), ("neuralode-flow --help", "import torch")]
+    with TemporaryDirectory() as folder:
+        for run in ("debug=quick", "experiment=diagonal"):
+            commands[f"neuralode-flow {run}"] = [program, run, "-q", f"out={folder}"]
+        sides = {name: partial(output, command) for name, command in commands.items()}
+        samples = alternated(sides, replace(size, rounds=min(size.rounds, 7)))
+    pairs = [(name, "import torch") for name in commands if name != "import torch"]
     code = (
         "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_module('neuralode_flow', run_name='__main__')\n"
     )

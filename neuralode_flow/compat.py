@@ -72,6 +72,17 @@ def torch_modes() -> TorchModes:
     )
 
 
+def pulled_back(value: Tensor, start: Tensor, dual: Tensor | None, create_graph: bool = False) -> Tensor | None:
+    """∂valueᵀ dual in start, as torch.autograd.grad has it, which imports sympy to compare the shapes of the two."""
+    import torch
+    from torch.autograd.graph import _engine_run_backward
+
+    if dual is None or dual.shape != value.shape:  # whose error is a sentence
+        return torch.autograd.grad(value, start, dual, create_graph=create_graph, allow_unused=True)[0]
+    flags = {"allow_unreachable": True, "accumulate_grad": False}
+    return _engine_run_backward((value,), (dual,), create_graph, create_graph, (start,), **flags)[0]
+
+
 def standard_gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
     """Gamma variables of unit scale; torch.distributions draws them from the global generator only."""
     import torch

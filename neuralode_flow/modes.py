@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compat import torch_modes
+from .compat import pulled_back, torch_modes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,10 +132,10 @@ def gradient(
             return None
         dual = None if outer is None else outer(value if follow else value.detach())
         if follow:
-            return torch.autograd.grad(value, start, dual, create_graph=True, allow_unused=True)[0]
+            return pulled_back(value, start, dual, create_graph=True)
         if recorded and ((dual is not None and not bare(dual)) or _leads_elsewhere(value, start)):
             return _transformed(function, point, outer)
-        return torch.autograd.grad(value, start, dual, allow_unused=True)[0]
+        return pulled_back(value, start, dual)
 
 
 def _transformed(

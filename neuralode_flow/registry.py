@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from .display import html_table
+from .garbage import uncollected
 
 T = TypeVar("T")
 
@@ -86,7 +87,8 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._home is None or f"{self._home}.{name}" in sys.modules:
             return
         if name in _modules(sys.modules[self._home]):
-            importlib.import_module(f"{self._home}.{name}")
+            with uncollected():
+                importlib.import_module(f"{self._home}.{name}")
 
     def _all(self) -> dict[str, T]:
         """All entries; those of a home in the order of their names, whichever was imported first."""
@@ -104,8 +106,9 @@ def _first_line(entry: Any) -> str:
 
 def import_modules(package: ModuleType) -> None:
     """Imports all modules of a package, so that each files what it registers: a new file needs no other change."""
-    for name in _modules(package):
-        importlib.import_module(f"{package.__name__}.{name}")
+    with uncollected():
+        for name in _modules(package):
+            importlib.import_module(f"{package.__name__}.{name}")
 
 
 def _modules(package: ModuleType) -> list[str]:

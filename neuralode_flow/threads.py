@@ -21,8 +21,13 @@ def _controller(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def libraries() -> ThreadpoolController:
+    """The libraries with threads of their own that are loaded now; a forked process need not look for them again."""
+    return _controller(len(sys.modules))
+
+
 def _limit() -> None:
-    _restores.enter_context(_controller(len(sys.modules)).limit(limits=1, user_api="blas"))
+    _restores.enter_context(libraries().limit(limits=1, user_api="blas"))
 
 
 @contextmanager

@@ -145,6 +145,22 @@ def test_torch_draws_gamma_variables_from_a_generator() -> None:
     assert abs(one.var() - 2.5) < 0.15
 
 
+def test_torch_pulls_back_to_the_bit_as_its_documented_function_does() -> None:
+    start = torch.linspace(-1, 2, 6, requires_grad=True)
+    value = torch.outer(start.sin(), start).mT
+    dual = torch.linspace(-2, 1, 36).reshape(6, 6)
+    for graph in (True, False):
+        (wanted,) = torch.autograd.grad(value, start, dual, retain_graph=True, create_graph=graph)
+        found = compat.pulled_back(value, start, dual, create_graph=graph)
+        assert found is not None
+        assert torch.equal(found, wanted)
+        assert found.requires_grad == graph
+    apart = torch.ones(2, requires_grad=True)
+    assert compat.pulled_back(2 * start, apart, torch.ones(6)) is None
+    with pytest.raises(RuntimeError, match="shape"):
+        compat.pulled_back(start.cos(), start, dual)
+
+
 # --- torchdiffeq ----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Registries: names, what stands behind them, and what is imported for that."""
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES
+from neuralode_flow.garbage import uncollected
 
 BASE = """
 from neuralode_flow.registry import Registry
@@ -149,3 +151,65 @@ def test_a_run_imports_what_it_uses(tmp_path):
     assert found & heavy == set()
     assert {name for name in nf.STUDIES if f"neuralode_flow.studies.{name}" in found} == {"trajectory"}
     assert {name for name in nf.SYSTEMS if f"neuralode_flow.intrinsic.systems.{name}" in found} == set()
+
+
+def test_the_criteria_of_a_system_need_no_compiler(tmp_path):
+    """Which torch.func imports for derivatives, and torch.autograd.grad sympy beside a dual vector."""
+    settings = ["study=closure", "system=scalar_chain", "time=closure", "time.samples=3", "figures=none", "-q"]
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCHED, *settings], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = set(ended.stdout.partition("imported ")[2].split())
+    assert "neuralode_flow.intrinsic.systems.scalar_chain" in found
+    assert found & {"sympy", "torch._dynamo", "torch._decomp.decompositions_for_jvp", "matplotlib"} == set()
+
+
+IN_WORKERS = """
+import sys
+from neuralode_flow.app.main import main
+from neuralode_flow.studies import parallel
+
+call = parallel._call
+
+def watched(key):
+    before = {*sys.modules}
+    result = call(key)
+    print("imported", *{*sys.modules} - before, flush=True)
+    return result
+
+parallel._call = watched
+sys.argv = ["neuralode-flow", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_save_figures_import_nothing_that_the_first_could_have(tmp_path):
+    settings = ["study=trajectory", "problem=teacher", "problem.dimension=2", "time.samples=3"]
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_WORKERS, *settings], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("imported")]
+    assert len(found) > 1
+    heavy = ("matplotlib.backends.", "fontTools.subset", "scipy.", "PIL.")
+    assert [name for names in found for name in names if name.startswith(heavy)] == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_imports_are_not_collected_and_what_was_before_comes_back(enabled):
+    seen = []
+
+    @uncollected()
+    def broken():
+        seen.append(gc.isenabled())
+        raise ImportError
+
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError):
+            broken()
+        seen.append(gc.isenabled())
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False, enabled]

@@ -74,11 +74,13 @@ def _outcome(work: Work) -> tuple[int, str]:
 
 def _in_a_child(work: Work) -> tuple[int, str]:
     """The same in a process of its own; raises Killed, and SystemExit where it was told to end."""
-    importlib.import_module(".job", __package__)  # torch: once here, and not in each child
+    from . import job  # with torch: once here, and not in each child
+
     for name in _wanted:
         with suppress(Exception):  # a child imports it where it needs it, and says what is wrong then
             importlib.import_module(name)
     _wanted.clear()
+    job.foreseen()
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

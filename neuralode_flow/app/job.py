@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 import xarray as xr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from .. import results
@@ -28,6 +28,7 @@ from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
 from ..finding import MEMBERS, Finding, finite, plain
 from ..flows.base import Flow
+from ..garbage import uncollected
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
@@ -35,6 +36,7 @@ from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
 from ..studies.parallel import side_by_side
+from ..threads import libraries
 from . import terminal
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
@@ -173,6 +175,13 @@ def finished(folder: Path, job: Job) -> bool:
     return True
 
 
+def foreseen() -> None:
+    """Looks up what all members of a sweep are told, before they are forked."""
+    versions()
+    git_commit()
+    libraries()
+
+
 def prepare(machine: Machine) -> None:
     """Float64 everywhere, on the device and with the number of threads of the config."""
     torch.set_default_dtype(torch.float64)
@@ -185,7 +194,7 @@ def prepare(machine: Machine) -> None:
         torch.set_default_device(machine.device)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-        threadpool_limits(machine.threads)  # and of BLAS below NumPy and SciPy
+        libraries().limit(limits=machine.threads)  # and of BLAS below NumPy and SciPy
 
 
 def device_name(machine: Machine) -> str:
@@ -271,11 +280,16 @@ def _saved(inputs: dict[str, Any], folder: Path, every: float) -> dict[str, Any]
     }
 
 
+@cache
+def versions() -> dict[str, str]:
+    """Those of Python and of what computes."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
     """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     own = summarise if MEMBERS in dataset.attrs else study.summarise
-    summary = own(dataset) | {"seconds": time.perf_counter() - started, "versions": versions}
+    summary = own(dataset) | {"seconds": time.perf_counter() - started, "versions": versions()}
     return finite(plain(summary))
 
 
@@ -300,8 +314,9 @@ def write(
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+@cache
 def git_commit() -> str:
-    """The commit of the clone that this package runs from, with "+" if it has been changed; empty outside a clone."""
+    """The commit of the clone that this process was started from, with "+" if it was changed; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -320,11 +335,19 @@ def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
     study, formats = job.study.name, DRAWN[job.machine.figures]
     if not formats:
         return {}
-    from ..figures import FIGURES, figure_set, save  # with Matplotlib, which a run without figures has no use for
+    with uncollected():
+        from ..figures import (
+            FIGURES,
+            figure_set,
+            ready,
+            save,
+        )  # with Matplotlib, which a run without figures has no use for
 
     name = figure_set(study, dataset)
     if name not in FIGURES:
         return {}
+    with uncollected():
+        ready(formats)
     folder.mkdir(exist_ok=True)
     figures = FIGURES[name](dataset)
 

@@ -6,6 +6,7 @@ from it where nothing in the config asks for what it does besides.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shlex
@@ -33,6 +34,8 @@ def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") ->
     """A run in a folder; a member of a sweep has a name."""
     from .job import run as carry_out  # it imports torch
 
+    if not gc.get_freeze_count():
+        gc.freeze()  # what is there now stays: nobody need look through it again
     quiet = member and job.machine.verbosity == "quiet"
     with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
         carry_out(job, command, folder, resume, member)

@@ -309,5 +309,6 @@ def _small(content: bytes) -> bytes:
         still = image.convert("RGB")
     still.thumbnail((_WIDTH, _WIDTH))
     result = io.BytesIO()
-    still.quantize(32).save(result, format="png", optimize=True)
+    # An octree keeps the few colours of curves; the median cut, which is Pillow's own choice, mixes them.
+    still.quantize(64, Image.Quantize.FASTOCTREE).save(result, format="png")
     return result.getvalue()

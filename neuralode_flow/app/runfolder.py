@@ -197,6 +197,8 @@ def made_longer(folder: Path, job: Job) -> Job:
         return job
     if ends[-1] == job.time.horizon:  # it is that longer run, again
         ends.pop()
+    if not ends:
+        return job
     return replace(job, time=replace(job.time, extends=ends))
 
 

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
+from ..garbage import uncollected
 from ..registry import Registry
 from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
@@ -316,12 +317,13 @@ def checked(config: DictConfig | Mapping[str, Any]) -> Job:
     time = _time(_needed("time", sections))
 
     # The registries import torch (2 s), so that they come last; then what adds to them.
-    from ..depth import DEPTH_SOLVERS
-    from ..initial import INITIALS
-    from ..intrinsic.systems import SYSTEMS
-    from ..problems import PROBLEMS
-    from ..studies import STUDIES
-    from .plugins import load
+    with uncollected():
+        from ..depth import DEPTH_SOLVERS
+        from ..initial import INITIALS
+        from ..intrinsic.systems import SYSTEMS
+        from ..problems import PROBLEMS
+        from ..studies import STUDIES
+        from .plugins import load
 
     load(machine.plugins)
     if depth is not None:

@@ -25,6 +25,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
+from ..garbage import uncollected
 from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
@@ -52,7 +53,8 @@ class Folders(Callback):
             job = checked(own(config))
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
-            from .job import finished  # it imports torch: --help stays fast
+            with uncollected():
+                from .job import finished  # it imports torch: --help stays fast
 
             if finished(folder, job):
                 sys.exit(0)

@@ -24,8 +24,8 @@ def _import_matplotlib() -> None:
 if "matplotlib" not in sys.modules:
     _import_matplotlib()
 
-from .base import FIGURES, Figures, FigureSet, Movie, figure_set, save  # noqa: E402
+from .base import FIGURES, Figures, FigureSet, Movie, figure_set, ready, save  # noqa: E402
 from .interactive import describe  # noqa: E402
 from .thinning import thinned  # noqa: E402
 
-__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "describe", "figure_set", "save", "thinned"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "describe", "figure_set", "ready", "save", "thinned"]

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from ..finding import MEMBERS
 from ..registry import Registry
-from .style import Movie, save
+from .style import Movie, ready, save
 
-__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "figure_set", "save"]
+__all__ = ["FIGURES", "FigureSet", "Figures", "Movie", "figure_set", "ready", "save"]
 
 Figures = Mapping[str, Figure | Movie]
 

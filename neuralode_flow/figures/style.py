@@ -17,7 +17,7 @@ import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
+from matplotlib.backend_bases import RendererBase, get_registered_canvas_class
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -176,6 +176,8 @@ def _curve(x: np.ndarray, y: np.ndarray, logarithmic: bool) -> tuple[np.ndarray,
 
 def smooth(axes: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> list[Line2D]:
     """What `axes.plot` draws, as curves through the points: `y` is `(n,)` or `(n, curves)`."""
+    import scipy.interpolate  # noqa: F401  # for `_curve`: here, and not in each process that draws
+
     lines = axes.plot(x, y, **look)
     for line in lines:
         line.__class__ = Smooth
@@ -265,6 +267,13 @@ def category_axis(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params("x", rotation=90 if len(names) > 4 else 0)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.xaxis.set_gid(CATEGORIES)
+
+
+def ready(formats: Sequence[str]) -> None:
+    """Imports what writes such files: once, before processes are forked that save figures side by side."""
+    for suffix in formats:
+        get_registered_canvas_class(suffix)
+    Image.preinit()
 
 
 def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from .derivatives import Map, along, each
+from .derivatives import Map, brackets
 from .place import Place
 from .ranks import Rank
 from .units import Measured
@@ -57,7 +57,7 @@ def lie_span(
 ) -> Lie:
     """Lie(∇φ₁, …, ∇φ_m)(θ), by iterated brackets of random combinations.
 
-    Level k adds [X₁, [X₂, … X_k]] with X_i = ∇(a_i·φ), a_i random; nested forward derivatives make each exact to
+    Level k adds [X₁, [X₂, … X_k]] with X_i = ∇(a_i·φ), a_i random; nested derivatives make each exact to
     round-off. At a generic θ the first level that adds nothing ends the search: the distribution is then closed under
     brackets with its generators on a neighbourhood. Random combinations find the full dimension with probability one.
 
@@ -88,11 +88,8 @@ def lie_span(
     def fields(number: int, level: int) -> Measured:
         draws = torch.randn(number, level, m, generator=generator, dtype=torch.float64, device="cpu").to(place.theta)
 
-        def terms(row: Tensor) -> Tensor:
-            return _nested(phi, row[n:].reshape(level, m))(row[:n])
-
-        rows = [torch.cat((theta.expand(number, n), draws.reshape(number, -1)), dim=1) for theta in place.samples[:2]]
-        parts = each(terms, torch.cat(rows)).reshape(2, number, -1, n)
+        points = torch.stack(place.samples[:2]).repeat_interleave(number, dim=0)
+        parts = brackets(phi, points, draws.repeat(2, 1, 1)).unflatten(0, (2, number))
         return Measured.of(parts.sum(-2), parts[0].abs().sum(-2))
 
     span, level = fields(min(n, m) + _SPARE, 1), 1
@@ -107,38 +104,6 @@ def lie_span(
     hidden = m > 1 and rank.rank < n and spread > SPREAD
     doubt = f"the units of θ spread the metric by {spread:.0e}" if hidden else ""
     return Lie(span, rank.doubted(doubt), level)
-
-
-def _nested(phi: Map, combinations: Tensor) -> Map:
-    """The terms (2^(k−1), n) whose sum is the field [X₁, [X₂, … X_k]] of the combinations (k, m).
-
-    They are kept apart: what is left of terms that cancel is told from round-off by their size.
-    """
-    *outer, last = (_gradient(phi, a) for a in combinations)
-    result = _one(last)
-    for X in reversed(outer):
-        result = _bracket(X, result)
-    return result
-
-
-def _one(field: Map) -> Map:
-    """A field as a sum of one term (1, n)."""
-    return lambda theta: field(theta).unsqueeze(0)
-
-
-def _gradient(phi: Map, a: Tensor) -> Map:
-    """θ → ∇(a·φ)(θ)."""
-    return lambda theta: torch.func.vjp(lambda point: phi(point).reshape(-1), theta)[1](a)[0]
-
-
-def _bracket(X: Map, terms: Map) -> Map:
-    """[X, Y] = DY·X − DX·Y for Y a sum of terms (k, n), as 2k terms."""
-
-    def bracket(theta: Tensor) -> Tensor:
-        along_X = along(terms, theta, X(theta))
-        return torch.cat((along_X, each(lambda term: -along(X, theta, term), terms(theta))))
-
-    return bracket
 
 
 def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map, Lie]:
@@ -159,6 +124,7 @@ def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map,
     return even, Lie(lie.fields, lie.rank.doubted(doubt), lie.level, joined)
 
 
+@torch.inference_mode(False)  # whose tensors take no part in derivatives
 def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     """The number of independent conservation laws of φ at a random θ, n − dim Lie, with the gap that decided it.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .derivatives import Map, along, each, jacobian
+from .derivatives import Map, hessians, jacobian
 from .place import Place
 from .ranks import ABOVE_ROUND_OFF, UNDECIDED
 from .units import Measured
@@ -68,7 +68,7 @@ class MetricDerivative:
         self._place = place
         J_mixed = mix @ J.values
         # (n, m, n): the derivative of ∂φ along every entry of θ, by its unit.
-        second = each(lambda v: along(lambda theta: jacobian(self._phi, theta), place.theta, v), self._units.diag())
+        second = hessians(self._phi, place.theta, self._units.diag())
         half = second @ J_mixed.mT
         self._slopes = half + half.mT
         terms = second.abs() @ J_mixed.abs().mT
@@ -94,9 +94,9 @@ class MetricDerivative:
         """∂M_ij[v]."""
 
         def pair(point: Tensor) -> Tensor:
-            return jacobian(lambda inner: self._phi(inner)[[i, j]], point)
+            return self._phi(point)[[i, j]]
 
-        J, change = pair(theta), along(pair, theta, v)
+        J, change = jacobian(pair, theta), hessians(pair, theta, v[None])[0]
         return change[0] @ J[1] + J[0] @ change[1]
 
 
@@ -105,7 +105,7 @@ def largest_change(phi: Map, theta: Tensor, J: Tensor, basis: Tensor) -> tuple[f
     if not basis.shape[1]:
         return 0.0, None
     basis = torch.linalg.qr(basis).Q
-    changes = each(lambda v: along(lambda point: jacobian(phi, point), theta, v), basis.mT.contiguous())
+    changes = hessians(phi, theta, basis.mT)
     columns = torch.cat((J, *changes), dim=1)
     if columns.shape[1] < len(J):  # many z and few θ: in an orthonormal basis of all that takes part
         Q = torch.linalg.qr(columns).Q

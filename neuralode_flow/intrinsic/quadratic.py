@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from .derivatives import Map, each
+from .derivatives import Map, gradients
 from .place import Place
 from .ranks import Rank
 from .units import Measured
@@ -48,6 +48,7 @@ class QuadraticLaws:
         return torch.einsum("...i,kij,...j->...k", theta, self.A, theta) / 2 + theta @ self.b.mT
 
 
+@torch.inference_mode(False)  # whose tensors take no part in derivatives
 def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     """All quadratic laws of φ: the (A, b) with (Aθ + b)·∇φ_i(θ) = 0 at random θ, a null space.
 
@@ -89,12 +90,7 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     # In a combination of gradients of all sizes the small ones would drown.
     sizes = Place.at(points[0], phi, generator).jacobian(phi).scales[0]
     combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64, device="cpu")
-
-    def gradient(pair: Tensor) -> Tensor:
-        theta, a = pair[:n], pair[n:]
-        return torch.func.vjp(lambda point: phi(point).reshape(-1), theta)[1](a)[0]
-
-    X = each(gradient, torch.cat((points, combinations), dim=1))
+    X = gradients(phi, points, combinations)
     i, j = torch.triu_indices(n, n)
     # The coefficient of A_ij = A_ji in θᵀA X.
     products = X[:, i] * points[:, j] + torch.where(i == j, 0.0, 1.0) * X[:, j] * points[:, i]

@@ -109,6 +109,7 @@ class Report:
         }
 
 
+@torch.inference_mode(False)  # whose tensors take no part in derivatives
 def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -> Report:
     """The intrinsic property of a factorisation z = φ(θ) at θ.
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
-from ..intrinsic.derivatives import jacobian
 from ..intrinsic.report import report
 from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..losses import Quadratic
@@ -197,11 +196,14 @@ def _chain(zeros: int, generator: torch.Generator) -> dict[str, np.ndarray]:
     """
     phi, laws = phi_of(CHAIN), laws_of(CHAIN)
 
+    def jacobian(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return torch.func.jacrev(lambda theta: function(theta).reshape(-1))
+
     def metric(theta: Tensor) -> Tensor:
-        return jacobian(phi, theta).square().sum()
+        return jacobian(phi)(theta).square().sum()
 
     def determinant(theta: Tensor) -> Tensor:
-        return torch.linalg.det(torch.cat([jacobian(function, theta) for function in (phi, laws, metric)]))
+        return torch.linalg.det(torch.cat([jacobian(function)(theta) for function in (phi, laws, metric)]))
 
     first, second = normal(generator, 2, zeros, 8)
     low, high = first.new_zeros(zeros), first.new_full((zeros,), torch.pi)

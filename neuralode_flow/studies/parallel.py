@@ -12,9 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from typing import Any, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from ..parent import end_with_parent
+from ..threads import libraries
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -88,7 +88,7 @@ def processors() -> int:
 def _start_worker() -> None:
     end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
     torch.set_num_threads(1)
-    threadpool_limits(1)  # BLAS below NumPy and SciPy: idle threads of two workers would spin in each other's way
+    libraries().limit(limits=1)  # BLAS below NumPy and SciPy too: idle threads of two workers would be in the way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
 

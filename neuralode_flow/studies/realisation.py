@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +12,6 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from ..intrinsic.derivatives import forward_mode
 from ..intrinsic.paths import ReluDag
 from ..intrinsic.ranks import Rank, rank_of
 from ..matrices import normal
@@ -104,6 +105,14 @@ def _layers(random: torch.Generator, widths: Sequence[int], x: Tensor, kind: str
         weights.append(W)
         biases.append(bias)
     return Layers(weights, biases), resting
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Without the deprecation warning that torch's own forward mode raises about its use of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\..*")
+        yield
 
 
 def jacobian(dag: ReluDag, theta: Tensor, x: Tensor) -> Tensor:

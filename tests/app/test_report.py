@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from jinja2 import UndefinedError
+from PIL import Image
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -185,6 +187,20 @@ def test_one_depth_has_no_local_orders(tmp_path: Path) -> None:
     page, _ = written(tmp_path, dataset(tables=(one,)), summary())
     assert "<small>" not in page.partition("<script>")[0]
     assert "2.50e-01" in page
+
+
+def test_the_small_copy_of_a_picture_keeps_the_colours_of_curves_apart(tmp_path: Path) -> None:
+    colours = [style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE, style.SKY, style.GREY, style.BLACK]
+    figure, (axes,) = style.blank("title")
+    for k, colour in enumerate(colours):
+        axes.plot([0, 1], [k, k + 1], color=colour)
+    (path,) = style.save(figure, tmp_path / "curves", ("png",))
+    with Image.open(io.BytesIO(report._small(path.read_bytes()))) as small:
+        assert small.size[0] <= 680
+        found = np.asarray(small.convert("RGB"), dtype=int).reshape(-1, 3)
+    wanted = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours])
+    nearest = np.abs(found[None] - wanted[:, None]).max(-1).min(1)
+    assert nearest.max() <= 12, dict(zip(colours, nearest, strict=True))
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,26 @@ def test_laws_can_be_one_tensor_several_or_a_list_of_functions():
         report(phi, theta, lambda t: 1.0)
 
 
+def test_inference_mode_changes_no_verdict():
+    def phi(theta):
+        return theta[:2] * theta[2:]
+
+    def laws(theta):
+        return theta[:2] ** 2 - theta[2:] ** 2
+
+    def verdicts():
+        theta = torch.arange(1.0, 5.0)
+        found = [report(phi, theta), report(phi, theta, laws), count_laws(phi, 4)]
+        return [str(one) for one in found], quadratic_laws(phi, 4).A
+
+    said, A = verdicts()
+    with torch.inference_mode():
+        again, B = verdicts()
+        assert torch.is_inference_mode_enabled()
+    assert again == said
+    assert torch.equal(A, B)
+
+
 def test_a_phi_that_cannot_be_vectorised_is_taken_row_by_row():
     def phi(theta):
         if theta.shape != (3,):

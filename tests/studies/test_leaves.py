@@ -11,7 +11,6 @@ from small import SMALL, dataset, failing
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
-from neuralode_flow.intrinsic.derivatives import jacobian
 from neuralode_flow.intrinsic.systems.linear_network import laws_of, phi_of, upper_triangle
 from neuralode_flow.matrices import normal
 from neuralode_flow.studies import STUDIES, leafsearch
@@ -42,16 +41,21 @@ def alone(monkeypatch):
     monkeypatch.setattr(study, "_disagreeing", lambda network, theta: 0)
 
 
+def jacobian(function):
+    """By torch.func, whose derivatives can be differentiated."""
+    return torch.func.jacrev(lambda theta: function(theta).reshape(-1))
+
+
 def slopes(network, theta):
     """(∂φ, ∂h), and the same of M above and on its diagonal with its weights, by automatic differentiation."""
     phi, laws = phi_of(network.widths), laws_of(network.widths)
 
     def metric(point):
-        slope = jacobian(phi, point)
+        slope = jacobian(phi)(point)
         M = slope @ slope.mT
         return upper_triangle(M) * upper_triangle(2**0.5 * torch.ones_like(M) - (2**0.5 - 1) * torch.eye(len(M)).to(M))
 
-    return torch.cat((jacobian(phi, theta), jacobian(laws, theta))), jacobian(metric, theta)
+    return torch.cat((jacobian(phi)(theta), jacobian(laws)(theta))), jacobian(metric)(theta)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 2, 4), (2, 2, 5)])
@@ -133,7 +137,7 @@ def test_a_planted_leaf_is_known_and_a_point_near_it_is_dropped(sizes, kind):
     G = randn(1, *sizes[:2], seed=8)
     by_formula = leafsearch.closed_metric(found, phi_of(network.widths)(theta), G)
     phi = phi_of(network.widths)
-    slope = jacobian(phi, theta[0])
+    slope = jacobian(phi)(theta[0])
     assert torch.allclose(by_formula.flatten(), slope @ slope.mT @ G.flatten(), atol=1e-12)
     assert torch.allclose(network.training_metric(theta, G), by_formula, atol=1e-12)
     if sizes[:2] != (1, 1):
