@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 from ..modes import array_of, bare, plain
-from .base import as_matrix, own_velocity
+from .base import MOST_RESOLVED, as_matrix, factored, own_velocity
 
 # Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
 # and its singular vectors are taken.
@@ -181,6 +181,44 @@ class LogPolarFlow:
     def jacobian(self, state: Tensor) -> Tensor:
         """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
         return as_matrix(self.linearised(state), state)
+
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether the Jacobian is known, of one z whose d² × d² matrices find a place."""
+        return self.knows_jacobian(state) and state.ndim == 3 and state.shape[-1] ** 2 <= MOST_RESOLVED
+
+    def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 + γ BHA)⁻¹ r) at a state `(2, d, d)`: the Jacobian without its part that is linear in ∇f(z).
+
+        A is the derivative of z, −B that of the velocity by ∇f(z), H the Hessian of f; in the frame AB is K ∘. What is
+        left out tends to zero with the gradient. By (1 + γ BHA)⁻¹ = 1 − γ B (1 + γ HAB)⁻¹ HA all matrices are d² × d².
+        """
+        with np.errstate(all="ignore"):
+            xp, z, QV, ell, V, _, stretch, turn = self._frame(state)
+            sigma, between = xp.exp(ell), xp.exp(log_logmean(ell))
+        d, left, right = len(ell), _mT(QV), _mT(V)
+        # Row ab: the direction of z along the left singular vector a and the right one b.
+        pairs = _tensor(left[:, None, :, None] * right[None, :, None, :]).reshape(d * d, d, d)
+        H = cast(Any, self.loss).hessian(_tensor(z).expand_as(pairs), pairs)
+        H = (_tensor(left) @ H @ _tensor(V)).reshape(d * d, d * d).mT
+        if xp is np:
+            H = H.numpy()
+        inner = -H * (turn * (sigma[:, None] + sigma)).reshape(-1)
+
+        def at(gamma: float) -> Callable[[Tensor], Tensor]:
+            solve = factored(inner, gamma)
+
+            def solved(r: Tensor) -> Tensor:
+                given = r.numpy() if xp is np else r
+                dQ, dS = left @ given[0] @ V, right @ given[1] @ V
+                dz = (dQ - _mT(dQ)) * (sigma / 2) + between * (dS + _mT(dS)) / 2
+                G = solve(H @ dz.reshape(-1)).reshape(d, d)
+                shear = stretch * G
+                change = (QV @ (turn * (G - _mT(G))) @ right, V @ (shear + _mT(shear)) @ right)
+                return _tensor(given - gamma * xp.stack(change))
+
+            return solved
+
+        return at
 
     def rate(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import METHODS, Start, Stepper
+from .ndf import NdfStepper
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 
@@ -39,7 +40,7 @@ class AutoStepper(Stepper):
         super().__init__(start)
         self._inner: Stepper
         if "stiff" in start.memory:
-            self._inner = CvodeStepper(start, method="BDF")
+            self._inner, _ = _implicit(start)
         else:
             control = start.control
             loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
@@ -56,12 +57,17 @@ class AutoStepper(Stepper):
         self.t, self.state = self._inner.t, self._inner.state
 
     def _switch(self) -> None:
-        self._inner = CvodeStepper(self.here({"h": self.h}), method="BDF")
-        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF)")
+        self._inner, name = _implicit(self.here({"h": self.h}))
+        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to {name}")
 
     def at(self, t: float) -> Tensor:
         return self._inner.at(t)
 
     def memory(self) -> dict[str, Any]:
-        stiff = {"stiff": True} if isinstance(self._inner, CvodeStepper) else {}
-        return super().memory() | stiff
+        return super().memory() | ({} if isinstance(self._inner, InterpolatingStepper) else {"stiff": True})
+
+
+def _implicit(start: Start) -> tuple[Stepper, str]:
+    if start.velocity.knows_resolvent(start.state):
+        return NdfStepper(start), "NDF"
+    return CvodeStepper(start, method="BDF"), "CVODE (BDF)"
