@@ -14,7 +14,6 @@ from torch import Tensor
 from ..checks import floating, goes_with, same_kind, square
 from ..losses import Loss, loss_said
 
-
 # Numbers of z up to which Newton's systems are factorised: d = 64.
 MOST_RESOLVED = 4096
 
@@ -101,6 +100,13 @@ def factored(J: Any, gamma: float) -> Callable[[Any], Any]:
     M.diagonal().add_(1.0)
     LU, pivots, _ = torch.linalg.lu_factor_ex(M)
     return lambda r: torch.linalg.lu_solve(LU, pivots, r.unsqueeze(-1)).squeeze(-1)
+
+
+def hessian_in_frame(loss: Any, z: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """H of z → ∇f(z) as a matrix `(d², d²)` of the entries of UᵀzV, for orthogonal U and V `(d, d)`."""
+    n = z.numel()
+    pairs = (U.mT[:, None, :, None] * V.mT[None, :, None, :]).reshape(n, *z.shape)
+    return (U.mT @ loss.hessian(z.expand_as(pairs), pairs) @ V).reshape(n, n).mT
 
 
 def flow_said(flow: Any, *parts: str) -> str:

@@ -184,7 +184,9 @@ class ContinuousFlow:
 
     def knows_resolvent(self, state: Tensor) -> bool:
         """Whether the loss has a `hessian`, the depth solver is the collocation, and d² × d² matrices find a place."""
-        ours = hasattr(self.loss, "hessian") and isinstance(self.depth, Collocation) and own_velocity(self, ContinuousFlow)
+        ours = (
+            hasattr(self.loss, "hessian") and isinstance(self.depth, Collocation) and own_velocity(self, ContinuousFlow)
+        )
         return ours and state.ndim == 3 and state.shape[-1] ** 2 <= MOST_RESOLVED and plain(state)
 
     def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 from ..modes import array_of, bare, plain
-from .base import MOST_RESOLVED, as_matrix, factored, own_velocity
+from .base import MOST_RESOLVED, as_matrix, factored, hessian_in_frame, own_velocity
 
 # Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
 # and its singular vectors are taken.
@@ -90,7 +90,8 @@ class LogPolarFlow:
             xp, QV, V = frame.xp, frame.QV, frame.V
             stretch = frame.stretch * frame.E
             turn = frame.turn * (frame.E - _mT(frame.E))
-            return _tensor(-xp.stack((QV @ turn @ _mT(V), V @ (stretch + _mT(stretch)) @ _mT(V)), -3))
+            right = -_mT(V)
+            return _tensor(xp.stack((QV @ turn @ right, V @ (stretch + _mT(stretch)) @ right), -3))
 
     def _frame(self, state: Tensor) -> _Frame:
         """What a velocity is made of; in NumPy, whose calls cost a third of torch's, where that is the same."""
@@ -196,10 +197,7 @@ class LogPolarFlow:
             xp, z, QV, ell, V, _, stretch, turn = self._frame(state)
             sigma, between = xp.exp(ell), xp.exp(log_logmean(ell))
         d, left, right = len(ell), _mT(QV), _mT(V)
-        # Row ab: the direction of z along the left singular vector a and the right one b.
-        pairs = _tensor(left[:, None, :, None] * right[None, :, None, :]).reshape(d * d, d, d)
-        H = cast(Any, self.loss).hessian(_tensor(z).expand_as(pairs), pairs)
-        H = (_tensor(left) @ H @ _tensor(V)).reshape(d * d, d * d).mT
+        H: Any = hessian_in_frame(self.loss, _tensor(z), _tensor(QV), _tensor(V))
         if xp is np:
             H = H.numpy()
         inner = -H * (turn * (sigma[:, None] + sigma)).reshape(-1)

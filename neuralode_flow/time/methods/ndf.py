@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,14 @@ from ..base import Start, Stepper
 from ..endings import Stopped
 from .scipy import to_array, to_state
 
+Solve = Callable[[Tensor], Tensor]
+
+# Highest order; coefficients by order, of the paper: κ, Σ 1/j, and what an equation of order q is divided by.
 _ORDERS = 5
 _KAPPA = np.array([0.0, -0.185, -1 / 9, -0.0823, -0.0415, 0.0])
 _GAMMA = np.append(0.0, np.cumsum(1 / np.arange(1, _ORDERS + 1)))
 _ALPHA = (1 - _KAPPA) * _GAMMA
+# The error of a step of order q is that times the backward difference q + 1.
 _ERROR = _KAPPA * _GAMMA + 1 / np.arange(1, _ORDERS + 2)
 
 # The steps of a run are held to that part of the tolerance, since their errors add up.
@@ -47,14 +52,14 @@ class NdfStepper(Stepper):
         self._differences = np.zeros((_ORDERS + 3, len(y)))
         self._differences[:2] = y, self._size * slope
         self._order, self._equal = 1, 0
-        self._resolvent: Callable[[float], Callable[[Tensor], Tensor]] | None = None
-        self._solve: Callable[[Tensor], Tensor] | None = None
+        self._resolvent: Callable[[float], Solve] | None = None
+        self._solve: Solve | None = None
         self._contraction: float | None = None
         self._polynomial = (self.t, self._size, self._differences[:2].copy())
 
     def _state(self, y: np.ndarray) -> Tensor:
         """An array that nobody writes into any more, as a state."""
-        return torch.from_numpy(y).view(self.state.shape).to(self.state)
+        return torch.from_numpy(y.reshape(self.state.shape)).to(self.state)
 
     def _slope(self, t: float, y: np.ndarray) -> np.ndarray:
         return to_array(self.velocity(t, self._state(y)))
@@ -72,7 +77,7 @@ class NdfStepper(Stepper):
         while True:
             if self.t + self._size > self.end:
                 self._resize((self.end - self.t) / self._size)
-            if self._size <= 8 * np.spacing(self.t):
+            if self._size <= 8 * np.spacing(abs(self.t)):
                 raise Stopped("underflow", f"the step size underflowed at t = {self.t:.6g}: use larger tolerances")
             change = self._corrected()
             if change is None:
@@ -94,20 +99,29 @@ class NdfStepper(Stepper):
         fresh = False
         while True:
             if self._resolvent is None:
-                self._resolvent, self._solve, fresh = self.velocity.resolvent(t, self._state(predicted)), None, True
+                fresh, self._solve = True, None
+                self._resolvent = self.velocity.resolvent(t, self._state(predicted))
             if self._solve is None:
                 self._solve, self._contraction = self._resolvent(gamma), None
-            change = self._newton(t, gamma, predicted, history)
+            change = self._newton(self._solve, t, gamma, predicted, history)
             if change is not None or fresh:
                 return change
             self._resolvent = None
 
-    def _newton(self, t: float, gamma: float, predicted: np.ndarray, history: np.ndarray) -> np.ndarray | None:
+    def _newton(
+        self, solve: Solve, t: float, gamma: float, predicted: np.ndarray, history: np.ndarray
+    ) -> np.ndarray | None:
+        """The change y with γ v(t, predicted + y) = history + y; None where the iteration converges too slowly.
+
+        How fast it converges is remembered while the factors stay: then one sweep may do.
+        """
         change, before = np.zeros_like(predicted), None
         for sweep in range(_SWEEPS):
             residual = gamma * self._slope(t, predicted + change) - history - change
-            update = to_array(self._solve(self._state(residual)))
+            update = to_array(solve(self._state(residual)))
             size = self._norm(update)
+            if not math.isfinite(size):
+                return None
             if before:
                 self._contraction = size / before
             rate = self._contraction
@@ -121,7 +135,8 @@ class NdfStepper(Stepper):
 
     def _accept(self, change: np.ndarray) -> None:
         q, D = self._order, self._differences
-        self.t = self.end if self.t + self._size >= self.end * (1 - 1e-15) else self.t + self._size
+        t = self.t + self._size
+        self.t = self.end if self.end - t <= 8 * np.spacing(abs(self.end)) else t
         D[q + 2] = change - D[q + 1]
         D[q + 1] = change
         for k in range(q, -1, -1):
