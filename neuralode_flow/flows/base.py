@@ -14,8 +14,8 @@ from torch import Tensor
 from ..checks import floating, goes_with, same_kind, square
 from ..losses import Loss, loss_said
 
-# Numbers of z up to which Newton's systems are factorised: d = 64.
-MOST_RESOLVED = 4096
+# Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
+MOST_RESOLVED = 1024
 
 
 class Flow(Protocol):

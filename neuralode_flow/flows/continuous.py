@@ -17,13 +17,16 @@ from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..modes import plain, uncompiled
-from .base import MOST_RESOLVED, check_layers, check_matrices, factored, flow_said, own_velocity
+from .base import check_layers, check_matrices, factored, flow_said, own_velocity
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
 NOTICEABLE = 1e-8
 
 # What the Legendre coefficients leave out is at most about 30 times the gap where W is smooth (docs/trust.md).
 _BLIND = 100.0
+
+# Numbers of z up to which Newton's systems are factorised, d = 64: 128 MiB, a few seconds each.
+_MOST_RESOLVED = 4096
 
 
 class Unresolved(RuntimeWarning):
@@ -187,7 +190,7 @@ class ContinuousFlow:
         ours = (
             hasattr(self.loss, "hessian") and isinstance(self.depth, Collocation) and own_velocity(self, ContinuousFlow)
         )
-        return ours and state.ndim == 3 and state.shape[-1] ** 2 <= MOST_RESOLVED and plain(state)
+        return ours and state.ndim == 3 and state.shape[-1] ** 2 <= _MOST_RESOLVED and plain(state)
 
     def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
         """γ ↦ (r ↦ (1 + γ A*HA)⁻¹ r) at a state `(N, d, d)`: the Jacobian without its part that is linear in ∇f(z).

@@ -98,7 +98,7 @@ def test_the_formulas_on_a_known_solution_with_rates_up_to_a_million(off):
     evaluations = []
     for rtol in (1e-4, 1e-6, 1e-8, 1e-10):
         places, velocity = moved(rtol, [1.0, 30.0, 1e3, 1e6], off)
-        assert max(float((y - np.cos(t)).abs().max()) for t, y in places) < 10 * rtol
+        assert max(float((y - np.cos(t)).abs().max()) for t, y in places) < 30 * rtol
         evaluations.append(velocity.evaluations)
         assert velocity.resolvents < velocity.evaluations / 10
     # Order 5: a hundred times smaller tolerances take 100^(1/6) = 2.2 times the steps.

@@ -1,4 +1,4 @@
-"""The method that chooses: explicit until the problem turns out stiff, then matrix-free and implicit."""
+"""The method that chooses: explicit until the problem turns out stiff, then implicit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def _no_jacobian(t: float, y: Any) -> Any:
 
 @METHODS.register("auto")
 class AutoStepper(Stepper):
-    """LSODA as long as it stays with its explicit Adams formulas, CVODE's BDF with GMRES from then on.
+    """LSODA as long as it stays with its explicit Adams formulas, from then on NDF, or CVODE's BDF.
+
+    NDF where the flow solves Newton's systems itself (`flows.capabilities.Resolves`).
 
     LSODA compares the step that its Adams formulas can take, bounded by accuracy and by stability (from the rate at
     which their corrector converges), with that of BDF (Petzold, SIAM J. Sci. Stat. Comput. 4, 1983). Its verdict is
-    taken, but not its BDF: that would need a dense Jacobian. There is no way back: late training is contractive.
+    taken, but not its BDF: that needs a dense Jacobian. There is no way back: late training is contractive.
     """
 
     one_step = False
