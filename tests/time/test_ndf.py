@@ -147,6 +147,37 @@ def test_a_grid_that_changes_in_the_stiff_phase_changes_the_method_with_it():
     assert worst(path, reference("continuous")) < 1
 
 
+class Decay:
+    """A stranger's flow θ' = −aθ with rates a far apart, that solves Newton's systems itself."""
+
+    loss = nf.Quadratic(torch.zeros(2, 2))
+    rates = torch.tensor([[1.0, 1e2], [1e3, 1e4]])
+
+    def check(self, state): ...
+
+    def velocity(self, state):
+        return -self.rates * state
+
+    def product(self, state):
+        return state
+
+    def law(self, state):
+        return state.new_empty(*state.shape[:-2], 0, 2, 2)
+
+    def knows_resolvent(self, state):
+        return True
+
+    def resolvent(self, state):
+        return lambda gamma: lambda r: r / (1 + gamma * self.rates)
+
+
+def test_a_strangers_flow_that_solves_newtons_systems_goes_on_by_them():
+    path = nf.integrate(Decay(), torch.ones(2, 2), [0.0, 0.5, 3.0], "auto", 1e-8, 1e-10)
+    assert path.stats["history"][0].endswith("NDF")
+    assert path.stats["evaluations"] < 1000
+    assert float((path.z - torch.exp(-path.times[:, None, None] * Decay.rates)).abs().max()) < 1e-8
+
+
 def test_members_of_a_batch_go_on_by_cvode():
     flow = nf.IntrinsicFlow(ill_conditioned(), nf.LogMean())
     path = nf.integrate(flow, torch.stack((torch.eye(3), 2 * torch.eye(3))), TIMES, "auto", 1e-6, 1e-8)
