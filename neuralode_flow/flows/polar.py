@@ -196,11 +196,11 @@ class LogPolarFlow:
         with np.errstate(all="ignore"):
             xp, z, QV, ell, V, _, stretch, turn = self._frame(state)
             sigma, between = xp.exp(ell), xp.exp(log_logmean(ell))
+            H: Any = hessian_in_frame(self.loss, _tensor(z), _tensor(QV), _tensor(V))
+            if xp is np:
+                H = H.detach().numpy()
+            inner = -H * (turn * (sigma[:, None] + sigma)).reshape(-1)
         d, left, right = len(ell), _mT(QV), _mT(V)
-        H: Any = hessian_in_frame(self.loss, _tensor(z), _tensor(QV), _tensor(V))
-        if xp is np:
-            H = H.numpy()
-        inner = -H * (turn * (sigma[:, None] + sigma)).reshape(-1)
 
         def at(gamma: float) -> Callable[[Tensor], Tensor]:
             solve = factored(inner, gamma)
