@@ -25,7 +25,7 @@ _ALPHA = (1 - _KAPPA) * _GAMMA
 _ERROR = _KAPPA * _GAMMA + 1 / np.arange(1, _ORDERS + 2)
 
 # The steps of a run are held to that part of the tolerance, since their errors add up.
-_LOCAL = 0.3
+_LOCAL = 0.1
 
 # Newton's iteration ends where what is left is below that part of the tolerance of a step, or after so many sweeps.
 _NEWTON, _SWEEPS = 0.02, 4
