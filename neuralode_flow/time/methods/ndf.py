@@ -24,11 +24,11 @@ _ALPHA = (1 - _KAPPA) * _GAMMA
 # The error of a step of order q is that times the backward difference q + 1.
 _ERROR = _KAPPA * _GAMMA + 1 / np.arange(1, _ORDERS + 2)
 
-# The steps of a run are held to that part of the tolerance, since their errors add up.
-_LOCAL = 0.1
+# The steps of a run are held to that part of the tolerance, since their errors add up, and may grow on the way.
+_LOCAL = 0.05
 
 # Newton's iteration ends where what is left is below that part of the tolerance of a step, or after so many sweeps.
-_NEWTON, _SWEEPS = 0.02, 4
+_NEWTON, _SWEEPS = 0.1, 4
 
 # A step is made longer where that is worth a factorisation, and at most so much.
 _WORTH, _LONGER, _SHORTER, _SAFETY = 1.2, 10.0, 0.2, 0.9
