@@ -144,7 +144,7 @@ def stiff(word: str) -> None:
     problems = (
         ("breast_cancer", cancer.loss, cancer.z0, ("limit", "continuous")),
         ("synthetic", synthetic(), torch.eye(8, dtype=torch.float64), ("limit",)),
-        ("digits", digits.loss, digits.z0, ("limit",)),
+        ("digits", digits.loss, digits.z0, ("limit", "continuous")),
     )
     kept = [p for p in problems if any(word in f"{p[0]}, {flow}" for flow in p[3])]
     chosen = [c for n, loss, z0, flows in kept for c in cases(n, loss, z0, 1e4, flows) if word in c.name]

@@ -45,7 +45,7 @@ from neuralode_flow.depth.grid import Profile
 from neuralode_flow.depth.rules import LAYERS
 from neuralode_flow.files import atomic_write
 from neuralode_flow.flows.base import Flow
-from neuralode_flow.initial import random_shift, random_twist
+from neuralode_flow.initial import INITIALS, random_shift, random_twist
 from neuralode_flow.problems import PROBLEMS
 from neuralode_flow.time.base import METHODS, Control, Start
 
@@ -590,7 +590,18 @@ def stiff(size: Size) -> Section:
             notes[f"error / tolerance at {tolerance:g}"] = float((distance / allowed).max())
         samples = alternated({side: winner.call for side, winner in winners.items()}, size, time.process_time)
         rows.append(Row(f"{name}, t ≤ {end:g}", samples, [(side, "ours") for side in list(winners)[1:]], notes))
+        rows.append(stiff_in_depth(f"{name}, 4 × 8 nodes, t ≤ {end:g}", loss, z0, times, size))
     return Section(rows, {"bar": STIFF_BAR, "seconds": "of processor time"})
+
+
+def stiff_in_depth(case: str, loss: nf.Regression, z0: Tensor, times: Tensor, size: Size) -> Row:
+    """The continuous flow at one tolerance: Newton's systems through z, and by GMRES with products of directions."""
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 8), loss)
+    start = flow.sample(INITIALS["relaxed_balanced"](z0))
+    methods = {"ours": "auto", "GMRES": "CVODE_BDF"}
+    calls = {side: partial(nf.integrate, flow, start, times, method, 1e-6, 1e-8) for side, method in methods.items()}
+    notes = {f"evaluations of {side}": call().stats["evaluations"] for side, call in calls.items()}
+    return Row(case, alternated(calls, size, time.process_time), [("GMRES", "ours")], notes)
 
 
 def memory(size: Size) -> Section:

@@ -6,11 +6,16 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dgetrf, dgetrs
 from torch import Tensor
 
 from ..checks import floating, goes_with, same_kind, square
 from ..losses import Loss, loss_said
+
+# Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
+MOST_RESOLVED = 1024
 
 
 class Flow(Protocol):
@@ -85,6 +90,25 @@ def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> T
     n = state.numel()
     basis = torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)
     return derivative(basis).reshape(n, n).mT
+
+
+def factored(J: Any, gamma: float) -> Callable[[Any], Any]:
+    """r ↦ (1 − γJ)⁻¹ r for a matrix `(n, n)`, factorised once; of NumPy, or torch. Not finite where it is singular."""
+    M = -gamma * J
+    if isinstance(M, np.ndarray):
+        M.flat[:: len(M) + 1] += 1.0
+        LU, pivots, _ = dgetrf(M)
+        return lambda r: dgetrs(LU, pivots, r)[0]
+    M.diagonal().add_(1.0)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(M)
+    return lambda r: torch.linalg.lu_solve(LU, pivots, r.unsqueeze(-1)).squeeze(-1)
+
+
+def hessian_in_frame(loss: Any, z: Tensor, U: Tensor, V: Tensor) -> Tensor:
+    """H of z → ∇f(z) as a matrix `(d², d²)` of the entries of UᵀzV, for orthogonal U and V `(d, d)`."""
+    n = z.numel()
+    pairs = (U.mT[:, None, :, None] * V.mT[None, :, None, :]).reshape(n, *z.shape)
+    return (U.mT @ loss.hessian(z.expand_as(pairs), pairs) @ V).reshape(n, n).mT
 
 
 def flow_said(flow: Any, *parts: str) -> str:

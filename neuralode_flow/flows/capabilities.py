@@ -212,6 +212,19 @@ class KnowsJacobian(Protocol):
         """The derivative as a matrix `(n, n)` of the n numbers of a state."""
 
 
+class Resolves(Protocol):
+    """Solves the linear systems of implicit methods, (1 − γJ) x = r, by what it knows of its velocity's derivative J.
+
+    An approximation of J does: it decides how fast Newton's iteration converges, and not to what.
+    """
+
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether it does so, with its loss, for states of this kind."""
+
+    def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 − γJ)⁻¹ r) with J at a state; what depends on γ alone is factorised once."""
+
+
 class Carried(Protocol):
     """Is integrated in other coordinates than its own where that is better."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,14 +17,17 @@ from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
-from ..modes import uncompiled
-from .base import check_layers, check_matrices, flow_said
+from ..modes import plain, uncompiled
+from .base import check_layers, check_matrices, factored, flow_said, own_velocity
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
 NOTICEABLE = 1e-8
 
 # What the Legendre coefficients leave out is at most about 30 times the gap where W is smooth (docs/trust.md).
 _BLIND = 100.0
+
+# Numbers of z up to which Newton's systems are factorised, d = 64: 128 MiB, a few seconds each.
+_MOST_RESOLVED = 4096
 
 
 class Unresolved(RuntimeWarning):
@@ -186,6 +190,38 @@ class ContinuousFlow:
             return None
         product = self.depth.linearised(state, self.loss.gradient, derivative)
         return lambda direction: -product(direction)
+
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether the loss has a `hessian`, the depth solver is the collocation, and d² × d² matrices find a place."""
+        ours = (
+            hasattr(self.loss, "hessian") and isinstance(self.depth, Collocation) and own_velocity(self, ContinuousFlow)
+        )
+        return ours and state.ndim == 3 and state.shape[-1] ** 2 <= _MOST_RESOLVED and plain(state)
+
+    def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 + γ A*HA)⁻¹ r) at a state `(N, d, d)`: the Jacobian without its part that is linear in ∇f(z).
+
+        A r = ∫ P(1,s) r(s) P(s,0) ds is the derivative of z, A* its adjoint, H the Hessian of f. What is left out tends
+        to zero with the gradient. By (1 + γ A*HA)⁻¹ = 1 − γ A* (1 + γ H AA*)⁻¹ H A all matrices are d² × d²; AA* is
+        the neural tangent kernel ∫ P(1,s)P(1,s)ᵀ ⊗ P(s,0)ᵀP(s,0) ds.
+        """
+        hessian, d = cast(Any, self.loss).hessian, state.shape[-1]
+        before, after, z = cast(Collocation, self.depth).propagators(state)
+        weighted = self.grid.weights[:, None, None] * after
+        kernel = torch.einsum("iab,icd->acbd", weighted @ after.mT, before.mT @ before).reshape(d * d, d, d)
+        inner = -hessian(z.expand_as(kernel), kernel).reshape(d * d, d * d).mT
+
+        def at(gamma: float) -> Callable[[Tensor], Tensor]:
+            solve = factored(inner, gamma)
+
+            def solved(r: Tensor) -> Tensor:
+                dz = (weighted @ r @ before).sum(0)
+                G = solve(hessian(z, dz).reshape(-1)).reshape(d, d)
+                return r - gamma * (after.mT @ G @ before.mT)
+
+            return solved
+
+        return at
 
     @uncompiled
     def product(self, state: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..kernels import Kernel, LogKernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from ..modes import hidden, plain, uncompiled
-from .base import as_matrix, check_matrices, flow_said, own_velocity
+from .base import MOST_RESOLVED, as_matrix, check_matrices, factored, flow_said, hessian_in_frame, own_velocity
 from .polar import LogPolarFlow
 
 
@@ -132,6 +132,26 @@ class IntrinsicFlow:
             return -U @ moved @ Vh
 
         return product
+
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether the loss has a `hessian`, for one z whose d² × d² matrices find a place."""
+        ours = hasattr(self.loss, "hessian") and own_velocity(self, IntrinsicFlow) and plain(state)
+        return ours and state.ndim == 2 and state.numel() <= MOST_RESOLVED
+
+    def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 + γMH)⁻¹ r) with M G = U (K ∘ UᵀGV) Vᵀ and H the Hessian of f.
+
+        It is the Jacobian without its part that is linear in ∇f(z), which tends to zero with the gradient.
+        """
+        U, sigma, Vh = torch.linalg.svd(state)
+        H = hessian_in_frame(self.loss, state, U, Vh.mT)
+        inner = -self.kernel(sigma).reshape(-1, 1) * H
+
+        def at(gamma: float) -> Callable[[Tensor], Tensor]:
+            solve = factored(inner, gamma)
+            return lambda r: U @ solve((U.mT @ r @ Vh.mT).reshape(-1)).reshape(state.shape) @ Vh
+
+        return at
 
     def product(self, state: Tensor) -> Tensor:
         """z is the state itself."""

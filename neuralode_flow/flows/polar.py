@@ -14,9 +14,9 @@ from torch import Tensor
 from ..kernels import LogKernel, log_logmean
 from ..losses import Loss
 from ..modes import array_of, bare, plain
-from .base import as_matrix, own_velocity
+from .base import MOST_RESOLVED, as_matrix, factored, hessian_in_frame, own_velocity
 
-# Newton–Schulz steps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
+# Newton–Schulz sweeps that bring Q back to the orthogonal matrices; of a Q further off than _FAR it is a trial step's,
 # and its singular vectors are taken.
 _FAR, _SWEEPS = 0.5, 6
 
@@ -87,10 +87,11 @@ class LogPolarFlow:
         """(Q', S'), shape `(..., 2, d, d)`."""
         with np.errstate(all="ignore"):  # what is not finite is looked for by those who ask
             frame = self._frame(state)
-            xp, QV, V = frame.xp, frame.QV, frame.V
+            QV, V = frame.QV, frame.V
             stretch = frame.stretch * frame.E
             turn = frame.turn * (frame.E - _mT(frame.E))
-            return _tensor(-xp.stack((QV @ turn @ _mT(V), V @ (stretch + _mT(stretch)) @ _mT(V)), -3))
+            right = -_mT(V)
+            return _tensor(_pair(QV @ turn @ right, V @ (stretch + _mT(stretch)) @ right))
 
     def _frame(self, state: Tensor) -> _Frame:
         """What a velocity is made of; in NumPy, whose calls cost a third of torch's, where that is the same."""
@@ -182,6 +183,41 @@ class LogPolarFlow:
         """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
         return as_matrix(self.linearised(state), state)
 
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether the Jacobian is known, of one z whose d² × d² matrices find a place."""
+        return self.knows_jacobian(state) and state.ndim == 3 and state.shape[-1] ** 2 <= MOST_RESOLVED
+
+    def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 + γ BHA)⁻¹ r) at a state `(2, d, d)`: the Jacobian without its part that is linear in ∇f(z).
+
+        A is the derivative of z, −B that of the velocity by ∇f(z), H the Hessian of f; in the frame AB is K ∘. What is
+        left out tends to zero with the gradient. By (1 + γ BHA)⁻¹ = 1 − γ B (1 + γ HAB)⁻¹ HA all matrices are d² × d².
+        """
+        with np.errstate(all="ignore"):
+            xp, z, QV, ell, V, _, stretch, turn = self._frame(state)
+            sigma, between = xp.exp(ell), xp.exp(log_logmean(ell))
+            H: Any = hessian_in_frame(self.loss, _tensor(z), _tensor(QV), _tensor(V))
+            if xp is np:
+                H = H.detach().numpy()
+            inner = -H * (turn * (sigma[:, None] + sigma)).reshape(-1)
+        d, left, right = len(ell), _mT(QV), _mT(V)
+
+        def at(gamma: float) -> Callable[[Tensor], Tensor]:
+            solve = factored(inner, gamma)
+
+            def solved(r: Tensor) -> Tensor:
+                given = r.numpy() if xp is np else r
+                dQ, dS = left @ given[0] @ V, right @ given[1] @ V
+                dz = (dQ - _mT(dQ)) * (sigma / 2) + between * (dS + _mT(dS)) / 2
+                G = solve(H @ dz.reshape(-1)).reshape(d, d)
+                shear = stretch * G
+                change = _pair(QV @ (turn * (G - _mT(G))) @ right, V @ (shear + _mT(shear)) @ right)
+                return _tensor(given - gamma * change)
+
+            return solved
+
+        return at
+
     def rate(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""
         return self.rate_of(self.loss, self.product(state))
@@ -236,6 +272,15 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
 
+def _pair(Q: Any, S: Any) -> Any:
+    """One array of the two of a state; `numpy.stack` takes ten times as long as writing them there."""
+    if not isinstance(Q, np.ndarray):
+        return torch.stack((Q, S), -3)
+    pair = np.empty((*Q.shape[:-2], 2, *Q.shape[-2:]))
+    pair[..., 0, :, :], pair[..., 1, :, :] = Q, S
+    return pair
+
+
 def _mT(array: Any) -> Any:
     """The transpose of matrices; arrays of NumPy have `mT` from release 2 on."""
     return array.swapaxes(-1, -2)
@@ -257,25 +302,26 @@ def _orthogonal(Q: Any) -> Any:
     going = far = None
     for _ in range(_SWEEPS):
         off = _mT(Q) @ Q - one
-        size = off.shape[-1] * _most(off)
+        size = _frobenius(off)
         near = size <= _FAR
         going = near if going is None else going & near
         far = ~near if far is None else far | ~near
         if not going.any():
             break
-        Q = xp.where(going[..., None, None], Q - Q @ (off / 2), Q)
-        going = going & (size**2 > xp.finfo(Q.dtype).eps)
+        swept = Q - Q @ (off / 2 - 0.375 * (off @ off))  # the series of (1 + off)^−½, of order 3
+        Q = swept if going.all() else xp.where(going[..., None, None], swept, Q)
+        going = going & (size**3 > xp.finfo(Q.dtype).eps)
     if far is None or not far.any():
         return Q
     U, _, Vh = xp.linalg.svd(Q)
     return xp.where(far[..., None, None], U @ Vh, Q)
 
 
-def _most(off: Any) -> Any:
-    """The largest entry of each matrix, which no derivative goes through."""
+def _frobenius(off: Any) -> Any:
+    """The norm of each matrix, which no derivative goes through."""
     if isinstance(off, np.ndarray):
-        return abs(off).max((-2, -1))
-    return off.detach().abs().amax((-2, -1))
+        return np.sqrt((off * off).sum((-2, -1)))
+    return off.detach().square().sum((-2, -1)).sqrt()
 
 
 def _one(Q: Any) -> Any:
@@ -294,6 +340,7 @@ def _whole(QV: Any, ell: Any, V: Any) -> Any:
     return (QV * _library(ell).exp(ell)[..., None, :]) @ _mT(V)
 
 
+@lru_cache(maxsize=8)
 def _largest(dtype: torch.dtype) -> float:
     """log σ up to which velocities are computed: 1e38, less in float32, since methods square them over tolerances."""
     return min(math.log(torch.finfo(dtype).max) / 4, math.log(1e38))

@@ -39,6 +39,14 @@ class Velocity(Protocol):
         """That matrix `(n, n)` of the n numbers of a state."""
         ...
 
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """Whether the flow solves the linear systems of implicit methods itself."""
+        ...
+
+    def resolvent(self, t: float, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """γ ↦ (r ↦ (1 − γJ)⁻¹ r) with the derivative J at a state, or about so."""
+        ...
+
 
 @dataclass(frozen=True)
 class Control:

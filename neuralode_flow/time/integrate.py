@@ -86,7 +86,8 @@ def integrate(
     times : Tensor (T,) or sequence of floats
         Output times, increasing; the first is the time of `state`.
     method : str
-        "auto": LSODA's Adams formulas until the problem turns out stiff, CVODE_BDF from then on.
+        "auto": LSODA's Adams formulas until the problem turns out stiff, from then on NDF where the flow solves
+        Newton's systems itself (IntrinsicFlow, ContinuousFlow), else CVODE_BDF.
         Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (torchdiffeq), RK23, RK45, DOP853, Radau, BDF, LSODA
         (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
         3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint, carpenter_kennedy (order

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import all_finite
 from ..flows.base import restricted
-from ..flows.capabilities import KnowsJacobian, Linearises, offers, replayed
+from ..flows.capabilities import KnowsJacobian, Linearises, Resolves, offers, replayed
 from .base import FAILURES, Control
 from .endings import Stopped
 from .members import advice, culprits, not_finite, of_members
@@ -140,6 +140,20 @@ class Watch:
         self.evaluations += 1
         self.products += 1
         return self._computed(t, self.grid.flow.jacobian, state)
+
+    def knows_resolvent(self, state: Tensor) -> bool:
+        """See Velocity."""
+        return offers(self.grid.flow, Resolves) and self.grid.flow.knows_resolvent(state)
+
+    def resolvent(self, t: float, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
+        """See Velocity; it counts as one product, as a Jacobian does."""
+        self._spend(t)
+        self.evaluations += 1
+        self.products += 1
+        try:
+            return self.grid.flow.resolvent(state)
+        except FAILURES as error:
+            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
 
     def slowest(self, t: float, state: Tensor, control: Control) -> str:
         """Which member of a batch a step size that vanished, or an iteration that failed, is likely due to."""

@@ -38,6 +38,7 @@ OFFERED = {
     "PullsBack": {"factorization"},
     "Linearises": {"continuous", "factorization", "momentum", "intrinsic", "carrier"},
     "KnowsJacobian": {"intrinsic", "carrier"},
+    "Resolves": {"continuous", "intrinsic", "carrier"},
     "Carried": {"intrinsic"},
     "Enters": {"carrier"},
     "Leaves": {"carrier"},

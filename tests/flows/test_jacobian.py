@@ -170,7 +170,7 @@ def reference(kernel, *times):
     return nf.integrate(nf.IntrinsicFlow(ill_conditioned(), kernel), torch.eye(3), times, "DOP853", 1e-9, 1e-11)
 
 
-@pytest.mark.parametrize("method", ["auto", "CVODE_BDF", "BDF", "Radau", "LSODA"])
+@pytest.mark.parametrize("method", ["CVODE_BDF", "BDF", "Radau", "LSODA"])
 @pytest.mark.parametrize("kernel", [nf.LogMean(), nf.TwoLayer(0.7)], ids=["logarithms", "z"])
 def test_implicit_methods_take_it_and_meet_their_tolerance(method, kernel):
     loss, times, asked = ill_conditioned(), [0.0, 10.0, 300.0], []
@@ -196,8 +196,7 @@ def test_auto_meets_its_tolerance_on_stiff_data(rtol):
     path = nf.integrate(flow, problem.z0, times, "auto", rtol, rtol / 100)
     assert path.stats["history"]
     allowed = rtol / 100 + rtol * torch.linalg.matrix_norm(known.z)
-    # 1.5 was seen at 1e-10, at t = 316; docs/choosing-a-solver.md promises 3.5.
-    assert float((torch.linalg.matrix_norm(path.z - known.z) / allowed).max()) < (1 if rtol > 1e-9 else 3.5)
+    assert float((torch.linalg.matrix_norm(path.z - known.z) / allowed).max()) < 1
 
 
 def test_a_run_goes_on_to_the_bit_with_its_jacobian(tmp_path):

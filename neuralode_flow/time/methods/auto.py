@@ -1,4 +1,4 @@
-"""The method that chooses: explicit until the problem turns out stiff, then matrix-free and implicit."""
+"""The method that chooses: explicit until the problem turns out stiff, then implicit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import METHODS, Start, Stepper
+from .ndf import NdfStepper
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 
@@ -26,11 +27,13 @@ def _no_jacobian(t: float, y: Any) -> Any:
 
 @METHODS.register("auto")
 class AutoStepper(Stepper):
-    """LSODA as long as it stays with its explicit Adams formulas, CVODE's BDF with GMRES from then on.
+    """LSODA as long as it stays with its explicit Adams formulas, from then on NDF, or CVODE's BDF.
+
+    NDF where the flow solves Newton's systems itself (`flows.capabilities.Resolves`).
 
     LSODA compares the step that its Adams formulas can take, bounded by accuracy and by stability (from the rate at
     which their corrector converges), with that of BDF (Petzold, SIAM J. Sci. Stat. Comput. 4, 1983). Its verdict is
-    taken, but not its BDF: that would need a dense Jacobian. There is no way back: late training is contractive.
+    taken, but not its BDF: that needs a dense Jacobian. There is no way back: late training is contractive.
     """
 
     one_step = False
@@ -39,7 +42,7 @@ class AutoStepper(Stepper):
         super().__init__(start)
         self._inner: Stepper
         if "stiff" in start.memory:
-            self._inner = CvodeStepper(start, method="BDF")
+            self._inner, _ = _implicit(start)
         else:
             control = start.control
             loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
@@ -56,12 +59,17 @@ class AutoStepper(Stepper):
         self.t, self.state = self._inner.t, self._inner.state
 
     def _switch(self) -> None:
-        self._inner = CvodeStepper(self.here({"h": self.h}), method="BDF")
-        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to CVODE (BDF)")
+        self._inner, name = _implicit(self.here({"h": self.h}))
+        self.history.append(f"stiff at t = {self.t:.6g}: from LSODA (Adams) to {name}")
 
     def at(self, t: float) -> Tensor:
         return self._inner.at(t)
 
     def memory(self) -> dict[str, Any]:
-        stiff = {"stiff": True} if isinstance(self._inner, CvodeStepper) else {}
-        return super().memory() | stiff
+        return super().memory() | ({} if isinstance(self._inner, InterpolatingStepper) else {"stiff": True})
+
+
+def _implicit(start: Start) -> tuple[Stepper, str]:
+    if start.velocity.knows_resolvent(start.state):
+        return NdfStepper(start), "NDF"
+    return CvodeStepper(start, method="BDF"), "CVODE (BDF)"

@@ -151,6 +151,8 @@ class InterpolatingStepper(ScipyStepper):
 
 def to_array(state: Tensor) -> np.ndarray:
     """A state as a flat float64 array."""
+    if state.dtype == torch.float64 and state.is_cpu and not state.requires_grad:
+        return state.numpy().reshape(-1)
     return state.detach().reshape(-1).double().cpu().numpy()
 
 
