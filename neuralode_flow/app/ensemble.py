@@ -16,7 +16,7 @@ import xarray as xr
 
 from .. import results
 from ..finding import Finding
-from ..problems import PROBLEMS
+from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.parallel import processors, side_by_side
@@ -138,7 +138,9 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
 
 def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
-    found = gathered([_work(job.member(i), one) for i in members])
+    # A problem that does not differ is one for all: then what trains on it is gathered, whatever its loss.
+    shared: dict[str, Any] | None = None if "problem" in (job.ensemble.seeds if job.ensemble else ()) else {}
+    found = gathered([_work(job.member(i), one, shared) for i in members])
     whole = [(i, dataset) for i, dataset in zip(members, found, strict=True) if isinstance(dataset, xr.Dataset)]
     rows = [_stated(job, dataset) for dataset in found]
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
@@ -168,16 +170,18 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     return _finding(job, whole[0][1]).attached(together)
 
 
-def _work(job: Job, one: One) -> Callable[[Any], xr.Dataset]:
+def _work(job: Job, one: One, shared: dict[str, Any] | None) -> Callable[[Any], xr.Dataset]:
     """The study of a member, given what stands for `integrate`, in one process."""
     settings = job.study.parameters
     if isinstance(settings.get("workers", ""), (int, type(None))):
         job = replace(job, study=replace(job.study, parameters=settings | {"workers": 1}))
-    return lambda integrate: one(job, lambda part: _changed(part, integrate))
+    return lambda integrate: one(job, lambda part: _changed(part, integrate, shared))
 
 
-def _changed(part: Any, integrate: Any) -> Any:
+def _changed(part: Any, integrate: Any, shared: dict[str, Any] | None) -> Any:
     """A clock whose integrations are gathered; the budget of wall time is that of all members."""
+    if isinstance(part, Problem) and shared is not None:
+        return shared.setdefault("problem", part)
     if isinstance(part, Clock):
         return replace(part, carried_out=integrate, max_seconds=None)
     return replace(part, max_seconds=None) if isinstance(part, Schedule) else part

@@ -17,7 +17,7 @@ from neuralode_flow.app.collect import collected
 from neuralode_flow.app.schema import checked
 from neuralode_flow.finding import Check, Finding
 from neuralode_flow.problems import Problem
-from neuralode_flow.studies import STUDIES, Clock, Study
+from neuralode_flow.studies import STUDIES, Clock, Study, together
 
 COMMAND = [sys.executable, "-m", "neuralode_flow"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -58,6 +58,17 @@ def test_a_member_is_the_run_with_both_seeds():
         for name in ROUNDED:
             np.testing.assert_allclose(own[name], alone[name], rtol=1e-8, atol=1e-12)
     assert set(found.figures) == {"histograms", "bands", "losses"}
+
+
+def test_members_of_a_problem_without_a_seed_train_on_one_loss_and_are_gathered(monkeypatch):
+    gathered, sizes = together._gathered, []
+    monkeypatch.setattr(together, "_gathered", lambda calls: (sizes.append(len(calls)), gathered(calls))[1])
+    given = {"problem": "linnerud", "debug": "quick"}
+    found = nf.run("convergence", SMALL | {"members.initial.seed": [3, 5]}, **given).dataset
+    assert set(sizes) == {2}
+    for i, seed in enumerate((3, 5)):
+        alone = nf.run("convergence", SMALL | {"initial.seed": seed}, **given).dataset
+        assert unlike(alone, found.isel(seed=i)[list(alone.data_vars)].drop_vars("seed")) <= ROUNDED
 
 
 def test_the_numbers_of_all_members_are_summed_up():
