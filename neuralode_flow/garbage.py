@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """For imports: a sixth of the time of `import torch` is garbage collection."""
+    """For imports, a sixth of whose time is garbage collection (`import torch`), and where it would do harm."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -6,7 +6,6 @@ at all of it once. Where something was, the work is done again, with a look wher
 
 from __future__ import annotations
 
-import gc
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -15,6 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from .garbage import uncollected
 
 R = TypeVar("R")
 
@@ -84,20 +85,17 @@ class Looks:
         others, self.doubts = self.doubts, []
         beside = torch.cuda.Stream(device)
         beside.wait_stream(torch.cuda.current_stream(device))
-        collects = gc.isenabled()
-        gc.disable()  # what it would let go of may be memory of the device, which ends a recording
         try:
-            with torch.cuda.stream(beside):  # libraries take their memory in a first call, which cannot be recorded
-                function(argument)
-            torch.cuda.current_stream(device).wait_stream(beside)
-            self.doubts, graph = [], torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = function(argument)
-                doubt = self.doubt() if self.doubts else None
+            with uncollected():  # what garbage collection lets go of may be memory of the device: that ends a recording
+                with torch.cuda.stream(beside):  # libraries take their memory in a first call, which is not recorded
+                    function(argument)
+                torch.cuda.current_stream(device).wait_stream(beside)
+                self.doubts, graph = [], torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    result = function(argument)
+                    doubt = self.doubt() if self.doubts else None
         finally:
             self.doubts = others
-            if collects:
-                gc.enable()
         return Replay(graph, argument, result, doubt)
 
 
