@@ -11,7 +11,6 @@ from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
 from neuralode_flow.studies import STUDIES, convergence
-from neuralode_flow.studies import clock as verbs
 from neuralode_flow.studies.convergence import run, summarise
 from neuralode_flow.studies.weights import kept
 
@@ -144,13 +143,14 @@ def test_a_reference_that_blows_up_is_an_error_with_its_cause():
         run(**inputs(problem=unbounded), depths=[4])
 
 
-def test_networks_that_stop_early_are_said_and_the_rest_is_kept(monkeypatch):
+def test_networks_that_stop_early_are_said_and_the_rest_is_kept():
     def stopping(flow, *args, **kwargs):
         budget = {"max_evaluations": 30} if isinstance(flow, nf.FiniteFlow) and flow.depth == 8 else {}
         return nf.integrate(flow, *args, **kwargs, **budget)
 
-    monkeypatch.setattr(verbs, "integrate", stopping)
-    dataset = run(**inputs(), depths=[4, 8], layers=["euler", "exp"])
+    given = inputs()
+    given["clock"] = replace(given["clock"], carried_out=stopping)
+    dataset = run(**given, depths=[4, 8], layers=["euler", "exp"])
     assert dataset.attrs["status"].startswith("2 of 4 finite networks stopped early; euler, L = 8: the budget of 30")
     assert np.isnan(dataset.error_z.sel(depth=8)).all()
     assert np.isfinite(dataset.error_z.sel(depth=4)).all()
