@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -200,15 +200,7 @@ class ScipyOnDevice(ScipyFormula):
         return self._matrices[name]
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
-        scale = self.atol + y.abs() * self.rtol
-        size, speed = _root_mean(y / scale), _root_mean(f / scale)
-        start = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=length)
-        after, had = rates(np.arange(len(y)), y + start[:, None] * f)
-        bend = _root_mean((after - f) / scale) / start
-        slow = (speed <= 1e-15) & (bend <= 1e-15)
-        h1 = torch.where(slow, (1e-3 * start).clamp(min=1e-6), (0.01 / torch.maximum(speed, bend)) ** -self.exponent)
-        found = torch.minimum(100 * start, h1).clamp(max=length).cpu().numpy()
-        return np.where(had, found, np.nan)
+        return _first(rates, y, f, self.atol + y.abs() * self.rtol, -self.exponent, length)
 
     def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         A, B, number = self._on("A", y), self._on("B", y), self.method.n_stages
@@ -219,8 +211,7 @@ class ScipyOnDevice(ScipyFormula):
             trial = y + torch.matmul(K[..., :s], B if s == number else A[s, :s]) * steps
             slope, had = rates(rows, trial)
             if not had.all():
-                kept = torch.from_numpy(had).to(y.device)
-                y, steps, K, trial, slope = (x[kept] for x in (y, steps, K, trial, slope))
+                y, steps, K, trial, slope = _those(had, y, steps, K, trial, slope)
                 rows = rows[had]
             K[..., s] = slope
         scale = self.atol + torch.maximum(y.abs(), trial.abs()) * self.rtol
@@ -269,17 +260,8 @@ class TorchFormula(Formula):
         return states.reshape(len(states), -1)
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
-        solver, order = self._solver, self._solver.order - 1
-        scale = solver.atol + y.abs() * solver.rtol
-        size, speed = _root_mean(y / scale), _root_mean(f / scale)
-        h0 = torch.where((size < 1e-5) | (speed < 1e-5), torch.full_like(size, 1e-6), 0.01 * size / speed)
-        after, had = rates(np.arange(len(y)), y + h0[:, None] * f)
-        bend = _root_mean((after - f) / scale) / h0
-        fastest = torch.maximum(speed, bend)
-        slow = (speed <= 1e-15) & (bend <= 1e-15)
-        h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), (0.01 / fastest) ** (1.0 / float(order + 1)))
-        found = torch.minimum(100 * h0, h1).double().cpu().numpy()
-        return np.where(had, found, np.nan)
+        solver = self._solver
+        return _first(rates, y, f, solver.atol + y.abs() * solver.rtol, 1.0 / float(solver.order), math.inf)
 
     def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan:
         cut = t + h * (1 + 1e-9) >= goal
@@ -296,8 +278,7 @@ class TorchFormula(Formula):
             trial = start + torch.sum(k[..., :s] * (weights * steps), dim=-1)
             slope, had = rates(rows, trial)
             if not had.all():
-                kept = torch.from_numpy(had).to(y.device)
-                start, steps, k, trial, slope = (x[kept] for x in (start, steps, k, trial, slope))
+                start, steps, k, trial, slope = _those(had, start, steps, k, trial, slope)
                 rows = rows[had]
             k[..., s] = slope
         if not self._ends:
@@ -322,6 +303,25 @@ class TorchFormula(Formula):
 
     def remembered(self, memory: Memory) -> tuple[Any, float] | None:
         return (memory["slope"], float(memory["next"])) if "slope" in memory else None
+
+
+def _first(rates: Rates, y: Tensor, f: Tensor, scale: Tensor, power: float, longest: float) -> np.ndarray:
+    """The first step of each, by how a small one changes the slope, where `scale` is the tolerance (Hairer I, II.4)."""
+    size, speed = _root_mean(y / scale), _root_mean(f / scale)
+    h0 = torch.where((size < 1e-5) | (speed < 1e-5), torch.full_like(size, 1e-6), 0.01 * size / speed)
+    h0 = h0.clamp(max=longest)
+    after, had = rates(np.arange(len(y)), y + h0[:, None] * f)
+    bend = _root_mean((after - f) / scale) / h0
+    slow = (speed <= 1e-15) & (bend <= 1e-15)
+    h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(speed, bend)) ** power)
+    found = torch.minimum(100 * h0, h1).clamp(max=longest).double().cpu().numpy()
+    return np.where(had, found, np.nan)
+
+
+def _those(had: np.ndarray, *parts: Tensor) -> Iterator[Tensor]:
+    """Of each tensor the rows of members whose velocity could be had."""
+    kept = torch.from_numpy(had).to(parts[0].device)
+    return (part[kept] for part in parts)
 
 
 def sizes(h: np.ndarray, y: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from cases import all_losses, distance, positive_matrix, randn
+from cases import NoHessian, all_losses, distance, positive_matrix, randn
 
 import neuralode_flow as nf
 
@@ -96,16 +96,6 @@ class NoSlope:
 
     def __call__(self, sigma):
         return sigma.unsqueeze(-1) * sigma.unsqueeze(-2)
-
-
-class NoHessian:
-    dimension = None
-
-    def __call__(self, z):
-        return z.square().sum((-1, -2)) / 2
-
-    def gradient(self, z):
-        return z
 
 
 class Slower(nf.IntrinsicFlow):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import all_losses, positive_matrix, randn
+from cases import NoHessian, all_losses, positive_matrix, randn
 
 import neuralode_flow as nf
 
@@ -75,16 +75,6 @@ class Slower(nf.IntrinsicFlow):
 class Halved(nf.ContinuousFlow):
     def velocity(self, state):
         return super().velocity(state) / 2
-
-
-class NoHessian:
-    dimension = None
-
-    def __call__(self, z):
-        return z.square().sum((-1, -2)) / 2
-
-    def gradient(self, z):
-        return z
 
 
 def test_what_is_not_known_is_not_said():
