@@ -287,10 +287,14 @@ def versions() -> dict[str, str]:
 
 
 def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
-    """The study's own summary with the seconds since `started` and the versions; NaN and infinity become None."""
+    """The summary with the seconds since `started` and the versions."""
+    return summary_of(study, dataset) | {"seconds": time.perf_counter() - started, "versions": versions()}
+
+
+def summary_of(study: Study, dataset: xr.Dataset) -> dict[str, Any]:
+    """The study's own summary, or that of many members; NaN and infinity become None."""
     own = summarise if MEMBERS in dataset.attrs else study.summarise
-    summary = own(dataset) | {"seconds": time.perf_counter() - started, "versions": versions()}
-    return finite(plain(summary))
+    return finite(plain(own(dataset)))
 
 
 def write(

@@ -21,9 +21,8 @@ from .. import results
 from ..compat import hydra_alone
 from ..display import html_table
 from ..files import as_path
-from ..finding import MEMBERS, Finding, finite, plain
+from ..finding import Finding, plain
 from ..studies import STUDIES
-from ..studies.base import summarise
 from ..untrusted import parse_yaml
 from . import job as jobs
 from .errors import HYDRA_ERRORS, BadInput, StudyFailed, sentence
@@ -248,6 +247,5 @@ def _on_disk(job: Job, command: str, folder: Path) -> StudyRun:
 
 
 def _found(job: Job, command: str, dataset: xr.Dataset, folder: Path | None) -> StudyRun:
-    own = summarise if MEMBERS in dataset.attrs else STUDIES[job.study.name].summarise
-    finding = Finding.of(dataset, finite(plain(own(dataset))))
+    finding = Finding.of(dataset, jobs.summary_of(STUDIES[job.study.name], dataset))
     return StudyRun(dataset, finding, parse_yaml(job.to_yaml()), command, folder)
