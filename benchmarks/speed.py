@@ -15,6 +15,7 @@ by the set of processors that this process may use.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -517,24 +518,34 @@ def draw(facts: Mapping[str, Any], case: str, path: Path) -> None:
 
 
 def steps(size: Size) -> Section:
-    """A step of `descend` beside a velocity: what a longer run takes more, by step."""
-    grid, rows = nf.DepthGrid.gauss(*COMPOSITE), []
-    for d in size.dimensions:
-        flow = nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d)))
-        state, number = flow.sample(nf.INITIALS["relaxed_balanced"](torch.eye(d))), max(10, 3200 // d)
+    """A step of `descend` beside a velocity: what a longer run takes more, by step.
+
+    The steps are so small that the velocity of the last state takes what that of the first does.
+    """
+    rows = []
+    for d, (panels, order) in itertools.product(size.dimensions, (COMPOSITE, (PANELS, ORDER))):
+        grid = nf.DepthGrid.gauss(panels, order)
+        z0 = near_identity(d, torch.Generator().manual_seed(0))
+        flow, number = nf.ContinuousFlow(grid, nf.Quadratic(1.5 * torch.eye(d))), max(10, 3200 // d)
+        state = flow.sample(nf.INITIALS["relaxed_balanced"](z0))
 
         def run(rule: str, n: int, flow: Flow = flow, state: Tensor = state) -> Any:
-            return nf.descend(flow, state, n, rule, 1e-3, record=1000)
+            return nf.descend(flow, state, n, rule, 1e-9, record=1000)
 
-        sides: dict[str, Callable[[], Any]] = {"velocity": partial(flow.velocity, state)}
+        def velocities(flow: Flow = flow, state: Tensor = state, number: int = number) -> None:
+            for _ in range(number):
+                flow.velocity(state)
+
+        sides: dict[str, Callable[[], Any]] = {"velocity": velocities}
         for rule in ("gd", "heavy_ball", "adam", "muon"):
             sides |= {rule: partial(run, rule, 1 + number), f"{rule}, one": partial(run, rule, 1)}
         samples = alternated(sides, size)
         each = list(sides)[1::2]
         for rule in each:
             samples[rule] = (samples[rule] - samples.pop(f"{rule}, one")) / number
-        rows.append(Row(f"d = {d}", samples, [(rule, "velocity") for rule in each]))
-    return Section(rows, {"depth nodes": len(grid), "record": 1000})
+        samples["velocity"] = samples["velocity"] / number
+        rows.append(Row(f"d = {d}, {panels} × {order} nodes", samples, [(rule, "velocity") for rule in each]))
+    return Section(rows, {"record": 1000})
 
 
 def kernels(size: Size) -> Section:

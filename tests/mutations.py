@@ -33,7 +33,14 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault("the continuous velocity goes uphill", "flows/continuous.py",
-          "lambda z: -self.loss.gradient(z))", "lambda z: self.loss.gradient(z))", "flows/test_gradients.py"),
+          "return -self.loss.gradient(z)", "return self.loss.gradient(z)", "flows/test_gradients.py"),
+    Fault("gd takes the step of the flow beneath it", "flows/continuous.py",
+          "or not own_velocity(self, ContinuousFlow):", "or False:", "time/test_descend.py"),
+    Fault("a wrapper takes the step of what it passes on to", "time/descend.py",
+          'and hasattr(type(task.flow), "descended")', 'and hasattr(task.flow, "descended")', "time/test_descend.py"),
+    Fault("a step that is not finite is not seen where a chain takes it", "depth/engine/compiled.py",
+          "return Stepped(following, after, not spoiled)", "return Stepped(following, after, True)",
+          "depth/test_engine.py"),
     Fault("the finite velocity without the factor L", "depth/engine/by_torch.py",
           "return pulled_back(rule, W / depth,", "return pulled_back(rule, W,",
           "depth/test_engine.py depth/test_modes.py"),

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
+from ..depth.engine import Stepped
 from ..depth.grid import DepthGrid, Profile
 from ..laws import LawChange
 from ..looks import current
@@ -151,16 +152,21 @@ class KnowsStepLaw(Protocol):
     def step_law(self, step: Tensor, directions: Tensor) -> Tensor:
         """What a step adds, seen from directions V `(d, k)` on both sides; contributions of several are added up."""
 
-    def stepped(
-        self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """state + rate · velocity, and what steps have added with what the step from one to the other adds.
+    def stepped(self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
+        """state + rate · velocity, what steps have added with what the step from one to the other adds, and a check.
 
         The velocity is given away: the result may be written over it.
         """
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ law V."""
+
+
+class Descends(KnowsStepLaw, Protocol):
+    """Takes a step along its own velocity in less than the one after the other."""
+
+    def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
+        """`stepped` along the velocity at the state."""
 
 
 class KnowsMomentumLaw(KnowsStepLaw, Protocol):

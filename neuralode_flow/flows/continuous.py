@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
-from ..depth.engine import choose
+from ..depth.engine import Stepped, choose
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
@@ -177,7 +177,10 @@ class ContinuousFlow:
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
-        return self.depth.gradient(state, lambda z: -self.loss.gradient(z))
+        return self.depth.gradient(state, self._downhill)
+
+    def _downhill(self, z: Tensor) -> Tensor:
+        return -self.loss.gradient(z)
 
     @uncompiled
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -244,11 +247,17 @@ class ContinuousFlow:
         right, left = choose(step).grams(step, directions)
         return right - left
 
-    def stepped(
-        self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def stepped(self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """state + rate · velocity, and `added` with the `step_law` of that step; the velocity is lost."""
         return choose(state).stepped(state, velocity, rate, directions, added, apart=0)
+
+    @uncompiled
+    def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
+        """`stepped` along the velocity at the state: each node moves when its velocity is found."""
+        if type(self.depth) is not Collocation or not own_velocity(self, ContinuousFlow):
+            return self.stepped(state, self.velocity(state), rate, directions, added)
+        check_layers(state, len(self.grid), "depth nodes")
+        return choose(state).descend_flow(self.grid, state, self._downhill, rate, directions, added)
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ `law` V."""

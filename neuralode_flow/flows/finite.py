@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.engine import choose
+from ..depth.engine import Stepped, choose
 from ..depth.grid import Profile, sample
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
@@ -18,7 +18,7 @@ from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
 from ..modes import uncompiled
 from ..registry import unknown_name
-from .base import check_layers, check_matrices, flow_said
+from .base import check_layers, check_matrices, flow_said, own_velocity
 
 # Layers count as relaxed balanced where their law is as near as that to multiples of I, relative to ‖U_k‖².
 _BALANCED = 1e-11
@@ -137,11 +137,17 @@ class FiniteFlow:
         right, left = choose(step).grams(step, directions)
         return right[..., 1:, :, :] - left[..., :-1, :, :]
 
-    def stepped(
-        self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def stepped(self, state: Tensor, velocity: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """state + rate · velocity, and `added` with the `step_law` of that step; the velocity is lost."""
         return choose(state).stepped(state, velocity, rate, directions, added, apart=1)
+
+    @uncompiled
+    def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
+        """`stepped` along the velocity at the state: each layer moves when its velocity is found."""
+        if not own_velocity(self, FiniteFlow):
+            return self.stepped(state, self.velocity(state), rate, directions, added)
+        check_layers(state, self.depth, "layers")
+        return choose(state).descend_chain(state, self._downhill, self.rule, self.depth, rate, directions, added)
 
     def law_of_steps(self, added: Tensor) -> Tensor:
         """By how much steps that have added so much have moved Vᵀ `law` V."""

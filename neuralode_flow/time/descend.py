@@ -6,11 +6,12 @@ import copy
 import sys
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,8 +39,10 @@ from .progress import Progress, Report, Throttled, shown
 from .records import Observer, Records
 from .resolution import FixedGrid, sampled
 from .snapshot import panels_and_order
-from .steprule import STEP_RULES, AlongGradient, Ground, StepRule
+from .steprule import STEP_RULES, AlongGradient, AlongVelocity, Ground, StepRule
 from .trajectory import Trajectory
+
+R = TypeVar("R")
 
 # The status speaks of a depth grid whose error of z is more than ten times this part of z: rules such as sign descent
 # make jumps of W in depth, and what is trained is the model on the grid. `depth_error` always has the error.
@@ -267,6 +270,13 @@ class Descent:
         self.law = self.rule.law()
         plain = type(self.rule).step is AlongGradient.step  # a step of one's own may be another one
         self.along = self.rule.along if self.law and plain and isinstance(self.rule, AlongGradient) else None
+        # A flow that passes all on to another has a velocity of its own; a device repeats velocities, not such steps.
+        self.descends = (
+            self._looks is None
+            and getattr(type(self.rule), "along", None) is AlongVelocity.along
+            and self.along is not None
+            and hasattr(type(task.flow), "descended")
+        )
         self.records.drift_of = self.law.drift if self.law else None
         self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
@@ -378,27 +388,34 @@ class Descent:
     def _taken(self) -> Tensor:
         """The same, with a look at its numbers wherever that is due."""
         try:
-            state = self._followed()
+            state, finite = self._followed()
         except FAILURES as error:
             raise Stopped("velocity", f"the step could not be computed: {error}") from error
-        # Every entry of the step is in the law, in fewer numbers.
-        seen = self.law.memory["law"] if self.law and self.law.memory["law"].numel() else state
-        if not all_finite(seen):
+        if not finite:
             if self.along:  # its gradient has not been looked at yet
                 self.evaluations -= 1
                 self.along(self.n, self.state)
-            which = not_finite(seen, self.records.members)
+            which = not_finite(self._shows(state), self.records.members)
             raise Stopped("not_finite", f"the state{of_members(which)} is not finite{advice(which)}")
         return state
 
-    def _followed(self) -> Tensor:
-        """The state after the next step, which the law takes into account."""
-        if self.law is None:
-            return self.rule.step(self.n, self.state)
-        if self.along is None:
+    def _shows(self, state: Tensor) -> Tensor:
+        """What is finite where a step is: every entry of it is in the law, in fewer numbers."""
+        law = self.law.memory["law"] if self.law else state
+        return law if law.numel() else state
+
+    def _followed(self) -> tuple[Tensor, bool]:
+        """The state after the next step, which the law takes into account, and whether it is finite."""
+        if self.law is None or self.along is None:
             state = self.rule.step(self.n, self.state)
-            self.law.step(self.state, state)
-            return state
+            if self.law is not None:
+                self.law.step(self.state, state)
+            return state, all_finite(self._shows(state))
+        rate = self.task.rate
+        if self.descends:
+            self.evaluations += 1
+            step = self._computed(partial(self.law.descend, rate=rate), self.task.flow, self.state)
+            return step.following, step.finite
         self.checks = False
         try:
             direction = self.along(self.n, self.state)
@@ -407,7 +424,8 @@ class Descent:
         needed = {kept.data_ptr() for kept in (self.state, *self.rule.memory.values())}
         if direction.data_ptr() in needed:
             direction = direction.clone()
-        return self.law.follow(self.state, direction, self.task.rate)
+        step = self.law.follow(self.state, direction, rate)
+        return step.following, step.finite
 
     def _happened(self, n: int, state: Tensor) -> Stopped | None:
         """The first event in their order that has happened at the state after n steps."""
@@ -442,22 +460,25 @@ class Descent:
 
     def _velocity(self, state: Tensor) -> Tensor:
         self.evaluations += 1
-        return self._computed(self.task.flow, state)
+        return self._seen(self._computed(replayed(self.task.flow), self.task.flow, state))
 
     def _with_loss(self, state: Tensor, loss: Any) -> Tensor:
         other = copy.copy(self.task.flow)
         other.loss = loss
         self.evaluations += 1
-        return -self._computed(other, state)
+        return -self._seen(self._computed(other.velocity, other, state))
 
-    def _computed(self, flow: Any, state: Tensor) -> Tensor:
-        """The velocity of a flow; raises Stopped unless it is finite."""
+    def _computed(self, function: Callable[[Tensor], R], flow: Any, state: Tensor) -> R:
+        """What the gradient of a flow at a state gives; raises Stopped where there is none."""
         try:
-            velocity: Tensor = replayed(flow)(state) if flow is self.task.flow else flow.velocity(state)
+            return function(state)
         except FAILURES as error:
             which = culprits(flow.velocity, FAILURES, state, self.state, self.records.members)
             what = f"the gradient{of_members(which)} could not be computed: {error}{advice(which)}"
             raise Stopped("velocity", what) from error
+
+    def _seen(self, velocity: Tensor) -> Tensor:
+        """The velocity; raises Stopped unless it is finite, where that is not seen later."""
         if self.checks and not all_finite(velocity):
             which = not_finite(velocity, self.records.members)
             raise Stopped("not_finite", f"the gradient{of_members(which)} is not finite{advice(which)}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..depth.engine import Stepped
 from ..flows.capabilities import KnowsMomentumLaw, KnowsStepLaw, offers
 
 # Of larger matrices the law is followed along so many directions, at a cost that a velocity does not notice.
@@ -52,11 +53,17 @@ class StepLaw:
         """Takes into account that a step has led from a state to the one that follows."""
         self.memory["law"] = self.memory["law"] + self._moved_by(self._between(state, following))
 
-    def follow(self, state: Tensor, direction: Tensor, rate: float) -> Tensor:
+    def follow(self, state: Tensor, direction: Tensor, rate: float) -> Stepped:
         """state + rate · direction, a step that is taken into account in the same reading; the direction is lost."""
-        following: Tensor
-        following, self.memory["law"] = self.flow.stepped(state, direction, rate, self.directions, self.memory["law"])
-        return following
+        step: Stepped = self.flow.stepped(state, direction, rate, self.directions, self.memory["law"])
+        self.memory["law"] = step.added
+        return step
+
+    def descend(self, state: Tensor, rate: float) -> Stepped:
+        """`follow` along the velocity of a flow that `Descends`."""
+        step: Stepped = self.flow.descended(state, rate, self.directions, self.memory["law"])
+        self.memory["law"] = step.added
+        return step
 
     def drift(self, state: Tensor) -> Tensor:
         """The largest distance over depth, `(...)`."""

@@ -120,6 +120,13 @@ class AlongGradient(StepRule):
         """
 
 
+class AlongVelocity(AlongGradient):
+    """A rule that steps along the velocity itself, which a flow may take together with the step."""
+
+    def along(self, n: int, state: Tensor) -> Tensor:
+        return self.ground.velocity(state)
+
+
 def directed(g: Tensor, size: Tensor) -> Tensor:
     """g / size, and zero where that is zero."""
     return torch.where(size == 0, torch.zeros_like(g), g / size)

@@ -29,7 +29,9 @@ def route(monkeypatch):
     def refuse(*arguments):
         raise HandedOver
 
-    monkeypatch.setattr(compiled, "by_torch", SimpleNamespace(flow=refuse, chain=refuse, layered=refuse))
+    monkeypatch.setattr(
+        compiled, "by_torch", SimpleNamespace(flow=refuse, chain=refuse, layered=refuse, descend_flow=refuse)
+    )
 
 
 @pytest.fixture(params=[(2, 1), (2, 2), (1, 1), (0, 2)], ids=["best", "two threads", "avx2", "plain"])
@@ -86,12 +88,79 @@ def test_a_step_is_that_of_torch_and_seen_as_it_was_rounded(mode):
         for W, rate in ((randn(2, 3, d, d, seed=d + 1).mT, 0.3), (1e9 + X, 1e-7)):
             for apart in (0, 1):
                 before = randn(2, 3 - apart, k, k, seed=3)
-                following, after = compiled.stepped(W, X.clone(), rate, V, before, apart)
+                following, after, finite = compiled.stepped(W, X.clone(), rate, V, before, apart)
+                assert finite
                 assert distance(following, W + rate * X) <= 3e-16 * float(torch.linalg.matrix_norm(following).max())
                 step = following - W
                 right, left = (M.mT @ M for M in (step @ V, step.mT @ V))
                 size = float(before.norm() + right.norm() + left.norm())
                 assert distance(after, before + right[:, apart:] - left[:, : 3 - apart]) < 1e-13 * size
+
+
+def test_a_step_along_a_gradient_is_the_gradient_and_then_a_step_to_the_bit(mode):
+    grid, rate = nf.DepthGrid.gauss(2, 5), 0.3
+    for d in SIZES:
+        V, outer = randn(d, min(d, 4), seed=1), nf.Quadratic(randn(d, d, seed=2)).gradient
+        for batch in ((), (3,)):
+            W, k = model(d, *batch, layers=10), min(d, 4)
+            before = randn(*batch, 10, k, k, seed=3)
+            together = compiled.descend_flow(grid, W, outer, rate, V, before)
+            apart = compiled.stepped(W, compiled.flow(grid, W, outer), rate, V, before, 0)
+            assert all(map(torch.equal, together[:2], apart[:2]))
+            assert together.finite
+            assert apart.finite
+            for name, rule in LAYERS.items():
+                together = compiled.descend_chain(W, outer, rule, 10, rate, V, before[..., 1:, :, :])
+                slope = compiled.chain(W, outer, rule, 10)
+                apart = compiled.stepped(W, slope, rate, V, before[..., 1:, :, :], 1)
+                assert all(map(torch.equal, together[:2], apart[:2])), name
+                assert together.finite
+                assert apart.finite
+
+
+def test_a_long_chain_steps_as_it_has_a_gradient(mode):
+    V, outer, W = randn(16, 4, seed=1), nf.Quadratic(randn(16, 16, seed=2)).gradient, model(16, layers=1500)
+    together = compiled.descend_chain(W, outer, LAYERS["euler"], 1500, 0.3, V, torch.zeros(1499, 4, 4))
+    slope = compiled.chain(W, outer, LAYERS["euler"], 1500)
+    apart = compiled.stepped(W, slope, 0.3, V, torch.zeros(1499, 4, 4), 1)
+    assert all(map(torch.equal, together[:2], apart[:2]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_says_where_a_number_is_not_finite(bad, mode):
+    grid, d = nf.DepthGrid.gauss(2, 5), 5
+    V, W = randn(d, 4, seed=1), model(d, 2, layers=10)
+    for member, i, j in ((0, 0, 0), (1, 4, 4), (1, 0, 3)):
+        G = randn(2, d, d, seed=2)
+        G[member, i, j] = bad
+        assert not compiled.descend_flow(grid, W, lambda z, G=G: G, 0.1, V, torch.zeros(2, 10, 4, 4)).finite
+        assert not compiled.descend_chain(
+            W, lambda z, G=G: G, LAYERS["euler"], 10, 0.1, V, torch.zeros(2, 9, 4, 4)
+        ).finite
+        one = W[:, :1].contiguous()  # of a single layer nothing is compared, and still it is seen
+        assert not compiled.descend_chain(
+            one, lambda z, G=G: G, LAYERS["euler"], 1, 0.1, V, torch.zeros(2, 0, 4, 4)
+        ).finite
+        X = randn(2, 10, d, d, seed=3)
+        X[member, 7, i, j] = bad
+        for apart in (0, 1):
+            added = torch.zeros(2, 10 - apart, 4, 4)
+            assert not compiled.stepped(W, X.clone(), 0.1, V, added, apart).finite
+            assert not by_torch.stepped(W, X.clone(), 0.1, V, added, apart).finite
+
+
+def test_steps_that_are_not_for_it_are_handed_over():
+    grid, d = nf.DepthGrid.gauss(2, 5), 6
+    V, W, outer = randn(d, 4, seed=1), model(d, layers=10), nf.Quadratic(torch.eye(d)).gradient
+    followed, added = torch.eye(d, requires_grad=True), torch.zeros(10, 4, 4)
+    for arguments in (
+        (W, outer, 0.1, randn(d, 5, seed=1), torch.zeros(10, 5, 5)),
+        (W, lambda z: z - followed, 0.1, V, added),
+        (1e4 * W, outer, 0.1, V, added),
+        (W, outer, 0.1, V.float(), added),
+    ):
+        with pytest.raises(HandedOver):
+            compiled.descend_flow(grid, *arguments)
 
 
 def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):

@@ -32,6 +32,7 @@ OFFERED = {
     "Multiplies": {"continuous", "finite", "momentum"},
     "TellsLawChange": {"continuous"},
     "KnowsStepLaw": {"continuous", "finite"},
+    "Descends": {"continuous", "finite"},
     "KnowsMomentumLaw": {"continuous", "finite"},
     "KeepsOrientation": {"continuous", "intrinsic", "carrier", "momentum"},
     "KeepsSign": {"finite", "factorization"},

@@ -556,6 +556,73 @@ def test_a_step_is_not_written_over_what_a_rule_keeps(kept, monkeypatch):
     assert_close(paths[0].state, paths[1].state, rtol=1e-14, atol=1e-14)
 
 
+class Away(nf.ContinuousFlow):
+    """Goes the other way, and slower."""
+
+    def velocity(self, state):
+        return -0.5 * super().velocity(state)
+
+
+class Passing:
+    """Passes all on to another flow but its velocity."""
+
+    def __init__(self, flow):
+        self._flow = flow
+
+    def __getattr__(self, name):
+        return getattr(self._flow, name)
+
+    def velocity(self, state):
+        return 0.5 * self._flow.velocity(state)
+
+
+def patched(state):
+    return 0.25 * FLOW.velocity(state)
+
+
+def models(name):
+    """A flow by its name, and a start."""
+    d = 6 if name == "larger" else D
+    loss = LOSS if d == D else nf.Quadratic(1.5 * torch.eye(d).double())
+    flow = nf.ContinuousFlow(GRID, loss)
+    layered = {"layers": "euler", "one": "euler", "cayley": "cayley"}
+    if name in layered:
+        flow = nf.FiniteFlow(1 if name == "one" else 12, loss, layered[name])
+    elif name == "odeint":
+        flow = nf.ContinuousFlow(GRID, loss, "torchdiffeq")
+    start = flow.sample(nf.smooth(d, 1.0, torch.Generator().manual_seed(3)))
+    if name == "batch":
+        start = torch.stack((start, 0.5 * start))
+    elif name == "away":
+        flow = Away(GRID, loss)
+    elif name == "passing":
+        flow = Passing(flow)
+    elif name == "patched":
+        flow.velocity = patched
+    return flow, start
+
+
+@pytest.mark.parametrize(
+    "name", ["grid", "larger", "batch", "layers", "one", "cayley", "odeint", "away", "passing", "patched"]
+)
+def test_a_step_that_is_taken_with_its_velocity_is_that_step(name, monkeypatch):
+    class Along(AlongGradient):
+        """Gradient descent that asks for velocities."""
+
+        def along(self, n, state):
+            return self.ground.velocity(state)
+
+    flow, start = models(name)
+    before = start.clone()
+    monkeypatch.setitem(STEP_RULES._entries, "mine", Along)
+    together, apart = (nf.descend(flow, start, 11, rule, 0.05, record=4) for rule in ("gd", "mine"))
+    assert torch.equal(start, before)
+    assert together.stats["evaluations"] == apart.stats["evaluations"] == 11
+    for field in ("z", "loss", "drift", "state"):
+        assert torch.equal(getattr(together, field), getattr(apart, field)), field
+    assert float((together.z[-1] - together.z[0]).norm()) > 1e-2
+
+
 def test_members_without_axes_of_their_own_are_normalised_each():
     flow = nf.FactorizationFlow(lambda theta: theta**2, nf.Quadratic(torch.tensor(2.0)))
     path = nf.descend(flow, torch.tensor([1.0, 0.5]), 1, "normalised", 0.1)

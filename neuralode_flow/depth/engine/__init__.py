@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from . import by_torch, compiled, on_device
+from .by_torch import Stepped
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -35,12 +36,29 @@ class Engine(Protocol):
     def grams(self, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """VᵀXᵀXV and VᵀXXᵀV of matrices X `(..., N, d, d)` for directions V `(d, k)`, each `(..., N, k, k)`."""
 
-    def stepped(self, W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+    def stepped(self, W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> Stepped:
         """W + rate X, and `added` with what that step does, as it was rounded.
 
         With the `grams` of the step, right_{k+apart} − left_k is added, `(..., N − apart, k, k)`. What is in X is lost:
         it may be the place of the result.
         """
+
+    def descend_flow(
+        self, grid: DepthGrid, W: Tensor, outer: Callable[[Tensor], Tensor], rate: float, V: Tensor, added: Tensor
+    ) -> Stepped:
+        """`stepped` along `flow(grid, W, outer)`, each node for itself (apart = 0)."""
+
+    def descend_chain(
+        self,
+        W: Tensor,
+        outer: Callable[[Tensor], Tensor],
+        rule: LayerRule,
+        depth: int,
+        rate: float,
+        V: Tensor,
+        added: Tensor,
+    ) -> Stepped:
+        """`stepped` along `chain(W, outer, rule, depth)`, by pairs of neighbours (apart = 1)."""
 
 
 def choose(W: Tensor) -> Engine:

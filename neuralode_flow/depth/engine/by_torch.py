@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import matrices
+from ...checks import all_finite
 from ...modes import bare, gradient, plain
 from .. import picard
 from ..panels import stages
@@ -33,6 +34,15 @@ SEGMENT = 2**22
 NARROWEST = 64
 
 Outer = Callable[[Tensor], Tensor]
+
+
+class Stepped(NamedTuple):
+    """Where a step leads, what steps have added with it, and whether all of that is finite."""
+
+    following: Tensor
+    added: Tensor
+    finite: bool
+
 
 _WORKSPACE = Workspace()
 
@@ -280,11 +290,24 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return right.mT @ right, left @ left.mT
 
 
-def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> Stepped:
     """As `Engine.stepped`."""
     following = torch.add(W, X, alpha=rate)
     right, left = grams(following - W, V)
-    return following, added + (right.narrow(-3, apart, added.shape[-3]) - left.narrow(-3, 0, added.shape[-3]))
+    after = added + (right.narrow(-3, apart, added.shape[-3]) - left.narrow(-3, 0, added.shape[-3]))
+    return Stepped(following, after, all_finite(after if after.numel() else following))
+
+
+def descend_flow(grid: DepthGrid, W: Tensor, outer: Outer, rate: float, V: Tensor, added: Tensor) -> Stepped:
+    """As `Engine.descend_flow`."""
+    return stepped(W, flow(grid, W, outer), rate, V, added, apart=0)
+
+
+def descend_chain(
+    W: Tensor, outer: Outer, rule: LayerRule, depth: int, rate: float, V: Tensor, added: Tensor
+) -> Stepped:
+    """As `Engine.descend_chain`."""
+    return stepped(W, chain(W, outer, rule, depth), rate, V, added, apart=1)
 
 
 def _constant(M: Tensor, z: Tensor) -> Tensor:

@@ -210,6 +210,7 @@ static void T(layers)(Work *w, long t, double *room) {
             T(adjoint)(w, k, unit, M, out, room + 3 * n);
         else
             T(narrow)(w, M, out);
+        if (w->moves) T(move)(w, k, room);
         if (k == from) return;
         T(layer)(w, k, unit, 1, now, next, room);
         double *swap = now;

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ...modes import bare, plain
 from .. import picard
 from ..workspace import Workspace
 from . import by_torch
+from .by_torch import Outer, Stepped
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -50,7 +51,8 @@ _SIGNATURES = {
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
     "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
-    "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *4 * [_POINTER]], None),
+    "descend": ([*3 * [_POINTER], _DOUBLE, *4 * [_POINTER]], _INT),
+    "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *3 * [_POINTER]], _INT),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),
 }
@@ -85,11 +87,25 @@ def takes(W: Tensor) -> bool:
     return fits and library() is not None
 
 
-Outer = Callable[[Tensor], Tensor]
+# What is made of G at z, a scratch that the forward pass has filled, and its W.
+Back = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
     """As `Engine.flow`; panels and members stop their sweeps each for themselves."""
+    result = _flow(grid, W, outer, _pulled_back("flow_backward"))
+    return by_torch.flow(grid, W, outer) if result is None else result
+
+
+def descend_flow(grid: DepthGrid, W: Tensor, outer: Outer, rate: float, V: Tensor, added: Tensor) -> Stepped:
+    """As `Engine.descend_flow`; each matrix moves while it is in the cache."""
+    moves = _Moves.along(V, added)
+    step = moves and _flow(grid, W, outer, moves.taken(rate, apart=0))
+    return by_torch.descend_flow(grid, W, outer, rate, V, added) if step is None else step
+
+
+def _flow(grid: DepthGrid, W: Tensor, outer: Outer | None, back: Back) -> Any:
+    """What `back` makes of the gradient at z, or z itself without `outer`; None where C leaves it to torch."""
     W = W.contiguous()
     *batch, N, d, _ = W.shape
     sizes = W.numel() // (N * d * d), grid.panels, grid.order, d, torch.get_num_threads()
@@ -102,15 +118,36 @@ def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
             if outer is None:
                 return z
             if _is_numbers(G := outer(z)):
-                return _pulled_back(_loaded().flow_backward, G.expand(z.shape), room, W)
-    return by_torch.flow(grid, W, outer)
+                return back(G.expand(z.shape).contiguous(), room, W)
+    return None
 
 
 def chain(W: Tensor, outer: Outer | None = None, rule: LayerRule | None = None, depth: int = 1) -> Tensor:
     """As `Engine.chain`; layers of a rule that is not known in C are made by torch."""
-    number = PLAIN if rule is None else vars(type(rule)).get("compiled", PLAIN)
+    number = PLAIN if rule is None else _number(rule)
     if rule is not None and number == PLAIN:
         return by_torch.layered(W, outer, rule, depth, _linked)
+    result = _chain(W, outer, number, depth, _pulled_back("chain_backward"))
+    return by_torch.chain(W, outer, rule, depth) if result is None else result
+
+
+def descend_chain(
+    W: Tensor, outer: Outer, rule: LayerRule, depth: int, rate: float, V: Tensor, added: Tensor
+) -> Stepped:
+    """As `Engine.descend_chain`; each matrix moves while it is in the cache."""
+    moves, number = _Moves.along(V, added), _number(rule)
+    step = None if number == PLAIN else moves and _chain(W, outer, number, depth, moves.taken(rate, apart=1))
+    return stepped(W, chain(W, outer, rule, depth), rate, V, added, apart=1) if step is None else step
+
+
+def _number(rule: LayerRule) -> int:
+    """What a layer rule is called in C, PLAIN where it is not known there."""
+    number: int = vars(type(rule)).get("compiled", PLAIN)
+    return number
+
+
+def _chain(W: Tensor, outer: Outer | None, number: int, depth: int, back: Back) -> Any:
+    """As `_flow`."""
     W = W.contiguous()
     *batch, L, d, _ = W.shape
     members, threads = W.numel() // (L * d * d), torch.get_num_threads()
@@ -123,8 +160,8 @@ def chain(W: Tensor, outer: Outer | None = None, rule: LayerRule | None = None, 
             if outer is None:
                 return z
             if _is_numbers(G := outer(z)):
-                return _pulled_back(_loaded().chain_backward, G.expand(z.shape), room, W)
-    return by_torch.chain(W, outer, rule, depth)
+                return back(G.expand(z.shape).contiguous(), room, W)
+    return None
 
 
 def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,23 +175,58 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return right[..., :k, :k], left[..., :k, :k]
 
 
-def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> tuple[Tensor, Tensor]:
+def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> Stepped:
     """As `Engine.stepped`, along four directions in one reading of W and X; the step is written over X."""
-    d, k = V.shape
-    if k > _DIRECTIONS or W.shape != X.shape or not (_is_numbers(X) and _is_numbers(V) and _is_numbers(added)):
+    if W.shape != X.shape or not _is_numbers(X) or (moves := _Moves.along(V, added)) is None:
         return by_torch.stepped(W, X, rate, V, added, apart)
-    if k < _DIRECTIONS:
-        following, after = stepped(W, X, rate, _four(V), _four(_four(added).mT).mT, apart)
-        return following, after[..., :k, :k]
-    W, X, V, added, N = W.contiguous(), X.contiguous(), V.contiguous(), added.contiguous(), W.shape[-3]
-    members, after = W.numel() // (N * d * d), torch.empty_like(added)
-    seen = W.new_empty(32 * members * N) if apart else None
-    place = X.data_ptr()
-    _loaded().stepped(
-        W.data_ptr(), place, rate, V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
-        added.data_ptr(), place, None if seen is None else seen.data_ptr(), after.data_ptr(),
+    W, X, N, d = W.contiguous(), X.contiguous(), *W.shape[-3:-1]
+    members, seen = W.numel() // (N * d * d), moves.room(W, apart)
+    spoiled = _loaded().stepped(
+        W.data_ptr(), X.data_ptr(), rate, moves.V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
+        moves.before.data_ptr(), None if seen is None else seen.data_ptr(), moves.after.data_ptr(),
     )  # fmt: skip
-    return X, after
+    return moves.result(X, spoiled)
+
+
+class _Moves(NamedTuple):
+    """Four directions, and what is known along them before and after a step; k of them were asked for."""
+
+    V: Tensor
+    before: Tensor
+    after: Tensor
+    k: int
+
+    @classmethod
+    def along(cls, V: Tensor, added: Tensor) -> _Moves | None:
+        """Of directions V `(d, k)`; None where C cannot take them."""
+        k = V.shape[-1]
+        if k > _DIRECTIONS or not (_is_numbers(V) and _is_numbers(added)):
+            return None
+        V, added = (_four(V), _four(_four(added).mT).mT) if k < _DIRECTIONS else (V, added)
+        before = added.contiguous()
+        return cls(V.contiguous(), before, torch.empty_like(before), k)
+
+    def taken(self, rate: float, apart: int) -> Back:
+        """What takes a step along the gradient at W, after the products have been left in `room`."""
+
+        def back(G: Tensor, room: Tensor, W: Tensor) -> Stepped:
+            following, seen = torch.empty_like(W), self.room(W, apart)
+            spoiled = _loaded().descend(
+                G.data_ptr(), room.data_ptr(), following.data_ptr(), rate, self.V.data_ptr(),
+                self.before.data_ptr(), None if seen is None else seen.data_ptr(), self.after.data_ptr(),
+            )  # fmt: skip
+            return self.result(following, spoiled)
+
+        return back
+
+    @staticmethod
+    def room(W: Tensor, apart: int) -> Tensor | None:
+        """For what the step of each matrix looks like, where pairs of them are to be compared."""
+        return W.new_empty(W.shape[:-2].numel() * 2 * _DIRECTIONS**2) if apart else None
+
+    def result(self, following: Tensor, spoiled: int) -> Stepped:
+        after = self.after if self.k == _DIRECTIONS else self.after[..., : self.k, : self.k]
+        return Stepped(following, after, not spoiled)
 
 
 def _four(V: Tensor) -> Tensor:
@@ -168,11 +240,16 @@ def _linked(U: Tensor, outer: Outer | None = None) -> Tensor:
     return (chain if takes(U) else by_torch.chain)(U, outer)
 
 
-def _pulled_back(backward: Callable[..., None], G: Tensor, room: Tensor, W: Tensor) -> Tensor:
-    """The gradient at W, after the products have been left in `room`."""
-    G, result = G.contiguous(), torch.empty_like(W)
-    backward(G.data_ptr(), room.data_ptr(), result.data_ptr())
-    return result
+@cache
+def _pulled_back(name: str) -> Back:
+    """What gives the gradient at W, after the products have been left in `room`."""
+
+    def back(G: Tensor, room: Tensor, W: Tensor) -> Tensor:
+        result = torch.empty_like(W)
+        getattr(_loaded(), name)(G.data_ptr(), room.data_ptr(), result.data_ptr())
+        return result
+
+    return back
 
 
 def _is_numbers(G: Tensor) -> bool:

@@ -165,35 +165,36 @@ void grams(const double *X, const double *V, long count, int d, double *right, d
         BEST(grams)(d, X + k * d * d, V, NULL, 0, NULL, right + 16 * k, left + 16 * k);
 }
 
-typedef struct {
-    Work w;
-    const double *W, *X, *V, *before;
-    double rate, *next, *seen, *after;
-} Stepping;
-
-/* after = before + right - left, as 4 x 4 matrices */
-static void add(const double *before, const double *right, const double *left, double *after) {
-    for (int i = 0; i < 16; i++) after[i] = before[i] + (right[i] - left[i]);
-}
-
-static void step(Work *w, long k, double *room) {
-    const Stepping *s = (const Stepping *)w;
-    const long at = k * w->d * w->d;
-    double own[32], *seen = s->seen ? s->seen + 32 * k : own;
-    (void)room;
-    BEST(grams)(w->d, s->X + at, s->V, s->W + at, s->rate, s->next + at, seen, seen + 16);
-    if (!s->seen) add(s->before + 16 * k, seen, seen + 16, s->after + 16 * k);
-}
-
-/* next = W + rate X (members, N, d, d), which may be X. Of the steps from W to there, right_k+apart - left_k is added to `before`
-   (members, N - apart, 4, 4), which gives `after`; `seen` is room for 32 numbers of each matrix, NULL where apart is 0. */
-void stepped(const double *W, const double *X, double rate, const double *V, long members, long N, int apart, int d,
-             int threads, const double *before, double *next, double *seen, double *after) {
-    Stepping s = {{.d = d}, W, X, V, before, rate, next, seen, after};
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    each(&s.w, members * N * d * d < STEP_WORTH ? 1 : threads, members * N, step);
-    if (!seen) return;
+/* Adds up what steps of members of N matrices looked like, where it is of pairs of them: right_k+apart - left_k. */
+static void add_up(Moves *s, long members, long N, int apart) {
+    const double *seen = s->seen, *before = s->before;
+    double *after = s->after;
     for (long m = 0; m < members; m++, seen += 32 * apart)
         for (long k = 0; k < N - apart; k++, seen += 32, before += 16, after += 16)
-            add(before, seen + 32 * apart, seen + 16, after);
+            add_plain(s, before, seen + 32 * apart, seen + 16, after);
+}
+
+/* X (members, N, d, d) becomes W + rate X. Of the steps from W to there, right_k+apart - left_k is added to `before`
+   (members, N - apart, 4, 4), which gives `after`; `seen` is room for 32 numbers of each matrix, NULL where apart is 0.
+   Returns 1 where a number is not finite. */
+int stepped(const double *W, double *X, double rate, const double *V, long members, long N, int apart, int d, int threads,
+            const double *before, double *seen, double *after) {
+    Moves moves = {rate, V, before, seen, after, 0};
+    Work w = {.d = d, .W = W, .out = X, .moves = &moves};
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    each(&w, members * N * d * d < STEP_WORTH ? 1 : threads, members * N, BEST(move));
+    if (seen) add_up(&moves, members, N, apart);
+    return moves.spoiled;
+}
+
+/* As flow_backward or chain_backward, and then as `stepped` along what that gives, from the W of the forward pass; each
+   matrix moves while it is in the cache. Matrices are compared in pairs, apart = 1, where `seen` is given. */
+int descend(const double *G, void *scratch, double *out, double rate, const double *V, const double *before, double *seen,
+            double *after) {
+    Work *w = scratch;
+    Moves moves = {rate, V, before, seen, after, 0};
+    w->moves = &moves;
+    (w->m ? flow_backward : chain_backward)(G, scratch, out);
+    if (seen) add_up(&moves, w->members, w->m ? w->parts * w->m : w->L, 1);
+    return moves.spoiled;
 }

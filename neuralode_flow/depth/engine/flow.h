@@ -118,5 +118,6 @@ static void T(nodes)(Work *w, long piece, double *room) {
         PRODUCT(ld, d, v + k * n, 1, ld, inner, 1, 0, left);
         PRODUCT(ld, d, left, ld, 1, uT + k * n, 1, 0, here);
         T(narrow)(w, here, out);
+        if (w->moves) T(move)(w, t * m + T(node)(m, k), room);
     }
 }

@@ -39,3 +39,23 @@ static void T(grams)(int d, const double *X, const double *V, const double *Y, d
     memcpy(right, sums, 4 * sizeof(four));
     memcpy(left, sums + 4, 4 * sizeof(four));
 }
+
+/* after = before + right - left, as 4 x 4 matrices, of which the step says whether they are finite */
+INLINE void T(add)(Moves *s, const double *before, const double *right, const double *left, double *after) {
+    double sum = 0;
+    for (int i = 0; i < 16; i++) sum += after[i] = before[i] + (right[i] - left[i]);
+    if (!isfinite(sum)) __atomic_store_n(&s->spoiled, 1, __ATOMIC_RELAXED);
+}
+
+/* The k-th matrix of `out` becomes the step along it, with what that looks like: every number of it is in there. */
+static void T(move)(Work *w, long k, double *room) {
+    Moves *s = w->moves;
+    const long at = k * w->d * w->d;
+    double own[48] = {0}, *seen = s->seen ? s->seen + 32 * k : own;
+    (void)room;
+    T(grams)(w->d, w->out + at, s->V, w->W + at, s->rate, w->out + at, seen, seen + 16);
+    if (s->seen)
+        T(add)(s, own, seen, seen + 16, own + 32);
+    else
+        T(add)(s, s->before + 16 * k, seen, seen + 16, s->after + 16 * k);
+}

@@ -18,9 +18,9 @@ from ...modes import bare, plain
 from .. import picard
 from ..products import add_identity
 from . import by_torch
-from .by_torch import Outer, chain, grams, stepped
+from .by_torch import Outer, Stepped, chain, descend_chain, grams, stepped
 
-__all__ = ["chain", "flow", "grams", "stepped", "takes"]
+__all__ = ["chain", "descend_chain", "descend_flow", "flow", "grams", "stepped", "takes"]
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -80,6 +80,11 @@ def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
     inner = halves.inverse.mT @ (after.mT @ G @ before.mT)
     left = torch.bmm(halves.vT.reshape(B, m * d, d), inner)
     return torch.bmm(left.view(B * m, d, d), halves.u.view(B * m, d, d).mT).view(W.shape)
+
+
+def descend_flow(grid: DepthGrid, W: Tensor, outer: Outer, rate: float, V: Tensor, added: Tensor) -> Stepped:
+    """As `Engine.descend_flow`."""
+    return stepped(W, flow(grid, W, outer), rate, V, added, apart=0)
 
 
 def _looked_at(grid: DepthGrid, W: Tensor) -> tuple[_Halves, int]:

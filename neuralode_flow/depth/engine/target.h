@@ -15,10 +15,10 @@
 #define ROWS CAT(productdouble, TARGET)
 #define PRODUCT(ld, ...) ROWS(ld, ld, __VA_ARGS__)
 #define INTEGRAL CAT(integraldouble, TARGET)
+#include "grams.h"
 #include "parts.h"
 #include "flow.h"
 #include "chain.h"
-#include "grams.h"
 #undef ROWS
 #undef PRODUCT
 #undef INTEGRAL

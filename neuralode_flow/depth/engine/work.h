@@ -41,6 +41,15 @@ typedef int64_t Order __attribute__((vector_size(32)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Order){__VA_ARGS__})
 #endif
 
+/* Steps of a rate along the matrices of `out`, which become W + rate out; `seen` has room for 32 numbers of each, or is 0 where
+   a step of one matrix is all that `after` has of it beside `before`. */
+typedef struct {
+    double rate;
+    const double *V, *before;
+    double *seen, *after;
+    int spoiled; /* whether some number of it is not finite */
+} Moves;
+
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
     int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, turned, rooms;
@@ -50,6 +59,7 @@ typedef struct {
     double *c, *X, *ends, *middle, *products, *outer, *kept, *units, *room, *z, *out;
     float *cf;
     int *terms;
+    Moves *moves; /* of a backward pass that is to take them, or 0 */
 } Work;
 
 #define MIXED(w) ((w)->ld % 8 == 0) /* vectors of float fit into the rows */

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from ..steprule import STEP_RULES, AlongGradient
+from ..steprule import STEP_RULES, AlongVelocity
 
 
 @STEP_RULES.register("gd")
-class GradientDescent(AlongGradient):
+class GradientDescent(AlongVelocity):
     """Gradient descent, W_{n+1} = W_n − η g_n."""
-
-    def along(self, n: int, state: Tensor) -> Tensor:
-        return self.ground.velocity(state)
