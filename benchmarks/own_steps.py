@@ -2,7 +2,9 @@
 
 256 members, d = 4, the rates of whose losses are spread over 10³; each has a closed solution, from which its error is
 measured, in tolerances. Shared steps are also taken at tolerances so much smaller that their largest error is no larger
-than with own steps. Times are the processor's on one thread, medians in alternation.
+than with own steps. torchode (where it is installed; not a dependency) has steps of a member's own too: it is given the
+same velocities, which it computes for all members until the last has arrived. Times are the processor's on one thread,
+medians in alternation.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import copy
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import machine
@@ -68,30 +71,63 @@ def error(z: Tensor, known: Tensor) -> float:
     return float((torch.linalg.matrix_norm(z - known) / allowed).max())
 
 
+class Ran(NamedTuple):
+    """z at the output times, and how many velocities of members that took."""
+
+    z: Tensor
+    number: int
+
+
+def by_torchode(flow: Any, start: Tensor, times: Tensor, tighter: float) -> Ran:
+    """The same flow by torchode's dopri5, which interpolates what lies inside its steps."""
+    import torchode
+
+    def velocity(t: Tensor, y: Tensor) -> Tensor:
+        return flow.velocity(y.view_as(start)).flatten(1)
+
+    term = torchode.ODETerm(velocity)
+    control = torchode.IntegralController(atol=ATOL / tighter, rtol=RTOL / tighter, term=term)
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), control)
+    given = torchode.InitialValueProblem(y0=start.flatten(1), t_eval=times.expand(MEMBERS, -1))
+    with torch.no_grad():
+        path = solver.solve(given)
+    assert bool((path.status == 0).all()), path.status
+    z = [flow.product(path.ys[:, k].reshape(start.shape)) for k in range(len(times))]
+    return Ran(torch.stack(z), int(path.stats["n_f_evals"].sum()))
+
+
 def measured(kind: str, method: str) -> None:
     flow, start, times, known, _ = problem(kind)
+    own = nf.integrate(flow, start, times, method, RTOL, ATOL, control="member")
 
-    def run(control: str, tighter: float = 1.0) -> tuple[Any, float]:
-        before = time.process_time()
+    def by_us(control: str, tighter: float) -> Ran:
         path = nf.integrate(flow, start, times, method, RTOL / tighter, ATOL / tighter, control=control)
         assert path.status == "ok", path.status
+        members = path.stats.get("members")
+        return Ran(path.z, sum(members["evaluations"]) if members else MEMBERS * path.stats["evaluations"])
+
+    def run(control: str, tighter: float = 1.0) -> tuple[Ran, float]:
+        before = time.process_time()
+        path = by_torchode(flow, start, times, tighter) if control == "torchode" else by_us(control, tighter)
         return path, time.process_time() - before
 
-    own, _ = run("member")
+    def as_accurate(control: str) -> float:
+        """How much tighter the tolerances must be."""
+        return next(t for t in TIGHTER if t == TIGHTER[-1] or error(run(control, t)[0].z, known) <= worst)
+
     worst = error(own.z, known)
-    tighter = next(t for t in TIGHTER if t == TIGHTER[-1] or error(run("shared", t)[0].z, known) <= worst)
-    runs = {"own": ("member", 1.0), "shared": ("shared", 1.0), "shared, as accurate": ("shared", tighter)}
+    runs = {"own": ("member", 1.0), "shared": ("shared", 1.0), "shared, as accurate": ("shared", as_accurate("shared"))}
+    if method == "dopri5" and find_spec("torchode"):
+        runs["torchode, as accurate"] = ("torchode", as_accurate("torchode"))
     spent: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(REPEATS):
         for name, how in runs.items():
             path, seconds = run(*how)
             spent[name].append(seconds)
             if len(spent[name]) == REPEATS:
-                members = path.stats.get("members")
-                number = sum(members["evaluations"]) if members else MEMBERS * path.stats["evaluations"]
                 ratio = median(spent[name]) / median(spent["own"])
                 print(
-                    f"| {kind} | {method} | {name} | {RTOL / how[1]:.1e} | {number} | {error(path.z, known):.2g} "
+                    f"| {kind} | {method} | {name} | {RTOL / how[1]:.1e} | {path.number} | {error(path.z, known):.2g} "
                     f"| {median(spent[name]):.2f} | {ratio:.2f} |",
                     flush=True,
                 )
