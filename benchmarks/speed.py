@@ -658,7 +658,7 @@ def large(size: Size) -> Section:
     rows = []
     for kind, number, d in size.large:
         peaks, notes = {}, {"bytes of the state": 8 * number * d * d}
-        for what in ("velocity", "step", "flow") if kind == "finite" else ("velocity",):
+        for what in ("velocity", "step", "flow"):
             code = f"import speed; speed.lone({what!r}, {kind!r}, {number}, {d}, {torch.get_num_threads()})"
             found = json.loads(output([sys.executable, "-c", code], cwd=HERE))
             peaks[what] = np.array([found.pop("peak")])

@@ -100,7 +100,7 @@ def _outside_derivative(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative of `outside`: of the products before and after each panel, and of z."""
     panels = across.shape[-3]
-    forward, backward = [torch.zeros_like(across[..., 0, :, :])], [torch.zeros_like(across[..., 0, :, :])]
+    forward, backward = [torch.zeros_like(d_across[..., 0, :, :])], [torch.zeros_like(d_across[..., 0, :, :])]
     for p in range(panels):
         forward.append(d_across[..., p, :, :] @ before[..., p, :, :] + across[..., p, :, :] @ forward[-1])
     for p in reversed(range(1, panels)):

@@ -17,6 +17,11 @@ from ..losses import Loss, loss_said
 # Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
 MOST_RESOLVED = 1024
 
+_DERIVED = "velocity", "linearised"
+
+# Numbers of all directions that a derivative takes at once.
+_MOST_NUMBERS = 2**20
+
 
 class Flow(Protocol):
     """A training flow: a vector field on its own state, with an end-to-end map and conserved quantities.
@@ -90,6 +95,42 @@ def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> T
     n = state.numel()
     basis = torch.eye(n, dtype=state.dtype, device=state.device).reshape(n, *state.shape)
     return derivative(basis).reshape(n, n).mT
+
+
+def jacobians(flow: Any, states: Tensor) -> Tensor:
+    """∂velocity/∂state of each of n states as a matrix `(n, N, N)`; raises TypeError where there is no derivative.
+
+    By products of the flow's own `linearised` with the unit directions, or else by autograd.
+    """
+    n, size = len(states), states[0].numel()
+    derivative = flow.linearised(states) if _derives_itself(flow) else None
+    found = states.new_empty(n, size, size)
+    if derivative is not None:
+        basis = torch.eye(size, dtype=states.dtype, device=states.device).reshape(size, 1, *states.shape[1:])
+        many = getattr(type(flow), "many_directions", False)
+        number = max(1, _MOST_NUMBERS // (n * size)) if many else 1
+        for first in range(0, size, number):
+            some = basis[first : first + number].expand(-1, *states.shape)
+            moved = derivative(some) if many else derivative(some[0].contiguous())
+            found[:, :, first : first + len(some)] = moved.reshape(len(some), n, size).permute(1, 2, 0)
+        return found
+    with torch.inference_mode(False), torch.enable_grad():
+        start = states.detach().clone().requires_grad_()
+        values = flow.velocity(start).reshape(n, size).sum(0)  # members do not know of each other
+        if not values.requires_grad:
+            raise TypeError(
+                f"{type(flow).__name__} gives no derivative of its velocity: it has no `linearised`, and torch finds "
+                f"no path through the velocity"
+            )
+        for k, value in enumerate(values):
+            found[:, k] = torch.autograd.grad(value, start, retain_graph=k + 1 < size)[0].reshape(n, size)
+    return found
+
+
+def _derives_itself(flow: Any) -> bool:
+    """Whether `linearised` is of this very velocity: both come from one class, and neither was put in later."""
+    homes = [next((kind for kind in type(flow).__mro__ if name in vars(kind)), None) for name in _DERIVED]
+    return callable(getattr(flow, "linearised", None)) and homes[0] is homes[1] and "velocity" not in vars(flow)
 
 
 def factored(J: Any, gamma: float) -> Callable[[Any], Any]:

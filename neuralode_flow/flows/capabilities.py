@@ -208,6 +208,12 @@ class Linearises(Protocol):
         """The derivative of the velocity at a state, a function of a direction; None where it is not known."""
 
 
+class DerivesAlongMany(Linearises, Protocol):
+    """Its derivative takes directions along further leading axes in one call, where that is true."""
+
+    many_directions: bool
+
+
 class KnowsJacobian(Protocol):
     """Makes the derivative of its velocity as a whole, for implicit methods and states of a few hundred numbers."""
 

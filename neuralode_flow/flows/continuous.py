@@ -68,6 +68,7 @@ class ContinuousFlow:
     """
 
     keeps_orientation = True
+    many_directions = True
 
     def __init__(self, grid: DepthGrid, loss: Loss, depth: str | DepthSolver = "collocation") -> None:
         check_grid("grid", grid)

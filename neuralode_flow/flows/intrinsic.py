@@ -46,6 +46,8 @@ class IntrinsicFlow:
     True
     """
 
+    many_directions = True
+
     def __init__(self, loss: Loss, kernel: Kernel) -> None:
         check_square_loss("loss", loss)
         check_kernel("kernel", kernel)

@@ -52,6 +52,7 @@ class LogPolarFlow:
     """
 
     keeps_orientation = True
+    many_directions = True
 
     def __init__(self, loss: Loss, kernel: LogKernel, rate_of: Callable[[Loss, Tensor], Tensor]) -> None:
         self.loss = loss

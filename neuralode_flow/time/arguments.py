@@ -14,14 +14,17 @@ from torch import Tensor
 from ..checks import count, float_tensor, no_derivatives, positive, real
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
-from ..flows.base import Flow, missing
+from ..flows.base import Flow, jacobians, missing, restricted
 from ..flows.capabilities import Samples, offers
 from ..losses import check_derivatives
-from .base import FAILURES, METHODS, Control, fixed_steps
+from .base import FAILURES, METHODS, Control, differentiates, fixed_steps
 from .resolution import unwarned
 from .trajectory import Trajectory
 
 _ATOL = 1e-10
+
+# Numbers of a state whose derivative is made as a matrix.
+_MOST_DERIVED = 1024
 
 
 def output_times(times: Tensor | Sequence[float]) -> list[float]:
@@ -102,6 +105,30 @@ def checked_control(rtol: float, atol: float | None, step: float | None, start: 
     if raised and not fixed:
         warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
     return Control(**wanted, step=None if step is None else positive("step", step))
+
+
+def check_derivative(flow: Any, start: Tensor, method: str, apart: bool) -> None:
+    """Raises where a method needs a derivative of the velocity that the flow has not, or that is too large.
+
+    It is one of all members together, or of each where they take steps of their own.
+    """
+    if not differentiates(METHODS[method]):
+        return
+    try:
+        members = flow.loss(flow.product(start)).shape
+        alone = apart and len(members) > 0
+        first = start.flatten(0, len(members) - 1)[:1] if alone else start[None]
+        if first.numel() > _MOST_DERIVED:
+            hint = ", or control='member' for the members of a batch" if members and not apart else ""
+            raise ValueError(
+                f"method={method!r} makes the derivative of the velocity as a matrix, of states of up to "
+                f"{_MOST_DERIVED} numbers, and here it has {first.numel()}: choose auto or CVODE_BDF{hint}"
+            )
+        jacobians(restricted(flow, members, torch.tensor([0], device=start.device)) if alone else flow, first)
+    except FAILURES:  # the run tells of them
+        pass
+    except TypeError as error:
+        raise TypeError(f"method={method!r} cannot move this flow: {error}; choose auto, BDF or CVODE_BDF") from error
 
 
 def check_budgets(

@@ -101,10 +101,12 @@ class Stepper(ABC):
     6. `history` lists in words what the method did on its own, such as a change of solver.
     7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
        None; a class does not inherit it.
-    8. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
+    8. `differentiates`: it asks for the derivative of the velocity as a matrix, of any flow.
+    9. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
     one_step: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = False
     formula: ClassVar[Callable[..., Any] | None] = None
 
     def __init__(self, start: Start, **options: Any) -> None:
@@ -186,6 +188,12 @@ def one_step(method: Method) -> bool:
     """Whether a method is known to end its steps where it is told to."""
     kind = getattr(method, "func", method)
     return isinstance(kind, type) and issubclass(kind, Stepper) and kind.one_step
+
+
+def differentiates(method: Method) -> bool:
+    """Whether a method is known to ask for the derivative of the velocity as a matrix."""
+    kind = getattr(method, "func", method)
+    return isinstance(kind, type) and issubclass(kind, Stepper) and kind.differentiates
 
 
 def own_steps(method: Method) -> Callable[..., Any] | None:

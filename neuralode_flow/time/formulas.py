@@ -1,4 +1,4 @@
-"""Explicit Runge–Kutta formulas on many members at once, each with its own step: the numbers are those of one alone.
+"""Runge–Kutta formulas on many members at once, each with its own step: the numbers are those of one alone.
 
 Order of operations and controller are those of SciPy 1.17 and torchdiffeq 0.2.5, whose tableaus are used: products with
 a tableau are one matrix–vector product for each member, and roots and powers are taken as there.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.integrate
@@ -20,8 +20,17 @@ from torch import Tensor
 from ..compat import torchdiffeq_solver
 from .base import Control, Memory
 
-# Velocities `(m, N)` at states `(m, N)` of the members in these rows, and which of them could be had, booleans (m,).
-Rates = Callable[[np.ndarray, Tensor], tuple[Tensor, np.ndarray]]
+
+class Rates(Protocol):
+    """What formulas ask of the flow, at states `(m, N)` of the members in these rows."""
+
+    def __call__(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Velocities `(m, N)`, and which of them could be had, booleans (m,)."""
+        ...
+
+    def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Their derivatives `(m, N, N)`, likewise."""
+        ...
 
 
 class Plan(NamedTuple):
@@ -200,7 +209,7 @@ class ScipyOnDevice(ScipyFormula):
         return self._matrices[name]
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
-        return _first(rates, y, f, self.atol + y.abs() * self.rtol, -self.exponent, length)
+        return first_step(rates, y, f, self.atol + y.abs() * self.rtol, -self.exponent, length)
 
     def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         A, B, number = self._on("A", y), self._on("B", y), self.method.n_stages
@@ -211,7 +220,7 @@ class ScipyOnDevice(ScipyFormula):
             trial = y + torch.matmul(K[..., :s], B if s == number else A[s, :s]) * steps
             slope, had = rates(rows, trial)
             if not had.all():
-                y, steps, K, trial, slope = _those(had, y, steps, K, trial, slope)
+                y, steps, K, trial, slope = of_those(had, y, steps, K, trial, slope)
                 rows = rows[had]
             K[..., s] = slope
         scale = self.atol + torch.maximum(y.abs(), trial.abs()) * self.rtol
@@ -219,7 +228,7 @@ class ScipyOnDevice(ScipyFormula):
 
     def _error(self, K: Tensor, h: Tensor, scale: Tensor) -> Tensor:
         if not hasattr(self.method, "E5"):
-            return _root_mean(torch.matmul(K, self._on("E", K)) * h[:, None] / scale)
+            return root_mean(torch.matmul(K, self._on("E", K)) * h[:, None] / scale)
         five, three = ((torch.matmul(K, self._on(name, K)) / scale).square().sum(-1) for name in ("E5", "E3"))
         whole = ((five + 0.01 * three) * scale.shape[1]).sqrt()
         return torch.where(whole == 0, 0.0, h * five / whole)
@@ -240,8 +249,23 @@ def _rms(values: np.ndarray) -> list[float]:
     return [norm / values.shape[1] ** 0.5 for norm in _norms(values)]
 
 
-class TorchFormula(Formula):
-    """The adaptive methods of torchdiffeq; states keep their dtype and device."""
+class Proposing(Formula):
+    """Formulas that remember a slope and a step; states keep their dtype and device."""
+
+    def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan:
+        cut = t + h * (1 + 1e-9) >= goal
+        step = np.where(cut, goal - t, h)
+        return Plan(step, np.where(cut, goal, t + step), h, ~(t + step > t))
+
+    def memory(self, f: Tensor, h: float) -> dict[str, Any]:
+        return {"h": h, "slope": f, "next": h}
+
+    def remembered(self, memory: Memory) -> tuple[Any, float] | None:
+        return (memory["slope"], float(memory["next"])) if "slope" in memory else None
+
+
+class TorchFormula(Proposing):
+    """The adaptive methods of torchdiffeq."""
 
     def __init__(self, control: Control, *, name: str) -> None:
         self.name, self.control = name, control
@@ -261,12 +285,7 @@ class TorchFormula(Formula):
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
         solver = self._solver
-        return _first(rates, y, f, solver.atol + y.abs() * solver.rtol, 1.0 / float(solver.order), math.inf)
-
-    def plan(self, t: np.ndarray, h: np.ndarray, goal: float, begun: np.ndarray, again: np.ndarray) -> Plan:
-        cut = t + h * (1 + 1e-9) >= goal
-        step = np.where(cut, goal - t, h)
-        return Plan(step, np.where(cut, goal, t + step), h, ~(t + step > t))
+        return first_step(rates, y, f, solver.atol + y.abs() * solver.rtol, 1.0 / float(solver.order), math.inf)
 
     def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         solver, (*stages, c_sol, c_error) = self._solver, self._weights
@@ -278,14 +297,14 @@ class TorchFormula(Formula):
             trial = start + torch.sum(k[..., :s] * (weights * steps), dim=-1)
             slope, had = rates(rows, trial)
             if not had.all():
-                start, steps, k, trial, slope = _those(had, start, steps, k, trial, slope)
+                start, steps, k, trial, slope = of_those(had, start, steps, k, trial, slope)
                 rows = rows[had]
             k[..., s] = slope
         if not self._ends:
             trial = start + torch.sum(k * (steps * c_sol), dim=-1)
         error = torch.sum(k * (steps * c_error), dim=-1)
         allowed = solver.atol + solver.rtol * torch.maximum(start.abs(), trial.abs())
-        return Attempt(rows, trial, k[..., -1].clone(), _root_mean(error / allowed))
+        return Attempt(rows, trial, k[..., -1].clone(), root_mean(error / allowed))
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         solver, error = self._solver, error.cpu()
@@ -298,27 +317,21 @@ class TorchFormula(Formula):
         accepted, h = (error <= 1).numpy(), plan.h * factor.numpy()
         return accepted, np.where(accepted & ended, np.maximum(h, plan.proposed), h)
 
-    def memory(self, f: Tensor, h: float) -> dict[str, Any]:
-        return {"h": h, "slope": f, "next": h}
 
-    def remembered(self, memory: Memory) -> tuple[Any, float] | None:
-        return (memory["slope"], float(memory["next"])) if "slope" in memory else None
-
-
-def _first(rates: Rates, y: Tensor, f: Tensor, scale: Tensor, power: float, longest: float) -> np.ndarray:
+def first_step(rates: Rates, y: Tensor, f: Tensor, scale: Tensor, power: float, longest: float) -> np.ndarray:
     """The first step of each, by how a small one changes the slope, where `scale` is the tolerance (Hairer I, II.4)."""
-    size, speed = _root_mean(y / scale), _root_mean(f / scale)
+    size, speed = root_mean(y / scale), root_mean(f / scale)
     h0 = torch.where((size < 1e-5) | (speed < 1e-5), torch.full_like(size, 1e-6), 0.01 * size / speed)
     h0 = h0.clamp(max=longest)
     after, had = rates(np.arange(len(y)), y + h0[:, None] * f)
-    bend = _root_mean((after - f) / scale) / h0
+    bend = root_mean((after - f) / scale) / h0
     slow = (speed <= 1e-15) & (bend <= 1e-15)
     h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(speed, bend)) ** power)
     found = torch.minimum(100 * h0, h1).clamp(max=longest).double().cpu().numpy()
     return np.where(had, found, np.nan)
 
 
-def _those(had: np.ndarray, *parts: Tensor) -> Iterator[Tensor]:
+def of_those(had: np.ndarray, *parts: Tensor) -> Iterator[Tensor]:
     """Of each tensor the rows of members whose velocity could be had."""
     kept = torch.from_numpy(had).to(parts[0].device)
     return (part[kept] for part in parts)
@@ -329,7 +342,7 @@ def sizes(h: np.ndarray, y: Tensor) -> Tensor:
     return y.new_full((1,), float(h[0])) if len(h) == 1 else torch.from_numpy(h).to(y)
 
 
-def _root_mean(values: Tensor) -> Tensor:
+def root_mean(values: Tensor) -> Tensor:
     """The root mean square of each row."""
     return values.abs().pow(2).mean(-1).sqrt()
 

@@ -17,7 +17,15 @@ from ..flows.capabilities import Carried, offers
 from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .apart import Apart, check_apart, check_own_steps
-from .arguments import check_budgets, check_options, checked_control, checked_path, checked_start, output_times
+from .arguments import (
+    check_budgets,
+    check_derivative,
+    check_options,
+    checked_control,
+    checked_path,
+    checked_start,
+    output_times,
+)
 from .base import METHODS, fixed_steps
 from .checkpoint import Checkpoint, description
 from .endings import EVENTS_ASKED
@@ -89,9 +97,10 @@ def integrate(
         "auto": LSODA's Adams formulas until the problem turns out stiff, from then on NDF where the flow solves
         Newton's systems itself (IntrinsicFlow, ContinuousFlow), else CVODE_BDF.
         Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (torchdiffeq), RK23, RK45, DOP853, Radau, BDF, LSODA
-        (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the
-        3/8 rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint, carpenter_kennedy (order
-        4, in the memory of two states).
+        (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free), rodas5p (linearly implicit, order 5, by the derivative
+        of the velocity as a matrix: up to 1024 numbers). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the 3/8
+        rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint, carpenter_kennedy (order 4, in the
+        memory of two states).
     rtol, atol : float
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
@@ -101,8 +110,9 @@ def integrate(
         Its numbers are those of a run of it alone: to the bit where the velocity of a member does not depend on the
         others (the compiled engine's, of `ContinuousFlow` and `FiniteFlow`), else to round-off. One that ends stays
         where it met an event, or before the step that failed: its later rows repeat that, and `stats["members"]` says
-        how, when, and in how many evaluations and steps each ended. Adaptive explicit methods have it; dense, estimate
-        and adapt go with shared steps. A loss with numbers of its own for the members has to offer `select`.
+        how, when, and in how many evaluations and steps each ended. Adaptive explicit methods have it, and rodas5p for
+        stiff members; dense, estimate and adapt go with shared steps. A loss with numbers of its own for the members
+        has to offer `select`.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional
@@ -191,6 +201,7 @@ def integrate(
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
         kind = Apart if control == "member" and check_apart(*moving) else Run
+        check_derivative(moving[0], moving[1], method, kind is Apart)
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         budget = Budget(max_evaluations, max_seconds)
         course = _Course(flow, known, moving[0], kind, adapt, budget, float(every), report)

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..flows.base import restricted
+from ..flows.base import jacobians, restricted
 from .base import METHODS, Start, Stepper
 from .endings import ENDINGS
 from .formulas import Formula, Rates
 from .watch import Watch
+
+# What is asked of a flow, restricted to some members, at their states.
+Work = Callable[[Any, Tensor], Tensor]
 
 _CODES = tuple(ENDINGS)
 _OK = _CODES.index("ok")
@@ -198,34 +201,21 @@ class OwnSteps:
         self.h = float(np.min(self.here.t[rows] - here.t, initial=np.inf)) if len(rows) else self.h
 
     def _rates(self, index: np.ndarray) -> Rates:
-        """The velocities of these members; one that has none, or no budget for it, ends."""
-        t, most = self.t, self.watch.budget.evaluations
-        held: list[tuple[int, Tensor, Any]] = []  # the flow of those that are asked for, which only become fewer
+        """What is asked of the flow for these members; one that has none, or no budget for it, ends."""
+        return _Asked(self, index)
 
-        def rates(rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
-            chosen, had = index[rows], np.ones(len(rows), dtype=bool)
-            if not len(rows):
-                return y, had
-            over = self.evaluations[chosen] >= most
-            if over.any():
-                self.end(chosen[over], "evaluations")
-                found, had = torch.zeros_like(y), ~over
-                kept = torch.from_numpy(had).to(y.device)
-                found[kept], had[had] = rates(rows[had], y[kept])
-                return found, had
-            self.evaluations[chosen] += 1
-            self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[chosen].max()))
-            if not held or held[-1][0] != len(rows):
-                which = torch.from_numpy(chosen).to(y.device)
-                held.append((len(rows), which, restricted(self.watch.grid.flow, self.members, which)))
-            _, which, flow = held[-1]
-            values, endings = self.watch.each(t, flow, self._states(y), lambda: self._states(self.here.y[which]))
-            for place, ending in endings.items():
-                had[place] = False
-                self.end(chosen[place : place + 1], ending)
-            return self.formula.flat(values), had
-
-        return rates
+    def asked(self, rows: np.ndarray, work: Work, flow: Any, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        """work(flow, states) of some members and who has it; the others end."""
+        self.evaluations[rows] += 1
+        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
+        which, had = torch.from_numpy(rows).to(y.device), np.ones(len(rows), dtype=bool)
+        # Velocities are asked for at trial states, derivatives where the members stand.
+        good = None if work is jacobians else lambda: self._states(self.here.y[which])
+        values, endings = self.watch.each(self.t, work, flow, self._states(y), good)
+        for place, ending in endings.items():
+            had[place] = False
+            self.end(rows[place : place + 1], ending)
+        return values, had
 
     def alone(self, row: int, velocity: Watch) -> Alone:
         """A member in the step that it took, as the method alone would have taken it."""
@@ -247,6 +237,45 @@ class OwnSteps:
             if before < after:
                 states[row] = self.alone(row, watches(row)).at(before + s * (after - before))
         return states.reshape(self.start.state.shape)
+
+
+class _Asked:
+    """See Rates: for some members, who only become fewer."""
+
+    def __init__(self, own: OwnSteps, index: np.ndarray) -> None:
+        self.own, self.index, self.most = own, index, own.watch.budget.evaluations
+        self.held: tuple[int, Any] = (-1, None)  # the flow of as many
+
+    def __call__(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        values, had = self._asked(rows, velocities, y)
+        return self.own.formula.flat(values) if len(rows) else y, had
+
+    def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        return self._asked(rows, jacobians, y)
+
+    def _asked(self, rows: np.ndarray, work: Work, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        own, chosen = self.own, self.index[rows]
+        able = own.evaluations[chosen] < self.most
+        if not able.all():
+            own.end(chosen[~able], "evaluations")
+        if not able.any():
+            return y, able
+        if self.held[0] != len(rows):
+            which = torch.from_numpy(chosen).to(y.device)
+            self.held = len(rows), restricted(own.watch.grid.flow, own.members, which)
+        if able.all():
+            return own.asked(chosen, work, self.held[1], y)
+        kept = torch.from_numpy(able).to(y.device)
+        some, had = self._asked(rows[able], work, y[kept])
+        values = some.new_zeros(len(rows), *some.shape[1:])
+        values[kept], able[able] = some, had
+        return values, able
+
+
+def velocities(flow: Any, states: Tensor) -> Tensor:
+    """Those of some members, as one asks for their derivatives."""
+    found: Tensor = flow.velocity(states)
+    return found
 
 
 class Alone(Stepper):

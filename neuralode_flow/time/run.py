@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flows.capabilities import ChoosesTolerances, KnowsFinite, offers
 from .barrier import Barrier, barrier_of
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper
+from .byformula import ByFormula, on_device
 from .checkpoint import Checkpoint, Saved
 from .dense import Dense
 from .endings import EVENTS_ASKED, Stopped
@@ -19,7 +20,6 @@ from .events import Stop
 from .interrupt import Request
 from .lookout import Happened, Lookout
 from .members import advice, of_members
-from .ondevice import OnDevice, on_device
 from .progress import Progress, Throttled
 from .reach import out_of_reach
 from .records import Observer, Records, given
@@ -214,7 +214,7 @@ class Run:
         """The method in motion; its tolerances are those of the state that it moves, which stand for those of z."""
         method = METHODS[self.task.method]
         start = self._beginning(t, state, memory)
-        return OnDevice(start, method=method) if on_device(method, state) else method(start)
+        return ByFormula(start, method=method) if on_device(method, state) else method(start)
 
     def _beginning(self, t: float, state: Tensor, memory: Memory) -> Start:
         task, flow, control = self.task, self.grid.flow, self.task.control

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import all_finite
-from ..flows.base import restricted
+from ..flows.base import jacobians, restricted
 from ..flows.capabilities import KnowsJacobian, Linearises, Resolves, offers, replayed
 from .base import FAILURES, Control
 from .endings import Stopped
@@ -87,22 +88,34 @@ class Watch:
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
         return self._computed(t, replayed(self.grid.flow), state)
 
-    def each(self, t: float, flow: Any, states: Tensor, good: Callable[[], Tensor]) -> tuple[Tensor, dict[int, str]]:
-        """The velocity of some members `(n, ...)`, and the endings of those that have none, by their places.
+    def each(
+        self,
+        t: float,
+        work: Callable[[Any, Tensor], Tensor],
+        flow: Any,
+        states: Tensor,
+        good: Callable[[], Tensor] | None,
+    ) -> tuple[Tensor, dict[int, str]]:
+        """work(flow, states) of some members `(n, ...)`, such as velocities, and how those end that have none.
 
-        `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed.
+        `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed, and without
+        it members are tried one by one; endings are by their places.
         """
         self._check_seconds(t)
         try:
-            value = flow.velocity(states)
+            value = work(flow, states)
         except FAILURES:
             n = len(states)
-            bad = culprits(flow.velocity, FAILURES, states, good(), states.shape[:1])
-            value, rest = torch.zeros_like(states), (~bad).nonzero()[:, 0]
+            if good is None:
+                bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)])
+            else:
+                bad = culprits(partial(work, flow), FAILURES, states, good(), states.shape[:1])
+            rest = (~bad).nonzero()[:, 0]
             if not bool(bad.any()) or not len(rest):
-                return value, dict.fromkeys(range(n), "velocity")
+                return torch.zeros_like(states), dict.fromkeys(range(n), "velocity")
             fewer = restricted(flow, (n,), rest)
-            found, endings = self.each(t, fewer, states[rest], lambda: good()[rest])
+            found, endings = self.each(t, work, fewer, states[rest], good and (lambda: good()[rest]))
+            value = found.new_zeros(n, *found.shape[1:])
             value[rest] = found
             places = rest.tolist()
             lost = {int(i): "velocity" for i in bad.nonzero()[:, 0]}
@@ -135,11 +148,18 @@ class Watch:
         return offers(self.grid.flow, KnowsJacobian) and self.grid.flow.knows_jacobian(state)
 
     def jacobian(self, t: float, state: Tensor) -> Tensor:
-        """See Velocity; it counts as one product, and costs about twenty velocities."""
+        """See Velocity; it counts as one product, and costs about twenty velocities where the flow knows it."""
         self._spend(t)
         self.evaluations += 1
         self.products += 1
-        return self._computed(t, self.grid.flow.jacobian, state)
+        flow = self.grid.flow
+        try:
+            found: Tensor = flow.jacobian(state) if self.knows_jacobian(state) else jacobians(flow, state[None])[0]
+        except FAILURES as error:
+            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+        if not all_finite(found):
+            raise Stopped("not_finite", f"the derivative of the velocity is not finite at t = {t:.6g}")
+        return found
 
     def knows_resolvent(self, state: Tensor) -> bool:
         """See Velocity."""
@@ -198,3 +218,12 @@ class Watch:
                 f"large{advice(which)}",
             )
         return value
+
+
+def _fails(work: Callable[[Any, Tensor], Tensor], flow: Any, states: Tensor, i: int) -> bool:
+    """Whether there is nothing to be had of one member alone."""
+    try:
+        work(restricted(flow, states.shape[:1], torch.tensor([i], device=states.device)), states[i : i + 1])
+    except FAILURES:
+        return True
+    return False

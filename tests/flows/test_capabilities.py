@@ -38,6 +38,7 @@ OFFERED = {
     "KeepsSign": {"finite", "factorization"},
     "PullsBack": {"factorization"},
     "Linearises": {"continuous", "factorization", "momentum", "intrinsic", "carrier"},
+    "DerivesAlongMany": {"continuous", "intrinsic", "carrier"},
     "KnowsJacobian": {"intrinsic", "carrier"},
     "Resolves": {"continuous", "intrinsic", "carrier"},
     "Carried": {"intrinsic"},

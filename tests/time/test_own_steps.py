@@ -110,7 +110,7 @@ def test_members_in_float32_are_what_they_are_alone():
         assert_alone(path, runs)
 
 
-@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", "rodas5p"])
 def test_what_is_carried_in_logarithms_is_what_it_is_alone_to_round_off(method):
     target = targets(3)
     loss, start = nf.Quadratic(target), torch.eye(3).expand(3, 3, 3).clone()
@@ -234,7 +234,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", "rodas5p"])
 @pytest.mark.parametrize("stop", [None, {"loss": 0.05}])
 def test_a_run_that_is_taken_up_gives_the_same_bits(method, stop, tmp_path):
     target, start = targets(5), layers(5)

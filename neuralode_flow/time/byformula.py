@@ -1,4 +1,4 @@
-"""Explicit methods on an accelerator: the processor looks at one number for each step that is tried."""
+"""Methods by their formulas; on an accelerator the processor looks at one number for each step that is tried."""
 
 from __future__ import annotations
 
@@ -14,35 +14,41 @@ from .endings import Stopped
 from .formulas import Attempt
 
 
-class OnDevice(Stepper):
-    """A method whose states, stages and errors stay on the device, by its formula for members, of which this is one.
-
-    Steps, and numbers to round-off, are those of the method on the processor.
+class ByFormula(Stepper):
+    """A method by its formula for members, of which this is one; states, stages and errors stay on their device.
 
     Parameters
     ----------
     start : Start
     method : Method
         One that has a formula.
+    postpones : bool
+        Whether looks at the numbers of a step are taken as one.
     """
 
-    def __init__(self, start: Start, *, method: Method) -> None:
-        super().__init__(start, method=method)
+    def __init__(self, start: Start, *, method: Method, postpones: bool = True) -> None:
+        super().__init__(start, method=method, postpones=postpones)
         self._formula = own_steps(method)(start.control).on(start.state.device)  # type: ignore[misc]
-        self._looks = Looks()
+        self._looks = Looks() if postpones else None
         y = self._formula.flat(start.state[None])
         kept = self._formula.remembered(start.memory)
         if kept is not None:
             f, self._next = torch.as_tensor(kept[0]).to(y).reshape(y.shape), kept[1]
         else:
-            f = self._rates(np.arange(1), y)[0]
-            first = self.h or float(self._formula.first(self._rates, y, f, start.end - start.t)[0])
+            f = self(np.arange(1), y)[0]
+            first = self.h or float(self._formula.first(self, y, f, start.end - start.t)[0])
             self._next = min(first, start.end - start.t)
         self._f = f
 
-    def _rates(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
-        velocity = self.velocity(self.t, y.to(self.state).reshape(self.state.shape))
+    def __call__(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        velocity = self.velocity(self.t, self._state(y))
         return self._formula.flat(velocity[None]), np.ones(1, dtype=bool)
+
+    def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
+        return self.velocity.jacobian(self.t, self._state(y))[None], np.ones(1, dtype=bool)
+
+    def _state(self, y: Tensor) -> Tensor:
+        return y.to(self.state).reshape(self.state.shape)
 
     def _step(self, goal: float) -> None:
         formula, t = self._formula, np.array([self.t])
@@ -57,7 +63,7 @@ class OnDevice(Stepper):
             if accepted.all():
                 break
             again = ~accepted
-        self.t, self.state = float(plan.end[0]), tried.y.to(self.state).reshape(self.state.shape)
+        self.t, self.state = float(plan.end[0]), self._state(tried.y)
         self._ends, self._f, self._next = (self._f, tried.f), tried.f, float(h[0])
 
     def _tried(self, y: Tensor, h: np.ndarray) -> tuple[Attempt, Tensor]:
@@ -65,15 +71,17 @@ class OnDevice(Stepper):
         looks = self._looks
 
         def work() -> Attempt:
-            tried = self._formula.tried(self._rates, y, self._f, h)
-            error = torch.where(looks.doubt(), torch.nan, tried.error) if looks.doubts else tried.error
+            tried = self._formula.tried(self, y, self._f, h)
+            error = tried.error
+            if looks is not None and looks.doubts:
+                error = torch.where(looks.doubt(), torch.nan, error)
             return tried._replace(error=error.cpu())
 
         tried = as_one(looks, work, lambda tried: not bool(torch.isfinite(tried.error).all()))
         return tried, tried.error
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
-        first, last = (f.to(self.state).reshape(self.state.shape) for f in self._ends)
+        first, last = map(self._state, self._ends)
         return first, last
 
     def memory(self) -> dict[str, Any]:
