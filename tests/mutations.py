@@ -34,6 +34,11 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault("the continuous velocity goes uphill", "flows/continuous.py",
           "return -self.loss.gradient(z)", "return self.loss.gradient(z)", "flows/test_gradients.py"),
+    Fault("the derivative of another velocity is taken", "flows/base.py",
+          "and homes[0] is homes[1]", "", "time/test_rodas.py"),
+    Fault("a derivative that fails ends all members", "time/watch.py",
+          "bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)])",
+          "bad = torch.ones(n, dtype=torch.bool)", "time/test_rodas.py"),
     Fault("gd takes the step of the flow beneath it", "flows/continuous.py",
           "or not own_velocity(self, ContinuousFlow):", "or False:", "time/test_descend.py"),
     Fault("a wrapper takes the step of what it passes on to", "time/descend.py",

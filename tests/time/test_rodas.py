@@ -139,7 +139,7 @@ MODELS = {
     "cayley": (nf.FiniteFlow(4, LOSS, "cayley"), 0.3 * randn(3, 4, 2, 2, seed=1)),
     "factorization": (nf.FactorizationFlow(lambda t: t**3, nf.Quadratic(TARGET[0])), 1 + 0.2 * randn(3, 2, seed=3)),
     "away": (Away(LOSS, nf.LogMean()), torch.eye(2).double() + 0.2 * randn(3, 2, 2, seed=2)),
-    "passing": (Passing(nf.FiniteFlow(4, LOSS)), 0.3 * randn(3, 4, 2, 2, seed=1)),
+    "passing": (Passing(nf.ContinuousFlow(GRID, LOSS)), 0.3 * randn(3, 4, 2, 2, seed=1)),
 }
 LOGARITHMS = LogPolarFlow(LOSS, nf.LogMean(), None)
 
