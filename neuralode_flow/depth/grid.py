@@ -257,17 +257,19 @@ class DepthGrid:
         TypeError, ValueError
             If a depth is no number or outside [0, 1], or `values` does not fit the grid.
         """
-        self._check(values)
+        result = self.interpolation(s)(values)
+        return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
+
+    def interpolation(self, s: Tensor | float) -> Callable[[Tensor], Tensor]:
+        """`interpolate` at the same depths `(M,)` again and again: a function of values."""
         points = np.atleast_1d(_depths(s))
         if len(self) <= _DENSE:
             matrix = _dense(self.panels, self.order, points.tobytes())
-            result = (matrix.to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
-        else:
-            panel, weights = _lagrange(self.panels, self.order, points)
-            columns = panel[:, None] * self.order + np.arange(self.order)
-            rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
-            result = self._interpolated(rows, columns, weights, values)
-        return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
+            return lambda values: (matrix.to(self._check(values)) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+        panel, weights = _lagrange(self.panels, self.order, points)
+        columns = panel[:, None] * self.order + np.arange(self.order)
+        rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
+        return lambda values: self._interpolated(rows, columns, weights, self._check(values))
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
