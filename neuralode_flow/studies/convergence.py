@@ -407,7 +407,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
 
 def _tables(dataset: xr.Dataset, floor: float) -> tuple[ErrorTable, ...]:
     depths = dataset.depth.values.tolist()
-    by_rule = {str(rule): dataset.error_z.sel(rule=rule).values.tolist() for rule in dataset.rule.values}
+    by_rule = dict(zip(dataset.rule.values.tolist(), dataset.error_z.values.tolist(), strict=True))
     labels = EDGES | (EDGES_IN_STEPS if "rate" in dataset.attrs else {})
     edges = {label: dataset[name].values.tolist() for name, label in labels.items()}
     return (
@@ -449,8 +449,11 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
 
 def _numbers(dataset: xr.Dataset) -> dict[str, object]:
     """The further entries of summary.json."""
-    by_rule = {str(rule): dataset.sel(rule=rule) for rule in dataset.rule.values}
-    attrs = dataset.attrs
+    rules, attrs = dataset.rule.values.tolist(), dataset.attrs
+
+    def by_rule(name: str) -> dict[str, Any]:
+        return dict(zip(rules, dataset[name].values, strict=True))
+
     return {
         "reference_error": float(dataset.error_reference),
         "reference_error_grid": float(dataset.error_grid),
@@ -463,20 +466,20 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "relaxed_balance_defect": attrs["relaxed_balance_defect"],
         "intrinsic_gap": attrs["intrinsic_gap"],
         "depths": dataset.depth.values,
-        "orders": {rule: float(part.order) for rule, part in by_rule.items()},
-        "order_spreads": {rule: float(part.order_spread) for rule, part in by_rule.items()},
-        "order_points": {rule: int(part.order_points) for rule, part in by_rule.items()},
-        "order_reasons": {rule: str(part.order_reason.item()) for rule, part in by_rule.items()},
-        "expected_orders": {rule: float(part.order_expected) for rule, part in by_rule.items()},
-        "errors": {rule: part.error_z.values for rule, part in by_rule.items()},
-        "profile_orders": {rule: float(part.order_profile) for rule, part in by_rule.items()},
-        "profile_errors": {rule: part.error_profile.values for rule, part in by_rule.items()},
+        "orders": by_rule("order"),
+        "order_spreads": by_rule("order_spread"),
+        "order_points": by_rule("order_points"),
+        "order_reasons": by_rule("order_reason"),
+        "expected_orders": by_rule("order_expected"),
+        "errors": by_rule("error_z"),
+        "profile_orders": by_rule("order_profile"),
+        "profile_errors": by_rule("error_profile"),
         "richardson_order": float(dataset.order_richardson),
         "richardson_errors": dataset.error_richardson.values,
         "finite_square_errors": dataset.error_finite_square.values,
         "intrinsic_depth_order": float(dataset.order_intrinsic_depth),
         "intrinsic_depth_errors": dataset.error_intrinsic_depth.values,
-        "law_drifts": {rule: part.drift_finite.values for rule, part in by_rule.items()},
+        "law_drifts": by_rule("drift_finite"),
         **infimum.numbers(dataset, "loss_continuous"),
         **numbers(dataset, "loss_continuous"),
     }

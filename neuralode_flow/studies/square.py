@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.grid import DepthGrid, Profile
+from ..depth.grid import DepthGrid, Profile, Remembered
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -82,6 +82,7 @@ def solve_square(
     progress: Progress | None,
 ) -> Square:
     """Solves all edges, side by side; raises RuntimeError if the reference itself could not be computed."""
+    initial = Remembered(initial)  # networks of one depth begin alike
     flows = {(layer, L): FiniteFlow(L, flow.loss, layer, sampling) for layer in layers for L in depths}
     sides = {("square", L): L for L in depths}
     nodes = len(flow.grid)
