@@ -68,9 +68,10 @@ static double R(sweeps)(const Work *w, int rows, long n, const REAL *c, const RE
             R(integral)(pairs, odd, n, c + p * 2 * pairs, F, now, now + n);
             for (int side = 0; side < 2; side++) {
                 const int k = 2 * p - odd + side;
-                if (both)
-                    R(twice)(now + side * n, B + k * bn, S + k * sn, f + side * n);
-                else
+                if (both) {
+                    R(small)(now + side * n, 4, 1, B + k * bn, 1, S + k * sn, f + side * n);
+                    R(small)(now + side * n + 16, 4, 1, B + k * bn + 16, 1, S + k * sn + 16, f + side * n + 16);
+                } else
                     R(product)(rows, ld, w->d, now + side * n, ld, 1, B + k * bn, 1, S + k * sn, f + side * n);
             }
             R(put)(pairs, p, n, f, f + n, F);
