@@ -34,7 +34,7 @@ _PART = "members-{:06}-{:06}.nc"
 _NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
 
 # Members that one process has in memory at most, and bytes that these may take, as far as is known before.
-_MOST_AT_ONCE, _MOST_BYTES = 64, 2**28
+_MOST_AT_ONCE, _MOST_BYTES = 128, 2**28
 
 # Bytes of the joined dataset; the largest variables are left out where it would have more.
 _MOST_JOINED = 2**30
