@@ -178,7 +178,8 @@ class _Beside:
         grid = reference.flow.grid
         self._limit, self._weights, self._kept = grid.interpolation(nodes), weights, kept
         self._reference = reference
-        self._looks = tuple(part.cpu().numpy().tobytes() for part in (nodes, weights, kept) if part is not None)
+        parts = (grid.nodes, nodes, weights, kept)
+        self._looks = tuple(part.cpu().numpy().tobytes() for part in parts if part is not None)
 
     def __call__(self, i: int, state: Tensor) -> Tensor:
         return self.together([self], i, state.unsqueeze(0))[0]
@@ -188,8 +189,8 @@ class _Beside:
         """What each observer makes of a state of its own `(m, ..., N, d, d)`; ValueError where they look elsewhere."""
         if len({own._looks for own in observers}) > 1:
             raise ValueError("observers must look at the same depths in the same way")
-        limits = torch.stack([own._limit(own._reference.states[i]) for own in observers])
         first = observers[0]
+        limits = first._limit(torch.stack([own._reference.states[i] for own in observers]))
         batch = states.flatten(1, -4) if states.ndim > 4 else states.unsqueeze(1)
         squares = (batch - limits.unsqueeze(1)).square().sum((-2, -1))
         seen = (squares * first._weights).sum(-1).mean(-1, keepdim=True).sqrt()
