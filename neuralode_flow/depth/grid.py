@@ -326,7 +326,7 @@ def _dense(panels: int, order: int, points: bytes) -> Tensor:
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """matrix @ values `(..., N, n)`, each as it would be alone, by the BLAS of NumPy where they are no more than numbers.
+    """matrix @ values `(..., N, n)`, each as it would be alone, by the BLAS of NumPy where they are mere numbers.
 
     It has fast kernels on all processors, and is called sooner.
     """

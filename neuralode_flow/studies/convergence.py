@@ -28,11 +28,11 @@ from ..orders import Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
 from . import infimum
-from .axes import arranged, axis, depth, time
+from .axes import Axis, arranged, axis, depth, time
 from .base import STUDIES, AnyClock, Progress, Start, Study, summarise
 from .heldout import LONG_NAME, along, numbers, verdict
 from .square import Reference, Square, check_depths, distance, solve_square
-from .weights import kept, weights
+from .weights import kept, weights_and_depth
 
 __all__ = ["expected_order", "run", "summarise"]
 
@@ -176,7 +176,7 @@ def run(
         progress,
     )
     orders = _orders(square, sampling, initial, clock)
-    dataset = infimum.known(_dataset(square, orders, clock), problem.loss)
+    dataset = _dataset(square, orders, clock)
     if problem.held_out is not None:
         dataset = dataset.assign(
             loss_held_out=("time", along(problem.held_out, square.reference.path.z), {"long_name": LONG_NAME}),
@@ -250,24 +250,27 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
         "evaluations": (edge, square.table("evaluations")),
         "seconds": (edge, square.table("seconds")),
     }
-    axes = [axis("rule", square.layers, "layer rule"), depth(square.depths), time(path.times)]
+    seen, places = _all_weights(reference, [network.layers for network in square.networks.values()])
+    axes = [axis("rule", square.layers, "layer rule"), depth(square.depths), time(path.times), *places]
     names = LONG_NAMES | (IN_STEPS if clock.in_steps else {})
-    dataset = arranged(variables, axes, names, units={"seconds": "s"})
-    return dataset.merge(_all_weights(reference, [network.layers for network in square.networks.values()]))
+    everything = {**variables, **seen, **infimum.variable(reference.flow.loss)}
+    return arranged(everything, axes, names, units={"seconds": "s"})
 
 
-def _all_weights(reference: Reference, layers: list[np.ndarray | None]) -> xr.Dataset:
-    """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it."""
+def _all_weights(reference: Reference, layers: list[np.ndarray | None]) -> tuple[dict[str, Any], list[Axis]]:
+    """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it.
+
+    Variables and axes, for `arranged`.
+    """
     seen = [kept(len(reference.states), W) for W in reference.states]
     found = [values for values in seen if values is not None]
     if not found:
-        return xr.Dataset()
-    dataset, beside = weights(torch.stack(found), reference.flow.grid.nodes), [W for W in layers if W is not None]
-    if not beside:
-        return dataset
-    return dataset.assign(
-        W_finite=(("depth", *dataset["W"].dims), np.stack(beside), {"long_name": LONG_NAMES["W_finite"]})
-    )
+        return {}, []
+    variables, place = weights_and_depth(torch.stack(found), reference.flow.grid.nodes)
+    beside = [W for W in layers if W is not None]
+    if beside:
+        variables["W_finite"] = (("depth", *variables["W"][0]), np.stack(beside), LONG_NAMES["W_finite"])
+    return variables, [place]
 
 
 def _richardson(square: Square) -> np.ndarray:
