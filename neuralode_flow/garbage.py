@@ -17,13 +17,3 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextmanager
-def passed_over() -> Iterator[None]:
-    """For long work that makes many objects: what there is already, such as modules, is not looked through again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -16,7 +16,6 @@ import xarray as xr
 
 from .. import results
 from ..finding import Finding
-from ..garbage import passed_over
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
@@ -76,9 +75,7 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
         if seconds is not None and time.monotonic() - started >= seconds:
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        with passed_over():
-            found = _computed(job, one, members)
-        results.write(path, found.assign_attrs(of=_digest(job)))
+        results.write(path, _computed(job, one, members).assign_attrs(of=_digest(job)))
 
     missing = [*_missing(number, size, done)]
     finished = number - sum(map(len, missing))

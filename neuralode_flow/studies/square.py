@@ -232,7 +232,7 @@ def _top_edge(
     """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
     nodes, L = reference.flow.grid.nodes, len(flow.nodes)
     start = flow.sample(initial)
-    weights = torch.full((L,), 1 / L).to(start)
+    weights = start.new_full((L,), 1 / L)
     at_nodes = (nodes * L).floor().long().clamp(max=L - 1).to(start.device) if keep else None
     path = _solve(clock, name, flow, start, _Beside(reference, flow.nodes, weights, at_nodes))
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])

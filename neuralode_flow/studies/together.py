@@ -228,7 +228,7 @@ def _gathered(calls: Sequence[_Call]) -> Trajectory:
     options = {name: first.options[name] for name in ("method", "rtol", "atol")}
     most = first.options.get("max_evaluations")
     observers = [call.options.get("observe") for call in calls]
-    # What looks at the states of several members at once.
+    # An observer may look at the states of several members at once.
     at_once = getattr(type(observers[0]), "together", None)
 
     def observe(i: int, states: Tensor) -> Tensor | None:

@@ -6,8 +6,8 @@ INLINE int T(node)(int m, int k) {
     return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
 }
 
-/* Some rows, n numbers from `from` on, of one half of one panel, or all of both: X - I at the nodes, ordered from the middle, and at the
-   right and the left end. Bf is B in float. */
+/* Some rows, n numbers from `from` on, of one half of one panel, or all of both: X - I at the nodes, ordered from the
+   middle, and at the right and the left end. Bf is B in float. */
 static int T(strip)(const Work *w, long t, int rows, long from, long n, const double *B, const float *Bf, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
     const long next = STRIDE(w);
