@@ -137,16 +137,3 @@ def test_the_loss_decays_at_least_at_the_rate_of_the_smallest_singular_value():
     path = exactly(nf.IntrinsicFlow(loss, nf.LogMean()), z0)
     smallest = torch.linalg.svdvals(path.z)[:, -1].min()
     assert bool((path.loss <= path.loss[0] * torch.exp(-2 * smallest**2 * TIMES) * (1 + 1e-9)).all())
-
-
-def test_errors_do_not_depend_on_the_default_dtype():
-    settings = {"study.depths": (3, 6), "study.layers": ["euler"], "study.workers": 1, "time.horizon": 0.5}
-    given = {"problem": {"name": "teacher", "dimension": 2}, "debug": "quick"}
-    before, found = torch.get_default_dtype(), []
-    for dtype in (torch.float64, torch.float32):
-        torch.set_default_dtype(dtype)
-        try:
-            found.append(nf.run("convergence", settings, **given).dataset.error_profile.values)
-        finally:
-            torch.set_default_dtype(before)
-    assert (abs(found[0] - found[1]) <= 1e-13 * found[0]).all()
