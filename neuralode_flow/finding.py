@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import xarray as xr
@@ -177,13 +177,23 @@ class Finding:
 
     def parts(self) -> dict[str, Any]:
         """All of it in the types of Python."""
-        parts = asdict(self) | {"orders": [order._asdict() for order in self.orders]}
+        parts = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "claim": None if self.claim is None else asdict(self.claim),
+            "checks": [asdict(check) for check in self.checks],
+            "orders": [order._asdict() for order in self.orders],
+            "tables": [asdict(table) for table in self.tables],
+        }
         return {name: plain(part) for name, part in parts.items()}
 
     def attached(self, dataset: xr.Dataset) -> xr.Dataset:
         """The dataset with this finding in its attributes."""
         named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
         return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(self.parts(), ensure_ascii=False)})
+
+    @staticmethod
+    def parts_in(dataset: xr.Dataset) -> dict[str, Any] | None:
+        """The parts of the finding in the attributes of a dataset, None where there is none."""
+        return json.loads(dataset.attrs[_ATTRIBUTE]) if Finding.stated(dataset) else None
 
     @staticmethod
     def stated(dataset: xr.Dataset) -> bool:
@@ -199,7 +209,7 @@ class Finding:
         ValueError
             If there is neither.
         """
-        if _ATTRIBUTE not in dataset.attrs:
+        if not cls.stated(dataset):
             if record is not None:
                 return cls.from_record(record)
             raise ValueError("the dataset states no finding; its study must return `Finding(…).attached(dataset)`")

@@ -235,3 +235,13 @@ SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 def test_bad_input(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_random_shift_at_many_depths_is_that_at_each_to_the_bit():
+    shift, nodes = nf.initial.random_shift(0.7, generator(3)), torch.rand(50, generator=generator(4))
+    assert shift.at(nodes).tolist() == [shift(s) for s in nodes.tolist()]
+    z0 = positive_matrix(3, 5)
+    quick, plain = nf.relaxed_balanced(z0, shift), nf.relaxed_balanced(z0, lambda s: shift(s))
+    assert torch.equal(quick.at(nodes), plain.at(nodes))
+    waves = torch.randn(4, generator=generator(3)) * torch.cos(torch.pi * 0.3 * torch.arange(4)) / torch.arange(1, 5)
+    assert shift(0.3) == pytest.approx(0.7 * float(waves.sum()), rel=1e-14)

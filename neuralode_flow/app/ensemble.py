@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _PART = "members-{:06}-{:06}.nc"
 _NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
 
 # Members that one process has in memory at most, and bytes that these may take, as far as is known before.
-_MOST_AT_ONCE, _MOST_BYTES = 64, 2**28
+_MOST_AT_ONCE, _MOST_BYTES = 128, 2**28
 
 # Bytes of the joined dataset; the largest variables are left out where it would have more.
 _MOST_JOINED = 2**30
@@ -155,18 +155,25 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
     if not whole:
         return dataset
-    datasets = [_with_attributes(_kept(_renamed(dataset), len(job.ensemble or ()))) for _, dataset in whole]
-    _check_shapes(job, [i for i, _ in whole], datasets)
+    first = _renamed(whole[0][1])
+    left_out = _left_out(first, len(job.ensemble or ()))
+    dropped = [*left_out, *_unused(first, left_out)]
+    first = first.drop_vars(dropped)
+    own = [_with_attributes(_renamed(dataset), dropped) for _, dataset in whole]
+    _check_shapes(job, [i for i, _ in whole], own, first.coords)
     places = [i - members.start for i, _ in whole]
     joined = {
         name: (
             (DIMENSION, *variable.dims),
-            _rows([own[name].values for own in datasets], places, len(rows)),
+            _rows([variables[name].values for variables in own], places, len(rows)),
             variable.attrs,
         )
-        for name, variable in datasets[0].data_vars.items()
+        for name, variable in own[0].items()
+        if name not in first.coords
     }
-    together = dataset.assign(joined).assign_coords(datasets[0].coords).assign_attrs(datasets[0].attrs)
+    attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in own[0]}
+    attributes["left_out"] = ", ".join(left_out)
+    together = dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
     return _finding(job, whole[0][1]).attached(together)
 
 
@@ -193,50 +200,54 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
         reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
         return {"status": reason, "passed": False, "problem": "", "numbers": {}}
     finding = _finding(job, dataset)
-    numbers = dict(leaves(finding.parts()))
+    numbers = dict(leaves(Finding.parts_in(dataset) or finding.parts()))
     return {"status": finding.status, "passed": finding.passed, "problem": finding.problem, "numbers": numbers}
 
 
 def _finding(job: Job, dataset: xr.Dataset) -> Finding:
-    return Finding.of(dataset, STUDIES[job.study.name].summarise(dataset))
+    return Finding.of(dataset, None if Finding.stated(dataset) else STUDIES[job.study.name].summarise(dataset))
 
 
 def _renamed(dataset: xr.Dataset) -> xr.Dataset:
     names = {DIMENSION} & {*dataset.dims, *dataset.variables}
-    return dataset.rename(dict.fromkeys(names, OWN))
+    return dataset.rename(dict.fromkeys(names, OWN)) if names else dataset
 
 
-def _kept(dataset: xr.Dataset, number: int) -> xr.Dataset:
-    """The dataset without its largest variables, where those of all members would be too many numbers to be held."""
+def _left_out(dataset: xr.Dataset, number: int) -> list[str]:
+    """The largest variables, where those of all members would be too many numbers to be held."""
     sizes = {str(name): number * variable.nbytes for name, variable in dataset.data_vars.items()}
     left_out: list[str] = []
     while sum(sizes.values()) > _MOST_JOINED:
         left_out.append(max(sizes, key=lambda name: sizes[name]))
         del sizes[left_out[-1]]
-    kept = dataset.drop_vars(left_out)
-    unused = [name for name in kept.coords if not any(name in own.dims for own in kept.data_vars.values())]
-    return kept.drop_vars([name for name in unused if kept[name].ndim]).assign_attrs(left_out=", ".join(left_out))
+    return left_out
 
 
-def _with_attributes(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with its numbers of attributes as variables, since members may differ in them."""
-    numbers = {
-        f"{_ATTRIBUTE}{name}": value
+def _unused(dataset: xr.Dataset, left_out: Sequence[str]) -> list[Any]:
+    """The axes that nothing has any longer."""
+    used = {dim for name, variable in dataset.data_vars.items() if name not in left_out for dim in variable.dims}
+    return [name for name, variable in dataset.coords.items() if variable.ndim and name not in used]
+
+
+# What a member has found, by its names: a dataset for each takes longer to make than all that is done with it.
+Variables = Mapping[Any, xr.Variable]
+
+
+def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
+    """The variables of a member but for those, and its numbers of attributes as more of them: members may differ."""
+    kept = {name: variable for name, variable in dataset.variables.items() if name not in dropped}
+    return kept | {
+        f"{_ATTRIBUTE}{name}": xr.Variable((), value)
         for name, value in dataset.attrs.items()
         if isinstance(value, (int, float, np.number))
     }
-    return (
-        dataset.assign(numbers)
-        .drop_attrs(deep=False)
-        .assign_attrs({name: value for name, value in dataset.attrs.items() if f"{_ATTRIBUTE}{name}" not in numbers})
-    )
 
 
-def _check_shapes(job: Job, members: Sequence[int], datasets: Sequence[xr.Dataset]) -> None:
-    """Raises ValueError unless all datasets have the same variables, of the same shapes, on the same axes."""
+def _check_shapes(job: Job, members: Sequence[int], datasets: Sequence[Variables], axes: Any) -> None:
+    """Raises ValueError unless all have the same variables, of the same shapes, and the same values of the axes."""
     first = datasets[0]
     for i, dataset in zip(members, datasets, strict=True):
-        what = _other(first, dataset)
+        what = _other(first, dataset, axes)
         if what and job.ensemble is not None:
             raise ValueError(
                 f"members of one run must have one shape, but {what} at {job.ensemble.name(members[0])} and "
@@ -251,15 +262,15 @@ def _sweep(job: Job) -> str:
     )
 
 
-def _other(first: xr.Dataset, dataset: xr.Dataset) -> str:
+def _other(first: Variables, dataset: Variables, axes: Any) -> str:
     """In what a dataset has another shape than the first."""
-    for name in {**first.variables, **dataset.variables}:
-        one, other = (own.variables.get(name) for own in (first, dataset))
+    for name in {**first, **dataset}:
+        one, other = first.get(name), dataset.get(name)
         if one is None or other is None:
             return f"{name} is not in both"
         if (one.dims, one.shape) != (other.dims, other.shape):
             return f"{name} has shape {one.shape} and {other.shape}"
-        if name in first.coords and not first[name].equals(dataset[name]):
+        if name in axes and not one.equals(other):
             return f"{name} has other values"
     return ""
 
@@ -288,7 +299,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     first = whole[0]
     starts = np.cumsum([0, *(part.sizes[DIMENSION] for part in parts)])
     known = [int(start) for start, part in zip(starts, parts, strict=False) if part[RAN].any()]
-    _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER) for part in whole])
+    _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables for part in whole], first.coords)
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     for name, variable in first.data_vars.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
+from ..modes import plain
 from .sizing import sized
 
 Profile = Callable[[float], Tensor]
@@ -257,17 +258,19 @@ class DepthGrid:
         TypeError, ValueError
             If a depth is no number or outside [0, 1], or `values` does not fit the grid.
         """
-        self._check(values)
+        result = self.interpolation(s)(values)
+        return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
+
+    def interpolation(self, s: Tensor | float) -> Callable[[Tensor], Tensor]:
+        """`interpolate` at the same depths `(M,)` again and again: a function of values."""
         points = np.atleast_1d(_depths(s))
         if len(self) <= _DENSE:
             matrix = _dense(self.panels, self.order, points.tobytes())
-            result = (matrix.to(values) @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
-        else:
-            panel, weights = _lagrange(self.panels, self.order, points)
-            columns = panel[:, None] * self.order + np.arange(self.order)
-            rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
-            result = self._interpolated(rows, columns, weights, values)
-        return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
+            return lambda values: _product(matrix, self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
+        panel, weights = _lagrange(self.panels, self.order, points)
+        columns = panel[:, None] * self.order + np.arange(self.order)
+        rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
+        return lambda values: self._interpolated(rows, columns, weights, self._check(values))
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
@@ -320,6 +323,16 @@ def _dense(panels: int, order: int, points: bytes) -> Tensor:
     matrix = np.zeros((len(places), panels * order))
     np.put_along_axis(matrix, panel[:, None] * order + np.arange(order), weights, axis=1)
     return torch.from_numpy(matrix)
+
+
+def _product(matrix: Tensor, values: Tensor) -> Tensor:
+    """matrix @ values `(..., N, n)`, each as it would be alone, by the BLAS of NumPy where they are mere numbers.
+
+    It has fast kernels on all processors, and is called sooner.
+    """
+    if plain(values) and values.is_cpu and values.dtype == torch.float64:
+        return torch.from_numpy(np.matmul(matrix.numpy(), values.detach().numpy()))
+    return matrix.to(values) @ values
 
 
 def nodes_said(grid: DepthGrid) -> str:

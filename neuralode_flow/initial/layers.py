@@ -58,7 +58,8 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     if generator is None:
         orientation_preserving("z0", z0)
         turn = skew_log(U @ Vh)
-        inner = [torch.linalg.matrix_exp(turn * (k / L)) @ Vh.mT for k in range(1, L)]
+        parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device)[:, None, None] / L
+        inner = [*(torch.linalg.matrix_exp(turn.unsqueeze(-3) * parts) @ Vh.mT.unsqueeze(-3)).unbind(-3)]
     else:
         inner = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
     frames = torch.stack([Vh.mT, *inner, U], dim=-3)

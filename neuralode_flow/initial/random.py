@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +28,33 @@ class Smooth:
         k = torch.arange(len(self.coefficients), dtype=self.coefficients.dtype, device=self.coefficients.device)
         waves = torch.cos(torch.pi * nodes.to(self.coefficients)[:, None] * k)
         return torch.einsum("nk,kab->nab", waves, self.coefficients)
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothNumber:
+    """λ(s) = size · Σ_k a_k cos(kπs)/(1+k): `coefficients` a_k."""
+
+    size: float
+    coefficients: tuple[float, ...]
+
+    def __call__(self, s: float) -> float:
+        return float(self._at(_waves((s,), len(self.coefficients)))[0])
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """The same at depths (n,), to the bit: many numbers look at the same depths."""
+        return torch.from_numpy(self._at(_known_waves(tuple(nodes.tolist()), len(self.coefficients))))
+
+    def _at(self, waves: np.ndarray) -> np.ndarray:
+        terms = (a * wave / (1 + k) for k, (a, wave) in enumerate(zip(self.coefficients, waves, strict=True)))
+        return self.size * sum(terms, np.zeros(waves.shape[1]))
+
+
+def _waves(nodes: tuple[float, ...], terms: int) -> np.ndarray:
+    """cos(kπs), `(terms, n)`."""
+    return np.array([[math.cos(k * math.pi * s) for s in nodes] for k in range(terms)])
+
+
+_known_waves = lru_cache(maxsize=8)(_waves)
 
 
 def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> Profile:
@@ -60,7 +89,7 @@ def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[f
 def random_shift(size: float, generator: torch.Generator) -> Callable[[float], float]:
     """A smooth random λ(s) = size · Σ_k a_k cos(kπs)/(1+k), k < 4, with normal a_k."""
     a = torch.randn(4, dtype=torch.float64, generator=random_source("generator", generator), device="cpu").tolist()
-    return lambda s: size * sum(a[k] * math.cos(k * math.pi * s) / (1 + k) for k in range(4))
+    return SmoothNumber(size, tuple(a))
 
 
 def random_direction(d: int, size: float, generator: torch.Generator) -> Tensor:

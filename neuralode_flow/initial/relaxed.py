@@ -16,7 +16,7 @@ from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
 from ..matrices import orientation_preserving, polar, skew_log
-from .random import Smooth
+from .random import Smooth, SmoothNumber
 
 # Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
 # or 2048 for a fast twist, and no more than so many numbers at the nodes.
@@ -201,6 +201,8 @@ def _item(value: Any) -> Any:
 
 def _numbers(shift: Callable[[float], float], nodes: Tensor) -> Tensor:
     """λ at depths (n,), as matrices (n, 1, 1)."""
+    if isinstance(shift, SmoothNumber):
+        return shift.at(nodes)[:, None, None]
     values = [real(f"shift({s:.6g})", _item(shift(s))) for s in nodes.tolist()]
     return torch.tensor(values, dtype=torch.float64)[:, None, None]
 

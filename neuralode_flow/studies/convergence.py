@@ -28,11 +28,11 @@ from ..orders import Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
 from . import infimum
-from .axes import arranged, axis, depth, time
+from .axes import Axis, arranged, axis, depth, time
 from .base import STUDIES, AnyClock, Progress, Start, Study, summarise
 from .heldout import LONG_NAME, along, numbers, verdict
 from .square import Reference, Square, check_depths, distance, solve_square
-from .weights import kept, weights
+from .weights import kept, weights_and_depth
 
 __all__ = ["expected_order", "run", "summarise"]
 
@@ -176,7 +176,7 @@ def run(
         progress,
     )
     orders = _orders(square, sampling, initial, clock)
-    dataset = infimum.known(_dataset(square, orders, clock), problem.loss)
+    dataset = _dataset(square, orders, clock)
     if problem.held_out is not None:
         dataset = dataset.assign(
             loss_held_out=("time", along(problem.held_out, square.reference.path.z), {"long_name": LONG_NAME}),
@@ -250,24 +250,27 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
         "evaluations": (edge, square.table("evaluations")),
         "seconds": (edge, square.table("seconds")),
     }
-    axes = [axis("rule", square.layers, "layer rule"), depth(square.depths), time(path.times)]
+    seen, places = _all_weights(reference, [network.layers for network in square.networks.values()])
+    axes = [axis("rule", square.layers, "layer rule"), depth(square.depths), time(path.times), *places]
     names = LONG_NAMES | (IN_STEPS if clock.in_steps else {})
-    dataset = arranged(variables, axes, names, units={"seconds": "s"})
-    return dataset.merge(_all_weights(reference, [network.layers for network in square.networks.values()]))
+    everything = {**variables, **seen, **infimum.variable(reference.flow.loss)}
+    return arranged(everything, axes, names, units={"seconds": "s"})
 
 
-def _all_weights(reference: Reference, layers: list[np.ndarray | None]) -> xr.Dataset:
-    """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it."""
+def _all_weights(reference: Reference, layers: list[np.ndarray | None]) -> tuple[dict[str, Any], list[Axis]]:
+    """W(t, s) of the continuous model and, where they were kept, the layers of networks of all depths beside it.
+
+    Variables and axes, for `arranged`.
+    """
     seen = [kept(len(reference.states), W) for W in reference.states]
     found = [values for values in seen if values is not None]
     if not found:
-        return xr.Dataset()
-    dataset, beside = weights(torch.stack(found), reference.flow.grid.nodes), [W for W in layers if W is not None]
-    if not beside:
-        return dataset
-    return dataset.assign(
-        W_finite=(("depth", *dataset["W"].dims), np.stack(beside), {"long_name": LONG_NAMES["W_finite"]})
-    )
+        return {}, []
+    variables, place = weights_and_depth(torch.stack(found), reference.flow.grid.nodes)
+    beside = [W for W in layers if W is not None]
+    if beside:
+        variables["W_finite"] = (("depth", *variables["W"][0]), np.stack(beside), LONG_NAMES["W_finite"])
+    return variables, [place]
 
 
 def _richardson(square: Square) -> np.ndarray:
@@ -407,7 +410,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
 
 def _tables(dataset: xr.Dataset, floor: float) -> tuple[ErrorTable, ...]:
     depths = dataset.depth.values.tolist()
-    by_rule = {str(rule): dataset.error_z.sel(rule=rule).values.tolist() for rule in dataset.rule.values}
+    by_rule = dict(zip(dataset.rule.values.tolist(), dataset.error_z.values.tolist(), strict=True))
     labels = EDGES | (EDGES_IN_STEPS if "rate" in dataset.attrs else {})
     edges = {label: dataset[name].values.tolist() for name, label in labels.items()}
     return (
@@ -449,8 +452,11 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
 
 def _numbers(dataset: xr.Dataset) -> dict[str, object]:
     """The further entries of summary.json."""
-    by_rule = {str(rule): dataset.sel(rule=rule) for rule in dataset.rule.values}
-    attrs = dataset.attrs
+    rules, attrs = dataset.rule.values.tolist(), dataset.attrs
+
+    def by_rule(name: str) -> dict[str, Any]:
+        return dict(zip(rules, dataset[name].values, strict=True))
+
     return {
         "reference_error": float(dataset.error_reference),
         "reference_error_grid": float(dataset.error_grid),
@@ -463,20 +469,20 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "relaxed_balance_defect": attrs["relaxed_balance_defect"],
         "intrinsic_gap": attrs["intrinsic_gap"],
         "depths": dataset.depth.values,
-        "orders": {rule: float(part.order) for rule, part in by_rule.items()},
-        "order_spreads": {rule: float(part.order_spread) for rule, part in by_rule.items()},
-        "order_points": {rule: int(part.order_points) for rule, part in by_rule.items()},
-        "order_reasons": {rule: str(part.order_reason.item()) for rule, part in by_rule.items()},
-        "expected_orders": {rule: float(part.order_expected) for rule, part in by_rule.items()},
-        "errors": {rule: part.error_z.values for rule, part in by_rule.items()},
-        "profile_orders": {rule: float(part.order_profile) for rule, part in by_rule.items()},
-        "profile_errors": {rule: part.error_profile.values for rule, part in by_rule.items()},
+        "orders": by_rule("order"),
+        "order_spreads": by_rule("order_spread"),
+        "order_points": by_rule("order_points"),
+        "order_reasons": by_rule("order_reason"),
+        "expected_orders": by_rule("order_expected"),
+        "errors": by_rule("error_z"),
+        "profile_orders": by_rule("order_profile"),
+        "profile_errors": by_rule("error_profile"),
         "richardson_order": float(dataset.order_richardson),
         "richardson_errors": dataset.error_richardson.values,
         "finite_square_errors": dataset.error_finite_square.values,
         "intrinsic_depth_order": float(dataset.order_intrinsic_depth),
         "intrinsic_depth_errors": dataset.error_intrinsic_depth.values,
-        "law_drifts": {rule: part.drift_finite.values for rule, part in by_rule.items()},
+        "law_drifts": by_rule("drift_finite"),
         **infimum.numbers(dataset, "loss_continuous"),
         **numbers(dataset, "loss_continuous"),
     }

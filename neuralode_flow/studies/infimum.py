@@ -11,12 +11,12 @@ from ..losses import Loss
 LONG_NAME = "infimum of the loss over det z > 0"
 
 
-def known(dataset: xr.Dataset, loss: Loss) -> xr.Dataset:
-    """The dataset with `loss_infimum`, where the loss knows it, of one problem and not of each member."""
+def variable(loss: Loss) -> dict[str, tuple[Any, float, str]]:
+    """`loss_infimum` for `arranged`, where the loss knows it, of one problem and not of each member."""
     infimum = loss.infimum() if hasattr(loss, "infimum") else None
     if infimum is None or infimum.numel() != 1:
-        return dataset
-    return dataset.assign(loss_infimum=((), float(infimum), {"long_name": LONG_NAME}))
+        return {}
+    return {"loss_infimum": ((), float(infimum), LONG_NAME)}
 
 
 def numbers(dataset: xr.Dataset, trained: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.grid import DepthGrid, Profile
+from ..depth.grid import DepthGrid, Profile, Remembered
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -82,6 +82,7 @@ def solve_square(
     progress: Progress | None,
 ) -> Square:
     """Solves all edges, side by side; raises RuntimeError if the reference itself could not be computed."""
+    initial = Remembered(initial)  # networks of one depth begin alike
     flows = {(layer, L): FiniteFlow(L, flow.loss, layer, sampling) for layer in layers for L in depths}
     sides = {("square", L): L for L in depths}
     nodes = len(flow.grid)
@@ -161,17 +162,49 @@ def _reference(flow: ContinuousFlow, initial: Profile, clock: AnyClock, meter: _
     return Reference(flow, states, path, whole(intrinsic, "intrinsic limit"))
 
 
+class _Beside:
+    """An observer of how far states `(..., N, d, d)` are from W(t, s) of the reference, in L² over depth.
+
+    Parameters
+    ----------
+    reference : Reference
+    nodes, weights : Tensor (N,)
+        Depths of what is observed, and what they count.
+    kept : Tensor, optional
+        Which of the nodes of the first state are observed as well.
+    """
+
+    def __init__(self, reference: Reference, nodes: Tensor, weights: Tensor, kept: Tensor | None = None) -> None:
+        grid = reference.flow.grid
+        self._limit, self._weights, self._kept = grid.interpolation(nodes), weights, kept
+        self._reference = reference
+        parts = (grid.nodes, nodes, weights, kept)
+        self._looks = tuple(part.cpu().numpy().tobytes() for part in parts if part is not None)
+
+    def __call__(self, i: int, state: Tensor) -> Tensor:
+        return self.together([self], i, state.unsqueeze(0))[0]
+
+    @staticmethod
+    def together(observers: Sequence[_Beside], i: int, states: Tensor) -> Tensor:
+        """What each observer makes of a state of its own `(m, ..., N, d, d)`; ValueError where they look elsewhere."""
+        if len({own._looks for own in observers}) > 1:
+            raise ValueError("observers must look at the same depths in the same way")
+        first = observers[0]
+        limits = first._limit(torch.stack([own._reference.states[i] for own in observers]))
+        batch = states.flatten(1, -4) if states.ndim > 4 else states.unsqueeze(1)
+        squares = (batch - limits.unsqueeze(1)).square().sum((-2, -1))
+        seen = (squares * first._weights).sum(-1).mean(-1, keepdim=True).sqrt()
+        return seen if first._kept is None else torch.cat((seen, batch[:, 0, first._kept].flatten(1)), dim=1)
+
+
 def _doubled(reference: Reference, initial: Profile, clock: AnyClock) -> tuple[float, float]:
     """What the depth grid contributes to the reference: to z, and to W(s) between the nodes."""
     grid = reference.flow.grid
     finer = DepthGrid.gauss(2 * grid.panels, grid.order)
     flow = ContinuousFlow(finer, reference.flow.loss, reference.flow.depth.on(finer))
 
-    def compare(i: int, state: Tensor) -> Tensor:
-        gap = state - grid.interpolate(reference.states[i], finer.nodes)
-        return (gap.square().sum((-2, -1)) * finer.weights.to(gap)).sum().sqrt()
-
     start = flow.sample(initial)
+    compare = _Beside(reference, finer.nodes, finer.weights.to(start))
     path = whole(_solve(clock, "doubled", flow, start, compare), "continuous model on a doubled grid")
     return distance(path.z, reference.path.z), float(_observed(path).max())
 
@@ -198,18 +231,10 @@ def _top_edge(
 ) -> Network:
     """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
     nodes, L = reference.flow.grid.nodes, len(flow.nodes)
-    at_nodes = (nodes * L).floor().long().clamp(max=L - 1)
-
-    def compare(i: int, state: Tensor) -> Tensor:
-        limit = reference.flow.grid.interpolate(reference.states[i], flow.nodes.to(state.device))
-        squares = (state - limit).square().sum((-2, -1)).mean(-1)
-        error = squares.mean().sqrt()
-        if not keep:
-            return error.unsqueeze(0)
-        first = state.reshape(-1, *state.shape[-3:])[0]
-        return torch.cat((error.unsqueeze(0), first[at_nodes].flatten()))
-
-    path = _solve(clock, name, flow, flow.sample(initial), compare)
+    start = flow.sample(initial)
+    weights = start.new_full((L,), 1 / L)
+    at_nodes = (nodes * L).floor().long().clamp(max=L - 1).to(start.device) if keep else None
+    path = _solve(clock, name, flow, start, _Beside(reference, flow.nodes, weights, at_nodes))
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
     gap = gaps.square().mean(-1).sqrt()

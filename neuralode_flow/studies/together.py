@@ -228,8 +228,12 @@ def _gathered(calls: Sequence[_Call]) -> Trajectory:
     options = {name: first.options[name] for name in ("method", "rtol", "atol")}
     most = first.options.get("max_evaluations")
     observers = [call.options.get("observe") for call in calls]
+    # An observer may look at the states of several members at once.
+    at_once = getattr(type(observers[0]), "together", None)
 
     def observe(i: int, states: Tensor) -> Tensor | None:
+        if at_once is not None and all(type(observer) is type(observers[0]) for observer in observers):
+            return at_once(observers, i, states)
         seen = [observer(i, state) for observer, state in zip(observers, states, strict=True) if observer is not None]
         return None if any(value is None for value in seen) else torch.stack(seen)
 

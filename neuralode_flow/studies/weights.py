@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import xarray as xr
 from torch import Tensor
 
-from .axes import arranged, axis
+from .axes import Axis, arranged, axis
 
 # Up to this size matrices are kept entry by entry, larger ones by their singular values; and no more numbers than this.
 MOST_ROWS = 16
@@ -38,9 +40,13 @@ def weights(values: Tensor, nodes: Tensor) -> xr.Dataset:
     xarray.Dataset
         "W" (time, s, row, column) or "W_singular_values" (time, s, mode).
     """
+    variables, depth = weights_and_depth(values, nodes)
+    return arranged(variables, [depth])
+
+
+def weights_and_depth(values: Tensor, nodes: Tensor) -> tuple[dict[str, tuple[Any, Any, str]], Axis]:
+    """The variable of `weights`, and its axis, for `arranged`."""
     depth = axis("s", nodes, "depth s", "1")
     if values.ndim == 3:
-        return arranged(
-            {"W_singular_values": (("time", "s", "mode"), values, "singular values of the weights")}, [depth]
-        )
-    return arranged({"W": (("time", "s", "row", "column"), values, "weights")}, [depth])
+        return {"W_singular_values": (("time", "s", "mode"), values, "singular values of the weights")}, depth
+    return {"W": (("time", "s", "row", "column"), values, "weights")}, depth

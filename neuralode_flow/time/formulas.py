@@ -113,6 +113,7 @@ class ScipyFormula(Formula):
         self.method = getattr(scipy.integrate, name)
         self.rtol, self.atol = control.rtol, control.atol
         self.exponent = -1 / (self.method.error_estimator_order + 1)
+        self._slopes: np.ndarray = np.empty((0, 0, 0))
 
     def on(self, device: torch.device) -> Formula:
         return self if device.type == "cpu" else ScipyOnDevice(self.control, name=self.name)
@@ -149,12 +150,14 @@ class ScipyFormula(Formula):
         kind, states = self.method, y.numpy()
         rows: np.ndarray = np.arange(len(y))
         steps = h[:, None]
-        K: np.ndarray = np.empty((len(y), kind.n_stages + 1, states.shape[1]))
+        K = self._room(len(y), states.shape[1])
         K[:, 0] = f.numpy()
         for s in range(1, kind.n_stages + 1):
             last = s == kind.n_stages
             weights = kind.B if last else kind.A[s, :s]
-            trial = states + np.matmul(K[:, :s].transpose(0, 2, 1), weights) * steps
+            trial = np.matmul(K[:, :s].transpose(0, 2, 1), weights)
+            trial *= steps
+            trial += states
             slope, had = rates(rows, torch.from_numpy(trial))
             if not had.all():
                 rows, states, steps, K, trial = rows[had], states[had], steps[had], K[had], trial[had]
@@ -162,6 +165,12 @@ class ScipyFormula(Formula):
             K[:, s] = slope.numpy()
         scale = self.atol + np.maximum(np.abs(states), np.abs(trial)) * self.rtol
         return Attempt(rows, torch.from_numpy(trial), torch.from_numpy(K[:, -1].copy()), self._errors(K, steps, scale))
+
+    def _room(self, number: int, size: int) -> np.ndarray:
+        """Where the slopes of an attempt lie: the same memory for all of them."""
+        if len(self._slopes) < number or self._slopes.shape[2] != size:
+            self._slopes = np.empty((number, self.method.n_stages + 1, size))
+        return self._slopes[:number]
 
     def _errors(self, K: np.ndarray, h: np.ndarray, scale: np.ndarray) -> list[float]:
         kind, stages = self.method, K.transpose(0, 2, 1)

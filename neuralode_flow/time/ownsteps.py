@@ -36,14 +36,18 @@ class Stand:
     h: np.ndarray
 
     def moved(self, rows: np.ndarray, to: Stand) -> Stand:
-        """The same with some members elsewhere."""
+        """The same with some members, which rise, elsewhere."""
+        if len(rows) == len(self.t):
+            return to
         where = torch.from_numpy(rows).to(self.y.device)
         t, h = self.t.copy(), self.h.copy()
         t[rows], h[rows] = to.t, to.h
         return Stand(t, self.y.index_copy(0, where, to.y), self.f.index_copy(0, where, to.f), h)
 
     def of(self, rows: np.ndarray) -> Stand:
-        """Some of them."""
+        """Some of them; all are given as they are."""
+        if len(rows) == len(self.t):
+            return self
         where = torch.from_numpy(rows).to(self.y.device)
         return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
 
@@ -101,7 +105,8 @@ class OwnSteps:
         """The slopes and the first steps of members that have none."""
         here = self.here.of(rows)
         f, had = self._rates(rows)(np.arange(len(rows)), here.y)
-        rows, here = rows[had], replace(here, f=f).of(np.flatnonzero(had))
+        # A copy: the flow may put its next velocity where this one is.
+        rows, here = rows[had], replace(here, f=f.clone()).of(np.flatnonzero(had))
         if len(rows):
             h = self.formula.first(self._rates(rows), here.y, here.f, self.start.end - self.start.t)
             self.here = self.here.moved(rows, replace(here, h=h))

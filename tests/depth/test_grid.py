@@ -153,3 +153,16 @@ def test_auto_refuses_a_rough_profile():
 def test_bad_input(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("nodes", [(4, 12), (128, 8)], ids=["few", "many"])
+def test_interpolation_of_a_batch_is_that_of_each_to_the_bit_and_of_torch(nodes):
+    grid, points = nf.DepthGrid.gauss(*nodes), torch.linspace(0, 1, 37)
+    values = randn(5, len(grid), 4, 4, seed=6)
+    at = grid.interpolation(points)
+    assert all(torch.equal(at(values)[i], at(values[i])) for i in range(5))
+    assert torch.equal(grid.interpolate(values[0], points), at(values[0]))
+    followed = values.clone().requires_grad_()
+    assert torch.allclose(at(followed), at(values), rtol=0, atol=1e-13)
+    (slope,) = torch.autograd.grad(at(followed)[..., 0, 0].sum(), followed)
+    assert torch.allclose(slope[..., 0, 0].sum(-1), torch.full((5,), 37.0))  # the polynomials add up to 1

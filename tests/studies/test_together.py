@@ -10,6 +10,7 @@ from cases import positive_matrix, randn, relaxed_profile
 import neuralode_flow as nf
 from neuralode_flow.flows.polar import _orthogonal
 from neuralode_flow.studies import together as gathering
+from neuralode_flow.studies.square import Reference, _Beside
 from neuralode_flow.studies.together import together
 
 TIMES = torch.linspace(0.0, 1.0, 4)
@@ -156,3 +157,68 @@ def test_each_member_is_made_orthogonal_as_it_would_be_alone(library):
         assert abs(one - alone).max() == 0 or library == "torch"
         assert abs(one - alone).max() < 1e-15
         assert abs(np.asarray(one @ one.T) - np.eye(3)).max() < 1e-14
+
+
+class Sees:
+    """An observer that looks at the states of many members at once, where they are to be taken in the same way."""
+
+    def __init__(self, factor, power=1):
+        self.factor, self.power = factor, power
+
+    def __call__(self, i, state):
+        return self.together([self], i, state.unsqueeze(0))[0]
+
+    calls = 0
+
+    @staticmethod
+    def together(observers, i, states):
+        Sees.calls += 1
+        if len({own.power for own in observers}) > 1:
+            raise ValueError("they look at it in several ways")
+        return torch.stack([own.factor for own in observers]) * (states ** observers[0].power).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("powers", [(2, 2, 2), (1, 2, 2)], ids=["alike", "not alike"])
+def test_an_observer_looks_at_all_members_at_once(powers):
+    looks = [Sees(torch.tensor(float(seed)), power) for seed, power in enumerate(powers)]
+
+    def observed(seed, integrate):
+        flow, start = flow_of("finite", nf.Quadratic(positive_matrix(3, seed + 50)), seed)
+        return integrate(flow, start, TIMES, **ACCURATE, observe=looks[seed])
+
+    Sees.calls = 0
+    found = together([lambda integrate, seed=seed: observed(seed, integrate) for seed in range(3)])
+    assert Sees.calls == (len(TIMES) if len(set(powers)) == 1 else 1 + 3 * len(TIMES))
+    for seed, path in enumerate(found):
+        alone = observed(seed, nf.integrate)
+        assert torch.equal(path.z, alone.z)
+        assert torch.equal(path.observed, alone.observed)
+
+
+def test_observers_of_other_kinds_are_asked_one_by_one():
+    def observed(seed, integrate):
+        flow, start = flow_of("finite", nf.Quadratic(positive_matrix(3, seed + 50)), seed)
+        look = Sees(torch.tensor(3.0)) if seed else lambda i, state: 3.0 * state.flatten().sum()
+        return integrate(flow, start, TIMES, **ACCURATE, observe=look)
+
+    found = together([lambda integrate, seed=seed: observed(seed, integrate) for seed in range(2)])
+    for seed, path in enumerate(found):
+        assert torch.allclose(path.observed, observed(seed, nf.integrate).observed, rtol=1e-13)
+
+
+def test_networks_are_held_to_their_own_reference_in_a_batch():
+    reference, other = (
+        Reference(nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(2))), list(randn(3, 16, 2, 2, seed=seed)), None, None)
+        for seed in (1, 2)
+    )
+    nodes, weights = torch.tensor([0.1, 0.4, 0.9]), torch.full((3,), 1 / 3)
+    looks = [_Beside(one, nodes, weights, torch.tensor([2, 0])) for one in (reference, other)]
+    states = randn(2, 3, 2, 2, seed=3)
+    seen = _Beside.together(looks, 1, states)
+    for row, one, state in zip(seen, (reference, other), states, strict=True):
+        limit = torch.stack([GRID.interpolate(one.states[1], float(s)) for s in nodes])
+        assert float(row[0]) == pytest.approx(float((state - limit).square().sum((-2, -1)).mean().sqrt()), rel=1e-13)
+        assert torch.equal(row[1:], state[[2, 0]].flatten())
+    assert torch.equal(looks[1](1, states[1]), seen[1])
+    with pytest.raises(ValueError, match="the same depths"):
+        _Beside.together([looks[0], _Beside(other, nodes, weights)], 1, states)

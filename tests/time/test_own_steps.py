@@ -319,3 +319,24 @@ def test_losses_of_some_members_are_those_of_all_at_their_places():
         some = loss.select((2, 3), index)
         assert torch.equal(some(z.flatten(0, 1)[index]), loss(z).flatten()[index])
         assert torch.equal(some.gradient(z.flatten(0, 1)[index]), loss.gradient(z).flatten(0, 1)[index])
+
+
+class Reuses(nf.FiniteFlow):
+    """Puts all its velocities into the same memory."""
+
+    def velocity(self, state):
+        value = super().velocity(state)
+        room = self.__dict__.setdefault("room", torch.empty(10000))[: value.numel()].view(value.shape)
+        return room.copy_(value)
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+def test_a_velocity_in_memory_of_its_own_may_be_overwritten(method):
+    target, start = targets(4), layers(4)
+    options = {"rtol": 1e-8, "atol": 1e-10, "control": "member"}
+    path, other = (
+        nf.integrate(kind(depth=5, loss=nf.Quadratic(target), layer="euler"), start, TIMES, method, **options)
+        for kind in (Reuses, nf.FiniteFlow)
+    )
+    assert path.status == other.status == "ok"
+    assert torch.equal(path.z, other.z)

@@ -54,15 +54,16 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
     const int ld = d <= FOURS ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
-    const long n = ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
+    const int both = m && ld == 4;
+    const long n = both ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     threads = crew(products, d, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
     const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
     long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
     if (length > L) length = L;
     const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
-    *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .threads = threads, .members = members,
+    *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .threads = threads, .members = members,
                 .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule, .turned = turned,
-                .rooms = m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
+                .rooms = both ? (int)(2 * m + 4 * pairs + 12) : m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
     /* Strips end where a CHUNK does: rows of 4 or 12 numbers, of small matrices, stay together. */
@@ -118,7 +119,10 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
         }
     }
     for (int q = 0; q < (w->pairs + 1) * 2 * w->pairs; q++) w->cf[q] = (float)w->c[q];
-    each(w, w->threads, 2 * members * panels, BEST(half));
+    if (w->both)
+        each(w, w->threads, members * panels, BEST(panel));
+    else
+        each(w, w->threads, 2 * members * panels, BEST(half));
     if (!w->failed) each(w, crew(3.0 * members * panels, w->d, w->threads), members * panels, BEST(across));
     if (!w->failed) each(w, crew(1.0 * members * panels, w->d, w->threads), members, BEST(join));
     return w->failed;

@@ -49,9 +49,21 @@ INLINE void R(six)(int k, const REAL *A, long ar, long ak, const REAL *B, REAL a
 }
 #endif
 
+/* C = S + alpha A B for matrices of 4 x 4. */
+INLINE void R(small)(const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    typedef REAL row __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+    row acc[4] = {{0}};
+    UNROLL for (int j = 0; j < 4; j++) {
+        const row b = *(const row *)(B + 4 * j);
+        UNROLL for (int r = 0; r < 4; r++) acc[r] += A[r * ar + j * ak] * b;
+    }
+    UNROLL for (int r = 0; r < 4; r++)
+        *(row *)(C + 4 * r) = S ? *(const row *)(S + 4 * r) + alpha * acc[r] : alpha * acc[r];
+}
+
 /* C = S + alpha A B for some rows of A, S and C; ld and they are multiples of 4, of 8 for float. S may be C or NULL, A
    and B may not be C. */
-static void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+static void R(large)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
     const int wide = BYTES / sizeof(REAL);
 #if BYTES == 64
     if (rows == 8 && ld == 8 && wide == 8) {
@@ -86,4 +98,11 @@ static void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak,
         j += wide;
     }
 #undef ALONG
+}
+
+INLINE void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
+    if (d == 4 && rows == 4)
+        R(small)(A, ar, ak, B, alpha, S, C);
+    else
+        R(large)(rows, ld, d, A, ar, ak, B, alpha, S, C);
 }

@@ -52,7 +52,7 @@ typedef struct {
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
-    int d, ld, m, pairs, odd, rows, cuts, threads, failed, rule, turned, rooms;
+    int d, ld, m, pairs, odd, both, rows, cuts, threads, failed, rule, turned, rooms;
     long members, parts, n, L, length, room_size;
     double alpha;
     const double *W, *G;
@@ -62,6 +62,8 @@ typedef struct {
     Moves *moves; /* of a backward pass that is to take them, or 0 */
 } Work;
 
+/* Both halves of a panel of matrices of 4 x 4 are worked on as one strip: the matrices of a node lie side by side. */
+#define STRIDE(w) ((w)->both ? 2 * (w)->n : (w)->n)
 #define MIXED(w) ((w)->ld % 8 == 0) /* vectors of float fit into the rows */
 #define FIRST(w, t) ((t) / (w)->parts * (w)->L + (t) % (w)->parts * (w)->length)
 #define LAST(w, t) ((t) % (w)->parts == (w)->parts - 1 ? ((t) / (w)->parts + 1) * (w)->L : FIRST(w, t) + (w)->length)
