@@ -167,7 +167,7 @@ def test_random_gauges_differ_and_a_seed_repeats_them():
 
 
 def test_rough_layers_scatter_around_the_profile_with_the_given_size():
-    W0 = nf.Rough(nf.identity(3), noise=0.5, members=50, seed=0)
+    W0 = nf.Rough(nf.identity(3), noise=0.5, networks=50, seed=0)
     layers = W0.layers(torch.linspace(0, 1, 40))
     assert layers.shape == (50, 40, 3, 3)
     assert float(layers.std()) == pytest.approx(0.5, rel=0.02)

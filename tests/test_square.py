@@ -75,7 +75,7 @@ def test_left_nodes_give_order_one(layer):
 
 
 def test_rough_layers_give_order_one_half():
-    W0 = nf.Rough(relaxed_profile(3, seed=33)[1], noise=0.5, members=64, seed=0)
+    W0 = nf.Rough(relaxed_profile(3, seed=33)[1], noise=0.5, networks=64, seed=0)
     loss = nf.Quadratic(randn(3, 3, seed=34))
     flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 8), loss)
     reference, depths, errors = exactly(flow, flow.sample(W0), 1e-8), [32, 128, 512], []

@@ -101,7 +101,7 @@ def _detour(z0: Tensor, twist: float = 1.0, shift: float = 0.5, detour: float = 
 
 @INITIALS.register("rough")
 def _rough(
-    z0: Tensor, twist: float = 1.0, shift: float = 0.5, noise: float = 0.5, members: Members = 16, seed: Seed = 0
+    z0: Tensor, twist: float = 1.0, shift: float = 0.5, noise: float = 0.5, networks: Members = 16, seed: Seed = 0
 ) -> Profile:
     """Independent noise on every layer of a relaxed balanced profile, for several networks at once: order about 1/2.
 
@@ -111,10 +111,10 @@ def _rough(
         As of relaxed_balanced.
     noise : float
         Standard deviation of an entry of a layer, above 0.
-    members : int
+    networks : int
         Networks.
     seed : int
         Of the profile and of the noise.
     """
     base = _relaxed_balanced(z0, twist, shift, seed)
-    return Rough(base, positive("noise", noise), count("members", members), seed)
+    return Rough(base, positive("noise", noise), count("networks", networks), seed)

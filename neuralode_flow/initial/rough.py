@@ -14,18 +14,18 @@ from ..depth.grid import Profile, check_profile, sample
 
 @dataclass(frozen=True, eq=False)
 class Rough:
-    """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `members` networks at once.
+    """Layers W_k = W(s_k) + ε_k with independent normal entries of size `noise`; `networks` of them at once.
 
     The continuous model starts from W itself; finite networks reach it at order about ½ only, which is `order`.
 
     Raises
     ------
     TypeError, ValueError
-        If profile is no function, noise is not above 0, members is no integer of at least 1, or seed none in [0, 2⁶³).
+        If profile is no function, noise is not above 0, networks is no integer of at least 1, or seed none in [0, 2⁶³).
 
     Examples
     --------
-    >>> start = nf.Rough(nf.identity(2), noise=0.5, members=8, seed=0)
+    >>> start = nf.Rough(nf.identity(2), noise=0.5, networks=8, seed=0)
     >>> flow = nf.FiniteFlow(depth=16, loss=nf.Quadratic(torch.eye(2)))
     >>> flow.sample(start).shape
     torch.Size([8, 16, 2, 2])
@@ -35,13 +35,13 @@ class Rough:
 
     profile: Profile
     noise: float
-    members: int
+    networks: int
     seed: int
 
     def __post_init__(self) -> None:
         check_profile("profile", self.profile)
         positive("noise", self.noise)
-        count("members", self.members)
+        count("networks", self.networks)
         count("seed", self.seed, least=0, most=2**63 - 1)
 
     def __call__(self, s: float) -> Tensor:
@@ -51,8 +51,8 @@ class Rough:
         return sample(self.profile, nodes)
 
     def layers(self, nodes: Tensor) -> Tensor:
-        """`(members, L, d, d)`; other depths draw other noise from the same seed."""
+        """`(networks, L, d, d)`; other depths draw other noise from the same seed."""
         base = sample(self.profile, nodes)
         generator = torch.Generator().manual_seed(self.seed + len(nodes))
-        noise = torch.randn(self.members, *base.shape, dtype=torch.float64, generator=generator, device="cpu")
+        noise = torch.randn(self.networks, *base.shape, dtype=torch.float64, generator=generator, device="cpu")
         return base + self.noise * noise.to(base)

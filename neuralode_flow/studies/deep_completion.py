@@ -48,7 +48,7 @@ def run(
     start: float = 1e-3,
     depths: Depths = (2, 3, 4),
     observations: Sequence[int] = (100, 140, 180, 240),
-    members: Members = 5,
+    matrices: Members = 5,
     fall: float = 1e-4,
     draws: Annotated[Members, at_least(1)] = 40,
     drawn_dimension: Annotated[Dimension, at_least(2)] = 6,
@@ -81,8 +81,8 @@ def run(
         N, increasing; the first is what the others are compared with.
     observations : sequence of int
         Numbers of entries that are seen.
-    members : int
-        Draws of matrix and entries.
+    matrices : int
+        Drawn matrices, each with an order of its entries.
     fall : float
         At which part of its first value the loss ends a run.
     draws : int
@@ -100,7 +100,7 @@ def run(
     -------
     xarray.Dataset
     """
-    n, number_of = count("study.dimension", dimension), count("study.members", members)
+    n, number_of = count("study.dimension", dimension), count("study.matrices", matrices)
     small = count("study.drawn_dimension", drawn_dimension, least=2)
     few = count("study.drawn_entries", drawn_entries, most=small * small - 1)
     size, end = positive("study.start", start), positive("study.fall", fall)

@@ -90,7 +90,7 @@ def test_a_study_that_shows_what_it_has_reached_says_that_it_goes_on(tmp_path: P
     ("settings", "sentence"),
     [
         (["study=initialisations", "study.draws=2", "study.depths=[2]"], "was used up at t = "),
-        (["study=deep_completion", "study.members=1", "study.depths=[2,3]"], "was used up at t = "),
+        (["study=deep_completion", "study.matrices=1", "study.depths=[2,3]"], "was used up at t = "),
         (["study=conservation_laws", "study.networks=50"], "was used up after "),
     ],
 )
