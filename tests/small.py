@@ -64,7 +64,7 @@ SMALL = {
             "rank": 1,
             "depths": [2, 3],
             "observations": [32],
-            "members": 2,
+            "matrices": 2,
             "draws": 1,
             "drawn_dimension": 3,
             "drawn_entries": 6,

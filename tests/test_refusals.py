@@ -481,7 +481,7 @@ LIBRARY = {
     "noise": [
         "nf.Rough(nf.identity(2), 0.0, 2, 0)",
     ],
-    "members": [
+    "networks": [
         "nf.Rough(nf.identity(2), 1.0, 0, 0)",
         "nf.Rough(nf.identity(2), 1.0, 2.5, 0)",
     ],
