@@ -203,11 +203,10 @@ def test_stiff_members_take_steps_of_their_own():
         alone = nf.integrate(one, start[i], times, "rodas5p", 1e-7, 1e-9)
         assert path.stats["members"]["evaluations"][i] == alone.stats["evaluations"]
         assert_close(path.z[:, i], alone.z, rtol=0, atol=1e-11)
-    # A thousand times the rate costs three times as much, and with explicit steps far more.
+    # A thousand times the rate costs three times as much; explicit steps, which stability bounds, about 2 c t evaluations.
     evaluations = path.stats["members"]["evaluations"]
     assert max(evaluations) < 4 * min(evaluations)
-    explicit = nf.integrate(one, start[-1], times, "DOP853", 1e-7, 1e-9).stats["evaluations"]
-    assert explicit > 10 * evaluations[-1]
+    assert evaluations[-1] < float(rate[-1] * times[-1])
 
 
 class Bounded(nf.FiniteFlow):
