@@ -203,7 +203,7 @@ def test_stiff_members_take_steps_of_their_own():
         alone = nf.integrate(one, start[i], times, "rodas5p", 1e-7, 1e-9)
         assert path.stats["members"]["evaluations"][i] == alone.stats["evaluations"]
         assert_close(path.z[:, i], alone.z, rtol=0, atol=1e-11)
-    # A thousand times the rate costs three times as much; explicit steps, which stability bounds, about 2 c t evaluations.
+    # A thousand times the rate costs three times as much; stability gives explicit steps about 2 c t evaluations.
     evaluations = path.stats["members"]["evaluations"]
     assert max(evaluations) < 4 * min(evaluations)
     assert evaluations[-1] < float(rate[-1] * times[-1])
