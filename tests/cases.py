@@ -99,3 +99,16 @@ class NoHessian:
 
     def gradient(self, z):
         return z
+
+
+class Passing:
+    """Passes all on to another flow but its velocity, which is half of that."""
+
+    def __init__(self, flow):
+        self._flow = flow
+
+    def __getattr__(self, name):
+        return getattr(self._flow, name)
+
+    def velocity(self, state):
+        return 0.5 * self._flow.velocity(state)

@@ -178,29 +178,33 @@ class Method(Protocol):
     def __call__(self, start: Start) -> Stepper: ...
 
 
+def _kind(method: Method) -> type[Any]:
+    """The class that makes a method, where it is known to be one."""
+    kind: Any = getattr(method, "func", method)
+    return kind if isinstance(kind, type) else object
+
+
 def fixed_steps(method: Method) -> bool:
     """Whether a method has fixed steps, and no use for tolerances."""
-    kind = getattr(method, "func", method)
-    return isinstance(kind, type) and issubclass(kind, FixedStepper)
+    return issubclass(_kind(method), FixedStepper)
 
 
 def one_step(method: Method) -> bool:
     """Whether a method is known to end its steps where it is told to."""
-    kind = getattr(method, "func", method)
-    return isinstance(kind, type) and issubclass(kind, Stepper) and kind.one_step
+    kind = _kind(method)
+    return issubclass(kind, Stepper) and kind.one_step
 
 
 def differentiates(method: Method) -> bool:
     """Whether a method is known to ask for the derivative of the velocity as a matrix."""
-    kind = getattr(method, "func", method)
-    return isinstance(kind, type) and issubclass(kind, Stepper) and kind.differentiates
+    kind = _kind(method)
+    return issubclass(kind, Stepper) and kind.differentiates
 
 
 def own_steps(method: Method) -> Callable[..., Any] | None:
     """What makes the formula by which members take steps of their own, from the control; None where there is none."""
-    kind = getattr(method, "func", method)
     # That of a class itself: one that is made of it may take other steps.
-    formula = kind.__dict__.get("formula") if isinstance(kind, type) else None
+    formula = vars(_kind(method)).get("formula")
     return None if formula is None else partial(formula, **getattr(method, "keywords", {}))
 
 

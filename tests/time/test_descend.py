@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import Passing
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -561,19 +562,6 @@ class Away(nf.ContinuousFlow):
 
     def velocity(self, state):
         return -0.5 * super().velocity(state)
-
-
-class Passing:
-    """Passes all on to another flow but its velocity."""
-
-    def __init__(self, flow):
-        self._flow = flow
-
-    def __getattr__(self, name):
-        return getattr(self._flow, name)
-
-    def velocity(self, state):
-        return 0.5 * self._flow.velocity(state)
 
 
 def patched(state):

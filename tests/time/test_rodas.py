@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import randn
+from cases import Passing, randn
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -116,19 +116,6 @@ class Away(nf.IntrinsicFlow):
 
     def carrier(self):
         return None
-
-
-class Passing:
-    """Passes all on to another flow but its velocity."""
-
-    def __init__(self, flow):
-        self._flow = flow
-
-    def __getattr__(self, name):
-        return getattr(self._flow, name)
-
-    def velocity(self, state):
-        return 0.5 * self._flow.velocity(state)
 
 
 LOSS = nf.Quadratic(TARGET)

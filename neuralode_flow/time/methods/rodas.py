@@ -61,7 +61,7 @@ class RosenbrockFormula(Proposing):
     def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         rows = np.arange(len(y))
         J, had = rates.jacobians(rows, y)
-        step = torch.from_numpy(h).to(y)[:, None] if len(h) > 1 else sizes(h, y)[:, None]
+        step = sizes(h, y)[:, None]
         if not had.all():
             y, f, step = of_those(had, y, f, step)
             J, rows = J[torch.from_numpy(had).to(y.device)] if had.any() else y.new_zeros(0, 0, 0), rows[had]
