@@ -11,7 +11,7 @@ from neuralode_flow.checks import all_finite
 from neuralode_flow.depth.engine import by_torch, compiled, on_device
 from neuralode_flow.looks import Looks, as_one, current, postponed
 from neuralode_flow.matrices import solve
-from neuralode_flow.time import run as time_run
+from neuralode_flow.time import byformula
 from neuralode_flow.time.formulas import ScipyFormula, ScipyOnDevice
 from neuralode_flow.time.steprule import STEP_RULES
 
@@ -153,7 +153,7 @@ def test_steps_of_the_formulas_are_those_of_the_methods(method, monkeypatch):
 
     known, burst, ended = nf.integrate(FLOW, START, [0.0, 0.3, 1.0], method, rtol=1e-4), bursting(), ending()
     with monkeypatch.context() as patch:
-        patch.setattr(time_run, "on_device", lambda method, state: True)
+        patch.setattr(byformula, "on_device", lambda state: True)
         patch.setattr(ScipyFormula, "on", lambda self, device: ScipyOnDevice(self.control, name=self.name))
         found = nf.integrate(FLOW, START, [0.0, 0.3, 1.0], method, rtol=1e-4, stop={"loss": 1e-9})
         assert (bursting().ending, ending().ending) == (burst.ending, ended.ending)
@@ -174,7 +174,7 @@ def test_where_w_grows_beyond_what_was_known_a_step_is_done_again(monkeypatch):
     known, forgotten, forget = growing("cpu", 1e-6), [], Looks.forget
     monkeypatch.setattr(compiled, "takes", lambda W: False)
     monkeypatch.setattr(on_device, "takes", lambda W: True)
-    monkeypatch.setattr(time_run, "on_device", lambda method, state: True)
+    monkeypatch.setattr(byformula, "on_device", lambda state: True)
     monkeypatch.setattr(ScipyFormula, "on", lambda self, device: ScipyOnDevice(self.control, name=self.name))
     monkeypatch.setattr(Looks, "forget", lambda self: (forgotten.append(self), forget(self)))
     found = growing("cpu", 1e-6)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..depth.engine import Stepped
+from ..depth.engine.explicit import Tableau, Tried
 from ..depth.grid import DepthGrid, Profile
 from ..laws import LawChange
 from ..looks import current
@@ -199,6 +201,24 @@ class PullsBack(Protocol):
 
 
 # Time.
+
+
+class StepsExplicitly(Protocol):
+    """Takes whole steps of explicit formulas along its velocity in less than one velocity after the other."""
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """Whether it does so, with its loss, for states of this kind."""
+
+    def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """A step of each state `(n, ...)` along its slope, of size h `(n,)`; None where it cannot be taken so."""
+
+
+def steps_explicitly(flow: Any, state: Tensor) -> bool:
+    """Whether a flow takes whole steps from states of this kind.
+
+    Of the flow itself: one that passes it on from another has a velocity of its own.
+    """
+    return hasattr(type(flow), "explicit_steps") and offers(flow, StepsExplicitly) and flow.knows_steps(state)
 
 
 class Linearises(Protocol):

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
-from ..depth.engine import Stepped, choose
+from ..depth.engine import Stepped, choose, explicit
+from ..depth.engine.explicit import Tableau, Tried
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
@@ -179,6 +181,17 @@ class ContinuousFlow:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
         return self.depth.gradient(state, self._downhill)
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """Whether the depth solver is the collocation, and the compiled engine takes such a state."""
+        own = type(self) is ContinuousFlow and own_velocity(self, ContinuousFlow)
+        own = own and type(self.depth) is Collocation and "gradient" not in vars(self.depth)
+        return own and explicit.takes(state.unsqueeze(0))
+
+    def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """A step of each state `(n, ..., N, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
+        check_layers(states, len(self.grid), "depth nodes")
+        return explicit.flow(self.grid, states, slopes, h, self.loss, tableau)
 
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.engine import Stepped, choose
+from ..depth.engine import Stepped, choose, explicit
+from ..depth.engine.explicit import Tableau, Tried
 from ..depth.grid import Profile, sample
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
@@ -117,6 +119,16 @@ class FiniteFlow:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
         check_layers(state, self.depth, "layers")
         return choose(state).chain(state, self._downhill, self.rule, self.depth)
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """Whether the compiled engine has the rule and takes such a state."""
+        own = type(self) is FiniteFlow and own_velocity(self, FiniteFlow)
+        return own and explicit.takes(state.unsqueeze(0), self.rule)
+
+    def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """A step of each state `(n, ..., L, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
+        check_layers(states, self.depth, "layers")
+        return explicit.chain(states, slopes, h, self.loss, tableau, self.rule, self.depth)
 
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)

@@ -6,7 +6,7 @@ A file that is put here and registers a loss of a regression in `LOSSES` is foun
 import sys
 
 from ..registry import import_modules
-from .base import LOSSES, Loss, LossName, check_loss, check_square_loss, loss_said
+from .base import LOSSES, Loss, LossName, Squares, check_loss, check_square_loss, loss_said, squares_of
 from .completion import Completion
 from .cross_entropy import CrossEntropy
 from .custom import Custom
@@ -31,10 +31,12 @@ __all__ = [
     "Quadratic",
     "Regression",
     "Separable",
+    "Squares",
     "check_derivatives",
     "check_loss",
     "check_square_loss",
     "compare_derivatives",
     "log_cosh",
     "loss_said",
+    "squares_of",
 ]

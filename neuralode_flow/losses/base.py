@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,8 +35,9 @@ class Loss(Protocol):
     direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact. A loss of
     samples has them as `samples`, and `part(rows, shift)` is that of some of them, or with other targets: for SGD.
     A loss with a target for each member of a batch has `select(members, index)`, the loss of some of them, `(n,)`: for
-    steps of their own. A class whose gradient does the same operations whatever the numbers are says so by its own
-    `repeats`, which those made of it do not inherit.
+    steps of their own. `squares()` says what it is half the square of (`Squares`), None where it is not: the compiled
+    engine takes whole steps along such a gradient. A class whose gradient does the same operations whatever the numbers
+    are says so by its own `repeats`, which those made of it do not inherit.
     """
 
     dimension: int | None
@@ -44,6 +45,22 @@ class Loss(Protocol):
     def __call__(self, z: Tensor) -> Tensor: ...
 
     def gradient(self, z: Tensor) -> Tensor: ...
+
+
+class Squares(NamedTuple):
+    """A loss that is half a square: its gradient is Rᵀ(R z xᵀ − yᵀ) x, or z − y without x.
+
+    Attributes
+    ----------
+    x : Tensor (rows, d) or None
+    y : Tensor (rows, outputs), or (..., d, d) without x
+    readout : Tensor (outputs, d) or None
+        R; None for the identity.
+    """
+
+    x: Tensor | None
+    y: Tensor
+    readout: Tensor | None = None
 
 
 # Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss. One whose y holds classes
@@ -55,6 +72,13 @@ LossName = Annotated[str, known(LOSSES)]
 def check_loss(name: str, value: Any) -> None:
     """Raises TypeError unless `value` follows `Loss`."""
     follows(name, value, "a loss", "Quadratic(target)", ("gradient", "dimension", "__call__"))
+
+
+def squares_of(loss: object) -> Squares | None:
+    """What a loss is half the square of, as its own class says."""
+    # One that is made of it, or whose gradient was replaced, may have another gradient.
+    told = "squares" in vars(type(loss)) and "gradient" not in vars(loss)
+    return loss.squares() if told else None  # type: ignore[attr-defined]
 
 
 def repeats(loss: object) -> bool:

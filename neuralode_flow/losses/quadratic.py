@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor
 from ..matrices import slogdet
-from .base import PASSED, check_z, loss_said, of_some, side
+from .base import PASSED, Squares, check_z, loss_said, of_some, side
 
 
 def half_square(residual: Tensor, axes: int = 2) -> Tensor:
@@ -79,6 +79,10 @@ class Quadratic:
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return direction
+
+    def squares(self) -> Squares | None:
+        """Half the square of z − T; None where z is no matrix."""
+        return Squares(None, self.target) if len(self.shape) == 2 else None
 
     def select(self, members: Sequence[int], index: Tensor) -> Quadratic:
         """The loss of some members `(n,)` of a batch."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
-from .base import LOSSES, PASSED, check_z, loss_said
+from .base import LOSSES, PASSED, Squares, check_z, loss_said
 from .quadratic import half_square, rests
 
 
@@ -126,6 +126,10 @@ class Regression:
     def gradient(self, z: Tensor) -> Tensor:
         residual = self._residual(z)
         return (residual if self.readout is None else residual @ self.readout).mT @ self._x
+
+    def squares(self) -> Squares:
+        """Half the square of the residual of the triangular factor."""
+        return Squares(self._x, self._y, self.readout)
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         image = self._x @ direction.mT

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..depth.engine.explicit import Tableau, Tried
 from ..registry import Registry
 
 # What a flow raises when its numbers leave the range in which it can be computed.
@@ -26,6 +27,14 @@ class Velocity(Protocol):
     """dstate/dt at a time; it may raise Stopped."""
 
     def __call__(self, t: float, state: Tensor) -> Tensor: ...
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """Whether the flow takes whole steps of explicit formulas."""
+        ...
+
+    def explicit_steps(self, t: float, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """A step of states `(1, ...)` along their slopes `(1, ...)`; None where it is to be taken by its stages."""
+        ...
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity as a function of a direction; None where the flow has none."""

@@ -1,17 +1,22 @@
-"""Methods by their formulas; on an accelerator the processor looks at one number for each step that is tried."""
+"""Methods by their formulas: where the flow takes whole steps of them, and on accelerators.
+
+There the processor looks at one number for each step that is tried.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..depth.engine.explicit import Tableau
 from ..looks import Looks, as_one
 from .base import Method, Start, Stepper, own_steps
 from .endings import Stopped
-from .formulas import Attempt
+from .formulas import Attempt, Formula
 
 
 class ByFormula(Stepper):
@@ -47,6 +52,15 @@ class ByFormula(Stepper):
     def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
         return self.velocity.jacobian(self.t, self._state(y))[None], np.ones(1, dtype=bool)
 
+    def explicit_steps(self, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau) -> Attempt | None:
+        if self._looks is not None:
+            return None
+        one = (1, *self.state.shape)
+        tried = self.velocity.explicit_steps(self.t, y.reshape(one), f.reshape(one), h, tableau)
+        if tried is None:
+            return None
+        return Attempt(np.arange(1), tried.ahead.reshape(y.shape), tried.slope.reshape(y.shape), tried.error)
+
     def _state(self, y: Tensor) -> Tensor:
         return y.to(self.state).reshape(self.state.shape)
 
@@ -58,27 +72,28 @@ class ByFormula(Stepper):
             plan = formula.plan(t, h, goal, begun, again)
             if plan.lost.any():
                 raise Stopped("underflow", f"the step size underflowed at t = {self.t:.6g}: the tolerance is not met")
-            tried, error = self._tried(y, plan.h)
-            accepted, h = formula.judged(error, plan, again, plan.end == goal)
+            tried = self._tried(y, plan.h)
+            accepted, h = formula.judged(tried.error, plan, again, plan.end == goal)
             if accepted.all():
                 break
             again = ~accepted
         self.t, self.state = float(plan.end[0]), self._state(tried.y)
         self._ends, self._f, self._next = (self._f, tried.f), tried.f, float(h[0])
 
-    def _tried(self, y: Tensor, h: np.ndarray) -> tuple[Attempt, Tensor]:
-        """A step that is tried, and its error over the tolerance, which is no number where there is a doubt."""
+    def _tried(self, y: Tensor, h: np.ndarray) -> Attempt:
+        """A step that is tried; its error over the tolerance is no number where there is a doubt."""
         looks = self._looks
+        if looks is None:
+            return self._formula.tried(self, y, self._f, h)
 
         def work() -> Attempt:
             tried = self._formula.tried(self, y, self._f, h)
             error = tried.error
-            if looks is not None and looks.doubts:
+            if looks.doubts:
                 error = torch.where(looks.doubt(), torch.nan, error)
             return tried._replace(error=error.cpu())
 
-        tried = as_one(looks, work, lambda tried: not bool(torch.isfinite(tried.error).all()))
-        return tried, tried.error
+        return as_one(looks, work, lambda tried: not bool(torch.isfinite(tried.error).all()))
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
         first, last = map(self._state, self._ends)
@@ -88,6 +103,20 @@ class ByFormula(Stepper):
         return self._formula.memory(self._f[0], self._next) | {"h": self.h}
 
 
-def on_device(method: Method, state: Tensor) -> bool:
-    """Whether the method is to move a state as above."""
-    return not state.is_cpu and own_steps(method) is not None
+def in_motion(method: Method, start: Start) -> Stepper:
+    """The method at its start: by its formula where the state is on an accelerator, or the flow takes whole steps."""
+    formula, away = own_steps(method), on_device(start.state)
+    if formula is None or not (away or (_explicit(formula) and start.velocity.knows_steps(start.state))):
+        return method(start)
+    return ByFormula(start, method=method, postpones=away)
+
+
+def on_device(state: Tensor) -> bool:
+    """Whether a state is on an accelerator."""
+    return not state.is_cpu
+
+
+def _explicit(formula: Any) -> bool:
+    """Whether what makes a formula makes an explicit one."""
+    kind = formula.func if isinstance(formula, partial) else formula
+    return isinstance(kind, type) and issubclass(kind, Formula) and kind.explicit

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import scipy.integrate
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..compat import torchdiffeq_solver
+from ..depth.engine.explicit import Tableau
 from .base import Control, Memory
 
 
@@ -30,6 +31,10 @@ class Rates(Protocol):
 
     def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
         """Their derivatives `(m, N, N)`, likewise."""
+        ...
+
+    def explicit_steps(self, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau) -> Attempt | None:
+        """Whole steps of all members, of those for which the flow takes them; None where it takes none."""
         ...
 
 
@@ -58,6 +63,21 @@ class Attempt(NamedTuple):
     f: Tensor
     error: Any
 
+    def of(self, places: np.ndarray) -> Attempt:
+        """Some of them."""
+        if len(places) == len(self.rows):
+            return self
+        which = torch.from_numpy(places)
+        return Attempt(self.rows[places], self.y[which], self.f[which], self.error[places])
+
+    def beside(self, other: Attempt) -> Attempt:
+        """With those of other members, in the order of their rows."""
+        rows = np.concatenate((self.rows, other.rows))
+        error = np.concatenate((self.error, np.asarray(other.error)))
+        whole = Attempt(rows, torch.cat((self.y, other.y)), torch.cat((self.f, other.f)), error)
+        order = torch.from_numpy(np.argsort(rows))
+        return Attempt(rows[order], whole.y[order], whole.f[order], error[order])
+
 
 class Formula(ABC):
     """One attempt of a step for many members; states and slopes are `(n, N)`, sizes of steps `(n,)`.
@@ -75,6 +95,8 @@ class Formula(ABC):
     7. `on(device)` is the same formula for states that are there. On an accelerator nothing in `tried` waits for it,
        but velocities may; its error is a tensor `(n,)`, which `judged` looks at.
     """
+
+    explicit: ClassVar[bool] = False
 
     def on(self, device: torch.device) -> Formula:
         """The same formula for states on a device."""
@@ -105,7 +127,32 @@ class Formula(ABC):
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 10.0
 
 
-class ScipyFormula(Formula):
+class ExplicitFormula(Formula):
+    """Formulas whose steps are combinations of slopes: a flow that can take them as a whole does."""
+
+    explicit = True
+
+    @property
+    @abstractmethod
+    def tableau(self) -> Tableau: ...
+
+    @abstractmethod
+    def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+        """`tried` of the members in these rows, one velocity after the other."""
+
+    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+        rows = np.arange(len(y))
+        whole = rates.explicit_steps(y, f, h, self.tableau)
+        if whole is None:
+            return self.by_stages(rates, rows, y, f, h)
+        rest = np.setdiff1d(rows, whole.rows)
+        if not len(rest):
+            return whole
+        which = torch.from_numpy(rest)
+        return whole.beside(self.by_stages(rates, rest, y[which], f[which], h[rest]))
+
+
+class ScipyFormula(ExplicitFormula):
     """RK23, RK45 and DOP853 of SciPy."""
 
     def __init__(self, control: Control, *, name: str) -> None:
@@ -146,9 +193,16 @@ class ScipyFormula(Formula):
         end = np.minimum(t + h, goal)
         return Plan(end - t, end, begun, h < least)
 
-    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+    @cached_property
+    def tableau(self) -> Tableau:
+        kind, n = self.method, self.method.n_stages
+        weights = np.zeros((n, n + 1))
+        weights[:-1, : kind.A.shape[1]], weights[-1, :n] = kind.A[1:n, :n], kind.B
+        errors = np.array([kind.E5, kind.E3] if hasattr(kind, "E5") else [kind.E], dtype=float)
+        return Tableau(weights, None, errors, self.rtol, self.atol)
+
+    def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         kind, states = self.method, y.numpy()
-        rows: np.ndarray = np.arange(len(y))
         steps = h[:, None]
         K = self._room(len(y), states.shape[1])
         K[:, 0] = f.numpy()
@@ -184,9 +238,10 @@ class ScipyFormula(Formula):
         ]
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        accepted = np.array([size < 1 for size in error], dtype=bool)
+        sizes: list[float] = np.asarray(error).tolist()
+        accepted = np.array([size < 1 for size in sizes], dtype=bool)
         h = plan.h.copy()
-        for i, size in enumerate(error):
+        for i, size in enumerate(sizes):
             if accepted[i]:
                 factor = _MOST if size == 0 else min(_MOST, _SAFETY * size**self.exponent)
                 h[i] *= min(1, factor) if again[i] else factor
@@ -243,7 +298,7 @@ class ScipyOnDevice(ScipyFormula):
         return torch.where(whole == 0, 0.0, h * five / whole)
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return super().judged(error.tolist(), plan, again, ended)
+        return super().judged(error.cpu(), plan, again, ended)
 
     def memory(self, f: Tensor, h: float) -> dict[str, Any]:
         return {"h": h, "f": f, "h_abs": h}
@@ -273,7 +328,7 @@ class Proposing(Formula):
         return (memory["slope"], float(memory["next"])) if "slope" in memory else None
 
 
-class TorchFormula(Proposing):
+class TorchFormula(Proposing, ExplicitFormula):
     """The adaptive methods of torchdiffeq."""
 
     def __init__(self, control: Control, *, name: str) -> None:
@@ -296,9 +351,18 @@ class TorchFormula(Proposing):
         solver = self._solver
         return first_step(rates, y, f, solver.atol + y.abs() * solver.rtol, 1.0 / float(solver.order), math.inf)
 
-    def tried(self, rates: Rates, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
+    @cached_property
+    def tableau(self) -> Tableau:
+        *stages, c_sol, c_error = (part.double().cpu().numpy() for part in self._weights)
+        weights = np.zeros((len(stages), len(stages) + 1))
+        for row, part in zip(weights, stages, strict=True):
+            row[: len(part)] = part
+        rtol, atol = float(self._solver.rtol), float(self._solver.atol)
+        return Tableau(weights, None if self._ends else np.array(c_sol), np.array(c_error)[None], rtol, atol)
+
+    def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         solver, (*stages, c_sol, c_error) = self._solver, self._weights
-        rows, start = np.arange(len(y)), y
+        start = y
         steps = sizes(h, y)[:, None, None]
         k = y.new_empty(*y.shape, len(stages) + 1)
         k[..., 0] = f
@@ -316,11 +380,11 @@ class TorchFormula(Proposing):
         return Attempt(rows, trial, k[..., -1].clone(), root_mean(error / allowed))
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        solver, error = self._solver, error.cpu()
+        solver, error = self._solver, torch.as_tensor(error).cpu()
         ratio = error.to(solver.safety)
+        exponent = float(torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal())
         factor = torch.maximum(
-            solver.safety / ratio ** torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal(),
-            torch.where(error < 1, torch.ones_like(ratio), solver.dfactor),
+            solver.safety / _power(ratio, exponent), torch.where(error < 1, torch.ones_like(ratio), solver.dfactor)
         )
         factor = torch.where(error == 0, solver.ifactor, torch.minimum(solver.ifactor, factor))
         accepted, h = (error <= 1).numpy(), plan.h * factor.numpy()
@@ -335,9 +399,16 @@ def first_step(rates: Rates, y: Tensor, f: Tensor, scale: Tensor, power: float, 
     after, had = rates(np.arange(len(y)), y + h0[:, None] * f)
     bend = root_mean((after - f) / scale) / h0
     slow = (speed <= 1e-15) & (bend <= 1e-15)
-    h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(speed, bend)) ** power)
+    h1 = torch.where(slow, (h0 * 1e-3).clamp(min=1e-6), _power(0.01 / torch.maximum(speed, bend), power))
     found = torch.minimum(100 * h0, h1).clamp(max=longest).double().cpu().numpy()
     return np.where(had, found, np.nan)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """Powers `(n,)` that are those of one alone: torch takes those of many numbers in another way."""
+    if not base.is_cpu or base.dtype != torch.float64:
+        return base**exponent
+    return base.new_tensor([number**exponent for number in base.tolist()])
 
 
 def of_those(had: np.ndarray, *parts: Tensor) -> Iterator[Tensor]:

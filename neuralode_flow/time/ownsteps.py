@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..depth.engine.explicit import Tableau
 from ..flows.base import jacobians, restricted
-from .base import METHODS, Start, Stepper
+from ..flows.capabilities import steps_explicitly
+from .base import FAILURES, METHODS, Start, Stepper
+from .byformula import in_motion
 from .endings import ENDINGS
-from .formulas import Formula, Rates
+from .formulas import Attempt, Formula, Rates
 from .watch import Watch
 
 # What is asked of a flow, restricted to some members, at their states.
@@ -222,6 +225,40 @@ class OwnSteps:
             self.end(rows[place : place + 1], ending)
         return values, had
 
+    def stepped(
+        self, rows: np.ndarray, flow: Any, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau
+    ) -> Attempt | None:
+        """Whole steps of some members, of those that the flow can take; None where it takes none."""
+        states, stages = self._states(y), len(tableau.weights)
+        if not steps_explicitly(flow, states[0]):
+            return None
+        self.watch.check_seconds(self.t)
+        try:
+            tried = flow.explicit_steps(states, self._states(f), h, tableau)
+        except FAILURES:
+            return None if len(rows) == 1 else self._stepped_singly(rows, y, f, h, tableau)
+        if tried is None:
+            return None
+        done = np.flatnonzero(~np.isnan(tried.error))
+        self.evaluations[rows[done]] += stages
+        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
+        flat = self.formula.flat
+        return Attempt(np.arange(len(rows)), flat(tried.ahead), flat(tried.slope), tried.error).of(done)
+
+    def _stepped_singly(
+        self, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau
+    ) -> Attempt | None:
+        """Whole steps one by one, of those members that have any."""
+        found: Attempt | None = None
+        for i in range(len(rows)):
+            one, which = slice(i, i + 1), torch.from_numpy(rows[i : i + 1])
+            flow = restricted(self.watch.grid.flow, self.members, which)
+            attempt = self.stepped(rows[one], flow, y[one], f[one], h[one], tableau)
+            if attempt is not None and len(attempt.rows):
+                attempt = attempt._replace(rows=attempt.rows + i)
+                found = attempt if found is None else found.beside(attempt)
+        return found
+
     def alone(self, row: int, velocity: Watch) -> Alone:
         """A member in the step that it took, as the method alone would have taken it."""
         before, here = self.before.of(np.searchsorted(self.took, [row])), self.here.of(np.array([row]))
@@ -249,7 +286,7 @@ class _Asked:
 
     def __init__(self, own: OwnSteps, index: np.ndarray) -> None:
         self.own, self.index, self.most = own, index, own.watch.budget.evaluations
-        self.held: tuple[int, Any] = (-1, None)  # the flow of as many
+        self.held: tuple[np.ndarray, Any] = (np.arange(0), None)  # the flow of these
 
     def __call__(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
         values, had = self._asked(rows, velocities, y)
@@ -258,6 +295,25 @@ class _Asked:
     def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
         return self._asked(rows, jacobians, y)
 
+    def explicit_steps(self, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau) -> Attempt | None:
+        own = self.own
+        able = np.flatnonzero(own.evaluations[self.index] + len(tableau.weights) <= self.most)
+        if not len(able):
+            return None
+        rows = self.index[able]
+        if len(able) < len(y):
+            which = torch.from_numpy(able)
+            y, f, h = y[which], f[which], h[able]
+        tried = own.stepped(rows, self._flow(rows, y), y, f, h, tableau)
+        return tried and tried._replace(rows=able[tried.rows])
+
+    def _flow(self, chosen: np.ndarray, y: Tensor) -> Any:
+        """That of these members."""
+        if not np.array_equal(self.held[0], chosen):
+            which = torch.from_numpy(chosen).to(y.device)
+            self.held = chosen, restricted(self.own.watch.grid.flow, self.own.members, which)
+        return self.held[1]
+
     def _asked(self, rows: np.ndarray, work: Work, y: Tensor) -> tuple[Tensor, np.ndarray]:
         own, chosen = self.own, self.index[rows]
         able = own.evaluations[chosen] < self.most
@@ -265,11 +321,8 @@ class _Asked:
             own.end(chosen[~able], "evaluations")
         if not able.any():
             return y, able
-        if self.held[0] != len(rows):
-            which = torch.from_numpy(chosen).to(y.device)
-            self.held = len(rows), restricted(own.watch.grid.flow, own.members, which)
         if able.all():
-            return own.asked(chosen, work, self.held[1], y)
+            return own.asked(chosen, work, self._flow(chosen, y), y)
         kept = torch.from_numpy(able).to(y.device)
         some, had = self._asked(rows[able], work, y[kept])
         values = some.new_zeros(len(rows), *some.shape[1:])
@@ -298,4 +351,4 @@ class Alone(Stepper):
         return self._ends
 
     def _again(self, start: Start) -> Stepper:
-        return METHODS[self._method](start)
+        return in_motion(METHODS[self._method], start)

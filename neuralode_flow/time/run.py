@@ -12,7 +12,7 @@ from torch import Tensor
 from ..flows.capabilities import ChoosesTolerances, KnowsFinite, offers
 from .barrier import Barrier, barrier_of
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper
-from .byformula import ByFormula, on_device
+from .byformula import in_motion
 from .checkpoint import Checkpoint, Saved
 from .dense import Dense
 from .endings import EVENTS_ASKED, Stopped
@@ -212,9 +212,7 @@ class Run:
 
     def _method(self, t: float, state: Tensor, memory: Memory) -> Stepper:
         """The method in motion; its tolerances are those of the state that it moves, which stand for those of z."""
-        method = METHODS[self.task.method]
-        start = self._beginning(t, state, memory)
-        return ByFormula(start, method=method) if on_device(method, state) else method(start)
+        return in_motion(METHODS[self.task.method], self._beginning(t, state, memory))
 
     def _beginning(self, t: float, state: Tensor, memory: Memory) -> Start:
         task, flow, control = self.task, self.grid.flow, self.task.control

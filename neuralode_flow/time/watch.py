@@ -8,12 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checks import all_finite
+from ..depth.engine.explicit import Tableau, Tried
 from ..flows.base import jacobians, restricted
-from ..flows.capabilities import KnowsJacobian, Linearises, Resolves, offers, replayed
+from ..flows.capabilities import KnowsJacobian, Linearises, Resolves, offers, replayed, steps_explicitly
 from .base import FAILURES, Control
 from .endings import Stopped
 from .members import advice, culprits, not_finite, of_members
@@ -101,7 +103,7 @@ class Watch:
         `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed, and without
         it members are tried one by one; endings are by their places.
         """
-        self._check_seconds(t)
+        self.check_seconds(t)
         try:
             value = work(flow, states)
         except FAILURES:
@@ -124,6 +126,25 @@ class Watch:
             return value, {}
         places = not_finite(value, states.shape[:1]).nonzero()[:, 0].tolist()
         return value, dict.fromkeys(places, "not_finite")
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """See Velocity."""
+        return steps_explicitly(self.grid.flow, state)
+
+    def explicit_steps(self, t: float, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """See Velocity; what the budget has no place for, or fails, is left to the stages, which tell of it."""
+        stages = len(tableau.weights)
+        if self.evaluations + stages > self.budget.evaluations or not self.knows_steps(states[0]):
+            return None
+        self.check_seconds(t)
+        try:
+            tried = self.grid.flow.explicit_steps(states, slopes, h, tableau)
+        except FAILURES:
+            return None
+        if tried is None or np.isnan(tried.error).any():
+            return None
+        self.evaluations += stages
+        return tried
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
@@ -192,9 +213,10 @@ class Watch:
         most = self.budget.evaluations
         if self.evaluations >= most:
             raise Stopped("evaluations", f"the budget of {most} velocity evaluations was used up at t = {t:.6g}")
-        self._check_seconds(t)
+        self.check_seconds(t)
 
-    def _check_seconds(self, t: float) -> None:
+    def check_seconds(self, t: float) -> None:
+        """Raises Stopped where the budget of wall time is used up."""
         seconds = self.budget.seconds
         if seconds is not None and self.seconds > seconds:
             raise Stopped(

@@ -1,5 +1,7 @@
 """What a flow may offer is found by the names of its methods, whatever it inherits from."""
 
+from functools import partial
+
 import pytest
 import torch
 from cases import randn, relaxed_profile
@@ -33,6 +35,7 @@ OFFERED = {
     "TellsLawChange": {"continuous"},
     "KnowsStepLaw": {"continuous", "finite"},
     "Descends": {"continuous", "finite"},
+    "StepsExplicitly": {"continuous", "finite"},
     "KnowsMomentumLaw": {"continuous", "finite"},
     "KeepsOrientation": {"continuous", "intrinsic", "carrier", "momentum"},
     "KeepsSign": {"finite", "factorization"},
@@ -119,7 +122,10 @@ def test_the_method_of_a_stranger_is_used_without_inheritance():
 def test_a_flow_that_passes_on_to_another_offers_what_that_does(flow, start, method):
     run = (start, [0.0, 0.3, 1.0], method, 1e-6)
     whole, passed = (nf.integrate(kind, *run) for kind in (flow, Delegating(flow)))
+    # Its velocity is its own: whole steps are not passed on, and their sums are rounded in another way.
+    same = torch.equal if method != "DOP853" else partial(torch.allclose, rtol=0, atol=1e-14)
     for name in ("z", "loss", "drift", "state", "depth_error", "log_sigma"):
-        assert torch.equal(getattr(passed, name), getattr(whole, name)), name
+        one, other = getattr(passed, name), getattr(whole, name)
+        assert one is other is None or same(one, other), name
     assert passed.stats["grid"] == whole.stats["grid"]
     assert passed.stats["evaluations"] == whole.stats["evaluations"]

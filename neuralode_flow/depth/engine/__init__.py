@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from . import by_torch, compiled, on_device
+from . import by_torch, compiled, explicit, on_device
 from .by_torch import Stepped
+
+__all__ = ["Engine", "Stepped", "choose", "explicit"]
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid

@@ -53,6 +53,8 @@ _SIGNATURES = {
     "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
     "descend": ([*3 * [_POINTER], _DOUBLE, *4 * [_POINTER]], _INT),
     "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *3 * [_POINTER]], _INT),
+    "attempt_scratch": ([_POINTER], _LONG),
+    "attempt": ([_POINTER, _POINTER, _INT], None),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),
 }
@@ -66,12 +68,12 @@ def library() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_engine{suffix}")
         if path.exists():
-            loaded = ctypes.CDLL(str(path))
+            opened = ctypes.CDLL(str(path))
             for name, (arguments, result) in _SIGNATURES.items():
-                function = getattr(loaded, name)
+                function = getattr(opened, name)
                 function.argtypes, function.restype = arguments, result
-            loaded.set_pool(_openmp())
-            return loaded
+            opened.set_pool(_openmp())
+            return opened
     return None
 
 
@@ -114,17 +116,17 @@ def _flow(grid: DepthGrid, W: Tensor, outer: Outer | None, back: Back) -> Any:
         room = take("flow", (_size("flow_scratch", *sizes),), W)
         z = W.new_empty(*batch, d, d)
         arrays = W.data_ptr(), J.data_ptr(), ends.data_ptr()
-        if not _loaded().flow_forward(*arrays, *sizes, room.data_ptr(), z.data_ptr()):
+        if not loaded().flow_forward(*arrays, *sizes, room.data_ptr(), z.data_ptr()):
             if outer is None:
                 return z
-            if _is_numbers(G := outer(z)):
+            if is_numbers(G := outer(z)):
                 return back(G.expand(z.shape).contiguous(), room, W)
     return None
 
 
 def chain(W: Tensor, outer: Outer | None = None, rule: LayerRule | None = None, depth: int = 1) -> Tensor:
     """As `Engine.chain`; layers of a rule that is not known in C are made by torch."""
-    number = PLAIN if rule is None else _number(rule)
+    number = PLAIN if rule is None else number_of(rule)
     if rule is not None and number == PLAIN:
         return by_torch.layered(W, outer, rule, depth, _linked)
     result = _chain(W, outer, number, depth, _pulled_back("chain_backward"))
@@ -135,12 +137,12 @@ def descend_chain(
     W: Tensor, outer: Outer, rule: LayerRule, depth: int, rate: float, V: Tensor, added: Tensor
 ) -> Stepped:
     """As `Engine.descend_chain`; each matrix moves while it is in the cache."""
-    moves, number = _Moves.along(V, added), _number(rule)
+    moves, number = _Moves.along(V, added), number_of(rule)
     step = None if number == PLAIN else moves and _chain(W, outer, number, depth, moves.taken(rate, apart=1))
     return stepped(W, chain(W, outer, rule, depth), rate, V, added, apart=1) if step is None else step
 
 
-def _number(rule: LayerRule) -> int:
+def number_of(rule: LayerRule) -> int:
     """What a layer rule is called in C, PLAIN where it is not known there."""
     number: int = vars(type(rule)).get("compiled", PLAIN)
     return number
@@ -154,12 +156,12 @@ def _chain(W: Tensor, outer: Outer | None, number: int, depth: int, back: Back) 
     with _WORKSPACE.lend() as take:
         room = take("chain", (_size("chain_scratch", members, L, d, number, threads),), W)
         z = W.new_empty(*batch, d, d)
-        if not _loaded().chain_forward(
+        if not loaded().chain_forward(
             W.data_ptr(), members, L, d, number, 1 / depth, threads, room.data_ptr(), z.data_ptr()
         ):
             if outer is None:
                 return z
-            if _is_numbers(G := outer(z)):
+            if is_numbers(G := outer(z)):
                 return back(G.expand(z.shape).contiguous(), room, W)
     return None
 
@@ -167,21 +169,21 @@ def _chain(W: Tensor, outer: Outer | None, number: int, depth: int, back: Back) 
 def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """As `Engine.grams`, for up to four directions in one reading of X."""
     d, k = V.shape
-    if k > _DIRECTIONS or not _is_numbers(V):
+    if k > _DIRECTIONS or not is_numbers(V):
         return by_torch.grams(X, V)
     X, V, shape = X.contiguous(), _four(V), (*X.shape[:-2], _DIRECTIONS, _DIRECTIONS)
     right, left = X.new_empty(shape), X.new_empty(shape)
-    _loaded().grams(X.data_ptr(), V.data_ptr(), X.numel() // d**2, d, right.data_ptr(), left.data_ptr())
+    loaded().grams(X.data_ptr(), V.data_ptr(), X.numel() // d**2, d, right.data_ptr(), left.data_ptr())
     return right[..., :k, :k], left[..., :k, :k]
 
 
 def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> Stepped:
     """As `Engine.stepped`, along four directions in one reading of W and X; the step is written over X."""
-    if W.shape != X.shape or not _is_numbers(X) or (moves := _Moves.along(V, added)) is None:
+    if W.shape != X.shape or not is_numbers(X) or (moves := _Moves.along(V, added)) is None:
         return by_torch.stepped(W, X, rate, V, added, apart)
     W, X, N, d = W.contiguous(), X.contiguous(), *W.shape[-3:-1]
     members, seen = W.numel() // (N * d * d), moves.room(W, apart)
-    spoiled = _loaded().stepped(
+    spoiled = loaded().stepped(
         W.data_ptr(), X.data_ptr(), rate, moves.V.data_ptr(), members, N, apart, d, torch.get_num_threads(),
         moves.before.data_ptr(), None if seen is None else seen.data_ptr(), moves.after.data_ptr(),
     )  # fmt: skip
@@ -200,7 +202,7 @@ class _Moves(NamedTuple):
     def along(cls, V: Tensor, added: Tensor) -> _Moves | None:
         """Of directions V `(d, k)`; None where C cannot take them."""
         k = V.shape[-1]
-        if k > _DIRECTIONS or not (_is_numbers(V) and _is_numbers(added)):
+        if k > _DIRECTIONS or not (is_numbers(V) and is_numbers(added)):
             return None
         V, added = (_four(V), _four(_four(added).mT).mT) if k < _DIRECTIONS else (V, added)
         before = added.contiguous()
@@ -211,7 +213,7 @@ class _Moves(NamedTuple):
 
         def back(G: Tensor, room: Tensor, W: Tensor) -> Stepped:
             following, seen = torch.empty_like(W), self.room(W, apart)
-            spoiled = _loaded().descend(
+            spoiled = loaded().descend(
                 G.data_ptr(), room.data_ptr(), following.data_ptr(), rate, self.V.data_ptr(),
                 self.before.data_ptr(), None if seen is None else seen.data_ptr(), self.after.data_ptr(),
             )  # fmt: skip
@@ -246,22 +248,22 @@ def _pulled_back(name: str) -> Back:
 
     def back(G: Tensor, room: Tensor, W: Tensor) -> Tensor:
         result = torch.empty_like(W)
-        getattr(_loaded(), name)(G.data_ptr(), room.data_ptr(), result.data_ptr())
+        getattr(loaded(), name)(G.data_ptr(), room.data_ptr(), result.data_ptr())
         return result
 
     return back
 
 
-def _is_numbers(G: Tensor) -> bool:
+def is_numbers(G: Tensor) -> bool:
     """Whether an outer gradient is no more than numbers that C can read."""
     return bare(G) and G.dtype is torch.float64 and G.is_cpu
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The library, where it is there."""
-    loaded = library()
-    assert loaded is not None
-    return loaded
+    opened = library()
+    assert opened is not None
+    return opened
 
 
 @cache

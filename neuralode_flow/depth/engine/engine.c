@@ -8,9 +8,10 @@
    caller at a time, from forward to backward. Nothing else is kept.
 
    grams: matrices seen along four directions.
+   attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages.
 
-   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h and
-   grams.h; it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
+   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h,
+   stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
    numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with zeros; of those of a chain nothing is read
    from row and column d on. */
 
@@ -201,4 +202,132 @@ int descend(const double *G, void *scratch, double *out, double rate, const doub
     (w->m ? flow_backward : chain_backward)(G, scratch, out);
     if (seen) add_up(&moves, w->members, w->m ? w->parts * w->m : w->L, 1);
     return moves.spoiled;
+}
+
+/* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow or, where m is 0, of a chain. */
+typedef struct {
+    long rows, members, L, N, numbers, size; /* numbers of a state, and of the scratch of its passes */
+    int panels, m, d, rule, threads, stages, estimates;
+    double alpha, rtol, atol;
+    const double *J, *ends, *weights, *solution, *errors;
+    Squares loss;
+    const double *h, *y, *f;
+    double *ahead, *slope, *error, *z, *G; /* z and G (rows, members, d, d) where the caller knows the loss, or 0 */
+} Steps;
+
+/* What a state works in, while its step is tried. */
+typedef struct {
+    double *scratch, *K, *trial, *z, *G, *rest;
+} Bench;
+
+static Bench bench(const Steps *s, long row, double *room) {
+    const long square = s->members * s->d * s->d;
+    double *K = room + s->size, *trial = K + (s->stages + 1) * s->numbers, *z = trial + s->numbers, *G = z + square;
+    return s->z ? (Bench){room, K, trial, s->z + row * square, s->G + row * square, 0} : (Bench){room, K, trial, z, G, G + square};
+}
+
+/* The k-th stage of a state, and z there. Returns 0, or 1 where there is none. */
+static int stage(const Steps *s, long row, int k, const Bench *b) {
+    double *W = k == s->stages && !s->solution ? s->ahead + row * s->numbers : b->trial;
+    if (k == 1) memcpy(b->K, s->f + row * s->numbers, s->numbers * sizeof(double));
+    BEST(blend)(s->numbers, k, s->weights + (k - 1) * (s->stages + 1), b->K, s->h[row], s->y + row * s->numbers, W);
+    return s->m ? flow_forward(W, s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch, b->z)
+                : chain_forward(W, s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch, b->z);
+}
+
+/* The slope there from the gradient G at z. Returns 0, or 1 where it is not finite. */
+static int slope(const Steps *s, int k, const Bench *b) {
+    (s->m ? flow_backward : chain_backward)(b->G, b->scratch, b->K + k * s->numbers);
+    return !BEST(turned)(s->numbers, b->K + k * s->numbers);
+}
+
+/* Where a step leads, the slope there, and its error over the tolerance. */
+static void concluded(const Steps *s, long row, const Bench *b) {
+    const long n = s->numbers;
+    const int wide = s->stages + 1;
+    const double *y = s->y + row * n, h = fabs(s->h[row]);
+    double *ahead = s->ahead + row * n, e[2];
+    if (s->solution) BEST(blend)(n, wide, s->solution, b->K, s->h[row], y, ahead);
+    memcpy(s->slope + row * n, b->K + s->stages * n, n * sizeof(double));
+    for (int k = 0; k < s->estimates; k++)
+        e[k] = BEST(excess)(n, wide, s->errors + k * wide, b->K, s->rtol, s->atol, y, ahead);
+    if (s->estimates == 1)
+        s->error[row] = h * sqrt(e[0] / n);
+    else
+        s->error[row] = e[0] == 0 && e[1] == 0 ? 0 : h * e[0] / sqrt((e[0] + 0.01 * e[1]) * n);
+}
+
+/* The gradient at z of each member of a row. */
+static void gradients(const Steps *s, long row, const Bench *b) {
+    const long n = (long)s->d * s->d;
+    for (long k = 0; k < s->members; k++)
+        if (s->loss.x)
+            BEST(residual)(&s->loss, s->d, b->z + k * n, b->rest, b->G + k * n);
+        else {
+            const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
+            for (long q = 0; q < n; q++) b->G[k * n + q] = b->z[k * n + q] - target[q];
+        }
+}
+
+/* A whole step of a state. Its error is NaN where there is none. */
+static void one_step(Work *w, long row, double *room) {
+    const Steps *s = w->task;
+    const Bench b = bench(s, row, room);
+    s->error[row] = NAN;
+    for (int k = 1; k <= s->stages; k++) {
+        if (stage(s, row, k, &b)) return;
+        gradients(s, row, &b);
+        if (slope(s, k, &b)) return;
+    }
+    concluded(s, row, &b);
+}
+
+/* The same in parts, between which the caller makes G of z: what is after stage k - 1 and up to z of stage k. */
+static void one_stage(Work *w, long row, double *room) {
+    const Steps *s = w->task;
+    const Bench b = bench(s, row, w->room + row * w->room_size);
+    const int k = w->rows;
+    (void)room;
+    if (k == 1) s->error[row] = 0;
+    if (isnan(s->error[row]) || (k > 1 && slope(s, k - 1, &b)) || (k <= s->stages && stage(s, row, k, &b))) {
+        const long d = s->d;
+        for (long q = 0; q < s->members * d * d; q++) b.z[q] = q % (d * d) % (d + 1) == 0; /* for the caller: the identity */
+        s->error[row] = NAN;
+    } else if (k > s->stages)
+        concluded(s, row, &b);
+}
+
+/* What is known of sizes: bytes of the scratch, to be aligned to 64; `w` gets what `each` needs. */
+static long prepared(const Steps *given, Work *w, Steps *s) {
+    *s = *given;
+    s->N = s->m ? (long)s->panels * s->m : s->L;
+    s->numbers = s->members * s->N * s->d * s->d;
+    const long passes = plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads);
+    const int wanted = s->threads > MAX_THREADS ? MAX_THREADS : s->threads;
+    /* States are shared out where one of them is not worth two threads. Twenty products stand for a matrix. */
+    const int outer = w->threads == 1 && s->rows > 1 ? crew(20.0 * s->rows * s->members * s->N, s->d, wanted) : 1;
+    s->size = (passes + 7) / 8 * 8;
+    const long own = s->z ? 0 : 2 * s->members * s->d * s->d + s->loss.rows * (2 * s->d + s->loss.outputs);
+    *w = (Work){.threads = outer, .task = s, .room_size = (s->size + (2 + s->stages) * s->numbers + own + 7) / 8 * 8};
+    return (s->z ? s->rows : outer) * w->room_size * (long)sizeof(double);
+}
+
+long attempt_scratch(const Steps *given) {
+    Work w;
+    Steps s;
+    return prepared(given, &w, &s);
+}
+
+/* A step of size h of each state from y along f, by a formula with a slope for each of its stages after f: their `weights`
+   (stages, stages + 1), of which the last lead ahead unless there is a `solution` (stages + 1), and `errors` (estimates,
+   stages + 1). Where a velocity could not be had, the error is NaN and nothing else means anything.
+
+   With z and G these are for k = 1 ... stages + 1 calls, after each of which but the last the caller puts into G the
+   gradient at z; else k is 0, and there is one call. */
+void attempt(const Steps *given, void *scratch, int k) {
+    Work w;
+    Steps s;
+    prepared(given, &w, &s);
+    w.room = scratch, w.rows = k;
+    each(&w, w.threads, s.rows, k ? one_stage : one_step);
 }

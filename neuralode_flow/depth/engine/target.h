@@ -19,6 +19,7 @@
 #include "parts.h"
 #include "flow.h"
 #include "chain.h"
+#include "stages.h"
 #undef ROWS
 #undef PRODUCT
 #undef INTEGRAL

@@ -50,6 +50,13 @@ typedef struct {
     int spoiled; /* whether some number of it is not finite */
 } Moves;
 
+/* Half the squared distance of R z x^T from y^T, or of z from y where x is 0: then members have targets that lie `apart`. */
+typedef struct {
+    const double *x, *y, *R;
+    int rows, outputs;
+    long apart;
+} Squares;
+
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
     int d, ld, m, pairs, odd, both, rows, cuts, threads, failed, rule, turned, rooms;
@@ -60,6 +67,7 @@ typedef struct {
     float *cf;
     int *terms;
     Moves *moves; /* of a backward pass that is to take them, or 0 */
+    void *task;   /* of a step that is no pass over W */
 } Work;
 
 /* Both halves of a panel of matrices of 4 x 4 are worked on as one strip: the matrices of a node lie side by side. */

@@ -1,0 +1,236 @@
+"""Whole explicit steps in the compiled engine are what they are by their stages: of every flow, loss, rule, formula."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cases import randn
+from torch.testing import assert_close
+
+import neuralode_flow as nf
+from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.time.base import Control
+from neuralode_flow.time.formulas import ScipyFormula, TorchFormula
+from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
+from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
+
+if compiled.library() is None:
+    pytest.skip("the compiled engine is not there", allow_module_level=True)
+
+GRID = nf.DepthGrid.gauss(panels=4, order=5)
+CONTROL = Control(rtol=1e-6, atol=1e-8, step=None)
+RULES = ("euler", "rk2", "cayley", "exp")
+
+
+def formula(name):
+    made = ScipyFormula(CONTROL, name=name) if name in RUNGE_KUTTA else TorchFormula(CONTROL, name=name)
+    made.flat(torch.zeros(1, 1))
+    return made
+
+
+class Rated:
+    """c‖z − T‖²/2 with a rate of its own for each member: a stranger's loss."""
+
+    def __init__(self, target, rate):
+        self.target, self.rate, self.dimension = target, rate, target.shape[-1]
+
+    def __call__(self, z):
+        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        if bool((z[..., 0, 0] > 40).any()):
+            raise torch.linalg.LinAlgError("a factorisation did not converge")
+        return self.rate[..., None, None] * (z - self.target)
+
+    def select(self, members, index):
+        n = torch.Size(members).numel()
+        return Rated(self.target.reshape(n, *self.target.shape[-2:])[index], self.rate.reshape(n)[index])
+
+
+def losses(d, n):
+    """Of one matrix each: all members have the same, or each its own."""
+    x, y, two = randn(7, d, seed=1), randn(7, d, seed=2), randn(7, 2, seed=2)
+    yield "quadratic", nf.Quadratic(randn(d, d, seed=3))
+    yield "targets", nf.Quadratic(randn(n, d, d, seed=3))
+    yield "regression", nf.Regression(x, y)
+    yield "readout", nf.Regression(x, two, readout=randn(2, d, seed=4) / 2)
+    yield "rated", Rated(randn(n, d, d, seed=3), torch.logspace(-1, 1, n))
+
+
+def flows(loss):
+    yield "continuous", nf.ContinuousFlow(GRID, loss), len(GRID)
+    for rule in RULES:
+        yield rule, nf.FiniteFlow(6, loss, rule), 6
+
+
+class ByVelocities:
+    """What a formula asks of a flow, by its velocity alone."""
+
+    def __init__(self, flow, shape):
+        self.flow, self.shape = flow, shape
+
+    def __call__(self, rows, y):
+        flow = self.flow if len(rows) == self.shape[0] else restricted(self.flow, self.shape[0], rows)
+        return flow.velocity(y.reshape(-1, *self.shape[1:])).reshape(len(y), -1), np.ones(len(y), dtype=bool)
+
+    def explicit_steps(self, *_):
+        return None
+
+
+def restricted(flow, n, rows):
+    some = copy.copy(flow)
+    some.loss = flow.loss.select((n,), torch.from_numpy(rows))
+    return some
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 9])
+@pytest.mark.parametrize("method", [*RUNGE_KUTTA, *ADAPTIVE])
+def test_a_whole_step_is_the_one_by_its_stages(method, d):
+    n, made = 3, formula(method)
+    for loss_name, loss in losses(d, n):
+        for name, flow, nodes in flows(loss):
+            W, h = 0.3 * randn(n, nodes, d, d, seed=5), np.array([0.01, 0.1, 0.04])
+            f = flow.velocity(W)
+            whole = flow.explicit_steps(W, f, h, made.tableau)
+            known = made.by_stages(ByVelocities(flow, W.shape), np.arange(n), W.flatten(1), f.flatten(1), h)
+            said = f"{loss_name}, {name}: {{}}".format
+            size = float(f.abs().max())
+            assert_close(whole.ahead.flatten(1), known.y, rtol=1e-13, atol=1e-14 * size, msg=said)
+            assert_close(whole.slope.flatten(1), known.f, rtol=1e-12, atol=1e-13 * size, msg=said)
+            # Of an error that cancels, in tolerances of 1e-8.
+            error = torch.as_tensor(known.error)
+            assert_close(torch.from_numpy(whole.error), error, rtol=1e-6, atol=1e-6 * size, msg=said)
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+def test_a_step_does_not_depend_on_the_others_nor_on_threads(method):
+    d, n, tableau = 4, 70, formula(method).tableau  # more than are taken together where the loss is asked in between
+    h = np.linspace(0.001, 0.05, n)
+    for _, loss in losses(d, n):
+        for _, flow, nodes in flows(loss):
+            W = 0.3 * randn(n, nodes, d, d, seed=5)
+            f = flow.velocity(W)
+            whole = flow.explicit_steps(W, f, h, tableau)
+            assert not np.isnan(whole.error).any()
+            for i in (0, 41, n - 1):
+                own = restricted(flow, n, np.array([i])) if hasattr(loss, "select") else flow
+                alone = own.explicit_steps(W[i : i + 1], f[i : i + 1], h[i : i + 1], tableau)
+                assert torch.equal(alone.ahead[0], whole.ahead[i])
+                assert torch.equal(alone.slope[0], whole.slope[i])
+                assert alone.error[0] == whole.error[i]
+            threads = torch.get_num_threads()
+            torch.set_num_threads(3 - min(threads, 2))
+            other = flow.explicit_steps(W, f, h, tableau)
+            torch.set_num_threads(threads)
+            assert torch.equal(other.ahead, whole.ahead)
+            assert np.array_equal(other.error, whole.error)
+
+
+def test_members_that_have_no_step_are_told_and_the_others_have_theirs():
+    tableau = formula("DOP853").tableau
+    for loss in (nf.Quadratic(torch.eye(3)), Rated(torch.eye(3).expand(3, 3, 3), torch.ones(3))):
+        flow = nf.ContinuousFlow(GRID, loss)
+        W = 0.3 * randn(3, len(GRID), 3, 3, seed=5)
+        f, h = flow.velocity(W), np.full(3, 0.1)
+        known = flow.explicit_steps(W, f, h, tableau)
+        for bad in (float("nan"), 1e3):  # not finite, and not resolved by the grid
+            spoiled = W.clone()
+            spoiled[1] *= bad
+            found = flow.explicit_steps(spoiled, f, h, tableau)
+            assert np.isnan(found.error).tolist() == [False, True, False]
+            assert torch.equal(found.ahead[::2], known.ahead[::2])
+
+
+def test_what_the_engine_is_not_for_is_left_to_the_stages():
+    tableau = formula("RK45").tableau
+    W = 0.3 * randn(2, 6, 3, 3, seed=5)
+
+    class Own(nf.FiniteFlow):
+        def velocity(self, state):
+            return 2 * super().velocity(state)
+
+    class Other(nf.Quadratic):
+        def gradient(self, z):
+            return 3 * super().gradient(z)
+
+    loss = nf.Quadratic(torch.eye(3))
+    flow, own = nf.FiniteFlow(6, loss), Own(6, loss)
+    assert flow.knows_steps(W)
+    assert not own.knows_steps(W)
+    assert not flow.knows_steps(W.float())
+    assert not flow.knows_steps(torch.zeros(600, 30, 30))  # more numbers than are kept for all stages
+    own = nf.FiniteFlow(6, loss)
+    own.velocity = lambda state: 2 * flow.velocity(state)
+    assert not own.knows_steps(W)
+    # A loss with another gradient is asked for it.
+    f, h = flow.velocity(W), np.full(2, 0.1)
+    replaced = nf.Quadratic(torch.eye(3))
+    replaced.gradient = lambda z: 3 * (z - torch.eye(3))
+    for loss in (Other(torch.eye(3)), replaced):
+        changed = nf.FiniteFlow(6, loss)
+        one, two = changed.explicit_steps(W, f, h, tableau), flow.explicit_steps(W, f, h, tableau)
+        assert_close(one.slope, changed.velocity(one.ahead), rtol=1e-13, atol=1e-13)
+        assert not torch.allclose(one.slope, two.slope)
+
+
+@pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8"])
+def test_a_run_in_whole_steps_is_the_one_by_velocities(method, monkeypatch):
+    target = randn(3, 3, 3, seed=8) / 2 + 1.5 * torch.eye(3)
+    loss, times = Rated(target, torch.logspace(0, 1.5, 3)), torch.linspace(0, 1, 4)
+    for name, flow, nodes in flows(loss):
+        W = 0.2 * randn(3, 1, 3, 3, seed=9).expand(3, nodes, 3, 3)
+        for control in ("shared", "member"):
+            path = nf.integrate(flow, W, times, method, 1e-9, 1e-11, control=control)
+            with monkeypatch.context() as patch:
+                patch.setattr(explicit, "takes", lambda *_: False)
+                by_velocities = nf.integrate(flow, W, times, method, 1e-9, 1e-11, control=control)
+                known = nf.integrate(flow, W, times, method, 1e-11, 1e-13)
+            assert path.status == by_velocities.status == "ok"
+            # The error of DOP853, which cancels, is sensitive to round-off, and with it the next step.
+            assert_close(path.z, known.z, rtol=0, atol=1e-8, msg=f"{name}, {control}: {{}}".format)
+            spent, there = (run.stats["evaluations"] for run in (path, by_velocities))
+            assert abs(spent - there) < 0.1 * there
+
+
+def test_the_powers_of_many_errors_are_those_of_each():
+    made, errors = formula("dopri5"), torch.rand(500, generator=torch.Generator().manual_seed(0)) * 2
+    plan = made.plan(np.zeros(500), np.linspace(0.1, 1, 500), 2.0, np.linspace(0.1, 1, 500), np.zeros(500, dtype=bool))
+    _, h = made.judged(errors, plan, np.zeros(500, dtype=bool), plan.end == 2.0)
+    for i in range(500):
+        one = np.array([i])
+        _, alone = made.judged(errors[one], plan.of(one), np.zeros(1, dtype=bool), plan.end[one] == 2.0)
+        assert alone[0] == h[i]
+
+
+def test_a_loss_that_fails_at_one_member_ends_that_member_and_leaves_the_others_as_they_are_alone():
+    rate, target = torch.tensor([1.0, 60.0, 2.0]), torch.stack([torch.eye(2), 90 * torch.eye(2), 2 * torch.eye(2)])
+    flow = nf.FiniteFlow(5, Rated(target, rate))
+    W, times = torch.zeros(3, 5, 2, 2), [0.0, 0.5, 1.0]
+    path = nf.integrate(flow, W, times, "DOP853", control="member")
+    assert path.stats["members"]["endings"] == ["ok", "velocity", "ok"]
+    for i in (0, 2):
+        alone = nf.integrate(nf.FiniteFlow(5, Rated(target[i], rate[i])), W[i], times, "DOP853")
+        assert torch.equal(alone.z, path.z[:, i])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_instruction_set_takes_the_same_steps(level):
+    flow, tableau = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(5))), formula("DOP853").tableau
+    W = 0.3 * randn(2, len(GRID), 5, 5, seed=5)
+    f, h = flow.velocity(W), np.full(2, 0.1)
+    known = flow.explicit_steps(W, f, h, tableau)
+    compiled.loaded().set_level(level)
+    try:
+        found = flow.explicit_steps(W, f, h, tableau)
+    finally:
+        compiled.loaded().set_level(2)
+    assert_close(found.ahead, known.ahead, rtol=1e-14, atol=1e-14)
+
+
+def test_a_step_is_exact_for_a_chain_of_numbers():
+    """One layer of one number, W' = −(1 + W − T): each stage is known, and so is the solution."""
+    flow, made = nf.FiniteFlow(1, nf.Quadratic(torch.tensor([[3.0]]))), formula("DOP853")
+    W, h = torch.zeros(1, 1, 1, 1), np.array([0.1])
+    found = flow.explicit_steps(W, flow.velocity(W), h, made.tableau)
+    assert_close(found.ahead.reshape(()), torch.tensor(2 * (1 - np.exp(-0.1))), rtol=1e-13, atol=0)
