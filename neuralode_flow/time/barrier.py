@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan
+from math import isnan, log
 from typing import Any
 
 import torch
@@ -153,9 +153,16 @@ def written(memory: dict[str, Tensor]) -> dict[str, Any]:
 def _signs(z: Tensor) -> tuple[Tensor, Tensor]:
     """The sign of det z, and whether round-off leaves it in no doubt."""
     doubt = _RESOLVED * z.shape[-1] * torch.finfo(z.dtype).eps
+    sign, log_det = slogdet(z)
     if z.is_cpu:
+        # The other singular values multiply to (‖z‖²/(d − 1))^((d − 1)/2) at most: mostly that says enough of the least.
+        others = z.shape[-1] - 1
+        size = torch.linalg.matrix_norm(z).log()
+        sure = log_det - others * (size - log(max(others, 1)) / 2) > log(doubt) + size
+        if bool(sure.all()):
+            return sign, sure
         sigma = torch.linalg.svdvals(z)
-        return slogdet(z)[0], sigma[..., -1] > doubt * sigma[..., 0]
+        return sign, sigma[..., -1] > doubt * sigma[..., 0]
     # The processor would wait for singular values; these bounds of them are at most √d away.
     inverse = torch.linalg.inv_ex(z).inverse
-    return slogdet(z)[0], doubt * torch.linalg.matrix_norm(z) * torch.linalg.matrix_norm(inverse) < 1
+    return sign, doubt * torch.linalg.matrix_norm(z) * torch.linalg.matrix_norm(inverse) < 1

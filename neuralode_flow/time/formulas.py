@@ -145,9 +145,9 @@ class ExplicitFormula(Formula):
         whole = rates.explicit_steps(y, f, h, self.tableau)
         if whole is None:
             return self.by_stages(rates, rows, y, f, h)
-        rest = np.setdiff1d(rows, whole.rows)
-        if not len(rest):
+        if len(whole.rows) == len(y):
             return whole
+        rest = np.setdiff1d(rows, whole.rows)
         which = torch.from_numpy(rest)
         return whole.beside(self.by_stages(rates, rest, y[which], f[which], h[rest]))
 

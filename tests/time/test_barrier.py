@@ -7,6 +7,7 @@ import torch
 from cases import randn
 
 import neuralode_flow as nf
+from neuralode_flow.time import barrier
 
 SMALL = torch.tensor([[0.1, 0.03], [-0.02, 0.12]])
 SEEN = nf.Completion(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[False, True], [True, True]]))
@@ -96,3 +97,16 @@ def test_a_factorisation_that_leaves_the_numbers_in_one_step_ends_with_a_status(
     path = nf.integrate(nf.FactorizationFlow(product, nf.Quadratic(-3 * torch.eye(2))), theta, [0.0, 1e200], "euler")
     assert path.ending == "not_finite"
     assert torch.equal(path.state, theta)
+
+
+def test_the_sign_of_a_determinant_is_trusted_as_singular_values_say():
+    draws = torch.Generator().manual_seed(0)
+    for d in (1, 2, 5, 12):
+        for least in (0.0, 1e-16, 1e-14, 1e-11, 1e-3, 1.0):
+            U, V = (torch.linalg.qr(torch.randn(d, d, generator=draws)).Q for _ in range(2))
+            z = U @ torch.diag(torch.linspace(1, least, d) if d > 1 else torch.tensor([least])) @ V
+            sign, resolved = barrier._signs(z)
+            sigma = torch.linalg.svdvals(z)
+            assert bool(resolved) == bool(sigma[-1] > barrier._RESOLVED * d * 2.0**-52 * sigma[0])
+            if resolved:
+                assert sign == torch.linalg.slogdet(U)[0] * torch.linalg.slogdet(V)[0]

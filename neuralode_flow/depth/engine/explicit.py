@@ -184,11 +184,9 @@ def _squares(loss: Squares, states: Tensor) -> tuple[_Squares, Any] | None:
     x, y, readout, d = loss.x, loss.y.contiguous(), loss.readout, states.shape[-1]
     if x is None:
         shape = (*states.shape[:-3], d, d)
-        if y.ndim > len(shape) or torch.broadcast_shapes(y.shape, shape) != shape:
-            return None
-        if y.ndim > 2:
-            y = y.expand(shape).contiguous()
-        return _Squares(y=y.data_ptr(), apart=0 if y.ndim == 2 else d * d), y
+        # With a state of several members for one row, their targets have no axis for it.
+        fits = y.shape in ((d, d), shape) or (len(states) == 1 and y.shape == shape[1:])
+        return (_Squares(y=y.data_ptr(), apart=0 if y.ndim == 2 else d * d), y) if fits else None
     x, readout = x.contiguous(), None if readout is None else readout.contiguous()
     R = None if readout is None else readout.data_ptr()
     return _Squares(x=x.data_ptr(), y=y.data_ptr(), R=R, rows=len(y), outputs=y.shape[1]), (x, y, readout)
