@@ -155,7 +155,7 @@ def _signs(z: Tensor) -> tuple[Tensor, Tensor]:
     doubt = _RESOLVED * z.shape[-1] * torch.finfo(z.dtype).eps
     sign, log_det = slogdet(z)
     if z.is_cpu:
-        # The other singular values multiply to (‖z‖²/(d − 1))^((d − 1)/2) at most: mostly that says enough of the least.
+        # The others multiply to at most (‖z‖²/(d − 1))^((d − 1)/2), which mostly says enough of the least.
         others = z.shape[-1] - 1
         size = torch.linalg.matrix_norm(z).log()
         sure = log_det - others * (size - log(max(others, 1)) / 2) > log(doubt) + size
