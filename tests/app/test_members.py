@@ -71,6 +71,19 @@ def test_members_of_a_problem_without_a_seed_train_on_one_loss_and_are_gathered(
         assert unlike(alone, found.isel(seed=i)[list(alone.data_vars)].drop_vars("seed")) <= ROUNDED
 
 
+def test_members_in_implicit_steps_are_gathered_and_are_what_they_are_alone(monkeypatch):
+    gathered, sizes = together._gathered, []
+    monkeypatch.setattr(together, "_gathered", lambda calls: (sizes.append(len(calls)), gathered(calls))[1])
+    study = {"model": "finite", "network_depth": 3, "estimate": False}
+    implicit = {"method": "rodas5p", "rtol": 1e-6, "horizon": 0.5, "samples": 3}
+    given = {"problem": TEACHER["problem"], "study": study, "time": implicit}
+    found = nf.run("trajectory", {"members": 3, "at_once": 3}, **given).dataset
+    assert set(sizes) == {3}
+    for seed in range(3):
+        alone = nf.run("trajectory", {"problem.seed": seed, "initial.seed": seed}, **given).dataset
+        np.testing.assert_allclose(found.z.isel(seed=seed), alone.z, rtol=0, atol=1e-12)
+
+
 def test_the_numbers_of_all_members_are_summed_up():
     found = nf.run("convergence", SMALL | {"members": 4}, **TEACHER)
     orders, record = found.dataset.order.sel(rule="euler").values, found.finding.record()
