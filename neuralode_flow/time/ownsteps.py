@@ -100,6 +100,7 @@ class OwnSteps:
             again, endings = np.zeros(n, dtype=bool), np.full(n, _OK)
             evaluations, steps = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.here, self.begun, self.again, self._endings = Stand(t, y, f, h), begun, again, endings
+        self._running = np.flatnonzero(endings == _OK)
         self.evaluations, self.steps = evaluations, steps
         self.took: np.ndarray = np.arange(0)
         self.before = self.here.of(self.took)
@@ -136,11 +137,12 @@ class OwnSteps:
 
     def running(self) -> np.ndarray:
         """Who has not ended."""
-        return np.flatnonzero(self._endings == _OK)
+        return self._running
 
     def end(self, rows: np.ndarray, code: str) -> None:
         """Ends some members where they stand."""
         self._endings[rows] = _CODES.index(code)
+        self._running = np.flatnonzero(self._endings == _OK)
 
     def take_back(self, rows: np.ndarray, code: str) -> None:
         """Ends some of those that took a step where they took it from."""
@@ -198,10 +200,12 @@ class OwnSteps:
                 rows, plan, here = rows[tried.rows], plan.of(tried.rows), here.of(tried.rows)
             accepted, h = self.formula.judged(tried.error, plan, self.again[rows], plan.end == goal)
             self.again[rows] = ~accepted
-            yes = torch.from_numpy(accepted).to(here.y.device)[:, None]
-            there = Stand(
-                np.where(accepted, plan.end, here.t), here.y.where(~yes, tried.y), here.f.where(~yes, tried.f), h
-            )
+            there = Stand(plan.end, tried.y, tried.f, h)
+            if not accepted.all():
+                no = torch.from_numpy(~accepted).to(here.y.device)[:, None]
+                there = Stand(
+                    np.where(accepted, plan.end, here.t), here.y.where(no, tried.y), here.f.where(no, tried.f), h
+                )
             self.here = self.here.moved(rows, there)
             rows, here = rows[accepted], replace(here, h=self.begun[rows]).of(np.flatnonzero(accepted))
             self.steps[rows] += 1
