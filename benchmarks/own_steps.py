@@ -1,10 +1,10 @@
-"""Steps of a member's own beside shared steps: python benchmarks/own_steps.py [continuous] [intrinsic]
+"""Steps of a member's own beside shared steps: python benchmarks/own_steps.py [continuous] [intrinsic] [whole]
 
 256 members, d = 4, the rates of whose losses are spread over 10³; each has a closed solution, from which its error is
 measured, in tolerances. Shared steps are also taken at tolerances so much smaller that their largest error is no larger
 than with own steps. torchode (where it is installed; not a dependency) has steps of a member's own too: it is given the
 same velocities, which it computes for all members until the last has arrived. Times are the processor's on one thread,
-medians in alternation.
+medians in alternation. `whole`: runs of one state in whole steps of the compiled engine beside the same by velocities.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from harness import machine
 from torch import Tensor
 
 import neuralode_flow as nf
+from neuralode_flow.depth.engine import explicit
 from neuralode_flow.losses.base import of_some
 
 MEMBERS, D, REPEATS = 256, 4, 3
@@ -146,11 +147,44 @@ def measured(kind: str, method: str) -> None:
     )
 
 
+def whole() -> None:
+    """Runs of one state, as they are and with the velocity asked for at each stage."""
+    takes, generator = explicit.takes, torch.Generator().manual_seed(0)
+    print("| flow | d | method | steps | ms by velocities | in whole steps | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for d in (4, 8, 16, 32):
+        loss = nf.Quadratic(torch.eye(d) + 0.5 * torch.randn(d, d, generator=generator) / d**0.5)
+        flows = {
+            "16 Euler layers": nf.FiniteFlow(16, loss),
+            "13 nodes": nf.ContinuousFlow(nf.DepthGrid.gauss(1, 13), loss),
+        }
+        for name, flow in flows.items():
+            state = flow.sample(nf.identity(d))
+            for method in METHODS:
+                spent: dict[bool, list[float]] = {False: [], True: []}
+                for _ in range(2 * REPEATS + 1):
+                    for how, seconds in spent.items():
+                        explicit.takes = takes if how else lambda *_: False
+                        before = time.process_time()
+                        path = nf.integrate(flow, state, torch.linspace(0, 2, 5), method, RTOL, ATOL)
+                        seconds.append(time.process_time() - before)
+                by_velocities, in_whole = (1e3 * median(seconds) for seconds in spent.values())
+                print(
+                    f"| {name} | {d} | {method} | {path.stats['steps']} | {by_velocities:.1f} | {in_whole:.1f} "
+                    f"| {by_velocities / in_whole:.1f} |",
+                    flush=True,
+                )
+    explicit.takes = takes
+
+
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     facts = machine()
     print(f"{facts}\n")
+    if "whole" in sys.argv:
+        whole()
+        return
     print("| flow | method | steps | rtol | velocities of members | largest error, tolerances | s | over own |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in sys.argv[1:] or ("continuous", "intrinsic"):
