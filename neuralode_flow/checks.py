@@ -168,6 +168,13 @@ def _short(value: int) -> str:
     return str(value) if abs(value) < 10**20 else "a number of more than 20 digits"
 
 
+def unpatched(kind: type, name: str) -> bool:
+    """Whether a class still has the method of that name that it was written with."""
+    method = vars(kind).get(name)
+    written = kind.__module__, f"{kind.__qualname__}.{name}"
+    return (getattr(method, "__module__", ""), getattr(method, "__qualname__", "")) == written
+
+
 def all_finite(value: Tensor) -> bool:
     """Whether no entry is NaN or infinite, by the sum where that decides: it is one pass and no tensor of booleans.
 

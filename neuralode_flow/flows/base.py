@@ -11,7 +11,7 @@ import torch
 from scipy.linalg.lapack import dgetrf, dgetrs
 from torch import Tensor
 
-from ..checks import floating, goes_with, same_kind, square
+from ..checks import floating, goes_with, same_kind, square, unpatched
 from ..losses import Loss, loss_said
 
 # Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
@@ -82,7 +82,8 @@ def restricted(flow: Any, members: Sequence[int], index: Tensor) -> Any:
 
 def own_velocity(flow: Any, kind: type[Any]) -> bool:
     """Whether the velocity of a flow is that of its kind, and no subclass or user has put another in its place."""
-    return type(flow).velocity is kind.velocity and "velocity" not in vars(flow)
+    own = type(flow).velocity is kind.velocity and "velocity" not in vars(flow)
+    return own and unpatched(kind, "velocity")
 
 
 def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> Tensor:

@@ -210,7 +210,10 @@ class StepsExplicitly(Protocol):
         """Whether it does so, with its loss, for states of this kind."""
 
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
-        """A step of each state `(n, ...)` along its slope, of size h `(n,)`; None where it cannot be taken so."""
+        """A step of each state `(n, ...)` along its slope, of size h `(n,)`; None where it cannot be taken so.
+
+        A step h `()` is that of all states `(...)` together.
+        """
 
 
 def steps_explicitly(flow: Any, state: Tensor) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import unpatched
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.engine import Stepped, choose, explicit
@@ -184,9 +185,9 @@ class ContinuousFlow:
 
     def knows_steps(self, state: Tensor) -> bool:
         """Whether the depth solver is the collocation, and the compiled engine takes such a state."""
-        own = type(self) is ContinuousFlow and own_velocity(self, ContinuousFlow)
-        own = own and type(self.depth) is Collocation and "gradient" not in vars(self.depth)
-        return own and explicit.takes(state.unsqueeze(0))
+        own = type(self) is ContinuousFlow and own_velocity(self, ContinuousFlow) and "_downhill" not in vars(self)
+        solver = type(self.depth) is Collocation and "gradient" not in vars(self.depth)
+        return own and solver and unpatched(Collocation, "gradient") and explicit.takes(state.unsqueeze(0))
 
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
         """A step of each state `(n, ..., N, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""

@@ -122,7 +122,7 @@ class FiniteFlow:
 
     def knows_steps(self, state: Tensor) -> bool:
         """Whether the compiled engine has the rule and takes such a state."""
-        own = type(self) is FiniteFlow and own_velocity(self, FiniteFlow)
+        own = type(self) is FiniteFlow and own_velocity(self, FiniteFlow) and "_downhill" not in vars(self)
         return own and explicit.takes(state.unsqueeze(0), self.rule)
 
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:

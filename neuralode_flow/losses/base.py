@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import follows
+from ..checks import follows, unpatched
 from ..display import crossed, members_said, said
 from ..promises import Once
 from ..registry import Registry
@@ -77,7 +77,7 @@ def check_loss(name: str, value: Any) -> None:
 def squares_of(loss: object) -> Squares | None:
     """What a loss is half the square of, as its own class says."""
     # One that is made of it, or whose gradient was replaced, may have another gradient.
-    told = "squares" in vars(type(loss)) and "gradient" not in vars(loss)
+    told = "squares" in vars(type(loss)) and "gradient" not in vars(loss) and unpatched(type(loss), "gradient")
     return loss.squares() if told else None  # type: ignore[attr-defined]
 
 

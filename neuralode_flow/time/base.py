@@ -32,8 +32,8 @@ class Velocity(Protocol):
         """Whether the flow takes whole steps of explicit formulas."""
         ...
 
-    def explicit_steps(self, t: float, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
-        """A step of states `(1, ...)` along their slopes `(1, ...)`; None where it is to be taken by its stages."""
+    def explicit_steps(self, t: float, state: Tensor, slope: Tensor, h: Any, tableau: Tableau) -> Tried | None:
+        """A step of size h of a state along its slope; None where it is to be taken by its stages."""
         ...
 
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -55,11 +55,12 @@ class ByFormula(Stepper):
     def explicit_steps(self, y: Tensor, f: Tensor, h: np.ndarray, tableau: Tableau) -> Attempt | None:
         if self._looks is not None:
             return None
-        one = (1, *self.state.shape)
-        tried = self.velocity.explicit_steps(self.t, y.reshape(one), f.reshape(one), h, tableau)
+        shape = self.state.shape
+        tried = self.velocity.explicit_steps(self.t, y.reshape(shape), f.reshape(shape), h[0], tableau)
         if tried is None:
             return None
-        return Attempt(np.arange(1), tried.ahead.reshape(y.shape), tried.slope.reshape(y.shape), tried.error)
+        ahead, slope = tried.ahead.reshape(y.shape), tried.slope.reshape(y.shape)
+        return Attempt(np.arange(1), ahead, slope, np.array([tried.error]))
 
     def _state(self, y: Tensor) -> Tensor:
         return y.to(self.state).reshape(self.state.shape)

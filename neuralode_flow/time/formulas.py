@@ -74,9 +74,10 @@ class Attempt(NamedTuple):
         """With those of other members, in the order of their rows."""
         rows = np.concatenate((self.rows, other.rows))
         error = np.concatenate((self.error, np.asarray(other.error)))
-        whole = Attempt(rows, torch.cat((self.y, other.y)), torch.cat((self.f, other.f)), error)
-        order = torch.from_numpy(np.argsort(rows))
-        return Attempt(rows[order], whole.y[order], whole.f[order], error[order])
+        places = np.argsort(rows)
+        order = torch.from_numpy(places)
+        y, f = torch.cat((self.y, other.y)), torch.cat((self.f, other.f))
+        return Attempt(rows[places], y[order], f[order], error[places])
 
 
 class Formula(ABC):
@@ -147,9 +148,11 @@ class ExplicitFormula(Formula):
             return self.by_stages(rates, rows, y, f, h)
         if len(whole.rows) == len(y):
             return whole
-        rest = np.setdiff1d(rows, whole.rows)
-        which = torch.from_numpy(rest)
-        return whole.beside(self.by_stages(rates, rest, y[which], f[which], h[rest]))
+        # One by one: where torch has to compute a velocity it does so for all that are asked for with it.
+        for row in np.setdiff1d(rows, whole.rows).tolist():
+            one = slice(row, row + 1)
+            whole = whole.beside(self.by_stages(rates, rows[one], y[one], f[one], h[one]))
+        return whole
 
 
 class ScipyFormula(ExplicitFormula):
@@ -181,7 +184,7 @@ class ScipyFormula(ExplicitFormula):
         bends = _rms((after.numpy() - slopes) / scale)
         found = np.full(len(y), np.nan)
         for i in np.flatnonzero(had):
-            d1, d2 = speeds[i], bends[i] / start[i]
+            d1, d2 = speeds[i], bends[i] / start[i] if start[i] else math.inf
             slow = d1 <= 1e-15 and d2 <= 1e-15
             h1 = max(1e-6, start[i] * 1e-3) if slow else (0.01 / max(d1, d2)) ** -self.exponent
             found[i] = min(100 * start[i], h1, length)
@@ -230,7 +233,7 @@ class ScipyFormula(ExplicitFormula):
         kind, stages = self.method, K.transpose(0, 2, 1)
         if not hasattr(kind, "E5"):
             return _rms(np.matmul(stages, kind.E) * h / scale)
-        squares = [[x**2 for x in _norms(np.matmul(stages, E) / scale)] for E in (kind.E5, kind.E3)]
+        squares = [[x * x for x in _norms(np.matmul(stages, E) / scale)] for E in (kind.E5, kind.E3)]
         n = scale.shape[1]
         return [
             0.0 if five == 0 and three == 0 else size * five / math.sqrt((five + 0.01 * three) * n)

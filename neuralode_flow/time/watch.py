@@ -131,14 +131,14 @@ class Watch:
         """See Velocity."""
         return steps_explicitly(self.grid.flow, state)
 
-    def explicit_steps(self, t: float, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+    def explicit_steps(self, t: float, state: Tensor, slope: Tensor, h: Any, tableau: Tableau) -> Tried | None:
         """See Velocity; what the budget has no place for, or fails, is left to the stages, which tell of it."""
         stages = len(tableau.weights)
-        if self.evaluations + stages > self.budget.evaluations or not self.knows_steps(states[0]):
+        if self.evaluations + stages > self.budget.evaluations or not self.knows_steps(state):
             return None
         self.check_seconds(t)
         try:
-            tried = self.grid.flow.explicit_steps(states, slopes, h, tableau)
+            tried = self.grid.flow.explicit_steps(state, slope, h, tableau)
         except FAILURES:
             return None
         if tried is None or np.isnan(tried.error).any():

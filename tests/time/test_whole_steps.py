@@ -194,6 +194,73 @@ def test_a_wrapper_with_another_velocity_does_not_take_the_steps_of_what_it_wrap
     assert_close(fast.z[-1], slow.z[-1], rtol=0, atol=1e-9)
 
 
+class OfOne:
+    """Right for one z alone, which it remembers together with what it has computed of it."""
+
+    dimension, last = 2, (None, None)
+
+    def gradient(self, z):
+        if self.last[0] is not z:
+            G = z / 10
+            G[0, 0] += z[0, 0] - 3
+            self.last = z, G
+        return self.last[1]
+
+    def __call__(self, z):
+        return (z[0, 0] - 3) ** 2 / 2 + z.square().sum() / 20
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", "RK23"])
+def test_a_loss_sees_the_z_of_a_velocity_each_a_tensor_of_its_own(method, monkeypatch):
+    run = torch.zeros(4, 2, 2), [0.0, 1.0, 4.0], method, 1e-7, 1e-9
+    path = nf.integrate(nf.FiniteFlow(4, OfOne()), *run)
+    monkeypatch.setattr(explicit, "takes", lambda *_: False)
+    known = nf.integrate(nf.FiniteFlow(4, OfOne()), *run)
+    assert_close(path.z, known.z, rtol=0, atol=1e-8)
+    assert abs(path.stats["evaluations"] - known.stats["evaluations"]) <= 0.05 * known.stats["evaluations"]
+
+
+@pytest.mark.parametrize("where", [nf.ContinuousFlow, nf.Quadratic, nf.Collocation])
+def test_what_is_replaced_in_a_class_is_seen(where, monkeypatch):
+    flow = nf.ContinuousFlow(GRID, nf.Quadratic(2 * torch.eye(2)))
+    name = "velocity" if where is nf.ContinuousFlow else "gradient"
+    W, old = torch.zeros(len(GRID), 2, 2), getattr(where, name)
+    slow = nf.integrate(flow, W, [0.0, 0.5], "DOP853", 1e-9, 1e-11)
+    monkeypatch.setattr(where, name, lambda self, *given: 2 * old(self, *given))
+    fast = nf.integrate(flow, W, [0.0, 0.25], "DOP853", 1e-9, 1e-11)
+    assert_close(fast.z[-1], slow.z[-1], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "DOP853"])
+def test_members_whose_trial_steps_the_grid_does_not_resolve_are_what_they_are_alone(method):
+    """To round-off: torch computes what the engine does not."""
+    grid, sizes = nf.DepthGrid.gauss(1, 4), torch.linspace(6, 18, 4)
+    targets, times = sizes[:, None, None] * torch.eye(2), [0.0, 0.3, 1.0]
+    W = torch.zeros(4, 4, 2, 2)
+    path = nf.integrate(nf.ContinuousFlow(grid, nf.Quadratic(targets)), W, times, method, 1e-3, 1e-5, control="member")
+    for i in range(4):
+        alone = nf.integrate(nf.ContinuousFlow(grid, nf.Quadratic(targets[i])), W[i], times, method, 1e-3, 1e-5)
+        assert path.stats["members"]["endings"][i] == alone.ending or alone.ending == "depth"
+        assert path.stats["members"]["evaluations"][i] == alone.stats["evaluations"]
+        assert_close(path.z[: len(alone.z), i], alone.z, rtol=0, atol=1e-10)
+    one = nf.ContinuousFlow(grid, nf.Quadratic(targets[-1:]))
+    assert nf.integrate(one, W[:1], times, method, 1e-3, 1e-5, control="member").times.tolist() == times
+
+
+def test_steps_and_slopes_that_do_not_fit_the_states_are_refused():
+    flow, tableau = nf.FiniteFlow(6, nf.Quadratic(torch.eye(3))), formula("RK45").tableau
+    W = randn(3, 6, 3, 3, seed=5)
+    for slopes, h in ((W[:2], np.full(3, 0.1)), (W, np.full(1, 0.1))):
+        with pytest.raises(ValueError, match="slopes and h must be those of 3 states"):
+            flow.explicit_steps(W, slopes, h, tableau)
+    f = flow.velocity(W)
+    known = flow.explicit_steps(W, f, np.full(3, 0.5), tableau)
+    assert torch.equal(flow.explicit_steps(W, f, np.full(3, 0.5, dtype=np.float32), tableau).ahead, known.ahead)
+    shared = flow.explicit_steps(W, f, 0.5, tableau)
+    assert torch.equal(shared.ahead, known.ahead)
+    assert shared.error == pytest.approx(np.sqrt(np.mean(known.error**2)), rel=1e-12)
+
+
 @pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8"])
 def test_a_run_in_whole_steps_is_the_one_by_velocities(method, monkeypatch):
     target = randn(3, 3, 3, seed=8) / 2 + 1.5 * torch.eye(3)

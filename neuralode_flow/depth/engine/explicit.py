@@ -25,6 +25,9 @@ LARGEST = 2**18
 # Bytes of the stages of as many states as are taken together where the loss is asked between them: they fit caches.
 _TOGETHER = 2**21
 
+# Numbers of a product with the samples up to which the gradient of a square is made in plain loops.
+_SQUARES = 2**14
+
 _WORKSPACE = Workspace()
 
 
@@ -59,6 +62,10 @@ class Tried(NamedTuple):
     slope: Tensor
     error: np.ndarray
 
+    def of_all(self) -> Tried:
+        """The only one, of all states together."""
+        return Tried(self.ahead[0], self.slope[0], self.error[0])
+
 
 class _Squares(ctypes.Structure):
     _fields_ = (
@@ -90,11 +97,12 @@ def takes(states: Tensor, rule: LayerRule | None = None) -> bool:
 def flow(grid: DepthGrid, states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau) -> Tried | None:
     """A step of each state `(n, ..., N, d, d)` on the nodes of a grid along its slope, of size h `(n,)`.
 
-    The velocity is −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss. None where the engine does not take them.
+    The velocity is −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss. None where the engine does not take them. A
+    step h `()` is that of all states `(..., N, d, d)` together.
     """
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, torch.device("cpu"))
     model = {"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}
-    return _tried(model, states, slopes, h, loss, tableau) if takes(states) else None
+    return _tried(model, states, slopes, h, loss, tableau)
 
 
 def chain(
@@ -102,15 +110,23 @@ def chain(
 ) -> Tried | None:
     """As `flow`, of layers `(n, ..., L, d, d)`: minus the gradient in all W_k/depth of U_k = rule(W_k/depth)."""
     model = {"L": states.shape[-3], "rule": compiled.number_of(rule), "alpha": 1 / depth}
-    return _tried(model, states, slopes, h, loss, tableau) if takes(states, rule) else None
+    return _tried(model, states, slopes, h, loss, tableau) if compiled.number_of(rule) != compiled.PLAIN else None
 
 
 def _tried(
     model: dict[str, Any], states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau
 ) -> Tried | None:
-    if not compiled.is_numbers(slopes):
+    shared, h = np.ndim(h) == 0, np.array(h, dtype=float, ndmin=1)
+    if shared:
+        states, slopes = states[None], slopes[None]
+    if states.shape != slopes.shape or h.shape != states.shape[:1]:
+        raise ValueError(
+            f"slopes and h must be those of {len(states)} states {tuple(states.shape)}, "
+            f"got shapes {tuple(slopes.shape)} and {h.shape}"
+        )
+    if not takes(states) or not compiled.is_numbers(slopes):
         return None
-    states, slopes, h = states.contiguous(), slopes.contiguous(), np.ascontiguousarray(h)
+    states, slopes = states.contiguous(), slopes.contiguous()
     tried = Tried(torch.empty_like(states), torch.empty_like(states), np.empty(len(states)))
     members, d = math.prod(states.shape[1:-3]), states.shape[-1]
     weights, solution, errors = tableau.weights, tableau.solution, tableau.errors
@@ -126,7 +142,7 @@ def _tried(
         steps.loss = known[0]
         _given(steps, states, slopes, h, tried)
         _whole(steps, states)
-        return tried
+        return tried.of_all() if shared else tried
     z = states.new_empty(*states.shape[:-3], d, d)
     n, most = len(states), max(1, _TOGETHER // (8 * states[0].numel() * (len(weights) + 2)))
     for i in range(0, n, most):
@@ -134,9 +150,9 @@ def _tried(
         part = loss if n <= most else _of(loss, torch.arange(n)[some], n)
         ours = Tried(tried.ahead[some], tried.slope[some], tried.error[some])
         _given(steps, states[some], slopes[some], h[some], ours)
-        if not _by_stages(steps, part, z[some]):
+        if not _by_stages(steps, part, z[some], shared):
             return None
-    return tried
+    return tried.of_all() if shared else tried
 
 
 def _given(steps: _Steps, states: Tensor, slopes: Tensor, h: np.ndarray, tried: Tried) -> None:
@@ -160,7 +176,7 @@ def _whole(steps: _Steps, like: Tensor) -> None:
         library.attempt(ctypes.byref(steps), room.data_ptr(), 0)
 
 
-def _by_stages(steps: _Steps, loss: Any, z: Tensor) -> bool:
+def _by_stages(steps: _Steps, loss: Any, z: Tensor, shared: bool) -> bool:
     """The same, of any loss: its gradient is asked for at each stage. False where it does not give numbers."""
     library, G = compiled.loaded(), torch.empty_like(z)
     steps.z, steps.G = z.data_ptr(), G.data_ptr()
@@ -169,7 +185,8 @@ def _by_stages(steps: _Steps, loss: Any, z: Tensor) -> bool:
         room = take("stages", (1 << (library.attempt_scratch(ctypes.byref(steps)) // 8).bit_length(),), z)
         for k in range(1, steps.stages + 1):
             library.attempt(ctypes.byref(steps), room.data_ptr(), k)
-            gradient = loss.gradient(z)
+            # A tensor of its own, which the loss may keep, and of the shape that it has in a velocity.
+            gradient = loss.gradient((z[0] if shared else z).clone())
             if not compiled.is_numbers(gradient):
                 return False
             G.copy_(gradient)
@@ -187,6 +204,8 @@ def _squares(loss: Squares, states: Tensor) -> tuple[_Squares, Any] | None:
         # With a state of several members for one row, their targets have no axis for it.
         fits = y.shape in ((d, d), shape) or (len(states) == 1 and y.shape == shape[1:])
         return (_Squares(y=y.data_ptr(), apart=0 if y.ndim == 2 else d * d), y) if fits else None
+    if len(y) * d * d > _SQUARES or x.shape[1] != d:
+        return None
     x, readout = x.contiguous(), None if readout is None else readout.contiguous()
     R = None if readout is None else readout.data_ptr()
     return _Squares(x=x.data_ptr(), y=y.data_ptr(), R=R, rows=len(y), outputs=y.shape[1]), (x, y, readout)
