@@ -54,7 +54,7 @@ def test_first_short_steps_are_no_crawl() -> None:
 def stiff(folder: Path) -> list[str]:
     """A regression on inputs of very different units, as a user's own file may have them."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(40, 3)) * [1.0, 30.0, 1000.0]
+    x = random.normal(size=(40, 3)) * [1.0, 30.0, 4000.0]
     np.savetxt(folder / "x.csv", x, delimiter=",")
     np.savetxt(folder / "y.csv", x[:, ::-1] + random.normal(size=x.shape), delimiter=",")
     return ["problem=file", "problem.x=x.csv", "problem.y=y.csv", "problem.standardise=false", "figures=none"]
