@@ -16,7 +16,7 @@ from ..depth.engine.explicit import Tableau
 from ..looks import Looks, as_one
 from .base import Method, Start, Stepper, own_steps
 from .endings import Stopped
-from .formulas import Attempt, Formula
+from .formulas import Attempt, ExplicitFormula
 
 
 class ByFormula(Stepper):
@@ -120,4 +120,4 @@ def on_device(state: Tensor) -> bool:
 def _explicit(formula: Any) -> bool:
     """Whether what makes a formula makes an explicit one."""
     kind = formula.func if isinstance(formula, partial) else formula
-    return isinstance(kind, type) and issubclass(kind, Formula) and kind.explicit
+    return isinstance(kind, type) and issubclass(kind, ExplicitFormula)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.integrate
@@ -97,8 +97,6 @@ class Formula(ABC):
        but velocities may; its error is a tensor `(n,)`, which `judged` looks at.
     """
 
-    explicit: ClassVar[bool] = False
-
     def on(self, device: torch.device) -> Formula:
         """The same formula for states on a device."""
         return self
@@ -130,8 +128,6 @@ _SAFETY, _LEAST, _MOST = 0.9, 0.2, 10.0
 
 class ExplicitFormula(Formula):
     """Formulas whose steps are combinations of slopes: a flow that can take them as a whole does."""
-
-    explicit = True
 
     @property
     @abstractmethod

@@ -1,13 +1,19 @@
 /* What an explicit Runge-Kutta step does beside its velocities: n numbers of a state, and K with its slopes (count, n). */
 
+/* sum = a_0 K_0 + a_1 K_1 + ... of a few numbers from q on. */
+INLINE void T(combined)(long n, long q, int size, int count, const double *a, const double *K, double *sum) {
+    memset(sum, 0, CHUNK * sizeof(double));
+    for (int j = 0; j < count; j++)
+        if (a[j] != 0)
+            for (int r = 0; r < size; r++) sum[r] += a[j] * K[j * n + q + r];
+}
+
 /* out = y + h (a_0 K_0 + a_1 K_1 + ...), each number by itself. */
 static void T(blend)(long n, int count, const double *a, const double *K, double h, const double *y, double *out) {
     for (long q = 0; q < n; q += CHUNK) {
         const int size = n - q < CHUNK ? (int)(n - q) : CHUNK;
-        double sum[CHUNK] = {0};
-        for (int j = 0; j < count; j++)
-            if (a[j] != 0)
-                for (int r = 0; r < size; r++) sum[r] += a[j] * K[j * n + q + r];
+        double sum[CHUNK];
+        T(combined)(n, q, size, count, a, K, sum);
         for (int r = 0; r < size; r++) out[q + r] = y[q + r] + h * sum[r];
     }
 }
@@ -18,10 +24,8 @@ static double T(excess)(long n, int count, const double *e, const double *K, dou
     double total[CHUNK] = {0}, whole = 0;
     for (long q = 0; q < n; q += CHUNK) {
         const int size = n - q < CHUNK ? (int)(n - q) : CHUNK;
-        double sum[CHUNK] = {0};
-        for (int j = 0; j < count; j++)
-            if (e[j] != 0)
-                for (int r = 0; r < size; r++) sum[r] += e[j] * K[j * n + q + r];
+        double sum[CHUNK];
+        T(combined)(n, q, size, count, e, K, sum);
         for (int r = 0; r < size; r++) {
             const double one = fabs(y[q + r]), other = fabs(z[q + r]), part = sum[r] / (atol + rtol * (one > other ? one : other));
             total[r] += part * part;
