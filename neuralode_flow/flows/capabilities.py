@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..depth.engine import Stepped
 from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.polar import Formulas, NdfSteps
 from ..depth.grid import DepthGrid, Profile
 from ..laws import LawChange
 from ..looks import current
@@ -258,6 +259,13 @@ class Resolves(Protocol):
 
     def resolvent(self, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
         """γ ↦ (r ↦ (1 − γJ)⁻¹ r) with J at a state; what depends on γ alone is factorised once."""
+
+
+class StepsImplicitly(Resolves, Protocol):
+    """Takes whole steps of differentiation formulas, with Newton's iteration for each, in one call."""
+
+    def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
+        """What takes them from such a state; None where this is to be done from outside."""
 
 
 class Carried(Protocol):

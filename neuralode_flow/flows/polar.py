@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import LogKernel, log_logmean
+from ..checks import unpatched
+from ..depth.engine import polar
+from ..depth.engine.polar import Formulas, NdfSteps
+from ..kernels import LogKernel, LogMean, log_logmean
 from ..losses import Loss
 from ..modes import array_of, bare, plain
 from .base import MOST_RESOLVED, as_matrix, factored, hessian_in_frame, own_velocity
@@ -67,8 +70,9 @@ class LogPolarFlow:
 
     def product(self, state: Tensor) -> Tensor:
         """z = Q e^S, shape `(..., d, d)`."""
-        Q, ell, V = _factors(state)
-        return _whole(Q @ V, ell, V)
+        with np.errstate(all="ignore"):
+            Q, ell, V = _factors(_numbers(state))
+            return _tensor(_whole(Q @ V, ell, V))
 
     def leave(self, state: Tensor) -> Tensor:
         """The state in the coordinates of IntrinsicFlow: z."""
@@ -76,16 +80,29 @@ class LogPolarFlow:
 
     def finite(self, state: Tensor) -> Tensor:
         """Whether z is in the range in which its velocity is computed, `(...)`; cheap where the entries of S say so."""
-        largest = _largest(state.dtype)
+        largest, array = _largest(state.dtype), array_of(state)
+        if array is not None and float(np.abs(array).max()) * state.shape[-1] <= largest:
+            return torch.ones(state.shape[:-3], dtype=torch.bool)
         sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= largest
         return sure if bool(sure.all()) else _factors(state)[1][..., -1] <= largest
 
     def log_sigma(self, state: Tensor) -> Tensor:
         """The logarithms of the singular values of z, falling, `(..., d)`."""
-        return _factors(state)[1].flip(-1)
+        return _tensor(_factors(_numbers(state))[1]).flip(-1)
 
     def velocity(self, state: Tensor) -> Tensor:
         """(Q', S'), shape `(..., 2, d, d)`."""
+        known = polar.velocity(self.loss, state) if self._compiled() else None
+        if known is None:
+            return self._velocity(state)
+        value, lost = known
+        return value if lost is None else torch.where(lost[..., None, None, None], self._velocity(state), value)
+
+    def _compiled(self) -> bool:
+        """Whether the compiled engine knows the kernel."""
+        return type(self.kernel) is LogMean and "log_rate" not in vars(self.kernel) and unpatched(LogMean, "log_rate")
+
+    def _velocity(self, state: Tensor) -> Tensor:
         with np.errstate(all="ignore"):  # what is not finite is looked for by those who ask
             frame = self._frame(state)
             QV, V = frame.QV, frame.V
@@ -95,9 +112,8 @@ class LogPolarFlow:
             return _tensor(_pair(QV @ turn @ right, V @ (stretch + _mT(stretch)) @ right))
 
     def _frame(self, state: Tensor) -> _Frame:
-        """What a velocity is made of; in NumPy, whose calls cost a third of torch's, where that is the same."""
-        array = array_of(state)
-        Q, ell, V = _factors(state if array is None else array)
+        """What a velocity is made of; in NumPy where that is the same."""
+        Q, ell, V = _factors(_numbers(state))
         G: Any
         log_rate: Any
         # A trial step may go anywhere: its numbers stay finite, so that the method sees its error and rejects it.
@@ -105,7 +121,7 @@ class LogPolarFlow:
         QV = Q @ V
         z = _whole(QV, ell, V)
         G, log_rate = self.loss.gradient(_tensor(z)), self.kernel.log_rate(_tensor(ell))
-        if array is not None and bare(G) and bare(log_rate):
+        if isinstance(ell, np.ndarray) and bare(G) and bare(log_rate):
             G, log_rate = G.numpy(), log_rate.numpy()
         else:
             QV, ell, V, z = map(_tensor, (QV, ell, V, z))
@@ -219,6 +235,11 @@ class LogPolarFlow:
 
         return at
 
+    def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
+        """What takes whole steps from a state `(2, d, d)`; None where they are taken from outside."""
+        own = self._compiled() and own_velocity(self, LogPolarFlow) and unpatched(LogPolarFlow, "resolvent")
+        return polar.ndf_steps(self.loss, state, formulas) if own and self.knows_resolvent(state) else None
+
     def rate(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`."""
         return self.rate_of(self.loss, self.product(state))
@@ -263,6 +284,12 @@ class _Frame(NamedTuple):
     E: Any
     stretch: Any
     turn: Any
+
+
+def _numbers(state: Tensor) -> Any:
+    """An array of NumPy, whose calls cost a third of torch's, where that is the same."""
+    array = array_of(state)
+    return state if array is None else array
 
 
 def _library(array: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.polar import Formulas, NdfSteps, Place
 from ..registry import Registry
 
 # What a flow raises when its numbers leave the range in which it can be computed.
@@ -54,6 +55,14 @@ class Velocity(Protocol):
 
     def resolvent(self, t: float, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
         """γ ↦ (r ↦ (1 − γJ)⁻¹ r) with the derivative J at a state, or about so."""
+        ...
+
+    def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
+        """What takes whole steps of implicit formulas; None where they are to be taken by velocities."""
+        ...
+
+    def implicit_step(self, steps: NdfSteps, here: Place, end: float) -> Place | None:
+        """Where one such step leads; None where it is to be taken by velocities."""
         ...
 
 

@@ -14,8 +14,17 @@ from torch import Tensor
 
 from ..checks import all_finite
 from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.polar import Formulas, NdfSteps, Place
 from ..flows.base import jacobians, restricted
-from ..flows.capabilities import KnowsJacobian, Linearises, Resolves, offers, replayed, steps_explicitly
+from ..flows.capabilities import (
+    KnowsJacobian,
+    Linearises,
+    Resolves,
+    StepsImplicitly,
+    offers,
+    replayed,
+    steps_explicitly,
+)
 from .base import FAILURES, Control
 from .endings import Stopped
 from .members import advice, culprits, not_finite, of_members
@@ -195,6 +204,22 @@ class Watch:
             return self.grid.flow.resolvent(state)
         except FAILURES as error:
             raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+
+    def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
+        """See Velocity."""
+        flow = self.grid.flow
+        # Of the flow itself, as `steps_explicitly`.
+        own = hasattr(type(flow), "implicit_steps") and offers(flow, StepsImplicitly)
+        return flow.implicit_steps(state, formulas) if own else None
+
+    def implicit_step(self, steps: NdfSteps, here: Place, end: float) -> Place | None:
+        """See Velocity; what the budget has no place for, or fails, is left to velocities, which tell of it."""
+        self.check_seconds(here.t)
+        ahead = steps.step(here, end, self.budget.evaluations - self.evaluations)
+        if ahead is not None:
+            self.evaluations += steps.evaluations
+            self.products += steps.products
+        return ahead
 
     def slowest(self, t: float, state: Tensor, control: Control) -> str:
         """Which member of a batch a step size that vanished, or an iteration that failed, is likely due to."""

@@ -44,6 +44,7 @@ OFFERED = {
     "DerivesAlongMany": {"continuous", "intrinsic", "carrier"},
     "KnowsJacobian": {"intrinsic", "carrier"},
     "Resolves": {"continuous", "intrinsic", "carrier"},
+    "StepsImplicitly": {"carrier"},
     "Carried": {"intrinsic"},
     "Enters": {"carrier"},
     "Leaves": {"carrier"},

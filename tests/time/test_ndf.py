@@ -54,7 +54,8 @@ def test_auto_meets_its_tolerance_and_says_who_went_on(case):
         flow, state = CASES[case]()
         path = nf.integrate(flow, state, TIMES, "auto", rtol, rtol / 100)
         assert path.status == "ok"
-        assert path.stats["history"][0].endswith("from LSODA (Adams) to NDF")
+        said = "whole steps of NDF from t = 0" if case == "logarithms" else "from LSODA (Adams) to NDF"
+        assert path.stats["history"][0].endswith(said)
         assert 0 < path.stats["products"] < 60
         assert worst(path, reference(case)) < 1
 
@@ -74,6 +75,9 @@ class Linear:
     def __call__(self, t, y):
         self.evaluations += 1
         return -(y - np.cos(t)) * self.rates - np.sin(t)
+
+    def implicit_steps(self, state, formulas):
+        return None
 
     def resolvent(self, t, y):
         self.resolvents += 1

@@ -9,6 +9,7 @@
 
    grams: matrices seen along four directions.
    attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages.
+   polar, ndf_step: the closed flow in logarithms, and its steps by numerical differentiation formulas; after set_lapack.
 
    One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h,
    stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
@@ -16,6 +17,16 @@
    from row and column d on. */
 
 #include "work.h"
+
+static Lapack lapack;
+void set_lapack(void *syevd, void *getrf, void *getrs) { lapack = (Lapack){(Syevd *)syevd, (Getrf *)getrf, (Getrs *)getrs}; }
+
+/* Numbers in the room of a frame of polar.h: matrices, singular values, and what LAPACK or the gradient needs. */
+enum { FRAME = 10 };
+static long frame_room(const Squares *loss, int d) {
+    const long eigen = 1 + 6 * d + 2 * d * d + (3 + 5 * d) / 2 + 1, gradient = (long)loss->rows * (2 * d + loss->outputs);
+    return ((long)FRAME * LD(d) * LD(d) + 2 * LD(d) + (eigen > gradient ? eigen : gradient) + 7) / 8 * 8;
+}
 
 #if defined __x86_64__ && defined __GNUC__ && !defined __clang__
 #pragma GCC push_options
@@ -54,7 +65,7 @@ static inline int level(void) {
 static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int rule, int threads) {
     static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
-    const int ld = d <= FOURS ? (d + 3) / 4 * 4 : (d + 7) / 8 * 8;
+    const int ld = LD(d);
     const int both = m && ld == 4;
     const long n = both ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     threads = crew(products, d, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
@@ -262,7 +273,7 @@ static void gradients(const Steps *s, long row, const Bench *b) {
     const long n = (long)s->d * s->d;
     for (long k = 0; k < s->members; k++)
         if (s->loss.x)
-            BEST(residual)(&s->loss, s->d, b->z + k * n, b->rest, b->G + k * n);
+            BEST(residual)(&s->loss, s->d, s->d, b->z + k * n, b->rest, b->G + k * n);
         else {
             const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
             for (long q = 0; q < n; q++) b->G[k * n + q] = b->z[k * n + q] - target[q];
@@ -331,3 +342,55 @@ void attempt(const Steps *given, void *scratch, int k) {
     w.room = scratch, w.rows = k;
     each(&w, w.threads, s.rows, k ? one_stage : one_step);
 }
+
+/* Velocities of the closed flow at states (states, 2, d, d) of targets that lie loss.apart from each other. */
+typedef struct {
+    Squares loss;
+    int d, threads;
+    long states;
+    const double *y;
+    double *out;
+    int *failed; /* (states), 1 where there is none */
+} Polar;
+
+static void one_polar(Work *w, long k, double *room) {
+    const Polar *p = w->task;
+    const long n = 2L * p->d * p->d;
+    p->failed[k] = BEST(polar)(&p->loss, p->d, p->loss.y + k * p->loss.apart, p->y + k * n, room, p->out + k * n);
+}
+
+static Work polar_work(const Polar *p) {
+    const int wanted = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
+    /* Eigenvectors and their products cost as much as sixty products. */
+    return (Work){.threads = crew(60.0 * p->states, p->d, wanted), .task = (void *)p, .room_size = frame_room(&p->loss, p->d)};
+}
+
+/* Bytes of the scratch. */
+long polar_scratch(const Polar *p) {
+    const Work w = polar_work(p);
+    return w.threads * w.room_size * (long)sizeof(double);
+}
+
+/* Returns of how many states there is no velocity. */
+long polar(const Polar *p, void *scratch) {
+    Work w = polar_work(p);
+    w.room = scratch;
+    each(&w, w.threads, p->states, one_polar);
+    long failed = 0;
+    for (long k = 0; k < p->states; k++) failed += p->failed[k];
+    return failed;
+}
+
+/* Numbers that a run keeps between its steps, and those that a step needs besides. */
+long ndf_kept(const Ndf *s) {
+    const long n = (long)LD(s->d) * LD(s->d), square = (long)s->d * s->d;
+    return frame_room(&s->loss, s->d) + 2 * n + square + square * square + square / 2 + 1;
+}
+long ndf_room(const Ndf *s) { return 3 * s->n + frame_room(&s->loss, s->d); }
+
+/* One accepted step, from where s stands. Returns 1, or 0 where the caller is to take it; then s means nothing. */
+int ndf_step(Ndf *s) { return BEST(ndf_step)(s, s->room); }
+
+/* What the caller thinks they are as long as. */
+long ndf_size(void) { return sizeof(Ndf); }
+long polar_size(void) { return sizeof(Polar); }

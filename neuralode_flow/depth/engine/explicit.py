@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...losses import Squares, squares_of
 from .. import picard
 from ..workspace import Workspace
-from . import compiled
+from . import compiled, squares
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -24,9 +23,6 @@ LARGEST = 2**18
 
 # Bytes of the stages of as many states as are taken together where the loss is asked between them: they fit caches.
 _TOGETHER = 2**21
-
-# Numbers of a product with the samples up to which the gradient of a square is made in plain loops.
-_SQUARES = 2**14
 
 _WORKSPACE = Workspace()
 
@@ -67,14 +63,6 @@ class Tried(NamedTuple):
         return Tried(self.ahead[0], self.slope[0], self.error[0])
 
 
-class _Squares(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "y", "R")),
-        *((name, ctypes.c_int) for name in ("rows", "outputs")),
-        ("apart", ctypes.c_long),
-    )
-
-
 class _Steps(ctypes.Structure):
     """As in engine.c; what is not set is computed there."""
 
@@ -83,7 +71,7 @@ class _Steps(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("panels", "m", "d", "rule", "threads", "stages", "estimates")),
         *((name, ctypes.c_double) for name in ("alpha", "rtol", "atol")),
         *((name, ctypes.c_void_p) for name in ("J", "ends", "weights", "solution", "errors")),
-        ("loss", _Squares),
+        ("loss", squares.Given),
         *((name, ctypes.c_void_p) for name in ("h", "y", "f", "ahead", "slope", "error", "z", "G")),
     )
 
@@ -136,8 +124,7 @@ def _tried(
         weights=weights.ctypes.data, solution=None if solution is None else solution.ctypes.data,
         errors=errors.ctypes.data,
     )  # fmt: skip
-    squares = squares_of(loss)
-    known = squares and _squares(squares, states)
+    known = squares.given(loss, tuple(states.shape[:-3]), d)
     if known:
         steps.loss = known[0]
         _given(steps, states, slopes, h, tried)
@@ -192,20 +179,3 @@ def _by_stages(steps: _Steps, loss: Any, z: Tensor, shared: bool) -> bool:
             G.copy_(gradient)
         library.attempt(ctypes.byref(steps), room.data_ptr(), steps.stages + 1)
     return True
-
-
-def _squares(loss: Squares, states: Tensor) -> tuple[_Squares, Any] | None:
-    """A loss as engine.c reads it, with what must live as long; None where these are not numbers for the states."""
-    if not all(part is None or compiled.is_numbers(part) for part in loss):
-        return None
-    x, y, readout, d = loss.x, loss.y.contiguous(), loss.readout, states.shape[-1]
-    if x is None:
-        shape = (*states.shape[:-3], d, d)
-        # With a state of several members for one row, their targets have no axis for it.
-        fits = y.shape in ((d, d), shape) or (len(states) == 1 and y.shape == shape[1:])
-        return (_Squares(y=y.data_ptr(), apart=0 if y.ndim == 2 else d * d), y) if fits else None
-    if len(y) * d * d > _SQUARES or x.shape[1] != d:
-        return None
-    x, readout = x.contiguous(), None if readout is None else readout.contiguous()
-    R = None if readout is None else readout.data_ptr()
-    return _Squares(x=x.data_ptr(), y=y.data_ptr(), R=R, rows=len(y), outputs=y.shape[1]), (x, y, readout)

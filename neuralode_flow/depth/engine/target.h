@@ -20,6 +20,8 @@
 #include "flow.h"
 #include "chain.h"
 #include "stages.h"
+#include "polar.h"
+#include "ndf.h"
 #undef ROWS
 #undef PRODUCT
 #undef INTEGRAL

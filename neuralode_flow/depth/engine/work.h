@@ -1,6 +1,7 @@
 /* What all files share: constants, names by type of number and instruction set, and what a call works on. */
 
 #define _GNU_SOURCE
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -25,6 +26,8 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define WORTH 4e6          /* multiplications that are worth another thread */
 #define STEP_WORTH 2e4     /* numbers of a step that are, right after a velocity: the others still spin */
+#define LD(d) ((d) <= FOURS ? ((d) + 3) / 4 * 4 : ((d) + 7) / 8 * 8) /* numbers of a row of a matrix that is filled up */
+#define LOG_LARGEST 87.49823353377374 /* log 1e38: singular values are as large at most (flows/polar.py) */
 
 typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
 
@@ -56,6 +59,30 @@ typedef struct {
     int rows, outputs;
     long apart;
 } Squares;
+
+/* LAPACK of SciPy, given by the caller. */
+typedef const int *Size;
+typedef void Syevd(const char *, const char *, Size, double *, Size, double *, double *, Size, int *, Size, int *);
+typedef void Getrf(Size, Size, double *, Size, int *, int *);
+typedef void Getrs(const char *, Size, Size, const double *, Size, const int *, double *, Size, int *);
+typedef struct {
+    Syevd *syevd;
+    Getrf *getrf;
+    Getrs *getrs;
+} Lapack;
+
+/* A run by differentiation formulas at its last accepted step, and how far the step that is tried has come. What is of an
+   order is at its place: gamma, alpha and errors (ORDERS + 1). D has the backward differences, (ORDERS + 3, n). */
+enum { ORDERS = 5 };
+enum { BAIL, SLOW, DONE }; /* how an iteration ends */
+typedef struct {
+    Squares loss;
+    int d, order, equal, linear, factored, degree, sweeps;
+    long n, evaluations, products, most;
+    double t, end, size, length, contraction, rtol, atol, local, newton, worth, longer, shorter, safety, round_off;
+    const double *gamma, *alpha, *errors;
+    double *D, *polynomial, *weight, *predicted, *history, *change, *kept, *room;
+} Ndf;
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {

@@ -8,13 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from ..base import METHODS, Start, Stepper
-from .ndf import NdfStepper
+from .ndf import NdfStepper, takes_whole_steps
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 
 # LSODA holds the largest entry of its error estimate to the tolerance, others the root mean square of theirs: at equal
 # tolerances it is some ten times more accurate. This factor makes it as accurate, and cheaper.
 _LOCAL = 5.0
+
+# Whole steps of NDF are taken from the start of states of so many numbers, d = 12 in logarithms.
+_MOST_WHOLE = 288
 
 
 class _TurnedStiff(Exception):
@@ -29,7 +32,8 @@ def _no_jacobian(t: float, y: Any) -> Any:
 class AutoStepper(Stepper):
     """LSODA as long as it stays with its explicit Adams formulas, from then on NDF, or CVODE's BDF.
 
-    NDF where the flow solves Newton's systems itself (`flows.capabilities.Resolves`).
+    NDF where the flow solves Newton's systems itself (`flows.capabilities.Resolves`); from the start where it takes
+    whole steps (`StepsImplicitly`) of a small state: such a step costs less than one of LSODA.
 
     LSODA compares the step that its Adams formulas can take, bounded by accuracy and by stability (from the rate at
     which their corrector converges), with that of BDF (Petzold, SIAM J. Sci. Stat. Comput. 4, 1983). Its verdict is
@@ -43,6 +47,9 @@ class AutoStepper(Stepper):
         self._inner: Stepper
         if "stiff" in start.memory:
             self._inner, _ = _implicit(start)
+        elif (steps := _whole_steps(start)) is not None:
+            self._inner = steps
+            self.history.append(f"whole steps of NDF from t = {self.t:.6g}")
         else:
             control = start.control
             loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
@@ -67,6 +74,11 @@ class AutoStepper(Stepper):
 
     def memory(self) -> dict[str, Any]:
         return super().memory() | ({} if isinstance(self._inner, InterpolatingStepper) else {"stiff": True})
+
+
+def _whole_steps(start: Start) -> NdfStepper | None:
+    """NDF from the start, where that costs least."""
+    return NdfStepper(start) if start.state.numel() <= _MOST_WHOLE and takes_whole_steps(start) else None
 
 
 def _implicit(start: Start) -> tuple[Stepper, str]:

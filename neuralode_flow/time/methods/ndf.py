@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import Start, Stepper
+from ...depth.engine.polar import Formulas, NdfSteps, Place
+from ..base import Control, Start, Stepper
 from ..endings import Stopped
 from .scipy import to_array, to_state
 
@@ -29,6 +30,9 @@ _LOCAL = 0.05
 
 # Newton's iteration ends where what is left is below that part of the tolerance of a step, or after so many sweeps.
 _NEWTON, _SWEEPS = 0.1, 4
+
+# An update of so many times the entries is round-off, whatever the tolerance is.
+_ROUND_OFF = 2 * np.finfo(float).eps
 
 # A step is made longer where that is worth a factorisation, and at most so much.
 _WORTH, _LONGER, _SHORTER, _SAFETY = 1.2, 10.0, 0.2, 0.9
@@ -49,7 +53,8 @@ class NdfStepper(Stepper):
         slope = self._slope(self.t, y)
         self._weights(y)
         self._size = min(self.h or 0.01 / max(self._norm(slope), 1e-300), self.end - self.t)
-        self._differences = np.zeros((_ORDERS + 3, len(y)))
+        self._whole = self.velocity.implicit_steps(self.state, _formulas(self.control))
+        self._differences = np.zeros((_ORDERS + 3, len(y))) if self._whole is None else self._whole.differences
         self._differences[:2] = y, self._size * slope
         self._order, self._equal = 1, 0
         self._resolvent: Callable[[float], Solve] | None = None
@@ -74,6 +79,21 @@ class NdfStepper(Stepper):
         return float(weighted @ weighted) ** 0.5
 
     def _step(self, goal: float) -> None:
+        if self._whole is None or not self._whole_step(self._whole):
+            self._by_velocities()
+
+    def _whole_step(self, steps: NdfSteps) -> bool:
+        """A step that the flow takes; False where it does not."""
+        ahead = self.velocity.implicit_step(steps, Place(self.t, self._size, self._order, self._equal), self.end)
+        if ahead is None:
+            return False
+        self.t, self._size, self._order, self._equal = ahead[:4]
+        self.state = to_state(self._differences[0], self.state)
+        self._polynomial = (self.t, ahead.length, steps.polynomial[: ahead.degree + 1])
+        self._resolvent = None
+        return True
+
+    def _by_velocities(self) -> None:
         while True:
             if self.t + self._size > self.end:
                 self._resize((self.end - self.t) / self._size)
@@ -116,19 +136,22 @@ class NdfStepper(Stepper):
         How fast it converges is remembered while the factors stay: then one sweep may do.
         """
         change, before = np.zeros_like(predicted), None
+        floor = self._norm(_ROUND_OFF * np.abs(predicted))
         for sweep in range(_SWEEPS):
             residual = gamma * self._slope(t, predicted + change) - history - change
             update = to_array(solve(self._state(residual)))
             size = self._norm(update)
             if not math.isfinite(size):
                 return None
-            if before:
+            if before and (size > floor or self._contraction is None):
                 self._contraction = size / before
+            if size <= floor:
+                return change + update
             rate = self._contraction
             if rate is not None and not (rate < 1 and rate ** (_SWEEPS - 1 - sweep) / (1 - rate) * size < _NEWTON):
                 return None
             change += update
-            if size == 0 or (rate is not None and rate / (1 - rate) * size < _NEWTON):
+            if rate is not None and rate / (1 - rate) * size < _NEWTON:
                 return change
             before = size
         return None
@@ -175,6 +198,19 @@ class NdfStepper(Stepper):
 
     def memory(self) -> dict[str, Any]:
         return super().memory() | {"stiff": True}
+
+
+def takes_whole_steps(start: Start) -> bool:
+    """Whether the flow takes whole steps by these formulas."""
+    return start.velocity.implicit_steps(start.state, _formulas(start.control)) is not None
+
+
+def _formulas(control: Control) -> Formulas:
+    """The same, as flows take whole steps by it."""
+    return Formulas(
+        gamma=_GAMMA, alpha=_ALPHA, errors=_ERROR, sweeps=_SWEEPS, local=_LOCAL, newton=_NEWTON, worth=_WORTH,
+        longer=_LONGER, shorter=_SHORTER, safety=_SAFETY, round_off=_ROUND_OFF, rtol=control.rtol, atol=control.atol,
+    )  # fmt: skip
 
 
 def _spaced(order: int, factor: float) -> np.ndarray:

@@ -1,0 +1,216 @@
+"""The closed flow of infinite depth in logarithms, z = Q e^S, in the compiled engine: velocities, and implicit steps.
+
+`flows.polar.LogPolarFlow` says what these are. Losses are half a square; eigenvectors and linear systems are by the
+LAPACK that SciPy brings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..workspace import Workspace
+from . import compiled, squares
+
+# d up to which it does this: beyond, LAPACK's own work is all there is.
+LARGEST = 32
+
+_WORKSPACE = Workspace()
+
+# What is called of LAPACK, and how, as SciPy says it of what it offers to compiled code.
+_ROUTINES = {
+    "dsyevd": "char *, char *, int *, d *, int *, d *, d *, int *, int *, int *, int *",
+    "dgetrf": "int *, int *, d *, int *, int *, int *",
+    "dgetrs": "char *, int *, int *, d *, int *, int *, d *, int *, int *",
+}
+
+
+class Formulas(NamedTuple):
+    """Numerical differentiation formulas, and how their steps are taken (time/methods/ndf.py).
+
+    Attributes
+    ----------
+    gamma, alpha, errors : ndarray (6,)
+        Σ 1/j, what an equation is divided by, and what of a difference is the error, by order.
+    sweeps : int
+        Of Newton's iteration, at most.
+    local, newton, worth, longer, shorter, safety, round_off : float
+    rtol, atol : float
+    """
+
+    gamma: np.ndarray
+    alpha: np.ndarray
+    errors: np.ndarray
+    sweeps: int
+    local: float
+    newton: float
+    worth: float
+    longer: float
+    shorter: float
+    safety: float
+    round_off: float
+    rtol: float
+    atol: float
+
+
+class _Polar(ctypes.Structure):
+    """As in engine.c."""
+
+    _fields_ = (
+        ("loss", squares.Given),
+        *((name, ctypes.c_int) for name in ("d", "threads")),
+        ("states", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("y", "out", "failed")),
+    )
+
+
+class _Ndf(ctypes.Structure):
+    """As in work.h."""
+
+    _fields_ = (
+        ("loss", squares.Given),
+        *((name, ctypes.c_int) for name in ("d", "order", "equal", "linear", "factored", "degree", "sweeps")),
+        *((name, ctypes.c_long) for name in ("n", "evaluations", "products", "most")),
+        *((name, ctypes.c_double) for name in ("t", "end", "size", "length", "contraction", "rtol", "atol")),
+        *((name, ctypes.c_double) for name in ("local", "newton", "worth", "longer", "shorter", "safety", "round_off")),
+        *((name, ctypes.c_void_p) for name in ("gamma", "alpha", "errors", "D", "polynomial")),
+        *((name, ctypes.c_void_p) for name in ("weight", "predicted", "history", "change", "kept", "room")),
+    )
+
+
+def takes(state: Tensor) -> bool:
+    """Whether states `(..., 2, d, d)` are for the engine."""
+    return compiled.takes(state) and state.shape[-1] <= LARGEST and _linked()
+
+
+@cache
+def _linked() -> bool:
+    """Whether the engine has been given what it calls of LAPACK."""
+    from scipy.linalg import cython_lapack  # loaded with scipy.linalg, which all flows need
+
+    offered = getattr(cython_lapack, "__pyx_capi__", {})
+    addresses = [_address(offered.get(name), arguments) for name, arguments in _ROUTINES.items()]
+    if None in addresses:
+        return False
+    compiled.loaded().set_lapack(*addresses)
+    return True
+
+
+def _address(capsule: Any, arguments: str) -> int | None:
+    """Where a function is; None where it is not there, or takes other arguments, such as integers of 64 bits."""
+    if capsule is None:
+        return None
+    python = ctypes.pythonapi
+    python.PyCapsule_GetName.argtypes, python.PyCapsule_GetName.restype = [ctypes.py_object], ctypes.c_char_p
+    python.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    python.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    name: bytes = python.PyCapsule_GetName(capsule)
+    said = name.decode().replace("__pyx_t_5scipy_6linalg_13cython_lapack_d", "d")
+    return python.PyCapsule_GetPointer(capsule, name) if said == f"void ({arguments})" else None
+
+
+def velocity(loss: Any, states: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """(Q', S') of states `(..., 2, d, d)`, and which of them have none `(...)`, or None where all have one.
+
+    None where the engine does not take them.
+    """
+    batch, d = tuple(states.shape[:-3]), states.shape[-1]
+    known = squares.given(loss, batch, d) if takes(states) else None
+    if known is None:
+        return None
+    states = states.contiguous()
+    number = math.prod(batch)
+    out, failed = torch.empty_like(states), np.empty(number, dtype=np.intc)
+    task = _Polar(known[0], d, torch.get_num_threads(), number, states.data_ptr(), out.data_ptr(), failed.ctypes.data)
+    reference, library = ctypes.byref(task), compiled.loaded()
+    with _WORKSPACE.lend() as take:
+        room = take("polar", (library.polar_scratch(reference) // 8,), states)
+        lost = library.polar(reference, room.data_ptr())
+    return out, torch.from_numpy(failed).reshape(batch) != 0 if lost else None
+
+
+class Place(NamedTuple):
+    """Where a run by differentiation formulas stands.
+
+    Attributes
+    ----------
+    t : float
+    size : float
+        Distance of the backward differences, and the step that is to be tried.
+    order : int
+    equal : int
+        Steps since size and order changed.
+    degree, length : int, float
+        Order and size of the last step.
+    """
+
+    t: float
+    size: float
+    order: int
+    equal: int
+    degree: int = 0
+    length: float = 0.0
+
+
+class NdfSteps:
+    """Steps of one state `(2, d, d)` by differentiation formulas, each in one call.
+
+    Attributes
+    ----------
+    differences : ndarray (8, n)
+        Backward differences, where the run stands, which steps move.
+    polynomial : ndarray (6, n)
+        Those at the end of the last step.
+    evaluations, products : int
+        Velocities and linear systems that the last step took.
+    """
+
+    def __init__(self, known: tuple[squares.Given, Any], d: int, formulas: Formulas) -> None:
+        n, orders = 2 * d * d, len(formulas.gamma)
+        self.differences, self.polynomial = np.zeros((orders + 2, n)), np.zeros((orders, n))
+        given = formulas._asdict()
+        self._alive = known[1], [np.ascontiguousarray(given.pop(name)) for name in ("gamma", "alpha", "errors")]
+        self._steps = steps = _Ndf(loss=known[0], d=d, n=n, **given)
+        steps.gamma, steps.alpha, steps.errors = (array.ctypes.data for array in self._alive[1])
+        steps.D, steps.polynomial = self.differences.ctypes.data, self.polynomial.ctypes.data
+        self._library = library = compiled.loaded()
+        sizes = dict.fromkeys(("weight", "predicted", "history", "change"), n)
+        sizes |= {"kept": library.ndf_kept(ctypes.byref(steps)), "room": library.ndf_room(ctypes.byref(steps))}
+        self._rooms = [np.empty(size) for size in sizes.values()]
+        for name, room in zip(sizes, self._rooms):
+            setattr(steps, name, room.ctypes.data)
+
+    @property
+    def evaluations(self) -> int:
+        return int(self._steps.evaluations)
+
+    @property
+    def products(self) -> int:
+        return int(self._steps.products)
+
+    def step(self, here: Place, end: float, most: int) -> Place | None:
+        """Where an accepted step leads, on the way to the time `end`, in so many evaluations at most.
+
+        None where the caller has to take it; the differences are then what they were.
+        """
+        steps, before = self._steps, self.differences.copy()
+        steps.t, steps.size, steps.order, steps.equal = here.t, here.size, here.order, here.equal
+        steps.evaluations, steps.products, steps.most, steps.end = 0, 0, most, end
+        if self._library.ndf_step(ctypes.byref(steps)):
+            return Place(steps.t, steps.size, steps.order, steps.equal, steps.degree, steps.length)
+        self.differences[:] = before
+        steps.linear = steps.factored = 0
+        return None
+
+
+def ndf_steps(loss: Any, state: Tensor, formulas: Formulas) -> NdfSteps | None:
+    """What takes steps of a state `(2, d, d)`; None where the engine does not."""
+    d = state.shape[-1]
+    known = squares.given(loss, (), d) if takes(state) and state.ndim == 3 else None
+    return None if known is None else NdfSteps(known, d, formulas)
