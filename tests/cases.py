@@ -1,11 +1,16 @@
 """Random cases that the tests share; everything is float64 and made from a seed."""
 
+import copy
 import math
 
+import numpy as np
 import torch
 
 import neuralode_flow as nf
 from neuralode_flow.initial import random_shift, random_twist
+from neuralode_flow.time.base import Control
+from neuralode_flow.time.formulas import ScipyFormula, TorchFormula
+from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 
 
 def generator(seed):
@@ -112,3 +117,30 @@ class Passing:
 
     def velocity(self, state):
         return 0.5 * self._flow.velocity(state)
+
+
+def formula(name):
+    """An explicit method for steps of one's own, at rtol 1e-6 and atol 1e-8."""
+    made = (ScipyFormula if name in RUNGE_KUTTA else TorchFormula)(Control(1e-6, 1e-8, None), name=name)
+    made.flat(torch.zeros(1, 1))
+    return made
+
+
+class ByVelocities:
+    """What a formula asks of a flow, by its velocity alone."""
+
+    def __init__(self, flow, shape):
+        self.flow, self.shape = flow, shape
+
+    def __call__(self, rows, y):
+        flow = self.flow if len(rows) == self.shape[0] else restricted(self.flow, self.shape[0], rows)
+        return flow.velocity(y.reshape(-1, *self.shape[1:])).reshape(len(y), -1), np.ones(len(y), dtype=bool)
+
+    def explicit_steps(self, *_):
+        return None
+
+
+def restricted(flow, n, rows):
+    some = copy.copy(flow)
+    some.loss = flow.loss.select((n,), torch.from_numpy(rows))
+    return some

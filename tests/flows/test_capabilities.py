@@ -35,7 +35,7 @@ OFFERED = {
     "TellsLawChange": {"continuous"},
     "KnowsStepLaw": {"continuous", "finite"},
     "Descends": {"continuous", "finite"},
-    "StepsExplicitly": {"continuous", "finite"},
+    "StepsExplicitly": {"continuous", "finite", "carrier"},
     "KnowsMomentumLaw": {"continuous", "finite"},
     "KeepsOrientation": {"continuous", "intrinsic", "carrier", "momentum"},
     "KeepsSign": {"finite", "factorization"},

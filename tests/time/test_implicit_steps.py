@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from cases import Passing, carried, distance, positive_matrix, randn
+from cases import ByVelocities, Passing, carried, distance, formula, positive_matrix, randn
 from scipy.linalg import cython_lapack
 from torch.testing import assert_close
 
@@ -126,6 +126,50 @@ def test_what_is_not_for_it_is_left_to_numpy_and_torch(monkeypatch):
     other = carrier(loss).velocity(state)
     monkeypatch.undo()
     assert_close(other, 2 * carrier(loss).velocity(state), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+@pytest.mark.parametrize("d", [1, 3, 4, 9])
+def test_a_whole_explicit_step_is_the_one_by_its_stages(method, d, monkeypatch):
+    """Each state by itself, with its own step."""
+    tableau = formula(method).tableau
+    h = np.array([0.001, 0.01, 0.003])
+    for loss in losses(d).values():
+        flow = carrier(loss)
+        states = flow.enter(torch.stack([positive_matrix(d, seed=k) for k in range(3)]))
+        slopes = flow.velocity(states)
+        whole = flow.explicit_steps(states, slopes, h, tableau)
+        with monkeypatch.context() as patch:
+            without(patch)
+            known = formula(method).by_stages(
+                ByVelocities(flow, states.shape), np.arange(3), states.flatten(1), slopes.flatten(1), h
+            )
+        assert_close(whole.ahead.flatten(1), known.y, rtol=1e-12, atol=1e-13)
+        assert_close(whole.slope.flatten(1), known.f, rtol=1e-11, atol=1e-12)
+        assert_close(torch.from_numpy(whole.error), torch.as_tensor(known.error), rtol=1e-5, atol=1e-5)
+        for k in range(3):
+            own = carrier(nf.Quadratic(loss.target[k])) if getattr(loss, "target", torch.zeros(1)).ndim == 3 else flow
+            alone = own.explicit_steps(states[k : k + 1], slopes[k : k + 1], h[k : k + 1], tableau)
+            assert torch.equal(alone.ahead[0], whole.ahead[k])
+        states[1, 0] *= 3
+        found = flow.explicit_steps(states, slopes, h, tableau)
+        assert np.isnan(found.error).tolist() == [False, True, False]
+        assert torch.equal(found.ahead[::2], whole.ahead[::2])
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", "RK23", "bosh3"])
+def test_whole_explicit_runs_are_those_by_velocities(method, monkeypatch):
+    for loss in (losses(4)["regression"], losses(4)["targets"]):
+        batch = getattr(loss, "target", torch.zeros(1)).ndim == 3
+        start = torch.stack([torch.eye(4)] * 3) if batch else torch.eye(4)
+        run = (nf.IntrinsicFlow(loss, nf.LogMean()), start, [0.0, 0.5, 2.0], method, 1e-7, 1e-9)
+        for control in ("shared", "member") if batch else ("shared",):
+            whole = nf.integrate(*run, control=control)
+            with monkeypatch.context() as patch:
+                without(patch)
+                plain = nf.integrate(*run, control=control)
+            assert whole.stats["evaluations"] == plain.stats["evaluations"]
+            assert distance(whole.z.flatten(0, -3), plain.z.flatten(0, -3)) < 1e-10
 
 
 def test_it_is_left_aside_where_lapack_counts_otherwise():

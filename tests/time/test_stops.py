@@ -86,7 +86,7 @@ def test_some_budgets_leave_a_checkpoint_that_goes_on_to_the_bit(method, tmp_pat
     [("dopri5", torch.linalg.LinAlgError("no convergence")), ("rk4", FloatingPointError("once"))],
 )
 def test_a_velocity_that_fails_once_leaves_a_checkpoint_that_goes_on_to_the_bit(method, error, tmp_path):
-    whole = solve(method)
+    whole = solve(method, Once(LIMIT.loss, LIMIT.kernel, 0, error))
     for n in range(1, whole.stats["evaluations"] + 1, 3):
         file = tmp_path / f"{n}.npz"
         failed = solve(method, Once(LIMIT.loss, LIMIT.kernel, n, error), checkpoint=file)

@@ -1,17 +1,13 @@
 """Whole explicit steps in the compiled engine are what they are by their stages: of every flow, loss, rule, formula."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from cases import Passing, randn
+from cases import ByVelocities, Passing, formula, randn, restricted
 from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit
-from neuralode_flow.time.base import Control
-from neuralode_flow.time.formulas import ScipyFormula, TorchFormula
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
 
@@ -19,14 +15,7 @@ if compiled.library() is None:
     pytest.skip("the compiled engine is not there", allow_module_level=True)
 
 GRID = nf.DepthGrid.gauss(panels=4, order=5)
-CONTROL = Control(rtol=1e-6, atol=1e-8, step=None)
 RULES = ("euler", "rk2", "cayley", "exp")
-
-
-def formula(name):
-    made = ScipyFormula(CONTROL, name=name) if name in RUNGE_KUTTA else TorchFormula(CONTROL, name=name)
-    made.flat(torch.zeros(1, 1))
-    return made
 
 
 class Rated:
@@ -62,26 +51,6 @@ def flows(loss):
     yield "continuous", nf.ContinuousFlow(GRID, loss), len(GRID)
     for rule in RULES:
         yield rule, nf.FiniteFlow(6, loss, rule), 6
-
-
-class ByVelocities:
-    """What a formula asks of a flow, by its velocity alone."""
-
-    def __init__(self, flow, shape):
-        self.flow, self.shape = flow, shape
-
-    def __call__(self, rows, y):
-        flow = self.flow if len(rows) == self.shape[0] else restricted(self.flow, self.shape[0], rows)
-        return flow.velocity(y.reshape(-1, *self.shape[1:])).reshape(len(y), -1), np.ones(len(y), dtype=bool)
-
-    def explicit_steps(self, *_):
-        return None
-
-
-def restricted(flow, n, rows):
-    some = copy.copy(flow)
-    some.loss = flow.loss.select((n,), torch.from_numpy(rows))
-    return some
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 9])

@@ -215,10 +215,11 @@ int descend(const double *G, void *scratch, double *out, double rate, const doub
     return moves.spoiled;
 }
 
-/* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow or, where m is 0, of a chain. */
+/* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow, of a chain where m is 0, or of the closed
+   flow in logarithms, N = 2. */
 typedef struct {
     long rows, members, L, N, numbers, size; /* numbers of a state, and of the scratch of its passes */
-    int panels, m, d, rule, threads, stages, estimates;
+    int panels, m, d, rule, polar, threads, stages, estimates;
     double alpha, rtol, atol;
     const double *J, *ends, *weights, *solution, *errors;
     Squares loss;
@@ -237,11 +238,17 @@ static Bench bench(const Steps *s, long row, double *room) {
     return s->z ? (Bench){room, K, trial, s->z + row * square, s->G + row * square, 0} : (Bench){room, K, trial, z, G, G + square};
 }
 
-/* The k-th stage of a state, and z there. Returns 0, or 1 where there is none. */
-static int stage(const Steps *s, long row, int k, const Bench *b) {
+/* The k-th stage of a state. */
+static double *staged(const Steps *s, long row, int k, const Bench *b) {
     double *W = k == s->stages && !s->solution ? s->ahead + row * s->numbers : b->trial;
     if (k == 1) memcpy(b->K, s->f + row * s->numbers, s->numbers * sizeof(double));
     BEST(blend)(s->numbers, k, s->weights + (k - 1) * (s->stages + 1), b->K, s->h[row], s->y + row * s->numbers, W);
+    return W;
+}
+
+/* The same, and z there. Returns 0, or 1 where there is none. */
+static int stage(const Steps *s, long row, int k, const Bench *b) {
+    const double *W = staged(s, row, k, b);
     return s->m ? flow_forward(W, s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch, b->z)
                 : chain_forward(W, s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch, b->z);
 }
@@ -280,12 +287,27 @@ static void gradients(const Steps *s, long row, const Bench *b) {
         }
 }
 
+/* The k-th slope of the closed flow. Returns 0, or 1 where there is none. */
+static int closed(const Steps *s, long row, int k, const Bench *b) {
+    const double *y = staged(s, row, k, b);
+    const long n = 2L * s->d * s->d;
+    for (long j = 0; j < s->members; j++)
+        if (BEST(polar)(&s->loss, s->d, s->loss.y + (row * s->members + j) * s->loss.apart, y + j * n, b->scratch,
+                        b->K + k * s->numbers + j * n))
+            return 1;
+    return 0;
+}
+
 /* A whole step of a state. Its error is NaN where there is none. */
 static void one_step(Work *w, long row, double *room) {
     const Steps *s = w->task;
     const Bench b = bench(s, row, room);
     s->error[row] = NAN;
     for (int k = 1; k <= s->stages; k++) {
+        if (s->polar) {
+            if (closed(s, row, k, &b)) return;
+            continue;
+        }
         if (stage(s, row, k, &b)) return;
         gradients(s, row, &b);
         if (slope(s, k, &b)) return;
@@ -311,13 +333,15 @@ static void one_stage(Work *w, long row, double *room) {
 /* What is known of sizes: bytes of the scratch, to be aligned to 64; `w` gets what `each` needs. */
 static long prepared(const Steps *given, Work *w, Steps *s) {
     *s = *given;
-    s->N = s->m ? (long)s->panels * s->m : s->L;
+    s->N = s->polar ? 2 : s->m ? (long)s->panels * s->m : s->L;
     s->numbers = s->members * s->N * s->d * s->d;
-    const long passes = plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads);
+    if (s->polar)
+        s->size = frame_room(&s->loss, s->d), w->threads = 1;
+    else
+        s->size = (plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads) + 7) / 8 * 8;
     const int wanted = s->threads > MAX_THREADS ? MAX_THREADS : s->threads;
     /* States are shared out where one of them is not worth two threads. Twenty products stand for a matrix. */
     const int outer = w->threads == 1 && s->rows > 1 ? crew(20.0 * s->rows * s->members * s->N, s->d, wanted) : 1;
-    s->size = (passes + 7) / 8 * 8;
     const long own = s->z ? 0 : 2 * s->members * s->d * s->d + s->loss.rows * (2 * s->d + s->loss.outputs);
     *w = (Work){.threads = outer, .task = s, .room_size = (s->size + (2 + s->stages) * s->numbers + own + 7) / 8 * 8};
     return (s->z ? s->rows : outer) * w->room_size * (long)sizeof(double);

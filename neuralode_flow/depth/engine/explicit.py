@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import picard
 from ..workspace import Workspace
-from . import compiled, squares
+from . import compiled, polar, squares
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -68,7 +68,7 @@ class _Steps(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("rows", "members", "L", "N", "numbers", "size")),
-        *((name, ctypes.c_int) for name in ("panels", "m", "d", "rule", "threads", "stages", "estimates")),
+        *((name, ctypes.c_int) for name in ("panels", "m", "d", "rule", "polar", "threads", "stages", "estimates")),
         *((name, ctypes.c_double) for name in ("alpha", "rtol", "atol")),
         *((name, ctypes.c_void_p) for name in ("J", "ends", "weights", "solution", "errors")),
         ("loss", squares.Given),
@@ -101,6 +101,11 @@ def chain(
     return _tried(model, states, slopes, h, loss, tableau) if compiled.number_of(rule) != compiled.PLAIN else None
 
 
+def closed(states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau) -> Tried | None:
+    """As `flow`, of the closed flow in logarithms `(n, ..., 2, d, d)`, of a loss that is half a square."""
+    return _tried({"polar": 1}, states, slopes, h, loss, tableau) if polar.takes(states) else None
+
+
 def _tried(
     model: dict[str, Any], states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau
 ) -> Tried | None:
@@ -130,6 +135,8 @@ def _tried(
         _given(steps, states, slopes, h, tried)
         _whole(steps, states)
         return tried.of_all() if shared else tried
+    if steps.polar:
+        return None
     z = states.new_empty(*states.shape[:-3], d, d)
     n, most = len(states), max(1, _TOGETHER // (8 * states[0].numel() * (len(weights) + 2)))
     for i in range(0, n, most):
