@@ -85,11 +85,11 @@ class LogPolarFlow:
         if array is not None and float(np.abs(array).max()) * state.shape[-1] <= largest:
             return torch.ones(state.shape[:-3], dtype=torch.bool)
         sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= largest
-        return sure if bool(sure.all()) else _factors(state)[1][..., -1] <= largest
+        return sure if bool(sure.all()) else _spectrum(state)[0][..., -1] <= largest
 
     def log_sigma(self, state: Tensor) -> Tensor:
         """The logarithms of the singular values of z, falling, `(..., d)`."""
-        return _tensor(_factors(_numbers(state))[1]).flip(-1)
+        return _tensor(_spectrum(_numbers(state))[0]).flip(-1)
 
     def velocity(self, state: Tensor) -> Tensor:
         """(Q', S'), shape `(..., 2, d, d)`."""
@@ -326,9 +326,14 @@ def _mT(array: Any) -> Any:
 
 def _factors(state: Any) -> tuple[Any, Any, Any]:
     """The orthogonal factor of Q, and eigenvalues (rising) and eigenvectors of S."""
-    Q, S = state[..., 0, :, :], state[..., 1, :, :]
+    return _orthogonal(state[..., 0, :, :]), *_spectrum(state)
+
+
+def _spectrum(state: Any) -> tuple[Any, Any]:
+    """Eigenvalues (rising) and eigenvectors of S."""
+    S = state[..., 1, :, :]
     ell, V = _library(state).linalg.eigh((S + _mT(S)) / 2)
-    return _orthogonal(Q), ell, V
+    return ell, V
 
 
 def _orthogonal(Q: Any) -> Any:

@@ -14,7 +14,7 @@ from neuralode_flow.depth.engine import compiled, polar
 from neuralode_flow.flows.polar import LogPolarFlow
 from neuralode_flow.time.base import Control, Start
 from neuralode_flow.time.endings import Stopped
-from neuralode_flow.time.methods.ndf import NdfStepper, takes_whole_steps
+from neuralode_flow.time.methods.ndf import NdfStepper, whole_steps
 from neuralode_flow.time.resolution import FixedGrid
 from neuralode_flow.time.watch import Budget, Spent, Watch
 
@@ -106,7 +106,7 @@ def test_what_is_not_for_it_is_left_to_numpy_and_torch(monkeypatch):
 
     def taken(flow, state=state):
         watch = Watch(FixedGrid(flow, 0.0, 0.0), state.shape[:-3], state, Budget(1000), Spent())
-        return takes_whole_steps(Start(watch, 0.0, state, 1.0, control, {}))
+        return whole_steps(Start(watch, 0.0, state, 1.0, control, {})) is not None
 
     assert taken(carrier(loss))
     assert not taken(carrier(loss), torch.stack((state, state)))
@@ -258,20 +258,20 @@ def test_a_run_ends_at_its_budget_as_by_velocities(monkeypatch):
 def test_whole_runs_meet_their_tolerances_from_loose_to_tight(d):
     loss = stiff(d)
     flow = nf.IntrinsicFlow(loss, nf.LogMean())
-    known = nf.integrate(flow, torch.eye(d), TIMES[:3], "DOP853", 1e-12, 1e-14).z
+    known = nf.integrate(flow, torch.eye(d), TIMES, "DOP853", 1e-12, 1e-14).z
     for rtol in (1e-4, 1e-6, 1e-8, 1e-10, 1e-12):
-        path = nf.integrate(flow, torch.eye(d), TIMES[:3], "auto", rtol, rtol / 100)
+        path = nf.integrate(flow, torch.eye(d), TIMES, "auto", rtol, rtol / 100)
         assert path.status == "ok"
-        assert path.stats["history"] == ["whole steps of NDF from t = 0"]
+        assert path.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
         assert distance(path.z, known) < 3 * rtol * float(torch.linalg.matrix_norm(known).max())
         assert path.stats["evaluations"] < 3000
 
 
 def test_singular_values_that_no_square_could_hold_are_followed():
     flow = nf.IntrinsicFlow(nf.Quadratic(torch.diag(torch.tensor([2.0, -0.5]))), nf.LogMean())
-    start, times = torch.diag(torch.tensor([1.0, 1e-170])), [0.0, 5.0, 20.0]
+    start, times = torch.diag(torch.tensor([1.0, 1e-170])), [0.0, 5.0, 300.0]
     auto, explicit = (nf.integrate(flow, start, times, m, 1e-8, 1e-10) for m in ("auto", "DOP853"))
-    assert auto.stats["history"] == ["whole steps of NDF from t = 0"]
+    assert auto.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
     assert distance(auto.z, explicit.z) < 1e-7
     assert_close(auto.log_sigma, explicit.log_sigma, rtol=1e-8, atol=1e-7)
     assert float(auto.log_sigma[-1, -1]) < -390

@@ -54,7 +54,7 @@ def test_auto_meets_its_tolerance_and_says_who_went_on(case):
         flow, state = CASES[case]()
         path = nf.integrate(flow, state, TIMES, "auto", rtol, rtol / 100)
         assert path.status == "ok"
-        said = "whole steps of NDF from t = 0" if case == "logarithms" else "from LSODA (Adams) to NDF"
+        said = "stiff from t = 0 on: whole steps of NDF" if case == "logarithms" else "from LSODA (Adams) to NDF"
         assert path.stats["history"][0].endswith(said)
         assert 0 < path.stats["products"] < 60
         assert worst(path, reference(case)) < 1

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...losses import Squares, squares_of
 from ..workspace import Workspace
 from . import compiled, squares
 
@@ -171,7 +172,8 @@ class NdfSteps:
         Velocities and linear systems that the last step took.
     """
 
-    def __init__(self, known: tuple[squares.Given, Any], d: int, formulas: Formulas) -> None:
+    def __init__(self, known: tuple[squares.Given, Any], square: Squares | None, d: int, formulas: Formulas) -> None:
+        self._factors = [] if square is None else [part for part in (square.x, square.readout) if part is not None]
         n, orders = 2 * d * d, len(formulas.gamma)
         self.differences, self.polynomial = np.zeros((orders + 2, n)), np.zeros((orders, n))
         given = formulas._asdict()
@@ -185,6 +187,12 @@ class NdfSteps:
         self._rooms = [np.empty(size) for size in sizes.values()]
         for name, room in zip(sizes, self._rooms):
             setattr(steps, name, room.ctypes.data)
+
+    def fastest(self, state: Tensor) -> float:
+        """A bound of the rates at which small deviations from a state `(2, d, d)` die out: that of H times σ²."""
+        S = state[1]
+        ell = float(torch.linalg.eigvalsh((S + S.mT) / 2)[-1])
+        return math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in self._factors) ** 2 * math.exp(2 * ell)
 
     @property
     def evaluations(self) -> int:
@@ -213,4 +221,4 @@ def ndf_steps(loss: Any, state: Tensor, formulas: Formulas) -> NdfSteps | None:
     """What takes steps of a state `(2, d, d)`; None where the engine does not."""
     d = state.shape[-1]
     known = squares.given(loss, (), d) if takes(state) and state.ndim == 3 else None
-    return None if known is None else NdfSteps(known, d, formulas)
+    return None if known is None else NdfSteps(known, squares_of(loss), d, formulas)

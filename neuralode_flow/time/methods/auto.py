@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import METHODS, Start, Stepper
-from .ndf import NdfStepper, takes_whole_steps
+from .ndf import NdfStepper, whole_steps
 from .scipy import InterpolatingStepper
 from .sundials import CvodeStepper
 
@@ -16,8 +16,9 @@ from .sundials import CvodeStepper
 # tolerances it is some ten times more accurate. This factor makes it as accurate, and cheaper.
 _LOCAL = 5.0
 
-# Whole steps of NDF are taken from the start of states of so many numbers, d = 12 in logarithms.
-_MOST_WHOLE = 288
+# Whole steps of NDF are taken from the start of states of so many numbers, d = 12 in logarithms, where the time to go
+# is so many times that in which the fastest deviation dies out.
+_MOST_WHOLE, _STIFF = 288, 200.0
 
 
 class _TurnedStiff(Exception):
@@ -33,7 +34,7 @@ class AutoStepper(Stepper):
     """LSODA as long as it stays with its explicit Adams formulas, from then on NDF, or CVODE's BDF.
 
     NDF where the flow solves Newton's systems itself (`flows.capabilities.Resolves`); from the start where it takes
-    whole steps (`StepsImplicitly`) of a small state: such a step costs less than one of LSODA.
+    whole steps (`StepsImplicitly`) and knows how stiff it is.
 
     LSODA compares the step that its Adams formulas can take, bounded by accuracy and by stability (from the rate at
     which their corrector converges), with that of BDF (Petzold, SIAM J. Sci. Stat. Comput. 4, 1983). Its verdict is
@@ -47,9 +48,9 @@ class AutoStepper(Stepper):
         self._inner: Stepper
         if "stiff" in start.memory:
             self._inner, _ = _implicit(start)
-        elif (steps := _whole_steps(start)) is not None:
-            self._inner = steps
-            self.history.append(f"whole steps of NDF from t = {self.t:.6g}")
+        elif (stiff := _stiff_from_here(start)) is not None:
+            self._inner = stiff
+            self.history.append(f"stiff from t = {self.t:.6g} on: whole steps of NDF")
         else:
             control = start.control
             loose = replace(control, rtol=_LOCAL * control.rtol, atol=_LOCAL * control.atol)
@@ -76,9 +77,12 @@ class AutoStepper(Stepper):
         return super().memory() | ({} if isinstance(self._inner, InterpolatingStepper) else {"stiff": True})
 
 
-def _whole_steps(start: Start) -> NdfStepper | None:
-    """NDF from the start, where that costs least."""
-    return NdfStepper(start) if start.state.numel() <= _MOST_WHOLE and takes_whole_steps(start) else None
+def _stiff_from_here(start: Start) -> NdfStepper | None:
+    """NDF at once, where it takes whole steps and stability alone would ask for many steps of any explicit method."""
+    steps = whole_steps(start) if start.state.numel() <= _MOST_WHOLE else None
+    if steps is None or steps.fastest(start.state) * (start.end - start.t) < _STIFF:
+        return None
+    return NdfStepper(start)
 
 
 def _implicit(start: Start) -> tuple[Stepper, str]:

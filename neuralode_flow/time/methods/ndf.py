@@ -53,7 +53,7 @@ class NdfStepper(Stepper):
         slope = self._slope(self.t, y)
         self._weights(y)
         self._size = min(self.h or 0.01 / max(self._norm(slope), 1e-300), self.end - self.t)
-        self._whole = self.velocity.implicit_steps(self.state, _formulas(self.control))
+        self._whole = whole_steps(start)
         self._differences = np.zeros((_ORDERS + 3, len(y))) if self._whole is None else self._whole.differences
         self._differences[:2] = y, self._size * slope
         self._order, self._equal = 1, 0
@@ -200,9 +200,9 @@ class NdfStepper(Stepper):
         return super().memory() | {"stiff": True}
 
 
-def takes_whole_steps(start: Start) -> bool:
-    """Whether the flow takes whole steps by these formulas."""
-    return start.velocity.implicit_steps(start.state, _formulas(start.control)) is not None
+def whole_steps(start: Start) -> NdfSteps | None:
+    """What takes whole steps from a start; None where these formulas are applied to velocities."""
+    return start.velocity.implicit_steps(start.state, _formulas(start.control))
 
 
 def _formulas(control: Control) -> Formulas:
