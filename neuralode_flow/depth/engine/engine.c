@@ -410,10 +410,18 @@ long ndf_kept(const Ndf *s) {
     const long n = (long)LD(s->d) * LD(s->d), square = (long)s->d * s->d;
     return frame_room(&s->loss, s->d) + 2 * n + square + square * square + square / 2 + 1;
 }
-long ndf_room(const Ndf *s) { return 3 * s->n + frame_room(&s->loss, s->d); }
+long ndf_room(const Ndf *s) { return (ORDERS + 3 + 3) * s->n + frame_room(&s->loss, s->d); }
 
-/* One accepted step, from where s stands. Returns 1, or 0 where the caller is to take it; then s means nothing. */
-int ndf_step(Ndf *s) { return BEST(ndf_step)(s, s->room); }
+/* One accepted step, from where s stands. Returns 1, or 0 where the caller is to take it; D is then what it was. */
+int ndf_step(Ndf *s) {
+    const long size = (ORDERS + 3) * s->n;
+    memcpy(s->room, s->D, size * sizeof(double));
+    s->evaluations = s->products = 0;
+    if (BEST(ndf_step)(s, s->room + size)) return 1;
+    memcpy(s->D, s->room, size * sizeof(double));
+    s->linear = s->factored = 0;
+    return 0;
+}
 
 /* What the caller thinks they are as long as. */
 long ndf_size(void) { return sizeof(Ndf); }

@@ -110,7 +110,7 @@ static void T(choose)(Ndf *s) {
     }
 }
 
-/* One accepted step. Returns 0 where the caller is to take it, from where it stood before. */
+/* One accepted step. Returns 0 where there is none, and then the differences mean nothing. */
 static int T(ndf_step)(Ndf *s, double *room) {
     const T(System) system = T(system_in)(&s->loss, s->d, s->kept);
     const long n = s->n;

@@ -181,9 +181,10 @@ class NdfSteps:
         self._steps = steps = _Ndf(loss=known[0], d=d, n=n, **given)
         steps.gamma, steps.alpha, steps.errors = (array.ctypes.data for array in self._alive[1])
         steps.D, steps.polynomial = self.differences.ctypes.data, self.polynomial.ctypes.data
-        self._library = library = compiled.loaded()
+        library, self._reference = compiled.loaded(), ctypes.byref(steps)
+        self._take = library.ndf_step
         sizes = dict.fromkeys(("weight", "predicted", "history", "change"), n)
-        sizes |= {"kept": library.ndf_kept(ctypes.byref(steps)), "room": library.ndf_room(ctypes.byref(steps))}
+        sizes |= {"kept": library.ndf_kept(self._reference), "room": library.ndf_room(self._reference)}
         self._rooms = [np.empty(size) for size in sizes.values()]
         for name, room in zip(sizes, self._rooms):
             setattr(steps, name, room.ctypes.data)
@@ -207,14 +208,12 @@ class NdfSteps:
 
         None where the caller has to take it; the differences are then what they were.
         """
-        steps, before = self._steps, self.differences.copy()
+        steps = self._steps
         steps.t, steps.size, steps.order, steps.equal = here.t, here.size, here.order, here.equal
-        steps.evaluations, steps.products, steps.most, steps.end = 0, 0, most, end
-        if self._library.ndf_step(ctypes.byref(steps)):
-            return Place(steps.t, steps.size, steps.order, steps.equal, steps.degree, steps.length)
-        self.differences[:] = before
-        steps.linear = steps.factored = 0
-        return None
+        steps.most, steps.end = most, end
+        if not self._take(self._reference):
+            return None
+        return Place(steps.t, steps.size, steps.order, steps.equal, steps.degree, steps.length)
 
 
 def ndf_steps(loss: Any, state: Tensor, formulas: Formulas) -> NdfSteps | None:

@@ -88,7 +88,7 @@ class NdfStepper(Stepper):
         if ahead is None:
             return False
         self.t, self._size, self._order, self._equal = ahead[:4]
-        self.state = to_state(self._differences[0], self.state)
+        self.state = self._state(self._differences[0].copy())
         self._polynomial = (self.t, ahead.length, steps.polynomial[: ahead.degree + 1])
         self._resolvent = None
         return True
