@@ -16,7 +16,7 @@ from ..depth.engine import explicit, polar
 from ..depth.engine.explicit import Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps
 from ..kernels import LogKernel, LogMean, log_logmean
-from ..losses import Loss, squares_of
+from ..losses import Loss
 from ..modes import array_of, bare, plain
 from .base import MOST_RESOLVED, as_matrix, factored, hessian_in_frame, own_velocity
 
@@ -104,9 +104,8 @@ class LogPolarFlow:
         return type(self.kernel) is LogMean and "log_rate" not in vars(self.kernel) and unpatched(LogMean, "log_rate")
 
     def knows_steps(self, state: Tensor) -> bool:
-        """Whether the compiled engine knows kernel and loss, and takes such a state."""
-        own = self._compiled() and own_velocity(self, LogPolarFlow)
-        return own and squares_of(self.loss) is not None and polar.takes(state)
+        """Whether the compiled engine knows the kernel, and takes such a state."""
+        return self._compiled() and own_velocity(self, LogPolarFlow) and polar.takes(state)
 
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
         """A step of each state `(n, ..., 2, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""

@@ -31,7 +31,23 @@ def losses(d, n=3):
         "targets": nf.Quadratic(torch.stack([positive_matrix(d, seed=k) for k in range(n)])),
         "regression": nf.Regression(x, y),
         "readout": nf.Regression(x, two, readout=randn(2, d, seed=4)),
+        "custom": nf.Custom(lambda z: torch.sqrt(1 + (z - positive_matrix(d, seed=5)).square()).sum((-2, -1)).sum()),
     }
+
+
+class Kept:
+    """A loss whose gradient carries derivatives."""
+
+    dimension = None
+
+    def __init__(self, loss):
+        self.loss, self.scale = loss, torch.ones((), requires_grad=True)
+
+    def __call__(self, z):
+        return self.scale * self.loss(z)
+
+    def gradient(self, z):
+        return self.scale * self.loss.gradient(z)
 
 
 def stiff(d=3, condition=1e4):
@@ -100,7 +116,8 @@ def test_what_is_not_for_it_is_left_to_numpy_and_torch(monkeypatch):
     assert polar.velocity(loss, state) is not None
     assert polar.velocity(loss, state.float()) is None
     assert polar.velocity(loss, state.clone().requires_grad_()) is None
-    assert polar.velocity(nf.Custom(loss), state) is None
+    assert polar.velocity(nf.Custom(loss), state) is not None
+    assert polar.velocity(Kept(loss), state) is None
     assert polar.velocity(loss, carrier(stiff(33)).enter(torch.eye(33))) is None
     control = Control(1e-14, 1e-7, None)
 

@@ -56,7 +56,7 @@ _SIGNATURES = {
     "attempt_scratch": ([_POINTER], _LONG),
     "attempt": ([_POINTER, _POINTER, _INT], None),
     "polar_scratch": ([_POINTER], _LONG),
-    "polar": ([_POINTER, _POINTER], _LONG),
+    "polar": ([_POINTER, _POINTER, _INT], _LONG),
     "ndf_kept": ([_POINTER], _LONG),
     "ndf_room": ([_POINTER], _LONG),
     "ndf_step": ([_POINTER], _INT),

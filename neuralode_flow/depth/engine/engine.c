@@ -24,7 +24,7 @@ void set_lapack(void *syevd, void *getrf, void *getrs) { lapack = (Lapack){(Syev
 /* Numbers in the room of a frame of polar.h: matrices, singular values, and what LAPACK or the gradient needs. */
 enum { FRAME = 10 };
 static long frame_room(const Squares *loss, int d) {
-    const long eigen = 1 + 6 * d + 2 * d * d + (3 + 5 * d) / 2 + 1, gradient = (long)loss->rows * (2 * d + loss->outputs);
+    const long eigen = 1 + 6 * d + 2 * d * d + (3 + 5 * d) / 2 + 1, gradient = 2L * d * d + (long)loss->rows * (2 * d + loss->outputs);
     return ((long)FRAME * LD(d) * LD(d) + 2 * LD(d) + (eigen > gradient ? eigen : gradient) + 7) / 8 * 8;
 }
 
@@ -238,25 +238,27 @@ static Bench bench(const Steps *s, long row, double *room) {
     return s->z ? (Bench){room, K, trial, s->z + row * square, s->G + row * square, 0} : (Bench){room, K, trial, z, G, G + square};
 }
 
-/* The k-th stage of a state. */
-static double *staged(const Steps *s, long row, int k, const Bench *b) {
+/* The k-th stage of a state, and z there. Returns 0, or 1 where there is none. */
+static int stage(const Steps *s, long row, int k, const Bench *b) {
     double *W = k == s->stages && !s->solution ? s->ahead + row * s->numbers : b->trial;
     if (k == 1) memcpy(b->K, s->f + row * s->numbers, s->numbers * sizeof(double));
     BEST(blend)(s->numbers, k, s->weights + (k - 1) * (s->stages + 1), b->K, s->h[row], s->y + row * s->numbers, W);
-    return W;
-}
-
-/* The same, and z there. Returns 0, or 1 where there is none. */
-static int stage(const Steps *s, long row, int k, const Bench *b) {
-    const double *W = staged(s, row, k, b);
+    const long n = (long)s->d * s->d;
+    for (long j = 0; s->polar && j < s->members; j++)
+        if (BEST(polar_forward)(s->d, W + 2 * j * n, b->scratch + j * s->size / s->members, b->z + j * n)) return 1;
+    if (s->polar) return 0;
     return s->m ? flow_forward(W, s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch, b->z)
                 : chain_forward(W, s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch, b->z);
 }
 
 /* The slope there from the gradient G at z. Returns 0, or 1 where it is not finite. */
 static int slope(const Steps *s, int k, const Bench *b) {
-    (s->m ? flow_backward : chain_backward)(b->G, b->scratch, b->K + k * s->numbers);
-    return !BEST(turned)(s->numbers, b->K + k * s->numbers);
+    double *out = b->K + k * s->numbers;
+    const long n = (long)s->d * s->d;
+    for (long j = 0; s->polar && j < s->members; j++)
+        BEST(polar_backward)(s->d, b->G + j * n, b->scratch + j * s->size / s->members, out + 2 * j * n);
+    if (!s->polar) (s->m ? flow_backward : chain_backward)(b->G, b->scratch, out);
+    return !BEST(turned)(s->numbers, out);
 }
 
 /* Where a step leads, the slope there, and its error over the tolerance. */
@@ -280,22 +282,11 @@ static void gradients(const Steps *s, long row, const Bench *b) {
     const long n = (long)s->d * s->d;
     for (long k = 0; k < s->members; k++)
         if (s->loss.x)
-            BEST(residual)(&s->loss, s->d, s->d, b->z + k * n, b->rest, b->G + k * n);
+            BEST(residual)(&s->loss, s->d, b->z + k * n, b->rest, b->G + k * n);
         else {
             const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
             for (long q = 0; q < n; q++) b->G[k * n + q] = b->z[k * n + q] - target[q];
         }
-}
-
-/* The k-th slope of the closed flow. Returns 0, or 1 where there is none. */
-static int closed(const Steps *s, long row, int k, const Bench *b) {
-    const double *y = staged(s, row, k, b);
-    const long n = 2L * s->d * s->d;
-    for (long j = 0; j < s->members; j++)
-        if (BEST(polar)(&s->loss, s->d, s->loss.y + (row * s->members + j) * s->loss.apart, y + j * n, b->scratch,
-                        b->K + k * s->numbers + j * n))
-            return 1;
-    return 0;
 }
 
 /* A whole step of a state. Its error is NaN where there is none. */
@@ -304,10 +295,6 @@ static void one_step(Work *w, long row, double *room) {
     const Bench b = bench(s, row, room);
     s->error[row] = NAN;
     for (int k = 1; k <= s->stages; k++) {
-        if (s->polar) {
-            if (closed(s, row, k, &b)) return;
-            continue;
-        }
         if (stage(s, row, k, &b)) return;
         gradients(s, row, &b);
         if (slope(s, k, &b)) return;
@@ -336,7 +323,7 @@ static long prepared(const Steps *given, Work *w, Steps *s) {
     s->N = s->polar ? 2 : s->m ? (long)s->panels * s->m : s->L;
     s->numbers = s->members * s->N * s->d * s->d;
     if (s->polar)
-        s->size = frame_room(&s->loss, s->d), w->threads = 1;
+        s->size = s->members * frame_room(&s->loss, s->d), w->threads = 1;
     else
         s->size = (plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads) + 7) / 8 * 8;
     const int wanted = s->threads > MAX_THREADS ? MAX_THREADS : s->threads;
@@ -367,20 +354,30 @@ void attempt(const Steps *given, void *scratch, int k) {
     each(&w, w.threads, s.rows, k ? one_stage : one_step);
 }
 
-/* Velocities of the closed flow at states (states, 2, d, d) of targets that lie loss.apart from each other. */
+/* Velocities of the closed flow at states (states, 2, d, d); of a square whose targets lie loss.apart from each other, or,
+   where there are z and G (states, d, d), of any loss, whose gradient the caller takes there in between. */
 typedef struct {
     Squares loss;
     int d, threads;
     long states;
     const double *y;
-    double *out;
+    double *out, *z, *G;
     int *failed; /* (states), 1 where there is none */
 } Polar;
 
 static void one_polar(Work *w, long k, double *room) {
     const Polar *p = w->task;
-    const long n = 2L * p->d * p->d;
-    p->failed[k] = BEST(polar)(&p->loss, p->d, p->loss.y + k * p->loss.apart, p->y + k * n, room, p->out + k * n);
+    const long n = (long)p->d * p->d;
+    double *own = w->room + k * w->room_size, *z = p->z + k * n;
+    if (!p->z)
+        p->failed[k] = BEST(polar)(&p->loss, p->d, p->loss.y + k * p->loss.apart, p->y + 2 * k * n, room, p->out + 2 * k * n);
+    else if (!w->rows) {
+        p->failed[k] = BEST(polar_forward)(p->d, p->y + 2 * k * n, own, z);
+        for (long q = 0; p->failed[k] && q < n; q++) z[q] = q % (p->d + 1) == 0; /* for the caller: the identity */
+    } else if (!p->failed[k]) {
+        BEST(polar_backward)(p->d, p->G + k * n, own, p->out + 2 * k * n);
+        p->failed[k] = !BEST(turned)(2 * n, p->out + 2 * k * n);
+    }
 }
 
 static Work polar_work(const Polar *p) {
@@ -392,13 +389,14 @@ static Work polar_work(const Polar *p) {
 /* Bytes of the scratch. */
 long polar_scratch(const Polar *p) {
     const Work w = polar_work(p);
-    return w.threads * w.room_size * (long)sizeof(double);
+    return (p->z ? p->states : w.threads) * w.room_size * (long)sizeof(double);
 }
 
-/* Returns of how many states there is no velocity. */
-long polar(const Polar *p, void *scratch) {
+/* Velocities; in two calls with the same scratch where the caller knows the loss, back = 0 up to z and 1 from G on. Returns
+   of how many states there is none. */
+long polar(const Polar *p, void *scratch, int back) {
     Work w = polar_work(p);
-    w.room = scratch;
+    w.room = scratch, w.rows = back;
     each(&w, w.threads, p->states, one_polar);
     long failed = 0;
     for (long k = 0; k < p->states; k++) failed += p->failed[k];

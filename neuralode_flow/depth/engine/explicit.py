@@ -102,7 +102,7 @@ def chain(
 
 
 def closed(states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau) -> Tried | None:
-    """As `flow`, of the closed flow in logarithms `(n, ..., 2, d, d)`, of a loss that is half a square."""
+    """As `flow`, of the closed flow in logarithms `(n, ..., 2, d, d)` with the kernel of infinite depth."""
     return _tried({"polar": 1}, states, slopes, h, loss, tableau) if polar.takes(states) else None
 
 
@@ -135,8 +135,6 @@ def _tried(
         _given(steps, states, slopes, h, tried)
         _whole(steps, states)
         return tried.of_all() if shared else tried
-    if steps.polar:
-        return None
     z = states.new_empty(*states.shape[:-3], d, d)
     n, most = len(states), max(1, _TOGETHER // (8 * states[0].numel() * (len(weights) + 2)))
     for i in range(0, n, most):

@@ -77,22 +77,6 @@ static int T(framed)(const T(Frame) *f, const double *state) {
     return 0;
 }
 
-/* E = (QV)^T G V with the gradient G at z. */
-static void T(pulled)(const T(Frame) *f, const Squares *loss, const double *target) {
-    const int d = f->d, ld = f->ld;
-    double *z = f->two, *G = f->three;
-    for (int i = 0; i < d; i++)
-        for (int j = 0; j < d; j++) f->one[i * ld + j] = f->QV[i * ld + j] * f->sigma[j];
-    T(times)(d, ld, f->one, f->Vt, z);
-    if (loss->x)
-        T(residual)(loss, d, ld, z, f->rest, G);
-    else
-        for (int i = 0; i < d; i++)
-            for (int j = 0; j < d; j++) G[i * ld + j] = z[i * ld + j] - target[i * d + j];
-    T(turned_times)(d, ld, f->QV, G, f->one);
-    T(times)(d, ld, f->one, f->V, f->E);
-}
-
 /* out = s + c of QV (turn o (X - X^T)) V^T, and of V (Y + Y^T) V^T with Y = diag(sigma) X / 2. */
 static void T(moved)(const T(Frame) *f, const double *X, double c, const double *s, double *out) {
     const int d = f->d, ld = f->ld, n = d * d;
@@ -112,15 +96,37 @@ static void T(moved)(const T(Frame) *f, const double *X, double c, const double 
     }
 }
 
-/* The velocity of a state (2, d, d). Returns 1 where it cannot be had. */
-static int T(polar)(const Squares *loss, int d, const double *target, const double *state, double *room, double *out) {
+/* The frame of a state (2, d, d) in its room, and z (d, d). Returns 1 where they cannot be had. */
+static int T(polar_forward)(int d, const double *state, double *room, double *z) {
     const T(Frame) f = T(frame_in)(d, room);
+    const int ld = f.ld;
     if (T(framed)(&f, state)) return 1;
-    T(pulled)(&f, loss, target);
-    T(moved)(&f, f.E, -1, 0, out);
-    double sum = 0;
-    for (int q = 0; q < 2 * d * d; q++) sum += 0 * out[q];
-    return sum != 0;
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) f.one[i * ld + j] = f.QV[i * ld + j] * f.sigma[j];
+    T(times)(d, ld, f.one, f.Vt, f.two);
+    for (int i = 0; i < d; i++) memcpy(z + i * d, f.two + i * ld, d * sizeof(double));
+    return 0;
+}
+
+/* Minus the velocity there, from the gradient G (d, d) at z. */
+static void T(polar_backward)(int d, const double *G, double *room, double *out) {
+    const T(Frame) f = T(frame_in)(d, room);
+    T(spread_out)(d, f.ld, G, f.three);
+    T(turned_times)(d, f.ld, f.QV, f.three, f.one);
+    T(times)(d, f.ld, f.one, f.V, f.E);
+    T(moved)(&f, f.E, 1, 0, out);
+}
+
+/* The velocity of a state, of a loss that is a square. Returns 1 where it cannot be had. */
+static int T(polar)(const Squares *loss, int d, const double *target, const double *state, double *room, double *out) {
+    double *z = T(frame_in)(d, room).rest, *G = z + d * d;
+    if (T(polar_forward)(d, state, room, z)) return 1;
+    if (loss->x)
+        T(residual)(loss, d, z, G + d * d, G);
+    else
+        for (int q = 0; q < d * d; q++) G[q] = z[q] - target[q];
+    T(polar_backward)(d, G, room, out);
+    return !T(turned)(2L * d * d, out);
 }
 
 /* What (1 + gamma BHA)^-1 is made of (flows/polar.py): a frame, and H = left (x) right in it, (ld, ld) each. */

@@ -22,6 +22,9 @@ from . import compiled, squares
 # d up to which it does this: beyond, LAPACK's own work is all there is.
 LARGEST = 32
 
+# Numbers of z of as many states as are kept while a loss that is no square is asked; each takes fifteen times as many.
+_MOST_ASKED = 2**20
+
 _WORKSPACE = Workspace()
 
 # What is called of LAPACK, and how, as SciPy says it of what it offers to compiled code.
@@ -67,7 +70,7 @@ class _Polar(ctypes.Structure):
         ("loss", squares.Given),
         *((name, ctypes.c_int) for name in ("d", "threads")),
         ("states", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("y", "out", "failed")),
+        *((name, ctypes.c_void_p) for name in ("y", "out", "z", "G", "failed")),
     )
 
 
@@ -121,18 +124,32 @@ def velocity(loss: Any, states: Tensor) -> tuple[Tensor, Tensor | None] | None:
 
     None where the engine does not take them.
     """
-    batch, d = tuple(states.shape[:-3]), states.shape[-1]
-    known = squares.given(loss, batch, d) if takes(states) else None
-    if known is None:
+    if not takes(states):
         return None
-    states = states.contiguous()
-    number = math.prod(batch)
-    out, failed = torch.empty_like(states), np.empty(number, dtype=np.intc)
-    task = _Polar(known[0], d, torch.get_num_threads(), number, states.data_ptr(), out.data_ptr(), failed.ctypes.data)
+    batch, d, states = tuple(states.shape[:-3]), states.shape[-1], states.contiguous()
+    out, failed = torch.empty_like(states), np.empty(math.prod(batch), dtype=np.intc)
+    task = _Polar(
+        d=d, threads=torch.get_num_threads(), states=len(failed), y=states.data_ptr(), out=out.data_ptr(),
+        failed=failed.ctypes.data,
+    )  # fmt: skip
+    known = squares.given(loss, batch, d)
+    if known is not None:
+        task.loss = known[0]
+    elif (z := states.new_empty(*batch, d, d)).numel() > _MOST_ASKED:
+        return None
+    else:
+        task.z = z.data_ptr()
     reference, library = ctypes.byref(task), compiled.loaded()
     with _WORKSPACE.lend() as take:
         room = take("polar", (library.polar_scratch(reference) // 8,), states)
-        lost = library.polar(reference, room.data_ptr())
+        lost = library.polar(reference, room.data_ptr(), 0)
+        if known is None:
+            G = loss.gradient(z.clone())  # a tensor of its own, which the loss may keep
+            if not compiled.is_numbers(G):
+                return None
+            G = G.expand(z.shape).contiguous()
+            task.G = G.data_ptr()
+            lost = library.polar(reference, room.data_ptr(), 1)
     return out, torch.from_numpy(failed).reshape(batch) != 0 if lost else None
 
 

@@ -47,13 +47,13 @@ static int T(turned)(long n, double *X) {
 }
 
 /* G = R^T (R z x^T - y^T) x, the gradient of half the squared residual, for x (rows, d), y (rows, outputs) and R
-   (outputs, d), the identity where it is 0. z and G have rows of ld numbers. */
-static void T(residual)(const Squares *s, int d, int ld, const double *z, double *room, double *G) {
-    double *image = room, *left = image + s->rows * d, *back = left + s->rows * s->outputs;
+   (outputs, d), the identity where it is 0. */
+static void T(residual)(const Squares *s, int d, const double *z, double *room, double *G) {
+    double *image = room, *left = room + s->rows * d, *back = left + s->rows * s->outputs;
     for (int r = 0; r < s->rows; r++) {
         for (int i = 0; i < d; i++) {
             double sum = 0;
-            for (int j = 0; j < d; j++) sum += s->x[r * d + j] * z[i * ld + j];
+            for (int j = 0; j < d; j++) sum += s->x[r * d + j] * z[i * d + j];
             image[r * d + i] = sum;
         }
         for (int o = 0; o < s->outputs; o++) {
@@ -67,8 +67,8 @@ static void T(residual)(const Squares *s, int d, int ld, const double *z, double
             back[r * d + i] = sum;
         }
     }
-    for (int i = 0; i < d; i++) memset(G + i * ld, 0, d * sizeof(double));
+    memset(G, 0, d * d * sizeof(double));
     for (int r = 0; r < s->rows; r++)
         for (int i = 0; i < d; i++)
-            for (int j = 0; j < d; j++) G[i * ld + j] += back[r * d + i] * s->x[r * d + j];
+            for (int j = 0; j < d; j++) G[i * d + j] += back[r * d + i] * s->x[r * d + j];
 }
