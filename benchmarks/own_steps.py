@@ -22,7 +22,7 @@ from harness import machine
 from torch import Tensor
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import explicit
+from neuralode_flow.depth.engine import explicit, polar
 from neuralode_flow.losses.base import of_some
 
 MEMBERS, D, REPEATS = 256, 4, 3
@@ -148,8 +148,9 @@ def measured(kind: str, method: str) -> None:
 
 
 def whole() -> None:
-    """Runs of one state, as they are and with the velocity asked for at each stage."""
-    takes, generator = explicit.takes, torch.Generator().manual_seed(0)
+    """Runs of one state, as they are and with the velocity asked for at each stage, of the closed flow outside of C."""
+    modules, generator = (explicit, polar), torch.Generator().manual_seed(0)
+    takes = [module.takes for module in modules]
     print("| flow | d | method | steps | ms by velocities | in whole steps | ratio |")
     print("|---|---|---|---|---|---|---|")
     for d in (4, 8, 16, 32):
@@ -157,14 +158,16 @@ def whole() -> None:
         flows = {
             "16 Euler layers": nf.FiniteFlow(16, loss),
             "13 nodes": nf.ContinuousFlow(nf.DepthGrid.gauss(1, 13), loss),
+            "closed": nf.IntrinsicFlow(loss, nf.LogMean()),
         }
         for name, flow in flows.items():
-            state = flow.sample(nf.identity(d))
+            state = torch.eye(d) if name == "closed" else flow.sample(nf.identity(d))
             for method in METHODS:
                 spent: dict[bool, list[float]] = {False: [], True: []}
                 for _ in range(2 * REPEATS + 1):
                     for how, seconds in spent.items():
-                        explicit.takes = takes if how else lambda *_: False
+                        for module, its in zip(modules, takes):
+                            module.takes = its if how else lambda *_: False
                         before = time.process_time()
                         path = nf.integrate(flow, state, torch.linspace(0, 2, 5), method, RTOL, ATOL)
                         seconds.append(time.process_time() - before)
@@ -174,7 +177,6 @@ def whole() -> None:
                     f"| {by_velocities / in_whole:.1f} |",
                     flush=True,
                 )
-    explicit.takes = takes
 
 
 def main() -> None:

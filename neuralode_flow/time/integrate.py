@@ -94,8 +94,8 @@ def integrate(
     times : Tensor (T,) or sequence of floats
         Output times, increasing; the first is the time of `state`.
     method : str
-        "auto": LSODA's Adams formulas until the problem turns out stiff, from then on NDF where the flow solves
-        Newton's systems itself (IntrinsicFlow, ContinuousFlow), else CVODE_BDF.
+        "auto": LSODA's Adams formulas until the problem turns out stiff, or is known to be so at the start; from then
+        on NDF where the flow solves Newton's systems itself (IntrinsicFlow, ContinuousFlow), else CVODE_BDF.
         Adaptive: dopri5, dopri8, bosh3, fehlberg2, adaptive_heun (torchdiffeq), RK23, RK45, DOP853, Radau, BDF, LSODA
         (SciPy), CVODE_Adams, CVODE_BDF (SUNDIALS, matrix-free), rodas5p (linearly implicit, order 5, by the derivative
         of the velocity as a matrix: up to 1024 numbers). Fixed steps: euler, midpoint, heun2, heun3, rk4 (the 3/8
