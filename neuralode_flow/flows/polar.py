@@ -83,7 +83,7 @@ class LogPolarFlow:
         """Whether z is in the range in which its velocity is computed, `(...)`; cheap where the entries of S say so."""
         largest, array = _largest(state.dtype), array_of(state)
         if array is not None and float(np.vdot(array, array)) <= largest**2:  # NaN is not
-            return torch.ones(state.shape[:-3], dtype=torch.bool)
+            return state.new_ones(state.shape[:-3], dtype=torch.bool)
         sure = torch.linalg.vector_norm(state[..., 1, :, :], dim=(-2, -1)) <= largest
         return sure if bool(sure.all()) else _spectrum(state)[0][..., -1] <= largest
 
