@@ -107,7 +107,9 @@ class Barrier:
     def resume(self, said: dict[str, Any]) -> None:
         """Takes up what a checkpoint holds, as `written` wrote it."""
         self.sign, self.least = (
-            torch.tensor([float(x) for x in said[name]]).to(self.sign).reshape(self.sign.shape)
+            torch.tensor([float(x) for x in said[name]], dtype=torch.float64, device="cpu")
+            .to(self.sign)
+            .reshape(self.sign.shape)
             for name in ("sign", "least")
         )
         if said["escaped"] is not None:

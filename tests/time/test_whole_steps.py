@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import Passing, randn
+from cases import Passing, Rated, randn
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -27,25 +27,6 @@ def formula(name):
     made = ScipyFormula(CONTROL, name=name) if name in RUNGE_KUTTA else TorchFormula(CONTROL, name=name)
     made.flat(torch.zeros(1, 1))
     return made
-
-
-class Rated:
-    """c‖z − T‖²/2 with a rate of its own for each member: a stranger's loss."""
-
-    def __init__(self, target, rate):
-        self.target, self.rate, self.dimension = target, rate, target.shape[-1]
-
-    def __call__(self, z):
-        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
-
-    def gradient(self, z):
-        if bool((z[..., 0, 0] > 40).any()):
-            raise torch.linalg.LinAlgError("a factorisation did not converge")
-        return self.rate[..., None, None] * (z - self.target)
-
-    def select(self, members, index):
-        n = torch.Size(members).numel()
-        return Rated(self.target.reshape(n, *self.target.shape[-2:])[index], self.rate.reshape(n)[index])
 
 
 def losses(d, n):
