@@ -250,9 +250,9 @@ def test_a_gradient_that_is_none_ends_a_run_as_its_velocity_does(wrong, monkeypa
     for library in (compiled.library, lambda: None):
         asked = itertools.count()
         monkeypatch.setattr(compiled, "library", library)
-        with pytest.raises(Exception) as error:
+        with pytest.raises((RuntimeError, TypeError)) as error:
             end("square", Own(spoilt))
-        found.append((type(error.value), str(error.value)))
+        found.append(str(error.value))
     assert found[0] == found[1]
 
 
@@ -274,9 +274,7 @@ def test_two_threads_that_integrate_at_once_do_not_see_each_other(known):
     wrong, several = [], 3
 
     def work(name):
-        for _ in range(several):
-            if not torch.equal(end(name), known[name]):
-                wrong.append(name)
+        wrong.extend(name for _ in range(several) if not torch.equal(end(name), known[name]))
 
     def counted():
         with Counted() as mode:
