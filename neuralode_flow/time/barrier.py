@@ -141,7 +141,7 @@ def barrier_of(flow: Any, start: Tensor, control: Control, method: Any) -> Barri
         return None
     z = flow.product(start)
     square = z.ndim >= 2 and z.shape[-1] == z.shape[-2] and z.ndim == flow.loss(z).ndim + 2
-    kept = flow.keeps_sign(start) if square else torch.tensor(False)
+    kept = flow.keeps_sign(start) if square else torch.tensor(False, device="cpu")
     return Barrier(flow, start, control, method) if kept is None or bool(kept.any()) else None
 
 

@@ -41,7 +41,7 @@ class ByFormula(Stepper):
         y = self._formula.flat(start.state[None])
         kept = self._formula.remembered(start.memory)
         if kept is not None:
-            f, self._next = torch.as_tensor(kept[0]).to(y).reshape(y.shape), kept[1]
+            f, self._next = torch.as_tensor(kept[0], device=y.device).to(y).reshape(y.shape), kept[1]
         else:
             f = self(np.arange(1), y)[0].clone()  # the flow may put its next velocity where this one is
             first = self.h or float(self._formula.first(self, y, f, start.end - start.t)[0])

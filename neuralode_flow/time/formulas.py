@@ -386,7 +386,7 @@ class TorchFormula(Proposing, ExplicitFormula):
         return Attempt(rows, trial, k[..., -1].clone(), root_mean(error / allowed))
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        solver, error = self._solver, torch.as_tensor(error).cpu()
+        solver, error = self._solver, torch.as_tensor(error, device="cpu")
         ratio = error.to(solver.safety)
         exponent = float(torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal())
         factor = torch.maximum(

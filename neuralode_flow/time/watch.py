@@ -113,7 +113,7 @@ class Watch:
         except FAILURES:
             n = len(states)
             if good is None:
-                bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)])
+                bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)], device="cpu")
             else:
                 bad = culprits(partial(work, flow), FAILURES, states, good(), states.shape[:1])
             rest = (~bad).nonzero()[:, 0]
