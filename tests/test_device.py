@@ -119,7 +119,7 @@ def test_layers_go_to_another_device_with_their_loss(profile):
 
 @pytest.mark.parametrize(
     ("method", "control"),
-    [(name, "shared") for name in ("DOP853", "dopri5", "rodas5p", "BDF", "auto", "rk4")]
+    [(name, "shared") for name in ("DOP853", "dopri5", "rodas5p", "auto", "rk4")]
     + [(name, "member") for name in ("DOP853", "dopri5", "rodas5p")],
 )
 def test_runs_do_not_ask_for_the_default_device(method, control, tmp_path):
@@ -132,7 +132,8 @@ def test_runs_do_not_ask_for_the_default_device(method, control, tmp_path):
         folder.mkdir()
         for flow, start in zip(flows, starts, strict=True):
             run = {"flow": flow, "state": start, "times": [0.0, 0.1, 1.0], "method": method, "control": control}
-            short = nf.integrate(**run, max_evaluations=60, checkpoint=folder / "run.npz")
+            run |= {} if method == "rk4" else {"rtol": 1e-4, "atol": 1e-6}
+            short = nf.integrate(**run, max_evaluations=20, checkpoint=folder / "run.npz")
             whole = nf.integrate(**run, checkpoint=folder / "run.npz")
             (folder / "run.npz").unlink()
             yield short.z, whole.z, whole(whole.times[0]), short.status, whole.status

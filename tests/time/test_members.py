@@ -143,14 +143,13 @@ class Endless(Bent):
         return lambda direction: derivative(direction) * size
 
 
-@pytest.mark.parametrize("bad", [(4,), (1, 4)])
-@pytest.mark.parametrize("kind", [Bent, BentProducts, Endless])
 @pytest.mark.parametrize("method", ["rodas5p", "CVODE_BDF"])  # by a matrix, and by products with directions
+@pytest.mark.parametrize(("kind", "bad"), [(Bent, (4,)), (Bent, (1, 4)), (BentProducts, (4,)), (Endless, (1, 4))])
 def test_the_member_whose_velocity_has_no_derivative_is_found(kind, method, bad):
     grid, targets = nf.DepthGrid.gauss(1, 6), torch.ones(6, 2, 2) * torch.eye(2)
     targets[list(bad), 0, 0] = 3.0
-    start, times = torch.zeros(6, 6, 2, 2), torch.linspace(0, 2, 21)
-    path = nf.integrate(kind(grid, nf.Quadratic(targets)), start, times, method, 1e-6)
+    start = torch.zeros(6, 6, 2, 2)
+    path = nf.integrate(kind(grid, nf.Quadratic(targets)), start, [0.0, 2.0], method, 1e-3, 1e-4)
     said = "is not finite" if kind is Endless else "could not be linearised"
     name = "member 4" if len(bad) == 1 else "members 1 and 4"
     assert f"of {name} of 6 {said} at t = " in path.status
@@ -160,7 +159,7 @@ def test_the_member_whose_velocity_has_no_derivative_is_found(kind, method, bad)
 def test_a_single_run_whose_velocity_has_no_derivative_names_no_member():
     for kind in (Bent, Endless):
         flow = kind(nf.DepthGrid.gauss(1, 6), nf.Quadratic(3 * torch.eye(2)))
-        path = nf.integrate(flow, torch.zeros(6, 2, 2), [0.0, 2.0], "rodas5p", 1e-6)
+        path = nf.integrate(flow, torch.zeros(6, 2, 2), [0.0, 2.0], "rodas5p", 1e-3, 1e-4)
         assert path.ending in ("velocity", "not_finite")
         assert "member" not in path.status
 
@@ -205,7 +204,7 @@ def test_a_velocity_that_fails_inside_a_step_says_when(method, engine, monkeypat
     assert (1 + z / 2) ** 2 > 1.4
 
 
-@pytest.mark.parametrize("method", ["DOP853", "dopri5", "rodas5p"])
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
 def test_an_underflow_names_the_method_and_the_member(method):
     flow = nf.FiniteFlow(2, Growing(torch.tensor([0.0, 1.0, 0.0])))
     start = torch.zeros(3, 2, 2, 2) + 0.1 * torch.eye(2)

@@ -46,7 +46,7 @@ def end(name, loss=None, **options):
     flow, method, control = RUNS[name]
     if loss is not None:
         flow = nf.ContinuousFlow(GRID, loss)
-    return nf.integrate(flow, start(flow), [0.0, 0.3, 1.0], method, 1e-5, 1e-7, control=control, **options).z[-1]
+    return nf.integrate(flow, start(flow), [0.0, 0.1, 0.3], method, 1e-5, 1e-7, control=control, **options).z[-1]
 
 
 _ASKED = itertools.count()
@@ -134,7 +134,7 @@ def test_a_start_and_a_loss_that_were_made_in_inference_mode_are_taken_after_it(
     with torch.inference_mode():
         flow = nf.ContinuousFlow(GRID, nf.Quadratic(TARGETS.clone()))
         W = start(flow).clone()
-    path = nf.integrate(flow, W, [0.0, 0.3, 1.0], "DOP853", 1e-5, 1e-7)
+    path = nf.integrate(flow, W, [0.0, 0.1, 0.3], "DOP853", 1e-5, 1e-7)
     assert torch.equal(path.z[-1], known["square"])
 
 
@@ -143,7 +143,7 @@ def test_a_dispatch_mode_sees_every_product(name, without):
     with Counted() as counted:
         found = end(name)
     assert_close(found, without[name][0], rtol=1e-9, atol=1e-9)
-    assert counted.products == without[name][1] > 100
+    assert counted.products == without[name][1] > 50
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -170,7 +170,7 @@ def test_a_run_inside_a_compiled_function_is_that_run(name, known):
     flow, method, control = RUNS[name]
 
     def compiles(W):
-        return 2 * nf.integrate(flow, W + 0, [0.0, 0.3, 1.0], method, 1e-5, 1e-7, control=control).z[-1]
+        return 2 * nf.integrate(flow, W + 0, [0.0, 0.1, 0.3], method, 1e-5, 1e-7, control=control).z[-1]
 
     assert torch.equal(torch.compile(compiles, backend="aot_eager")(start(flow)), 2 * known[name])
     assert torch.equal(end(name), known[name])
@@ -244,7 +244,7 @@ def test_a_gradient_that_is_none_ends_a_run_as_its_velocity_does(wrong, monkeypa
     asked = itertools.count()
 
     def spoilt(z, target):
-        return wrong(z - target) if next(asked) > 40 else z - target
+        return wrong(z - target) if next(asked) > 20 else z - target
 
     found = []
     for library in (compiled.library, lambda: None):
@@ -290,6 +290,7 @@ def test_two_threads_that_integrate_at_once_do_not_see_each_other(known):
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_forked_children_take_the_same_steps():
     """After steps in threads, of which a child has none: by os.fork and by multiprocessing, in the child and after."""
     program = textwrap.dedent("""
