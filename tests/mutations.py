@@ -60,7 +60,7 @@ FAULTS = [
     Fault("times are rounded to the default dtype", "checks.py",
           "torch.as_tensor(values, dtype=torch.float64, device=\"cpu\")", "found.double()", "time/test_integrate.py"),
     Fault("a network has its depths on the default device", "flows/finite.py",
-          "device=place_of(self.loss) or \"cpu\")", "device=None)", "test_device.py"),
+          "device=place_of(self.loss))", "device=None)", "test_device.py"),
     Fault("gd takes the step of the flow beneath it", "flows/continuous.py",
           "or not own_velocity(self, ContinuousFlow):", "or False:", "time/test_descend.py"),
     Fault("a wrapper takes the step of what it passes on to", "time/descend.py",

@@ -86,7 +86,7 @@ class FiniteFlow:
     @property
     def nodes(self) -> Tensor:
         """The depth s_k that stands for layer k, shape (L,), where the loss is."""
-        layers = torch.arange(self.depth, dtype=torch.float64, device=place_of(self.loss) or "cpu")
+        layers = torch.arange(self.depth, dtype=torch.float64, device=place_of(self.loss))
         return (layers + SAMPLINGS[self.sampling]) / self.depth
 
     def sample(self, W0: Profile) -> Tensor:

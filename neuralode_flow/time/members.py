@@ -33,7 +33,7 @@ def advice(which: Tensor) -> str:
 def not_finite(value: Tensor, members: torch.Size) -> Tensor:
     """Which members have a NaN or an infinite entry, `(...)`; `members` is the shape of the leading axes."""
     if value.shape[: len(members)] != members:
-        return torch.zeros(members, dtype=torch.bool, device="cpu")
+        return torch.zeros(members, dtype=torch.bool, device=value.device)
     return ~torch.isfinite(value).reshape(*members, -1).all(-1)
 
 
