@@ -65,6 +65,21 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
     return value
 
 
+def reals(values: Any) -> Tensor:
+    """Real numbers as float64, all digits of them, in memory or where a tensor of them is.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, OverflowError
+        If they are none.
+    """
+    found = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if found.dtype == torch.bool or found.is_complex():
+        raise TypeError(f"entries of kind {found.dtype}")
+    # Numbers of Python have been made the default dtype, which may hold fewer digits.
+    return found.double() if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64, device="cpu")
+
+
 def square(name: str, value: Any) -> Tensor:
     """`value` as a finite floating-point tensor of square matrices `(..., d, d)` with d >= 1."""
     matrix = float_tensor(name, value, ndim=2)

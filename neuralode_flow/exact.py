@@ -305,4 +305,4 @@ def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, mode: Callable[[float, fl
         [start if t == 0 or start == target else mode(t, start, target) for t in times.tolist()]
         for start, target in zip(sigma0.tolist(), tau.tolist(), strict=True)
     ]
-    return torch.tensor(columns, dtype=torch.float64).mT
+    return torch.tensor(columns, dtype=torch.float64, device="cpu").mT

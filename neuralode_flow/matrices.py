@@ -87,7 +87,7 @@ def skew_log(Q: Tensor) -> Tensor:
     logarithm does not exist there.
     """
     flat = Q.detach().reshape(-1, *Q.shape[-2:]).cpu().double().numpy()
-    return torch.as_tensor(np.stack([_skew_log(q) for q in flat])).to(Q).reshape(Q.shape)
+    return torch.from_numpy(np.stack([_skew_log(q) for q in flat])).to(Q).reshape(Q.shape)
 
 
 def _skew_log(Q: np.ndarray) -> np.ndarray:
@@ -117,7 +117,7 @@ def real_log(name: str, z: Tensor) -> Tensor:
         raise ValueError(
             f"{name} has no real logarithm: it is singular or has negative eigenvalues; choose another matrix"
         )
-    return torch.as_tensor(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
+    return torch.from_numpy(np.stack([np.real(log) for log in logs])).to(z).reshape(z.shape)
 
 
 def normal(random: torch.Generator, *shape: int) -> Tensor:

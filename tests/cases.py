@@ -94,6 +94,25 @@ class Growing:
         return Growing(self.c.expand(members).reshape(-1)[index])
 
 
+class Rated:
+    """c‖z − T‖²/2 with a rate of its own for each member: a stranger's loss."""
+
+    def __init__(self, target, rate):
+        self.target, self.rate, self.dimension = target, rate, target.shape[-1]
+
+    def __call__(self, z):
+        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        if bool((z[..., 0, 0] > 40).any()):
+            raise torch.linalg.LinAlgError("a factorisation did not converge")
+        return self.rate[..., None, None] * (z - self.target)
+
+    def select(self, members, index):
+        n = torch.Size(members).numel()
+        return Rated(self.target.reshape(n, *self.target.shape[-2:])[index], self.rate.reshape(n)[index])
+
+
 class NoHessian:
     """½‖z‖², of a stranger who knows no second derivative."""
 

@@ -9,6 +9,9 @@ from torch.testing import assert_close
 import neuralode_flow as nf
 from neuralode_flow.checks import all_finite
 from neuralode_flow.depth.engine import by_torch, compiled, on_device
+from neuralode_flow.flows.continuous import Unresolved
+from neuralode_flow.initial import random_shift, random_twist
+from neuralode_flow.initial.detour import Detour
 from neuralode_flow.looks import Looks, as_one, current, postponed
 from neuralode_flow.matrices import solve
 from neuralode_flow.time import byformula
@@ -53,6 +56,108 @@ def test_the_samples_of_a_profile_do_not_either():
     with torch.device("meta"):
         found = FLOW.sample(W0)
     assert torch.equal(found, START)
+
+
+@pytest.mark.parametrize("kind", [nf.FiniteFlow, nf.ContinuousFlow])
+@pytest.mark.parametrize("profile", ["relaxed_balanced", "smooth", "detour", "rough", "by hand", "at once"])
+def test_profiles_are_made_and_sampled_where_the_loss_is(kind, profile):
+    def state():
+        loss, W = nf.Regression(X, Y), nf.INITIALS["relaxed_balanced"](Z0)
+        flow = nf.FiniteFlow(6, loss) if kind is nf.FiniteFlow else nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8), loss)
+        made = {
+            "relaxed_balanced": lambda: nf.relaxed_balanced(Z0, random_shift(0.5, gen()), random_twist(3, 0.5, gen())),
+            "smooth": lambda: nf.smooth(3, 0.5, gen()),
+            "detour": lambda: Detour(W, X[:3] - X[:3].mT),
+            "rough": lambda: nf.Rough(W, noise=0.1, networks=2, seed=0),
+            "by hand": lambda: lambda s: s * Z0,
+            "at once": lambda: AtOnce(),
+        }[profile]()
+        return flow.sample(made), made(0.3)
+
+    def gen():
+        return torch.Generator().manual_seed(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Unresolved)
+        expected = state()
+        with torch.device("meta"):
+            found = state()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class AtOnce:
+    """A profile that makes its numbers where the depths are."""
+
+    def __call__(self, s):
+        return s * Z0
+
+    def at(self, nodes):
+        return nodes[:, None, None] * Z0.to(nodes)
+
+
+@pytest.mark.parametrize("profile", [AtOnce(), nf.identity(3)])
+def test_layers_go_to_another_device_with_their_loss(profile):
+    class Elsewhere(nf.FiniteFlow):
+        def check(self, state):
+            """There are no numbers on the device meta to be checked."""
+
+    class There:
+        dimension, target = 3, None
+
+        def __init__(self):
+            self.target = torch.empty(3, 3, dtype=torch.float64, device="meta")
+
+        def __call__(self, z):
+            return (z - self.target).square().sum() / 2
+
+        def gradient(self, z):
+            return z - self.target
+
+    flow = Elsewhere(4, There())
+    assert flow.nodes.device.type == flow.sample(profile).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("method", "control"),
+    [(name, "shared") for name in ("DOP853", "dopri5", "rodas5p", "auto", "rk4")]
+    + [(name, "member") for name in ("DOP853", "dopri5", "rodas5p")],
+)
+def test_runs_do_not_ask_for_the_default_device(method, control, tmp_path):
+    """Nor one that goes on from a checkpoint, nor one in which a member fails."""
+    targets = torch.stack([torch.eye(2), 3 * torch.eye(2), 0.5 * torch.eye(2)])
+    flows = [nf.IntrinsicFlow(nf.Quadratic(targets), nf.LogMean()), nf.FiniteFlow(3, Failing(targets))]
+    starts = [torch.eye(2).expand(3, 2, 2).clone(), torch.zeros(3, 3, 2, 2)]
+
+    def ends(folder):
+        folder.mkdir()
+        for flow, start in zip(flows, starts, strict=True):
+            run = {"flow": flow, "state": start, "times": [0.0, 0.1, 1.0], "method": method, "control": control}
+            run |= {} if method == "rk4" else {"rtol": 1e-4, "atol": 1e-6}
+            short = nf.integrate(**run, max_evaluations=20, checkpoint=folder / "run.npz")
+            whole = nf.integrate(**run, checkpoint=folder / "run.npz")
+            (folder / "run.npz").unlink()
+            yield short.z, whole.z, whole(whole.times[0]), short.status, whole.status
+
+    expected = list(ends(tmp_path / "usual"))
+    with torch.device("meta"):
+        found = list(ends(tmp_path / "other"))
+    for a, b in zip(found, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+        assert a[3:] == b[3:]
+
+
+class Failing(nf.Quadratic):
+    def gradient(self, z):
+        if bool((z[..., 0, 0] > 2).any()):
+            raise torch.linalg.LinAlgError("a factorisation did not converge")
+        return z - self.target
+
+
+@GPU
+@pytest.mark.parametrize("profile", [nf.balanced(Z0), lambda s: s * Z0, AtOnce()])
+def test_a_state_lands_on_the_gpu_of_its_loss(profile):
+    for flow in (continuous("cuda"), nf.FiniteFlow(6, nf.Regression(X.cuda(), Y.cuda()))):
+        assert flow.sample(profile).device.type == "cuda"
 
 
 @GPU

@@ -51,6 +51,15 @@ def test_every_planted_fault_still_has_its_place():
             assert (ROOT / "tests" / name).exists(), fault.what
 
 
+def test_the_table_of_planted_faults_is_that_of_the_program():
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d+) \| (.*) \| `([\w/]+\.py)::\w+` \|$", page, re.MULTILINE)
+    assert [(int(number), what) for number, what, _ in table] == list(enumerate((fault.what for fault in FAULTS), 1))
+    for (_, _, file), fault in zip(table, FAULTS, strict=True):
+        assert file in fault.tests.split(), fault.what
+    assert f"{len(FAULTS)} of {len(FAULTS)} are noticed" in page
+
+
 def rooms():
     """The rooms of docs/architecture.md from the highest to the lowest, as paths in the package."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -274,7 +274,7 @@ class DepthGrid:
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
-        entries = torch.as_tensor(weights.ravel()).to(values)
+        entries = torch.from_numpy(weights.ravel()).to(values)
         where = torch.as_tensor(np.stack((rows.ravel(), columns.ravel())), device=values.device)
         matrix = torch.sparse_coo_tensor(where, entries, (len(rows), len(self)), check_invariants=False)
         flat = values.movedim(-3, 0)

@@ -34,7 +34,7 @@ _SHARE = 0.5
 @torch.no_grad()
 def sized(gauss: Grids, W: Sampled, tol: float) -> DepthGrid:
     """What `DepthGrid.auto` finds: for each number of panels the lowest order that will do, by bisection."""
-    depths = probes(W(torch.tensor([0.5])).numel())
+    depths = probes(W(torch.tensor([0.5], device="cpu")).numel())
     seen = W(depths)
     _check_size(seen)
     resolving, steepness = _resolved(gauss, W, tol, depths, seen)

@@ -189,6 +189,12 @@ def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...])
             )
 
 
+def place_of(loss: Loss) -> torch.device | None:
+    """Where the numbers of a loss are; None where it has none."""
+    parts = getattr(loss, "__dict__", {}).values()
+    return next((part.device for part in parts if isinstance(part, Tensor)), None)
+
+
 def check_loss_kind(name: str, value: Tensor, loss: Loss) -> list[tuple[str, Tensor]]:
     """The tensors of a loss by name; raises TypeError unless they are of the dtype and device of `value`."""
     parts = [

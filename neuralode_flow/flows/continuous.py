@@ -21,7 +21,7 @@ from ..laws import LawChange, continuous_law, law_change, momentum_law, primitiv
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
 from ..modes import plain, uncompiled
-from .base import check_layers, check_matrices, factored, flow_said, own_velocity
+from .base import check_layers, check_matrices, factored, flow_said, own_velocity, place_of
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
 NOTICEABLE = 1e-8
@@ -98,12 +98,12 @@ class ContinuousFlow:
         return self.grid.panels
 
     def sample(self, W0: Profile) -> Tensor:
-        """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`.
+        """W0 on the depth nodes: a function float s → (..., d, d) gives the state `(..., N, d, d)`, where the loss is.
 
         The state no longer knows W0: where it misses W0 by more than `depth_error` can tell of it, an `Unresolved`
         warning says by how much z is off. W0 is looked at as `misfit` does.
         """
-        state = sample(W0, self.grid.nodes)
+        state = sample(W0, self.grid.nodes).to(place_of(self.loss))
         self.check(state)
         with torch.no_grad():
             missed, size = self.misfit(state, W0), float(torch.linalg.matrix_norm(self.product(state)).max())
@@ -127,9 +127,9 @@ class ContinuousFlow:
         """
         z = self.product(state)
         fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
-        values = sample(W0, fine.nodes)
+        values = sample(W0, fine.nodes).to(state.device)
         depths = probes(state.numel() // len(self.grid)).to(state)
-        missed = sample(W0, depths) - fine.interpolate(values, depths)
+        missed = sample(W0, depths).to(state.device) - fine.interpolate(values, depths)
         before, after, z_fine = Collocation(fine).propagators(values)
         carried = fine.interpolate(after, depths) @ missed @ fine.interpolate(before, depths)
         correction, uncertain = integral(depths, carried)

@@ -20,7 +20,7 @@ from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
 from ..modes import uncompiled
 from ..registry import unknown_name
-from .base import check_layers, check_matrices, flow_said, own_velocity
+from .base import check_layers, check_matrices, flow_said, own_velocity, place_of
 
 # Layers count as relaxed balanced where their law is as near as that to multiples of I, relative to ‖U_k‖².
 _BALANCED = 1e-11
@@ -85,13 +85,17 @@ class FiniteFlow:
 
     @property
     def nodes(self) -> Tensor:
-        """The depth s_k that stands for layer k, shape (L,)."""
-        return (torch.arange(self.depth, dtype=torch.float64) + SAMPLINGS[self.sampling]) / self.depth
+        """The depth s_k that stands for layer k, shape (L,), where the loss is."""
+        layers = torch.arange(self.depth, dtype=torch.float64, device=place_of(self.loss))
+        return (layers + SAMPLINGS[self.sampling]) / self.depth
 
     def sample(self, W0: Profile) -> Tensor:
-        """W0 on the layers' depths: the state `(..., L, d, d)`. A profile with a method `layers` gives them itself."""
+        """W0 on the layers' depths: the state `(..., L, d, d)`, where the loss is.
+
+        A profile with a method `layers` gives them itself.
+        """
         layers = getattr(W0, "layers", None)
-        state = layers(self.nodes) if layers is not None else sample(W0, self.nodes)
+        state = (layers(self.nodes) if layers is not None else sample(W0, self.nodes)).to(place_of(self.loss))
         self.check(state)
         return state
 

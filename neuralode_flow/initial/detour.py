@@ -39,7 +39,7 @@ class Detour:
         square("direction", self.direction)
 
     def __call__(self, s: float) -> Tensor:
-        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+        return self.at(torch.tensor([s], dtype=torch.float64, device="cpu")).squeeze(-3)
 
     def at(self, nodes: Tensor) -> Tensor:
         W = sample(self.profile, nodes)

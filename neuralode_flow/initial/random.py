@@ -22,7 +22,7 @@ class Smooth:
     coefficients: Tensor
 
     def __call__(self, s: float) -> Tensor:
-        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+        return self.at(torch.tensor([s], dtype=torch.float64, device="cpu")).squeeze(-3)
 
     def at(self, nodes: Tensor) -> Tensor:
         k = torch.arange(len(self.coefficients), dtype=self.coefficients.dtype, device=self.coefficients.device)
@@ -73,7 +73,7 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
     >>> W0(0.25).shape
     torch.Size([3, 3])
     """
-    size, k = positive("scale", scale), torch.arange(count("terms", terms), dtype=torch.float64)
+    size, k = positive("scale", scale), torch.arange(count("terms", terms), dtype=torch.float64, device="cpu")
     weights = size / (1 + k) / math.sqrt(count("d", d))
     noise = torch.randn(terms, d, d, dtype=torch.float64, generator=random_source("generator", generator), device="cpu")
     return Smooth(weights[:, None, None] * noise)
@@ -82,7 +82,7 @@ def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> 
 def random_twist(d: int, size: float, generator: torch.Generator) -> Callable[[float], Tensor]:
     """A smooth random skew Ω(s) = Σ_k A_k cos(kπs)/(1+k), k < 4, with ‖A_0‖ about `size` in the spectral norm."""
     raw = torch.randn(4, d, d, dtype=torch.float64, generator=random_source("generator", generator), device="cpu")
-    scale = size / (1 + torch.arange(4, dtype=torch.float64)) / (2 * math.sqrt(2 * d))
+    scale = size / (1 + torch.arange(4, dtype=torch.float64, device="cpu")) / (2 * math.sqrt(2 * d))
     return Smooth(scale[:, None, None] * (raw - raw.mT))
 
 

@@ -43,7 +43,7 @@ class RelaxedBalanced:
     end_to_end: Tensor
 
     def __call__(self, s: float) -> Tensor:
-        return self.at(torch.tensor([s], dtype=torch.float64)).squeeze(-3)
+        return self.at(torch.tensor([s], dtype=torch.float64, device="cpu")).squeeze(-3)
 
     def at(self, nodes: Tensor) -> Tensor:
         s = nodes.to(self.grid.nodes)
@@ -107,7 +107,9 @@ def relaxed_balanced(
             )
     wanted, stretch = polar(z0.double().cpu())
     frame = _frame(z0, shift, twist)
-    stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(z0.shape[-1]).double()
+    stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(
+        z0.shape[-1], dtype=torch.float64, device="cpu"
+    )
     turn = skew_log(frame.end.mT @ wanted)
     asked = z0.detach().double().cpu()
     profile = RelaxedBalanced(stretch, turn, twist, frame.grid, frame.rotation, frame.height, asked)
@@ -143,8 +145,8 @@ class _Frame(NamedTuple):
 def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[float], Tensor] | None) -> _Frame:
     """The frame on the coarsest grid that resolves twist and shift, at its nodes and where it has none."""
     d = z0.shape[-1]
-    omega = (lambda nodes: torch.zeros(len(nodes), d, d).double()) if twist is None else partial(_skew, twist, like=z0)
-    lam = (lambda nodes: torch.zeros(len(nodes), 1, 1).double()) if shift is None else partial(_numbers, shift)
+    omega = (lambda nodes: nodes.new_zeros(len(nodes), d, d)) if twist is None else partial(_skew, twist, like=z0)
+    lam = (lambda nodes: nodes.new_zeros(len(nodes), 1, 1)) if shift is None else partial(_numbers, shift)
     depths = probes(d * d)
     seen = {"twist": omega(depths), "shift": lam(depths)}
     affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * seen["twist"][..., 0, :, :].numel()))
@@ -204,7 +206,7 @@ def _numbers(shift: Callable[[float], float], nodes: Tensor) -> Tensor:
     if isinstance(shift, SmoothNumber):
         return shift.at(nodes)[:, None, None]
     values = [real(f"shift({s:.6g})", _item(shift(s))) for s in nodes.tolist()]
-    return torch.tensor(values, dtype=torch.float64)[:, None, None]
+    return torch.tensor(values, dtype=torch.float64, device="cpu")[:, None, None]
 
 
 def _skew(twist: Callable[[float], Tensor], nodes: Tensor, like: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def _apart(flow: Any, start: Tensor, members: torch.Size) -> bool:
         return False
     whole = flow.velocity(start).flatten(0, len(members) - 1)[-1:]
     try:
-        last = restricted(flow, members, torch.tensor([members.numel() - 1]))
+        last = restricted(flow, members, torch.tensor([members.numel() - 1], device=start.device))
         alone = last.velocity(start.flatten(0, len(members) - 1)[-1:])
     except FAILURES:
         raise
@@ -198,7 +198,7 @@ class Apart(Run):
 
     def _watch_of(self, row: int) -> Watch:
         """A watch over one member, as over a run of it alone."""
-        flow = restricted(self.grid.flow, self.records.members, torch.tensor(row))
+        flow = restricted(self.grid.flow, self.records.members, torch.tensor(row, device=self.settled.state.device))
         grid = FixedGrid(flow, self.grid.rtol, self.grid.atol)
         spent = Spent(0, 0, self.watch.seconds)
         return Watch(grid, torch.Size(), self.watch.good, self.watch.budget, spent)

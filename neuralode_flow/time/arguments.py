@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, no_derivatives, positive, real
+from ..checks import count, float_tensor, no_derivatives, positive, real, reals
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow, jacobians, missing, restricted
@@ -30,10 +30,7 @@ _MOST_DERIVED = 1024
 def output_times(times: Tensor | Sequence[float]) -> list[float]:
     """The output times; TypeError or ValueError unless they are numbers that increase."""
     try:
-        values = torch.as_tensor(times)
-        if values.dtype == torch.bool or values.is_complex():
-            raise TypeError(f"entries of kind {values.dtype}")
-        values = values.to(torch.float64)
+        values = reals(times)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"times must be a sequence of real numbers, got {times!r} ({error})") from error
     if values.ndim != 1:

@@ -107,7 +107,9 @@ class Barrier:
     def resume(self, said: dict[str, Any]) -> None:
         """Takes up what a checkpoint holds, as `written` wrote it."""
         self.sign, self.least = (
-            torch.tensor([float(x) for x in said[name]]).to(self.sign).reshape(self.sign.shape)
+            torch.tensor([float(x) for x in said[name]], dtype=torch.float64, device="cpu")
+            .to(self.sign)
+            .reshape(self.sign.shape)
             for name in ("sign", "least")
         )
         if said["escaped"] is not None:
@@ -139,7 +141,7 @@ def barrier_of(flow: Any, start: Tensor, control: Control, method: Any) -> Barri
         return None
     z = flow.product(start)
     square = z.ndim >= 2 and z.shape[-1] == z.shape[-2] and z.ndim == flow.loss(z).ndim + 2
-    kept = flow.keeps_sign(start) if square else torch.tensor(False)
+    kept = flow.keeps_sign(start) if square else torch.tensor(False, device="cpu")
     return Barrier(flow, start, control, method) if kept is None or bool(kept.any()) else None
 
 

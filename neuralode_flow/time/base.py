@@ -229,6 +229,11 @@ def own_steps(method: Method) -> Callable[..., Any] | None:
 METHODS: Registry[Method] = Registry("time method")
 
 
+def name_of(method: Method) -> str:
+    """What a method is registered as, or its class is called."""
+    return next((name for name, known in METHODS.items() if known is method), _kind(method).__name__)
+
+
 class FixedStepper(Stepper):
     """Equal steps of at most `control.step` between the output times."""
 

@@ -5,6 +5,7 @@ There the processor looks at one number for each step that is tried.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..depth.engine.explicit import Tableau
 from ..looks import Looks, as_one
-from .base import Method, Start, Stepper, own_steps
+from .base import Method, Start, Stepper, name_of, own_steps
 from .endings import Stopped
 from .formulas import Attempt, ExplicitFormula
 
@@ -35,10 +36,12 @@ class ByFormula(Stepper):
         super().__init__(start, method=method, postpones=postpones)
         self._formula = own_steps(method)(start.control).on(start.state.device)  # type: ignore[misc]
         self._looks = Looks() if postpones else None
+        self._name = name_of(method)
+        self._later: Iterator[float] = iter(())  # how long after the start of the step the next velocities are
         y = self._formula.flat(start.state[None])
         kept = self._formula.remembered(start.memory)
         if kept is not None:
-            f, self._next = torch.as_tensor(kept[0]).to(y).reshape(y.shape), kept[1]
+            f, self._next = torch.as_tensor(kept[0], device=y.device).to(y).reshape(y.shape), kept[1]
         else:
             f = self(np.arange(1), y)[0].clone()  # the flow may put its next velocity where this one is
             first = self.h or float(self._formula.first(self, y, f, start.end - start.t)[0])
@@ -46,7 +49,7 @@ class ByFormula(Stepper):
         self._f = f
 
     def __call__(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
-        velocity = self.velocity(self.t, self._state(y))
+        velocity = self.velocity(self.t + next(self._later, 0.0), self._state(y))
         return self._formula.flat(velocity[None]), np.ones(1, dtype=bool)
 
     def jacobians(self, rows: np.ndarray, y: Tensor) -> tuple[Tensor, np.ndarray]:
@@ -72,7 +75,10 @@ class ByFormula(Stepper):
         while True:
             plan = formula.plan(t, h, goal, begun, again)
             if plan.lost.any():
-                raise Stopped("underflow", f"the step size underflowed at t = {self.t:.6g}: the tolerance is not met")
+                raise Stopped(
+                    "underflow",
+                    f"the step size of {self._name} underflowed at t = {self.t:.6g}: the tolerance is not met",
+                )
             tried = self._tried(y, plan.h)
             accepted, h = formula.judged(tried.error, plan, again, plan.end == goal)
             if accepted.all():
@@ -85,9 +91,11 @@ class ByFormula(Stepper):
         """A step that is tried; its error over the tolerance is no number where there is a doubt."""
         looks = self._looks
         if looks is None:
+            self._later = iter(self._formula.delays * h)
             return self._formula.tried(self, y, self._f, h)
 
         def work() -> Attempt:
+            self._later = iter(self._formula.delays * h)
             tried = self._formula.tried(self, y, self._f, h)
             error = tried.error
             if looks.doubts:

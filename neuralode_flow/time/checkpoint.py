@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..checks import reals
 from ..files import InUse, locked, remove_remains
 from .base import Memory
 from .endings import Stopped
@@ -58,7 +59,7 @@ def described(name: str, times: Sequence[float]) -> str:
     if isinstance(times, range):
         return str(times.stop)
     range_said = f" from {times[0]:g} to {times[-1]:g}" if name == "times" and times else ""
-    return f"{len(times)}{range_said} {digest(torch.tensor(times))}"
+    return f"{len(times)}{range_said} {digest(reals(times))}"
 
 
 def _differences(saved: Any, now: Any, name: str) -> Iterator[str]:

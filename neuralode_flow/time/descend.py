@@ -281,7 +281,7 @@ class Descent:
         self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
             device = task.start.device
-            memory = {name: torch.as_tensor(value).to(device) for name, value in self.saved.memory.items()}
+            memory = {name: torch.as_tensor(value, device=device) for name, value in self.saved.memory.items()}
             if self.law:
                 self.law.memory = {name: memory.pop(name) for name in self.law.memory}
             self.rule.memory = memory

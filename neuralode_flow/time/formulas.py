@@ -95,7 +95,10 @@ class Formula(ABC):
        None to have them computed.
     7. `on(device)` is the same formula for states that are there. On an accelerator nothing in `tried` waits for it,
        but velocities may; its error is a tensor `(n,)`, which `judged` looks at.
+    8. `delays` are the parts of a step after which `tried` asks for velocities, as far as that is known.
     """
+
+    delays: np.ndarray = np.empty(0)
 
     def on(self, device: torch.device) -> Formula:
         """The same formula for states on a device."""
@@ -132,6 +135,10 @@ class ExplicitFormula(Formula):
     @property
     @abstractmethod
     def tableau(self) -> Tableau: ...
+
+    @cached_property
+    def delays(self) -> np.ndarray:  # type: ignore[override]
+        return self.tableau.weights.sum(1)
 
     @abstractmethod
     def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
@@ -379,7 +386,7 @@ class TorchFormula(Proposing, ExplicitFormula):
         return Attempt(rows, trial, k[..., -1].clone(), root_mean(error / allowed))
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        solver, error = self._solver, torch.as_tensor(error).cpu()
+        solver, error = self._solver, torch.as_tensor(error, device="cpu")
         ratio = error.to(solver.safety)
         exponent = float(torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal())
         factor = torch.maximum(

@@ -33,7 +33,7 @@ def advice(which: Tensor) -> str:
 def not_finite(value: Tensor, members: torch.Size) -> Tensor:
     """Which members have a NaN or an infinite entry, `(...)`; `members` is the shape of the leading axes."""
     if value.shape[: len(members)] != members:
-        return torch.zeros(members, dtype=torch.bool)
+        return torch.zeros(members, dtype=torch.bool, device=value.device)
     return ~torch.isfinite(value).reshape(*members, -1).all(-1)
 
 
@@ -48,7 +48,7 @@ def culprits(
 
     That takes about 2 log₂(batch) calls for each of them. All False where it cannot be told.
     """
-    found = torch.zeros(members, dtype=torch.bool)
+    found = torch.zeros(members, dtype=torch.bool, device="cpu")
     if good is None or not members or good.shape != state.shape or state.shape[: len(members)] != members:
         return found
 
@@ -65,5 +65,5 @@ def culprits(
                 search(these[: len(these) // 2])
                 search(these[len(these) // 2 :])
 
-    search([tuple(index) for index in torch.ones(members).nonzero().tolist()])
+    search([tuple(index) for index in (~found).nonzero().tolist()])
     return found

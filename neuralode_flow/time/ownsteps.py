@@ -92,7 +92,7 @@ class OwnSteps:
         self._shape = start.state.shape[len(members) :]
         y, kept = formula.flat(start.state.reshape(-1, *self._shape)), start.memory
         if kept:
-            y, f = (torch.as_tensor(np.array(kept[name])).to(y).reshape(y.shape) for name in ("y", "f"))
+            y, f = (torch.from_numpy(np.array(kept[name])).to(y).reshape(y.shape) for name in ("y", "f"))
             t, h, begun, again, endings, evaluations, steps = (np.array(kept[name]) for name in _ARRAYS)
         else:
             n, f = len(y), torch.zeros_like(y)

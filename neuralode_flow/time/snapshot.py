@@ -85,7 +85,7 @@ class Beginning(NamedTuple):
 def taken_up(saved: Saved, start: Tensor) -> Beginning:
     """Where a checkpoint has left the run from `start`."""
     memory = dict(saved.memory)
-    state = torch.as_tensor(memory.pop(_CARRIED, saved.reached.state)).to(start)
+    state = torch.as_tensor(memory.pop(_CARRIED, saved.reached.state), device=start.device).to(start)
     return Beginning(saved.position["t"], state, memory, saved.ends, list(saved.reached.stats["history"]))
 
 

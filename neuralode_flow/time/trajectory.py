@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..checks import reals
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
 
@@ -303,10 +304,7 @@ def _through_nearest(times: Tensor, z: Tensor, t: Tensor, count: int) -> Tensor:
 def _times(t: Any) -> Tensor:
     """Times as float64; TypeError unless they are real numbers."""
     try:
-        values = torch.as_tensor(t)
-        if values.dtype == torch.bool or values.is_complex():
-            raise TypeError(f"entries of kind {values.dtype}")
-        return values.detach().double() if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+        return reals(t)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"t must be a time, a sequence of times or a tensor, got {t!r} ({error})") from error
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ _STAGNATION = 1000
 _JACOBIANS = 20
 
 _EPS = sys.float_info.epsilon
+
+
+D = TypeVar("D")
 
 
 class Budget(NamedTuple):
@@ -81,6 +84,7 @@ class Watch:
         self.budget = budget
         self.evaluations, self.products = spent.evaluations, spent.products
         self._started = time.perf_counter() - spent.seconds
+        self._derivable: Tensor | None = None  # a state at which the derivative could be taken
         self._last = float("-inf")
         self._stuck = 0
 
@@ -118,7 +122,7 @@ class Watch:
         except FAILURES:
             n = len(states)
             if good is None:
-                bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)])
+                bad = torch.tensor([_fails(work, flow, states, i) for i in range(n)], device="cpu")
             else:
                 bad = culprits(partial(work, flow), FAILURES, states, good(), states.shape[:1])
             rest = (~bad).nonzero()[:, 0]
@@ -158,10 +162,7 @@ class Watch:
     def linearised(self, t: float, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """See Velocity; every product counts as one evaluation, which it costs."""
         flow = self.grid.flow
-        try:
-            derivative = flow.linearised(state) if offers(flow, Linearises) else None
-        except FAILURES as error:
-            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+        derivative = self._derived(t, flow.linearised, state) if offers(flow, Linearises) else None
         if derivative is None:
             return None
 
@@ -169,7 +170,11 @@ class Watch:
             self._spend(t)
             self.evaluations += 1
             self.products += 1
-            return self._computed(t, derivative, direction)
+            value = self._derived(t, lambda _: derivative(direction), state, lambda at: flow.linearised(at)(direction))
+            if not all_finite(value):
+                raise self._endless(t, not_finite(value, self.members))
+            self._derivable = state
+            return value
 
         return product
 
@@ -183,12 +188,11 @@ class Watch:
         self.evaluations += 1
         self.products += 1
         flow = self.grid.flow
-        try:
-            found: Tensor = flow.jacobian(state) if self.knows_jacobian(state) else jacobians(flow, state[None])[0]
-        except FAILURES as error:
-            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+        known = flow.jacobian if self.knows_jacobian(state) else lambda at: jacobians(flow, at[None])[0]
+        found: Tensor = self._derived(t, known, state)
         if not all_finite(found):
-            raise Stopped("not_finite", f"the derivative of the velocity is not finite at t = {t:.6g}")
+            raise self._endless(t, not_finite(_of_each(found, state, self.members), self.members))
+        self._derivable = state
         return found
 
     def knows_resolvent(self, state: Tensor) -> bool:
@@ -200,10 +204,29 @@ class Watch:
         self._spend(t)
         self.evaluations += 1
         self.products += 1
+        found = self._derived(t, self.grid.flow.resolvent, state)
+        self._derivable = state
+        return found
+
+    def _derived(
+        self, t: float, work: Callable[[Tensor], D], state: Tensor, again: Callable[[Tensor], object] | None = None
+    ) -> D:
+        """work(state), which takes the derivative of the velocity there; `again` does so at other states."""
         try:
-            return self.grid.flow.resolvent(state)
+            return work(state)
         except FAILURES as error:
-            raise Stopped("velocity", f"the velocity could not be linearised at t = {t:.6g}: {error}") from error
+            which = culprits(again or work, FAILURES, state, self._derivable, self.members)
+            raise Stopped(
+                "velocity",
+                f"the velocity{of_members(which)} could not be linearised at t = {t:.6g}: {error}{advice(which)}",
+            ) from error
+
+    @staticmethod
+    def _endless(t: float, which: Tensor) -> Stopped:
+        return Stopped(
+            "not_finite",
+            f"the derivative of the velocity{of_members(which)} is not finite at t = {t:.6g}{advice(which)}",
+        )
 
     def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
         """See Velocity."""
@@ -265,6 +288,14 @@ class Watch:
                 f"large{advice(which)}",
             )
         return value
+
+
+def _of_each(J: Tensor, state: Tensor, members: torch.Size) -> Tensor:
+    """The blocks of a derivative `(N, N)` that are those of members in their own states, `(*members, ...)`."""
+    if state.shape[: len(members)] != members:
+        return J
+    n = members.numel()
+    return J.reshape(n, -1, n, len(J) // n).diagonal(dim1=0, dim2=2).movedim(-1, 0).reshape(*members, -1)
 
 
 def _fails(work: Callable[[Any, Tensor], Tensor], flow: Any, states: Tensor, i: int) -> bool:

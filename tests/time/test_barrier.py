@@ -8,6 +8,7 @@ from cases import randn
 
 import neuralode_flow as nf
 from neuralode_flow.time import barrier
+from neuralode_flow.time.base import METHODS, Control
 
 SMALL = torch.tensor([[0.1, 0.03], [-0.02, 0.12]])
 SEEN = nf.Completion(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[False, True], [True, True]]))
@@ -90,6 +91,17 @@ def test_what_was_seen_goes_through_a_checkpoint(tmp_path):
     assert again.status == whole.status
     assert torch.equal(again.z, whole.z)
     assert math.isfinite(float(whole.loss[-1]))
+
+
+def test_what_a_checkpoint_holds_is_taken_up_whatever_the_default_dtype_is():
+    flow, state = nf.FactorizationFlow(product, SEEN), factors_of(SMALL, 0.0)
+    seen, control = torch.tensor(1 / 3), Control(1e-8, 1e-10, None)
+    before, after = (barrier.barrier_of(flow, state, control, METHODS["dopri5"]) for _ in range(2))
+    before.least = seen
+    torch.set_default_dtype(torch.float32)
+    after.resume(barrier.written(before.memory()))
+    torch.set_default_dtype(torch.float64)
+    assert torch.equal(after.least, seen)
 
 
 def test_a_factorisation_that_leaves_the_numbers_in_one_step_ends_with_a_status():

@@ -115,6 +115,24 @@ def test_one_time_gives_the_initial_values():
     assert path.stats["evaluations"] == 0
 
 
+@pytest.fixture
+def single():
+    """Torch's own default dtype, which programs that use the library mostly have."""
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda t: torch.tensor(t, dtype=torch.float64)])
+def test_times_keep_their_digits_whatever_the_default_dtype_is(kind, single, tmp_path):
+    times, run = [0.0, 0.3, 1 / 3], (LIMIT, torch.eye(2, dtype=torch.float64))
+    path = nf.integrate(*run, kind(times), "DOP853", checkpoint=tmp_path / "run.npz")
+    assert path.times.tolist() == times
+    assert torch.equal(path(kind(times)), path.z)
+    with pytest.raises(ValueError, match="times"):  # other ones in the last digits
+        nf.integrate(*run, kind([0.0, 0.3, 1 / 3 + 1e-12]), "DOP853", checkpoint=tmp_path / "run.npz")
+
+
 def test_a_run_repeats_to_the_bit():
     flow = nf.FiniteFlow(16, nf.Quadratic(randn(4, 4, seed=2)), "exp")
     start = flow.sample(smooth_profile(4, seed=3))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import ByVelocities, Passing, formula, randn, restricted
+from cases import ByVelocities, Passing, Rated, formula, randn, restricted
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -16,25 +16,6 @@ if compiled.library() is None:
 
 GRID = nf.DepthGrid.gauss(panels=4, order=5)
 RULES = ("euler", "rk2", "cayley", "exp")
-
-
-class Rated:
-    """c‖z − T‖²/2 with a rate of its own for each member: a stranger's loss."""
-
-    def __init__(self, target, rate):
-        self.target, self.rate, self.dimension = target, rate, target.shape[-1]
-
-    def __call__(self, z):
-        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
-
-    def gradient(self, z):
-        if bool((z[..., 0, 0] > 40).any()):
-            raise torch.linalg.LinAlgError("a factorisation did not converge")
-        return self.rate[..., None, None] * (z - self.target)
-
-    def select(self, members, index):
-        n = torch.Size(members).numel()
-        return Rated(self.target.reshape(n, *self.target.shape[-2:])[index], self.rate.reshape(n)[index])
 
 
 def losses(d, n):

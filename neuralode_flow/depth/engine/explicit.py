@@ -139,7 +139,7 @@ def _tried(
     n, most = len(states), max(1, _TOGETHER // (8 * states[0].numel() * (len(weights) + 2)))
     for i in range(0, n, most):
         some = slice(i, i + most)
-        part = loss if n <= most else _of(loss, torch.arange(n)[some], n)
+        part = loss if n <= most else _of(loss, torch.arange(n, device="cpu")[some], n)
         ours = Tried(tried.ahead[some], tried.slope[some], tried.error[some])
         _given(steps, states[some], slopes[some], h[some], ours)
         if not _by_stages(steps, part, z[some], shared):

@@ -98,7 +98,9 @@ class NdfStepper(Stepper):
             if self.t + self._size > self.end:
                 self._resize((self.end - self.t) / self._size)
             if self._size <= 8 * np.spacing(abs(self.t)):
-                raise Stopped("underflow", f"the step size underflowed at t = {self.t:.6g}: use larger tolerances")
+                raise Stopped(
+                    "underflow", f"the step size of NDF underflowed at t = {self.t:.6g}: use larger tolerances"
+                )
             change = self._corrected()
             if change is None:
                 self._resize(0.5)

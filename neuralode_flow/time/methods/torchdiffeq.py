@@ -72,7 +72,7 @@ class AdaptiveStepper(Stepper):
         self._solver = _solver(name, start, first_step=self.h or None)
         slope = step = None
         if "slope" in memory:
-            slope = torch.as_tensor(memory["slope"]).to(state).reshape(state.shape)
+            slope = torch.as_tensor(memory["slope"], device=state.device).to(state).reshape(state.shape)
             step = self._time(float(memory["next"]))
         self._run = adaptive_start(self._solver, self._time(start.t), state, slope, step)
 
