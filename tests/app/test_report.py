@@ -20,12 +20,13 @@ import pytest
 import xarray as xr
 from jinja2 import UndefinedError
 from PIL import Image
+from reported import write_page
 
 import neuralode_flow as nf
 from neuralode_flow import results
 from neuralode_flow.app import report
 from neuralode_flow.app.records import read_summary
-from neuralode_flow.app.report import Drawn, write_report
+from neuralode_flow.app.report import Drawn
 from neuralode_flow.figures import style
 from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite, sentence
 from neuralode_flow.orders import Order
@@ -95,7 +96,7 @@ class Outline(HTMLParser):
 
 def written(folder: Path, data: xr.Dataset, record: dict[str, Any], config: str = "a: 1\n") -> tuple[str, Outline]:
     (folder / "square.png").write_bytes(PIXEL)
-    path = write_report(folder, record, data, config, "run x=<y>", {"square": Drawn(picture=folder / "square.png")})
+    path = write_page(folder, record, data, config, "run x=<y>", {"square": Drawn(picture=folder / "square.png")})
     assert path == folder / "report.html"
     page = path.read_text(encoding="utf-8")
     return page, Outline(page)
@@ -211,7 +212,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(report, "atomic_write", full)
     with pytest.raises(OSError, match="no space"):
-        write_report(tmp_path, summary(), dataset(), "", "", {})
+        write_page(tmp_path, summary(), dataset(), "", "", {})
     assert (tmp_path / "report.html").read_text() == "old"
 
 
@@ -256,7 +257,7 @@ def test_a_chart_does_not_repeat_what_the_page_has_said(tmp_path: Path, problem:
     )
     figure, (axes,) = style.blank(f"What is seen\n{style.plain('Fish & $5 <chips>' + said.removeprefix(problem))}")
     axes.plot([0, 1], [0, 1])
-    path = write_report(tmp_path, summary(), dataset(problem=said), "a: 1\n", "", {"square": Drawn(figure)})
+    path = write_page(tmp_path, summary(), dataset(problem=said), "a: 1\n", "", {"square": Drawn(figure)})
     (chart,) = re.findall(
         r'<script type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
     )
