@@ -111,7 +111,7 @@ def prepare(study: str, formats: Sequence[str], configure: Callable[[], None]) -
 def _wait(
     parent: int, theirs: Connection, ours: Connection, study: str, formats: Sequence[str], configure: Callable[[], None]
 ) -> None:
-    """What the other process does: it draws what it is sent, once."""
+    """What the process does that draws: it draws what it is sent, once."""
     theirs.close()
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # which has ended already
@@ -129,7 +129,8 @@ def _wait(
         if not ours.poll(_PATIENCE):
             return
         shown = ours.recv()()
-        if "torch" not in sys.modules:  # whose settings are those of the other process
+        sys.stdout.flush()  # before it is ended
+        if "torch" not in sys.modules:  # whose settings only the other process knows
             ours.send(shown)
 
 
