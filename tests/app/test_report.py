@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -248,6 +249,20 @@ def test_when_where_and_what_was_run_is_said_with_links_to_the_files_beside_the_
     ):
         assert " ".join(words.split()) in " ".join(facts)
     assert "<h2>This run</h2>" in page
+
+
+@pytest.mark.parametrize("room", [10, 10**6])
+def test_a_chart_without_room_leaves_the_whole_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(report, "_MOST_OF_CHARTS", room)
+    figure, (axes,) = style.blank("What is seen")
+    axes.plot([0, 1], [0, 1])
+    (picture,) = style.save(figure, tmp_path / "square", ("png",))
+    path = write_page(tmp_path, summary(), dataset(), "", "", {"square": Drawn(figure, picture)})
+    whole = base64.b64encode(picture.read_bytes()).decode()
+    page = path.read_text(encoding="utf-8")
+    assert (whole in page) == (room == 10) == ('<script type="application/json">' not in page)
 
 
 @pytest.mark.parametrize(("problem", "heading"), [("Fish & $5 <chips>", "What is seen"), ("Other", None)])
