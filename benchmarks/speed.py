@@ -754,9 +754,7 @@ def imports(size: Size) -> Section:
         sides = {name: partial(output, command) for name, command in commands.items()}
         samples = alternated(sides, replace(size, rounds=min(size.rounds, 7)))
     pairs = [(name, "import torch") for name in commands if name != "import torch"]
-    code = (
-        "import sys, runpy; sys.argv[1:] = ['--help']\ntry: runpy.run_module('neuralode_flow', run_name='__main__')\n"
-    )
+    code = "import sys; from neuralode_flow.app.main import command; sys.argv[1:] = ['--help']\ntry: command()\n"
     code += "finally: sys.exit('torch' in sys.modules)"
     status = subprocess.run([python, "-c", code], capture_output=True).returncode
     return Section([Row("a new process", samples, pairs)], {"--help imports torch": bool(status)})

@@ -89,6 +89,34 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     assert ended.stdout.strip() == ""
 
 
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+ENDING = """
+import atexit, sys, threading, time
+from neuralode_flow.compat import end_at_once
+
+class Kept:
+    def __del__(self):
+        print("taken down")
+
+kept = Kept()
+atexit.register(print, "at exit")
+print("said", end=" ")
+if sys.argv[1] == "profiled":
+    sys.setprofile(eval("lambda *event: None", {}))  # with names of its own, so that those here are taken down
+elif sys.argv[1] == "threaded":
+    threading.Thread(target=time.sleep, args=[0.3]).start()
+end_at_once(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "profiled", "threaded"])
+def test_python_ends_at_once_with_all_that_was_said(how: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING, how], capture_output=True, text=True)
+    said = "said at exit\n" + ("" if how == "alone" else "taken down\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, said, "")
+
+
 # --- torch ----------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ import torch
 
 import neuralode_flow as nf
 from neuralode_flow import exact, laws
-from neuralode_flow.app.main import main
+from neuralode_flow.app.main import command as run_command
 from neuralode_flow.studies import STUDIES
 
 PACKAGE = Path(nf.__file__).parent
@@ -905,7 +905,7 @@ def commanded(line: str) -> Refusal:
         contextlib.redirect_stderr(err),
     ):
         try:
-            main()
+            run_command()
         except SystemExit as stop:
             status = stop.code
         finally:

@@ -130,11 +130,11 @@ def test_ours_have_modules_of_their_own_for_all_names(registry):
 
 WATCHED = """
 import sys
-from neuralode_flow.app.main import main
+from neuralode_flow.app.main import command
 
 sys.argv = ["neuralode-flow", *sys.argv[1:]]
 try:
-    main()
+    command()
 finally:
     print("imported", *sys.modules)
 """
@@ -166,8 +166,8 @@ def test_the_criteria_of_a_system_need_no_compiler(tmp_path):
 
 IN_WORKERS = """
 import sys
-from neuralode_flow.app.main import main
-from neuralode_flow.studies import parallel
+from neuralode_flow.app.main import command
+from neuralode_flow import parallel
 
 call = parallel._call
 
@@ -179,7 +179,7 @@ def watched(key):
 
 parallel._call = watched
 sys.argv = ["neuralode-flow", *sys.argv[1:]]
-main()
+command()
 """
 
 

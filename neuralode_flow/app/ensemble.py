@@ -16,10 +16,10 @@ import xarray as xr
 
 from .. import results
 from ..finding import Finding
+from ..parallel import processors, side_by_side
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
-from ..studies.parallel import processors, side_by_side
 from ..studies.together import together as gathered
 from .errors import first_line
 from .runfolder import computing, flat

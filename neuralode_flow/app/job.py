@@ -28,22 +28,22 @@ from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
 from ..finding import MEMBERS, Finding, finite, plain
 from ..flows.base import Flow
-from ..garbage import uncollected
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
-from ..studies.parallel import side_by_side
 from ..threads import libraries
 from . import terminal
+from .drawing import Drawing, begun
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
-from .report import Drawn, write_report
+from .report import Shown, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer
 from .schema import DRAWN, Descent, Job, Machine, Outputs
 
+_MOST_SENT = 10**8  # bytes of a dataset that is copied to the process that draws
 _LONG = 60.0  # seconds after which a run keeps its checkpoints
 PACKAGES = ("torch", "torchdiffeq", "scipy", "numpy", "xarray", "hydra-core", "neuralode_flow")
 
@@ -308,13 +308,15 @@ def write(
     config = job.to_yaml() if longer else (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
     dataset = dataset.assign_attrs(origin)
+    draw = _drawing(folder, job, dataset, Finding.of(dataset, summary).problem)
+    if not longer and dataset.nbytes < _MOST_SENT:
+        draw = begun(draw)
     results.write(folder / results.FILE, dataset)
     if longer:  # from here on it is a run that has not ended, which the same command goes on with
         (folder / SUMMARY).unlink(missing_ok=True)
         atomic_write(folder / CONFIG, config.encode())
     if not member or job.machine.figures in ("all", "png"):
-        pictures = _draw(folder / "figures", job, dataset)
-        write_report(folder, summary, dataset, job.to_yaml(), command, pictures)
+        write_report(folder, summary, dataset, job.to_yaml(), command, draw())
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -334,33 +336,17 @@ def git_commit() -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def _draw(folder: Path, job: Job, dataset: xr.Dataset) -> dict[str, Drawn]:
-    """All figures of a study, saved side by side; a study without figures has none."""
-    study, formats = job.study.name, DRAWN[job.machine.figures]
-    if not formats:
-        return {}
-    with uncollected():
-        from ..figures import (
-            FIGURES,
-            figure_set,
-            ready,
-            save,
-        )  # with Matplotlib, which a run without figures has no use for
-
-    name = figure_set(study, dataset)
-    if name not in FIGURES:
-        return {}
-    with uncollected():
-        ready(formats)
-    folder.mkdir(exist_ok=True)
-    figures = FIGURES[name](dataset)
-
-    def saved(name: str) -> Path:
-        return save(figures[name], folder / name, formats)[0]
-
+def _drawing(folder: Path, job: Job, dataset: xr.Dataset, said: str) -> Callable[[], list[Shown]]:
+    """What draws the figures of a run."""
     workers = job.study.parameters.get("workers")  # a study of a user's own may call something else so
-    pictures = dict(side_by_side(saved, list(figures), workers if isinstance(workers, int) else None))
-    return {name: Drawn(figure, pictures[name]) for name, figure in figures.items()}
+    return Drawing(
+        folder.absolute(),
+        job.study.name,
+        DRAWN[job.machine.figures],
+        workers if isinstance(workers, int) else None,
+        dataset,
+        said,
+    )
 
 
 @contextmanager

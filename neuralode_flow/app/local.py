@@ -56,10 +56,15 @@ def command_line(sources: Iterable[Any], overrides: Sequence[str]) -> str:
 
 def takes(config: DictConfig, launcher: Any) -> bool:
     """Whether the members of a sweep need nothing of its launcher but to be run one after the other."""
+    return is_basic_launcher(launcher) and is_plain(config)
+
+
+def is_plain(config: DictConfig) -> bool:
+    """Whether Hydra only calls a run: neither an environment, a folder, a log nor callbacks of others are asked for."""
     hydra = config.hydra
     asked = hydra.job.env_set, hydra.job.env_copy, hydra.job.chdir, hydra.output_subdir
     silent = hydra.runtime.choices.get("hydra/job_logging") == "none"
-    return is_basic_launcher(launcher) and not any(asked) and silent and list(hydra.callbacks) == _OURS
+    return not any(asked) and silent and list(hydra.callbacks) == _OURS
 
 
 def run_members(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..compat import hydra_arguments
+from ..compat import end_at_once, hydra_arguments
 from ..parent import ENDING
 from . import local
 from .child import run_member
@@ -47,7 +47,19 @@ WANTS_TRACEBACK = os.environ.get(FULL_ERROR) == "1"  # what the user set, before
 
 
 def main() -> None:
-    """Runs the command line of this process and exits; the module's docstring lists the statuses."""
+    """Runs the command line of this process and ends it; the module's docstring lists the statuses."""
+    try:
+        command()
+        status = 0
+    except SystemExit as stop:
+        if not isinstance(stop.code, int | None):
+            raise
+        status = stop.code or 0
+    end_at_once(status)
+
+
+def command() -> None:
+    """The same, where the process goes on if the status is 0 or what SystemExit says is caught."""
     with standard_streams():
         if "--version" in sys.argv[1:]:  # Hydra's option would print its own
             print(f"{PROGRAM} {__version__}")

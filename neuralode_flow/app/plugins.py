@@ -26,7 +26,7 @@ def load(modules: Sequence[str]) -> None:
     BadInput
         If one cannot be imported; the message says which, and why.
     """
-    for module, package in _installed():
+    for module, package in installed():
         _imported(module, f"of the installed package {package}")
     here = str(Path.cwd())
     if modules and here not in sys.path:
@@ -36,7 +36,7 @@ def load(modules: Sequence[str]) -> None:
 
 
 @cache
-def _installed() -> list[tuple[str, str]]:
+def installed() -> list[tuple[str, str]]:
     """The modules that installed packages announce, each with the name of its package."""
     found = entry_points(group=GROUP)
     return [(entry.value.partition(":")[0], entry.dist.name if entry.dist else "?") for entry in found]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..display import number_said
 from ..files import CONFIG, RESULTS, atomic_write
-from ..finding import MEMBERS, ErrorTable, Finding, sentence
+from ..finding import ErrorTable, Finding, sentence
 from ..orders import Order, local_orders
 from ..untrusted import parse_yaml
 
@@ -55,6 +55,21 @@ class Drawn:
     figure: Figure | Movie | None = None
     picture: Path | None = None
 
+    def described(self) -> Described:
+        """What a page takes of it."""
+        from ..figures import describe
+
+        chart = None if self.figure is None else describe(self.figure)
+        return Described(chart, self.picture, _picture(self.picture, stands_in=True) if chart else "")
+
+
+class Described(NamedTuple):
+    """A figure without Matplotlib: a chart, the saved picture, and the address of a small one; any may be missing."""
+
+    chart: dict[str, Any] | None
+    picture: Path | None
+    small: str
+
 
 def write_report(
     folder: Path,
@@ -62,7 +77,7 @@ def write_report(
     dataset: xr.Dataset,
     config_yaml: str,
     command: str,
-    figures: Mapping[str, Drawn],
+    shown: Sequence[Shown],
 ) -> Path:
     """Writes `folder`/report.html, whole or not at all: one page that needs no other file and no network.
 
@@ -77,8 +92,8 @@ def write_report(
         has one, is shown.
     config_yaml, command : str
         The resolved config, and the command line that repeats the run.
-    figures : mapping of str to Drawn
-        By name.
+    shown : sequence of Shown
+        The figures.
 
     Returns
     -------
@@ -97,7 +112,7 @@ def write_report(
         facts=[*_stated(config_yaml), *_where(dataset), *_device(summary)],
         files=[File.of(name) for name in (RESULTS, CONFIG) if (folder / name).is_file()],
         numbers=_key_numbers(summary, finding),
-        shown=_all_drawn(folder, finding, MEMBERS if MEMBERS in dataset.attrs else study, figures) if figures else [],
+        shown=shown,
         rows=_error_rows,
         command=command,
         config=config_yaml,
@@ -107,14 +122,11 @@ def write_report(
     return path
 
 
-def _all_drawn(folder: Path, finding: Finding, name: str, figures: Mapping[str, Drawn]) -> list[Shown]:
-    """The figures of a run with the captions of their set."""
-    from ..figures import FIGURES  # with Matplotlib, which a page without figures has no use for
-
-    captions = FIGURES[name].captions if name in FIGURES else {}
+def all_drawn(folder: Path, said: str, captions: Mapping[str, str], figures: Mapping[str, Described]) -> list[Shown]:
+    """The figures of a run, for a page that has said something before."""
     return all_shown(
-        [(drawn, captions.get(name, name.replace("_", " "))) for name, drawn in figures.items()],
-        said=finding.problem,
+        [(described, captions.get(name, name.replace("_", " "))) for name, described in figures.items()],
+        said=said,
         files=[_saved(folder, name) for name in figures],
     )
 
@@ -253,32 +265,31 @@ class Shown(NamedTuple):
 
 
 def all_shown(
-    figures: Sequence[tuple[Drawn, str]], said: str = "", files: Sequence[Sequence[File]] | None = None
+    figures: Sequence[tuple[Described, str]], said: str = "", files: Sequence[Sequence[File]] | None = None
 ) -> list[Shown]:
     """The figures of a page, each with its caption.
 
     Parameters
     ----------
-    figures : sequence of (Drawn, str)
+    figures : sequence of (Described, str)
     said : str
         What the page has said before; a chart has it in its title no more.
     files : sequence of sequence of File, optional
         Of each figure the pictures beside the page.
     """
-    from ..figures import describe, thinned
+    from ..figures import thinned
     from ..figures.markup import to_html
     from ..figures.style import plain
 
-    described = [None if drawn.figure is None else describe(drawn.figure) for drawn, _ in figures]
-    charts = thinned(described, _MOST_OF_CHARTS)
+    charts = thinned([described.chart for described, _ in figures], _MOST_OF_CHARTS)
     return [
         Shown(
             chart and chart | {"heading": _without(chart["title"], to_html(plain(said)))},
-            _picture(drawn.picture, stands_in=chart is not None),
+            _picture(described.picture, stands_in=False) if chart is None else described.small,
             f"{caption} {(chart or {}).get('note', '')}".strip(),
             beside,
         )
-        for chart, (drawn, caption), beside in zip(charts, figures, files or [()] * len(charts), strict=True)
+        for chart, (described, caption), beside in zip(charts, figures, files or [()] * len(charts), strict=True)
     ]
 
 

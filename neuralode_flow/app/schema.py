@@ -300,8 +300,14 @@ def _read_back(node: Any) -> Any:
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")
 
 
-def checked(config: DictConfig | Mapping[str, Any]) -> Job:
+def checked(config: DictConfig | Mapping[str, Any], before: Callable[[str, Machine], object] | None = None) -> Job:
     """The config of one run, checked; what needs torch is imported after the rest has passed.
+
+    Parameters
+    ----------
+    config : DictConfig or mapping
+    before : callable, optional
+        What is done just before, with the name of the study and what is known of the machine.
 
     Raises
     ------
@@ -316,6 +322,8 @@ def checked(config: DictConfig | Mapping[str, Any]) -> Job:
     depth = Depth(**_arguments("depth", sections["depth"], Depth)) if sections["depth"] else None
     time = _time(_needed("time", sections))
 
+    if before is not None:
+        before(str(sections["study"].get("name")), machine)
     # The registries import torch (2 s), so that they come last; then what adds to them.
     with uncollected():
         from ..depth import DEPTH_SOLVERS

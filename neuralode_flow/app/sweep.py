@@ -13,13 +13,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, configure_log
 from hydra.experimental.callback import Callback
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -32,7 +33,7 @@ from .members import Member, find_folders, is_sweep
 from .points import Points, composed, own
 from .records import failure
 from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
-from .schema import Job, checked
+from .schema import DRAWN, Job, Machine, checked
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
 _OWN_SWEEPS = "${out}/sweeps/"  # where hydra.sweep.dir is, unless the user has another
@@ -50,7 +51,7 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Gives a single run its folder, hydra.run.dir; ends the program if it has run, or another one has it."""
         with _refused():
-            job = checked(own(config))
+            job = checked(own(config), before=partial(_before_torch, config))
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
             with uncollected():
@@ -83,6 +84,16 @@ class Folders(Callback):
             others = "; " + going_on(folder, "runs the others") if any(not m.refused for m, _ in missing) else ""
             complain(f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}{others}")
             sys.exit(StudyFailed.status)
+
+
+def _before_torch(config: DictConfig, study: str, machine: Machine) -> None:
+    """Has figures that are of this package alone drawn by another process."""
+    with uncollected():
+        from . import drawing, plugins  # --help stays fast
+
+    if local.is_plain(config) and not plugins.installed() and not machine.plugins:
+        log = partial(configure_log, config.hydra.job_logging, config.hydra.verbose)
+        drawing.prepare(study, DRAWN[machine.figures], log)
 
 
 def _missing(member: Member) -> str | None:

@@ -81,7 +81,8 @@ def _rows(own: Mapping[str, list[str]], group: swept.Group) -> list[list[str]]:
 def _figures(sweep: Collected, groups: Sequence[swept.Group]) -> tuple[list[report.Shown], str]:
     """The charts, or why there are none."""
     try:
-        return report.all_shown([(report.Drawn(figure), caption) for figure, caption in _charts(sweep, groups)]), ""
+        charts = [(report.Drawn(figure).described(), caption) for figure, caption in _charts(sweep, groups)]
+        return report.all_shown(charts), ""
     except Exception as error:  # whatever forged data make NumPy and Matplotlib raise
         return [], printable(f"{type(error).__name__}: {error}", 300)
 

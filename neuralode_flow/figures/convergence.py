@@ -95,7 +95,7 @@ def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve
         colour, marker = LOOKS[index % len(LOOKS)]
         at = {"rule": rule}
         measured, spread = float(dataset[order].sel(at)), float(dataset[f"{order}_spread"].sel(at))
-        label = _label(rule)
+        label = _label(dataset, rule)
         yield Curve(label, dataset[errors].sel(at).values, measured, spread, colour, marker, "-")
 
 
@@ -179,7 +179,7 @@ def _spectra(dataset: xr.Dataset) -> Figure:
     ranks = evenly(d, MOST_SINGULAR_VALUES)
     what = "Singular values of $z$" if len(ranks) == d else f"{len(ranks)} of the {d} singular values of $z$"
     which = _members(dataset, "first of")
-    figure, (axes,) = style.blank(_title(dataset, f"{what}: {_label(rule)} networks{which}"))
+    figure, (axes,) = style.blank(_title(dataset, f"{what}: {_label(dataset, rule)} networks{which}"))
     times = dataset["time"].values
     _fading(axes, dataset, [singular_values(z)[:, ranks] for z in finite])
     _lines(axes, times, singular_values(limits[0])[:, ranks], "continuous depth", color=style.ORANGE, lw=2.6)
@@ -196,7 +196,7 @@ def _loss(dataset: xr.Dataset) -> Figure:
     finite = dataset["loss_finite"].sel(rule=rule).mean("member").transpose("depth", "time").values
     limit, times = dataset["loss_continuous"].values, dataset["time"].values
     which = _members(dataset, "mean over")
-    title = _title(dataset, f"Loss along training: {_label(rule)} networks{which}")
+    title = _title(dataset, f"Loss along training: {_label(dataset, rule)} networks{which}")
     figure, (left, right) = style.blank(title, panels=2)
     look: dict[str, Any] = {"label": "continuous depth", "color": style.BLACK, "ls": (0, (4, 2))}
     _fading(left, dataset, list(finite))
@@ -239,13 +239,15 @@ def _weights(dataset: xr.Dataset) -> Movie:
     models.append(Model("continuous depth", limit, W, singular_values(dataset["z_continuous"]), "s"))
     dashed = {"color": style.BLACK, "lw": 1.1, "ls": (0, (4, 2))}
     models.append(Model(style.limit(dataset), dashed, None, singular_values(dataset["z_intrinsic"]), "x"))
-    title = _title(dataset, f"Weights and singular values: {_label(rule)} networks")
+    title = _title(dataset, f"Weights and singular values: {_label(dataset, rule)} networks")
     return weights(title, dataset["time"].values, dataset["s"].values, models)
 
 
-def _label(rule: str) -> str:
-    """What a layer rule is called; one that is not known here by its name."""
-    from ..depth.rules import LAYERS, label  # with torch, which pictures of other studies do not need
+def _label(dataset: xr.Dataset, rule: str) -> str:
+    """What a layer rule is called; in older results one that is not known here by its name."""
+    if "rule_label" in dataset:
+        return str(dataset["rule_label"].sel(rule=rule).item())
+    from ..depth.rules import LAYERS, label  # with torch, which other pictures do not need
 
     return label(rule) if rule in LAYERS else style.plain(rule)
 

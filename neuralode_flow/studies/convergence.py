@@ -19,7 +19,7 @@ import xarray as xr
 from ..checks import count
 from ..depth import DEPTH_SOLVERS, DepthSolver
 from ..depth.grid import Profile
-from ..depth.rules import LAYERS
+from ..depth.rules import LAYERS, label
 from ..finding import ERRORS_OF_Z, Check, Claim, ErrorTable, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import SAMPLING_ORDERS, SAMPLINGS
@@ -71,6 +71,7 @@ LONG_NAMES = {
     "error_grid": "continuous model minus the same on a doubled depth grid",
     "error_time": "error in time of the continuous model, from the same in finer steps",
     "error_profile_grid": "W(s) between the depth nodes minus the same on a doubled depth grid",
+    "rule_label": "what figures call the layer rule",
     "order": "observed order of error_z in 1/L",
     "order_profile": "observed order of error_profile in 1/L",
     "order_spread": "spread of the order over the straight part",
@@ -232,6 +233,7 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
         "error_grid": ((), reference.error_grid),
         "error_time": ((), reference.error_time),
         "error_profile_grid": ((), reference.error_profile_grid),
+        "rule_label": ("rule", [label(rule) for rule in square.layers]),
         "order": ("rule", [order.value for order in orders.z]),
         "order_spread": ("rule", [order.spread for order in orders.z]),
         "order_points": ("rule", [order.points for order in orders.z]),

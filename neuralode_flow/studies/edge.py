@@ -20,12 +20,12 @@ from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..initial.base import INITIALS
 from ..orders import ABOVE_FLOOR, Order, local_orders, observed_order
+from ..parallel import side_by_side
 from ..problems import Problem
 from ..signatures import Count, Depths, Positive, Seed, Workers, above, below, known
 from . import settling
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study
-from .parallel import side_by_side
 
 # How far the last two local orders may be from that of the layers, and the largest part of the distance of gradient
 # flow at which the central flow may be from gradient descent.

@@ -25,6 +25,7 @@ from ..laws import relaxed_balance_defect
 from ..losses import Loss
 from ..modes import gradient
 from ..orders import Order, observed_order, said
+from ..parallel import side_by_side
 from ..problems import Problem
 from ..signatures import Depths, Workers, at_least, distinct, each, increasing, known
 from ..time.descend import descend
@@ -32,7 +33,6 @@ from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study, whole
-from .parallel import side_by_side
 
 Steps = Annotated[Sequence[int], distinct, each(at_least(1)), increasing]
 

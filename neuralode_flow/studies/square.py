@@ -20,10 +20,10 @@ from ..initial import balanced, relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature
 from ..orders import relative_noise
+from ..parallel import side_by_side
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory
 from .base import AnyClock, Progress, Start, whole
-from .parallel import side_by_side
 from .weights import MOST_NUMBERS, MOST_ROWS
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neuralode_flow.app.main import main
+from neuralode_flow.app.main import command as run_command
 from neuralode_flow.depth import DepthSolver
 from neuralode_flow.depth.grid import Profile
 from neuralode_flow.problems import Problem
@@ -103,7 +103,7 @@ def command(workplace, config_dir, monkeypatch, capfd):
         capfd.readouterr()
         status = 0
         try:
-            main()
+            run_command()
         except SystemExit as stop:
             status = stop.code
         return Ended(status, *capfd.readouterr())

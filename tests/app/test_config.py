@@ -98,8 +98,8 @@ def test_every_experiment_starts_with_its_command_and_is_valid(name, command):
 def test_help_is_there_without_torch(tmp_path):
     program = (
         "import sys; sys.argv = ['neuralode-flow', '--help', 'all']\n"
-        "from neuralode_flow.app.main import main\n"
-        "try: main()\n"
+        "from neuralode_flow.app.main import command\n"
+        "try: command()\n"
         "except SystemExit as stop: status = stop.code\n"
         "heavy = {'torch', 'xarray', 'matplotlib', 'scipy', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else status)"

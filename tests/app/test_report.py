@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -20,12 +21,13 @@ import pytest
 import xarray as xr
 from jinja2 import UndefinedError
 from PIL import Image
+from reported import write_page
 
 import neuralode_flow as nf
 from neuralode_flow import results
 from neuralode_flow.app import report
 from neuralode_flow.app.records import read_summary
-from neuralode_flow.app.report import Drawn, write_report
+from neuralode_flow.app.report import Drawn
 from neuralode_flow.figures import style
 from neuralode_flow.finding import MOST_ORDERS, Check, ErrorTable, Finding, finite, sentence
 from neuralode_flow.orders import Order
@@ -95,7 +97,7 @@ class Outline(HTMLParser):
 
 def written(folder: Path, data: xr.Dataset, record: dict[str, Any], config: str = "a: 1\n") -> tuple[str, Outline]:
     (folder / "square.png").write_bytes(PIXEL)
-    path = write_report(folder, record, data, config, "run x=<y>", {"square": Drawn(picture=folder / "square.png")})
+    path = write_page(folder, record, data, config, "run x=<y>", {"square": Drawn(picture=folder / "square.png")})
     assert path == folder / "report.html"
     page = path.read_text(encoding="utf-8")
     return page, Outline(page)
@@ -211,7 +213,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(report, "atomic_write", full)
     with pytest.raises(OSError, match="no space"):
-        write_report(tmp_path, summary(), dataset(), "", "", {})
+        write_page(tmp_path, summary(), dataset(), "", "", {})
     assert (tmp_path / "report.html").read_text() == "old"
 
 
@@ -249,6 +251,20 @@ def test_when_where_and_what_was_run_is_said_with_links_to_the_files_beside_the_
     assert "<h2>This run</h2>" in page
 
 
+@pytest.mark.parametrize("room", [10, 10**6])
+def test_a_chart_without_room_leaves_the_whole_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(report, "_MOST_OF_CHARTS", room)
+    figure, (axes,) = style.blank("What is seen")
+    axes.plot([0, 1], [0, 1])
+    (picture,) = style.save(figure, tmp_path / "square", ("png",))
+    path = write_page(tmp_path, summary(), dataset(), "", "", {"square": Drawn(figure, picture)})
+    whole = base64.b64encode(picture.read_bytes()).decode()
+    page = path.read_text(encoding="utf-8")
+    assert (whole in page) == (room == 10) == ('<script type="application/json">' not in page)
+
+
 @pytest.mark.parametrize(("problem", "heading"), [("Fish & $5 <chips>", "What is seen"), ("Other", None)])
 def test_a_chart_does_not_repeat_what_the_page_has_said(tmp_path: Path, problem: str, heading: str | None) -> None:
     said = (
@@ -256,7 +272,7 @@ def test_a_chart_does_not_repeat_what_the_page_has_said(tmp_path: Path, problem:
     )
     figure, (axes,) = style.blank(f"What is seen\n{style.plain('Fish & $5 <chips>' + said.removeprefix(problem))}")
     axes.plot([0, 1], [0, 1])
-    path = write_report(tmp_path, summary(), dataset(problem=said), "a: 1\n", "", {"square": Drawn(figure)})
+    path = write_page(tmp_path, summary(), dataset(problem=said), "a: 1\n", "", {"square": Drawn(figure)})
     (chart,) = re.findall(
         r'<script type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
     )

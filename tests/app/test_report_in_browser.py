@@ -13,8 +13,9 @@ import pytest
 import xarray as xr
 from browser import CHROMIUM, DRIVER, Browser, chromium
 from matplotlib.figure import Figure
+from reported import write_page
 
-from neuralode_flow.app.report import Drawn, write_report
+from neuralode_flow.app.report import Drawn
 from neuralode_flow.figures import FIGURES, style
 from neuralode_flow.finding import ERRORS_OF_Z, ErrorTable, Finding
 
@@ -71,7 +72,7 @@ def written(folder: Path, data: xr.Dataset) -> Path:
         verdict="All is well.",
         tables=(ErrorTable("Errors by depth", data.depth.values.tolist(), errors, 1e-11, ERRORS_OF_Z),),
     )
-    return write_report(folder, finding.record(), finding.attached(data), "a: 1\n", "run again", drawn)
+    return write_page(folder, finding.record(), finding.attached(data), "a: 1\n", "run again", drawn)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +347,7 @@ def all_looks() -> Figure:
 def looks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = {"study": "convergence", "status": "ok", "verdict": "All is well."}
     folder = tmp_path_factory.mktemp("looks")
-    return write_report(folder, record, xr.Dataset(), "a: 1\n", "again", {"looks": Drawn(all_looks())})
+    return write_page(folder, record, xr.Dataset(), "a: 1\n", "again", {"looks": Drawn(all_looks())})
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -440,7 +441,7 @@ def test_an_axis_that_is_linear_around_zero(window: Browser, tmp_path: Path) -> 
     axes.plot([0.0, 0.5, 1.0, 10.0, 1000.0], [0.0, 1.0, 2.0, 3.0, 4.0], "o", label="curve")
     axes.set_xscale("symlog", linthresh=1.0)
     style.legend_below(figure)
-    page = write_report(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"long": Drawn(figure)})
+    page = write_page(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"long": Drawn(figure)})
     window.screen(1000, 900)
     window.open(page)
     script = """const box = (node) => { const b = node.getBoundingClientRect(); return b.left + b.width / 2; };
@@ -501,7 +502,7 @@ def test_labels_of_others_are_text(window: Browser, tmp_path: Path) -> None:
     axes.set_xlabel("a < b")
     axes.text(1.2, 1.5, "<i>text</i> & more")
     style.legend_below(figure)
-    page = write_report(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"hostile": Drawn(figure)})
+    page = write_page(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", {"hostile": Drawn(figure)})
     window.open(page)
     _, centres = window.run(POINTS, 0, 0)
     window.mouse(("move", *map(round, centres[0])))
@@ -559,7 +560,7 @@ def test_words_steps_and_curves_are_drawn_as_such(window: Browser, tmp_path: Pat
     style.smooth(right, np.array([0.0, 0.5, 1.0]), np.array([3.0, 5.0, 4.0]), label="curve")
     finding = Finding(study="convergence", problem="round numbers", status="ok", verdict="All is well.")
     data = finding.attached(xr.Dataset())
-    window.open(write_report(tmp_path, finding.record(), data, "a: 1\n", "again", {"kinds": Drawn(figure)}))
+    window.open(write_page(tmp_path, finding.record(), data, "a: 1\n", "again", {"kinds": Drawn(figure)}))
     assert window.run("return document.querySelector('.chart .title').textContent") == "Kinds"  # the rest is above
     ticks = (
         "return [...document.querySelectorAll('.plot')[0].querySelectorAll('.xtick')].map((tick) => tick.textContent)"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from reported import write_page
 
-from neuralode_flow.app.report import Drawn, write_report
+from neuralode_flow.app.report import Drawn
 from neuralode_flow.figures import Movie, describe, style, thinned
 
 
@@ -87,7 +88,7 @@ def test_a_page_stays_small_whatever_is_drawn(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.png"
         path.write_bytes(style.save(figure, tmp_path / name, ("png",))[0].read_bytes())
         pictures[name] = Drawn(figure, path)
-    page = write_report(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", pictures).read_text(encoding="utf-8")
+    page = write_page(tmp_path, {"study": "convergence"}, xr.Dataset(), "", "", pictures).read_text(encoding="utf-8")
     assert len(page.encode()) < 2.5e6
     charts = [json.loads(part.partition("</script>")[0]) for part in page.split('<script type="application/json">')[1:]]
     assert len(charts) == 4

@@ -113,7 +113,7 @@ def test_a_stiff_problem_says_that_it_crawls_and_auto_does_not(tmp_path: Path) -
 
 
 def test_it_is_told_once_for_all_processes_of_a_study(monkeypatch) -> None:
-    from neuralode_flow.studies.parallel import side_by_side
+    from neuralode_flow.parallel import side_by_side
 
     monkeypatch.setattr(pace, "PATIENCE", 0.0)
     shared = Pace()

@@ -1,20 +1,19 @@
-"""Independent computations of a study, side by side on the processors of this machine."""
+"""Independent computations, side by side on the processors of this machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
-import torch
-
-from ..parent import end_with_parent
-from ..threads import libraries
+from .parent import end_with_parent
+from .threads import libraries
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -42,7 +41,8 @@ def side_by_side(
         (outside Linux, or with a GPU in use), the tasks run one after the other in this process.
     """
     global _task
-    if not hasattr(os, "sched_getaffinity") or torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # what draws figures need not import it
+    if not hasattr(os, "sched_getaffinity") or (torch and torch.cuda.is_initialized()):
         workers = 1
     workers = min(workers or processors(), len(keys))
     if workers <= 1:
@@ -87,7 +87,8 @@ def processors() -> int:
 
 def _start_worker() -> None:
     end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     libraries().limit(limits=1)  # BLAS below NumPy and SciPy too: idle threads of two workers would be in the way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
