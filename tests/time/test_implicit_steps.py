@@ -289,6 +289,32 @@ def test_two_threads_run_at_once_as_one_after_the_other():
         assert all(map(torch.equal, pool.map(run, (2, 3, 4, 5)), alone))
 
 
+@pytest.mark.parametrize("change", ["another", "in place", "of another size", "by velocities for a while"])
+def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
+    """A run goes where the new target is, wherever that lies in memory."""
+    if change == "of another size":
+        loss, longer = stiff(), randn(90, 3, seed=5)
+    else:
+        loss = nf.Quadratic((positive_matrix(3, seed=1) + 2 * torch.eye(3)).mT)  # not contiguous
+    aim = 2 * torch.eye(3)
+
+    def observe(i, state):
+        if change == "of another size" and i == 2:
+            loss._x, loss._y = longer, longer @ aim
+        elif change == "by velocities for a while" and i == 1:
+            loss.target = loss.target.clone().requires_grad_()
+        elif change == "in place" and i == 2:
+            loss.target.copy_(aim)
+        elif i == 2:
+            loss.target = aim
+
+    path = nf.integrate(
+        nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(3), [0.0, 0.3, 1.0, 300.0], "auto", 1e-8, 1e-10, observe=observe
+    )
+    assert path.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
+    assert distance(path.z[-1], aim) < 1e-6
+
+
 def test_structures_are_as_long_as_those_in_c():
     """A field that one side has and the other has not would shift all after it."""
     assert ctypes.sizeof(polar._Ndf) == compiled.library().ndf_size()
