@@ -157,6 +157,19 @@ def test_a_whole_explicit_step_is_the_one_by_its_stages(method, d, monkeypatch):
         assert torch.equal(found.ahead[::2], whole.ahead[::2])
 
 
+def test_a_step_whose_error_is_too_small_for_a_square_has_the_error_zero():
+    """Near e^-380 its two parts vanish one after the other, and what the error is divided by with them."""
+    tableau, flow = formula("DOP853").tableau, carrier(nf.Quadratic(-torch.eye(2)))
+    states = flow.enter(torch.eye(2).expand(2000, 2, 2).clone())
+    states[:, 1] = -torch.linspace(300, 400, 2000)[:, None, None] * torch.eye(2)
+    slopes, h = flow.velocity(states), np.full(2000, 1e-3)
+    assert not np.isnan(flow.explicit_steps(states, slopes, h, tableau).error).any()
+    known = formula("DOP853").by_stages(
+        ByVelocities(flow, states.shape), np.arange(2000), states.flatten(1), slopes.flatten(1), h
+    )
+    assert not np.isnan(known.error).any()
+
+
 @pytest.mark.parametrize("method", ["DOP853", "dopri5", "RK23", "bosh3"])
 def test_whole_explicit_runs_are_those_by_velocities(method, monkeypatch):
     for loss in (losses(4)["regression"], losses(4)["targets"]):

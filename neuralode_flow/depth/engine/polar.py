@@ -208,8 +208,8 @@ class NdfSteps:
     def step(self, here: Place, end: float, most: int) -> Place | None:
         """Where an accepted step leads, on the way to the time `end`, in so many evaluations at most.
 
-        None where the caller has to take it; the differences are then what they were. The loss is read anew: an observer
-        may have changed it.
+        None where the caller has to take it; the differences are then what they were. The loss is read anew: an
+        observer may have changed it.
         """
         steps, before, known = self._steps, self.differences.copy(), squares.given(self._loss, (), self._steps.d)
         if known and known[0].sizes == self._sizes:
