@@ -237,10 +237,10 @@ class ScipyFormula(ExplicitFormula):
         if not hasattr(kind, "E5"):
             return _rms(np.matmul(stages, kind.E) * h / scale)
         squares = [[x * x for x in _norms(np.matmul(stages, E) / scale)] for E in (kind.E5, kind.E3)]
-        n = scale.shape[1]
+        both = [(five + 0.01 * three) * scale.shape[1] for five, three in zip(*squares, strict=True)]
         return [
-            0.0 if five == 0 and three == 0 else size * five / math.sqrt((five + 0.01 * three) * n)
-            for size, five, three in zip(np.abs(h[:, 0]).tolist(), *squares, strict=True)
+            size * five / math.sqrt(whole) if whole != 0 else 0.0  # 0 also where the second underflows
+            for size, five, whole in zip(np.abs(h[:, 0]).tolist(), squares[0], both, strict=True)
         ]
 
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

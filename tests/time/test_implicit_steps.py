@@ -174,6 +174,19 @@ def test_a_whole_explicit_step_is_the_one_by_its_stages(method, d, monkeypatch):
         assert torch.equal(found.ahead[::2], whole.ahead[::2])
 
 
+def test_a_step_whose_error_is_too_small_for_a_square_has_the_error_zero():
+    """Near e^-380 its two parts vanish one after the other, and what the error is divided by with them."""
+    tableau, flow = formula("DOP853").tableau, carrier(nf.Quadratic(-torch.eye(2)))
+    states = flow.enter(torch.eye(2).expand(2000, 2, 2).clone())
+    states[:, 1] = -torch.linspace(300, 400, 2000)[:, None, None] * torch.eye(2)
+    slopes, h = flow.velocity(states), np.full(2000, 1e-3)
+    assert not np.isnan(flow.explicit_steps(states, slopes, h, tableau).error).any()
+    known = formula("DOP853").by_stages(
+        ByVelocities(flow, states.shape), np.arange(2000), states.flatten(1), slopes.flatten(1), h
+    )
+    assert not np.isnan(known.error).any()
+
+
 @pytest.mark.parametrize("method", ["DOP853", "dopri5", "RK23", "bosh3"])
 def test_whole_explicit_runs_are_those_by_velocities(method, monkeypatch):
     for loss in (losses(4)["regression"], losses(4)["targets"]):
@@ -304,6 +317,32 @@ def test_two_threads_run_at_once_as_one_after_the_other():
     alone = [run(k) for k in (2, 3, 4, 5)]
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, pool.map(run, (2, 3, 4, 5)), alone))
+
+
+@pytest.mark.parametrize("change", ["another", "in place", "of another size", "by velocities for a while"])
+def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
+    """A run goes where the new target is, wherever that lies in memory."""
+    if change == "of another size":
+        loss, longer = stiff(), randn(90, 3, seed=5)
+    else:
+        loss = nf.Quadratic((positive_matrix(3, seed=1) + 2 * torch.eye(3)).mT)  # not contiguous
+    aim = 2 * torch.eye(3)
+
+    def observe(i, state):
+        if change == "of another size" and i == 2:
+            loss._x, loss._y = longer, longer @ aim
+        elif change == "by velocities for a while" and i == 1:
+            loss.target = loss.target.clone().requires_grad_()
+        elif change == "in place" and i == 2:
+            loss.target.copy_(aim)
+        elif i == 2:
+            loss.target = aim
+
+    path = nf.integrate(
+        nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(3), [0.0, 0.3, 1.0, 300.0], "auto", 1e-8, 1e-10, observe=observe
+    )
+    assert path.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
+    assert distance(path.z[-1], aim) < 1e-6
 
 
 def test_structures_are_as_long_as_those_in_c():

@@ -273,8 +273,10 @@ static void concluded(const Steps *s, long row, const Bench *b) {
         e[k] = BEST(excess)(n, wide, s->errors + k * wide, b->K, s->rtol, s->atol, y, ahead);
     if (s->estimates == 1)
         s->error[row] = h * sqrt(e[0] / n);
-    else
-        s->error[row] = e[0] == 0 && e[1] == 0 ? 0 : h * e[0] / sqrt((e[0] + 0.01 * e[1]) * n);
+    else {
+        const double both = (e[0] + 0.01 * e[1]) * n; /* 0 also where the second underflows */
+        s->error[row] = both == 0 ? 0 : h * e[0] / sqrt(both);
+    }
 }
 
 /* The gradient at z of each member of a row. */

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -189,14 +189,16 @@ class NdfSteps:
         Velocities and linear systems that the last step took.
     """
 
-    def __init__(self, known: tuple[squares.Given, Any], square: Squares | None, d: int, formulas: Formulas) -> None:
-        self._factors = [] if square is None else [part for part in (square.x, square.readout) if part is not None]
+    def __init__(self, loss: Any, known: tuple[squares.Given, Any], d: int, formulas: Formulas) -> None:
+        self._loss = loss
+        self._where: list[Any] | None = None  # the numbers of the loss are, if they are read there
         n, orders = 2 * d * d, len(formulas.gamma)
         self.differences, self.polynomial = np.zeros((orders + 2, n)), np.zeros((orders, n))
         given = formulas._asdict()
-        self._alive = known[1], [np.ascontiguousarray(given.pop(name)) for name in ("gamma", "alpha", "errors")]
+        self._arrays = [np.ascontiguousarray(given.pop(name)) for name in ("gamma", "alpha", "errors")]
         self._steps = steps = _Ndf(loss=known[0], d=d, n=n, **given)
-        steps.gamma, steps.alpha, steps.errors = (array.ctypes.data for array in self._alive[1])
+        self._sizes = known[0].sizes
+        steps.gamma, steps.alpha, steps.errors = (array.ctypes.data for array in self._arrays)
         steps.D, steps.polynomial = self.differences.ctypes.data, self.polynomial.ctypes.data
         library, self._reference = compiled.loaded(), ctypes.byref(steps)
         self._take = library.ndf_step
@@ -210,7 +212,9 @@ class NdfSteps:
         """A bound of the rates at which small deviations from a state `(2, d, d)` die out: that of H times σ²."""
         S = state[1]
         ell = float(torch.linalg.eigvalsh((S + S.mT) / 2)[-1])
-        return math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in self._factors) ** 2 * math.exp(2 * ell)
+        square = cast(Squares, squares_of(self._loss))
+        factors = [part for part in (square.x, square.readout) if part is not None]
+        return math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in factors) ** 2 * math.exp(2 * ell)
 
     @property
     def evaluations(self) -> int:
@@ -223,18 +227,36 @@ class NdfSteps:
     def step(self, here: Place, end: float, most: int) -> Place | None:
         """Where an accepted step leads, on the way to the time `end`, in so many evaluations at most.
 
-        None where the caller has to take it; the differences are then what they were.
+        None where the caller has to take it; the differences are then what they were. The loss is read anew: an
+        observer may have changed it.
         """
         steps = self._steps
+        if not self._read():
+            steps.linear = steps.factored = 0
+            return None
         steps.t, steps.size, steps.order, steps.equal = here.t, here.size, here.order, here.equal
         steps.most, steps.end = most, end
         if not self._take(self._reference):
             return None
         return Place(steps.t, steps.size, steps.order, steps.equal, steps.degree, steps.length)
 
+    def _read(self) -> bool:
+        """Whether the loss is of the kind that there is room for; its numbers are found again where they have moved."""
+        square = squares_of(self._loss)
+        where = None if square is None else [part is not None and (part.data_ptr(), part.stride()) for part in square]
+        if where is not None and where == self._where:
+            return True
+        known = squares.given(self._loss, (), self._steps.d)
+        if known is None or known[0].sizes != self._sizes:
+            return False
+        self._steps.loss, self._alive = known
+        # What was copied is not seen to change.
+        self._where = where if all(part is None or part.is_contiguous() for part in cast(Squares, square)) else None
+        return True
+
 
 def ndf_steps(loss: Any, state: Tensor, formulas: Formulas) -> NdfSteps | None:
     """What takes steps of a state `(2, d, d)`; None where the engine does not."""
     d = state.shape[-1]
     known = squares.given(loss, (), d) if takes(state) and state.ndim == 3 else None
-    return None if known is None else NdfSteps(known, squares_of(loss), d, formulas)
+    return None if known is None else NdfSteps(loss, known, d, formulas)

@@ -21,6 +21,11 @@ class Given(ctypes.Structure):
         ("apart", ctypes.c_long),
     )
 
+    @property
+    def sizes(self) -> tuple[Any, ...]:
+        """What rooms are made for."""
+        return self.x is None, self.R is None, self.rows, self.outputs
+
 
 def given(loss: Any, batch: tuple[int, ...], d: int) -> tuple[Given, Any] | None:
     """A loss of z `(*batch, d, d)`, with what must live as long; None where it is no square, or none of numbers."""
