@@ -230,8 +230,9 @@ class Run:
     def _look_inside(self, stepper: Stepper, before: float) -> None:
         """Ends the run where z has left the range of numbers, or at the first event inside the last step."""
         flow = self.grid.flow
-        lost = ~flow.finite(stepper.state) if offers(flow, KnowsFinite) else None
-        if lost is not None and bool(lost.any()):
+        finite = flow.finite(stepper.state) if offers(flow, KnowsFinite) else None
+        if finite is not None and not bool(finite.all()):
+            lost = ~finite
             where = f"the end-to-end map{of_members(lost)} has left the range of numbers at t = {stepper.t:.6g}"
             raise Stopped("not_finite", f"{where}: the flow blew up, or its step was too large{advice(lost)}")
         if self.barrier is not None:

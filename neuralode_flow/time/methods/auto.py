@@ -82,7 +82,7 @@ def _stiff_from_here(start: Start) -> NdfStepper | None:
     steps = whole_steps(start) if start.state.numel() <= _MOST_WHOLE else None
     if steps is None or steps.fastest(start.state) * (start.end - start.t) < _STIFF:
         return None
-    return NdfStepper(start)
+    return NdfStepper(start, steps)
 
 
 def _implicit(start: Start) -> tuple[Stepper, str]:

@@ -47,13 +47,13 @@ class NdfStepper(Stepper):
 
     one_step = False
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, whole: NdfSteps | None = None) -> None:
         super().__init__(start)
         y = to_array(start.state)
         slope = self._slope(self.t, y)
         self._weights(y)
         self._size = min(self.h or 0.01 / max(self._norm(slope), 1e-300), self.end - self.t)
-        self._whole = whole_steps(start)
+        self._whole = whole or whole_steps(start)
         self._differences = np.zeros((_ORDERS + 3, len(y))) if self._whole is None else self._whole.differences
         self._differences[:2] = y, self._size * slope
         self._order, self._equal = 1, 0
