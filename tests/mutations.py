@@ -127,7 +127,7 @@ FAULTS = [
     Fault("on an accelerator too few sweeps are no doubt", "depth/engine/on_device.py",
           "~(change <= bound) | doubt", "doubt", "test_device.py"),
     Fault("the formula of an accelerator takes the wrong stages for its error", "time/formulas.py",
-          "(five + 0.01 * three) * scale", "(five + 0.02 * three) * scale", "test_device.py"),
+          "whole = ((five + 0.01 * three)", "whole = ((five + 0.02 * three)", "test_device.py"),
     Fault("a doubt is not told by the error of a step", "time/byformula.py",
           "error = torch.where(looks.doubt(), torch.nan, error)", "pass", "test_device.py"),
     Fault("a crossing that is allowed is called an escape", "time/barrier.py",

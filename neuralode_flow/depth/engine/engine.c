@@ -370,7 +370,7 @@ typedef struct {
 static void one_polar(Work *w, long k, double *room) {
     const Polar *p = w->task;
     const long n = (long)p->d * p->d;
-    double *own = w->room + k * w->room_size, *z = p->z + k * n;
+    double *own = w->room + k * w->room_size, *z = p->z ? p->z + k * n : 0;
     if (!p->z)
         p->failed[k] = BEST(polar)(&p->loss, p->d, p->loss.y + k * p->loss.apart, p->y + 2 * k * n, room, p->out + 2 * k * n);
     else if (!w->rows) {
