@@ -33,7 +33,7 @@ from .report import Described, Drawn, Shown, all_drawn
 _PATIENCE = 60.0  # seconds that the process waits: a longer run would keep its memory for nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawing:
     """All figures of a study, to be saved side by side and shown on the page of a run.
 
