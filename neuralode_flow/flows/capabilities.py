@@ -31,6 +31,11 @@ def offers(flow: object, capability: Callable[..., C]) -> TypeGuard[C]:
     return all(getattr(flow, name, None) is not None for name in _names(capability))
 
 
+def itself_offers(flow: object, capability: Callable[..., C]) -> TypeGuard[C]:
+    """Whether a flow offers a capability of its own class: one that passes it on from another has its own velocity."""
+    return offers(flow, capability) and all(hasattr(type(flow), name) for name in _names(capability))
+
+
 @cache
 def _names(capability: type) -> tuple[str, ...]:
     kinds = [kind for kind in capability.__mro__ if kind not in (Protocol, *Protocol.__mro__)]
@@ -54,8 +59,7 @@ def replayed(flow: Any) -> Callable[[Tensor], Tensor]:
     """The velocity of a flow; where looks are postponed and it repeats, as the device has been taught it."""
     velocity: Callable[[Tensor], Tensor] = flow.velocity
     noted = current()
-    # Of the flow itself: one that passes it on from another has a velocity of its own.
-    if noted is None or not (hasattr(type(flow), "repeats") and flow.repeats):
+    if noted is None or not (itself_offers(flow, Repeats) and flow.repeats):
         return velocity
     return partial(noted.replayed, id(flow), velocity)
 
@@ -218,11 +222,8 @@ class StepsExplicitly(Protocol):
 
 
 def steps_explicitly(flow: Any, state: Tensor) -> bool:
-    """Whether a flow takes whole steps from states of this kind.
-
-    Of the flow itself: one that passes it on from another has a velocity of its own.
-    """
-    return hasattr(type(flow), "explicit_steps") and offers(flow, StepsExplicitly) and flow.knows_steps(state)
+    """Whether a flow itself takes whole steps from states of this kind."""
+    return itself_offers(flow, StepsExplicitly) and flow.knows_steps(state)
 
 
 class Linearises(Protocol):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checks import all_finite, count, positive, real
 from ..depth.grid import Profile
 from ..flows.base import Flow
-from ..flows.capabilities import replayed
+from ..flows.capabilities import Descends, itself_offers, replayed
 from ..looks import Looks, as_one
 from ..modes import uncompiled
 from ..registry import did_you_mean
@@ -275,7 +275,7 @@ class Descent:
             self._looks is None
             and getattr(type(self.rule), "along", None) is AlongVelocity.along
             and self.along is not None
-            and hasattr(type(task.flow), "descended")
+            and itself_offers(task.flow, Descends)
         )
         self.records.drift_of = self.law.drift if self.law else None
         self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())

@@ -21,6 +21,7 @@ from ..flows.capabilities import (
     Linearises,
     Resolves,
     StepsImplicitly,
+    itself_offers,
     offers,
     replayed,
     steps_explicitly,
@@ -231,9 +232,7 @@ class Watch:
     def implicit_steps(self, state: Tensor, formulas: Formulas) -> NdfSteps | None:
         """See Velocity."""
         flow = self.grid.flow
-        # Of the flow itself, as `steps_explicitly`.
-        own = hasattr(type(flow), "implicit_steps") and offers(flow, StepsImplicitly)
-        return flow.implicit_steps(state, formulas) if own else None
+        return flow.implicit_steps(state, formulas) if itself_offers(flow, StepsImplicitly) else None
 
     def implicit_step(self, steps: NdfSteps, here: Place, end: float) -> Place | None:
         """See Velocity; what the budget has no place for, or fails, is left to velocities, which tell of it."""

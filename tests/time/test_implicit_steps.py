@@ -1,6 +1,8 @@
 """The closed flow in logarithms in the compiled engine: velocities and whole implicit steps are as without it."""
 
 import ctypes
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from cases import ByVelocities, Passing, carried, distance, formula, positive_matrix, randn
 from scipy.linalg import cython_lapack
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, polar
@@ -308,8 +311,6 @@ def test_singular_values_that_no_square_could_hold_are_followed():
 
 
 def test_two_threads_run_at_once_as_one_after_the_other():
-    from concurrent.futures import ThreadPoolExecutor
-
     def run(k):
         flow = nf.IntrinsicFlow(stiff(3, 10.0**k), nf.LogMean())
         return nf.integrate(flow, torch.eye(3), TIMES, "auto", 1e-7, 1e-9).z
@@ -343,6 +344,37 @@ def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
     )
     assert path.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
     assert distance(path.z[-1], aim) < 1e-6
+
+
+def test_stiff_runs_in_modes_of_torch_and_in_a_forked_child():
+    """Where a mode sees what torch does, the run is by velocities; else it is the same to the bit."""
+    run = (nf.IntrinsicFlow(stiff(), nf.LogMean()), torch.eye(3), TIMES, "auto", 1e-8, 1e-10)
+    known = nf.integrate(*run)
+    with torch.inference_mode():
+        inference = nf.integrate(*run)
+    with Seen() as seen:
+        watched = nf.integrate(*run)
+    assert torch.equal(inference.z, known.z)
+    assert seen.operations > 1000
+    assert watched.stats["history"][0].startswith("stiff at t = ")
+    assert distance(watched.z, known.z) < 1e-7
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        assert torch.equal(pool.submit(forked).result(timeout=60), known.z)
+
+
+def forked():
+    torch.set_num_threads(1)
+    return nf.integrate(nf.IntrinsicFlow(stiff(), nf.LogMean()), torch.eye(3), TIMES, "auto", 1e-8, 1e-10).z
+
+
+class Seen(TorchDispatchMode):
+    """Sees what torch does."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_structures_are_as_long_as_those_in_c():

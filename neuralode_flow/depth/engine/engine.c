@@ -68,7 +68,7 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     const int ld = LD(d);
     const int both = m && ld == 4;
     const long n = both ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
-    threads = crew(products, d, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
+    threads = crew(products, d, threads < 1 ? 1 : threads);
     const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
     long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
     if (length > L) length = L;
@@ -282,13 +282,10 @@ static void concluded(const Steps *s, long row, const Bench *b) {
 /* The gradient at z of each member of a row. */
 static void gradients(const Steps *s, long row, const Bench *b) {
     const long n = (long)s->d * s->d;
-    for (long k = 0; k < s->members; k++)
-        if (s->loss.x)
-            BEST(residual)(&s->loss, s->d, b->z + k * n, b->rest, b->G + k * n);
-        else {
-            const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
-            for (long q = 0; q < n; q++) b->G[k * n + q] = b->z[k * n + q] - target[q];
-        }
+    for (long k = 0; k < s->members; k++) {
+        const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
+        BEST(gradient)(&s->loss, s->d, target, b->z + k * n, b->rest, b->G + k * n);
+    }
 }
 
 /* A whole step of a state. Its error is NaN where there is none. */
@@ -328,9 +325,8 @@ static long prepared(const Steps *given, Work *w, Steps *s) {
         s->size = s->members * frame_room(&s->loss, s->d), w->threads = 1;
     else
         s->size = (plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads) + 7) / 8 * 8;
-    const int wanted = s->threads > MAX_THREADS ? MAX_THREADS : s->threads;
     /* States are shared out where one of them is not worth two threads. Twenty products stand for a matrix. */
-    const int outer = w->threads == 1 && s->rows > 1 ? crew(20.0 * s->rows * s->members * s->N, s->d, wanted) : 1;
+    const int outer = w->threads == 1 && s->rows > 1 ? crew(20.0 * s->rows * s->members * s->N, s->d, s->threads) : 1;
     const long own = s->z ? 0 : 2 * s->members * s->d * s->d + s->loss.rows * (2 * s->d + s->loss.outputs);
     *w = (Work){.threads = outer, .task = s, .room_size = (s->size + (2 + s->stages) * s->numbers + own + 7) / 8 * 8};
     return (s->z ? s->rows : outer) * w->room_size * (long)sizeof(double);
@@ -383,9 +379,8 @@ static void one_polar(Work *w, long k, double *room) {
 }
 
 static Work polar_work(const Polar *p) {
-    const int wanted = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
     /* Eigenvectors and their products cost as much as sixty products. */
-    return (Work){.threads = crew(60.0 * p->states, p->d, wanted), .task = (void *)p, .room_size = frame_room(&p->loss, p->d)};
+    return (Work){.threads = crew(60.0 * p->states, p->d, p->threads), .task = (void *)p, .room_size = frame_room(&p->loss, p->d)};
 }
 
 /* Bytes of the scratch. */

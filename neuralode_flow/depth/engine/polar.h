@@ -1,5 +1,5 @@
-/* The closed flow of infinite depth on z = Q e^S (flows/polar.py), of a loss that is half a square: its velocity, and the
-   linear systems of implicit formulas. Matrices of the frame have rows of ld numbers, filled up with zeros. */
+/* The closed flow of infinite depth on z = Q e^S (flows/polar.py): its velocity, around the gradient at z, and of a loss that
+   is half a square the linear systems of implicit formulas. Matrices of the frame have rows of ld numbers, filled up with zeros. */
 
 /* Where the matrices of a frame are in its room of FRAME matrices, and what LAPACK needs, after them. */
 typedef struct {
@@ -121,10 +121,7 @@ static void T(polar_backward)(int d, const double *G, double *room, double *out)
 static int T(polar)(const Squares *loss, int d, const double *target, const double *state, double *room, double *out) {
     double *z = T(frame_in)(d, room).rest, *G = z + d * d;
     if (T(polar_forward)(d, state, room, z)) return 1;
-    if (loss->x)
-        T(residual)(loss, d, z, G + d * d, G);
-    else
-        for (int q = 0; q < d * d; q++) G[q] = z[q] - target[q];
+    T(gradient)(loss, d, target, z, G + d * d, G);
     T(polar_backward)(d, G, room, out);
     return !T(turned)(2L * d * d, out);
 }

@@ -1,7 +1,7 @@
 """The closed flow of infinite depth in logarithms, z = Q e^S, in the compiled engine: velocities, and implicit steps.
 
-`flows.polar.LogPolarFlow` says what these are. Losses are half a square; eigenvectors and linear systems are by the
-LAPACK that SciPy brings.
+`flows.polar.LogPolarFlow` says what these are. Velocities and explicit steps ask any loss for its gradient; implicit
+steps are of losses that are half a square. Eigenvectors and linear systems are by the LAPACK that SciPy brings.
 """
 
 from __future__ import annotations

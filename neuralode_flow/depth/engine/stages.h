@@ -72,3 +72,11 @@ static void T(residual)(const Squares *s, int d, const double *z, double *room, 
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) G[i * d + j] += back[r * d + i] * s->x[r * d + j];
 }
+
+/* G at z, of half the square of a residual, or of the distance from a target. */
+static void T(gradient)(const Squares *s, int d, const double *target, const double *z, double *room, double *G) {
+    if (s->x)
+        T(residual)(s, d, z, room, G);
+    else
+        for (int q = 0; q < d * d; q++) G[q] = z[q] - target[q];
+}

@@ -63,4 +63,6 @@ static void each(Work *w, int threads, long count, Step *step) {
 }
 
 /* How many of the threads so many products are worth. */
-static int crew(double products, int d, int threads) { return products * d * d * d < WORTH ? 1 : threads; }
+static int crew(double products, int d, int threads) {
+    return products * d * d * d < WORTH ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+}
