@@ -184,7 +184,9 @@ def test_a_folder_that_is_removed_during_the_run_is_no_bad_input(tmp_path):
     folder = tmp_path / "run"
     child = start(*LONG, f"resume={folder}")
     wait_for_a_checkpoint(child, folder)
+    child.send_signal(signal.SIGSTOP)  # else it writes into what is being removed, and the removal fails
     shutil.rmtree(folder)
+    child.send_signal(signal.SIGCONT)
     _, err = child.communicate(timeout=100)
     assert child.returncode == 1
     assert "Traceback" not in err
