@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..depth.engine import Stepped
-from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps
 from ..depth.grid import DepthGrid, Profile
 from ..laws import LawChange
@@ -219,6 +219,9 @@ class StepsExplicitly(Protocol):
 
         A step h `()` is that of all states `(...)` together.
         """
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of each state `(n, ...)` on its way to a time, as many as it can take; None where there are none."""
 
 
 def steps_explicitly(flow: Any, state: Tensor) -> bool:

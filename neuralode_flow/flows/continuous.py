@@ -14,7 +14,7 @@ from ..checks import unpatched
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.engine import Stepped, choose, explicit
-from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
@@ -192,7 +192,11 @@ class ContinuousFlow:
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
         """A step of each state `(n, ..., N, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
         check_layers(states, len(self.grid), "depth nodes")
-        return explicit.flow(self.grid, states, slopes, h, self.loss, tableau)
+        return explicit.steps(explicit.on_grid(self.grid), states, slopes, h, self.loss, tableau)
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of states `(n, N, d, d)`, each on its way to a time."""
+        return explicit.runs(explicit.on_grid(self.grid), states, slopes, legs, self.loss, tableau)
 
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks import count
 from ..depth.engine import Stepped, choose, explicit
-from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.grid import Profile, sample
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
@@ -132,7 +132,14 @@ class FiniteFlow:
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
         """A step of each state `(n, ..., L, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
         check_layers(states, self.depth, "layers")
-        return explicit.chain(states, slopes, h, self.loss, tableau, self.rule, self.depth)
+        return explicit.steps(self._steps_of(states), states, slopes, h, self.loss, tableau)
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of states `(n, L, d, d)`, each on its way to a time."""
+        return explicit.runs(self._steps_of(states), states, slopes, legs, self.loss, tableau)
+
+    def _steps_of(self, states: Tensor) -> explicit.Model | None:
+        return explicit.of_layers(states.shape[-3], self.rule, self.depth)
 
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import unpatched
 from ..depth.engine import explicit, polar
-from ..depth.engine.explicit import Tableau, Tried
+from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps
 from ..kernels import LogKernel, LogMean, log_logmean
 from ..losses import Loss
@@ -109,7 +109,15 @@ class LogPolarFlow:
 
     def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
         """A step of each state `(n, ..., 2, d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
-        return explicit.closed(states, slopes, h, self.loss, tableau)
+        return explicit.steps(self._steps_of(states), states, slopes, h, self.loss, tableau)
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of states `(n, 2, d, d)`, each on its way to a time."""
+        return explicit.runs(self._steps_of(states), states, slopes, legs, self.loss, tableau)
+
+    @staticmethod
+    def _steps_of(states: Tensor) -> explicit.Model | None:
+        return explicit.CLOSED if polar.takes(states) else None
 
     def _velocity(self, state: Tensor) -> Tensor:
         with np.errstate(all="ignore"):  # what is not finite is looked for by those who ask

@@ -124,13 +124,18 @@ class Apart(Run):
         if self._outputs_here():
             return
         before, goal = own.t, self._goal(own.t)
-        own.advance(goal)
+        own.advance(goal, by_steps=bool(self.task.events), sign=self._sign())
         self._look_at(own, goal)
         if own.t > before:
             self.ends.append(own.t)
         if len(own.running()):
             self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
         self._settle(own.t, own.state, own.memory())
+
+    def _sign(self) -> np.ndarray | None:
+        """The sign of det z that the barrier watches over."""
+        barrier = self.barrier
+        return None if barrier is None or barrier.escaped is not None else barrier.sign.reshape(-1).cpu().numpy()
 
     def _look_at(self, own: OwnSteps, goal: float) -> None:
         """Ends the members that left the range of numbers, or met an event, in the step that they took."""
@@ -139,10 +144,9 @@ class Apart(Run):
             lost = ~flow.finite(own.state).reshape(-1).cpu().numpy()
             own.take_back(took[lost[took]], "not_finite")
         if self.barrier is not None:
-            escaped = self.barrier.escaped
-            self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
-            if escaped != self.barrier.escaped:
-                self.barrier.escaped = float(own.here.t[took].max())
+            escaped = self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
+            if escaped is not None and bool(escaped.any()):
+                self.barrier.escaped = float(own.here.t[escaped.reshape(-1).cpu().numpy()].min())
         for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
         if own.t == goal:

@@ -63,14 +63,17 @@ class Barrier:
     def escaped(self, when: float) -> None:
         self._when = torch.full_like(self._when, when)
 
-    def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> None:
-        """Looks at the end of a step from `before` to t; `at` gives the states inside it."""
+    def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> Tensor | None:
+        """Looks at the end of a step from `before` to t; `at` gives the states inside it.
+
+        Returns which members were carried across in it, `(...)`; None where nobody looks any more, or yet.
+        """
         if self._when.is_cpu and self.escaped is not None:
-            return
+            return None
         state = at(t)
         z = self.flow.product(state)
         if z.is_cpu and not all_finite(z):  # which the run tells of
-            return
+            return None
         sign, resolved = _signs(z)
         crossed = resolved & (sign * self.sign < 0)
         if self.certain is not None:
@@ -84,6 +87,7 @@ class Barrier:
         self._when = torch.where(escaped.any() & self._when.isnan(), t, self._when)
         self.sign = torch.where(resolved, sign, self.sign)
         self.least = torch.where(crossed, torch.inf, self.least)
+        return escaped
 
     def verdict(self) -> str | None:
         """What is to be said at the end."""

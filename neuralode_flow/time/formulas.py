@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..compat import torchdiffeq_solver
-from ..depth.engine.explicit import Tableau
+from ..depth.engine.explicit import SCIPY, TORCHDIFFEQ, Pace, Tableau
 from .base import Control, Memory
 
 
@@ -136,6 +136,11 @@ class ExplicitFormula(Formula):
     @abstractmethod
     def tableau(self) -> Tableau: ...
 
+    @property
+    @abstractmethod
+    def pace(self) -> Pace:
+        """What `plan` and `judged` do, to the compiled engine."""
+
     @cached_property
     def delays(self) -> np.ndarray:  # type: ignore[override]
         return self.tableau.weights.sum(1)
@@ -206,6 +211,10 @@ class ScipyFormula(ExplicitFormula):
         weights[:-1, : kind.A.shape[1]], weights[-1, :n] = kind.A[1:n, :n], kind.B
         errors = np.array([kind.E5, kind.E3] if hasattr(kind, "E5") else [kind.E], dtype=float)
         return Tableau(weights, None, errors, self.rtol, self.atol)
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(SCIPY, self.exponent, _SAFETY, _LEAST, _MOST)
 
     def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         kind, states = self.method, y.numpy()
@@ -351,6 +360,7 @@ class TorchFormula(Proposing, ExplicitFormula):
             self._weights = [part.to(states) for part in weights]
             # Whether the last stage is at the end of the step.
             self._ends = tableau.c_sol[-1] == 0 and bool((tableau.c_sol[:-1] == tableau.beta[-1]).all())
+            self._exponent = float(self._solver.safety.new_tensor(self._solver.order).reciprocal())
         return states.reshape(len(states), -1)
 
     def first(self, rates: Rates, y: Tensor, f: Tensor, length: float) -> np.ndarray:
@@ -365,6 +375,12 @@ class TorchFormula(Proposing, ExplicitFormula):
             row[: len(part)] = part
         rtol, atol = float(self._solver.rtol), float(self._solver.atol)
         return Tableau(weights, None if self._ends else np.array(c_sol), np.array(c_error)[None], rtol, atol)
+
+    @property
+    def pace(self) -> Pace:
+        solver = self._solver
+        numbers = (float(getattr(solver, name)) for name in ("safety", "dfactor", "ifactor"))
+        return Pace(TORCHDIFFEQ, self._exponent, *numbers)
 
     def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         solver, (*stages, c_sol, c_error) = self._solver, self._weights
@@ -388,9 +404,9 @@ class TorchFormula(Proposing, ExplicitFormula):
     def judged(self, error: Any, plan: Plan, again: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         solver, error = self._solver, torch.as_tensor(error, device="cpu")
         ratio = error.to(solver.safety)
-        exponent = float(torch.tensor(solver.order, dtype=ratio.dtype, device=ratio.device).reciprocal())
         factor = torch.maximum(
-            solver.safety / _power(ratio, exponent), torch.where(error < 1, torch.ones_like(ratio), solver.dfactor)
+            solver.safety / _power(ratio, self._exponent),
+            torch.where(error < 1, torch.ones_like(ratio), solver.dfactor),
         )
         factor = torch.where(error == 0, solver.ifactor, torch.minimum(solver.ifactor, factor))
         accepted, h = (error <= 1).numpy(), plan.h * factor.numpy()

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..depth.engine.explicit import Tableau
+from ..depth.engine.explicit import Legs, Tableau
 from ..flows.base import jacobians, restricted
 from ..flows.capabilities import steps_explicitly
 from .base import FAILURES, METHODS, Start, Stepper
 from .byformula import in_motion
 from .endings import ENDINGS
-from .formulas import Attempt, Formula, Rates
+from .formulas import Attempt, ExplicitFormula, Formula, Rates
 from .watch import Watch
 
 # What is asked of a flow, restricted to some members, at their states.
@@ -53,6 +53,11 @@ class Stand:
             return self
         where = torch.from_numpy(rows).to(self.y.device)
         return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
+
+    def beside(self, other: Stand) -> Stand:
+        """With other members, after these."""
+        y, f = torch.cat((self.y, other.y)), torch.cat((self.f, other.f))
+        return Stand(np.concatenate((self.t, other.t)), y, f, np.concatenate((self.h, other.h)))
 
 
 class OwnSteps:
@@ -179,14 +184,72 @@ class OwnSteps:
     def _states(self, y: Tensor) -> Tensor:
         return y.to(self.start.state).reshape(len(y), *self._shape)
 
-    def advance(self, goal: float) -> None:
-        """Tries one step of every member that runs and is not at `goal`."""
+    def advance(self, goal: float, *, by_steps: bool = True, sign: np.ndarray | None = None) -> None:
+        """Tries one step of every member that runs and is not at `goal`, or more where nobody is to look in between.
+
+        Parameters
+        ----------
+        goal : float
+        by_steps : bool
+            Whether somebody looks at each step.
+        sign : ndarray (n,), optional
+            The sign of det z that is to stay: where it does not, beyond doubt, somebody looks.
+        """
         rows = self.running()
         new = rows[np.isnan(self.here.h[rows]) & (self.steps[rows] == 0) & ~self.again[rows]]
         if len(new):
             self._begin(new)
             rows = self.running()
         rows = rows[self.here.t[rows] < goal]
+        self.took, self.before = rows[:0], self.here.of(rows[:0])
+        moved = np.zeros(len(rows), dtype=bool) if by_steps else self._runs(rows, goal, sign)
+        if not moved.all():
+            self._round(rows[~moved], goal)
+        if len(self.took):
+            self.h = float(np.min(self.here.t[self.took] - self.before.t))
+
+    def _steps_taken(self, rows: np.ndarray, before: Stand) -> None:
+        """Takes note of who took a step, and from where."""
+        if not len(self.took):
+            self.took, self.before = rows, before
+            return
+        both = np.concatenate((self.took, rows))
+        order = np.argsort(both)
+        self.took, self.before = both[order], self.before.beside(before).of(order)
+
+    def _runs(self, rows: np.ndarray, goal: float, sign: np.ndarray | None) -> np.ndarray:
+        """Steps of members that need nobody on their way to `goal`, and which of them have tried any."""
+        formula, here = self.formula, self.here.of(rows)
+        moved = np.zeros(len(rows), dtype=bool)
+        if not len(rows) or not isinstance(formula, ExplicitFormula):
+            return moved
+        states, slopes = self._states(here.y), self._states(here.f)
+        flow = restricted(self.watch.grid.flow, self.members, torch.from_numpy(rows).to(here.y.device))
+        if not steps_explicitly(flow, states[0]):
+            return moved
+        self.watch.check_seconds(self.t)
+        left = self.watch.budget.evaluations - self.evaluations[rows]
+        signs = None if sign is None else sign[rows]
+        legs = Legs(here.t, here.h, self.begun[rows], self.again[rows], left, goal, formula.pace, signs)
+        try:
+            ran = flow.explicit_runs(states, slopes, legs, formula.tableau)
+        except FAILURES:  # by single steps one sees whose they are
+            return moved
+        if ran is None:
+            return moved
+        flat = formula.flat
+        self.here = self.here.moved(rows, Stand(ran.t, flat(ran.y), flat(ran.f), ran.h))
+        self.begun[rows], self.again[rows] = ran.begun, ran.again
+        self.evaluations[rows] += ran.tried * len(formula.tableau.weights)
+        self.steps[rows] += ran.took
+        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
+        took = np.flatnonzero(ran.took)
+        since = Stand(ran.since_t, flat(ran.since_y), flat(ran.since_f), ran.since_h).of(took)
+        self._steps_taken(rows[took], since)
+        return ran.tried > 0
+
+    def _round(self, rows: np.ndarray, goal: float) -> None:
+        """Tries one step of these members."""
         again, h = self.again[rows], self.here.h[rows]
         self.begun[rows] = np.where(again, self.begun[rows], h)
         plan = self.formula.plan(self.here.t[rows], h, goal, self.begun[rows], again)
@@ -209,8 +272,7 @@ class OwnSteps:
             self.here = self.here.moved(rows, there)
             rows, here = rows[accepted], replace(here, h=self.begun[rows]).of(np.flatnonzero(accepted))
             self.steps[rows] += 1
-        self.took, self.before = rows, here
-        self.h = float(np.min(self.here.t[rows] - here.t, initial=np.inf)) if len(rows) else self.h
+        self._steps_taken(rows, here)
 
     def _rates(self, index: np.ndarray) -> Rates:
         """What is asked of the flow for these members; one that has none, or no budget for it, ends."""

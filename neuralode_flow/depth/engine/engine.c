@@ -8,7 +8,8 @@
    caller at a time, from forward to backward. Nothing else is kept.
 
    grams: matrices seen along four directions.
-   attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages.
+   attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages. One
+   step, or as many as lead to a time, of the size that pace.h chooses.
    polar, ndf_step: the closed flow in logarithms, and its steps by numerical differentiation formulas; after set_lapack.
 
    One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h,
@@ -60,6 +61,7 @@ static inline int level(void) {
 }
 
 #include "threads.h"
+#include "pace.h"
 
 /* What is known of the sizes alone. For a chain m is 0, for a flow L is. Returns the size of the scratch in doubles. */
 static long plan(Work *w, double *memory, long members, long panels, long L, int m, int d, int rule, int threads) {
@@ -215,6 +217,21 @@ int descend(const double *G, void *scratch, double *out, double rate, const doub
     return moves.spoiled;
 }
 
+/* The ways of many states, one member in each row, to a time, by as many steps. A row goes on until it is there, has no step
+   or velocities left, has tried `rounds` steps, or is somewhere that the caller is to look at: beyond the range of numbers,
+   or, where `sign` (rows) is given, where det z has no sign beyond doubt, or another one. */
+typedef struct {
+    Pace pace;
+    double goal;
+    long rounds;
+    Stand *stands, *since; /* (rows): where they are, and where they took their last step from, */
+    double *since_y, *since_f; /* with states and slopes there */
+    Try *tries;
+    long *left, *tried, *took; /* (rows): velocities that may be had, steps that were tried and taken */
+    int *going;                /* (rows) */
+    const double *sign;
+} Legs;
+
 /* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow, of a chain where m is 0, or of the closed
    flow in logarithms, N = 2. */
 typedef struct {
@@ -223,8 +240,9 @@ typedef struct {
     double alpha, rtol, atol;
     const double *J, *ends, *weights, *solution, *errors;
     Squares loss;
-    const double *h, *y, *f;
+    double *h, *y, *f;
     double *ahead, *slope, *error, *z, *G; /* z and G (rows, members, d, d) where the caller knows the loss, or 0 */
+    Legs *legs;                            /* of rows that are on their way, or 0 for one step of each */
 } Steps;
 
 /* What a state works in, while its step is tried. */
@@ -289,16 +307,91 @@ static void gradients(const Steps *s, long row, const Bench *b) {
 }
 
 /* A whole step of a state. Its error is NaN where there is none. */
-static void one_step(Work *w, long row, double *room) {
-    const Steps *s = w->task;
-    const Bench b = bench(s, row, room);
+static void whole_step(const Steps *s, long row, const Bench *b) {
     s->error[row] = NAN;
     for (int k = 1; k <= s->stages; k++) {
-        if (stage(s, row, k, &b)) return;
-        gradients(s, row, &b);
-        if (slope(s, k, &b)) return;
+        if (stage(s, row, k, b)) return;
+        gradients(s, row, b);
+        if (slope(s, k, b)) return;
     }
-    concluded(s, row, &b);
+    concluded(s, row, b);
+}
+
+/* Whether a row has another step to try, of size h. */
+static int goes_on(const Steps *s, long row) {
+    Legs *l = s->legs;
+    Stand *at = l->stands + row;
+    Try next;
+    if (!l->going[row] || l->tried[row] == l->rounds || at->t >= l->goal || l->left[row] < s->stages) return l->going[row] = 0;
+    if (!at->again) at->begun = at->h;
+    if (planned(&l->pace, at, l->goal, &next)) return l->going[row] = 0;
+    l->tries[row] = next, s->h[row] = next.h;
+    return 1;
+}
+
+/* The sign of det z, 0 where round-off may have made it; LU holds d^2 numbers. With the others at most as large as |z| allows,
+   the least singular value must be far above round-off (time/barrier.py; twice as far). */
+static int sign_of_det(int d, const double *z, double *LU) {
+    double logarithm = 0, square = 0;
+    int sign = 1;
+    for (int q = 0; q < d * d; q++) LU[q] = z[q], square += z[q] * z[q];
+    for (int k = 0; k < d; k++) {
+        int best = k;
+        for (int i = k + 1; i < d; i++)
+            if (fabs(LU[i * d + k]) > fabs(LU[best * d + k])) best = i;
+        for (int j = 0; best > k && j < d; j++) {
+            const double other = LU[k * d + j];
+            LU[k * d + j] = LU[best * d + j], LU[best * d + j] = other;
+        }
+        const double pivot = LU[k * d + k];
+        sign *= (best > k ? -1 : 1) * (pivot < 0 ? -1 : 1), logarithm += log(fabs(pivot));
+        for (int i = k + 1; i < d; i++) {
+            const double c = LU[i * d + k] / pivot;
+            for (int j = k + 1; j < d; j++) LU[i * d + j] -= c * LU[k * d + j];
+        }
+    }
+    const double size = log(square) / 2, others = d - 1;
+    return logarithm - others * (size - (d > 1 ? log(others) / 2 : 0)) > log(2e3 * d * DBL_EPSILON) + size ? sign : 0;
+}
+
+/* Whether where a row has come to needs no look; z is there. */
+static int in_order(const Steps *s, long row, const Bench *b) {
+    const double *S = s->y + row * s->numbers + s->d * s->d;
+    double square = 0;
+    for (int q = 0; s->polar && q < s->d * s->d; q++) square += S[q] * S[q];
+    if (!(square <= LOG_LARGEST * LOG_LARGEST)) return 0;
+    return !s->legs->sign || sign_of_det(s->d, b->z, b->G) == s->legs->sign[row];
+}
+
+/* What becomes of a step that was tried: the row moves, or is to try a smaller one. */
+static void moved_on(const Steps *s, long row, const Bench *b) {
+    Legs *l = s->legs;
+    Stand *at = l->stands + row;
+    const Try *tried = l->tries + row;
+    const long size = s->numbers * sizeof(double), from = row * s->numbers;
+    if (isnan(s->error[row])) {
+        l->going[row] = 0;
+        return;
+    }
+    l->tried[row]++, l->left[row] -= s->stages;
+    double h;
+    at->again = !judged(&l->pace, s->error[row], tried, at->again, l->goal, &h);
+    if (!at->again) {
+        l->since[row] = (Stand){at->t, at->begun, at->begun, 0};
+        memcpy(l->since_y + from, s->y + from, size), memcpy(l->since_f + from, s->f + from, size);
+        memcpy(s->y + from, s->ahead + from, size), memcpy(s->f + from, s->slope + from, size);
+        at->t = tried->end, l->took[row]++, l->going[row] = in_order(s, row, b);
+    }
+    at->h = h;
+}
+
+static void one_row(Work *w, long row, double *room) {
+    const Steps *s = w->task;
+    const Bench b = bench(s, row, room);
+    if (!s->legs)
+        whole_step(s, row, &b);
+    else
+        while (goes_on(s, row)) whole_step(s, row, &b), moved_on(s, row, &b);
 }
 
 /* The same in parts, between which the caller makes G of z: what is after stage k - 1 and up to z of stage k. */
@@ -307,13 +400,15 @@ static void one_stage(Work *w, long row, double *room) {
     const Bench b = bench(s, row, w->room + row * w->room_size);
     const int k = w->rows;
     (void)room;
-    if (k == 1) s->error[row] = 0;
+    if (s->legs && k == 1 && !goes_on(s, row)) s->error[row] = NAN;
+    else if (k == 1) s->error[row] = 0;
     if (isnan(s->error[row]) || (k > 1 && slope(s, k - 1, &b)) || (k <= s->stages && stage(s, row, k, &b))) {
         const long d = s->d;
         for (long q = 0; q < s->members * d * d; q++) b.z[q] = q % (d * d) % (d + 1) == 0; /* for the caller: the identity */
         s->error[row] = NAN;
     } else if (k > s->stages)
         concluded(s, row, &b);
+    if (s->legs && k > s->stages && s->legs->going[row]) moved_on(s, row, &b);
 }
 
 /* What is known of sizes: bytes of the scratch, to be aligned to 64; `w` gets what `each` needs. */
@@ -342,14 +437,16 @@ long attempt_scratch(const Steps *given) {
    (stages, stages + 1), of which the last lead ahead unless there is a `solution` (stages + 1), and `errors` (estimates,
    stages + 1). Where a velocity could not be had, the error is NaN and nothing else means anything.
 
+   With `legs`, rows take steps until they stop, of sizes h that are chosen here; y and f move with them.
+
    With z and G these are for k = 1 ... stages + 1 calls, after each of which but the last the caller puts into G the
-   gradient at z; else k is 0, and there is one call. */
+   gradient at z, and with `legs` more of them until no row goes on; else k is 0, and there is one call. */
 void attempt(const Steps *given, void *scratch, int k) {
     Work w;
     Steps s;
     prepared(given, &w, &s);
     w.room = scratch, w.rows = k;
-    each(&w, w.threads, s.rows, k ? one_stage : one_step);
+    each(&w, w.threads, s.rows, k ? one_stage : one_row);
 }
 
 /* Velocities of the closed flow at states (states, 2, d, d); of a square whose targets lie loss.apart from each other, or,

@@ -1,4 +1,4 @@
-"""Explicit Runge–Kutta steps in the compiled engine: all stages of many states, each with a step of its own."""
+"""Explicit Runge–Kutta steps in the compiled engine: all stages of many states, each with steps of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import picard
 from ..workspace import Workspace
-from . import compiled, polar, squares
+from . import compiled, squares
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -23,6 +23,9 @@ LARGEST = 2**18
 
 # Bytes of the stages of as many states as are taken together where the loss is asked between them: they fit caches.
 _TOGETHER = 2**21
+
+# Multiplications of a call of `runs`, roughly, and steps in it, after which somebody is to look at clock and signals.
+_AT_ONCE, _ROUNDS = 2**28, 256
 
 _WORKSPACE = Workspace()
 
@@ -63,6 +66,118 @@ class Tried(NamedTuple):
         return Tried(self.ahead[0], self.slope[0], self.error[0])
 
 
+class Pace(NamedTuple):
+    """How sizes of steps are chosen (time/formulas.py); what is of the factor by which a step changes.
+
+    Attributes
+    ----------
+    rules : int
+        SCIPY or TORCHDIFFEQ, whose they are.
+    exponent : float
+        Of the error over the tolerance.
+    safety, least, most : float
+    """
+
+    rules: int
+    exponent: float
+    safety: float
+    least: float
+    most: float
+
+
+SCIPY, TORCHDIFFEQ = range(2)
+
+
+class Legs(NamedTuple):
+    """Where states stand on their way to a goal, `(n,)` each, and how they go on.
+
+    Attributes
+    ----------
+    t, h : ndarray
+        Times, and the next steps.
+    begun, again : ndarray
+        As what these began where they have been tried before, and whether they have.
+    left : ndarray of int
+        How many velocities may still be had.
+    goal : float
+    pace : Pace
+    sign : ndarray or None
+        The sign of det z that is to stay.
+    """
+
+    t: np.ndarray
+    h: np.ndarray
+    begun: np.ndarray
+    again: np.ndarray
+    left: np.ndarray
+    goal: float
+    pace: Pace
+    sign: np.ndarray | None
+
+
+class Ran(NamedTuple):
+    """Where states have come to, `(n,)` each: the last number of steps that a row tried that failed is not counted.
+
+    A row stands before its goal where it has tried as many steps as a call takes, has no velocities left for another
+    one, where that one has no size or its velocities could not be had, or where somebody is to look at it: beyond the
+    range of numbers, or where det z has lost its sign, or has none beyond doubt.
+
+    Attributes
+    ----------
+    t, h, begun, again : ndarray
+    y, f : Tensor
+        States and slopes.
+    since_t, since_h : ndarray
+        Where the last step was taken from, and what was proposed there; where there was one.
+    since_y, since_f : Tensor
+    tried, took : ndarray of int
+        How many steps were tried, and taken.
+    """
+
+    t: np.ndarray
+    h: np.ndarray
+    begun: np.ndarray
+    again: np.ndarray
+    y: Tensor
+    f: Tensor
+    since_t: np.ndarray
+    since_h: np.ndarray
+    since_y: Tensor
+    since_f: Tensor
+    tried: np.ndarray
+    took: np.ndarray
+
+
+class Model(NamedTuple):
+    """What C has to know of a flow: fields of its structure, and how many times twenty products a velocity costs."""
+
+    fields: dict[str, Any]
+    products: int
+
+
+# As in pace.h.
+_STAND = np.dtype([("t", "f8"), ("h", "f8"), ("begun", "f8"), ("again", "i4")], align=True)
+_TRY = np.dtype([("h", "f8"), ("end", "f8"), ("proposed", "f8")])
+
+
+class _Pace(ctypes.Structure):
+    """As in pace.h."""
+
+    _fields_ = (("rules", ctypes.c_int), *((name, ctypes.c_double) for name in Pace._fields[1:]))
+
+
+class _Legs(ctypes.Structure):
+    """As in engine.c."""
+
+    _fields_ = (
+        ("pace", _Pace),
+        ("goal", ctypes.c_double),
+        ("rounds", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("stands", "since", "since_y", "since_f", "tries")),
+        *((name, ctypes.c_void_p) for name in ("left", "tried", "took", "going", "sign")),
+    )
+
+
 class _Steps(ctypes.Structure):
     """As in engine.c; what is not set is computed there."""
 
@@ -72,7 +187,7 @@ class _Steps(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("alpha", "rtol", "atol")),
         *((name, ctypes.c_void_p) for name in ("J", "ends", "weights", "solution", "errors")),
         ("loss", squares.Given),
-        *((name, ctypes.c_void_p) for name in ("h", "y", "f", "ahead", "slope", "error", "z", "G")),
+        *((name, ctypes.c_void_p) for name in ("h", "y", "f", "ahead", "slope", "error", "z", "G", "legs")),
     )
 
 
@@ -82,33 +197,29 @@ def takes(states: Tensor, rule: LayerRule | None = None) -> bool:
     return known and compiled.takes(states) and 0 < states.numel() <= states.shape[0] * LARGEST
 
 
-def flow(grid: DepthGrid, states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau) -> Tried | None:
-    """A step of each state `(n, ..., N, d, d)` on the nodes of a grid along its slope, of size h `(n,)`.
-
-    The velocity is −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss. None where the engine does not take them. A
-    step h `()` is that of all states `(..., N, d, d)` together.
-    """
+def on_grid(grid: DepthGrid) -> Model:
+    """The flow of W on the nodes of a grid, −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss."""
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, torch.device("cpu"))
-    model = {"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}
-    return _tried(model, states, slopes, h, loss, tableau)
+    return Model({"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}, len(grid))
 
 
-def chain(
-    states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau, rule: LayerRule, depth: int
+def of_layers(layers: int, rule: LayerRule, depth: int) -> Model | None:
+    """That of layers: minus the gradient in all W_k/depth of U_k = rule(W_k/depth); None where C has not the rule."""
+    number = compiled.number_of(rule)
+    return None if number == compiled.PLAIN else Model({"L": layers, "rule": number, "alpha": 1 / depth}, layers)
+
+
+# The closed flow in logarithms `(..., 2, d, d)` with the kernel of infinite depth.
+CLOSED = Model({"polar": 1}, 3)
+
+
+def steps(
+    model: Model | None, states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau
 ) -> Tried | None:
-    """As `flow`, of layers `(n, ..., L, d, d)`: minus the gradient in all W_k/depth of U_k = rule(W_k/depth)."""
-    model = {"L": states.shape[-3], "rule": compiled.number_of(rule), "alpha": 1 / depth}
-    return _tried(model, states, slopes, h, loss, tableau) if compiled.number_of(rule) != compiled.PLAIN else None
+    """A step of each state `(n, ..., N, d, d)` along its slope, of size h `(n,)`; None where the engine takes none.
 
-
-def closed(states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau) -> Tried | None:
-    """As `flow`, of the closed flow in logarithms `(n, ..., 2, d, d)` with the kernel of infinite depth."""
-    return _tried({"polar": 1}, states, slopes, h, loss, tableau) if polar.takes(states) else None
-
-
-def _tried(
-    model: dict[str, Any], states: Tensor, slopes: Tensor, h: np.ndarray, loss: Any, tableau: Tableau
-) -> Tried | None:
+    A step h `()` is that of all states `(..., N, d, d)` together.
+    """
     shared, h = np.ndim(h) == 0, np.array(h, dtype=float, ndmin=1)
     if shared:
         states, slopes = states[None], slopes[None]
@@ -117,42 +228,107 @@ def _tried(
             f"slopes and h must be those of {len(states)} states {tuple(states.shape)}, "
             f"got shapes {tuple(slopes.shape)} and {h.shape}"
         )
-    if not takes(states) or not compiled.is_numbers(slopes):
+    if model is None or not takes(states) or not compiled.is_numbers(slopes):
         return None
-    states, slopes = states.contiguous(), slopes.contiguous()
-    tried = Tried(torch.empty_like(states), torch.empty_like(states), np.empty(len(states)))
-    members, d = math.prod(states.shape[1:-3]), states.shape[-1]
+    rows = _Rows(states.contiguous(), slopes.contiguous(), h)
+    if not _taken(_task(model, rows.y, tableau), rows, loss, shared):
+        return None
+    tried = Tried(rows.ahead, rows.slope, rows.error)
+    return tried.of_all() if shared else tried
+
+
+def runs(model: Model | None, states: Tensor, slopes: Tensor, legs: Legs, loss: Any, tableau: Tableau) -> Ran | None:
+    """Steps of states `(n, N, d, d)`, each on its way to the goal as far as it comes; None where there are none.
+
+    Each is what it would be by `steps` and the rules of `legs.pace`, to the bit.
+    """
+    if model is None or tableau.solution is not None or not takes(states) or not compiled.is_numbers(slopes):
+        return None
+    n, kept = len(states), torch.contiguous_format
+    rows = _Rows(states.clone(memory_format=kept), slopes.clone(memory_format=kept), np.empty(n))
+    rounds = _AT_ONCE // (20 * model.products * len(tableau.weights) * n * states.shape[-1] ** 3)
+    way = _Way(rows, legs, max(1, min(rounds, _ROUNDS)))
+    return way.ran() if _taken(_task(model, rows.y, tableau), rows, loss, False, way) else None
+
+
+class _Rows:
+    """States that are stepped along their slopes by h, and where what comes of it is put."""
+
+    def __init__(self, y: Tensor, f: Tensor, h: np.ndarray) -> None:
+        self.y, self.f, self.h = y, f, h
+        self.ahead, self.slope, self.error = torch.empty_like(y), torch.empty_like(y), np.empty(len(y))
+
+    def given(self, task: _Steps, some: slice) -> None:
+        """Writes down where the numbers of some of them are."""
+        task.rows = len(self.h[some])
+        task.h, task.error = self.h[some].ctypes.data, self.error[some].ctypes.data
+        task.y, task.f, task.ahead, task.slope = (
+            part[some].data_ptr() for part in (self.y, self.f, self.ahead, self.slope)
+        )
+
+
+class _Way:
+    """Rows on their way."""
+
+    def __init__(self, rows: _Rows, legs: Legs, rounds: int) -> None:
+        n = len(rows.h)
+        self.rows, self.stands = rows, np.empty(n, dtype=_STAND)
+        for name in ("t", "h", "begun", "again"):
+            self.stands[name] = getattr(legs, name)
+        self.since, self.tries = self.stands.copy(), np.empty(n, dtype=_TRY)
+        self.since_y, self.since_f = rows.y.clone(), rows.f.clone()
+        self.left, self.tried, self.took = (np.array(part, dtype=np.int64) for part in (legs.left, n * [0], n * [0]))
+        self.going = np.ones(n, dtype=np.intc)
+        self.sign = None if legs.sign is None else np.array(legs.sign, dtype=float)
+        self._task = _Legs(pace=_Pace(*legs.pace), goal=legs.goal, rounds=rounds)
+
+    def given(self, some: slice) -> int:
+        """Writes down where the numbers of some of them are, and says where that is."""
+        task = self._task
+        for name in ("stands", "since", "tries", "left", "tried", "took", "going", "sign"):
+            part = getattr(self, name)
+            setattr(task, name, None if part is None else part[some].ctypes.data)
+        task.since_y, task.since_f = self.since_y[some].data_ptr(), self.since_f[some].data_ptr()
+        return ctypes.addressof(task)
+
+    def ran(self) -> Ran:
+        here, since, rows = self.stands, self.since, self.rows
+        return Ran(
+            here["t"], here["h"], here["begun"], here["again"] != 0, rows.y, rows.f,
+            since["t"], since["h"], self.since_y, self.since_f, self.tried, self.took,
+        )  # fmt: skip
+
+
+def _task(model: Model, states: Tensor, tableau: Tableau) -> _Steps:
+    """What is known beside the states and the loss."""
     weights, solution, errors = tableau.weights, tableau.solution, tableau.errors
-    steps = _Steps(
-        members=members, d=d, threads=torch.get_num_threads(), **model,
+    return _Steps(
+        members=math.prod(states.shape[1:-3]), d=states.shape[-1], threads=torch.get_num_threads(), **model.fields,
         stages=len(weights), estimates=len(errors), rtol=tableau.rtol, atol=tableau.atol,
         weights=weights.ctypes.data, solution=None if solution is None else solution.ctypes.data,
         errors=errors.ctypes.data,
     )  # fmt: skip
-    known = squares.given(loss, tuple(states.shape[:-3]), d)
-    if known:
-        steps.loss = known[0]
-        _given(steps, states, slopes, h, tried)
-        _whole(steps, states)
-        return tried.of_all() if shared else tried
-    z = states.new_empty(*states.shape[:-3], d, d)
-    n, most = len(states), max(1, _TOGETHER // (8 * states[0].numel() * (len(weights) + 2)))
+
+
+def _taken(task: _Steps, rows: _Rows, loss: Any, shared: bool, way: _Way | None = None) -> bool:
+    """Whether steps could be taken: whole ones where the loss is a square, else it is asked at each stage."""
+    states, n = rows.y, len(rows.y)
+    known = squares.given(loss, tuple(states.shape[:-3]), task.d)
+    most = n if known else max(1, _TOGETHER // (8 * states[0].numel() * (task.stages + 2)))
     for i in range(0, n, most):
         some = slice(i, i + most)
+        rows.given(task, some)
+        if way is not None:
+            task.legs = way.given(some)
+        if known:
+            task.loss = known[0]
+            _whole(task, states)
+            continue
         part = loss if n <= most else _of(loss, torch.arange(n, device="cpu")[some], n)
-        ours = Tried(tried.ahead[some], tried.slope[some], tried.error[some])
-        _given(steps, states[some], slopes[some], h[some], ours)
-        if not _by_stages(steps, part, z[some], shared):
-            return None
-    return tried.of_all() if shared else tried
-
-
-def _given(steps: _Steps, states: Tensor, slopes: Tensor, h: np.ndarray, tried: Tried) -> None:
-    """Writes down where the numbers are."""
-    steps.rows, steps.h, steps.error = len(states), h.ctypes.data, tried.error.ctypes.data
-    steps.y, steps.f, steps.ahead, steps.slope = (
-        part.data_ptr() for part in (states, slopes, tried.ahead, tried.slope)
-    )
+        going = None if way is None else way.going[some]
+        if not _by_stages(task, part, states.new_empty(*states[some].shape[:-3], task.d, task.d), shared, going):
+            return False
+    return True
 
 
 def _of(loss: Any, index: Tensor, n: int) -> Any:
@@ -160,27 +336,31 @@ def _of(loss: Any, index: Tensor, n: int) -> Any:
     return loss.select((n,), index) if hasattr(loss, "select") else loss
 
 
-def _whole(steps: _Steps, like: Tensor) -> None:
+def _whole(task: _Steps, like: Tensor) -> None:
     """Whole steps."""
     library = compiled.loaded()
     with _WORKSPACE.lend() as take:
-        room = take("steps", (-(-library.attempt_scratch(ctypes.byref(steps)) // 8),), like)
-        library.attempt(ctypes.byref(steps), room.data_ptr(), 0)
+        room = take("steps", (-(-library.attempt_scratch(ctypes.byref(task)) // 8),), like)
+        library.attempt(ctypes.byref(task), room.data_ptr(), 0)
 
 
-def _by_stages(steps: _Steps, loss: Any, z: Tensor, shared: bool) -> bool:
-    """The same, of any loss: its gradient is asked for at each stage. False where it does not give numbers."""
+def _by_stages(task: _Steps, loss: Any, z: Tensor, shared: bool, going: np.ndarray | None) -> bool:
+    """The same, of any loss; False where it does not give numbers. With `going`, until no row goes on."""
     library, G = compiled.loaded(), torch.empty_like(z)
-    steps.z, steps.G = z.data_ptr(), G.data_ptr()
+    task.z, task.G = z.data_ptr(), G.data_ptr()
     with _WORKSPACE.lend() as take:
         # Of a size that stays when a few members have come to their end.
-        room = take("stages", (1 << (library.attempt_scratch(ctypes.byref(steps)) // 8).bit_length(),), z)
-        for k in range(1, steps.stages + 1):
-            library.attempt(ctypes.byref(steps), room.data_ptr(), k)
-            # A tensor of its own, which the loss may keep, and of the shape that it has in a velocity.
-            gradient = loss.gradient((z[0] if shared else z).clone())
-            if not compiled.is_numbers(gradient):
-                return False
-            G.copy_(gradient)
-        library.attempt(ctypes.byref(steps), room.data_ptr(), steps.stages + 1)
-    return True
+        room = take("stages", (1 << (library.attempt_scratch(ctypes.byref(task)) // 8).bit_length(),), z)
+        while True:
+            for k in range(1, task.stages + 1):
+                library.attempt(ctypes.byref(task), room.data_ptr(), k)
+                if going is not None and k == 1 and not going.any():
+                    return True
+                # A tensor of its own, which the loss may keep, and of the shape that it has in a velocity.
+                gradient = loss.gradient((z[0] if shared else z).clone())
+                if not compiled.is_numbers(gradient):
+                    return False
+                G.copy_(gradient)
+            library.attempt(ctypes.byref(task), room.data_ptr(), task.stages + 1)
+            if going is None:
+                return True

@@ -1,0 +1,228 @@
+"""Members that nobody looks at in between go on to an output in C, bit for bit as step by step."""
+
+import numpy as np
+import pytest
+import torch
+from cases import Growing, Rated, formula, randn
+from torch.testing import assert_close
+
+import neuralode_flow as nf
+from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.time.ownsteps import OwnSteps
+
+if compiled.library() is None:
+    pytest.skip("the compiled engine is not there", allow_module_level=True)
+
+GRID = nf.DepthGrid.gauss(panels=2, order=4)
+TIMES = [0.0, 0.3, 1.0]
+D, N = 3, 7
+ROUND = OwnSteps._round
+
+
+def flows(loss):
+    yield "continuous", nf.ContinuousFlow(GRID, loss), torch.zeros(N, len(GRID), D, D)
+    for rule in ("euler", "rk2", "cayley", "exp"):
+        yield rule, nf.FiniteFlow(5, loss, rule), 0.2 * randn(N, 5, D, D, seed=2)
+    yield "closed", nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(D).expand(N, D, D).clone()
+
+
+def losses():
+    sizes = torch.logspace(-0.5, 0.7, N)[:, None, None]
+    target = sizes * (torch.eye(D) + 0.2 * randn(N, D, D, seed=3))
+    return (
+        nf.Quadratic(target),
+        Rated(target / 3, torch.logspace(-1, 1.5, N)),
+        nf.Regression(randn(9, D, seed=4), randn(9, D, seed=5)),
+    )
+
+
+class Falling:
+    """f = −c log |det z|: all singular values of the closed flow grow as e^ct."""
+
+    dimension = None
+
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, z):
+        return -self.c * torch.linalg.slogdet(z)[1]
+
+    def gradient(self, z):
+        return -self.c[..., None, None] * torch.linalg.inv(z).mT
+
+    def select(self, members, index):
+        return Falling(self.c[index])
+
+
+def step_by_step(monkeypatch, run):
+    """What a run is without those of C, and how many rounds it has had."""
+    with monkeypatch.context() as patch:
+        patch.setattr(explicit, "runs", lambda *_: None)
+        return run()
+
+
+def assert_same(path, known, said=None):
+    said = None if said is None else f"{said}: {{}}".format
+    assert path.status == known.status
+    assert path.stats["members"] == known.stats["members"]
+    for name in ("times", "z", "loss", "drift", "state"):
+        assert_close(getattr(path, name), getattr(known, name), rtol=0, atol=0, equal_nan=True, msg=said)
+
+
+@pytest.mark.parametrize("method", ["RK23", "DOP853", "dopri5", "fehlberg2"])
+def test_members_are_bit_for_bit_what_they_are_step_by_step(method, monkeypatch):
+    rtol, single = 1e-7 if method in ("DOP853", "RK45", "dopri5") else 1e-3, []
+    monkeypatch.setattr(OwnSteps, "_round", lambda own, *rest: single.append(1) or ROUND(own, *rest))
+    for loss in losses():
+        for name, flow, start in flows(loss):
+
+            def run(flow=flow, start=start):
+                return nf.integrate(flow, start, TIMES, method, rtol, control="member")
+
+            single.clear()
+            path = run()
+            assert bool(single) == (formula(method).tableau.solution is not None)  # else all steps are those of C
+            known = step_by_step(monkeypatch, run)
+            assert len(single) > 3
+            assert_same(path, known, f"{type(loss).__name__}, {name}")
+            assert path.status == "ok"
+
+
+def test_steps_that_are_tried_again_are_among_them(monkeypatch):
+    loss = nf.Quadratic(10 * torch.linspace(0.5, 2, N)[:, None, None] * (torch.eye(D) + 0.5 * randn(N, D, D, seed=3)))
+    for method in ("DOP853", "RK45", "dopri5"):
+
+        def run(method=method):
+            return nf.integrate(nf.FiniteFlow(5, loss), torch.zeros(N, 5, D, D), [0.0, 1.0], method, control="member")
+
+        path, stages = run(), len(formula(method).tableau.weights)
+        members = path.stats["members"]
+        again = [spent - 2 - stages * steps for spent, steps in zip(members["evaluations"], members["steps"])]
+        assert all(number > stages for number in again)
+        assert_same(path, step_by_step(monkeypatch, run))
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_where_a_call_ends_does_not_matter(rounds, monkeypatch, tmp_path):
+    loss = losses()[0]
+    for name, flow, start in flows(loss):
+        whole = nf.integrate(flow, start, TIMES, "DOP853", 1e-7, control="member")
+        with monkeypatch.context() as patch:
+            patch.setattr(explicit, "_ROUNDS", rounds)
+            file = tmp_path / f"{name}.npz"
+            for _ in range(200):  # each time it is taken up from a checkpoint, two calls later
+                seen = []
+
+                def stop(progress, seen=seen):
+                    seen.append(progress)
+                    if len(seen) == 2:
+                        raise InterruptedError
+
+                try:
+                    path = nf.integrate(
+                        flow, start, TIMES, "DOP853", 1e-7, control="member", checkpoint=file, every=0, progress=stop
+                    )
+                    break
+                except InterruptedError:
+                    continue
+            assert_same(path, whole, name)
+
+
+@pytest.mark.parametrize("method", ["DOP853", "dopri5"])
+def test_budgets_end_members_where_they_do_step_by_step(method, monkeypatch):
+    for loss in losses()[:2]:
+        for _, flow, start in flows(loss):
+            for most in (30, 77, 150):
+
+                def run(flow=flow, start=start, most=most):
+                    return nf.integrate(flow, start, TIMES, method, 1e-7, control="member", max_evaluations=most)
+
+                assert_same(run(), step_by_step(monkeypatch, run))
+    assert nf.integrate(flow, start, TIMES, method, control="member", max_seconds=1e-9).ending == "seconds"
+
+
+def test_members_that_fail_do_so_where_they_do_step_by_step(monkeypatch):
+    """By z that leaves the range of numbers, and by a loss that raises."""
+    growing = Growing(torch.tensor([0.0, 1.0, 0.0, 0.3, 0.0, 0.0, 0.0]))
+    raising = Rated(torch.linspace(1, 90, N)[:, None, None] * torch.eye(D), torch.linspace(1, 6, N))
+    for loss in (growing, raising):
+        for name, flow, start in flows(loss):
+            if name not in ("euler", "closed"):
+                continue
+
+            def run(flow=flow, start=start):
+                return nf.integrate(flow, start, TIMES, "DOP853", 1e-4, control="member")
+
+            path, known = run(), step_by_step(monkeypatch, run)
+            assert_same(path, known, f"{type(loss).__name__}, {name}")
+            assert {"ok"} < set(path.stats["members"]["endings"])
+
+
+def test_the_closed_flow_ends_in_the_step_in_which_it_leaves_the_range_of_numbers(monkeypatch):
+    flow = nf.IntrinsicFlow(Falling(torch.tensor([0.5, 1.0, 2.0])), nf.LogMean())
+    start = torch.diag(torch.tensor([1.0, 0.3])).expand(3, 2, 2).clone()
+
+    def run():
+        return nf.integrate(flow, start, [0.0, 1.0, 150.0], "RK23", 1e-3, control="member")
+
+    path = run()
+    assert_same(path, step_by_step(monkeypatch, run))
+    assert path.stats["members"]["endings"] == ["ok", "not_finite", "not_finite"]
+
+
+def test_who_is_carried_across_the_barrier_is_told_of_at_that_step(monkeypatch):
+    """A balanced pair of factors is held by det z = 0, and long steps carry it across; the other pair may cross."""
+    small = torch.tensor([[0.1, 0.03], [-0.02, 0.12]])
+    start = torch.stack([2 * nf.relaxed_balanced_layers(small, torch.tensor([0.0, c])) / 2 for c in (0.0, 0.5)])
+    seen = nf.Completion(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[False, True], [True, True]]))
+    for loss in (seen, nf.Quadratic(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))):
+
+        def run(loss=loss):
+            return nf.integrate(nf.FiniteFlow(2, loss), start, [0.0, 300.0], "DOP853", 1e-6, control="member")
+
+        path, known = run(), step_by_step(monkeypatch, run)
+        assert_same(path, known)
+        assert path.ending == known.ending
+    assert nf.integrate(nf.FiniteFlow(2, seen), start, [0.0, 300.0], "DOP853", control="member").ending == "escaped"
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 8])
+def test_the_sign_that_is_to_stay_is_that_of_the_determinant(d, monkeypatch):
+    """Of a chain of one layer, whose z is what it holds: rows go on as long as it has the sign that it is given."""
+    z = torch.linalg.qr(randn(40, d, d, seed=d)).Q @ torch.diag_embed(torch.logspace(0, -2, d)) @ randn(d, d, seed=9)
+    z[0] = 0  # without a sign
+    flow, made = nf.FiniteFlow(1, nf.Quadratic(torch.zeros(d, d))), formula("DOP853")
+    states, slopes = (z - torch.eye(d))[:, None], -z[:, None]
+    for sign in (-1.0, 1.0):
+        zero, h = np.zeros(len(z)), np.full(len(z), 1e-3)
+        legs = explicit.Legs(zero, h, h, zero > 0, zero + 10**6, 1e-2, made.pace, zero + sign)
+        ran = flow.explicit_runs(states, slopes, legs, made.tableau)
+        same = torch.linalg.slogdet(z)[0] == sign
+        assert np.array_equal(ran.t == 1e-2, same.numpy())
+        assert bool((ran.took[~same.numpy()] == 1).all())
+
+
+def test_an_event_is_looked_for_at_each_step():
+    loss = losses()[0]
+    for _, flow, start in flows(loss):
+        path = nf.integrate(flow, start, TIMES, "DOP853", 1e-7, control="member", stop={"loss": 1.0})
+        assert "loss" in path.stats["members"]["endings"]
+        reached = torch.tensor([ending == "loss" for ending in path.stats["members"]["endings"]])
+        assert bool((path.loss[-1, reached] <= 1 + 1e-6).all())
+
+
+def test_members_do_not_depend_on_each_other_nor_on_threads():
+    loss = losses()[1]
+    for _, flow, start in flows(loss):
+        path = nf.integrate(flow, start, TIMES, "dopri5", 1e-7, control="member")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            assert_same(nf.integrate(flow, start, TIMES, "dopri5", 1e-7, control="member"), path)
+        finally:
+            torch.set_num_threads(threads)
+        some = [5, 0, 3]
+        part = type(flow).__new__(type(flow))
+        part.__dict__.update(vars(flow) | {"loss": flow.loss.select((N,), torch.tensor(some))})
+        few = nf.integrate(part, start[some], TIMES, "dopri5", 1e-7, control="member")
+        assert torch.equal(few.z, path.z[:, some])
