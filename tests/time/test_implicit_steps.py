@@ -90,6 +90,25 @@ def test_its_velocity_is_that_of_numpy(d, level):
         compiled.library().set_level(2)
 
 
+@pytest.mark.parametrize("d", range(2, 10))
+def test_its_eigenvectors_are_those_of_lapack_for_matrices_that_are_hard_to_rotate(d):
+    flow, Q = carrier(nf.Quadratic(positive_matrix(d, seed=3))), torch.linalg.qr(randn(d, d, seed=4)).Q
+    one, rising = torch.ones(d), torch.linspace(-1, 1, d)
+    off = torch.diag(one[1:], 1)
+    spectra = [1e-12 * rising, one + 1e-14 * rising, 40 * rising, 1e-8 * one + (rising == 1), torch.sign(rising)]
+    known = [Q @ torch.diag(spectrum) @ Q.mT for spectrum in spectra]
+    known += [off + off.mT, torch.ones(d, d), torch.diag(rising.flip(0)), 1e-170 * (off + off.mT), torch.zeros(d, d)]
+    states = torch.stack([torch.stack((torch.linalg.qr(randn(d, d, seed=5)).Q, S)) for S in known])
+    found, lost = polar.velocity(flow.loss, states)
+    assert lost is None
+    for state, value in zip(states, found):
+        right = flow._velocity(state)
+        assert_close(value, right, rtol=0, atol=1e-14 * d * float(1 + right.abs().max()) * float(1 + state[1].norm()))
+    states[:, 1] *= 1e170
+    lost = polar.velocity(flow.loss, states)[1]  # what is too large to be squared is not for it
+    assert d > 8 or lost.tolist() == [True] * 8 + [False] * 2
+
+
 def test_many_states_do_not_depend_on_threads():
     loss, d = losses(6)["regression"], 6
     states = carrier(loss).enter(torch.stack([positive_matrix(d, seed=k) for k in range(400)]))

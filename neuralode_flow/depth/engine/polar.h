@@ -47,6 +47,84 @@ static int T(orthogonal)(int d, int ld, double *Q, double *off, double *square, 
     return 0;
 }
 
+/* Two rows become c x - s y and s x + c y. */
+INLINE void T(rotate)(int d, double c, double s, double *x, double *y) {
+    for (int k = 0; k < d; k++) {
+        const double one = c * x[k] - s * y[k], other = s * x[k] + c * y[k];
+        x[k] = one, y[k] = other;
+    }
+}
+
+/* A symmetric S (d, d), with rows of d: eigenvalues ell, which rise, and eigenvectors, the rows of Vt with rows of ld; by Jacobi's
+   rotations, those of d/2 pairs side by side. Returns 1 where they do not come to an end. */
+static int T(rotated)(int d, double *S, double *ell, int ld, double *Vt) {
+    const int n = d + d % 2;
+    double square = 0;
+    for (int q = 0; q < d * d; q++) square += S[q] * S[q];
+    if (!(square <= 1e300)) return 1;
+    for (int i = 0; i < d; i++) Vt[i * ld + i] = 1;
+    for (int sweep = 0;; sweep++) {
+        double off = 0;
+        for (int p = 0; p < d; p++)
+            for (int q = 0; q < p; q++) off += S[p * d + q] * S[p * d + q];
+        if (off <= 0.01 * DBL_EPSILON * DBL_EPSILON * square) break;
+        if (sweep == 20) return 1;
+        for (int round = 0; round < n - 1; round++) {
+            int pairs[SMALL / 2][2], count = 0;
+            double c[SMALL / 2], s[SMALL / 2];
+            for (int i = 0; i < n / 2; i++) {
+                const int p = i ? (round + i) % (n - 1) : n - 1, q = (round - i + n - 1) % (n - 1);
+                if (p < d && q < d) pairs[count][0] = p < q ? p : q, pairs[count++][1] = p < q ? q : p;
+            }
+            for (int i = 0; i < count; i++) {
+                const int p = pairs[i][0], q = pairs[i][1];
+                const double a = S[p * d + q], gap = S[q * d + q] - S[p * d + p], size = fabs(gap) + sqrt(gap * gap + 4 * a * a);
+                const double t = size == 0 ? 0 : (gap < 0 ? -2 : 2) * a / size;
+                c[i] = 1 / sqrt(1 + t * t), s[i] = t * c[i];
+            }
+            for (int i = 0; i < count; i++) {
+                const int p = pairs[i][0], q = pairs[i][1];
+                T(rotate)(d, c[i], s[i], S + p * d, S + q * d);
+                T(rotate)(d, c[i], s[i], Vt + p * ld, Vt + q * ld);
+            }
+            for (int i = 0; i < count; i++)
+                for (int k = 0; k < d; k++) {
+                    const int p = k * d + pairs[i][0], q = k * d + pairs[i][1];
+                    const double one = c[i] * S[p] - s[i] * S[q], other = s[i] * S[p] + c[i] * S[q];
+                    S[p] = one, S[q] = other;
+                }
+            for (int i = 0; i < count; i++) S[pairs[i][0] * d + pairs[i][1]] = S[pairs[i][1] * d + pairs[i][0]] = 0;
+        }
+    }
+    for (int i = 0; i < d; i++) {
+        int least = i;
+        ell[i] = S[i * d + i];
+        for (int j = i + 1; j < d; j++)
+            if (S[j * d + j] < ell[i]) ell[i] = S[j * d + j], least = j;
+        if (least == i) continue;
+        S[least * d + least] = S[i * d + i];
+        for (int k = 0; k < d; k++) {
+            const double other = Vt[i * ld + k];
+            Vt[i * ld + k] = Vt[least * ld + k], Vt[least * ld + k] = other;
+        }
+    }
+    return 0;
+}
+
+/* The same of S and Vt in one, by LAPACK where it is as fast. */
+static int T(eigen)(const T(Frame) *f) {
+    const int d = f->d;
+    double S[SMALL * SMALL];
+    if (d > SMALL) {
+        int info, size = 1 + 6 * d + 2 * d * d, whole = 3 + 5 * d;
+        lapack.syevd("V", "L", &d, f->Vt, &f->ld, f->ell, f->rest, &size, (int *)(f->rest + size), &whole, &info);
+        return info;
+    }
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) S[i * d + j] = f->Vt[i * f->ld + j], f->Vt[i * f->ld + j] = 0;
+    return T(rotated)(d, S, f->ell, f->ld, f->Vt);
+}
+
 /* All of a frame but E, from Q and S (d, d) each. Returns 1 where it cannot be had. */
 static int T(framed)(const T(Frame) *f, const double *state) {
     const int d = f->d, ld = f->ld, n = d * d;
@@ -58,9 +136,7 @@ static int T(framed)(const T(Frame) *f, const double *state) {
     T(spread_out)(d, ld, state, f->Q);
     for (int i = 0; i < d; i++)
         for (int j = 0; j < d; j++) f->Vt[i * ld + j] = (S[i * d + j] + S[j * d + i]) / 2;
-    int info, size = 1 + 6 * d + 2 * n, whole = 3 + 5 * d;
-    lapack.syevd("V", "L", &d, f->Vt, &ld, f->ell, f->rest, &size, (int *)(f->rest + size), &whole, &info);
-    if (info || T(orthogonal)(d, ld, f->Q, f->one, f->two, f->three)) return 1;
+    if (T(eigen)(f) || T(orthogonal)(d, ld, f->Q, f->one, f->two, f->three)) return 1;
     for (int i = 0; i < d; i++) {
         /* A trial step may go anywhere: its numbers stay finite. */
         if (f->ell[i] > LOG_LARGEST) f->ell[i] = LOG_LARGEST;
