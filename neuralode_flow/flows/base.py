@@ -11,7 +11,7 @@ import torch
 from scipy.linalg.lapack import dgetrf, dgetrs
 from torch import Tensor
 
-from ..checks import floating, goes_with, same_kind, square, unpatched
+from ..checks import all_finite, floating, goes_with, same_kind, square, unpatched
 from ..losses import Loss, loss_said
 
 # Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
@@ -101,7 +101,8 @@ def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> T
 def jacobians(flow: Any, states: Tensor) -> Tensor:
     """∂velocity/∂state of each of n states as a matrix `(n, N, N)`; raises TypeError where there is no derivative.
 
-    By products of the flow's own `linearised` with the unit directions, or else by autograd.
+    By products of the flow's own `linearised` with the unit directions, or else by autograd; LinAlgError where that
+    has no finite derivative of a finite velocity.
     """
     n, size = len(states), states[0].numel()
     derivative = flow.linearised(states) if _derives_itself(flow) else None
@@ -125,6 +126,11 @@ def jacobians(flow: Any, states: Tensor) -> Tensor:
             )
         for k, value in enumerate(values):
             found[:, k] = torch.autograd.grad(value, start, retain_graph=k + 1 < size)[0].reshape(n, size)
+    if not all_finite(found) and all_finite(values.detach()):
+        raise torch.linalg.LinAlgError(
+            "torch has no finite derivative of the velocity there, as where singular values meet; a loss with "
+            "`hessian` gives the flow its own"
+        )
     return found
 
 

@@ -239,3 +239,35 @@ def test_what_it_cannot_move_is_refused():
     unknown = Numbers(lambda t: t, nf.Quadratic(TARGET[0]))
     with pytest.raises(TypeError, match=r"method='rodas5p' cannot move this flow: Numbers gives no derivative"):
         nf.integrate(unknown, torch.ones(2).double(), [0.0, 1.0], "rodas5p")
+
+
+class Stranger:
+    """Half the squared distance from a target, without a second derivative."""
+
+    dimension = 2
+
+    def __init__(self, target):
+        self.target = target
+
+    def __call__(self, z):
+        return (z - self.target).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        return z - self.target
+
+    def select(self, members, index):
+        return Stranger(self.target[index])
+
+
+def test_a_derivative_that_torch_does_not_have_is_told_with_what_to_do():
+    """At z = I all singular values are equal: torch's derivative of their vectors is infinite there."""
+
+    def run(loss, start, control="shared"):
+        flow = nf.IntrinsicFlow(loss, nf.LogMean())
+        return nf.integrate(flow, start.expand(2, 2, 2), [0.0, 1.0], "rodas5p", control=control)
+
+    targets, apart = torch.stack([TARGET, 2 * TARGET]), torch.diag(torch.tensor([1.3, 1.0]))
+    path = run(Stranger(targets), torch.eye(2))
+    assert path.ending == run(Stranger(targets), torch.eye(2), "member").ending == "velocity"
+    assert "as where singular values meet; a loss with `hessian` gives the flow its own" in path.status
+    assert_close(run(Stranger(targets), apart).z, run(nf.Quadratic(targets), apart).z, rtol=1e-7, atol=1e-7)
