@@ -220,13 +220,23 @@ class StepsExplicitly(Protocol):
         A step h `()` is that of all states `(...)` together.
         """
 
-    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
-        """Steps of each state `(n, ...)` on its way to a time, as many as it can take; None where there are none."""
-
 
 def steps_explicitly(flow: Any, state: Tensor) -> bool:
     """Whether a flow itself takes whole steps from states of this kind."""
     return itself_offers(flow, StepsExplicitly) and flow.knows_steps(state)
+
+
+class RunsExplicitly(StepsExplicitly, Protocol):
+    """Takes many of these steps at once, where nobody is to look in between."""
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of each state `(n, ...)` on its way to a time, as many as it can take; None where there are none."""
+
+
+def runs_explicitly(flow: Any, state: Tensor) -> bool:
+    """Whether a flow itself does so from states of this kind, and nothing that it would pass over was put into it."""
+    put_in = {"explicit_steps", "finite"} & vars(flow).keys()
+    return itself_offers(flow, RunsExplicitly) and flow.knows_steps(state) and not put_in
 
 
 class Linearises(Protocol):

@@ -134,19 +134,20 @@ class Apart(Run):
 
     def _sign(self) -> np.ndarray | None:
         """The sign of det z that the barrier watches over."""
-        barrier = self.barrier
-        return None if barrier is None or barrier.escaped is not None else barrier.sign.reshape(-1).cpu().numpy()
+        return None if self.barrier is None else self.barrier.sign.reshape(-1).cpu().numpy()
 
     def _look_at(self, own: OwnSteps, goal: float) -> None:
         """Ends the members that left the range of numbers, or met an event, in the step that they took."""
         flow, took = self.grid.flow, own.took
         if offers(flow, KnowsFinite):
-            lost = ~flow.finite(own.state).reshape(-1).cpu().numpy()
+            lost = ~flow.finite(own.state).reshape(len(own.here.t), -1).all(-1).cpu().numpy()
             own.take_back(took[lost[took]], "not_finite")
         if self.barrier is not None:
+            first = self.barrier.escaped
             escaped = self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
-            if escaped is not None and bool(escaped.any()):
-                self.barrier.escaped = float(own.here.t[escaped.reshape(-1).cpu().numpy()].min())
+            if escaped is not None and bool(escaped.any()):  # members are at times of their own
+                when = float(own.here.t[escaped.reshape(-1).cpu().numpy()].min())
+                self.barrier.escaped = when if first is None else min(first, when)
         for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
         if own.t == goal:

@@ -66,10 +66,8 @@ class Barrier:
     def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> Tensor | None:
         """Looks at the end of a step from `before` to t; `at` gives the states inside it.
 
-        Returns which members were carried across in it, `(...)`; None where nobody looks any more, or yet.
+        Returns which members were carried across in it, `(...)`; None where z is not finite.
         """
-        if self._when.is_cpu and self.escaped is not None:
-            return None
         state = at(t)
         z = self.flow.product(state)
         if z.is_cpu and not all_finite(z):  # which the run tells of

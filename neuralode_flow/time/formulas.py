@@ -137,9 +137,9 @@ class ExplicitFormula(Formula):
     def tableau(self) -> Tableau: ...
 
     @property
-    @abstractmethod
-    def pace(self) -> Pace:
-        """What `plan` and `judged` do, to the compiled engine."""
+    def pace(self) -> Pace | None:
+        """What `plan` and `judged` do, for the compiled engine; None where it does not know it."""
+        return None
 
     @cached_property
     def delays(self) -> np.ndarray:  # type: ignore[override]
@@ -213,8 +213,8 @@ class ScipyFormula(ExplicitFormula):
         return Tableau(weights, None, errors, self.rtol, self.atol)
 
     @property
-    def pace(self) -> Pace:
-        return Pace(SCIPY, self.exponent, _SAFETY, _LEAST, _MOST)
+    def pace(self) -> Pace | None:
+        return Pace(SCIPY, self.exponent, _SAFETY, _LEAST, _MOST) if type(self) is ScipyFormula else None
 
     def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         kind, states = self.method, y.numpy()
@@ -377,10 +377,10 @@ class TorchFormula(Proposing, ExplicitFormula):
         return Tableau(weights, None if self._ends else np.array(c_sol), np.array(c_error)[None], rtol, atol)
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> Pace | None:
         solver = self._solver
         numbers = (float(getattr(solver, name)) for name in ("safety", "dfactor", "ifactor"))
-        return Pace(TORCHDIFFEQ, self._exponent, *numbers)
+        return Pace(TORCHDIFFEQ, self._exponent, *numbers) if type(self) is TorchFormula else None
 
     def by_stages(self, rates: Rates, rows: np.ndarray, y: Tensor, f: Tensor, h: np.ndarray) -> Attempt:
         solver, (*stages, c_sol, c_error) = self._solver, self._weights

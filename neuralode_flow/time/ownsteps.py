@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..depth.engine.explicit import Legs, Tableau
+from ..depth.engine.explicit import LONGEST, Legs, Tableau
 from ..flows.base import jacobians, restricted
-from ..flows.capabilities import steps_explicitly
+from ..flows.capabilities import runs_explicitly, steps_explicitly
 from .base import FAILURES, METHODS, Start, Stepper
 from .byformula import in_motion
 from .endings import ENDINGS
@@ -48,16 +48,18 @@ class Stand:
         return Stand(t, self.y.index_copy(0, where, to.y), self.f.index_copy(0, where, to.f), h)
 
     def of(self, rows: np.ndarray) -> Stand:
-        """Some of them; all are given as they are."""
+        """Some of them, which rise; all are given as they are."""
         if len(rows) == len(self.t):
             return self
         where = torch.from_numpy(rows).to(self.y.device)
         return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
 
-    def beside(self, other: Stand) -> Stand:
-        """With other members, after these."""
-        y, f = torch.cat((self.y, other.y)), torch.cat((self.f, other.f))
-        return Stand(np.concatenate((self.t, other.t)), y, f, np.concatenate((self.h, other.h)))
+    def beside(self, other: Stand, order: np.ndarray) -> Stand:
+        """With other members after these, and then in another order."""
+        where = torch.from_numpy(order).to(self.y.device)
+        y, f = (torch.cat(parts)[where] for parts in ((self.y, other.y), (self.f, other.f)))
+        t, h = (np.concatenate(parts)[order] for parts in ((self.t, other.t), (self.h, other.h)))
+        return Stand(t, y, f, h)
 
 
 class OwnSteps:
@@ -215,20 +217,20 @@ class OwnSteps:
             return
         both = np.concatenate((self.took, rows))
         order = np.argsort(both)
-        self.took, self.before = both[order], self.before.beside(before).of(order)
+        self.took, self.before = both[order], self.before.beside(before, order)
 
     def _runs(self, rows: np.ndarray, goal: float, sign: np.ndarray | None) -> np.ndarray:
         """Steps of members that need nobody on their way to `goal`, and which of them have tried any."""
         formula, here = self.formula, self.here.of(rows)
         moved = np.zeros(len(rows), dtype=bool)
-        if not len(rows) or not isinstance(formula, ExplicitFormula):
+        if not len(rows) or not isinstance(formula, ExplicitFormula) or formula.pace is None:
             return moved
         states, slopes = self._states(here.y), self._states(here.f)
         flow = restricted(self.watch.grid.flow, self.members, torch.from_numpy(rows).to(here.y.device))
-        if not steps_explicitly(flow, states[0]):
+        if not runs_explicitly(flow, states[0]):
             return moved
         self.watch.check_seconds(self.t)
-        left = self.watch.budget.evaluations - self.evaluations[rows]
+        left = min(self.watch.budget.evaluations, LONGEST) - self.evaluations[rows]
         signs = None if sign is None else sign[rows]
         legs = Legs(here.t, here.h, self.begun[rows], self.again[rows], left, goal, formula.pace, signs)
         try:

@@ -36,6 +36,7 @@ OFFERED = {
     "KnowsStepLaw": {"continuous", "finite"},
     "Descends": {"continuous", "finite"},
     "StepsExplicitly": {"continuous", "finite", "carrier"},
+    "RunsExplicitly": {"continuous", "finite", "carrier"},
     "KnowsMomentumLaw": {"continuous", "finite"},
     "KeepsOrientation": {"continuous", "intrinsic", "carrier", "momentum"},
     "KeepsSign": {"finite", "factorization"},

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import compiled, polar
+from neuralode_flow.depth.engine import compiled, explicit, polar
 from neuralode_flow.flows.polar import LogPolarFlow
 from neuralode_flow.time.base import Control, Start
 from neuralode_flow.time.endings import Stopped
@@ -400,3 +400,5 @@ def test_structures_are_as_long_as_those_in_c():
     """A field that one side has and the other has not would shift all after it."""
     assert ctypes.sizeof(polar._Ndf) == compiled.library().ndf_size()
     assert ctypes.sizeof(polar._Polar) == compiled.library().polar_size()
+    assert ctypes.sizeof(explicit._Steps) == compiled.library().steps_size()
+    assert ctypes.sizeof(explicit._Legs) == compiled.library().legs_size()

@@ -1,5 +1,7 @@
 """Members that nobody looks at in between go on to an output in C, bit for bit as step by step."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +228,194 @@ def test_members_do_not_depend_on_each_other_nor_on_threads():
         part.__dict__.update(vars(flow) | {"loss": flow.loss.select((N,), torch.tensor(some))})
         few = nf.integrate(part, start[some], TIMES, "dopri5", 1e-7, control="member")
         assert torch.equal(few.z, path.z[:, some])
+
+
+class Turning:
+    """No gradient of f = −c log |det z| where w is not zero: the first member turns, the others grow."""
+
+    dimension = None
+
+    def __init__(self, w, c):
+        self.w, self.c = w, c
+
+    def __call__(self, z):
+        return -self.c * torch.linalg.slogdet(z)[1]
+
+    def gradient(self, z):
+        turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+        return -self.c[..., None, None] * torch.linalg.inv(z).mT - self.w[..., None, None] * (z @ turn)
+
+    def select(self, members, index):
+        return Turning(self.w[index], self.c[index])
+
+
+def test_who_left_the_range_is_taken_back_to_where_it_was_itself(monkeypatch):
+    """One takes its step in Python, since its Q is far off in a trial step, while others go on in C."""
+    monkeypatch.setattr("neuralode_flow.time.arguments.check_derivatives", lambda *_: None)
+    start = torch.stack([torch.eye(2), torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([1e37, 1e30]))])
+    loss = Turning(torch.tensor([2.5, 0.0, 0.0]), torch.tensor([0.0, 0.01, 0.2]))
+
+    def run():
+        flow = nf.IntrinsicFlow(loss, nf.LogMean())
+        with pytest.warns(UserWarning, match="atol = 0.001 to"):
+            return nf.integrate(flow, start, torch.arange(41.0), "RK23", 1e-3, 1e-3, control="member")
+
+    path = run()
+    assert_same(path, step_by_step(monkeypatch, run))
+    assert path.stats["members"]["endings"][2] == "not_finite"
+    assert float(path.z[-1, 2].max()) > 1e37
+
+
+class Asked:
+    """Half the squared distance, with a rate; counts z that its gradient was asked for, and raises where one says."""
+
+    dimension = None
+    number = 0
+
+    def __init__(self, target, rate, bound=torch.inf, identity=True):
+        self.target, self.rate, self.bound, self.identity = target, rate, bound, identity
+
+    def __call__(self, z):
+        return self.rate * (z - self.target).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        Asked.number += len(z)
+        if bool((z[..., 0, 0] > self.bound).any()) or not (self.identity or bool((z[..., 0, 1] != 0).all())):
+            raise torch.linalg.LinAlgError("did not converge")
+        return self.rate[..., None, None] * (z - self.target)
+
+    def select(self, members, index):
+        return Asked(self.target[index], self.rate[index], self.bound, self.identity)
+
+
+def asked(run):
+    """A run, and of how many z it asked."""
+    Asked.number = 0
+    return run(), Asked.number
+
+
+def test_members_that_rest_are_hardly_asked_for(monkeypatch):
+    rate = torch.ones(60)
+    rate[0] = 500.0
+    loss = Asked(torch.linspace(1.5, 2, 60)[:, None, None] * torch.eye(2), rate)
+
+    def run():
+        times = [0.0, 1.0, 2.0, 3.0]
+        return nf.integrate(nf.FiniteFlow(3, loss), torch.zeros(60, 3, 2, 2), times, "DOP853", 1e-6, control="member")
+
+    (path, number), (known, before) = asked(run), step_by_step(monkeypatch, lambda: asked(run))
+    assert_same(path, known)
+    assert number < 1.3 * before, (number, before)
+
+
+def test_what_a_loss_raises_costs_what_it_does_step_by_step(monkeypatch):
+    """One member fails late; and a loss that fails at z = I, where nobody is, since all start elsewhere."""
+    target = torch.linspace(2, 10, 4)[:, None, None] * torch.eye(2)
+    late = Asked(target, torch.ones(4), bound=9.9)
+    mixed = Asked(target + 0.5, torch.linspace(1, 5, 4), identity=False)
+    for loss, start, ending in (
+        (late, torch.zeros(4, 3, 2, 2), "velocity"),
+        (mixed, 0.1 * torch.ones(4, 3, 2, 2), "ok"),
+    ):
+
+        def run(loss=loss, start=start):
+            return nf.integrate(nf.FiniteFlow(3, loss), start, [0.0, 1.0, 20.0], "RK23", 1e-5, control="member")
+
+        (path, number), (known, before) = asked(run), step_by_step(monkeypatch, lambda: asked(run))
+        assert_same(path, known)
+        assert path.ending == ending
+        assert number < 1.3 * before, (number, before)
+
+
+def test_somebody_looks_at_the_clock_between_gradients_that_take_long():
+    class Slow(Asked):
+        def gradient(self, z):
+            time.sleep(0.002)
+            return super().gradient(z)
+
+        def select(self, members, index):
+            return Slow(self.target[index], self.rate[index])
+
+    flow = nf.FiniteFlow(3, Slow(5 * torch.eye(2).expand(4, 2, 2), torch.ones(4)))
+    begun = time.monotonic()
+    path = nf.integrate(flow, torch.zeros(4, 3, 2, 2), [0, 50.0], "RK23", 1e-9, control="member", max_seconds=0.3)
+    assert path.ending == "seconds"
+    assert time.monotonic() - begun < 5  # 256 steps without a look take far more gradients than these
+
+
+def test_a_budget_may_be_larger_than_any_number_of_c():
+    loss = losses()[0]
+    for _, flow, start in flows(loss):
+        path = nf.integrate(flow, start, TIMES, "DOP853", control="member", max_evaluations=10**30)
+        assert_same(path, nf.integrate(flow, start, TIMES, "DOP853", control="member"))
+
+
+def test_when_the_first_member_crossed_does_not_depend_on_how_many_steps_a_call_takes(monkeypatch):
+    """One crosses late in few steps, one early in many."""
+    flip, entries = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[100.0, 1.0], [1.0, 100.0]])
+
+    class Weighted:
+        dimension = None
+
+        def __init__(self, weights):
+            self.weights = weights
+
+        def __call__(self, z):
+            return (self.weights * (z - flip).square()).sum((-2, -1)) / 2
+
+        def gradient(self, z):
+            return self.weights * (z - flip)
+
+        def select(self, members, index):
+            return Weighted(self.weights[index])
+
+    one = nf.relaxed_balanced_layers(torch.tensor([[0.1, 0.03], [-0.02, 0.12]]), torch.zeros(2))
+    flow = nf.FiniteFlow(2, Weighted(torch.stack([0.1 * torch.ones(2, 2), 0.2 * entries])))
+
+    def run():
+        start = one.expand(2, 2, 2, 2)
+        return nf.integrate(flow, start, [0.0, 900.0], "DOP853", 1e-3, control="member").status
+
+    said = set()
+    for rounds in (3, 8, 256):
+        monkeypatch.setattr(explicit, "_ROUNDS_ASKED", rounds)
+        said.add(run())
+    assert len(said) == 1
+    assert "det z has changed its sign" in said.pop()
+
+
+def test_a_flow_that_takes_single_steps_alone_keeps_them():
+    class Other:
+        """A stranger with the capability of whole steps."""
+
+        calls = 0
+
+        def __init__(self, flow):
+            self.flow, self.loss = flow, flow.loss
+
+        def explicit_steps(self, *given):
+            Other.calls += 1
+            return self.flow.explicit_steps(*given)
+
+    for name in ("velocity", "product", "law", "check", "knows_steps"):
+        setattr(Other, name, lambda self, state, name=name: getattr(self.flow, name)(state))
+    flow = Other(nf.FiniteFlow(3, nf.Quadratic(2 * torch.eye(2))))
+    path = nf.integrate(flow, torch.zeros(3, 2, 2), [0.0, 1.0], "DOP853")
+    assert path.status == "ok"
+    assert Other.calls >= path.stats["steps"] > 1
+
+
+def test_a_member_of_several_z_ends_where_one_of_them_leaves_the_range(monkeypatch):
+    class Summed(Falling):
+        def __call__(self, z):
+            return super().__call__(z).sum(-1)
+
+    flow = nf.IntrinsicFlow(Summed(torch.tensor([[0.1, 0.2], [1.0, 0.1]])), nf.LogMean())
+    start = torch.diag(torch.tensor([1.0, 0.3])).expand(2, 2, 2, 2).clone()
+
+    def run():
+        return nf.integrate(flow, start, [0.0, 1.0, 150.0], "RK23", 1e-3, control="member")
+
+    path = run()
+    assert_same(path, step_by_step(monkeypatch, run))
+    assert path.stats["members"]["endings"] == ["ok", "not_finite"]

@@ -62,6 +62,8 @@ _SIGNATURES = {
     "ndf_step": ([_POINTER], _INT),
     "ndf_size": ([], _LONG),
     "polar_size": ([], _LONG),
+    "steps_size": ([], _LONG),
+    "legs_size": ([], _LONG),
     "set_lapack": (3 * [_POINTER], None),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),

@@ -356,11 +356,15 @@ static int sign_of_det(int d, const double *z, double *LU) {
 
 /* Whether where a row has come to needs no look; z is there. */
 static int in_order(const Steps *s, long row, const Bench *b) {
-    const double *S = s->y + row * s->numbers + s->d * s->d;
-    double square = 0;
-    for (int q = 0; s->polar && q < s->d * s->d; q++) square += S[q] * S[q];
-    if (!(square <= LOG_LARGEST * LOG_LARGEST)) return 0;
-    return !s->legs->sign || sign_of_det(s->d, b->z, b->G) == s->legs->sign[row];
+    const long n = (long)s->d * s->d;
+    for (long j = 0; s->polar && j < s->members; j++) {
+        const double *S = s->y + row * s->numbers + (2 * j + 1) * n;
+        double square = 0;
+        for (long q = 0; q < n; q++) square += S[q] * S[q];
+        if (!(square <= LOG_LARGEST * LOG_LARGEST)) return 0;
+    }
+    const double *sign = s->legs->sign;
+    return !sign || (sign[row] != 0 && sign_of_det(s->d, b->z, b->G) == sign[row]);
 }
 
 /* What becomes of a step that was tried: the row moves, or is to try a smaller one. */
@@ -394,21 +398,30 @@ static void one_row(Work *w, long row, double *room) {
         while (goes_on(s, row)) whole_step(s, row, &b), moved_on(s, row, &b);
 }
 
+/* For the caller, who asks of all rows at once: the identity in place of a z. */
+static void no_map(const Steps *s, const Bench *b) {
+    const long d = s->d;
+    for (long q = 0; q < s->members * d * d; q++) b->z[q] = q % (d * d) % (d + 1) == 0;
+}
+
 /* The same in parts, between which the caller makes G of z: what is after stage k - 1 and up to z of stage k. */
 static void one_stage(Work *w, long row, double *room) {
     const Steps *s = w->task;
     const Bench b = bench(s, row, w->room + row * w->room_size);
     const int k = w->rows;
     (void)room;
-    if (s->legs && k == 1 && !goes_on(s, row)) s->error[row] = NAN;
-    else if (k == 1) s->error[row] = 0;
+    if (s->legs && (k == 1 ? !goes_on(s, row) : !s->legs->going[row])) {
+        /* It rests, and the caller sees the z that it had; at first there is none. */
+        if (k == 1 && !s->legs->tried[row]) no_map(s, &b);
+        return;
+    }
+    if (k == 1) s->error[row] = 0;
     if (isnan(s->error[row]) || (k > 1 && slope(s, k - 1, &b)) || (k <= s->stages && stage(s, row, k, &b))) {
-        const long d = s->d;
-        for (long q = 0; q < s->members * d * d; q++) b.z[q] = q % (d * d) % (d + 1) == 0; /* for the caller: the identity */
+        no_map(s, &b);
         s->error[row] = NAN;
     } else if (k > s->stages)
         concluded(s, row, &b);
-    if (s->legs && k > s->stages && s->legs->going[row]) moved_on(s, row, &b);
+    if (s->legs && k > s->stages) moved_on(s, row, &b);
 }
 
 /* What is known of sizes: bytes of the scratch, to be aligned to 64; `w` gets what `each` needs. */
@@ -518,3 +531,5 @@ int ndf_step(Ndf *s) {
 /* What the caller thinks they are as long as. */
 long ndf_size(void) { return sizeof(Ndf); }
 long polar_size(void) { return sizeof(Polar); }
+long steps_size(void) { return sizeof(Steps); }
+long legs_size(void) { return sizeof(Legs); }

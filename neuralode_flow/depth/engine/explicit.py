@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...losses import squares_of
 from .. import picard
 from ..workspace import Workspace
 from . import compiled, squares
@@ -24,8 +25,9 @@ LARGEST = 2**18
 # Bytes of the stages of as many states as are taken together where the loss is asked between them: they fit caches.
 _TOGETHER = 2**21
 
-# Multiplications of a call of `runs`, roughly, and steps in it, after which somebody is to look at clock and signals.
-_AT_ONCE, _ROUNDS = 2**28, 256
+# Multiplications of a call of `runs`, roughly, a velocity is worth besides, and steps in it, after which somebody is to
+# look at clock and signals; fewer of a loss that is asked at each stage, which may take long.
+_AT_ONCE, _BESIDES, _ROUNDS, _ROUNDS_ASKED = 2**28, 2**11, 256, 8
 
 _WORKSPACE = Workspace()
 
@@ -88,6 +90,10 @@ class Pace(NamedTuple):
 SCIPY, TORCHDIFFEQ = range(2)
 
 
+# The largest number of C that is counted with.
+LONGEST = int(np.iinfo("l").max) // 2
+
+
 class Legs(NamedTuple):
     """Where states stand on their way to a goal, `(n,)` each, and how they go on.
 
@@ -98,7 +104,7 @@ class Legs(NamedTuple):
     begun, again : ndarray
         As what these began where they have been tried before, and whether they have.
     left : ndarray of int
-        How many velocities may still be had.
+        How many velocities may still be had, at most `LONGEST`.
     goal : float
     pace : Pace
     sign : ndarray or None
@@ -116,7 +122,7 @@ class Legs(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """Where states have come to, `(n,)` each: the last number of steps that a row tried that failed is not counted.
+    """Where states have come to, `(n,)` each; a step whose velocities could not be had leaves no trace.
 
     A row stands before its goal where it has tried as many steps as a call takes, has no velocities left for another
     one, where that one has no size or its velocities could not be had, or where somebody is to look at it: beyond the
@@ -240,14 +246,17 @@ def steps(
 def runs(model: Model | None, states: Tensor, slopes: Tensor, legs: Legs, loss: Any, tableau: Tableau) -> Ran | None:
     """Steps of states `(n, N, d, d)`, each on its way to the goal as far as it comes; None where there are none.
 
-    Each is what it would be by `steps` and the rules of `legs.pace`, to the bit.
+    Each is what it would be by `steps` and the rules of `legs.pace`, to the bit if the gradient of a state is the same
+    whichever others are asked for with it.
     """
     if model is None or tableau.solution is not None or not takes(states) or not compiled.is_numbers(slopes):
         return None
     n, kept = len(states), torch.contiguous_format
     rows = _Rows(states.clone(memory_format=kept), slopes.clone(memory_format=kept), np.empty(n))
-    rounds = _AT_ONCE // (20 * model.products * len(tableau.weights) * n * states.shape[-1] ** 3)
-    way = _Way(rows, legs, max(1, min(rounds, _ROUNDS)))
+    velocity = 20 * model.products * states.shape[-1] ** 3 + _BESIDES
+    known = squares_of(loss) is not None
+    rounds = min(_AT_ONCE // (velocity * len(tableau.weights) * n), _ROUNDS if known else _ROUNDS_ASKED)
+    way = _Way(rows, legs, max(1, rounds))
     return way.ran() if _taken(_task(model, rows.y, tableau), rows, loss, False, way) else None
 
 
@@ -277,7 +286,7 @@ class _Way:
             self.stands[name] = getattr(legs, name)
         self.since, self.tries = self.stands.copy(), np.empty(n, dtype=_TRY)
         self.since_y, self.since_f = rows.y.clone(), rows.f.clone()
-        self.left, self.tried, self.took = (np.array(part, dtype=np.int64) for part in (legs.left, n * [0], n * [0]))
+        self.left, self.tried, self.took = (np.array(part, dtype="l") for part in (legs.left, n * [0], n * [0]))
         self.going = np.ones(n, dtype=np.intc)
         self.sign = None if legs.sign is None else np.array(legs.sign, dtype=float)
         self._task = _Legs(pace=_Pace(*legs.pace), goal=legs.goal, rounds=rounds)
@@ -345,7 +354,7 @@ def _whole(task: _Steps, like: Tensor) -> None:
 
 
 def _by_stages(task: _Steps, loss: Any, z: Tensor, shared: bool, going: np.ndarray | None) -> bool:
-    """The same, of any loss; False where it does not give numbers. With `going`, until no row goes on."""
+    """The same, of any loss; False where it does not give numbers. With `going`, until most of the rows rest."""
     library, G = compiled.loaded(), torch.empty_like(z)
     task.z, task.G = z.data_ptr(), G.data_ptr()
     with _WORKSPACE.lend() as take:
@@ -362,5 +371,5 @@ def _by_stages(task: _Steps, loss: Any, z: Tensor, shared: bool, going: np.ndarr
                     return False
                 G.copy_(gradient)
             library.attempt(ctypes.byref(task), room.data_ptr(), task.stages + 1)
-            if going is None:
+            if going is None or 2 * going.sum() < len(going):
                 return True
