@@ -27,7 +27,7 @@ _TOGETHER = 2**21
 
 # Multiplications of a call of `runs`, roughly, a velocity is worth besides, and steps in it, after which somebody is to
 # look at clock and signals; fewer of a loss that is asked at each stage, which may take long.
-_AT_ONCE, _BESIDES, _ROUNDS, _ROUNDS_ASKED = 2**28, 2**11, 256, 8
+_AT_ONCE, _BESIDES, _ROUNDS, _ROUNDS_ASKED = 2**28, 2**11, 256, 16
 
 _WORKSPACE = Workspace()
 
