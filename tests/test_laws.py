@@ -115,9 +115,9 @@ def test_the_members_of_a_batch_have_their_own_bounds():
     flow = nf.ContinuousFlow(grid, loss)
     states = torch.stack([smooth_profile(3, seed=s).at(grid.nodes) for s in (27, 28)])
     moved = states + 0.1 * randn(*states.shape, seed=29)
-    together = flow.law_change(moved, states)
+    together = flow.law_changes(states)(moved)
     for k in range(2):
-        alone = flow.law_change(moved[k], states[k])
+        alone = flow.law_changes(states[k])(moved[k])
         for one, all_of_them in zip(alone, together, strict=True):
             assert torch.allclose(one, all_of_them[k], rtol=1e-6, atol=1e-13)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.grid import DepthGrid, Profile, Remembered
+from ..depth.grid import DepthGrid, Profile, Remembered, sample
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -89,11 +89,12 @@ def solve_square(
     checks = [("doubled", 2 * nodes), ("tight", nodes)]
     meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
     reference = _reference(flow, initial, clock, meter)
+    curvature = depth_curvature(flow.grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     shown = ("euler" if "euler" in layers else layers[0]) if _fits(reference, depths) else None
 
     def edge(key: tuple[str, int]) -> Any:
         if key in sides:
-            return _side_edges(reference, clock, key[1])
+            return _side_edges(reference, curvature, clock, key[1])
         if key in checks:
             return _doubled(reference, initial, clock) if key[0] == "doubled" else _tight(reference, clock)
         return _top_edge(reference, initial, clock, f"{key[0]}-{key[1]}", flows[key], keep=key[0] == shown)
@@ -203,7 +204,7 @@ def _doubled(reference: Reference, initial: Profile, clock: AnyClock) -> tuple[f
     finer = DepthGrid.gauss(2 * grid.panels, grid.order)
     flow = ContinuousFlow(finer, reference.flow.loss, reference.flow.depth.on(finer))
 
-    start = flow.sample(initial)
+    start = sample(initial, finer.nodes).to(reference.states[0])  # that it resolves W0 has been seen on fewer nodes
     compare = _Beside(reference, finer.nodes, finer.weights.to(start))
     path = whole(_solve(clock, "doubled", flow, start, compare), "continuous model on a doubled grid")
     return distance(path.z, reference.path.z), float(_observed(path).max())
@@ -261,16 +262,15 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
     return result
 
 
-def _side_edges(reference: Reference, clock: AnyClock, L: int) -> tuple[float, float]:
+def _side_edges(reference: Reference, curvature: Tensor, clock: AnyClock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
-    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L. In steps another one with these and frames
+    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L, whose λ at the nodes is `curvature`. In steps another one with these and frames
     at random stands for the intrinsic flow.
     """
     grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
-    lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
-    steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
+    steps = grid.interpolate(curvature, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
     flow = FiniteFlow(L, loss)
     network = _solve(clock, f"square-{L}-network", flow, relaxed_balanced_layers(z0, shifts))
