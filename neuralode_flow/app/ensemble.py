@@ -291,7 +291,7 @@ def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> n
 
 
 def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
-    """All parts along `seed`, with the seeds as coordinates."""
+    """All parts along `seed`, with the seeds as coordinates; a variable is dropped from the parts when it is joined."""
     assert job.ensemble is not None
     whole = [part for part in parts if part[RAN].any()]
     if not whole:
@@ -302,18 +302,19 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables for part in whole], first.coords)
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
-    for name, variable in first.data_vars.items():
-        if name != NUMBERS:
-            rows = [_of(part, str(name), variable) for part in parts]
-            joined[str(name)] = (variable.dims, np.concatenate(rows), variable.attrs)
+    axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
+    kinds = {str(name): (own.dims, own.attrs, own.values[0].copy()) for name, own in first.data_vars.items()}
+    del kinds[NUMBERS], whole, first
+    for name, (dims, told, one) in kinds.items():
+        joined[name] = dims, np.concatenate([_of(part, name, one) for part in parts]), told
+        parts[:] = [part.drop_vars(name, errors="ignore") for part in parts]
     seeds = job.ensemble.settings
     own = [*seeds.values()]
     along = own[0] if all([*other] == [*own[0]] for other in own) else range(len(job.ensemble))
     coordinates = {DIMENSION: (DIMENSION, [*along], {"long_name": "seed of the member"}), NUMBER: names}
     if along is not own[0]:
         coordinates |= {name: (DIMENSION, [*values], {}) for name, values in seeds.items()}
-    dataset = xr.Dataset(joined, {**first.coords, **coordinates}, {k: v for k, v in first.attrs.items() if k != "of"})
-    return _as_attributes(dataset)
+    return _as_attributes(xr.Dataset(joined, {**axes, **coordinates}, attributes))
 
 
 def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
@@ -327,11 +328,9 @@ def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _of(part: xr.Dataset, name: str, variable: xr.DataArray) -> np.ndarray:
-    """The values of a variable in a part, which has none where no member of it could be computed."""
-    if name in part:
-        return part[name].values
-    return _rows([variable.values[0]], [], part.sizes[DIMENSION])
+def _of(part: xr.Dataset, name: str, one: np.ndarray) -> np.ndarray:
+    """The values of a variable in a part, which has none like `one` where no member of it could be computed."""
+    return part[name].values if name in part else _rows([one], [], part.sizes[DIMENSION])
 
 
 def _numbers(parts: Sequence[xr.Dataset], names: Sequence[str]) -> np.ndarray:
