@@ -215,8 +215,8 @@ def euler_law(W: Tensor) -> Tensor:
     True
     """
     _check("W", W, "L, d, d")
-    after, before = W[..., 1:, :, :], W[..., :-1, :, :]
-    linear = W.shape[-3] * (after + after.mT - before - before.mT)
+    S, after, before = W + W.mT, W[..., 1:, :, :], W[..., :-1, :, :]
+    linear = W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :])
     return linear + multiply(after.mT, after) - multiply(before, before.mT)
 
 

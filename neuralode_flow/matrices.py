@@ -111,7 +111,7 @@ def _skew_log(Q: np.ndarray) -> np.ndarray:
 def rotations(turn: Tensor, s: Tensor) -> Tensor:
     """exp(sB) for a skew B `(..., d, d)` and numbers s `(n,)`: `(..., n, d, d)`.
 
-    iB is Hermitian: with its eigenvalues θ_k and eigenvectors v_k the sum of cos(θ_k s) Re v_kv_k* + sin(θ_k s) Im v_kv_k*.
+    iB is Hermitian, with eigenvalues θ_k and eigenvectors v_k: Σ_k cos(θ_k s) Re v_kv_k* + sin(θ_k s) Im v_kv_k*.
     """
     angles, vectors = torch.linalg.eigh(1j * turn)
     planes = vectors.mT.unsqueeze(-1) * vectors.mT.conj().unsqueeze(-2)  # (..., k, d, d)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
-from ..modes import plain
+from .products import along
 from .sizing import sized
 
 Profile = Callable[[float], Tensor]
@@ -274,7 +274,7 @@ class DepthGrid:
 
     def _by_panels(self, matrices: Tensor, places: Tensor, values: Tensor) -> Tensor:
         """The same by a matrix for each panel `(panels, k, order)`, of whose rows some stand for the points."""
-        found = _product(matrices, self.panelled(values).flatten(-2)).flatten(-3, -2)
+        found = along(matrices, self.panelled(values).flatten(-2)).flatten(-3, -2)
         return found.index_select(-2, places.to(values.device)).unflatten(-1, values.shape[-2:])
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
@@ -324,7 +324,7 @@ def _lagrange(panels: int, order: int, points: np.ndarray) -> tuple[np.ndarray, 
 def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
     """What interpolates at points (M,), panel by panel: a study asks for the same at every output time.
 
-    Matrices `(panels, k, order)`, where k points at most lie in a panel, and which of their rows are those of the points.
+    Matrices `(panels, k, order)`, where at most k points lie in a panel, and which of their rows are those of points.
     """
     panel, weights = _lagrange(panels, order, np.frombuffer(points))
     counts = np.bincount(panel, minlength=panels)
@@ -333,16 +333,6 @@ def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
     matrices = np.zeros((panels, counts.max(), order))
     matrices[panel, within] = weights
     return torch.from_numpy(matrices), torch.from_numpy(panel * counts.max() + within)
-
-
-def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """matrix @ values `(..., m, n)`, each as it would be alone, by the BLAS of NumPy where they are mere numbers.
-
-    It has fast kernels on all processors, and is called sooner.
-    """
-    if plain(values) and values.is_cpu and values.dtype == torch.float64:
-        return torch.from_numpy(np.matmul(matrix.numpy(), values.detach().numpy()))
-    return matrix.to(values) @ values
 
 
 def nodes_said(grid: DepthGrid) -> str:
@@ -431,4 +421,4 @@ class Remembered:
 
 def _along_nodes(matrix: np.ndarray, local: Tensor) -> Tensor:
     """Applies an (m, m) matrix along the node axis of `(..., panels, m, a, b)`."""
-    return (torch.from_numpy(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])
+    return along(torch.from_numpy(matrix), local.flatten(-2)).unflatten(-1, local.shape[-2:])

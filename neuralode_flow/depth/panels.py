@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import matrices
 from ..modes import hidden
-from .products import identity_like, multiply, outside
+from .products import along, identity_like, multiply, outside
 
 if TYPE_CHECKING:
     from .grid import DepthGrid
@@ -41,7 +41,7 @@ def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
 def _picard(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor | None:
     """x = r + K r + K² r + …, K x = h A (W x), summed until the terms are round-off; None if they do not get there."""
     first = W if right is None else multiply(W, right)
-    term = (matrix @ first.flatten(-2)).unflatten(-1, W.shape[-2:])
+    term = along(matrix, first.flatten(-2)).unflatten(-1, W.shape[-2:])
     total = (identity_like(W) if right is None else right) + term
     scale = 1.0 if right is None else float(right.abs().max())
     threshold = scale * torch.finfo(W.dtype).eps / 8
@@ -51,7 +51,7 @@ def _picard(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor | 
             return total
         if not size < 1e8 * scale:
             return None
-        term = (matrix @ multiply(W, term).flatten(-2)).unflatten(-1, W.shape[-2:])
+        term = along(matrix, multiply(W, term).flatten(-2)).unflatten(-1, W.shape[-2:])
         total = total + term
     return None
 

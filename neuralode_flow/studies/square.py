@@ -272,8 +272,8 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
 def _side_edges(reference: Reference, curvature: Tensor, clock: AnyClock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
-    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L, whose λ at the nodes is `curvature`. In steps another one with these and frames
-    at random stands for the intrinsic flow.
+    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L, whose λ at the nodes is `curvature`. In
+    steps another one with these and frames at random stands for the intrinsic flow.
     """
     grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
     between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
