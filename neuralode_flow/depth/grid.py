@@ -320,7 +320,7 @@ def _lagrange(panels: int, order: int, points: np.ndarray) -> tuple[np.ndarray, 
     return panel, terms / terms.sum(-1, keepdims=True)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
     """What interpolates at points (M,), panel by panel: a study asks for the same at every output time.
 
