@@ -34,7 +34,7 @@ _PART = "members-{:06}-{:06}.nc"
 _NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
 
 # Members that one process has in memory at most, and bytes that these may take, as far as is known before.
-_MOST_AT_ONCE, _MOST_BYTES = 128, 2**28
+_MOST_AT_ONCE, _MOST_BYTES = 256, 2**28
 
 # Bytes of the joined dataset; the largest variables are left out where it would have more.
 _MOST_JOINED = 2**30
@@ -89,15 +89,16 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
 
 
 def at_once(job: Job, workers: int) -> int:
-    """How many members one process has in memory: as many as take little of it, and leave some to each process."""
+    """How many members one process has in memory: as many as take little of it, and as many as in each other one."""
     if job.machine.at_once is not None:
         return job.machine.at_once
     nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
     entries = 1
     if (problem := job.member(0).problem) is not None:
         entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()
-    fitting = _MOST_BYTES // (64 * job.time.samples * nodes * entries)
-    return max(1, min(_MOST_AT_ONCE, fitting, -(-len(job.ensemble or ()) // workers)))
+    most = max(1, min(_MOST_AT_ONCE, _MOST_BYTES // (64 * job.time.samples * nodes * entries)))
+    share = max(1, -(-len(job.ensemble or ()) // workers))
+    return -(-share // -(-share // most))
 
 
 def _digest(job: Job) -> str:
