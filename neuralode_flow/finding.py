@@ -178,10 +178,10 @@ class Finding:
     def parts(self) -> dict[str, Any]:
         """All of it in the types of Python."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "claim": None if self.claim is None else asdict(self.claim),
-            "checks": [asdict(check) for check in self.checks],
+            "claim": None if self.claim is None else vars(self.claim),
+            "checks": [vars(check) for check in self.checks],
             "orders": [order._asdict() for order in self.orders],
-            "tables": [asdict(table) for table in self.tables],
+            "tables": [vars(table) for table in self.tables],
         }
         return {name: plain(part) for name, part in parts.items()}
 

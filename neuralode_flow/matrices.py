@@ -108,6 +108,18 @@ def _skew_log(Q: np.ndarray) -> np.ndarray:
     return (log - log.T) / 2
 
 
+def rotations(turn: Tensor, s: Tensor) -> Tensor:
+    """exp(sB) for a skew B `(..., d, d)` and numbers s `(n,)`: `(..., n, d, d)`.
+
+    iB is Hermitian, with eigenvalues θ_k and eigenvectors v_k: Σ_k cos(θ_k s) Re v_kv_k* + sin(θ_k s) Im v_kv_k*.
+    """
+    angles, vectors = torch.linalg.eigh(1j * turn)
+    planes = vectors.mT.unsqueeze(-1) * vectors.mT.conj().unsqueeze(-2)  # (..., k, d, d)
+    phases = s.unsqueeze(-1) * angles.unsqueeze(-2)
+    waves = torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
+    return (waves @ torch.cat((planes.real, planes.imag), dim=-3).flatten(-2)).unflatten(-1, turn.shape[-2:])
+
+
 def real_log(name: str, z: Tensor) -> Tensor:
     """The principal logarithm of matrices `(..., d, d)`; raises ValueError where it is not real."""
     square(name, z)

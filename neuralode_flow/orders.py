@@ -95,15 +95,17 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
         )
     everything = np.arange(len(e))
     part = _straight_part(everything, L, e, s)
-    without_one = max((_straight_part(np.delete(everything, k), L, e, s) for k in everything[::-1]), key=len)
-    if len(without_one) > max(len(part), LEAST_WITH_ONE_OUT - 1):
-        part = without_one
+    if len(e) - 1 > max(len(part), LEAST_WITH_ONE_OUT - 1):
+        without_one = max((_straight_part(np.delete(everything, k), L, e, s) for k in everything[::-1]), key=len)
+        if len(without_one) > max(len(part), LEAST_WITH_ONE_OUT - 1):
+            part = without_one
     # With two standard errors of a slope on top.
     last = float((local_orders(L, e) + 2 * np.hypot(s[1:], s[:-1]) / np.diff(np.log(L)))[-2:].max())
     if len(part) < LEAST_POINTS:
         return _undecided("no three errors at the finest depths lie on a line")._replace(last=last)
     slopes = local_orders(L[part], e[part])
-    value = -float(np.polyfit(np.log(L[part]), np.log(e[part]), 1)[0])
+    x = np.log(L[part]) - np.log(L[part]).mean()
+    value = -float(x @ np.log(e[part]) / (x @ x))
     if value < FLAT:
         return _undecided(f"the errors do not fall from L = {L[part[0]]:g} on", falls=False)
     return Order(value, float(np.ptp(slopes)) / 2, len(part), last=last)

@@ -38,9 +38,10 @@ def write(path: Path, dataset: xr.Dataset) -> None:
     # In memory first: HDF5 that cannot write its file (a full disk) takes the process down when it ends.
     buffer = io.BytesIO()
     dataset.drop_encoding().to_netcdf(buffer, engine="h5netcdf")  # plain: an encoding can compress or cut in pieces
-    content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
-    atomic_write(path, content + f"\nneuralode_flow results {VERSION} {digest}\n".encode())
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(f"\nneuralode_flow results {VERSION} {digest}\n".encode())
+    atomic_write(path, buffer.getbuffer())
 
 
 def open(path: str | Path) -> xr.Dataset:

@@ -115,11 +115,22 @@ def test_the_members_of_a_batch_have_their_own_bounds():
     flow = nf.ContinuousFlow(grid, loss)
     states = torch.stack([smooth_profile(3, seed=s).at(grid.nodes) for s in (27, 28)])
     moved = states + 0.1 * randn(*states.shape, seed=29)
-    together = flow.law_change(moved, states)
+    together = flow.law_changes(states)(moved)
     for k in range(2):
-        alone = flow.law_change(moved[k], states[k])
+        alone = flow.law_changes(states[k])(moved[k])
         for one, all_of_them in zip(alone, together, strict=True):
             assert torch.allclose(one, all_of_them[k], rtol=1e-6, atol=1e-13)
+
+
+def test_on_a_grid_that_has_changed_the_law_is_compared_with_that_of_the_start_there():
+    coarse = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8), nf.Quadratic(randn(3, 3, seed=30)))
+    start = smooth_profile(3, seed=31).at(coarse.grid.nodes)
+    path = nf.integrate(coarse, start, [0.0, 0.5], "DOP853", rtol=1e-11, atol=1e-12, adapt=True)
+    assert "depth grid at t = " in path.stats["history"][0]
+    fine = coarse.on(nf.DepthGrid.gauss(*path.stats["grid"]))
+    change = nf.laws.law_change(fine.grid, path.state, coarse.transfer(start, fine.grid))
+    assert float(path.drift[-1]) == pytest.approx(float(change.drift), rel=1e-6)
+    assert path.stats["law_modes"]["bound"] == pytest.approx(change.bounds.tolist(), rel=1e-6)
 
 
 def step_drifts(method, steps):

@@ -5,6 +5,8 @@ import torch
 from cases import randn
 
 from neuralode_flow import matrices
+from neuralode_flow.depth.products import multiply
+from neuralode_flow.matrices import rotations
 
 
 @pytest.fixture(params=[1, 2])
@@ -28,3 +30,24 @@ def test_batches_of_matrices_are_solved_inverted_and_measured(shape, threads):
     assert torch.equal(sign, torch.ones(shape[:-2]))
     one = A.reshape(-1, *shape[-2:])[0]  # for all members
     assert torch.allclose(one @ matrices.solve(one, B), B)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 7])
+def test_turns_by_planes_are_matrix_exponentials(d):
+    raw, s = randn(2, d, d, seed=3), torch.tensor([0.0, 0.3, 1.0, -2.0])
+    turn = raw - raw.mT
+    turn[1] = 0.0  # all angles are equal
+    found = rotations(turn, s)
+    expected = torch.linalg.matrix_exp(s[:, None, None] * turn.unsqueeze(-3))
+    assert found.shape == (2, 4, d, d)
+    assert float((found - expected).abs().max()) < 1e-14 * d
+    assert float((found @ found.mT - torch.eye(d)).abs().max()) < 1e-14 * d
+
+
+@pytest.mark.parametrize("number", [3, 4096], ids=["by torch", "by NumPy"])
+def test_a_matrix_times_its_own_transpose_is_one_product_of_many(number):
+    A = randn(number, 4, 4, seed=4)
+    for one, other in ((A.mT, A), (A, A.mT), (A, A)):
+        found = multiply(one, other)
+        assert torch.allclose(found, torch.einsum("nab,nbc->nac", one, other), rtol=0, atol=1e-13)
+        assert found.data_ptr() != A.data_ptr()

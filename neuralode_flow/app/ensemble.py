@@ -34,7 +34,7 @@ _PART = "members-{:06}-{:06}.nc"
 _NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
 
 # Members that one process has in memory at most, and bytes that these may take, as far as is known before.
-_MOST_AT_ONCE, _MOST_BYTES = 128, 2**28
+_MOST_AT_ONCE, _MOST_BYTES = 256, 2**28
 
 # Bytes of the joined dataset; the largest variables are left out where it would have more.
 _MOST_JOINED = 2**30
@@ -89,15 +89,16 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
 
 
 def at_once(job: Job, workers: int) -> int:
-    """How many members one process has in memory: as many as take little of it, and leave some to each process."""
+    """How many members one process has in memory: as many as take little of it, and as many as in each other one."""
     if job.machine.at_once is not None:
         return job.machine.at_once
     nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
     entries = 1
     if (problem := job.member(0).problem) is not None:
         entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()
-    fitting = _MOST_BYTES // (64 * job.time.samples * nodes * entries)
-    return max(1, min(_MOST_AT_ONCE, fitting, -(-len(job.ensemble or ()) // workers)))
+    most = max(1, min(_MOST_AT_ONCE, _MOST_BYTES // (64 * job.time.samples * nodes * entries)))
+    share = max(1, -(-len(job.ensemble or ()) // workers))
+    return -(-share // -(-share // most))
 
 
 def _digest(job: Job) -> str:
@@ -291,7 +292,7 @@ def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> n
 
 
 def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
-    """All parts along `seed`, with the seeds as coordinates."""
+    """All parts along `seed`, with the seeds as coordinates; a variable is dropped from the parts when it is joined."""
     assert job.ensemble is not None
     whole = [part for part in parts if part[RAN].any()]
     if not whole:
@@ -302,18 +303,19 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables for part in whole], first.coords)
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
-    for name, variable in first.data_vars.items():
-        if name != NUMBERS:
-            rows = [_of(part, str(name), variable) for part in parts]
-            joined[str(name)] = (variable.dims, np.concatenate(rows), variable.attrs)
+    axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
+    kinds = {str(name): (own.dims, own.attrs, own.values[0].copy()) for name, own in first.data_vars.items()}
+    del kinds[NUMBERS], whole, first
+    for name, (dims, told, one) in kinds.items():
+        joined[name] = dims, np.concatenate([_of(part, name, one) for part in parts]), told
+        parts[:] = [part.drop_vars(name, errors="ignore") for part in parts]
     seeds = job.ensemble.settings
     own = [*seeds.values()]
     along = own[0] if all([*other] == [*own[0]] for other in own) else range(len(job.ensemble))
     coordinates = {DIMENSION: (DIMENSION, [*along], {"long_name": "seed of the member"}), NUMBER: names}
     if along is not own[0]:
         coordinates |= {name: (DIMENSION, [*values], {}) for name, values in seeds.items()}
-    dataset = xr.Dataset(joined, {**first.coords, **coordinates}, {k: v for k, v in first.attrs.items() if k != "of"})
-    return _as_attributes(dataset)
+    return _as_attributes(xr.Dataset(joined, {**axes, **coordinates}, attributes))
 
 
 def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
@@ -327,11 +329,9 @@ def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _of(part: xr.Dataset, name: str, variable: xr.DataArray) -> np.ndarray:
-    """The values of a variable in a part, which has none where no member of it could be computed."""
-    if name in part:
-        return part[name].values
-    return _rows([variable.values[0]], [], part.sizes[DIMENSION])
+def _of(part: xr.Dataset, name: str, one: np.ndarray) -> np.ndarray:
+    """The values of a variable in a part, which has none like `one` where no member of it could be computed."""
+    return part[name].values if name in part else _rows([one], [], part.sizes[DIMENSION])
 
 
 def _numbers(parts: Sequence[xr.Dataset], names: Sequence[str]) -> np.ndarray:

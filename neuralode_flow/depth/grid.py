@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
-from ..modes import plain
+from .products import along
 from .sizing import sized
 
 Profile = Callable[[float], Tensor]
 
-_DENSE = 512  # nodes up to which interpolation is one product with a full matrix
+_BLOCKS = 512  # nodes up to which interpolation is one product of full matrices for each panel
 MOST_NODES, MOST_ORDER = 2**18, 2**10  # of a grid, and of one panel: the rule of a panel costs order³
 
 
@@ -264,13 +264,18 @@ class DepthGrid:
     def interpolation(self, s: Tensor | float) -> Callable[[Tensor], Tensor]:
         """`interpolate` at the same depths `(M,)` again and again: a function of values."""
         points = np.atleast_1d(_depths(s))
-        if len(self) <= _DENSE:
-            matrix = _dense(self.panels, self.order, points.tobytes())
-            return lambda values: _product(matrix, self._check(values).flatten(-2)).unflatten(-1, values.shape[-2:])
+        if len(self) <= _BLOCKS:
+            matrices, places = _blocks(self.panels, self.order, points.tobytes())
+            return lambda values: self._by_panels(matrices, places, self._check(values))
         panel, weights = _lagrange(self.panels, self.order, points)
         columns = panel[:, None] * self.order + np.arange(self.order)
         rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
         return lambda values: self._interpolated(rows, columns, weights, self._check(values))
+
+    def _by_panels(self, matrices: Tensor, places: Tensor, values: Tensor) -> Tensor:
+        """The same by a matrix for each panel `(panels, k, order)`, of whose rows some stand for the points."""
+        found = along(matrices, self.panelled(values).flatten(-2)).flatten(-3, -2)
+        return found.index_select(-2, places.to(values.device)).unflatten(-1, values.shape[-2:])
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
@@ -315,24 +320,19 @@ def _lagrange(panels: int, order: int, points: np.ndarray) -> tuple[np.ndarray, 
     return panel, terms / terms.sum(-1, keepdims=True)
 
 
-@lru_cache(maxsize=8)
-def _dense(panels: int, order: int, points: bytes) -> Tensor:
-    """The matrix `(M, N)` that interpolates at points (M,): a study asks for the same at every output time."""
-    places = np.frombuffer(points)
-    panel, weights = _lagrange(panels, order, places)
-    matrix = np.zeros((len(places), panels * order))
-    np.put_along_axis(matrix, panel[:, None] * order + np.arange(order), weights, axis=1)
-    return torch.from_numpy(matrix)
+@lru_cache(maxsize=32)
+def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
+    """What interpolates at points (M,), panel by panel: a study asks for the same at every output time.
 
-
-def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """matrix @ values `(..., N, n)`, each as it would be alone, by the BLAS of NumPy where they are mere numbers.
-
-    It has fast kernels on all processors, and is called sooner.
+    Matrices `(panels, k, order)`, where at most k points lie in a panel, and which of their rows are those of points.
     """
-    if plain(values) and values.is_cpu and values.dtype == torch.float64:
-        return torch.from_numpy(np.matmul(matrix.numpy(), values.detach().numpy()))
-    return matrix.to(values) @ values
+    panel, weights = _lagrange(panels, order, np.frombuffer(points))
+    counts = np.bincount(panel, minlength=panels)
+    within, sorted_ = np.empty_like(panel), np.argsort(panel, kind="stable")
+    within[sorted_] = np.arange(len(panel)) - np.repeat(np.cumsum(counts) - counts, counts)
+    matrices = np.zeros((panels, counts.max(), order))
+    matrices[panel, within] = weights
+    return torch.from_numpy(matrices), torch.from_numpy(panel * counts.max() + within)
 
 
 def nodes_said(grid: DepthGrid) -> str:
@@ -421,4 +421,4 @@ class Remembered:
 
 def _along_nodes(matrix: np.ndarray, local: Tensor) -> Tensor:
     """Applies an (m, m) matrix along the node axis of `(..., panels, m, a, b)`."""
-    return (torch.from_numpy(matrix).to(local) @ local.flatten(-2)).unflatten(-1, local.shape[-2:])
+    return along(torch.from_numpy(matrix), local.flatten(-2)).unflatten(-1, local.shape[-2:])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import matrices
 from ..modes import hidden
-from .products import identity_like, outside
+from .products import along, identity_like, multiply, outside
 
 if TYPE_CHECKING:
     from .grid import DepthGrid
@@ -40,8 +40,8 @@ def solve(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor:
 
 def _picard(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor | None:
     """x = r + K r + K² r + …, K x = h A (W x), summed until the terms are round-off; None if they do not get there."""
-    first = W if right is None else W @ right
-    term = (matrix @ first.flatten(-2)).unflatten(-1, W.shape[-2:])
+    first = W if right is None else multiply(W, right)
+    term = along(matrix, first.flatten(-2)).unflatten(-1, W.shape[-2:])
     total = (identity_like(W) if right is None else right) + term
     scale = 1.0 if right is None else float(right.abs().max())
     threshold = scale * torch.finfo(W.dtype).eps / 8
@@ -51,7 +51,7 @@ def _picard(matrix: Tensor, W: Tensor, right: Tensor | None = None) -> Tensor | 
             return total
         if not size < 1e8 * scale:
             return None
-        term = (matrix @ (W @ term).flatten(-2)).unflatten(-1, W.shape[-2:])
+        term = along(matrix, multiply(W, term).flatten(-2)).unflatten(-1, W.shape[-2:])
         total = total + term
     return None
 
@@ -90,7 +90,7 @@ def stages(grid: DepthGrid, W: Tensor) -> Stages:
     """
     local = grid.panelled(W)
     forward, backward = halves(grid, solve(gauss_matrix(grid, W), doubled(local)))
-    across = identity_like(local[..., 0, :, :]) + over_panels(grid, local @ forward)
+    across = identity_like(local[..., 0, :, :]) + over_panels(grid, multiply(local, forward))
     return Stages(forward, backward, across)
 
 
@@ -98,8 +98,8 @@ def propagators(grid: DepthGrid, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
     solved = stages(grid, W)
     before, after, z = outside(solved.across)
-    forward = solved.forward @ before.unsqueeze(-3)
-    backward = after.unsqueeze(-3) @ solved.backward.mT
+    forward = multiply(solved.forward, before.unsqueeze(-3))
+    backward = multiply(after.unsqueeze(-3).expand_as(solved.backward), solved.backward.mT)
     return forward.flatten(-4, -3), backward.flatten(-4, -3), z
 
 

@@ -145,8 +145,8 @@ class Multiplies(Protocol):
 class TellsLawChange(Protocol):
     """Tells what of a change of its law the grid accounts for; else the drift is the largest distance over depth."""
 
-    def law_change(self, state: Tensor, start: Tensor) -> LawChange:
-        """How far the law has moved from `start`."""
+    def law_changes(self, start: Tensor) -> Callable[[Tensor], LawChange]:
+        """How far the law has moved from `start`: a function of a state."""
 
 
 class KnowsStepLaw(Protocol):

@@ -17,7 +17,8 @@ from ..depth.engine import Stepped, choose, explicit
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
-from ..laws import LawChange, continuous_law, law_change, momentum_law, primitive
+from ..depth.products import multiply
+from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
 from ..modes import plain, uncompiled
@@ -131,7 +132,8 @@ class ContinuousFlow:
         depths = probes(state.numel() // len(self.grid)).to(state)
         missed = sample(W0, depths).to(state.device) - fine.interpolate(values, depths)
         before, after, z_fine = Collocation(fine).propagators(values)
-        carried = fine.interpolate(after, depths) @ missed @ fine.interpolate(before, depths)
+        left, right = fine.interpolate(torch.stack((after, before)), depths)
+        carried = multiply(multiply(left, missed), right)
         correction, uncertain = integral(depths, carried)
         error = torch.linalg.matrix_norm(z_fine + correction - z) + uncertain
         known = getattr(W0, "end_to_end", None)
@@ -287,7 +289,7 @@ class ContinuousFlow:
         check_layers(state, len(self.grid), "depth nodes")
         return momentum_law(self.grid, state, velocity)
 
-    def law_change(self, state: Tensor, start: Tensor) -> LawChange:
+    def law_changes(self, start: Tensor) -> Callable[[Tensor], LawChange]:
         """How far J has moved from `start`, by Legendre mode, and what of it the grid accounts for."""
-        check_layers(state, len(self.grid), "depth nodes")
-        return law_change(self.grid, state, start)
+        check_layers(start, len(self.grid), "depth nodes")
+        return law_changes(self.grid, start)

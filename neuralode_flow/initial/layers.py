@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checks import float_tensor, random_source, same_kind, square
 from ..depth import chain
 from ..kernels import log_factors
-from ..matrices import orientation_preserving, random_orthogonal, skew_log
+from ..matrices import orientation_preserving, random_orthogonal, rotations, skew_log
 
 
 def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -58,8 +58,8 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     if generator is None:
         orientation_preserving("z0", z0)
         turn = skew_log(U @ Vh)
-        parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device)[:, None, None] / L
-        inner = [*(torch.linalg.matrix_exp(turn.unsqueeze(-3) * parts) @ Vh.mT.unsqueeze(-3)).unbind(-3)]
+        parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
+        inner = [*(rotations(turn, parts) @ Vh.mT.unsqueeze(-3)).unbind(-3)]
     else:
         inner = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
     frames = torch.stack([Vh.mT, *inner, U], dim=-3)

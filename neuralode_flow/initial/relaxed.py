@@ -15,7 +15,8 @@ from ..checks import goes_with, real
 from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
-from ..matrices import orientation_preserving, polar, skew_log
+from ..depth.products import multiply
+from ..matrices import orientation_preserving, polar, rotations, skew_log
 from .random import Smooth, SmoothNumber
 
 # Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
@@ -48,10 +49,15 @@ class RelaxedBalanced:
     def at(self, nodes: Tensor) -> Tensor:
         s = nodes.to(self.grid.nodes)
         R = self.grid.interpolate(self.rotation, s)
-        Q = R @ torch.linalg.matrix_exp(s[:, None, None] * self.turn.unsqueeze(-3))
-        W = Q @ self.stretch.unsqueeze(-3) @ Q.mT + R @ self.turn.unsqueeze(-3) @ R.mT
+        Q = multiply(R, rotations(self.turn, s))
+        W = _turned(self.stretch, Q) + _turned(self.turn, R)
         W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
         return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
+
+
+def _turned(M: Tensor, Q: Tensor) -> Tensor:
+    """QMQᵀ at all depths, `(..., d, d)` and `(..., n, d, d)`."""
+    return multiply(multiply(Q, M.unsqueeze(-3)), Q.mT)
 
 
 def relaxed_balanced(

@@ -394,15 +394,15 @@ def _finding(dataset: xr.Dataset, title: str, square: Square, orders: _Orders) -
 
 
 def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
-    sup = "sup over time, Frobenius norm"
-    errors = {name: float(dataset[name]) for name in ("error_reference", "error_grid", "error_time")}
+    sup, found = "sup over time, Frobenius norm", dataset.variables
+    errors = {name: float(found[name]) for name in ("error_reference", "error_grid", "error_time")}
     bounds = {"error_reference": LIMIT} if dataset.attrs["decided"] else {}
     of_reference = [
-        Check(f"reference: {dataset[name].attrs['long_name']}", error, bounds.get(name), sup)
+        Check(f"reference: {found[name].attrs['long_name']}", error, bounds.get(name), sup)
         for name, error in errors.items()
     ]
     law = "0 in exact arithmetic" if dataset.attrs["law_holds"] else "which steps of this rule move"
-    drift = Check("drift of the conserved quantity", float(dataset.drift_continuous.max()), norm=law)
+    drift = Check("drift of the conserved quantity", float(found["drift_continuous"].values.max()), norm=law)
     of_orders = [
         Check(f"order of {order.rule} from {order.expected:g}", abs(order.value - order.expected), ORDER)
         for order in orders
@@ -411,10 +411,11 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
 
 
 def _tables(dataset: xr.Dataset, floor: float) -> tuple[ErrorTable, ...]:
-    depths = dataset.depth.values.tolist()
-    by_rule = dict(zip(dataset.rule.values.tolist(), dataset.error_z.values.tolist(), strict=True))
+    found = dataset.variables
+    depths = found["depth"].values.tolist()
+    by_rule = dict(zip(found["rule"].values.tolist(), found["error_z"].values.tolist(), strict=True))
     labels = EDGES | (EDGES_IN_STEPS if "rate" in dataset.attrs else {})
-    edges = {label: dataset[name].values.tolist() for name, label in labels.items()}
+    edges = {label: found[name].values.tolist() for name, label in labels.items()}
     return (
         ErrorTable("Errors by depth", depths, by_rule, floor, ERRORS_OF_Z),
         ErrorTable("The other edges of the square", depths, edges, floor),
@@ -423,8 +424,8 @@ def _tables(dataset: xr.Dataset, floor: float) -> tuple[ErrorTable, ...]:
 
 def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
     """What the study found, in one or two sentences; a departure from the theory is said first."""
-    attrs = dataset.attrs
-    reference = float(dataset.error_reference)
+    attrs, found = dataset.attrs, dataset.variables
+    reference = float(found["error_reference"])
     if _unbalanced(dataset):
         curve = "that of the balanced start with the same z₀" if "rate" in attrs else "the intrinsic curve"
         finding = (
@@ -442,35 +443,36 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order]) -> str:
         finding = (
             f"The continuous model follows {_stands_for(dataset)} to {reference:.1e} "
             f"({'law drift' if attrs['law_holds'] else 'law moved by'} "
-            f"{float(dataset.drift_continuous.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
+            f"{float(found['drift_continuous'].values.max()):.1e}, {attrs['depth_nodes']} depth nodes)."
         )
-    found = ", ".join(
+    said = ", ".join(
         f"{order.rule} {order}" + (f" (expected {order.expected:g})" if np.isfinite(order.expected) else "")
         for order in orders
     )
     training = infimum.verdict(dataset, "loss_continuous") + verdict(dataset, "loss_continuous")
-    return f"{finding} Observed order of the finite networks in 1/L: {found}.{training}"
+    return f"{finding} Observed order of the finite networks in 1/L: {said}.{training}"
 
 
 def _numbers(dataset: xr.Dataset) -> dict[str, object]:
     """The further entries of summary.json."""
-    rules, attrs = dataset.rule.values.tolist(), dataset.attrs
+    found, attrs = dataset.variables, dataset.attrs
+    rules = found["rule"].values.tolist()
 
     def by_rule(name: str) -> dict[str, Any]:
-        return dict(zip(rules, dataset[name].values, strict=True))
+        return dict(zip(rules, found[name].values, strict=True))
 
     return {
-        "reference_error": float(dataset.error_reference),
-        "reference_error_grid": float(dataset.error_grid),
-        "reference_error_time": float(dataset.error_time),
-        "reference_error_profile": float(dataset.error_profile_grid),
-        "law_drift": float(dataset.drift_continuous.max()),
-        "law_drift_modes": dataset.drift_modes.values,
-        "law_drift_bounds": dataset.drift_bounds.values,
+        "reference_error": float(found["error_reference"]),
+        "reference_error_grid": float(found["error_grid"]),
+        "reference_error_time": float(found["error_time"]),
+        "reference_error_profile": float(found["error_profile_grid"]),
+        "law_drift": float(found["drift_continuous"].values.max()),
+        "law_drift_modes": found["drift_modes"].values,
+        "law_drift_bounds": found["drift_bounds"].values,
         "relaxed_balanced": not _unbalanced(dataset),
         "relaxed_balance_defect": attrs["relaxed_balance_defect"],
         "intrinsic_gap": attrs["intrinsic_gap"],
-        "depths": dataset.depth.values,
+        "depths": found["depth"].values,
         "orders": by_rule("order"),
         "order_spreads": by_rule("order_spread"),
         "order_points": by_rule("order_points"),
@@ -479,11 +481,11 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "errors": by_rule("error_z"),
         "profile_orders": by_rule("order_profile"),
         "profile_errors": by_rule("error_profile"),
-        "richardson_order": float(dataset.order_richardson),
-        "richardson_errors": dataset.error_richardson.values,
-        "finite_square_errors": dataset.error_finite_square.values,
-        "intrinsic_depth_order": float(dataset.order_intrinsic_depth),
-        "intrinsic_depth_errors": dataset.error_intrinsic_depth.values,
+        "richardson_order": float(found["order_richardson"]),
+        "richardson_errors": found["error_richardson"].values,
+        "finite_square_errors": found["error_finite_square"].values,
+        "intrinsic_depth_order": float(found["order_intrinsic_depth"]),
+        "intrinsic_depth_errors": found["error_intrinsic_depth"].values,
         "law_drifts": by_rule("drift_finite"),
         **infimum.numbers(dataset, "loss_continuous"),
         **numbers(dataset, "loss_continuous"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
-from ..depth.grid import DepthGrid, Profile, Remembered
+from ..depth.grid import DepthGrid, Profile, sample
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -82,21 +82,26 @@ def solve_square(
     progress: Progress | None,
 ) -> Square:
     """Solves all edges, side by side; raises RuntimeError if the reference itself could not be computed."""
-    initial = Remembered(initial)  # networks of one depth begin alike
     flows = {(layer, L): FiniteFlow(L, flow.loss, layer, sampling) for layer in layers for L in depths}
     sides = {("square", L): L for L in depths}
     nodes = len(flow.grid)
     checks = [("doubled", 2 * nodes), ("tight", nodes)]
     meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
     reference = _reference(flow, initial, clock, meter)
+    curvature = depth_curvature(flow.grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     shown = ("euler" if "euler" in layers else layers[0]) if _fits(reference, depths) else None
+    # Networks of one depth begin alike, and are looked at alike.
+    some = {L: flows[layers[0], L] for L in depths}
+    starts = {L: network.sample(initial) for L, network in some.items()}
+    looks = {(L, keep): _looks(reference, some[L].nodes, keep) for L in depths for keep in {False, shown is not None}}
 
     def edge(key: tuple[str, int]) -> Any:
         if key in sides:
-            return _side_edges(reference, clock, key[1])
+            return _side_edges(reference, curvature, clock, key[1])
         if key in checks:
             return _doubled(reference, initial, clock) if key[0] == "doubled" else _tight(reference, clock)
-        return _top_edge(reference, initial, clock, f"{key[0]}-{key[1]}", flows[key], keep=key[0] == shown)
+        keep, L = key[0] == shown, key[1]
+        return _top_edge(reference, starts[L], clock, f"{key[0]}-{L}", flows[key], looks[L, keep], keep=keep)
 
     edges = {}
     # The checks first: without them nothing else counts.
@@ -203,7 +208,7 @@ def _doubled(reference: Reference, initial: Profile, clock: AnyClock) -> tuple[f
     finer = DepthGrid.gauss(2 * grid.panels, grid.order)
     flow = ContinuousFlow(finer, reference.flow.loss, reference.flow.depth.on(finer))
 
-    start = flow.sample(initial)
+    start = sample(initial, finer.nodes).to(reference.states[0])  # that it resolves W0 has been seen on fewer nodes
     compare = _Beside(reference, finer.nodes, finer.weights.to(start))
     path = whole(_solve(clock, "doubled", flow, start, compare), "continuous model on a doubled grid")
     return distance(path.z, reference.path.z), float(_observed(path).max())
@@ -226,15 +231,18 @@ def _observed(path: Trajectory) -> Tensor:
     return path.observed
 
 
+def _looks(reference: Reference, nodes: Tensor, keep: bool) -> _Beside:
+    """The observer of networks with layers at these depths; it can `keep` some of them, those at the depth nodes."""
+    L, places = len(nodes), reference.flow.grid.nodes
+    at_nodes = (places * L).floor().long().clamp(max=L - 1).to(nodes.device) if keep else None
+    return _Beside(reference, nodes, reference.states[0].new_full((L,), 1 / L), at_nodes)
+
+
 def _top_edge(
-    reference: Reference, initial: Profile, clock: AnyClock, name: str, flow: FiniteFlow, *, keep: bool
+    reference: Reference, start: Tensor, clock: AnyClock, name: str, flow: FiniteFlow, looks: _Beside, *, keep: bool
 ) -> Network:
-    """One finite network against the continuous model; `keep` its layers, of the first member, at the depth nodes."""
-    nodes, L = reference.flow.grid.nodes, len(flow.nodes)
-    start = flow.sample(initial)
-    weights = start.new_full((L,), 1 / L)
-    at_nodes = (nodes * L).floor().long().clamp(max=L - 1).to(start.device) if keep else None
-    path = _solve(clock, name, flow, start, _Beside(reference, flow.nodes, weights, at_nodes))
+    """One finite network against the continuous model; what `looks` keeps are its layers, of the first member."""
+    path, nodes = _solve(clock, name, flow, start, looks), reference.flow.grid.nodes
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
     gap = gaps.square().mean(-1).sqrt()
@@ -261,16 +269,15 @@ def _padded(values: Tensor, length: int) -> np.ndarray:
     return result
 
 
-def _side_edges(reference: Reference, clock: AnyClock, L: int) -> tuple[float, float]:
+def _side_edges(reference: Reference, curvature: Tensor, clock: AnyClock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
-    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L. In steps another one with these and frames
-    at random stands for the intrinsic flow.
+    The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L, whose λ at the nodes is `curvature`. In
+    steps another one with these and frames at random stands for the intrinsic flow.
     """
     grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
-    lam = depth_curvature(grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
-    steps = grid.interpolate(lam, between).reshape(-1) / L**2 if L > 1 else between
+    steps = grid.interpolate(curvature, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
     flow = FiniteFlow(L, loss)
     network = _solve(clock, f"square-{L}-network", flow, relaxed_balanced_layers(z0, shifts))

@@ -66,7 +66,7 @@ class Records:
         self.law_modes: dict[str, list[Any]] | None = None
         self.drift_of: Callable[[Tensor], Tensor] | None = None
         self.most: Tensor | None = None
-        self.origin, self.law = self._law_of_start()
+        self._moved: Callable[[Tensor], Tensor] | None = None  # how far the law has moved from the start
 
     @property
     def members(self) -> torch.Size:
@@ -90,11 +90,7 @@ class Records:
 
     def change_grid(self) -> None:
         """Goes on on another grid: the law of the start is that of its panel polynomials there."""
-        self.origin, self.law = self._law_of_start()
-
-    def _law_of_start(self) -> tuple[Tensor, Tensor]:
-        origin = self.grid.moved(self.start)
-        return origin, self.grid.flow.law(origin)
+        self._moved = None
 
     def until(self, t: float, points: list[float], stepper: Stepper, good: Tensor) -> None:
         """Records the outputs inside the last step, up to t; `good` is a state at which nothing has failed."""
@@ -156,15 +152,25 @@ class Records:
         self.last = t, state
 
     def _drift(self, state: Tensor) -> Tensor:
-        """The drift of the law; a flow that knows what its grid can hold says how much of a change is none."""
-        flow = self.grid.flow
         if self.drift_of is not None:
             return self.drift_of(state)
+        self._moved = self._moved or self._from_start()
+        return self._moved(state)
+
+    def _from_start(self) -> Callable[[Tensor], Tensor]:
+        """The drift of a state; a flow that knows what its grid can hold says how much of a change is none."""
+        flow, origin = self.grid.flow, self.grid.moved(self.start)
         if not offers(flow, TellsLawChange):
-            return drift(flow.law(state), self.law)
-        found = flow.law_change(state, self.origin)
-        self.law_modes = {"drift": found.modes.tolist(), "bound": found.bounds.tolist()}
-        return found.drift
+            law = flow.law(origin)
+            return lambda state: drift(flow.law(state), law)
+        change = flow.law_changes(origin)
+
+        def moved(state: Tensor) -> Tensor:
+            found = change(state)
+            self.law_modes = {"drift": found.modes.tolist(), "bound": found.bounds.tolist()}
+            return found.drift
+
+        return moved
 
     def tensors(self) -> dict[str, Any]:
         """The columns of the trajectory."""

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 import neuralode_flow as nf
+from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
 from neuralode_flow.app.schema import checked
 from neuralode_flow.finding import Check, Finding
@@ -295,3 +297,18 @@ def test_the_page_has_the_statistics_and_the_figures(command):
     assert "of 3 members verified" in page
     assert "euler, L = 8" in page
     assert {path.name for path in Path("k/figures").iterdir()} == {"histograms.png", "bands.png", "losses.png"}
+
+
+@pytest.mark.parametrize(
+    ("members", "workers", "nodes", "size"),
+    [(640, 2, 48, 160), (512, 2, 48, 256), (3, 8, 48, 1), (1000, 1, 48, 250), (100, 2, 10**9, 1)],
+)
+def test_processes_have_equally_many_members_and_no_more_than_fit(members, workers, nodes, size):
+    job = SimpleNamespace(
+        machine=SimpleNamespace(at_once=None),
+        depth=SimpleNamespace(panels=1, order=nodes),
+        time=SimpleNamespace(samples=21),
+        member=lambda _: SimpleNamespace(problem=None),
+        ensemble=range(members),
+    )
+    assert ensemble.at_once(job, workers) == size

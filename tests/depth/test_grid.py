@@ -5,7 +5,7 @@ import torch
 from cases import randn, smooth_profile
 
 import neuralode_flow as nf
-from neuralode_flow.depth.grid import sample
+from neuralode_flow.depth.grid import _lagrange, sample
 from neuralode_flow.depth.probes import integral, probes, widest_gap
 
 
@@ -166,3 +166,20 @@ def test_interpolation_of_a_batch_is_that_of_each_to_the_bit_and_of_torch(nodes)
     assert torch.allclose(at(followed), at(values), rtol=0, atol=1e-13)
     (slope,) = torch.autograd.grad(at(followed)[..., 0, 0].sum(), followed)
     assert torch.allclose(slope[..., 0, 0].sum(-1), torch.full((5,), 37.0))  # the polynomials add up to 1
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[0.3, 0.9, 0.1, 0.3, 0.0, 1.0, 0.5, 0.25], [0.6, 0.55, 0.7, 0.51], [0.4], []],
+    ids=["unsorted", "in one panel", "one", "none"],
+)
+def test_interpolation_panel_by_panel_is_that_by_the_lagrange_polynomials(points):
+    grid, s = nf.DepthGrid.gauss(4, 6), torch.tensor(points, dtype=torch.float64)
+    values = randn(2, len(grid), 3, 3, seed=7)
+    found = grid.interpolate(values, s)
+    panels, weights = _lagrange(4, 6, s.numpy())
+    local = grid.panelled(values).flatten(-2)
+    expected = [torch.from_numpy(w) @ local[:, p] for p, w in zip(panels, weights, strict=True)]
+    assert found.shape == (2, len(points), 3, 3)
+    for k, value in enumerate(expected):
+        assert torch.allclose(found[:, k].flatten(-2), value, rtol=0, atol=1e-14)
