@@ -16,6 +16,7 @@ import h5py
 import xarray as xr
 
 from .files import CONFIG, RESULTS, as_path, atomic_write, check_seal, check_version, last_bytes, opened
+from .interrupt import postponed
 
 FILE = RESULTS
 VERSION = 1
@@ -37,7 +38,8 @@ def write(path: Path, dataset: xr.Dataset) -> None:
     """
     # In memory first: HDF5 that cannot write its file (a full disk) takes the process down when it ends.
     buffer = io.BytesIO()
-    dataset.drop_encoding().to_netcdf(buffer, engine="h5netcdf")  # plain: an encoding can compress or cut in pieces
+    with postponed(True):  # what is only half made complains when it is forgotten
+        dataset.drop_encoding().to_netcdf(buffer, engine="h5netcdf")  # plain: an encoding can compress or cut in pieces
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.seek(0, io.SEEK_END)
     buffer.write(f"\nneuralode_flow results {VERSION} {digest}\n".encode())
@@ -104,7 +106,7 @@ def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
     stream.seek(0)
     try:
-        with xr.open_dataset(stream, engine="h5netcdf") as stored:
+        with postponed(True), xr.open_dataset(stream, engine="h5netcdf") as stored:
             return stored.load()
     except Exception as error:  # the decoders as well
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error

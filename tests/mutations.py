@@ -200,7 +200,7 @@ FAULTS = [
           'for key in ("config", "computes", "overrides"):', "for key in ():", "app/test_sweep.py"),
     Fault("a member that another run holds has failed", "app/child.py",
           "if status == _BUSY:", "if False:", "app/test_sweep.py"),
-    Fault("a second signal of any kind does not wait for the step", "time/interrupt.py",
+    Fault("a second signal of any kind does not wait for the step", "interrupt.py",
           "twice = self.signal == number == signal.SIGINT", "twice = self.signal is not None",
           "time/test_checkpoint.py"),
     Fault("a run ends where the handler of a signal returns", "time/run.py",

@@ -20,6 +20,7 @@ from ..checks import all_finite, count, positive, real
 from ..depth.grid import Profile
 from ..flows.base import Flow
 from ..flows.capabilities import Descends, itself_offers, replayed
+from ..interrupt import Request, postponed
 from ..looks import Looks, as_one
 from ..modes import uncompiled
 from ..registry import did_you_mean
@@ -32,7 +33,6 @@ from .endings import EVENTS_ASKED, REACHED, Stopped
 from .events import Point, Stop
 from .events import checked as checked_events
 from .integrate import IntegrationError
-from .interrupt import Request, postponed
 from .lookout import value
 from .members import advice, culprits, not_finite, of_members
 from .progress import Progress, Report, Throttled, shown

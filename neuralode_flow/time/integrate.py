@@ -14,6 +14,7 @@ from torch import Tensor
 from ..depth.grid import Profile
 from ..flows.base import Flow
 from ..flows.capabilities import Carried, offers
+from ..interrupt import postponed
 from ..modes import uncompiled
 from ..threads import one_blas_thread
 from .apart import Apart, check_apart, check_own_steps
@@ -31,7 +32,6 @@ from .checkpoint import Checkpoint, description
 from .endings import EVENTS_ASKED
 from .estimate import Companion
 from .events import checked as checked_events
-from .interrupt import postponed
 from .progress import Report, Throttled, shown
 from .records import Observer
 from .resolution import AdaptiveGrid, FixedGrid, Sampled, sampled

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..flows.capabilities import ChoosesTolerances, KnowsFinite, offers
+from ..interrupt import Request
 from .barrier import Barrier, barrier_of
 from .base import FAILURES, METHODS, Control, Memory, Start, Stepper
 from .byformula import in_motion
@@ -17,7 +18,6 @@ from .checkpoint import Checkpoint, Saved
 from .dense import Dense
 from .endings import EVENTS_ASKED, Stopped
 from .events import Stop
-from .interrupt import Request
 from .lookout import Happened, Lookout
 from .members import advice, of_members
 from .progress import Progress, Throttled

@@ -14,8 +14,8 @@ from cases import carried, randn, relaxed_profile, smooth_profile
 import neuralode_flow as nf
 from neuralode_flow import archive
 from neuralode_flow.files import InUse, locked
+from neuralode_flow.interrupt import postponed
 from neuralode_flow.time.base import fixed_steps
-from neuralode_flow.time.interrupt import postponed
 
 TARGET = torch.diag(torch.tensor([2.0, 0.5, 1.5]))
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(TARGET), nf.LogMean())

@@ -1,4 +1,4 @@
-"""Signals that reach a run after its present step, so that it can be saved first."""
+"""Signals that act a little later: after the present step of a run, so that it can be saved first, or a whole file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..parent import ENDING
+from .parent import ENDING
 
 SIGNALS = (signal.SIGINT, *ENDING)
 
