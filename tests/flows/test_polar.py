@@ -97,14 +97,19 @@ def test_the_entry_that_is_not_seen_grows_as_it_must(L, z11):
 
 
 @pytest.mark.parametrize(
-    ("L", "end"),
-    [(0, 3e6), *(pytest.param(L, end, marks=pytest.mark.slow) for L, end in ((2, 1e8), (3, 1e7), (4, 3e6)))],
+    ("L", "end", "small"),
+    [
+        (0, 3e6, 1e-6),
+        pytest.param(2, 1e7, 4e-6, marks=pytest.mark.slow),  # 1e-6 takes ten times as long
+        pytest.param(3, 1e7, 1e-6, marks=pytest.mark.slow),
+        pytest.param(4, 3e6, 1e-6, marks=pytest.mark.slow),
+    ],
 )
-def test_a_small_loss_is_reached_by_a_large_entry_only(L, end):
+def test_a_small_loss_is_reached_by_a_large_entry_only(L, end, small):
     times = torch.cat((torch.zeros(1), torch.logspace(2, math.log10(end), 9)))
     path = nf.integrate(nf.IntrinsicFlow(completion(), of_layers(L)), 0.1 * torch.eye(2), times, "auto", 1e-8)
     assert path.status == "ok"
-    assert float(path.loss[-1]) < 1e-6
+    assert float(path.loss[-1]) < small
     for z, loss in zip(path.z[1:], path.loss[1:].tolist(), strict=True):
         assert abs(float(z[0, 0])) >= least_z11(loss)
 
