@@ -63,7 +63,7 @@ FAULTS = [
           "return None if self.barrier is None else self.barrier.sign", "return None if True else self.barrier.sign",
           "time/test_own_runs.py"),
     Fault("steps that C tried again cost nothing", "time/ownsteps.py",
-          "+= ran.tried * len(", "+= ran.took * len(", "time/test_own_runs.py"),
+          "self._spend(rows, ran.tried", "self._spend(rows, ran.took", "time/test_own_runs.py"),
     Fault("who goes on in C has the budget of the first", "time/ownsteps.py",
           "LONGEST) - self.evaluations[rows]", "LONGEST) - self.evaluations[rows[:1]] - 0 * rows",
           "time/test_own_runs.py"),

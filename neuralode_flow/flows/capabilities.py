@@ -235,8 +235,8 @@ class RunsExplicitly(StepsExplicitly, Protocol):
 
 def runs_explicitly(flow: Any, state: Tensor) -> bool:
     """Whether a flow itself does so from states of this kind, and nothing that it would pass over was put into it."""
-    put_in = {"explicit_steps", "finite"} & vars(flow).keys()
-    return itself_offers(flow, RunsExplicitly) and flow.knows_steps(state) and not put_in
+    able = itself_offers(flow, RunsExplicitly) and flow.knows_steps(state)
+    return able and not {"explicit_steps", "finite"} & vars(flow).keys()
 
 
 class Linearises(Protocol):

@@ -242,9 +242,8 @@ class OwnSteps:
         flat = formula.flat
         self.here = self.here.moved(rows, Stand(ran.t, flat(ran.y), flat(ran.f), ran.h))
         self.begun[rows], self.again[rows] = ran.begun, ran.again
-        self.evaluations[rows] += ran.tried * len(formula.tableau.weights)
+        self._spend(rows, ran.tried * len(formula.tableau.weights))
         self.steps[rows] += ran.took
-        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
         took = np.flatnonzero(ran.took)
         since = Stand(ran.since_t, flat(ran.since_y), flat(ran.since_f), ran.since_h).of(took)
         self._steps_taken(rows[took], since)
@@ -276,14 +275,18 @@ class OwnSteps:
             self.steps[rows] += 1
         self._steps_taken(rows, here)
 
+    def _spend(self, rows: np.ndarray, number: Any) -> None:
+        """Counts so many evaluations of each of some members; the run has had as many as the one with most."""
+        self.evaluations[rows] += number
+        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max(initial=0)))
+
     def _rates(self, index: np.ndarray) -> Rates:
         """What is asked of the flow for these members; one that has none, or no budget for it, ends."""
         return _Asked(self, index)
 
     def asked(self, rows: np.ndarray, work: Work, flow: Any, y: Tensor) -> tuple[Tensor, np.ndarray]:
         """work(flow, states) of some members and who has it; the others end."""
-        self.evaluations[rows] += 1
-        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
+        self._spend(rows, 1)
         which, had = torch.from_numpy(rows).to(y.device), np.ones(len(rows), dtype=bool)
         # Velocities are asked for at trial states, derivatives where the members stand.
         good = None if work is jacobians else lambda: self._states(self.here.y[which])
@@ -308,8 +311,7 @@ class OwnSteps:
         if tried is None:
             return None
         done = np.flatnonzero(~np.isnan(tried.error))
-        self.evaluations[rows[done]] += stages
-        self.watch.evaluations = max(self.watch.evaluations, int(self.evaluations[rows].max()))
+        self._spend(rows[done], stages)
         flat = self.formula.flat
         return Attempt(np.arange(len(rows)), flat(tried.ahead), flat(tried.slope), tried.error).of(done)
 

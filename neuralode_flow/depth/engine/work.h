@@ -14,7 +14,7 @@
 
 enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256 };
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
-#define SMALL 8           /* d up to which rotations diagonalise */
+#define SMALL 8         /* d up to which rotations diagonalise */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
 #define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
