@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import Growing, Rated, formula, randn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit
@@ -419,3 +420,30 @@ def test_a_member_of_several_z_ends_where_one_of_them_leaves_the_range(monkeypat
     path = run()
     assert_same(path, step_by_step(monkeypatch, run))
     assert path.stats["members"]["endings"] == ["ok", "not_finite"]
+
+
+class Seen(TorchDispatchMode):
+    """Sees what torch does, and so must be left the work."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_runs_in_modes_of_torch_are_the_same():
+    loss = losses()[0]
+    for name, flow, start in flows(loss):
+
+        def run(flow=flow, start=start):
+            return nf.integrate(flow, start, TIMES, "DOP853", 1e-7, control="member")
+
+        path = run()
+        with torch.inference_mode():
+            assert_same(run(), path, name)
+        with Seen() as seen:
+            watched = run()
+        assert watched.status == "ok"
+        assert seen.operations > 1000  # each velocity is torch's own there
+        assert_close(watched.z, path.z, rtol=0, atol=1e-6, msg=f"{name}: {{}}".format)
