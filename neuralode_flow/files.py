@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import os
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from uuid import uuid4
 
 CONFIG = "config.yaml"  # the resolved config in a run folder
@@ -125,11 +126,12 @@ def check_version(path: Path, version: int, known: int) -> None:
 
 def check_seal(path: Path, digest: str, stream: BinaryIO, start: int, stop: int, advice: str) -> None:
     """Raises ValueError unless `digest` is the SHA-256 of the bytes of `stream` from `start` to `stop`."""
-    if _digest(stream, start, stop) != digest:
+    if seal(stream, start, stop) != digest:
         raise ValueError(f"{path} is damaged: its contents do not match its checksum; {advice}")
 
 
-def _digest(stream: BinaryIO, start: int, stop: int) -> str:
+def seal(stream: IO[bytes] | io.RawIOBase, start: int, stop: int) -> str:
+    """The SHA-256 of the bytes of a stream from `start` to `stop`."""
     found = hashlib.sha256()
     stream.seek(start)
     while start < stop and (block := stream.read(min(stop - start, 1 << 20))):
@@ -141,7 +143,7 @@ def _digest(stream: BinaryIO, start: int, stop: int) -> str:
 def digest(path: Path) -> str:
     """The SHA-256 of a regular file; raises what `opened` does."""
     with opened(str(path), path) as stream:
-        return _digest(stream, 0, os.fstat(stream.fileno()).st_size)
+        return seal(stream, 0, os.fstat(stream.fileno()).st_size)
 
 
 def last_bytes(stream: BinaryIO, count: int) -> tuple[bytes, int]:

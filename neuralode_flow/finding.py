@@ -283,13 +283,18 @@ def sentence(text: str) -> str:
 
 def plain(value: Any) -> Any:
     """`value` in the types of Python; arrays and NumPy numbers become lists and numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+    if type(value) in _PLAIN:
+        return value
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
     return value
+
+
+_PLAIN = (float, str, int, bool, type(None))
 
 
 def finite(value: Any) -> Any:

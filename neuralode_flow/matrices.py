@@ -108,16 +108,22 @@ def _skew_log(Q: np.ndarray) -> np.ndarray:
     return (log - log.T) / 2
 
 
-def rotations(turn: Tensor, s: Tensor) -> Tensor:
-    """exp(sB) for a skew B `(..., d, d)` and numbers s `(n,)`: `(..., n, d, d)`.
+class Turning:
+    """exp(sB) for a skew B `(..., d, d)` and numbers s `(n,)`: `(..., n, d, d)`, as a function of s.
 
     iB is Hermitian, with eigenvalues θ_k and eigenvectors v_k: Σ_k cos(θ_k s) Re v_kv_k* + sin(θ_k s) Im v_kv_k*.
     """
-    angles, vectors = torch.linalg.eigh(1j * turn)
-    planes = vectors.mT.unsqueeze(-1) * vectors.mT.conj().unsqueeze(-2)  # (..., k, d, d)
-    phases = s.unsqueeze(-1) * angles.unsqueeze(-2)
-    waves = torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
-    return (waves @ torch.cat((planes.real, planes.imag), dim=-3).flatten(-2)).unflatten(-1, turn.shape[-2:])
+
+    def __init__(self, B: Tensor) -> None:
+        self.B = B
+        self._angles, vectors = torch.linalg.eigh(1j * B)
+        planes = vectors.mT.unsqueeze(-1) * vectors.mT.conj().unsqueeze(-2)  # (..., k, d, d)
+        self._planes = torch.cat((planes.real, planes.imag), dim=-3).flatten(-2)
+
+    def __call__(self, s: Tensor) -> Tensor:
+        phases = s.unsqueeze(-1) * self._angles.unsqueeze(-2)
+        waves = torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
+        return (waves @ self._planes).unflatten(-1, self.B.shape[-2:])
 
 
 def real_log(name: str, z: Tensor) -> Tensor:

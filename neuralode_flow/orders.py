@@ -64,7 +64,7 @@ class Order(NamedTuple):
 def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """−log(e_{i+1}/e_i) / log(L_{i+1}/L_i): `(n,)`, `(n,)` → `(n−1,)`."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.diff(np.log(errors)) / np.diff(np.log(depths))
+        return _slopes(np.log(depths), np.log(errors))
 
 
 def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: np.ndarray | None = None) -> Order:
@@ -93,29 +93,31 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
             f"{len(e)} of {len(errors)} errors are above {ABOVE_FLOOR:g} times the floor {floor:.1g}, "
             f"and it takes {LEAST_POINTS}"
         )
-    everything = np.arange(len(e))
-    part = _straight_part(everything, L, e, s)
+    everything, logs = np.arange(len(e)), (np.log(L), np.log(e))
+    part = _straight_part(everything, *logs, s)
     if len(e) - 1 > max(len(part), LEAST_WITH_ONE_OUT - 1):
-        without_one = max((_straight_part(np.delete(everything, k), L, e, s) for k in everything[::-1]), key=len)
+        without_one = max((_straight_part(np.delete(everything, k), *logs, s) for k in everything[::-1]), key=len)
         if len(without_one) > max(len(part), LEAST_WITH_ONE_OUT - 1):
             part = without_one
     # With two standard errors of a slope on top.
-    last = float((local_orders(L, e) + 2 * np.hypot(s[1:], s[:-1]) / np.diff(np.log(L)))[-2:].max())
+    last = float((_slopes(*logs) + 2 * np.hypot(s[1:], s[:-1]) / _steps(logs[0]))[-2:].max())
     if len(part) < LEAST_POINTS:
         return _undecided("no three errors at the finest depths lie on a line")._replace(last=last)
-    slopes = local_orders(L[part], e[part])
-    x = np.log(L[part]) - np.log(L[part]).mean()
-    value = -float(x @ np.log(e[part]) / (x @ x))
+    log_L, log_e = (log[part] for log in logs)
+    x = log_L - log_L.mean()
+    value = -float(x @ log_e / (x @ x))
     if value < FLAT:
         return _undecided(f"the errors do not fall from L = {L[part[0]]:g} on", falls=False)
-    return Order(value, float(np.ptp(slopes)) / 2, len(part), last=last)
+    return Order(value, float(np.ptp(_slopes(log_L, log_e))) / 2, len(part), last=last)
 
 
 def relative_noise(gaps: Tensor) -> float:
     """The relative standard error of the root mean square of the distances of members, `(members,)`; 0 of one."""
+    if len(gaps) == 1:
+        return 0.0
     squares = gaps.square()
     mean = float(squares.mean())
-    return float(squares.std()) / (2 * mean * len(gaps) ** 0.5) if len(gaps) > 1 and mean > 0 else 0.0
+    return float(squares.std()) / (2 * mean * len(gaps) ** 0.5) if mean > 0 else 0.0
 
 
 def said(orders: Sequence[Order]) -> str:
@@ -130,11 +132,22 @@ def _undecided(reason: str, *, falls: bool = True) -> Order:
     return Order(UNDECIDED, UNDECIDED, 0, reason, falls)
 
 
-def _straight_part(kept: np.ndarray, L: np.ndarray, e: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _steps(values: np.ndarray) -> np.ndarray:
+    """From each value to the next, as `np.diff` has them, which takes longer."""
+    return values[1:] - values[:-1]
+
+
+def _slopes(log_L: np.ndarray, log_e: np.ndarray) -> np.ndarray:
+    """`local_orders` of what the logarithms are known of."""
+    return -_steps(log_e) / _steps(log_L)
+
+
+def _straight_part(kept: np.ndarray, log_L: np.ndarray, log_e: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """The last of the points `kept`, as many as lie on a line; fewer than three where they do not."""
-    slopes = local_orders(L[kept], e[kept])
+    log_L, noise = log_L[kept], noise[kept]
+    slopes = _slopes(log_L, log_e[kept])
     # Two standard errors of a slope.
-    loose = 2 * np.hypot(noise[kept][1:], noise[kept][:-1]) / np.diff(np.log(L[kept]))
+    loose = 2 * np.hypot(noise[1:], noise[:-1]) / _steps(log_L)
     for first in range(len(slopes) - 1):
         here = slopes[first:]
         allowed = STRAIGHT if len(here) > 2 else STRAIGHT_OF_TWO
@@ -148,7 +161,7 @@ def _bends(slopes: np.ndarray, loose: np.ndarray) -> bool:
 
     Beside L^{−p} a part of a higher order leaves about as much in the last slope as the last two differ by.
     """
-    steps = np.diff(slopes)
+    steps = _steps(slopes)
     if len(steps) < 2 or not (np.all(steps > 0) or np.all(steps < 0)):
         return False
     return bool(abs(steps[-1]) - loose[-1] - loose[-2] > STRAIGHT_OF_TWO or abs(steps[-1]) > 1.2 * abs(steps[0]) > 0.01)

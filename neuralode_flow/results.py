@@ -6,7 +6,6 @@ line, so `open` also looks before it reads: an HDF5 file can lead to others, and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 import h5py
 import xarray as xr
 
-from .files import CONFIG, RESULTS, as_path, atomic_write, check_seal, check_version, last_bytes, opened
+from .files import CONFIG, RESULTS, as_path, atomic_path, check_seal, check_version, last_bytes, opened, seal
 from .interrupt import postponed
 
 FILE = RESULTS
@@ -36,14 +35,48 @@ def write(path: Path, dataset: xr.Dataset) -> None:
     OSError
         If it cannot be written.
     """
-    # In memory first: HDF5 that cannot write its file (a full disk) takes the process down when it ends.
-    buffer = io.BytesIO()
-    with postponed(True):  # what is only half made complains when it is forgotten
-        dataset.drop_encoding().to_netcdf(buffer, engine="h5netcdf")  # plain: an encoding can compress or cut in pieces
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    buffer.seek(0, io.SEEK_END)
-    buffer.write(f"\nneuralode_flow results {VERSION} {digest}\n".encode())
-    atomic_write(path, buffer.getbuffer())
+    with atomic_path(path) as temporary, _Kept(temporary, "w+") as stream:
+        try:
+            with postponed(True):  # what is only half made complains when it is forgotten
+                dataset.drop_encoding().to_netcdf(stream, engine="h5netcdf")  # plain: no compression, in one piece
+            size = stream.seek(0, io.SEEK_END)
+            line = f"\nneuralode_flow results {VERSION} {seal(stream, 0, size)}\n"
+            stream.seek(size)
+            stream.write(line.encode())
+        finally:
+            if stream.failure is not None:
+                raise stream.failure
+
+
+class _Kept(io.FileIO):
+    """A file that keeps its failure to be written (a full disk): HDF5 that is told takes the process down at its end.
+
+    To HDF5 it is from then on a file without what it has been given.
+    """
+
+    failure: OSError | None = None
+    _end = 0
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size, place = len(rest), self.tell()
+        while len(rest) and self.failure is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as failure:
+                self.failure = failure
+        self._end = max(self._end, place + size)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            self._end = super().truncate(size)
+        except OSError as failure:
+            self.failure, self._end = self.failure or failure, self.tell() if size is None else size
+        return self._end
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(self._end + offset) if whence == io.SEEK_END else super().seek(offset, whence)
 
 
 def open(path: str | Path) -> xr.Dataset:

@@ -13,6 +13,8 @@ import re
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -455,3 +457,35 @@ def test_sixty_damaged_files_are_refused_or_equal(sound: dict[str, bytes], tmp_p
     text, memory, _ = outcome(one_by_one, tmp_path / "damaged")
     assert text == "it was read"
     assert memory < MOST_MEMORY
+
+
+def test_results_that_find_no_room_leave_the_old_file_and_the_process_alone(tmp_path):
+    # A limit on the size of files stands for a disk that is full, wherever in the file that is seen.
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np, xarray as xr
+from neuralode_flow import results
+path, generator = Path(sys.argv[1]), np.random.default_rng(0)
+many = {f"v{i}": (("x", "y"), generator.normal(size=(50, 100)), {"long_name": "x" * 500}) for i in range(12)}
+dataset = xr.Dataset(many, {"x": range(50)})
+results.write(path, dataset)
+size, old = path.stat().st_size, path.read_bytes()
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in (0, 90, 2000, 40_000, 41_000, size // 2, size - 5000, size - 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        results.write(path, dataset * 2)
+    except OSError as error:
+        assert error.errno == 27, error
+    else:
+        raise AssertionError(limit)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert path.read_bytes() == old and [*path.parent.iterdir()] == [path]
+assert results.open(path).identical(dataset)
+"""
+    without_coverage = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "results.nc")], capture_output=True, text=True, env=without_coverage
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from cases import generator, positive_matrix, randn, relaxed_profile
 import neuralode_flow as nf
 from neuralode_flow.depth import chain
 from neuralode_flow.initial import INITIALS
+from neuralode_flow.initial.layers import Ends
 from neuralode_flow.laws import depth_curvature, relaxed_balance_defect
 from neuralode_flow.matrices import random_orthogonal, skew_log
 
@@ -211,6 +213,11 @@ SKEW = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
         (lambda: nf.relaxed_balanced(torch.eye(2) * torch.nan), ValueError, "z0 must be finite, got 4 NaN"),
         (lambda: nf.relaxed_balanced(torch.eye(2), shift=lambda s: float("nan")), ValueError, "shift.* must be finite"),
         (lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: torch.eye(2)), ValueError, "twist.* must be skew"),
+        (
+            lambda: nf.relaxed_balanced(torch.eye(2), twist=nf.smooth(2, 0.5, generator(1))),
+            ValueError,
+            "twist.* must be skew",
+        ),
         (lambda: nf.relaxed_balanced(torch.eye(3), twist=lambda s: SKEW), ValueError, "twist.* size of z0"),
         (
             lambda: nf.relaxed_balanced(torch.eye(2), twist=lambda s: 1e5 * SKEW),
@@ -245,3 +252,29 @@ def test_a_random_shift_at_many_depths_is_that_at_each_to_the_bit():
     assert torch.equal(quick.at(nodes), plain.at(nodes))
     waves = torch.randn(4, generator=generator(3)) * torch.cos(torch.pi * 0.3 * torch.arange(4)) / torch.arange(1, 5)
     assert shift(0.3) == pytest.approx(0.7 * float(waves.sum()), rel=1e-14)
+
+
+def test_profiles_that_are_looked_at_in_the_same_depths_keep_their_own_numbers():
+    nodes = torch.rand(50, generator=generator(4))
+    for seed in (1, 2):
+        twist, z0 = nf.initial.random_twist(3, 0.7, generator(seed)), positive_matrix(3, seed)
+        expected = torch.stack([twist(s) for s in nodes.tolist()])
+        assert torch.allclose(twist.at(nodes), expected, rtol=0, atol=1e-15)
+        known, asked = nf.relaxed_balanced(z0, twist=twist), nf.relaxed_balanced(z0, twist=lambda s, own=twist: own(s))
+        assert torch.allclose(known.at(nodes), asked.at(nodes), rtol=0, atol=1e-13)
+        again = pickle.loads(pickle.dumps(known))
+        assert torch.equal(again.at(nodes), known.at(nodes))
+
+
+def test_networks_of_several_depths_with_the_same_ends_are_those_alone():
+    z0, drawn = positive_matrix(3, 6), generator(8)
+    ends = Ends(z0)
+    for L in (1, 5, 2):
+        shifts = torch.cat((torch.zeros(1), 0.1 * torch.randn(L - 1, generator=drawn)))
+        assert torch.equal(ends.layers(shifts), nf.relaxed_balanced_layers(z0, shifts))
+        random = nf.relaxed_balanced_layers(z0, shifts, generator(9))
+        assert torch.equal(ends.layers(shifts, generator(9)), random)
+    reflected = Ends(z0.flip(0))
+    with pytest.raises(ValueError, match="z0 must have det > 0"):
+        reflected.layers(shifts)
+    assert reflected.layers(shifts, generator(9)).shape == (2, 3, 3)

@@ -6,7 +6,7 @@ from cases import randn
 
 from neuralode_flow import matrices
 from neuralode_flow.depth.products import multiply
-from neuralode_flow.matrices import rotations
+from neuralode_flow.matrices import Turning
 
 
 @pytest.fixture(params=[1, 2])
@@ -37,7 +37,7 @@ def test_turns_by_planes_are_matrix_exponentials(d):
     raw, s = randn(2, d, d, seed=3), torch.tensor([0.0, 0.3, 1.0, -2.0])
     turn = raw - raw.mT
     turn[1] = 0.0  # all angles are equal
-    found = rotations(turn, s)
+    found = Turning(turn)(s)
     expected = torch.linalg.matrix_exp(s[:, None, None] * turn.unsqueeze(-3))
     assert found.shape == (2, 4, d, d)
     assert float((found - expected).abs().max()) < 1e-14 * d

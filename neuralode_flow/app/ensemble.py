@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,20 +162,16 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     first = first.drop_vars(dropped)
     own = [_with_attributes(_renamed(dataset), dropped) for _, dataset in whole]
     _check_shapes(job, [i for i, _ in whole], own, first.coords)
-    places = [i - members.start for i, _ in whole]
+    places, finding = [i - members.start for i, _ in whole], _finding(job, whole[0][1])
+    told = {name: (variable.dims, variable.attrs) for name, variable in own[0].items() if name not in first.coords}
+    del found, whole  # what is joined is let go
     joined = {
-        name: (
-            (DIMENSION, *variable.dims),
-            _rows([variables[name].values for variables in own], places, len(rows)),
-            variable.attrs,
-        )
-        for name, variable in own[0].items()
-        if name not in first.coords
+        name: ((DIMENSION, *dims), _rows([variables.pop(name).values for variables in own], places, len(rows)), said)
+        for name, (dims, said) in told.items()
     }
-    attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in own[0]}
+    attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
-    together = dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
-    return _finding(job, whole[0][1]).attached(together)
+    return finding.attached(dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes))
 
 
 def _work(job: Job, one: One, shared: dict[str, Any] | None) -> Callable[[Any], xr.Dataset]:
@@ -200,8 +196,9 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     if isinstance(dataset, Exception):
         reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
         return {"status": reason, "passed": False, "problem": "", "numbers": {}}
-    finding = _finding(job, dataset)
-    numbers = dict(leaves(Finding.parts_in(dataset) or finding.parts()))
+    parts = Finding.parts_in(dataset)
+    finding = _finding(job, dataset) if parts is None else Finding.of_parts(parts)
+    numbers = leaves(parts or finding.parts())
     return {"status": finding.status, "passed": finding.passed, "problem": finding.problem, "numbers": numbers}
 
 
@@ -231,7 +228,7 @@ def _unused(dataset: xr.Dataset, left_out: Sequence[str]) -> list[Any]:
 
 
 # What a member has found, by its names: a dataset for each takes longer to make than all that is done with it.
-Variables = Mapping[Any, xr.Variable]
+Variables = dict[Any, xr.Variable]
 
 
 def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
@@ -300,14 +297,17 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     first = whole[0]
     starts = np.cumsum([0, *(part.sizes[DIMENSION] for part in parts)])
     known = [int(start) for start, part in zip(starts, parts, strict=False) if part[RAN].any()]
-    _check_shapes(job, known, [part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables for part in whole], first.coords)
+    _check_shapes(
+        job, known, [{**part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables} for part in whole], first.coords
+    )
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
     kinds = {str(name): (own.dims, own.attrs, own.values[0].copy()) for name, own in first.data_vars.items()}
     del kinds[NUMBERS], whole, first
     for name, (dims, told, one) in kinds.items():
-        joined[name] = dims, np.concatenate([_of(part, name, one) for part in parts]), told
+        values = [_of(part, name, one) for part in parts]
+        joined[name] = dims, np.concatenate(values) if len(values) > 1 else values[0], told
         parts[:] = [part.drop_vars(name, errors="ignore") for part in parts]
     seeds = job.ensemble.settings
     own = [*seeds.values()]

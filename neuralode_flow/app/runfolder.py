@@ -110,7 +110,8 @@ def held(folder: Path, config: str, keep: Callable[[], bool] = lambda: False) ->
 
 def _take_up(folder: Path, config: str) -> None:
     saved = folder / CONFIG
-    remove_remains(saved)  # of a run that was killed while it wrote its first file
+    for file in (saved, folder / RESULTS):
+        remove_remains(file)  # of a run that was killed while it wrote it
     if saved.exists():
         refuse_another(folder, config)
     elif [path for path in folder.iterdir() if path.name not in (_LOCK, FAILED) and not _hydras(path)]:

@@ -55,18 +55,20 @@ class Statistic(NamedTuple):
         return cls(mean, deviation, deviation / math.sqrt(len(known)), least, most, len(known), hold)
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def leaves(node: Any, path: str = "") -> dict[str, float]:
     """The numbers of nested mappings and lists by their paths, as "checks.0.error"; None counts as NaN."""
-    if isinstance(node, Mapping):
+    if node is None or isinstance(node, (bool, int, float)):
+        return {path: math.nan if node is None else float(node)}
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    elif isinstance(node, Mapping):
         items = node.items()
-    elif isinstance(node, (list, tuple)):
-        items = dict(enumerate(node)).items()
-    else:
-        if node is None or isinstance(node, (bool, int, float)):
-            yield path, math.nan if node is None else float(node)
-        return
+    found: dict[str, float] = {}
     for key, item in items:
-        yield from leaves(item, f"{path}.{key}" if path else str(key))
+        if not isinstance(item, str):
+            found |= leaves(item, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:

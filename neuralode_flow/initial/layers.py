@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from ..checks import float_tensor, random_source, same_kind, square
 from ..depth import chain
 from ..kernels import log_factors
-from ..matrices import orientation_preserving, random_orthogonal, rotations, skew_log
+from ..matrices import Turning, orientation_preserving, random_orthogonal, skew_log
 
 
 def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -44,31 +46,48 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     >>> [round(float(shift), 12) for shift in lam], bool(off < 1e-14)
     ([0.3, -0.5, 0.3], True)
     """
-    square("z0", z0)
-    float_tensor("shifts", shifts, ndim=1)
-    if shifts.ndim != 1:
-        raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
-    same_kind("shifts", shifts, "z0", z0)
-    if generator is not None:
-        random_source("generator", generator)
-    L, d = len(shifts), z0.shape[-1]
-    U, sigma, Vh = torch.linalg.svd(z0)
-    if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
-        raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
-    if generator is None:
-        orientation_preserving("z0", z0)
-        turn = skew_log(U @ Vh)
-        parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
-        inner = [*(rotations(turn, parts) @ Vh.mT.unsqueeze(-3)).unbind(-3)]
-    else:
-        inner = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
-    frames = torch.stack([Vh.mT, *inner, U], dim=-3)
-    scales = torch.exp(log_factors(sigma, shifts.to(z0)) / 2).mT
-    layers = frames[..., 1:, :, :] * scales.unsqueeze(-2) @ frames[..., :-1, :, :].mT
-    error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
-    if not error <= 1e-8 * float(sigma.max()):
-        raise ValueError(
-            f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
-            f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
-        )
-    return L * (layers - torch.eye(d, dtype=z0.dtype, device=z0.device))
+    return Ends(z0).layers(shifts, generator)
+
+
+class Ends:
+    """What relaxed balanced networks with one z₀ = U diag(σ) Vᵀ have in common, of any depth."""
+
+    def __init__(self, z0: Tensor) -> None:
+        self.z0 = square("z0", z0)
+        self.U, sigma, self.Vh = torch.linalg.svd(z0)
+        if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
+            raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
+        self.sigma = sigma
+
+    @cached_property
+    def turning(self) -> Turning:
+        """How frames turn evenly from V to U."""
+        orientation_preserving("z0", self.z0)
+        return Turning(skew_log(self.U @ self.Vh))
+
+    def layers(self, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`relaxed_balanced_layers` with these ends."""
+        z0, Vh = self.z0, self.Vh
+        float_tensor("shifts", shifts, ndim=1)
+        if shifts.ndim != 1:
+            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+        same_kind("shifts", shifts, "z0", z0)
+        if generator is not None:
+            random_source("generator", generator)
+        L, d = len(shifts), z0.shape[-1]
+        if generator is None:
+            parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
+            inner = self.turning(parts) @ Vh.mT.unsqueeze(-3)
+        else:
+            drawn = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
+            inner = torch.stack(drawn, dim=-3) if drawn else z0.new_empty(*z0.shape[:-2], 0, d, d)
+        frames = torch.cat((Vh.mT.unsqueeze(-3), inner, self.U.unsqueeze(-3)), dim=-3)
+        scales = torch.exp(log_factors(self.sigma, shifts.to(z0)) / 2).mT
+        layers = frames[..., 1:, :, :] * scales.unsqueeze(-2) @ frames[..., :-1, :, :].mT
+        error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
+        if not error <= 1e-8 * float(self.sigma.max()):
+            raise ValueError(
+                f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
+                f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
+            )
+        return L * (layers - torch.eye(d, dtype=z0.dtype, device=z0.device))

@@ -22,12 +22,14 @@ class Smooth:
     coefficients: Tensor
 
     def __call__(self, s: float) -> Tensor:
-        return self.at(torch.tensor([s], dtype=torch.float64, device="cpu")).squeeze(-3)
+        return self._at(_cosines(np.array([s]).tobytes(), len(self.coefficients))).squeeze(-3)
 
     def at(self, nodes: Tensor) -> Tensor:
-        k = torch.arange(len(self.coefficients), dtype=self.coefficients.dtype, device=self.coefficients.device)
-        waves = torch.cos(torch.pi * nodes.to(self.coefficients)[:, None] * k)
-        return torch.einsum("nk,kab->nab", waves, self.coefficients)
+        """The same at depths (n,)."""
+        return self._at(_known_cosines(_digits(nodes), len(self.coefficients)))
+
+    def _at(self, waves: np.ndarray) -> Tensor:
+        return torch.einsum("nk,kab->nab", torch.from_numpy(waves).to(self.coefficients), self.coefficients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +40,35 @@ class SmoothNumber:
     coefficients: tuple[float, ...]
 
     def __call__(self, s: float) -> float:
-        return float(self._at(_waves((s,), len(self.coefficients)))[0])
+        return float(self._at(_waves(np.array([s]).tobytes(), len(self.coefficients)))[0])
 
     def at(self, nodes: Tensor) -> Tensor:
-        """The same at depths (n,), to the bit: many numbers look at the same depths."""
-        return torch.from_numpy(self._at(_known_waves(tuple(nodes.tolist()), len(self.coefficients))))
+        """The same at depths (n,), to the bit."""
+        return torch.from_numpy(self._at(_known_waves(_digits(nodes), len(self.coefficients))))
 
     def _at(self, waves: np.ndarray) -> np.ndarray:
         terms = (a * wave / (1 + k) for k, (a, wave) in enumerate(zip(self.coefficients, waves, strict=True)))
         return self.size * sum(terms, np.zeros(waves.shape[1]))
 
 
-def _waves(nodes: tuple[float, ...], terms: int) -> np.ndarray:
-    """cos(kπs), `(terms, n)`."""
-    return np.array([[math.cos(k * math.pi * s) for s in nodes] for k in range(terms)])
+def _digits(nodes: Tensor) -> bytes:
+    """Depths as the caches below know them."""
+    return nodes.detach().cpu().double().numpy().tobytes()
 
 
-_known_waves = lru_cache(maxsize=8)(_waves)
+def _waves(nodes: bytes, terms: int) -> np.ndarray:
+    """cos(kπs) of numbers, `(terms, n)`."""
+    return np.array([[math.cos(k * math.pi * s) for s in np.frombuffer(nodes).tolist()] for k in range(terms)])
+
+
+def _cosines(nodes: bytes, terms: int) -> np.ndarray:
+    """The same as torch has them, `(n, terms)`."""
+    k = torch.arange(terms, dtype=torch.float64, device="cpu")
+    return torch.cos(torch.pi * torch.from_numpy(np.frombuffer(nodes).copy())[:, None] * k).numpy()
+
+
+# Many profiles are looked at in the same depths.
+_known_waves, _known_cosines = lru_cache(maxsize=8)(_waves), lru_cache(maxsize=16)(_cosines)
 
 
 def smooth(d: int, scale: float, generator: torch.Generator, terms: int = 4) -> Profile:

@@ -16,7 +16,7 @@ from ..depth.collocation import Collocation
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
 from ..depth.products import multiply
-from ..matrices import orientation_preserving, polar, rotations, skew_log
+from ..matrices import Turning, orientation_preserving, polar, skew_log
 from .random import Smooth, SmoothNumber
 
 # Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
@@ -36,7 +36,7 @@ class RelaxedBalanced:
     """
 
     stretch: Tensor
-    turn: Tensor
+    turn: Turning
     twist: Callable[[float], Tensor] | None
     grid: DepthGrid
     rotation: Tensor
@@ -48,10 +48,13 @@ class RelaxedBalanced:
 
     def at(self, nodes: Tensor) -> Tensor:
         s = nodes.to(self.grid.nodes)
-        R = self.grid.interpolate(self.rotation, s)
-        Q = multiply(R, rotations(self.turn, s))
-        W = _turned(self.stretch, Q) + _turned(self.turn, R)
-        W = W + self.grid.interpolate(self.height, s) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+        there = self.grid.interpolation(s)
+        R = there(self.rotation)
+        Q = multiply(R, self.turn(s))
+        W = _turned(self.stretch, Q) + _turned(self.turn.B, R)
+        W = W + there(self.height) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+        if isinstance(self.twist, Smooth):  # which is skew everywhere, since it has been where the frame was resolved
+            return W + self.twist.at(s)
         return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
 
 
@@ -116,7 +119,7 @@ def relaxed_balanced(
     stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(
         z0.shape[-1], dtype=torch.float64, device="cpu"
     )
-    turn = skew_log(frame.end.mT @ wanted)
+    turn = Turning(skew_log(frame.end.mT @ wanted))
     asked = z0.detach().double().cpu()
     profile = RelaxedBalanced(stretch, turn, twist, frame.grid, frame.rotation, frame.height, asked)
     if frame.unresolved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,4 +55,17 @@ def arranged(
     for name, (dims, values, *said) in variables.items():
         attributes = {"long_name": said[0] if said else known[name]} if said or name in known else {}
         made[name] = (dims, array(values), attributes | ({"units": measured[name]} if name in measured else {}))
-    return xr.Dataset(made, coords={name: (name, values, attributes) for name, values, attributes in axes})
+    if any(values.dtype.hasobject for _, values, _ in axes):
+        return xr.Dataset(made, coords=_coordinates(axes))
+    told = tuple((name, values.dtype.str, values.tobytes(), tuple(said.items())) for name, values, said in axes)
+    return xr.Dataset(made, coords=_known_coordinates(told))
+
+
+def _coordinates(axes: Sequence[Axis]) -> xr.Coordinates:
+    return xr.Dataset(coords={name: (name, values, attributes) for name, values, attributes in axes}).coords
+
+
+@lru_cache(maxsize=8)
+def _known_coordinates(axes: tuple[tuple[str, str, bytes, Any], ...]) -> xr.Coordinates:
+    """Those of axes by their numbers: members of a run have the same, whose indices take long to make."""
+    return _coordinates([(name, np.frombuffer(values, kind).copy(), dict(said)) for name, kind, values, said in axes])

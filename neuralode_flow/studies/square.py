@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
-from ..initial import balanced, relaxed_balanced_layers
+from ..initial import balanced
+from ..initial.layers import Ends
 from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature
 from ..orders import relative_noise
@@ -47,8 +49,7 @@ class Network:
     layers: np.ndarray | None  # of the first member at the depth nodes, (T, N, d, d), where they are kept
     z: np.ndarray
     loss: np.ndarray
-    error_z: float
-    noise_z: float
+    whole: bool
     error_profile: float
     drift: float
     evaluations: int
@@ -58,13 +59,23 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Square:
-    """All edges; `sides` `(depths, 2)` are the left and the bottom one."""
+    """All edges.
+
+    Attributes
+    ----------
+    sides : (depths, 2)
+        The left and the bottom one.
+    error_z, noise_z : (rules, depths)
+        sup over time of the distance of z from the reference, and its relative standard error over members.
+    """
 
     reference: Reference
     depths: list[int]
     layers: list[str]
     networks: dict[tuple[str, int], Network]
     sides: np.ndarray
+    error_z: np.ndarray
+    noise_z: np.ndarray
 
     def table(self, name: str) -> np.ndarray:
         """An attribute of all networks, `(rule, depth, …)`."""
@@ -89,19 +100,20 @@ def solve_square(
     meter = _Meter(progress, (len(layers) + 1) * sum(depths) + 4 * nodes)
     reference = _reference(flow, initial, clock, meter)
     curvature = depth_curvature(flow.grid, reference.states[0]).diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    ends = Ends(reference.path.z[0])
     shown = ("euler" if "euler" in layers else layers[0]) if _fits(reference, depths) else None
     # Networks of one depth begin alike, and are looked at alike.
     some = {L: flows[layers[0], L] for L in depths}
     starts = {L: network.sample(initial) for L, network in some.items()}
-    looks = {(L, keep): _looks(reference, some[L].nodes, keep) for L in depths for keep in {False, shown is not None}}
+    looks = {L: _looks(reference, some[L].nodes) for L in depths}
 
     def edge(key: tuple[str, int]) -> Any:
         if key in sides:
-            return _side_edges(reference, curvature, clock, key[1])
+            return _side_edges(reference, ends, curvature, clock, key[1])
         if key in checks:
             return _doubled(reference, initial, clock) if key[0] == "doubled" else _tight(reference, clock)
         keep, L = key[0] == shown, key[1]
-        return _top_edge(reference, starts[L], clock, f"{key[0]}-{L}", flows[key], looks[L, keep], keep=keep)
+        return _top_edge(reference, starts[L], clock, f"{key[0]}-{L}", flows[key], looks[L], keep=keep)
 
     edges = {}
     # The checks first: without them nothing else counts.
@@ -112,7 +124,9 @@ def solve_square(
     (error_grid, error_profile_grid), error_time = (edges[key] for key in checks)
     reference = replace(reference, error_grid=error_grid, error_time=error_time, error_profile_grid=error_profile_grid)
     corners = np.array([edges[key] for key in sides])
-    return Square(reference, depths, layers, {key: edges[key] for key in flows}, corners)
+    networks = {key: edges[key] for key in flows}
+    errors = np.array([_distances(reference, [networks[layer, L] for L in depths]) for layer in layers])
+    return Square(reference, depths, layers, networks, corners, errors[:, 0], errors[:, 1])
 
 
 def _fits(reference: Reference, depths: Sequence[int]) -> bool:
@@ -175,16 +189,20 @@ class _Beside:
     reference : Reference
     nodes, weights : Tensor (N,)
         Depths of what is observed, and what they count.
-    kept : Tensor, optional
-        Which of the nodes of the first state are observed as well.
     """
 
-    def __init__(self, reference: Reference, nodes: Tensor, weights: Tensor, kept: Tensor | None = None) -> None:
+    _kept: Tensor | None = None
+
+    def __init__(self, reference: Reference, nodes: Tensor, weights: Tensor) -> None:
         grid = reference.flow.grid
-        self._limit, self._weights, self._kept = grid.interpolation(nodes), weights, kept
-        self._reference = reference
-        parts = (grid.nodes, nodes, weights, kept)
-        self._looks = tuple(part.cpu().numpy().tobytes() for part in parts if part is not None)
+        self._reference, self._weights, self._limit = reference, weights, grid.interpolation(nodes)
+        self._looks = tuple(part.cpu().numpy().tobytes() for part in (grid.nodes, nodes, weights))
+
+    def keeping(self, kept: Tensor) -> _Beside:
+        """The same, which observes some of the nodes of the first state as well."""
+        other = copy(self)
+        other._kept, other._looks = kept, (*self._looks, kept.cpu().numpy().tobytes())
+        return other
 
     def __call__(self, i: int, state: Tensor) -> Tensor:
         return self.together([self], i, state.unsqueeze(0))[0]
@@ -231,29 +249,28 @@ def _observed(path: Trajectory) -> Tensor:
     return path.observed
 
 
-def _looks(reference: Reference, nodes: Tensor, keep: bool) -> _Beside:
-    """The observer of networks with layers at these depths; it can `keep` some of them, those at the depth nodes."""
-    L, places = len(nodes), reference.flow.grid.nodes
-    at_nodes = (places * L).floor().long().clamp(max=L - 1).to(nodes.device) if keep else None
-    return _Beside(reference, nodes, reference.states[0].new_full((L,), 1 / L), at_nodes)
+def _looks(reference: Reference, nodes: Tensor) -> _Beside:
+    """The observer of networks with layers at these depths."""
+    L = len(nodes)
+    return _Beside(reference, nodes, reference.states[0].new_full((L,), 1 / L))
 
 
 def _top_edge(
     reference: Reference, start: Tensor, clock: AnyClock, name: str, flow: FiniteFlow, looks: _Beside, *, keep: bool
 ) -> Network:
-    """One finite network against the continuous model; what `looks` keeps are its layers, of the first member."""
-    path, nodes = _solve(clock, name, flow, start, looks), reference.flow.grid.nodes
+    """One finite network against the continuous model; it can `keep` its layers at the depth nodes, of the first."""
+    nodes = reference.flow.grid.nodes
+    if keep:
+        looks = looks.keeping((nodes * flow.depth).floor().long().clamp(max=flow.depth - 1).to(start.device))
+    path = _solve(clock, name, flow, start, looks)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
-    gaps = torch.linalg.matrix_norm(members - reference.path.z[: len(members), None])
-    gap = gaps.square().mean(-1).sqrt()
     reached, seen = _is_whole(path), _observed(path)
     layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
     return Network(
         layers=None if layers is None else _padded(layers, len(clock.times))[0],
         z=_padded(members, len(clock.times)),
         loss=_padded(path.loss.reshape(len(members), -1), len(clock.times)),
-        error_z=float(gap.max()) if reached else np.nan,
-        noise_z=relative_noise(gaps[int(gap.argmax())]),
+        whole=reached,
         error_profile=float(seen[:, 0].max()) if reached else np.nan,
         drift=float(path.drift.max()),
         evaluations=path.stats["evaluations"],
@@ -262,29 +279,44 @@ def _top_edge(
     )
 
 
+def _distances(reference: Reference, networks: Sequence[Network]) -> tuple[list[float], list[float]]:
+    """The distance of z of each network from the reference, the largest over time, and its relative standard error."""
+    z = torch.from_numpy(np.stack([network.z for network in networks]))
+    gaps = torch.linalg.matrix_norm(z - reference.path.z.cpu()).mT.contiguous()  # (networks, T, members)
+    largest = gaps.square().mean(-1).sqrt().max(-1)
+    errors = [
+        error if network.whole else np.nan for error, network in zip(largest.values.tolist(), networks, strict=True)
+    ]
+    return errors, [relative_noise(own[i]) for own, i in zip(gaps, largest.indices.tolist(), strict=True)]
+
+
 def _padded(values: Tensor, length: int) -> np.ndarray:
     """`(t, members, …)` → `(members, T, …)`, with NaN after an early end."""
-    result = np.full((values.shape[1], length, *values.shape[2:]), np.nan)
-    result[:, : len(values)] = values.transpose(0, 1).cpu().numpy()
-    return result
+    found = np.swapaxes(values.cpu().numpy(), 0, 1).copy()
+    missing = length - found.shape[1]
+    return (
+        np.pad(found, [(0, 0), (0, missing), *[(0, 0)] * (found.ndim - 2)], constant_values=np.nan)
+        if missing
+        else found
+    )
 
 
-def _side_edges(reference: Reference, curvature: Tensor, clock: AnyClock, L: int) -> tuple[float, float]:
+def _side_edges(reference: Reference, ends: Ends, curvature: Tensor, clock: AnyClock, L: int) -> tuple[float, float]:
     """Left and bottom edge at depth L: an exactly relaxed balanced Euler network, its intrinsic flow, and the limit.
 
     The network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L, whose λ at the nodes is `curvature`. In
     steps another one with these and frames at random stands for the intrinsic flow.
     """
-    grid, z0, loss = reference.flow.grid, reference.path.z[0], reference.flow.loss
+    grid, z0, loss = reference.flow.grid, ends.z0, reference.flow.loss
     between = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
     steps = grid.interpolate(curvature, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
     flow = FiniteFlow(L, loss)
-    network = _solve(clock, f"square-{L}-network", flow, relaxed_balanced_layers(z0, shifts))
+    network = _solve(clock, f"square-{L}-network", flow, ends.layers(shifts))
     limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
 
     def turned() -> Start:
-        return flow, relaxed_balanced_layers(z0, shifts, torch.Generator().manual_seed(0))
+        return flow, ends.layers(shifts, torch.Generator().manual_seed(0))
 
     closed = clock.by_z(limit, z0, turned, f"square-{L}-intrinsic")
     if not (_is_whole(network) and _is_whole(closed)):

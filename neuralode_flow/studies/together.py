@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -54,7 +56,7 @@ def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Ex
             member.go_on()
         while asking := [member for member in members if member.asks is not None]:
             kinds = [member.asks.kind for member in asking if member.asks is not None]
-            most = max(kinds, key=kinds.count)
+            most, _ = Counter(kinds).most_common(1)[0]
             group = [member for member, kind in zip(asking, kinds, strict=True) if kind == most]
             answers = _answers([member.asks for member in group if member.asks is not None])
             for member, answer in zip(group, answers, strict=True):
@@ -78,10 +80,11 @@ class _Member(Generic[Result]):
 
     def __init__(self, work: Callable[[Integrate], Result]) -> None:
         self.asks: _Call | None = None
-        self._work, self._answer = work, None
+        self._work = work
         self._result: Result | None = None
         self._error: Exception | None = None
-        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        # Semaphores of Python take ten times as long.
+        self._answers, self._back = SimpleQueue[Any](), SimpleQueue[None]()
         self._device = torch.get_default_device()
         self._given_up = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -89,14 +92,14 @@ class _Member(Generic[Result]):
 
     def go_on(self, answer: Any = None) -> None:
         """Lets it run until it asks again, or ends."""
-        self.asks, self._answer = None, answer
-        self._turn.release()
-        self._back.acquire()
+        self.asks = None
+        self._answers.put(answer)
+        self._back.get()
 
     def give_up(self) -> None:
         """Ends it where it waits, or when it next asks."""
         self._given_up = True
-        self._turn.release()
+        self._answers.put(None)
 
     def end(self) -> None:
         """Waits for the thread: one that is alive when Python ends takes the process down."""
@@ -107,7 +110,7 @@ class _Member(Generic[Result]):
         return self._error if self._error is not None else self._result  # type: ignore[return-value]
 
     def _run(self) -> None:
-        self._turn.acquire()
+        self._answers.get()
         try:
             if self._given_up:
                 return
@@ -120,20 +123,20 @@ class _Member(Generic[Result]):
         except _GivenUp:
             return
         finally:
-            self._back.release()
+            self._back.put(None)
 
     def _integrate(self, flow: Any, state: Any, times: Any, **options: Any) -> Trajectory:
         call = _Call(flow, state, times, options)
         if call.kind is None:
             return call.alone()
         self.asks = call
-        self._back.release()
-        self._turn.acquire()
+        self._back.put(None)
+        answer = self._answers.get()
         if self._given_up:
             raise _GivenUp
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer  # type: ignore[return-value]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +166,16 @@ class _Call:
             return None
         control = tuple(options.get(name) for name in ("method", "rtol", "atol", "max_evaluations"))
         start = tuple(self.state.shape), self.state.dtype, self.state.device
-        return flow, start, tuple(self.times.tolist()), control, "observe" in options
+        return flow, start, _numbers(self.times), control, "observe" in options
 
     def alone(self) -> Trajectory:
         """What it comes to without others."""
         return integrate(self.flow, self.state, self.times, **self.options)
+
+
+def _numbers(values: Tensor) -> bytes:
+    """All digits of some numbers, to be compared."""
+    return values.detach().cpu().numpy().tobytes()
 
 
 def _flow_kind(flow: Any) -> Any:
@@ -177,7 +185,7 @@ def _flow_kind(flow: Any) -> Any:
     if kind is FiniteFlow:
         return kind, loss, flow.depth, id(flow.rule), flow.sampling
     if kind is ContinuousFlow and type(flow.depth) is Collocation:
-        return kind, loss, flow.grid.panels, flow.grid.order, tuple(flow.grid.nodes.tolist())
+        return kind, loss, flow.grid.panels, flow.grid.order, _numbers(flow.grid.nodes)
     if kind is not IntrinsicFlow:
         return None
     if type(flow.kernel) is LogMean:

@@ -95,12 +95,13 @@ def test_file_and_folder_reach_the_disk_before_and_after_the_rename(tmp_path, mo
     ]
 
 
-def test_a_folder_is_taken_up_again_whose_run_was_killed_while_it_wrote_its_first_file(tmp_path):
-    for name in (".config.writing-0123.yaml", ".lock"):
+def test_a_folder_is_taken_up_again_whose_run_was_killed_while_it_wrote_a_file(tmp_path):
+    remains = (".config.writing-0123.yaml", ".results.writing-0123.nc")
+    for name in (*remains, ".lock"):
         (tmp_path / name).write_text("a:")
     with held(tmp_path, "a: 1\n"):
         assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
-        assert not (tmp_path / ".config.writing-0123.yaml").exists()
+        assert not [name for name in remains if (tmp_path / name).exists()]
 
 
 def test_a_lock_that_its_holder_has_removed_is_none(tmp_path, monkeypatch):

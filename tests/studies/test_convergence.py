@@ -11,6 +11,7 @@ from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.problems import PROBLEMS, Problem
 from neuralode_flow.studies import STUDIES, convergence
+from neuralode_flow.studies.axes import arranged, axis, time
 from neuralode_flow.studies.convergence import run, summarise
 from neuralode_flow.studies.weights import kept
 
@@ -290,3 +291,13 @@ def test_orders_are_seen_under_an_error_in_time_that_both_sides_share():
     dataset = run(**inputs(method="euler", step=0.05), depths=[16, 32, 64], layers=["euler", "exp"])
     assert float(dataset.error_time) > 1e-3
     assert dataset.order.values == pytest.approx([1, 2], abs=0.1)
+
+
+def test_datasets_with_the_same_axes_may_be_changed_one_by_one():
+    times = torch.linspace(0, 1, 4)
+    one, other = (arranged({"x": ("time", times + k)}, [time(times)]) for k in range(2))
+    one.time.attrs["long_name"] = "changed"
+    assert other.time.attrs["long_name"] == "training time t"
+    assert arranged({}, [time(times)]).time.attrs["long_name"] == "training time t"
+    assert arranged({}, [time(2 * times)]).time.values.tolist() == (2 * times).tolist()
+    assert arranged({}, [axis("time", times, "other")]).time.attrs == {"long_name": "other"}
