@@ -1,10 +1,13 @@
-"""Steps of a member's own beside shared steps: python benchmarks/own_steps.py [continuous] [intrinsic] [whole]
+"""Steps of a member's own beside shared steps: python benchmarks/own_steps.py [continuous] [intrinsic] or one of
+[whole] [layers] [closed]
 
 256 members, d = 4, the rates of whose losses are spread over 10³; each has a closed solution, from which its error is
 measured, in tolerances. Shared steps are also taken at tolerances so much smaller that their largest error is no larger
 than with own steps. torchode (where it is installed; not a dependency) has steps of a member's own too: it is given the
 same velocities, which it computes for all members until the last has arrived. Times are the processor's on one thread,
 medians in alternation. `whole`: runs of one state in whole steps of the compiled engine beside the same by velocities.
+`layers`: what a layer of a finite network costs in runs of 64 members. `closed`: velocities of the closed flow of
+layers, of 256 members with shifts of their own, by torch and in C.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from harness import machine
 from torch import Tensor
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import explicit, polar
+from neuralode_flow.depth.engine import divided, explicit, polar
 from neuralode_flow.losses.base import of_some
 
 MEMBERS, D, REPEATS = 256, 4, 3
@@ -149,7 +152,7 @@ def measured(kind: str, method: str) -> None:
 
 def whole() -> None:
     """Runs of one state, as they are and with the velocity asked for at each stage, of the closed flow outside of C."""
-    modules, generator = (explicit, polar), torch.Generator().manual_seed(0)
+    modules, generator = (explicit, polar, divided), torch.Generator().manual_seed(0)
     takes = [module.takes for module in modules]
     print("| flow | d | method | steps | ms by velocities | in whole steps | ratio |")
     print("|---|---|---|---|---|---|---|")
@@ -160,8 +163,11 @@ def whole() -> None:
             "13 nodes": nf.ContinuousFlow(nf.DepthGrid.gauss(1, 13), loss),
             "closed": nf.IntrinsicFlow(loss, nf.LogMean()),
         }
+        if d <= divided.LARGEST:
+            shifts = torch.cumsum(torch.randn(16, generator=torch.Generator().manual_seed(1)), 0) / 16**2
+            flows["closed, 16 layers"] = nf.IntrinsicFlow(loss, nf.DividedDifference(shifts, 1 / 16))
         for name, flow in flows.items():
-            state = torch.eye(d) if name == "closed" else flow.sample(nf.identity(d))
+            state = torch.eye(d) if name.startswith("closed") else flow.sample(nf.identity(d))
             for method in METHODS:
                 spent: dict[bool, list[float]] = {False: [], True: []}
                 for _ in range(2 * REPEATS + 1):
@@ -179,14 +185,57 @@ def whole() -> None:
                 )
 
 
+def closed() -> None:
+    """Velocities of the closed flow of layers, by torch and in the compiled engine."""
+    generator, takes = torch.Generator().manual_seed(0), divided.takes
+    print("| d | layers | µs by torch | in C | ratio |")
+    print("|---|---|---|---|---|")
+    for d in (2, 4, 8):
+        for L in (4, 16, 64, 256, 1024):
+            shifts = torch.cumsum(torch.randn(MEMBERS, L, generator=generator), 1) / L**2
+            z = torch.eye(d) + 0.5 * torch.randn(MEMBERS, d, d, generator=generator)
+            flow = nf.IntrinsicFlow(nf.Quadratic(torch.eye(d)), nf.DividedDifference(shifts[0], 1 / L))
+            flow.kernel = nf.DividedDifference.together([nf.DividedDifference(own, 1 / L) for own in shifts])
+            spent: dict[bool, list[float]] = {False: [], True: []}
+            for _ in range(4 * REPEATS + 1):
+                for how, seconds in spent.items():
+                    divided.takes = takes if how else lambda _: False
+                    before = time.process_time()
+                    flow.velocity(z)
+                    seconds.append(time.process_time() - before)
+            by_torch, in_C = (1e6 * median(seconds) / MEMBERS for seconds in spent.values())
+            print(f"| {d} | {L} | {by_torch:.1f} | {in_C:.1f} | {by_torch / in_C:.1f} |", flush=True)
+
+
+def layers() -> None:
+    """Processor time for each layer in each velocity of a member, with all that belongs to the run (DOP853)."""
+    generator, members = torch.Generator().manual_seed(0), 64
+    print("| d | rule | ns a layer: L = 4 | 16 | 64 |")
+    print("|---|---|---|---|---|")
+    for d in (2, 3, 4, 5, 6, 8):
+        loss = nf.Quadratic(torch.eye(d) + 0.5 * torch.randn(members, d, d, generator=generator) / d**0.5)
+        for rule in ("euler", "rk2", "cayley", "exp"):
+            each: list[str] = []
+            for L in (4, 16, 64):
+                flow, costs = nf.FiniteFlow(L, loss, rule), []
+                start = torch.randn(members, L, d, d, generator=generator) / d**0.5
+                for _ in range(2 * REPEATS + 1):
+                    before = time.process_time()
+                    path = nf.integrate(flow, start, [0.0, 4.0], METHODS[0], RTOL, ATOL, control="member")
+                    number = sum(path.stats["members"]["evaluations"])
+                    costs.append((time.process_time() - before) / (number * L))
+                each.append(f"{1e9 * median(costs):.0f}")
+            print(f"| {d} | {rule} | {' | '.join(each)} |", flush=True)
+
+
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     facts = machine()
     print(f"{facts}\n")
-    if "whole" in sys.argv:
-        whole()
-        return
+    for name, measure in (("whole", whole), ("layers", layers), ("closed", closed)):
+        if name in sys.argv:
+            return measure()
     print("| flow | method | steps | rtol | velocities of members | largest error, tolerances | s | over own |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in sys.argv[1:] or ("continuous", "intrinsic"):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .checks import floating, same_kind
 from .depth.collocation import Collocation
+from .depth.engine import multiply
 from .depth.grid import DepthGrid, check_grid
-from .depth.products import multiply
 
 
 def _check(name: str, value: Tensor, axes: str) -> None:

@@ -81,6 +81,14 @@ def gauss_rule(order: int) -> Rule:
     )
 
 
+@lru_cache(maxsize=32)
+def _gauss(panels: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of equal panels: members of a run have the same grids."""
+    rule = gauss_rule(order)
+    nodes = ((np.arange(panels)[:, None] + rule.nodes) / panels).ravel()
+    return nodes, np.tile(rule.weights / panels, panels)
+
+
 @dataclass(frozen=True, eq=False)
 class DepthGrid:
     """Panels of Gauss–Legendre nodes on the depth interval [0, 1].
@@ -131,11 +139,8 @@ class DepthGrid:
                 f"panels * order must be at most {MOST_NODES} nodes, got {panels} * {order}; use fewer panels"
             )
         placed(dtype, device)
-        rule = gauss_rule(order)
-        starts = np.arange(panels)[:, None]
-        nodes = ((starts + rule.nodes) / panels).ravel()
-        weights = np.tile(rule.weights / panels, panels)
-        return cls(panels, order, *(torch.as_tensor(a, dtype=dtype, device=device) for a in (nodes, weights)))
+        own = (torch.tensor(values, dtype=dtype, device=device) for values in _gauss(panels, order))
+        return cls(panels, order, *own)
 
     @classmethod
     def auto(cls, W: Profile, tol: float) -> DepthGrid:

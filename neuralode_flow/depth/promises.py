@@ -49,8 +49,13 @@ def passed(rule: Any) -> None:
     _PASSED.add(rule)
 
 
+def has_passed(rule: Any) -> bool:
+    """Whether a rule need not be looked at again."""
+    return rule in _PASSED
+
+
 def check_promises(name: str, rule: Any) -> None:
-    """Raises unless a rule does what it declares; one that has passed is not looked at again.
+    """Raises unless a rule does what it declares; from then on it `has_passed`.
 
     The layers have the shape and dtype of A and do not depend on their neighbours; `adjoint`, if there is one, is the
     gradient that autograd finds through `layer`; `quadratic_law` is True only where the law is conserved; `order` is
@@ -61,8 +66,6 @@ def check_promises(name: str, rule: Any) -> None:
     TypeError, ValueError
         The message has the name of the rule, what is wrong, by how much, and what to do.
     """
-    if rule in _PASSED:
-        return
     _check_order(name, rule.order)
     if not isinstance(rule.quadratic_law, bool):
         raise TypeError(f"{name} must have a quadratic_law that is True or False, got {rule.quadratic_law!r}")

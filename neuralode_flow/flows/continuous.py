@@ -13,11 +13,10 @@ from torch import Tensor
 from ..checks import unpatched
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
-from ..depth.engine import Stepped, choose, explicit
+from ..depth.engine import Stepped, choose, explicit, multiply
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
 from ..depth.probes import integral, probes
-from ..depth.products import multiply
 from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
@@ -130,9 +129,10 @@ class ContinuousFlow:
         fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
         values = sample(W0, fine.nodes).to(state.device)
         depths = probes(state.numel() // len(self.grid)).to(state)
-        missed = sample(W0, depths).to(state.device) - fine.interpolate(values, depths)
+        there = fine.interpolation(depths)
+        missed = sample(W0, depths).to(state.device) - there(values)
         before, after, z_fine = Collocation(fine).propagators(values)
-        left, right = fine.interpolate(torch.stack((after, before)), depths)
+        left, right = there(torch.stack((after, before)))
         carried = multiply(multiply(left, missed), right)
         correction, uncertain = integral(depths, carried)
         error = torch.linalg.matrix_norm(z_fine + correction - z) + uncertain

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import unpatched
+from ..depth.engine import divided, explicit, polar
+from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..display import named
-from ..kernels import Kernel, LogKernel, check_kernel
+from ..kernels import DividedDifference, Kernel, LogKernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
 from ..modes import hidden, plain, uncompiled
@@ -85,10 +89,46 @@ class IntrinsicFlow:
         Through the SVD derivatives of order n have a relative error of about ε/gapⁿ, with the least difference of two
         singular values over the largest as gap; up to ε^¼ (1e-4) they are refused.
         """
+        layers = self._layers()
+        known = None
+        if layers is not None:
+            known = polar.velocity_of_layers(self.loss, layers.shifts, layers.time_scale, state)
+        if known is None:
+            return self._velocity(state)
+        value, lost = known
+        return value if lost is None else torch.where(lost[..., None, None], self._velocity(state), value)
+
+    def _layers(self) -> DividedDifference | None:
+        """The kernel if it is that of layers, which the compiled engine knows."""
+        kernel = self.kernel
+        return kernel if type(kernel) is DividedDifference and unpatched(DividedDifference, "__call__") else None
+
+    def _velocity(self, state: Tensor) -> Tensor:
         U, sigma, Vh = torch.linalg.svd(state)
         if not plain(state):
             _check_distinct(sigma)
         return -U @ (self.kernel(sigma) * (U.mT @ self.loss.gradient(state) @ Vh.mT)) @ Vh
+
+    def knows_steps(self, state: Tensor) -> bool:
+        """Whether the kernel is that of layers, and the compiled engine takes such a state."""
+        return self._layers() is not None and own_velocity(self, IntrinsicFlow) and divided.takes(state)
+
+    def explicit_steps(self, states: Tensor, slopes: Tensor, h: np.ndarray, tableau: Tableau) -> Tried | None:
+        """A step of each state `(n, ..., d, d)` along its slope, of size h `(n,)`, by an explicit formula."""
+        states, slopes = states.unsqueeze(-3), slopes.unsqueeze(-3)
+        tried = explicit.steps(self._steps_of(states), states, slopes, h, self.loss, tableau)
+        return tried and tried.without(-3)
+
+    def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
+        """Steps of states `(n, d, d)`, each on its way to a time."""
+        states, slopes = states.unsqueeze(-3), slopes.unsqueeze(-3)
+        model = self._steps_of(states) if type(self) is IntrinsicFlow else None  # another may have an end of its own
+        ran = explicit.runs(model, states, slopes, legs, self.loss, tableau)
+        return ran and ran.without(-3)
+
+    def _steps_of(self, states: Tensor) -> explicit.Model | None:
+        layers = self._layers()
+        return None if layers is None else explicit.closed_of_layers(layers.shifts, layers.time_scale, states)
 
     def _rate(self, loss: Loss, z: Tensor) -> Tensor:
         """ż under another loss."""

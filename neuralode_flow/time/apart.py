@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import all_finite
 from ..flows.base import restricted
 from ..flows.capabilities import KnowsFinite, offers
 from ..registry import did_you_mean
@@ -125,18 +124,30 @@ class Apart(Run):
             return
         before, goal = own.t, self._goal(own.t)
         own.advance(goal, by_steps=bool(self.task.events), sign=self._sign())
-        self._look_at(own, goal)
+        self._look_at(own)
+        self._record(own)
         if own.t > before:
             self.ends.append(own.t)
-        if len(own.running()):
-            self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
         self._settle(own.t, own.state, own.memory())
 
     def _sign(self) -> np.ndarray | None:
         """The sign of det z that the barrier watches over."""
         return None if self.barrier is None else self.barrier.sign.reshape(-1).cpu().numpy()
 
-    def _look_at(self, own: OwnSteps, goal: float) -> None:
+    def _record(self, own: OwnSteps) -> None:
+        """Records the outputs that all that run have come to, without those whose z cannot be recorded."""
+        try:
+            self._record_all(own)
+        except Stopped:
+            if not self._put_back(own):
+                raise
+            self._record_all(own)
+
+    def _record_all(self, own: OwnSteps) -> None:
+        if len(own.running()):
+            self.records.until(own.t, self.task.points, cast(Any, own), self.watch.good)
+
+    def _look_at(self, own: OwnSteps) -> None:
         """Ends the members that left the range of numbers, or met an event, in the step that they took."""
         flow, took = self.grid.flow, own.took
         if offers(flow, KnowsFinite):
@@ -150,8 +161,6 @@ class Apart(Run):
                 self.barrier.escaped = when if first is None else min(first, when)
         for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
-        if own.t == goal:
-            self._see(own)
 
     def _look_alone(self, own: OwnSteps, row: int) -> None:
         """Ends a member at the first event inside its last step."""
@@ -175,23 +184,20 @@ class Apart(Run):
         super()._go_back()
         self.stepper = None  # made anew from there
 
-    def _see(self, own: OwnSteps) -> None:
-        """Puts members whose z cannot be recorded back to where it was last, and ends them there."""
+    def _put_back(self, own: OwnSteps) -> bool:
+        """Puts members that have no finite z to where it was last, and ends them there; whether there are any."""
         flow, members, (t, last) = self.grid.flow, self.records.members, self.records.last
         put: np.ndarray = np.arange(0)
         while True:
             state = own.state
             try:
                 z = flow.product(state)
-                loss = flow.loss(z)
-                if all_finite(z) and all_finite(loss):
-                    return
-                bad, code = not_finite(z, members) | not_finite(loss, members), "not_finite"
+                bad, code = not_finite(z, members) | not_finite(flow.loss(z), members), "not_finite"
             except FAILURES:
                 bad, code = culprits(flow.product, FAILURES, state, last, members), "velocity"
             rows = np.setdiff1d(bad.reshape(-1).cpu().numpy().nonzero()[0], put)
-            if not len(rows):  # the records tell of it
-                return
+            if not len(rows):  # what else is in the way, the records have told
+                return len(put) > 0
             own.put_back(rows, t, last, code)
             put = np.union1d(put, rows)
 

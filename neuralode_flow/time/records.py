@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -124,9 +124,13 @@ class Records:
         flow = self.grid.flow
         try:
             z = flow.product(state)
-            values = {"z": z, "loss": flow.loss(z), "drift": self._drift(state)}
+            values = {"z": z, "loss": flow.loss(z)}
+            self._check(t, values, values["loss"].shape)
+            seen = {"drift": self._drift(state)}  # a law need not know what to say of numbers that are none
             if "carried_log_sigma" in self.columns:
-                values["carried_log_sigma"] = flow.log_sigma(state)
+                seen["carried_log_sigma"] = flow.log_sigma(state)
+            self._check(t, seen, values["loss"].shape)
+            values |= seen
             depth_error = self.grid.at_output(state, z)
         except FAILURES as error:
             which = culprits(flow.product, FAILURES, state, good, self.members)
@@ -134,14 +138,6 @@ class Records:
                 "velocity",
                 f"the end-to-end map{of_members(which)} could not be computed at t = {t:.6g}: {error}{advice(which)}",
             ) from error
-        for name, value in values.items():
-            if not all_finite(value):
-                which = not_finite(value, values["loss"].shape)
-                why = "the flow blew up, or its step was too large" if self.times else "it is so from the start"
-                raise Stopped(
-                    "not_finite",
-                    f"the {_COLUMNS[name]}{of_members(which)} is not finite at t = {t:.6g}: {why}{advice(which)}",
-                )
         if self.most is not None and bool((beyond := values["loss"] > self.most).any()):
             loss = float(values["loss"][beyond].max())
             raise Stopped("not_finite", f"the loss{of_members(beyond)} has grown to {loss:.3g}{advice(beyond)}")
@@ -150,6 +146,17 @@ class Records:
         for name, value in values.items():
             self.columns[name].append(value)
         self.last = t, state
+
+    def _check(self, t: float, values: Mapping[str, Tensor], members: torch.Size) -> None:
+        """Raises Stopped unless these are finite."""
+        for name, value in values.items():
+            if not all_finite(value):
+                which = not_finite(value, members)
+                why = "the flow blew up, or its step was too large" if self.times else "it is so from the start"
+                raise Stopped(
+                    "not_finite",
+                    f"the {_COLUMNS[name]}{of_members(which)} is not finite at t = {t:.6g}: {why}{advice(which)}",
+                )
 
     def _drift(self, state: Tensor) -> Tensor:
         if self.drift_of is not None:

@@ -30,7 +30,9 @@ def route(monkeypatch):
         raise HandedOver
 
     monkeypatch.setattr(
-        compiled, "by_torch", SimpleNamespace(flow=refuse, chain=refuse, layered=refuse, descend_flow=refuse)
+        compiled,
+        "by_torch",
+        SimpleNamespace(flow=refuse, chain=refuse, layered=refuse, descend_flow=refuse, multiply=refuse),
     )
 
 
@@ -71,6 +73,41 @@ def test_the_continuous_gradient_is_that_of_torch(panels, order, mode, monkeypat
             expected = without(monkeypatch, solver.gradient, W, outer)
             assert distance(found, expected) < 2e-13 * float(torch.linalg.matrix_norm(expected).max())
             assert distance(z, without(monkeypatch, solver.product, W)) < 1e-12
+
+
+def laid_out(*batch, d, seed):
+    """The same matrices as they may lie in memory: in rows, in columns, with gaps, as a part of larger ones."""
+    M = randn(*batch, d, d, seed=seed)
+    wide, large = torch.zeros(*batch, d, 3 * d), torch.full((*batch, d + 2, d + 1), math.nan)
+    wide[..., ::3], large[..., 1:-1, 1:] = M, M
+    return [M, M.mT.contiguous().mT, wide[..., ::3], large[..., 1:-1, 1:]]
+
+
+@pytest.mark.parametrize("d", [*range(1, 10), 12, 13, 16, 24, 31, 32])
+def test_products_are_those_of_torch_however_matrices_lie(d, mode):
+    for batch in ((), (3,), (2, 100), (2, 3, 4)):
+        for one in laid_out(*batch, d=d, seed=1):
+            for other in laid_out(*batch, d=d, seed=2) if batch != (2, 100) else [one.mT]:
+                assert distance(compiled.multiply(one, other), torch.matmul(one, other)) < 1e-14 * d**2
+    one, other = randn(5, 1, d, d, seed=3), randn(7, d, d, seed=4)
+    assert distance(compiled.multiply(one, other), one @ other) < 1e-14 * d**2
+    assert distance(compiled.multiply(one[0, 0], other), one[0, 0] @ other) < 1e-14 * d**2
+
+
+def test_a_product_is_the_same_to_the_bit_whichever_are_asked_for_with_it(mode):
+    one, other = randn(200, 5, 5, seed=1), randn(200, 5, 5, seed=2)
+    together = compiled.multiply(one.mT, other)
+    assert all(torch.equal(compiled.multiply(one[i].mT, other[i]), together[i]) for i in (0, 63, 64, 199))
+
+
+def test_products_that_are_not_for_it_are_handed_over():
+    M = randn(3, 4, 4, seed=1)
+    for other in (M.clone().requires_grad_(), M[..., :2], M.float(), M.to(torch.complex128)):
+        with pytest.raises(HandedOver):
+            compiled.multiply(M, other)
+    with pytest.raises(HandedOver):
+        compiled.multiply(randn(40, 40, seed=1), randn(40, 40, seed=2))
+    assert choose(M.clone().requires_grad_()) is by_torch
 
 
 def test_what_directions_see_of_matrices_is_what_torch_sees(mode):
@@ -188,6 +225,39 @@ def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
                 bound = 1e-10 if rule == "cayley" and norm > 2 * L else 1e-12
                 assert distance(flow.product(W), z) < bound * float(torch.linalg.matrix_norm(z).max())
                 assert distance(flow.velocity(W), expected) < bound * float(torch.linalg.matrix_norm(expected).max())
+
+
+@pytest.mark.parametrize("rule", LAYERS)
+def test_a_chain_has_the_same_numbers_whichever_others_there_are(rule, mode):
+    # (4, 2100) is cut into segments; of so many of (4, 500) or (16, 150) nothing is stored, as it is of one of them.
+    # One of the last is worth two threads, and would be cut for them.
+    cases = [*((d, L, 3) for d in range(1, 10) for L in (1, 2, 5, 17)), (4, 2100, 2), (4, 500, 36), (16, 150, 8)]
+    for d, L, n in cases[: None if mode[1] == 1 else -1]:
+        W, flow = model(d, n, layers=L), nf.FiniteFlow(L, nf.Quadratic(2 * torch.eye(d)), rule)
+        W *= torch.logspace(-1, 0.4, n)[:, None, None, None]
+        for map_of in (flow.velocity, flow.product):
+            together = map_of(W)
+            assert all(torch.equal(together[k], map_of(W[k])) for k in (0, n // 2, n - 1)), (d, L)
+
+
+@pytest.mark.parametrize("d", [2, 4, 7])
+def test_a_layer_is_made_as_it_needs_it_beside_others(d, mode, monkeypatch):
+    L, loss = 6, nf.Quadratic(randn(d, d, seed=2))
+    swapped = torch.eye(d)
+    swapped[:2, :2] = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # I - A/2 has zeros on its diagonal, and an inverse
+    turn = randn(d, d, seed=3)
+    for k in range(L):
+        for rule, layer in (("cayley", swapped), ("exp", 4 * (turn - turn.mT))):
+            W, flow = model(d, layers=L, norm=0.1), nf.FiniteFlow(L, loss, rule)
+            W[k] = L * layer
+            for map_of in (flow.velocity, flow.product):
+                expected = without(monkeypatch, map_of, W)
+                size = float(torch.linalg.matrix_norm(expected).max())
+                assert distance(map_of(W), expected) < 1e-12 * size, (rule, k)
+            for bad in (2.0, torch.nan, torch.inf) if rule == "cayley" else (1e4, torch.nan, torch.inf):
+                W[k] = L * bad * torch.eye(d)
+                with pytest.raises(HandedOver):
+                    flow.velocity(W)
 
 
 @pytest.mark.parametrize("angle", [1e-9, 1e-5, 1e-3, 0.1, 0.29, 0.7, 3.0, 20.0])

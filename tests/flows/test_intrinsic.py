@@ -1,6 +1,7 @@
 import pytest
 import torch
 from cases import all_losses, positive_matrix, randn
+from digits import kernel_in_many_digits
 
 import neuralode_flow as nf
 from neuralode_flow import kernels
@@ -159,42 +160,16 @@ def test_right_kernels_are_not_refused():
         kernels.base._check_values_of("kernel", kernel)
 
 
-def roots_in_many_digits(sigma, shifts):
-    """x_a + c_k, less the least c, by Newton's method in log(x + min c); shifts with their multiplicities."""
-    mpmath = pytest.importorskip("mpmath")
-    least, roots = min(shifts), []
-    for s in sigma:
-        goal = 2 * mpmath.log(s)
-        y = goal / sum(shifts.values())
-        for _ in range(300):
-            x = mpmath.exp(y)
-            logs = mpmath.fsum(n * mpmath.log(x + (c - least)) for c, n in shifts.items())
-            step = (logs - goal) / mpmath.fsum(n * x / (x + (c - least)) for c, n in shifts.items())
-            y -= step
-            if abs(step) < mpmath.mpf(10) ** -50:
-                break
-        roots.append({c: mpmath.exp(y) + (c - least) for c in shifts})
-    return roots
-
-
 @pytest.mark.parametrize("L", [2, 64, 65, 1000, 100_000])
 @pytest.mark.parametrize("kind", ["equal", "mixed", "halves", "large"])
 def test_divided_difference_keeps_its_digits_at_any_depth(L, kind):
     # Shifts that take few values, so that sums of 10⁵ terms in many digits are short.
-    mpmath = pytest.importorskip("mpmath")
     k = torch.arange(L)
     shifts = {"equal": k * 0.0, "mixed": (k % 3) * 0.85, "halves": (k < L // 2) * 1.7, "large": (k % 2) * 1e6}[kind]
-    with mpmath.workdps(60):
-        several = {mpmath.mpf(c): int((shifts == c).sum()) for c in shifts.unique().tolist()}
-        for sigma in ([2.5, 1.0, 0.3], [1e3, 1e-3], [1.0 + 1e-9, 1.0], [1e-3, 1e-3 * (1 + 1e-14)]):
-            roots = roots_in_many_digits([mpmath.mpf(s) for s in sigma], several)
-            K = nf.DividedDifference(shifts)(torch.tensor(sigma))
-            for i, a in enumerate(sigma):
-                for j, b in enumerate(sigma):
-                    squares, (c, x) = [mpmath.mpf(s) ** 2 for s in (a, b)], next(iter(roots[i].items()))
-                    slope = mpmath.fsum(n / roots[i][c] for c, n in several.items()) * squares[0]
-                    exact = slope if i == j else (squares[0] - squares[1]) / (x - roots[j][c])
-                    assert abs(float(mpmath.mpf(float(K[i, j])) / exact) - 1) < 4e-13
+    for sigma in ([2.5, 1.0, 0.3], [1e3, 1e-3], [1.0 + 1e-9, 1.0], [1e-3, 1e-3 * (1 + 1e-14)]):
+        K = nf.DividedDifference(shifts)(torch.tensor(sigma))
+        for (i, j), exact in kernel_in_many_digits(sigma, shifts).items():
+            assert abs(float(K[i, j] / exact) - 1) < 4e-13
 
 
 def test_kernels_of_two_layers_do_not_vanish_where_squares_do():

@@ -7,10 +7,9 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from cases import ByVelocities, Passing, carried, distance, formula, positive_matrix, randn
+from cases import ByVelocities, Passing, Seen, carried, distance, formula, positive_matrix, randn
 from scipy.linalg import cython_lapack
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit, polar
@@ -386,19 +385,9 @@ def forked():
     return nf.integrate(nf.IntrinsicFlow(stiff(), nf.LogMean()), torch.eye(3), TIMES, "auto", 1e-8, 1e-10).z
 
 
-class Seen(TorchDispatchMode):
-    """Sees what torch does."""
-
-    operations = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operations += 1
-        return function(*args, **(kwargs or {}))
-
-
 def test_structures_are_as_long_as_those_in_c():
     """A field that one side has and the other has not would shift all after it."""
     assert ctypes.sizeof(polar._Ndf) == compiled.library().ndf_size()
-    assert ctypes.sizeof(polar._Polar) == compiled.library().polar_size()
+    assert ctypes.sizeof(polar._Closed) == compiled.library().closed_size()
     assert ctypes.sizeof(explicit._Steps) == compiled.library().steps_size()
     assert ctypes.sizeof(explicit._Legs) == compiled.library().legs_size()

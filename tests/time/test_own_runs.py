@@ -5,12 +5,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from cases import Growing, Rated, formula, randn
+from cases import Growing, Rated, Seen, formula, randn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.flows.base import restricted
 from neuralode_flow.time.ownsteps import OwnSteps
 
 if compiled.library() is None:
@@ -27,6 +27,9 @@ def flows(loss):
     for rule in ("euler", "rk2", "cayley", "exp"):
         yield rule, nf.FiniteFlow(5, loss, rule), 0.2 * randn(N, 5, D, D, seed=2)
     yield "closed", nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(D).expand(N, D, D).clone()
+    layers = nf.IntrinsicFlow(loss, nf.DividedDifference(torch.zeros(1)))
+    layers.kernel = nf.DividedDifference.together([nf.DividedDifference(c, 1 / 4) for c in randn(N, 4, seed=7) / 4])
+    yield "closed layers", layers, torch.eye(D) + 0.2 * randn(N, D, D, seed=6)
 
 
 def losses():
@@ -150,7 +153,7 @@ def test_members_that_fail_do_so_where_they_do_step_by_step(monkeypatch):
     raising = Rated(torch.linspace(1, 90, N)[:, None, None] * torch.eye(D), torch.linspace(1, 6, N))
     for loss in (growing, raising):
         for name, flow, start in flows(loss):
-            if name not in ("euler", "closed"):
+            if name not in ("euler", "closed", "closed layers"):
                 continue
 
             def run(flow=flow, start=start):
@@ -226,7 +229,7 @@ def test_members_do_not_depend_on_each_other_nor_on_threads():
             torch.set_num_threads(threads)
         some = [5, 0, 3]
         part = type(flow).__new__(type(flow))
-        part.__dict__.update(vars(flow) | {"loss": flow.loss.select((N,), torch.tensor(some))})
+        part.__dict__.update(vars(restricted(flow, (N,), torch.tensor(some))))
         few = nf.integrate(part, start[some], TIMES, "dopri5", 1e-7, control="member")
         assert torch.equal(few.z, path.z[:, some])
 
@@ -420,16 +423,6 @@ def test_a_member_of_several_z_ends_where_one_of_them_leaves_the_range(monkeypat
     path = run()
     assert_same(path, step_by_step(monkeypatch, run))
     assert path.stats["members"]["endings"] == ["ok", "not_finite"]
-
-
-class Seen(TorchDispatchMode):
-    """Sees what torch does, and so must be left the work."""
-
-    operations = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operations += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_runs_in_modes_of_torch_are_the_same():

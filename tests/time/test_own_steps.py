@@ -1,5 +1,7 @@
 """Members with steps of their own are what they are alone: numbers, work, events, ends; and they can be taken up."""
 
+import math
+
 import pytest
 import torch
 from cases import Growing
@@ -192,6 +194,29 @@ def test_a_member_at_which_a_function_raises_does_not_stop_the_others(where):
     assert 0 < int(broken.sum()) < 5
     assert path.stats["members"]["endings"] == ["velocity" if b else "ok" for b in broken.tolist()]
     assert torch.equal(path.z[:, ~broken], known.z[:, ~broken])
+
+
+class Particular(nf.FiniteFlow):
+    """z is NaN where it is large, of which its law wants to know nothing."""
+
+    def product(self, state):
+        z = super().product(state)
+        return z.where(z[..., :1, :1] < 3, math.nan)
+
+    def law(self, state):
+        if not bool(torch.isfinite(self.product(state)).all()):
+            raise ValueError("the law of NaN")
+        return super().law(state)
+
+
+def test_a_member_of_which_the_law_knows_nothing_does_not_stop_the_others():
+    target, start = targets(5), layers(5)
+    path = nf.integrate(Particular(5, nf.Quadratic(target)), start, TIMES, "DOP853", control="member")
+    known = nf.integrate(finite(target), start, TIMES, "DOP853", control="member")
+    lost = (known.z[..., 0, 0] >= 3).any(0)
+    assert 0 < int(lost.sum()) < 5
+    assert path.stats["members"]["endings"] == ["not_finite" if one else "ok" for one in lost.tolist()]
+    assert torch.allclose(path.z[:, ~lost], known.z[:, ~lost], rtol=0, atol=1e-9)
 
 
 def test_each_member_has_the_budget_of_a_run():

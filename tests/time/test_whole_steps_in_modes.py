@@ -27,6 +27,7 @@ if compiled.library() is None:
 
 GRID = nf.DepthGrid.gauss(panels=4, order=5)
 TARGETS, RATES = randn(3, 3, 3, seed=8) / 2 + 1.5 * torch.eye(3), torch.logspace(0, 1, 3)
+LAYERS = nf.DividedDifference(torch.tensor([0.0, 0.3, -0.2]), 1 / 3)
 # Losses that the engine knows and one that it asks, depth and layers, shared steps and each member's own.
 RUNS = {
     "square": (nf.ContinuousFlow(GRID, nf.Quadratic(TARGETS)), "DOP853", "shared"),
@@ -35,6 +36,8 @@ RUNS = {
     "asked of layers": (nf.FiniteFlow(6, Rated(TARGETS, RATES), "exp"), "DOP853", "shared"),
     "closed": (nf.IntrinsicFlow(nf.Quadratic(TARGETS), nf.LogMean()), "DOP853", "member"),
     "asked of the closed": (nf.IntrinsicFlow(Rated(TARGETS, RATES), nf.LogMean()), "dopri5", "shared"),
+    "layers": (nf.IntrinsicFlow(nf.Quadratic(TARGETS), LAYERS), "DOP853", "member"),
+    "asked of the closed layers": (nf.IntrinsicFlow(Rated(TARGETS, RATES), LAYERS), "dopri5", "shared"),
 }
 
 
@@ -114,7 +117,7 @@ def test_the_engine_takes_these_runs(name, known, without):
     assert not torch.equal(known[name], without[name][0])  # other sums: else nothing here would be looked at
     flow = RUNS[name][0]
     state = start(flow)
-    if isinstance(flow, nf.IntrinsicFlow):
+    if isinstance(flow, nf.IntrinsicFlow) and flow.carrier() is not None:
         flow = flow.carrier()
         state = flow.enter(state)
     assert flow.knows_steps(state)

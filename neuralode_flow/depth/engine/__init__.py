@@ -10,7 +10,7 @@ from torch import Tensor
 from . import by_torch, compiled, explicit, on_device
 from .by_torch import Stepped
 
-__all__ = ["Engine", "Stepped", "choose", "explicit"]
+__all__ = ["Engine", "Stepped", "choose", "explicit", "multiply"]
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -34,6 +34,9 @@ class Engine(Protocol):
 
         Without a rule the layers are W_k themselves.
         """
+
+    def multiply(self, one: Tensor, other: Tensor) -> Tensor:
+        """The products of matrices of two batches, `(..., d, d)` each."""
 
     def grams(self, X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """VᵀXᵀXV and VᵀXXᵀV of matrices X `(..., N, d, d)` for directions V `(d, k)`, each `(..., N, k, k)`."""
@@ -68,3 +71,8 @@ def choose(W: Tensor) -> Engine:
     if compiled.takes(W):
         return compiled
     return on_device if on_device.takes(W) else by_torch
+
+
+def multiply(one: Tensor, other: Tensor) -> Tensor:
+    """The products of matrices of two batches `(..., d, d)`, by the engine that takes the first."""
+    return choose(one).multiply(one, other)

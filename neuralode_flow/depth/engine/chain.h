@@ -29,119 +29,68 @@ static int T(invert)(int ld, int d, int pivoting, double *x) {
     return 1;
 }
 
+INLINE long T(size_rows)(const Work *w) { return w->n; }
+
+/* C = S + A B */
+INLINE void T(times_rows)(const Work *w, const double *A, const double *B, const double *S, double *C) {
+    PRODUCT(w->ld, w->d, A, w->ld, 1, B, 1, S, C);
+}
+
+/* y = a I + b x */
+INLINE void T(affine_rows)(const Work *w, double a, double b, const double *x, double *y) {
+    for (long q = 0; q < w->ld * w->ld; q++) y[q] = b * x[q];
+    for (int i = 0; i < w->d; i++) y[i * w->ld + i] += a;
+}
+
+/* C = a I + S + alpha A B */
+INLINE void T(series_rows)(const Work *w, double a, const double *S, double alpha, const double *A, const double *B, double *C) {
+    PRODUCT(w->ld, w->d, A, w->ld, 1, B, alpha, S, C);
+    for (int i = 0; i < w->d; i++) C[i * w->ld + i] += a;
+}
+
+/* C = S + alpha (A B + D E) */
+INLINE void T(both_rows)(const Work *w, const double *S, double alpha, const double *A, const double *B, const double *D,
+                         const double *E, double *C) {
+    PRODUCT(w->ld, w->d, A, w->ld, 1, B, alpha, S, C);
+    PRODUCT(w->ld, w->d, D, w->ld, 1, E, alpha, C, C);
+}
+
 /* The Frobenius norm. */
-static double T(norm)(const Work *w, const double *x) {
+static double T(norm_rows)(const Work *w, const double *x) {
     double sum = 0;
     for (int i = 0; i < w->d; i++)
         for (int j = 0; j < w->d; j++) sum += x[i * w->ld + j] * x[i * w->ld + j];
     return sqrt(sum);
 }
 
-/* y = a I + b x */
-INLINE void T(affine)(const Work *w, double a, double b, const double *x, double *y) {
-    for (long q = 0; q < w->ld * w->ld; q++) y[q] = b * x[q];
-    for (int i = 0; i < w->d; i++) y[i * w->ld + i] += a;
+/* (I - B/2)^-1 */
+static int T(resolvent_rows)(const Work *w, const double *B, double *U) {
+    T(affine_rows)(w, 1, -0.5, B, U);
+    return T(invert)(w->ld, w->d, T(norm_rows)(w, B) > 1, U); /* below that all pivots are above 1/2 */
 }
 
-/* U = exp(B), and D = its derivative at B in the direction M; where U or M is 0 it is left out. Taylor's series to
-   round-off by Horner's rule in B^2, q_j = (2j + 1) I + B + B^2 q_j+1 / ((2j + 2)(2j + 3)), of B halved until it is
-   small, and then squares. Returns 0 where B is too large. room: 7 n. */
-static int T(exponential)(const Work *w, const double *B, const double *M, double *U, double *D, double *room) {
-    /* Up to which norm the next term of the derivative is below round-off, by the number of steps. */
-    static const double reach[] = {0, 5.5e-6, 1.2e-3, 1.4e-2, 6e-2, 0.15, 0.3, 0.5};
-    enum { MOST = sizeof reach / sizeof *reach - 1 };
-    const int d = w->d, ld = w->ld;
-    const long n = w->n;
-    double *square = room + n, *moved = room + 2 * n, *q = room + 3 * n, *next = room + 4 * n, *one = room + 5 * n,
-           *other = room + 6 * n, norm = T(norm)(w, B), factor = 1;
-    const double *p = M;
-    int squares = 0, steps = 1;
-    if (!(norm <= FAR)) return 0;
-    for (; norm > reach[MOST]; norm /= 2, factor /= 2) squares++;
-    while (norm > reach[steps]) steps++;
-    if (squares) {
-        T(affine)(w, 0, factor, B, room);
-        B = room;
-    }
-#define P(A, B, alpha, S, C) PRODUCT(ld, d, A, ld, 1, B, alpha, S, C)
-#define SWAP(x, y) do { double *swap = x; x = y, y = swap; } while (0)
-    P(B, B, 1, 0, square);
-    T(affine)(w, 2 * steps + 1, 1, B, q);
-    if (M) {
-        P(B, M, 1, 0, moved);
-        P(M, B, 1, moved, moved);
-    }
-    for (int j = steps - 1; j >= 0; j--) {
-        const double alpha = 1 / ((2 * j + 2.0) * (2 * j + 3));
-        if (M) {
-            P(moved, q, alpha, M, one);
-            P(square, p, alpha, one, one);
-            p = one;
-            SWAP(one, other);
-        }
-        if (j > 0 || squares || U) {
-            P(square, q, alpha, B, next);
-            for (int i = 0; i < d; i++) next[i * ld + i] += 2 * j + 1;
-            SWAP(q, next);
-        }
-    }
-    for (int k = 0; k < squares; k++) {
-        if (M) {
-            P(q, p, 1, 0, one);
-            P(p, q, 1, one, one);
-            p = one;
-            SWAP(one, other);
-        }
-        if (U || k + 1 < squares) {
-            P(q, q, 1, 0, next);
-            SWAP(q, next);
-        }
-    }
-#undef P
-#undef SWAP
-    if (U) T(affine)(w, 0, 1, q, U);
-    if (M) T(affine)(w, 0, factor, p, D);
-    return 1;
-}
+#define LAYOUT _rows
+#include "rules.h"
+#undef LAYOUT
 
-/* The transpose of the layer rule(alpha W) for W = the k-th given matrix; 0 where there is none. room: 8 n. */
+/* The transpose of the layer rule(alpha W) for W = the k-th given matrix; 0 where there is none. room: 9 n. */
 static int T(unit)(const Work *w, long k, double *U, double *room) {
-    const int d = w->d, ld = w->ld;
-    int stride, good = 1;
+    int stride;
     const double *W = T(given)(w, k, room, &stride);
-    double *B = room + w->n;
-    T(transpose)(ld, stride, w->alpha, W, B);
-    if (w->rule == RK2) {
-        PRODUCT(ld, d, B, ld, 1, B, 0.5, B, U);
-        for (int i = 0; i < d; i++) U[i * ld + i] += 1;
-    } else if (w->rule == CAYLEY) {
-        T(affine)(w, 1, -0.5, B, U);
-        good = T(invert)(ld, d, T(norm)(w, B) > 1, U); /* below that all pivots are above 1/2 */
-        T(affine)(w, -1, 2, U, U);
-    } else
-        good = T(exponential)(w, B, 0, U, 0, room + w->n);
-    return good;
+    T(transpose)(w->ld, stride, w->alpha, W, room + w->n);
+    return T(rule_rows)(w, room + w->n, U, room + 2 * w->n);
 }
 
-/* D = the gradient with respect to alpha W, from that with respect to the layer, M; U as `unit` gave it. */
+/* D = the gradient with respect to alpha W, from that with respect to the layer, M; U as `unit` gave it. room: 10 n. */
 static void T(adjoint)(const Work *w, long k, const double *U, const double *M, double *out, double *room) {
-    const int d = w->d, ld = w->ld;
     const long n = w->n;
     int stride;
-    double *B = room + n, *D = d == ld ? out : room + 2 * n;
-    if (w->rule == CAYLEY) { /* (U + I) M (U + I) / 4 */
-        PRODUCT(ld, d, U, ld, 1, M, 1, M, B);
-        T(affine)(w, 0, 0.25, B, B);
-        PRODUCT(ld, d, B, ld, 1, U, 1, B, D);
-    } else {
+    double *D = w->d == w->ld ? out : room + 2 * n;
+    if (w->rule != CAYLEY) {
         const double *W = T(given)(w, k, room, &stride);
-        T(transpose)(ld, stride, w->alpha, W, B);
-        if (w->rule == RK2) {
-            PRODUCT(ld, d, B, ld, 1, M, 0.5, M, D);
-            PRODUCT(ld, d, M, ld, 1, B, 0.5, D, D);
-        } else
-            T(exponential)(w, B, M, 0, D, room + 3 * n);
+        T(transpose)(w->ld, stride, w->alpha, W, room + n);
     }
+    T(derivative_rows)(w, room + n, U, M, D, room + 3 * n);
     T(narrow)(w, D, out);
 }
 
@@ -154,7 +103,7 @@ INLINE void T(layer)(const Work *w, long k, const double *unit, int back, const 
 }
 
 /* The product of the layers of a part; `kept` gets the transposes of those before each layer but the first, and `units`
-   the transposed layers of a rule: all of them, or the last one. room: 11 n. */
+   the transposed layers of a rule: all of them, or the last one. room: 12 n. */
 static void T(scan)(Work *w, long t, double *kept, double *units, int all, double *product, double *room) {
     const int d = w->d, ld = w->ld;
     const long n = w->n, from = FIRST(w, t), to = LAST(w, t);
@@ -195,7 +144,7 @@ static void T(products)(Work *w, long t, double *room) {
 static void T(layers)(Work *w, long t, double *room) {
     const int d = w->d, ld = w->ld;
     const long n = w->n, from = FIRST(w, t);
-    double *now = w->outer + t * n, *next = room + n, *kept, *units;
+    double *now = w->products + t * n, *next = room + n, *kept, *units;
     if (w->kept)
         kept = w->kept + from * n, units = w->units + from * n;
     else {

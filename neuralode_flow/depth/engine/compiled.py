@@ -34,6 +34,9 @@ LARGEST = 256
 # The layer rules of engine.c, by their numbers there; PLAIN takes layers as they are.
 PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
 
+# Single products of larger matrices are for BLAS; work.h has the same bound.
+_MULTIPLIED = 32
+
 # Set to 0, one of them leaves the engine aside: for a comparison, or on a machine where it is at fault.
 SWITCHES = "NEURALODE_FLOW_ENGINE", "NEURALODE_FLOW_KERNEL"
 
@@ -50,18 +53,19 @@ _SIGNATURES = {
     "chain_scratch": ([_LONG, _LONG, _INT, _INT, _INT], _LONG),
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
+    "multiply": ([_POINTER, _POINTER, _LONG, _LONG, _INT, _INT, _POINTER], None),
     "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
     "descend": ([*3 * [_POINTER], _DOUBLE, *4 * [_POINTER]], _INT),
     "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *3 * [_POINTER]], _INT),
     "attempt_scratch": ([_POINTER], _LONG),
     "attempt": ([_POINTER, _POINTER, _INT], None),
-    "polar_scratch": ([_POINTER], _LONG),
-    "polar": ([_POINTER, _POINTER, _INT], _LONG),
+    "closed_scratch": ([_POINTER], _LONG),
+    "closed": ([_POINTER, _POINTER, _INT], _LONG),
     "ndf_kept": ([_POINTER], _LONG),
     "ndf_room": ([_POINTER], _LONG),
     "ndf_step": ([_POINTER], _INT),
     "ndf_size": ([], _LONG),
-    "polar_size": ([], _LONG),
+    "closed_size": ([], _LONG),
     "steps_size": ([], _LONG),
     "legs_size": ([], _LONG),
     "set_lapack": (3 * [_POINTER], None),
@@ -174,6 +178,38 @@ def _chain(W: Tensor, outer: Outer | None, number: int, depth: int, back: Back) 
             if is_numbers(G := outer(z)):
                 return back(G.expand(z.shape).contiguous(), room, W)
     return None
+
+
+class _Laid(ctypes.Structure):
+    """As in work.h."""
+
+    _fields_ = (("at", _POINTER), *((name, _LONG) for name in ("outer", "inner", "row", "column")))
+
+    @classmethod
+    def of(cls, matrices: Tensor) -> _Laid:
+        return cls(matrices.data_ptr(), *matrices.stride())
+
+
+def multiply(one: Tensor, other: Tensor) -> Tensor:
+    """As `Engine.multiply`, where the matrices lie; each product is the same whichever others are asked for with it."""
+    d = one.shape[-1]
+    if not (is_numbers(other) and one.shape[-2] == d <= _MULTIPLIED and other.shape[-2:] == (d, d)):
+        return by_torch.multiply(one, other)
+    batch = one.shape[:-2]
+    if other.shape[:-2] != batch:
+        batch = torch.broadcast_shapes(batch, other.shape[:-2])
+        one, other = one.expand(*batch, d, d), other.expand(*batch, d, d)
+    product = one.new_empty(*batch, d, d)
+    A, B = _two_axes(one), _two_axes(other)
+    laid = ctypes.byref(_Laid.of(A)), ctypes.byref(_Laid.of(B))
+    loaded().multiply(*laid, *A.shape[:2], d, torch.get_num_threads(), product.data_ptr())
+    return product
+
+
+def _two_axes(matrices: Tensor) -> Tensor:
+    """Matrices in a batch of two axes."""
+    more = matrices.ndim - 4
+    return matrices.flatten(0, more) if more > 0 else matrices[(None,) * -more]
 
 
 def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

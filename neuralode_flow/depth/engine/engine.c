@@ -4,16 +4,18 @@
    read alike: X' = X B with X = I in the middle of the panel, where X = u^T and B = W^T, or X = v and B = -W. With the
    slopes f = (I + J f) B a sweep is one product per node.
    chain_*: a chain of layers U_L ... U_1, given as they are or as W_k with a layer rule (depth/rules).
-   The caller gives the scratch memory; forward writes z, backward takes the gradient there. A scratch is used by one
+   The caller gives the scratch memory; forward writes z, backward, once, takes the gradient there. A scratch is used by one
    caller at a time, from forward to backward. Nothing else is kept.
 
    grams: matrices seen along four directions.
    attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages. One
    step, or as many as lead to a time, of the size that pace.h chooses.
-   polar, ndf_step: the closed flow in logarithms, and its steps by numerical differentiation formulas; after set_lapack.
+   closed: velocities of closed flows of z; ndf_step: steps of the one in logarithms by numerical differentiation formulas, after
+   set_lapack.
 
    One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h,
-   stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL). Matrices in the scratch have rows of ld >= d
+   lanes.h, stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL), and the layer
+   rules once for each way in which matrices lie (LAYOUT). Matrices in the scratch have rows of ld >= d
    numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with zeros; of those of a chain nothing is read
    from row and column d on. */
 
@@ -27,6 +29,11 @@ enum { FRAME = 10 };
 static long frame_room(const Squares *loss, int d) {
     const long eigen = 1 + 6 * d + 2 * d * d + (3 + 5 * d) / 2 + 1, gradient = 2L * d * d + (long)loss->rows * (2 * d + loss->outputs);
     return ((long)FRAME * LD(d) * LD(d) + 2 * LD(d) + (eigen > gradient ? eigen : gradient) + 7) / 8 * 8;
+}
+
+/* Numbers in the room of the factors of divided.h, and what the gradient needs. */
+static long factors_room(const Squares *loss, const Layers *layers, int d) {
+    return (6L * LD(d) * LD(d) + LD(d) + 2 * layers->L + 2L * d * d + (long)loss->rows * (2 * d + loss->outputs) + 7) / 8 * 8;
 }
 
 #if defined __x86_64__ && defined __GNUC__ && !defined __clang__
@@ -68,28 +75,34 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
     const int ld = LD(d);
-    const int both = m && ld == 4;
-    const long n = both ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
+    /* Whether parts are cut into four that lie side by side: up to which d it is worth joining them. */
+    const int beside = !m && d <= (rule > EULER ? BESIDE : L < 4 * LANES ? 4 : 6), both = m && ld == 4;
+    const long n = both || beside ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     threads = crew(products, d, threads < 1 ? 1 : threads);
     const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
-    long length = keep ? (members >= threads ? L : (L + threads - 1) / threads) : SEGMENT / (n * (long)sizeof(double)) + 2;
-    if (length > L) length = L;
-    const long parts = m ? panels : (L + length - 1) / length, all = members * parts, pairs = (m + 1) / 2;
-    *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .threads = threads, .members = members,
-                .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1, .rule = rule, .turned = turned,
-                .rooms = both ? (int)(2 * m + 4 * pairs + 12) : m ? (int)(2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1) : turned ? 13 : 4};
+    /* A chain is cut alike whichever others there are, unless threads wait for parts of it. */
+    const long longest = SEGMENT / (n * (long)sizeof(double)) + 2;
+    const long shared = keep && members < threads ? (L + threads - 1) / threads : L;
+    long length = shared < longest ? shared : longest;
+    const long groups = m ? panels : (L + length - 1) / length, parts = (beside ? LANES : 1) * groups;
+    if (beside) length = (L + parts - 1) / parts;
+    const long all = members * parts, pairs = (m + 1) / 2, size = beside ? all * length * d * d : members * L * n;
+    const long flow_rooms = 2 * m + (both ? 4 * pairs + 12 : 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1);
+    *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .beside = beside, .threads = threads,
+                .members = members, .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1,
+                .rule = rule, .turned = turned, .rooms = m ? (int)flow_rooms : beside ? 12 * LANES : turned ? 14 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
     /* Strips end where a CHUNK does: rows of 4 or 12 numbers, of small matrices, stay together. */
     if (w->rows > ld || ld % 8) w->rows = ld;
-    w->room_size = (w->rooms + (m || keep ? 0 : turned ? 2 * length : length)) * n;
+    w->room_size = (w->rooms + (m || keep ? 0 : beside ? 2 * LANES * length : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;
 #define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8
     PLACE(room, threads * w->room_size);
     PLACE(products, all * n);
     PLACE(outer, all * n);
-    PLACE(kept, keep ? members * L * n : 0);
-    PLACE(units, keep && turned ? members * L * n : 0);
+    PLACE(kept, keep ? size : 0);
+    PLACE(units, keep && (turned || beside) ? size : 0);
     if (!keep) w->kept = 0;
     PLACE(c, (pairs + 1) * 2 * pairs);
     PLACE(cf, (pairs + 1) * pairs);
@@ -155,6 +168,11 @@ long chain_scratch(long members, long L, int d, int rule, int threads) {
     return plan(&w, 0, members, 0, L, 0, d, rule, threads) * (long)sizeof(double);
 }
 
+/* A pass over the parts of a chain, each by itself or four side by side. */
+static void over_parts(Work *w, Step *one, Step *side_by_side) {
+    each(w, w->threads, w->members * w->parts / (w->beside ? LANES : 1), w->beside ? side_by_side : one);
+}
+
 /* W (members, L, d, d) -> z (members, d, d), the product of the layers U_k = rule(alpha W_k), or W_k where the rule is
    PLAIN. Returns 0, or 1 where a layer cannot be made, and z means nothing. */
 int chain_forward(const double *W, long members, long L, int d, int rule, double alpha, int threads, void *scratch,
@@ -162,7 +180,7 @@ int chain_forward(const double *W, long members, long L, int d, int rule, double
     Work *w = scratch;
     huge(scratch, plan(w, scratch, members, 0, L, 0, d, rule, threads));
     w->W = W, w->alpha = alpha, w->z = z;
-    each(w, w->threads, members * w->parts, BEST(products));
+    over_parts(w, BEST(products), BEST(products_lanes));
     if (!w->failed) each(w, crew(1.0 * members * w->parts, w->d, w->threads), members, BEST(join));
     return w->failed;
 }
@@ -174,7 +192,14 @@ void chain_backward(const double *G, void *scratch, double *out) {
     w->G = G, w->out = out;
     huge(out, w->members * w->L * w->d * w->d);
     each(w, crew(2.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(spread));
-    each(w, w->threads, w->members * w->parts, BEST(layers));
+    over_parts(w, BEST(layers), BEST(layers_lanes));
+}
+
+/* C = A B for matrices (outer, inner, d, d), of which A and B lie as they say. */
+void multiply(const Laid *A, const Laid *B, long outer, long inner, int d, int threads, double *C) {
+    Products products = {*A, *B, C, inner, outer * inner};
+    Work w = {.d = d, .ld = LD(d), .task = &products};
+    each(&w, crew((double)products.count, d, threads), (products.count + MANY - 1) / MANY, BEST(multiply));
 }
 
 /* X (count, d, d), V (d, 4) -> right and left (count, 4, 4): the Gram matrices of the columns of X V and of X^T V. */
@@ -232,18 +257,21 @@ typedef struct {
     const double *sign;
 } Legs;
 
-/* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow, of a chain where m is 0, or of the closed
-   flow in logarithms, N = 2. */
+/* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow, of a chain where m is 0, of the closed flow in
+   logarithms, N = 2, or, where there are shifts, of that of layers, N = 1. */
 typedef struct {
     long rows, members, L, N, numbers, size; /* numbers of a state, and of the scratch of its passes */
     int panels, m, d, rule, polar, threads, stages, estimates;
     double alpha, rtol, atol;
     const double *J, *ends, *weights, *solution, *errors;
     Squares loss;
+    Layers layers;
     double *h, *y, *f;
     double *ahead, *slope, *error, *z, *G; /* z and G (rows, members, d, d) where the caller knows the loss, or 0 */
     Legs *legs;                            /* of rows that are on their way, or 0 for one step of each */
 } Steps;
+
+#define CLOSED(s) ((s)->polar || (s)->layers.shifts)
 
 /* What a state works in, while its step is tried. */
 typedef struct {
@@ -262,9 +290,14 @@ static int stage(const Steps *s, long row, int k, const Bench *b) {
     if (k == 1) memcpy(b->K, s->f + row * s->numbers, s->numbers * sizeof(double));
     BEST(blend)(s->numbers, k, s->weights + (k - 1) * (s->stages + 1), b->K, s->h[row], s->y + row * s->numbers, W);
     const long n = (long)s->d * s->d;
-    for (long j = 0; s->polar && j < s->members; j++)
-        if (BEST(polar_forward)(s->d, W + 2 * j * n, b->scratch + j * s->size / s->members, b->z + j * n)) return 1;
-    if (s->polar) return 0;
+    for (long j = 0; CLOSED(s) && j < s->members; j++) {
+        const double *shifts = s->layers.shifts + (row * s->members + j) * s->layers.apart;
+        double *room = b->scratch + j * s->size / s->members, *z = b->z + j * n;
+        if (s->polar ? BEST(polar_forward)(s->d, W + 2 * j * n, room, z)
+                     : BEST(divided_forward)(s->d, &s->layers, shifts, W + j * n, room, z))
+            return 1;
+    }
+    if (CLOSED(s)) return 0;
     return s->m ? flow_forward(W, s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch, b->z)
                 : chain_forward(W, s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch, b->z);
 }
@@ -273,9 +306,14 @@ static int stage(const Steps *s, long row, int k, const Bench *b) {
 static int slope(const Steps *s, int k, const Bench *b) {
     double *out = b->K + k * s->numbers;
     const long n = (long)s->d * s->d;
-    for (long j = 0; s->polar && j < s->members; j++)
-        BEST(polar_backward)(s->d, b->G + j * n, b->scratch + j * s->size / s->members, out + 2 * j * n);
-    if (!s->polar) (s->m ? flow_backward : chain_backward)(b->G, b->scratch, out);
+    for (long j = 0; CLOSED(s) && j < s->members; j++) {
+        double *room = b->scratch + j * s->size / s->members;
+        if (s->polar)
+            BEST(polar_backward)(s->d, b->G + j * n, room, out + 2 * j * n);
+        else
+            BEST(divided_backward)(s->d, &s->layers, b->G + j * n, room, out + j * n);
+    }
+    if (!CLOSED(s)) (s->m ? flow_backward : chain_backward)(b->G, b->scratch, out);
     return !BEST(turned)(s->numbers, out);
 }
 
@@ -427,14 +465,17 @@ static void one_stage(Work *w, long row, double *room) {
 /* What is known of sizes: bytes of the scratch, to be aligned to 64; `w` gets what `each` needs. */
 static long prepared(const Steps *given, Work *w, Steps *s) {
     *s = *given;
-    s->N = s->polar ? 2 : s->m ? (long)s->panels * s->m : s->L;
+    s->N = s->polar ? 2 : s->layers.shifts ? 1 : s->m ? (long)s->panels * s->m : s->L;
     s->numbers = s->members * s->N * s->d * s->d;
     if (s->polar)
         s->size = s->members * frame_room(&s->loss, s->d), w->threads = 1;
+    else if (s->layers.shifts)
+        s->size = s->members * factors_room(&s->loss, &s->layers, s->d), w->threads = 1;
     else
         s->size = (plan(w, 0, s->members, s->panels, s->m ? 0 : s->L, s->m, s->d, s->rule, s->threads) + 7) / 8 * 8;
     /* States are shared out where one of them is not worth two threads. Twenty products stand for a matrix. */
-    const int outer = w->threads == 1 && s->rows > 1 ? crew(20.0 * s->rows * s->members * s->N, s->d, s->threads) : 1;
+    const double matrices = s->layers.shifts ? DIVIDED(s->layers.L) / 20 : s->N;
+    const int outer = w->threads == 1 && s->rows > 1 ? crew(20 * matrices * s->rows * s->members, s->d, s->threads) : 1;
     const long own = s->z ? 0 : 2 * s->members * s->d * s->d + s->loss.rows * (2 * s->d + s->loss.outputs);
     *w = (Work){.threads = outer, .task = s, .room_size = (s->size + (2 + s->stages) * s->numbers + own + 7) / 8 * 8};
     return (s->z ? s->rows : outer) * w->room_size * (long)sizeof(double);
@@ -462,49 +503,59 @@ void attempt(const Steps *given, void *scratch, int k) {
     each(&w, w.threads, s.rows, k ? one_stage : one_row);
 }
 
-/* Velocities of the closed flow at states (states, 2, d, d); of a square whose targets lie loss.apart from each other, or,
-   where there are z and G (states, d, d), of any loss, whose gradient the caller takes there in between. */
+/* Velocities of the closed flow at states (states, 2, d, d), or, where there are shifts, of that of layers at states (states, d, d);
+   of a square whose targets lie loss.apart from each other, or, where there are z and G (states, d, d), of any loss, whose
+   gradient the caller takes there in between. */
 typedef struct {
     Squares loss;
+    Layers layers;
     int d, threads;
     long states;
     const double *y;
     double *out, *z, *G;
     int *failed; /* (states), 1 where there is none */
-} Polar;
+} Closed;
 
-static void one_polar(Work *w, long k, double *room) {
-    const Polar *p = w->task;
-    const long n = (long)p->d * p->d;
-    double *own = w->room + k * w->room_size, *z = p->z ? p->z + k * n : 0;
+static void one_closed(Work *w, long k, double *room) {
+    const Closed *p = w->task;
+    const Layers *layers = p->layers.shifts ? &p->layers : 0;
+    const long n = (long)p->d * p->d, numbers = layers ? n : 2 * n;
+    const double *y = p->y + k * numbers, *target = p->loss.y + k * p->loss.apart, *shifts = p->layers.shifts + k * p->layers.apart;
+    double *own = w->room + k * w->room_size, *z = p->z ? p->z + k * n : 0, *out = p->out + k * numbers;
     if (!p->z)
-        p->failed[k] = BEST(polar)(&p->loss, p->d, p->loss.y + k * p->loss.apart, p->y + 2 * k * n, room, p->out + 2 * k * n);
+        p->failed[k] = layers ? BEST(divided)(&p->loss, p->d, layers, shifts, target, y, room, out)
+                              : BEST(polar)(&p->loss, p->d, target, y, room, out);
     else if (!w->rows) {
-        p->failed[k] = BEST(polar_forward)(p->d, p->y + 2 * k * n, own, z);
+        p->failed[k] = layers ? BEST(divided_forward)(p->d, layers, shifts, y, own, z) : BEST(polar_forward)(p->d, y, own, z);
         for (long q = 0; p->failed[k] && q < n; q++) z[q] = q % (p->d + 1) == 0; /* for the caller: the identity */
     } else if (!p->failed[k]) {
-        BEST(polar_backward)(p->d, p->G + k * n, own, p->out + 2 * k * n);
-        p->failed[k] = !BEST(turned)(2 * n, p->out + 2 * k * n);
+        if (layers)
+            BEST(divided_backward)(p->d, layers, p->G + k * n, own, out);
+        else
+            BEST(polar_backward)(p->d, p->G + k * n, own, out);
+        p->failed[k] = !BEST(turned)(numbers, out);
     }
 }
 
-static Work polar_work(const Polar *p) {
+static Work closed_work(const Closed *p) {
     /* Eigenvectors and their products cost as much as sixty products. */
-    return (Work){.threads = crew(60.0 * p->states, p->d, p->threads), .task = (void *)p, .room_size = frame_room(&p->loss, p->d)};
+    const double products = p->layers.shifts ? DIVIDED(p->layers.L) : 60;
+    const long room = p->layers.shifts ? factors_room(&p->loss, &p->layers, p->d) : frame_room(&p->loss, p->d);
+    return (Work){.threads = crew(products * p->states, p->d, p->threads), .task = (void *)p, .room_size = room};
 }
 
 /* Bytes of the scratch. */
-long polar_scratch(const Polar *p) {
-    const Work w = polar_work(p);
+long closed_scratch(const Closed *p) {
+    const Work w = closed_work(p);
     return (p->z ? p->states : w.threads) * w.room_size * (long)sizeof(double);
 }
 
 /* Velocities; in two calls with the same scratch where the caller knows the loss, back = 0 up to z and 1 from G on. Returns
    of how many states there is none. */
-long polar(const Polar *p, void *scratch, int back) {
-    Work w = polar_work(p);
+long closed(const Closed *p, void *scratch, int back) {
+    Work w = closed_work(p);
     w.room = scratch, w.rows = back;
-    each(&w, w.threads, p->states, one_polar);
+    each(&w, w.threads, p->states, one_closed);
     long failed = 0;
     for (long k = 0; k < p->states; k++) failed += p->failed[k];
     return failed;
@@ -530,6 +581,6 @@ int ndf_step(Ndf *s) {
 
 /* What the caller thinks they are as long as. */
 long ndf_size(void) { return sizeof(Ndf); }
-long polar_size(void) { return sizeof(Polar); }
+long closed_size(void) { return sizeof(Closed); }
 long steps_size(void) { return sizeof(Steps); }
 long legs_size(void) { return sizeof(Legs); }

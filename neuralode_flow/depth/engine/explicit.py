@@ -13,7 +13,7 @@ from torch import Tensor
 from ...losses import squares_of
 from .. import picard
 from ..workspace import Workspace
-from . import compiled, squares
+from . import compiled, divided, squares
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -66,6 +66,10 @@ class Tried(NamedTuple):
     def of_all(self) -> Tried:
         """The only one, of all states together."""
         return Tried(self.ahead[0], self.slope[0], self.error[0])
+
+    def without(self, axis: int) -> Tried:
+        """The same without an axis of length 1 of the states."""
+        return Tried(self.ahead.squeeze(axis), self.slope.squeeze(axis), self.error)
 
 
 class Pace(NamedTuple):
@@ -153,12 +157,21 @@ class Ran(NamedTuple):
     tried: np.ndarray
     took: np.ndarray
 
+    def without(self, axis: int) -> Ran:
+        """The same without an axis of length 1 of the states."""
+        y, f, since_y, since_f = (part.squeeze(axis) for part in (self.y, self.f, self.since_y, self.since_f))
+        return self._replace(y=y, f=f, since_y=since_y, since_f=since_f)
+
 
 class Model(NamedTuple):
-    """What C has to know of a flow: fields of its structure, and how many times twenty products a velocity costs."""
+    """What C has to know of a flow: fields of its structure, and how many times twenty products a velocity costs.
+
+    What must live as long is `kept`.
+    """
 
     fields: dict[str, Any]
     products: int
+    kept: Any = None
 
 
 # As in pace.h.
@@ -193,6 +206,7 @@ class _Steps(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("alpha", "rtol", "atol")),
         *((name, ctypes.c_void_p) for name in ("J", "ends", "weights", "solution", "errors")),
         ("loss", squares.Given),
+        ("layers", divided.Given),
         *((name, ctypes.c_void_p) for name in ("h", "y", "f", "ahead", "slope", "error", "z", "G", "legs")),
     )
 
@@ -217,6 +231,13 @@ def of_layers(layers: int, rule: LayerRule, depth: int) -> Model | None:
 
 # The closed flow in logarithms `(..., 2, d, d)` with the kernel of infinite depth.
 CLOSED = Model({"polar": 1}, 3)
+
+
+def closed_of_layers(shifts: Tensor, scale: float, states: Tensor) -> Model | None:
+    """That of layers, on z `(..., 1, d, d)`; None where C does not take it."""
+    if not divided.takes(states) or (known := divided.given(shifts, scale, tuple(states.shape[:-3]))) is None:
+        return None
+    return Model({"layers": known[0]}, 3 + known[0].L // 6, known[1])
 
 
 def steps(
@@ -324,9 +345,11 @@ def _taken(task: _Steps, rows: _Rows, loss: Any, shared: bool, way: _Way | None 
     states, n = rows.y, len(rows.y)
     known = squares.given(loss, tuple(states.shape[:-3]), task.d)
     most = n if known else max(1, _TOGETHER // (8 * states[0].numel() * (task.stages + 2)))
+    shifts, own = task.layers.shifts, 8 * task.members * task.layers.apart
     for i in range(0, n, most):
         some = slice(i, i + most)
         rows.given(task, some)
+        task.layers.shifts = shifts and shifts + i * own
         if way is not None:
             task.legs = way.given(some)
         if known:

@@ -128,7 +128,7 @@ static void T(nodes)(Work *w, long piece, double *room) {
     const long n = w->n, next_node = STRIDE(w), t = piece / w->cuts;
     const double *minus = w->middle + t * 3 * n, *uT = w->X + t * 2 * m * n, *v = uT + (w->both ? n : m * n);
     double *start = room, *inner = room + n, *next = room + 2 * n, *left = room + 3 * n;
-    PRODUCT(ld, d, w->outer + t * n, ld, 1, minus + n, 1, 0, next);
+    PRODUCT(ld, d, w->products + t * n, ld, 1, minus + n, 1, 0, next);
     PRODUCT(ld, d, minus + 2 * n, 1, ld, next, 1, 0, start);
     memcpy(inner, start, n * sizeof(double));
     for (int k = 0; k < w->terms[t]; k++) {

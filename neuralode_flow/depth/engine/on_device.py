@@ -18,9 +18,9 @@ from ...modes import bare, plain
 from .. import picard
 from ..products import add_identity
 from . import by_torch
-from .by_torch import Outer, Stepped, chain, descend_chain, grams, stepped
+from .by_torch import Outer, Stepped, chain, descend_chain, grams, multiply, stepped
 
-__all__ = ["chain", "descend_chain", "descend_flow", "flow", "grams", "stepped", "takes"]
+__all__ = ["chain", "descend_chain", "descend_flow", "flow", "grams", "multiply", "stepped", "takes"]
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid

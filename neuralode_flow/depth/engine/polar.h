@@ -73,7 +73,8 @@ static int T(rotated)(int d, double *S, double *ell, int ld, double *Vt) {
             int pairs[SMALL / 2][2], count = 0;
             double c[SMALL / 2], s[SMALL / 2];
             for (int i = 0; i < n / 2; i++) {
-                const int p = i ? (round + i) % (n - 1) : n - 1, q = (round - i + n - 1) % (n - 1);
+                int p, q;
+                opposed(n, round, i, &p, &q);
                 if (p < d && q < d) pairs[count][0] = p < q ? p : q, pairs[count++][1] = p < q ? q : p;
             }
             for (int i = 0; i < count; i++) {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...losses import Squares, squares_of
 from ..workspace import Workspace
-from . import compiled, squares
+from . import compiled, divided, squares
 
 # d up to which it does this: beyond, LAPACK's own work is all there is.
 LARGEST = 32
@@ -63,11 +63,12 @@ class Formulas(NamedTuple):
     atol: float
 
 
-class _Polar(ctypes.Structure):
+class _Closed(ctypes.Structure):
     """As in engine.c."""
 
     _fields_ = (
         ("loss", squares.Given),
+        ("layers", divided.Given),
         *((name, ctypes.c_int) for name in ("d", "threads")),
         ("states", ctypes.c_long),
         *((name, ctypes.c_void_p) for name in ("y", "out", "z", "G", "failed")),
@@ -124,13 +125,24 @@ def velocity(loss: Any, states: Tensor) -> tuple[Tensor, Tensor | None] | None:
 
     None where the engine does not take them.
     """
-    if not takes(states):
-        return None
-    batch, d, states = tuple(states.shape[:-3]), states.shape[-1], states.contiguous()
+    return _velocity(loss, states, tuple(states.shape[:-3]), divided.Given()) if takes(states) else None
+
+
+def velocity_of_layers(loss: Any, shifts: Tensor, scale: float, z: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """The same of the closed flow of layers: ż of z `(..., d, d)`."""
+    batch = tuple(z.shape[:-2])
+    layers = divided.given(shifts, scale, batch) if divided.takes(z) else None
+    return None if layers is None else _velocity(loss, z, batch, layers[0])
+
+
+def _velocity(
+    loss: Any, states: Tensor, batch: tuple[int, ...], layers: divided.Given
+) -> tuple[Tensor, Tensor | None] | None:
+    d, states = states.shape[-1], states.contiguous()
     out, failed = torch.empty_like(states), np.empty(math.prod(batch), dtype=np.intc)
-    task = _Polar(
-        d=d, threads=torch.get_num_threads(), states=len(failed), y=states.data_ptr(), out=out.data_ptr(),
-        failed=failed.ctypes.data,
+    task = _Closed(
+        layers=layers, d=d, threads=torch.get_num_threads(), states=len(failed), y=states.data_ptr(),
+        out=out.data_ptr(), failed=failed.ctypes.data,
     )  # fmt: skip
     known = squares.given(loss, batch, d)
     if known is not None:
@@ -141,15 +153,15 @@ def velocity(loss: Any, states: Tensor) -> tuple[Tensor, Tensor | None] | None:
         task.z = z.data_ptr()
     reference, library = ctypes.byref(task), compiled.loaded()
     with _WORKSPACE.lend() as take:
-        room = take("polar", (library.polar_scratch(reference) // 8,), states)
-        lost = library.polar(reference, room.data_ptr(), 0)
+        room = take("closed", (library.closed_scratch(reference) // 8,), states)
+        lost = library.closed(reference, room.data_ptr(), 0)
         if known is None:
             G = loss.gradient(z.clone())  # a tensor of its own, which the loss may keep
             if not compiled.is_numbers(G):
                 return None
             G = G.expand(z.shape).contiguous()
             task.G = G.data_ptr()
-            lost = library.polar(reference, room.data_ptr(), 1)
+            lost = library.closed(reference, room.data_ptr(), 1)
     return out, torch.from_numpy(failed).reshape(batch) != 0 if lost else None
 
 

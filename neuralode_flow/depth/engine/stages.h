@@ -1,50 +1,68 @@
 /* What an explicit Runge-Kutta step does beside its velocities: n numbers of a state, and K with its slopes (count, n). */
 
-/* sum = a_0 K_0 + a_1 K_1 + ... of a few numbers from q on. */
-INLINE void T(combined)(long n, long q, int size, int count, const double *a, const double *K, double *sum) {
-    memset(sum, 0, CHUNK * sizeof(double));
+typedef double T(wide) __attribute__((vector_size(BYTES), aligned(8), may_alias));
+#define WIDE (long)(BYTES / sizeof(double))
+#define BLOCK (4 * WIDE)
+
+/* sum = a_0 K_0 + a_1 K_1 + ... of a block of numbers from q on, or of as many as are left. */
+INLINE void T(combined)(long n, long q, int count, const double *a, const double *K, double *sum) {
+    if (n - q >= BLOCK) {
+        T(wide) all[4] = {{0}};
+        for (int j = 0; j < count; j++)
+            if (a[j] != 0) UNROLL for (int c = 0; c < 4; c++) all[c] += a[j] * *(const T(wide) *)(K + j * n + q + c * WIDE);
+        UNROLL for (int c = 0; c < 4; c++) *(T(wide) *)(sum + c * WIDE) = all[c];
+        return;
+    }
+    for (int r = 0; r < n - q; r++) sum[r] = 0;
     for (int j = 0; j < count; j++)
         if (a[j] != 0)
-            for (int r = 0; r < size; r++) sum[r] += a[j] * K[j * n + q + r];
+            for (int r = 0; r < n - q; r++) sum[r] += a[j] * K[j * n + q + r];
 }
+#define EACH(r) for (int r = 0, size = (int)(n - q < BLOCK ? n - q : BLOCK); r < size; r++)
 
 /* out = y + h (a_0 K_0 + a_1 K_1 + ...), each number by itself. */
 static void T(blend)(long n, int count, const double *a, const double *K, double h, const double *y, double *out) {
-    for (long q = 0; q < n; q += CHUNK) {
-        const int size = n - q < CHUNK ? (int)(n - q) : CHUNK;
-        double sum[CHUNK];
-        T(combined)(n, q, size, count, a, K, sum);
-        for (int r = 0; r < size; r++) out[q + r] = y[q + r] + h * sum[r];
+    for (long q = 0; q < n; q += BLOCK) {
+        double sum[BLOCK];
+        T(combined)(n, q, count, a, K, sum);
+        EACH(r) out[q + r] = y[q + r] + h * sum[r];
     }
 }
 
 /* The sum of squares of e_0 K_0 + e_1 K_1 + ... over the tolerance atol + rtol max(|y|, |z|) of each number. */
 static double T(excess)(long n, int count, const double *e, const double *K, double rtol, double atol, const double *y,
                         const double *z) {
-    double total[CHUNK] = {0}, whole = 0;
-    for (long q = 0; q < n; q += CHUNK) {
-        const int size = n - q < CHUNK ? (int)(n - q) : CHUNK;
-        double sum[CHUNK];
-        T(combined)(n, q, size, count, e, K, sum);
-        for (int r = 0; r < size; r++) {
+    double total[BLOCK] = {0}, whole = 0;
+    for (long q = 0; q < n; q += BLOCK) {
+        double sum[BLOCK];
+        T(combined)(n, q, count, e, K, sum);
+        EACH(r) {
             const double one = fabs(y[q + r]), other = fabs(z[q + r]), part = sum[r] / (atol + rtol * (one > other ? one : other));
             total[r] += part * part;
         }
     }
-    for (int r = 0; r < CHUNK; r++) whole += total[r];
+    for (int r = 0; r < BLOCK; r++) whole += total[r];
     return whole;
 }
 
 /* X becomes -X; whether all of it is finite. */
 static int T(turned)(long n, double *X) {
-    double sum[CHUNK] = {0}, whole = 0;
-    for (long q = 0; q < n; q += CHUNK) {
-        const int size = n - q < CHUNK ? (int)(n - q) : CHUNK;
-        for (int r = 0; r < size; r++) X[q + r] = -X[q + r], sum[r] += 0 * X[q + r];
+    four sum = {0}, other = {0};
+    double whole = 0;
+    long q = 0;
+    for (; q <= n - 8; q += 8) {
+        four *x = (four *)(X + q);
+        sum += 0.0 * x[0], other += 0.0 * x[1];
+        x[0] = -x[0], x[1] = -x[1];
     }
-    for (int r = 0; r < CHUNK; r++) whole += sum[r];
+    for (; q < n; q++) whole += 0 * X[q], X[q] = -X[q];
+    sum += other;
+    for (int r = 0; r < 4; r++) whole += sum[r];
     return whole == 0;
 }
+#undef WIDE
+#undef BLOCK
+#undef EACH
 
 /* G = R^T (R z x^T - y^T) x, the gradient of half the squared residual, for x (rows, d), y (rows, outputs) and R
    (outputs, d), the identity where it is 0. */

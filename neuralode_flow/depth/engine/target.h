@@ -19,9 +19,11 @@
 #include "parts.h"
 #include "flow.h"
 #include "chain.h"
+#include "lanes.h"
 #include "stages.h"
 #include "polar.h"
 #include "ndf.h"
+#include "divided.h"
 #undef ROWS
 #undef PRODUCT
 #undef INTEGRAL

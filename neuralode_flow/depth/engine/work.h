@@ -12,7 +12,8 @@
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256 };
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, LANES = 4, BESIDE = 8 };
+enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define SMALL 8         /* d up to which rotations diagonalise */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
@@ -25,9 +26,14 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define STRIP (1L << 18)   /* bytes of f in float, of all nodes of a panel, that are worked on together */
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
+#define MANY 64         /* products that a thread takes at once */
+#define MULTIPLIED 32   /* d up to which they are for the engine; compiled.py has the same bound */
 #define WORTH 4e6          /* multiplications that are worth another thread */
 #define STEP_WORTH 2e4     /* numbers of a step that are, right after a velocity: the others still spin */
 #define LD(d) ((d) <= FOURS ? ((d) + 3) / 4 * 4 : ((d) + 7) / 8 * 8) /* numbers of a row of a matrix that is filled up */
+#define LEAST 1e-130    /* squares and products below it may lose digits */
+#define SETTLED 1e-8    /* a step of Newton's whose square is below round-off */
+#define DIVIDED(L) (60.0 + 3 * (L)) /* products that a velocity of divided.h costs */
 #define LOG_LARGEST 87.49823353377374 /* log 1e38: singular values are as large at most (flows/polar.py) */
 
 typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
@@ -38,12 +44,18 @@ typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
 #define CAT(x, y) CAT_(x, y)
 #define T(x) CAT(x, TARGET)
 #define R(x) CAT(CAT(x, REAL), TARGET)
+#define V(x) T(CAT(x, LAYOUT))
 #ifdef __clang__
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
 typedef int64_t Order __attribute__((vector_size(32)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Order){__VA_ARGS__})
 #endif
+
+/* The i-th pair of n rows, an even number, in a round in which each of them is in one; in n - 1 rounds all pairs come. */
+INLINE void opposed(int n, int round, int i, int *p, int *q) {
+    *p = i ? (round + i) % (n - 1) : n - 1, *q = (round - i + n - 1) % (n - 1);
+}
 
 /* Steps of a rate along the matrices of `out`, which become W + rate out; `seen` has room for 32 numbers of each, or is 0 where
    a step of one matrix is all that `after` has of it beside `before`. */
@@ -60,6 +72,25 @@ typedef struct {
     int rows, outputs;
     long apart;
 } Squares;
+
+/* Products C = A B of `count` matrices in two axes of a batch, of which the second has `inner`. What is read lies so many numbers
+   apart along each of them, its rows and its columns. */
+typedef struct {
+    const double *at;
+    long outer, inner, row, column;
+} Laid;
+typedef struct {
+    Laid A, B;
+    double *C;
+    long inner, count;
+} Products;
+
+/* The kernel of the closed flow of L layers: their shifts, those of the next state `apart` from there. */
+typedef struct {
+    const double *shifts;
+    long L, apart;
+    double scale;
+} Layers;
 
 /* LAPACK of SciPy, given by the caller. */
 typedef const int *Size;
@@ -87,7 +118,7 @@ typedef struct {
 
 /* The parts of a member are the panels of a flow, or the segments of a chain of L layers. */
 typedef struct {
-    int d, ld, m, pairs, odd, both, rows, cuts, threads, failed, rule, turned, rooms;
+    int d, ld, m, pairs, odd, both, beside, rows, cuts, threads, failed, rule, turned, rooms;
     long members, parts, n, L, length, room_size;
     double alpha;
     const double *W, *G;

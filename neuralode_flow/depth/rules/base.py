@@ -6,7 +6,7 @@ from typing import Any
 
 from ...checks import follows
 from ...registry import Registry
-from ..promises import LayerRule, check_promises, passed
+from ..promises import LayerRule, check_promises, has_passed, passed
 
 LAYERS: Registry[LayerRule] = Registry("layer rule")
 
@@ -25,5 +25,7 @@ def label(name: str) -> str:
 def check_rule(name: str, value: Any) -> None:
     """Raises TypeError or ValueError unless `value` follows `LayerRule`, of which what it does is measured once."""
     follows(name, value, "a layer rule", "'euler'", ("layer", "order", "quadratic_law"))
+    if has_passed(value):
+        return
     own = next((f"layer rule {key!r}" for key, rule in LAYERS.items() if rule is value), None)
     check_promises(own or f"{name} {type(value).__name__}", value)
