@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
+import numpy as np
 import xarray as xr
 
 from .files import CONFIG, RESULTS, as_path, atomic_path, check_seal, check_version, last_bytes, opened, seal
@@ -23,7 +24,7 @@ _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z
 _LONGEST_LINE = 128
 _MOST_VARIABLES = 10_000
 _MOST_TEXTS = 2**20
-_MOST_TEXT = 2**26  # bytes that all texts may take, if each were as long as the longest
+_MOST_TEXT = 2**26  # bytes that all texts may take, those of attributes as if each were as long as the longest
 _LONGEST_CONFIG = 2**22
 
 
@@ -132,7 +133,7 @@ def _text(path: Path) -> str:
 def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
     try:
         with h5py.File(stream, "r") as file:
-            _refuse_tricks(file, size, _longest_text(stream))
+            _refuse_tricks(file, size, stream, _texts(stream))
     except _Trick as trick:
         raise ValueError(f"{path} is not a file that neuralode_flow wrote: {trick}; nothing has been read") from trick
     except Exception as error:  # whatever HDF5 raises where the checksum was forged
@@ -149,7 +150,10 @@ class _Trick(Exception):
     """The file holds what `write` never makes; the text says what."""
 
 
-def _refuse_tricks(file: h5py.File, size: int, longest: int) -> None:
+Texts = dict[tuple[int, int], int]  # bytes of each text, by where its heap begins and its number there
+
+
+def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -> None:
     """Raises _Trick unless all is plain: variables whose values lie in the file, each where it was written."""
     if len(file) > _MOST_VARIABLES or file.id.get_create_plist().get_sizes() != (8, 8):
         raise _Trick(f"it has {len(file)} variables, or addresses of another size")
@@ -159,20 +163,22 @@ def _refuse_tricks(file: h5py.File, size: int, longest: int) -> None:
         if file.get(name, getclass=True) is not h5py.Dataset:
             raise _Trick(f"{name!r} is no variable")
     told = [_told("the file", h5py.h5g.open(file.id, b"/")), *(_told(repr(name), file[name].id) for name in file)]
-    _refuse_excess(told, size, longest)  # one of the attributes is read for what follows
-    _refuse_excess([*told, *(_held(repr(name), file[name]) for name in file)], size, longest)
+    longest = max(texts.values(), default=0)
+    sizes = [(claimed, count * longest) for claimed, count in told]
+    _refuse_excess(sizes, size)  # one of the attributes is read for what follows
+    _refuse_excess([*sizes, *(_held(repr(name), file[name], stream, texts) for name in file)], size)
 
 
-def _refuse_excess(sizes: list[tuple[int, int]], size: int, longest: int) -> None:
-    claimed, texts = (sum(column) for column in zip(*sizes, strict=True))
+def _refuse_excess(sizes: list[tuple[int, int]], size: int) -> None:
+    claimed, text = (sum(column) for column in zip(*sizes, strict=True))
     if claimed > size:
         raise _Trick(f"its variables claim {claimed} bytes, and it has {size}")
-    if texts * longest > max(_MOST_TEXT, size):
-        raise _Trick(f"it has {texts} texts of up to {longest} bytes")
+    if text > max(_MOST_TEXT, size):
+        raise _Trick(f"its texts take up to {text} bytes, and it has {size}")
 
 
-def _held(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
-    """How many bytes the values of a variable take in the file, and how many of them are texts of any length."""
+def _held(name: str, dataset: h5py.Dataset, stream: BinaryIO, texts: Texts) -> tuple[int, int]:
+    """How many bytes the values of a variable take in the file, and the texts that they name."""
     layout = dataset.id.get_create_plist()
     whole = (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
     # An axis of no length is one without end to HDF5, which keeps in pieces what lies along it; there are none.
@@ -180,12 +186,24 @@ def _held(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
         raise _Trick(f"the values of {name} lie elsewhere, or in pieces")
     if layout.get_nfilters():
         raise _Trick(f"{name} is compressed")
-    claimed, texts = _size(name, dataset.id, attribute=False)
+    claimed, count = _size(name, dataset.id, attribute=False)
     if dataset.id.get_storage_size() >= claimed:
-        return claimed, texts
+        return claimed, _named(stream, dataset.id.get_offset(), count, texts) if count else 0
     if b"not a netCDF variable" in dataset.attrs.get("NAME", b""):  # the length of an axis, which is not read
         return 0, 0
     raise _Trick(f"{name} claims {claimed} bytes that were never written")
+
+
+def _named(stream: BinaryIO, start: int | None, count: int, texts: Texts) -> int:
+    """The bytes of the texts that `count` values name, each by 16 bytes from `start` on (HDF5 format, IV.B)."""
+    longest = max(texts.values(), default=0)
+    if start is None:  # in the head of the variable, which has no place for many
+        return count * longest
+    stream.seek(start)
+    named = np.frombuffer(stream.read(16 * count), [("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
+    named = named[named["heap"] != 0]  # the others have no text
+    places = zip(named["heap"].tolist(), named["number"].tolist(), strict=True)
+    return sum(texts.get(place, longest) for place in places)
 
 
 def _told(name: str, owner: Any) -> tuple[int, int]:
@@ -216,32 +234,34 @@ def _is_text(kind: Any) -> bool:
     return bool(kind.get_class() == h5py.h5t.STRING)
 
 
-def _longest_text(stream: BinaryIO) -> int:
-    """The most bytes that one text takes: HDF5 keeps texts in heaps, in which many variables can name the same one."""
-    longest, found, overlap, place = 0, 0, b"", 0
+def _texts(stream: BinaryIO) -> Texts:
+    """The bytes of each text: HDF5 keeps texts in heaps, in which many variables can name the same one."""
+    texts: Texts = {}
+    overlap, place = b"", 0
     stream.seek(0)
     while block := stream.read(1 << 20):
         block = overlap + block
         for heap in re.finditer(b"GCOL", block):
-            sizes = _heap(stream, place - len(overlap) + heap.start())
-            longest, found = max(longest, *sizes), found + len(sizes)
-            if found > _MOST_TEXTS:
+            start = place - len(overlap) + heap.start()
+            for number, length in _heap(stream, start):
+                texts[start, number] = max(length, texts.get((start, number), 0))
+            if len(texts) > _MOST_TEXTS:
                 raise _Trick(f"it has more than {_MOST_TEXTS} texts")
         place += len(block) - len(overlap)
         overlap = block[-3:]
         stream.seek(place)
-    return longest
+    return texts
 
 
-def _heap(stream: BinaryIO, start: int) -> list[int]:
-    """The sizes of the texts in the heap that begins at `start` (HDF5 file format specification, III.E)."""
+def _heap(stream: BinaryIO, start: int) -> list[tuple[int, int]]:
+    """Numbers and bytes of the texts in the heap that begins at `start` (HDF5 file format specification, III.E)."""
     stream.seek(start + 8)
-    end, place, sizes = start + int.from_bytes(stream.read(8), "little"), start + 16, [0, 0]
-    while place + 16 <= end and len(sizes) < 2**16:  # their numbers have 16 bits
+    end, place, texts = start + int.from_bytes(stream.read(8), "little"), start + 16, list[tuple[int, int]]()
+    while place + 16 <= end and len(texts) < 2**16:  # their numbers have 16 bits
         stream.seek(place)
         head = stream.read(16)
         if len(head) < 16 or head[:2] == b"\0\0":  # what is left is free
             break
-        sizes.append(int.from_bytes(head[8:], "little"))
-        place += 16 + -(-sizes[-1] // 8) * 8
-    return sizes
+        texts.append((int.from_bytes(head[:2], "little"), int.from_bytes(head[8:], "little")))
+        place += 16 + -(-texts[-1][1] // 8) * 8
+    return texts

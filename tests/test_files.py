@@ -345,7 +345,22 @@ def test_a_forged_heap_that_all_texts_share_is_refused(tmp_path: Path) -> None:
     content[at : at + 16 * 2001] = content[at : at + 16] * 2001
     path.write_bytes(content)
     with_line(path)
-    refused(nf.open, path, "it has 2001 texts of up to 1000000 bytes")
+    refused(nf.open, path, "its texts take up to 2001000000 bytes")
+    content[at + 4 : at + 12] = b"\x01" * 8  # a heap that is nowhere: nobody knows what HDF5 makes of it
+    path.write_bytes(content)
+    with_line(path)
+    refused(nf.open, path, "its texts take up to 2001000000 bytes")
+
+
+def test_texts_of_many_members_beside_a_long_finding_are_read(tmp_path: Path) -> None:
+    """As 10⁴ members of the main study have them: an attribute of 30 kB, and short texts, many of which are empty."""
+    texts = {
+        name: (("seed", "rule"), np.full((10_000, 4), text)) for name, text in (("label", "Euler"), ("reason", ""))
+    }
+    texts["status"] = ("seed", np.array([f"ok {i}" for i in range(10_000)]))
+    dataset = xr.Dataset(texts, attrs={"finding": "x" * 30_000})
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)
 
 
 def test_results_with_every_kind_of_value_are_read(tmp_path: Path) -> None:
