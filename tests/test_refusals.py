@@ -166,6 +166,11 @@ LIBRARY = {
         "nf.run('interpolant', problem={'name': 'file', 'x': 'flat.npy', 'y': 'flat.npy', 'standardise': False})",
         "nf.run('interpolant', problem={'name': 'file', 'x': 'zero.npy', 'y': 'zero.npy', 'standardise': False})",
     ],
+    "checks": [
+        "nf.integrate(flow, state, times, checks=0)",
+        "nf.integrate(flow, state, times, checks=False, adapt=True)",
+        "nf.integrate(flow, state, times, checks=False, estimate=True)",
+    ],
     "throw": ["nf.integrate(flow, state, times, throw=None)"],
     "checkpoint": [
         "nf.integrate(flow, state, times, checkpoint='')",

@@ -90,6 +90,8 @@ class Clock(Schedule):
         Tolerances in time.
     step : float or None
         Step size of fixed-step methods.
+    checks : bool
+        Whether the drift of laws and the error in depth are measured.
     carried_out : callable
         `integrate`, or what gathers the integrations of several members into one.
     """
@@ -100,6 +102,7 @@ class Clock(Schedule):
     rtol: float
     atol: float
     step: float | None = None
+    checks: bool = True
     carried_out: Callable[..., Trajectory] = integrate
 
     def run(
@@ -134,12 +137,13 @@ class Clock(Schedule):
 
         The tolerances are 100 times smaller, as far as float64 goes, and every step of a method of fixed steps is cut
         in two. A time is put between each two output times, since there are methods whose steps end at all of them:
-        every second of the new times is one of the old.
+        every second of the new times is one of the old. Drift and depth error, which are known, are not measured again.
         """
         between = (self.times[1:] + self.times[:-1]) / 2
         times = torch.cat((self.times[:1], torch.stack((between, self.times[1:]), dim=-1).flatten()))
         step = None if self.step is None else self.step / 2
-        return replace(self, rtol=max(self.rtol / 100, 2.3e-14), atol=self.atol / 100, step=step, times=times)
+        rtol, atol = max(self.rtol / 100, 2.3e-14), self.atol / 100
+        return replace(self, rtol=rtol, atol=atol, step=step, times=times, checks=False)
 
     def time_error(self, z: Tensor, tight: Tensor) -> Tensor:
         """The error in time of a path z `(T, …)`, entry by entry, from its path `(2T − 1, …)` at `tight()`.
@@ -169,7 +173,7 @@ class Clock(Schedule):
     def options(self, name: str) -> dict[str, Any]:
         """How `integrate` is called for one integration of the study, which is saved and taken up by its name."""
         control = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "step": self.step}
-        return {**control, **self.saving(name), "progress": self.watched() or False}
+        return {**control, **self.saving(name), "progress": self.watched() or False, "checks": self.checks}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -206,12 +210,13 @@ class Steps(Schedule):
         *,
         adapt: bool = False,
         estimate: bool = False,
+        checks: bool = True,
         **more: Any,
     ) -> Trajectory:
         """A flow in steps from a state to the last of the output times, or of others; more are arguments of `descend`.
 
-        The depth grid stays the same in steps, whatever `adapt` says. `estimate` measures what one rounding of the
-        start does, as `time_error`, by a second run.
+        The depth grid stays the same in steps, whatever `adapt` says, and the law is looked at, whatever `checks` says.
+        `estimate` measures what one rounding of the start does, as `time_error`, by a second run.
         """
         last = float((self.times if times is None else times)[-1])
         arguments = {"record": self.record, **self.saving(name), **more, **self.settings}

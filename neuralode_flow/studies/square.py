@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..checks import count
 from ..depth.grid import DepthGrid, Profile, sample
-from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -157,12 +156,6 @@ def check_depths(depths: Sequence[int]) -> list[int]:
     return checked
 
 
-def _solve(
-    clock: AnyClock, name: str, flow: Flow, state: Tensor, observe: Callable[[int, Tensor], Tensor] | None = None
-) -> Trajectory:
-    return clock.run(flow, state, name, observe=observe)
-
-
 def _is_whole(path: Trajectory) -> bool:
     """Whether a path reached the last time with numbers to trust; its target may be out of reach."""
     return path.ending in REACHED
@@ -173,7 +166,7 @@ def _reference(flow: ContinuousFlow, initial: Profile, clock: AnyClock, meter: _
         meter.step(len(flow.grid) / len(clock.times), "continuous model")
         return state
 
-    path = whole(_solve(clock, "continuous", flow, flow.sample(initial), keep), "continuous model")
+    path = whole(clock.run(flow, flow.sample(initial), "continuous", observe=keep), "continuous model")
     states = list(_observed(path))
     z0 = path.z[0]
     closed = IntrinsicFlow(flow.loss, LogMean())
@@ -228,13 +221,14 @@ def _doubled(reference: Reference, initial: Profile, clock: AnyClock) -> tuple[f
 
     start = sample(initial, finer.nodes).to(reference.states[0])  # that it resolves W0 has been seen on fewer nodes
     compare = _Beside(reference, finer.nodes, finer.weights.to(start))
-    path = whole(_solve(clock, "doubled", flow, start, compare), "continuous model on a doubled grid")
+    path = clock.run(flow, start, "doubled", observe=compare, checks=False)
+    whole(path, "continuous model on a doubled grid")
     return distance(path.z, reference.path.z), float(_observed(path).max())
 
 
 def _tight(reference: Reference, clock: AnyClock) -> float:
     """What the steps in time contribute to z of the reference."""
-    path = whole(_solve(clock.tight(), "tight", reference.flow, reference.states[0]), "continuous model in finer steps")
+    path = whole(clock.tight().run(reference.flow, reference.states[0], "tight"), "continuous model in finer steps")
     return float(torch.linalg.matrix_norm(clock.time_error(reference.path.z, path.z)).max())
 
 
@@ -262,7 +256,7 @@ def _top_edge(
     nodes = reference.flow.grid.nodes
     if keep:
         looks = looks.keeping((nodes * flow.depth).floor().long().clamp(max=flow.depth - 1).to(start.device))
-    path = _solve(clock, name, flow, start, looks)
+    path = clock.run(flow, start, name, observe=looks)
     members = path.z.reshape(len(path.z), -1, *path.z.shape[-2:])
     reached, seen = _is_whole(path), _observed(path)
     layers = seen[:, 1:].reshape(len(seen), 1, len(nodes), *path.z.shape[-2:]) if keep else None
@@ -312,7 +306,7 @@ def _side_edges(reference: Reference, ends: Ends, curvature: Tensor, clock: AnyC
     steps = grid.interpolate(curvature, between).reshape(-1) / L**2 if L > 1 else between
     shifts = torch.cat((torch.zeros(1, dtype=z0.dtype, device=z0.device), torch.cumsum(steps, 0)))
     flow = FiniteFlow(L, loss)
-    network = _solve(clock, f"square-{L}-network", flow, ends.layers(shifts))
+    network = clock.run(flow, ends.layers(shifts), f"square-{L}-network", checks=False)
     limit = IntrinsicFlow(loss, DividedDifference(shifts, time_scale=1 / L))
 
     def turned() -> Start:

@@ -38,7 +38,7 @@ _MOST_NUMBERS = 2**16
 _PATIENCE = 10.0  # seconds that a thread has to come to its end
 
 # Arguments of `integrate` that a batch can take, as they are or for each member.
-_TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations"}
+_TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations", "checks"}
 
 
 def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Exception]:
@@ -166,7 +166,12 @@ class _Call:
             return None
         control = tuple(options.get(name) for name in ("method", "rtol", "atol", "max_evaluations"))
         start = tuple(self.state.shape), self.state.dtype, self.state.device
-        return flow, start, _numbers(self.times), control, "observe" in options
+        return flow, start, _numbers(self.times), control, "observe" in options, self.checks
+
+    @property
+    def checks(self) -> bool:
+        """Whether the law and the depth grid are looked at."""
+        return bool(self.options.get("checks", True))
 
     def alone(self) -> Trajectory:
         """What it comes to without others."""
@@ -221,7 +226,7 @@ def _batch(calls: Sequence[_Call]) -> list[Trajectory | Exception]:
 
 def _resolved(path: Trajectory, i: int) -> bool:
     """Whether the largest depth error of the batch is allowed for this member, too."""
-    return float(path.depth_error[-1]) <= allowed(path.z[-1, i], path.stats["rtol"], path.stats["atol"])
+    return not float(path.depth_error[-1]) > allowed(path.z[-1, i], path.stats["rtol"], path.stats["atol"])
 
 
 def _alone(call: _Call) -> Trajectory | Exception:
@@ -252,6 +257,7 @@ def _gathered(calls: Sequence[_Call]) -> Trajectory:
         **options,
         **({} if most is None else {"max_evaluations": most}),
         control="member",
+        checks=first.checks,
         observe=observe if observers[0] is not None else None,
     )
 

@@ -160,6 +160,15 @@ def check_options(observe: Any, progress: Any, **flags: Any) -> None:
             raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
+def check_checks(checks: bool, **options: bool) -> None:
+    """Raises ValueError where nothing is to be measured that an option needs."""
+    for name, on in options.items():
+        if on and not checks:
+            raise ValueError(
+                f"{name}=True needs the error in depth, and checks=False measures none: leave one of them out"
+            )
+
+
 def checked_path(checkpoint: str | Path | None, every: float) -> Path | None:
     """The file of the checkpoint, if one is wanted."""
     if real("every", every) < 0:

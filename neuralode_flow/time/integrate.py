@@ -20,6 +20,7 @@ from ..threads import one_blas_thread
 from .apart import Apart, check_apart, check_own_steps
 from .arguments import (
     check_budgets,
+    check_checks,
     check_derivative,
     check_options,
     checked_control,
@@ -75,6 +76,7 @@ def integrate(
     adapt: bool = False,
     estimate: bool = False,
     dense: bool = False,
+    checks: bool = True,
     checkpoint: str | Path | None = None,
     every: float = 60.0,
     observe: Observer | None = None,
@@ -143,6 +145,11 @@ def integrate(
         Keeps z inside the steps too, so that the trajectory can be called, ``path(t)``, at any time between the first
         and the last: see `Trajectory`. One-step methods take a step to each of six times inside every step for it, five
         to seven times as many evaluations; multistep methods none. The numbers of the run itself stay the same.
+    checks : bool
+        Whether the drift of the law and the error in depth are measured at the outputs. False is for a run beside one
+        where they are, such as the same in smaller steps: `drift` and `depth_error` are NaN, and the status tells
+        nothing of the grid; the rest is the same to the bit. Where outputs are many or steps few they take as long as
+        the steps. `adapt` and `estimate` need them.
     checkpoint : path, optional
         A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
         comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
@@ -194,7 +201,8 @@ def integrate(
     check_budgets(max_evaluations, max_seconds, accuracy, points, method)
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
-    check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, throw=throw)
+    check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, checks=checks, throw=throw)
+    check_checks(checks, adapt=adapt, estimate=estimate)
     check_own_steps(control, method, adapt=adapt, estimate=estimate, dense=dense)
     with torch.no_grad():
         known = sampled(flow, start, profile, adapt, accuracy.rtol, accuracy.atol)
@@ -205,7 +213,7 @@ def integrate(
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         budget = Budget(max_evaluations, max_seconds)
         course = _Course(flow, known, moving[0], kind, adapt, budget, float(every), report)
-        task = Task(moving[1], points, method, accuracy, events=events, observe=observe, dense=dense)
+        task = Task(moving[1], points, method, accuracy, events=events, observe=observe, dense=dense, checks=checks)
         result, ends = course.run(task, path, stop or {})
         if estimate:
             result = course.measured(task, result, ends, path)
@@ -270,7 +278,9 @@ class _Course:
         # A run of few steps that is made longer may have another method for it.
         by = "" if better.stand_in == task.method else f".{better.stand_in}"
         file = path.with_name(f"{path.stem}.tight{by}{path.suffix}") if path and ended else None
-        companion = Task(task.start, result.times.tolist(), better.stand_in, better.control, better.goals)
+        companion = Task(
+            task.start, result.times.tolist(), better.stand_in, better.control, better.goals, checks=self.adapt
+        )
         return better.measured(self.run(companion, file, {}, result.stats["seconds"])[0])
 
     def _on_given_grid(self, observe: Observer, grid: FixedGrid) -> Observer:
@@ -293,4 +303,4 @@ class _Course:
             "adapt": self.adapt,
         }
         own = {"control": "member"} if self.kind is Apart else {}
-        return settings | own | ({"dense": True} if task.dense else {})
+        return settings | own | ({"dense": True} if task.dense else {}) | ({} if task.checks else {"checks": False})

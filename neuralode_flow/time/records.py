@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ class Records:
         The state at `t`.
     t : float
     observe : callable, optional
+    checks : bool
+        Whether the drift of the law and the error in depth are measured; they are NaN else.
 
     Attributes
     ----------
@@ -52,10 +55,13 @@ class Records:
         The drift of a state, where the law is known not to stay.
     """
 
-    def __init__(self, grid: FixedGrid, start: Tensor, t: float, observe: Observer | None) -> None:
+    def __init__(
+        self, grid: FixedGrid, start: Tensor, t: float, observe: Observer | None, *, checks: bool = True
+    ) -> None:
         self.grid = grid
         self.start = start
         self.observe = observe
+        self.checks = checks
         self.outputs = 0
         self.last = t, start
         self.times: list[float] = []
@@ -126,12 +132,13 @@ class Records:
             z = flow.product(state)
             values = {"z": z, "loss": flow.loss(z)}
             self._check(t, values, values["loss"].shape)
-            seen = {"drift": self._drift(state)}  # a law need not know what to say of numbers that are none
+            # A law need not know what to say of numbers that are none.
+            seen = {"drift": self._drift(state)} if self.checks else {}
             if "carried_log_sigma" in self.columns:
                 seen["carried_log_sigma"] = flow.log_sigma(state)
             self._check(t, seen, values["loss"].shape)
-            values |= seen
-            depth_error = self.grid.at_output(state, z)
+            values = {"drift": torch.full_like(values["loss"], torch.nan)} | values | seen
+            depth_error = self.grid.at_output(state, z) if self.checks else math.nan
         except FAILURES as error:
             which = culprits(flow.product, FAILURES, state, good, self.members)
             raise Stopped(

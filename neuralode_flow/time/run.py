@@ -50,6 +50,8 @@ class Task:
     observe : callable or None
     dense : bool
         Whether z is kept inside the steps too.
+    checks : bool
+        Whether the drift of the law and the error in depth are measured.
     """
 
     start: Tensor
@@ -60,6 +62,7 @@ class Task:
     events: Sequence[Stop] = ()
     observe: Observer | None = None
     dense: bool = False
+    checks: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def carried_out(
 def begun(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kind: type[Run]) -> Run:
     """A run at its start, which is recorded; ValueError where z cannot be computed there."""
     t, start = task.points[0], task.start
-    records = Records(grid, start, t, task.observe)
+    records = Records(grid, start, t, task.observe, checks=task.checks)
     try:
         records.output(t, start, start)
     except Stopped as stop:
@@ -100,7 +103,7 @@ def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, k
     """A run where a checkpoint has left it."""
     start, position = task.start, saved.position
     grid.resume(position["grid"], position["depth"])
-    records = Records(grid, start, task.points[0], task.observe)
+    records = Records(grid, start, task.points[0], task.observe, checks=task.checks)
     records.take_up(saved.reached, position["outputs"])
     barrier = barrier_of(grid.flow, start, task.control, METHODS[task.method])
     if barrier is not None:

@@ -36,7 +36,8 @@ class Trajectory:
         End-to-end maps.
     loss : Tensor (T, ...)
     drift : Tensor (T, ...)
-        Largest Frobenius distance over depth of the conserved quantity from its start; zero for flows without one.
+        Largest Frobenius distance over depth of the conserved quantity from its start; zero for flows without one, NaN
+        with ``checks=False``.
     state : Tensor
         The last state.
     stats : dict
@@ -51,7 +52,8 @@ class Trajectory:
     ending : str
         The code of the status, a key of `ENDINGS`.
     depth_error : Tensor (T,)
-        Estimated Frobenius error of z that comes from the depth grid, the largest so far; zero for flows without one.
+        Estimated Frobenius error of z that comes from the depth grid, the largest so far; zero for flows without one,
+        NaN with ``checks=False``.
     time_error : Tensor (T,) or None
         Measured Frobenius error of z that comes from the steps in time; only with ``estimate=True``.
     observed : Tensor (T', …) or None
@@ -143,9 +145,11 @@ class Trajectory:
             yield "error of z", self._error_said() or "not measured; estimate=True measures it"
         yield (
             "of it in depth" if "rule" not in stats else "error of z in depth",
-            f"{float(self.depth_error.max()):.2g}, estimated",
+            "not measured"
+            if bool(self.depth_error.isnan().any())
+            else f"{float(self.depth_error.max()):.2g}, estimated",
         )
-        yield "drift of the law", f"{float(self.drift.max()):.2g}"
+        yield "drift of the law", "not measured" if bool(self.drift.isnan().any()) else f"{float(self.drift.max()):.2g}"
         control = ("rate", "record") if "rate" in stats else ("rtol", "atol")
         yield "method", ", ".join([stats["method"], *(f"{name} = {stats[name]:g}" for name in control)])
         yield "work", f"{stats['evaluations']} evaluations, {stats['steps']} steps, {stats['seconds']:.2g} s"

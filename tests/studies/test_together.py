@@ -74,6 +74,20 @@ def test_a_gathered_integration_is_that_alone(kind, sizes):
             assert path.stats[name] == alone.stats[name], name
 
 
+@pytest.mark.parametrize("kind", ["continuous", "finite", "limit", "layers"])
+def test_integrations_that_are_not_measured_are_gathered_by_themselves(kind, sizes):
+    works = [work(kind, seed, checks=seed > 1) for seed in range(4)]
+    paths = together(works)
+    assert sizes == [2, 2]
+    for seed, (one, path) in enumerate(zip(works, paths, strict=True)):
+        alone = one(nf.integrate)
+        same = torch.allclose if kind == "limit" else torch.equal
+        assert same(path.z, alone.z)
+        for name in ("drift", "depth_error"):
+            assert bool(getattr(path, name).isnan().all()) == bool(getattr(alone, name).isnan().all()) == (seed < 2)
+        assert path.status == alone.status == "ok"
+
+
 @pytest.mark.parametrize("kind", ["limit", "layers"])
 def test_who_else_is_in_the_batch_makes_no_difference(kind):
     works = [work(kind, seed) for seed in range(5)]
