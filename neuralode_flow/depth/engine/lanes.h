@@ -135,11 +135,15 @@ INLINE T(Range) T(range)(const Work *w, long group) {
 /* X = alpha W of the k-th layers of four parts. Where one has no more, it is what makes the identity. */
 INLINE void T(side_by_side)(const Work *w, int d, T(Range) of, long k, double alpha, double *X) {
     const int all = d * d;
+    const long last = of.first + (LANES - 1) * w->length + k;
     const double *from[LANES];
-    double none[BESIDE * BESIDE] = {0};
-    for (int i = 0; w->rule == PLAIN && i < d; i++) none[i * (d + 1)] = 1;
+    double none[BESIDE * BESIDE];
+    if (last >= of.end) {
+        memset(none, 0, all * sizeof(double));
+        for (int i = 0; w->rule == PLAIN && i < d; i++) none[i * (d + 1)] = 1;
+    }
     for (int q = 0; q < LANES; q++) {
-        const long layer = of.first + q * w->length + k;
+        const long layer = last - (LANES - 1 - q) * w->length;
         from[q] = layer < of.end ? w->W + layer * all : none;
     }
     int e = 0;
