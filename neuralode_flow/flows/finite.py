@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import count
+from ..checks import count, unpatched
 from ..depth.engine import Stepped, choose, explicit
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
 from ..depth.grid import Profile, sample
@@ -136,7 +136,8 @@ class FiniteFlow:
 
     def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
         """Steps of states `(n, L, d, d)`, each on its way to a time."""
-        return explicit.runs(self._steps_of(states), states, slopes, legs, self.loss, tableau)
+        own = unpatched(FiniteFlow, "product") and "product" not in vars(self)
+        return explicit.runs(self._steps_of(states), states, slopes, legs, self.loss, tableau, maps=own)
 
     def _steps_of(self, states: Tensor) -> explicit.Model | None:
         return explicit.of_layers(states.shape[-3], self.rule, self.depth)

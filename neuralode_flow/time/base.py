@@ -120,12 +120,14 @@ class Stepper(ABC):
     7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
        None; a class does not inherit it.
     8. `differentiates`: it asks for the derivative of the velocity as a matrix, of any flow.
-    9. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
+    9. `z`: the end-to-end map of `state`, where the step has told it; else None.
+    10. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
     one_step: ClassVar[bool] = True
     differentiates: ClassVar[bool] = False
     formula: ClassVar[Callable[..., Any] | None] = None
+    z: Tensor | None = None
 
     def __init__(self, start: Start, **options: Any) -> None:
         self.velocity = start.velocity

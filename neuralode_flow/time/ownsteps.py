@@ -85,6 +85,8 @@ class OwnSteps:
         The states of all, each at its own time.
     here : Stand
         Where the members stand.
+    z : Tensor or None
+        The end-to-end maps there, where the steps have told those of all.
     took : ndarray
         Who took a step in the last round, rising.
     before : Stand
@@ -96,6 +98,7 @@ class OwnSteps:
         self.watch, self.start, self.method, self.formula, self.members = watch, start, method, formula, members
         self.history: list[str] = []
         self.h = 0.0
+        self.z: Tensor | None = None
         self._shape = start.state.shape[len(members) :]
         y, kept = formula.flat(start.state.reshape(-1, *self._shape)), start.memory
         if kept:
@@ -141,6 +144,14 @@ class OwnSteps:
     def endings(self) -> list[str]:
         """How each member has ended, a key of ENDINGS; "ok" as long as it runs."""
         return [_CODES[i] for i in self._endings]
+
+    @property
+    def here(self) -> Stand:
+        return self._here
+
+    @here.setter
+    def here(self, stand: Stand) -> None:
+        self._here, self.z = stand, None
 
     def running(self) -> np.ndarray:
         """Who has not ended."""
@@ -241,6 +252,8 @@ class OwnSteps:
             return moved
         flat = formula.flat
         self.here = self.here.moved(rows, Stand(ran.t, flat(ran.y), flat(ran.f), ran.h))
+        if ran.z is not None and len(rows) == len(self.here.t) and ran.took.all():
+            self.z = ran.z.reshape(*self.members, *ran.z.shape[1:])
         self.begun[rows], self.again[rows] = ran.begun, ran.again
         self._spend(rows, ran.tried * len(formula.tableau.weights))
         self.steps[rows] += ran.took

@@ -102,11 +102,11 @@ class Records:
         """Records the outputs inside the last step, up to t; `good` is a state at which nothing has failed."""
         while self.outputs < len(points) and points[self.outputs] <= t:
             point = points[self.outputs]
-            self.output(point, stepper.at(point), good)
+            self.output(point, stepper.at(point), good, stepper.z if point == stepper.t else None)
 
-    def output(self, t: float, state: Tensor, good: Tensor) -> None:
-        """Records the next output."""
-        self.add(t, state, good)
+    def output(self, t: float, state: Tensor, good: Tensor, z: Tensor | None = None) -> None:
+        """Records the next output, with z of the state where that is known."""
+        self.add(t, state, good, z)
         if self.observe is not None:
             seen = self.observe(self.outputs, given(self.grid.flow, state))
             if seen is not None:
@@ -125,11 +125,11 @@ class Records:
                 f"{first.dtype} before and {tuple(seen.shape)} {seen.dtype} at output {self.outputs}"
             )
 
-    def add(self, t: float, state: Tensor, good: Tensor) -> None:
+    def add(self, t: float, state: Tensor, good: Tensor, z: Tensor | None = None) -> None:
         """Adds a row; raises Stopped unless all of it is finite, and no loss is beyond `most`."""
         flow = self.grid.flow
         try:
-            z = flow.product(state)
+            z = flow.product(state) if z is None else z
             values = {"z": z, "loss": flow.loss(z)}
             self._check(t, values, values["loss"].shape)
             # A law need not know what to say of numbers that are none.

@@ -63,7 +63,7 @@ class Falling:
 def step_by_step(monkeypatch, run):
     """What a run is without those of C, and how many rounds it has had."""
     with monkeypatch.context() as patch:
-        patch.setattr(explicit, "runs", lambda *_: None)
+        patch.setattr(explicit, "runs", lambda *_, **more: None)
         return run()
 
 
@@ -92,6 +92,51 @@ def test_members_are_bit_for_bit_what_they_are_step_by_step(method, monkeypatch)
             assert len(single) > 3
             assert_same(path, known, f"{type(loss).__name__}, {name}")
             assert path.status == "ok"
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("kind", ["continuous", "euler", "rk2", "cayley", "exp"])
+def test_the_steps_tell_the_maps_that_the_flow_would_multiply(kind, d, monkeypatch):
+    """To the bit, of steps that were accepted and of some that were tried again before, whoever knows the loss."""
+    target = 4 * torch.linspace(0.5, 2, N)[:, None, None] * (torch.eye(d) + 0.2 * randn(N, d, d, seed=3))
+    told, again = [], 0
+    monkeypatch.setattr(
+        explicit, "runs", lambda *given, runs=explicit.runs, **more: told.append(runs(*given, **more)) or told[-1]
+    )
+    for loss in (nf.Quadratic(target), Rated(target, torch.ones(N))):
+        for L in (1, 5, 37):
+            flow = nf.ContinuousFlow(GRID, loss) if kind == "continuous" else nf.FiniteFlow(L, loss, kind)
+            start = 0.1 * randn(N, len(GRID) if kind == "continuous" else L, d, d, seed=2)
+            told.clear()
+            nf.integrate(flow, start, [0.0, 0.3], "DOP853", 1e-6, control="member")
+            for ran in told:
+                took = torch.from_numpy(ran.took > 0)
+                assert torch.equal(ran.z[took], flow.product(ran.y)[took])
+                again += int((ran.tried - ran.took).sum())
+    assert again > 0
+
+
+@pytest.mark.parametrize("kind", ["continuous", "finite"])
+def test_somebody_who_multiplies_in_another_way_is_asked(kind, monkeypatch):
+    loss = nf.Quadratic(torch.linspace(0.5, 2, N)[:, None, None] * torch.eye(D))
+
+    def run(patch):
+        flow = nf.ContinuousFlow(GRID, loss) if kind == "continuous" else nf.FiniteFlow(len(GRID), loss)
+        patch(flow)
+        return nf.integrate(flow, torch.zeros(N, len(GRID), D, D), TIMES, "DOP853", control="member", checks=False)
+
+    def doubled(flow):
+        product = flow.product
+        flow.product = lambda state: 2 * product(state)
+
+    plain, other = run(lambda flow: None), run(doubled)
+    assert torch.equal(other.z, 2 * plain.z)
+    asked = []
+    library = nf.Collocation if kind == "continuous" else nf.FiniteFlow
+    product = library.product
+    monkeypatch.setattr(library, "product", lambda own, state: asked.append(0) or product(own, state))
+    assert torch.equal(run(lambda flow: None).z, plain.z)
+    assert len(asked) >= len(TIMES)
 
 
 def test_steps_that_are_tried_again_are_among_them(monkeypatch):

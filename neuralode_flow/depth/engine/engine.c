@@ -255,6 +255,7 @@ typedef struct {
     long *left, *tried, *took; /* (rows): velocities that may be had, steps that were tried and taken */
     int *going;                /* (rows) */
     const double *sign;
+    double *z; /* (rows, members, d, d): that of states that took a step, of a flow or a chain */
 } Legs;
 
 /* Explicit steps of one formula, of states `(rows, members, N, d, d)` of a flow, of a chain where m is 0, of the closed flow in
@@ -422,6 +423,8 @@ static void moved_on(const Steps *s, long row, const Bench *b) {
         l->since[row] = (Stand){at->t, at->begun, at->begun, 0};
         memcpy(l->since_y + from, s->y + from, size), memcpy(l->since_f + from, s->f + from, size);
         memcpy(s->y + from, s->ahead + from, size), memcpy(s->f + from, s->slope + from, size);
+        const long square = s->members * s->d * s->d;
+        if (l->z) memcpy(l->z + row * square, b->z, square * sizeof(double));
         at->t = tried->end, l->took[row]++, l->going[row] = in_order(s, row, b);
     }
     at->h = h;

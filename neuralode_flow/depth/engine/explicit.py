@@ -142,6 +142,8 @@ class Ran(NamedTuple):
     since_y, since_f : Tensor
     tried, took : ndarray of int
         How many steps were tried, and taken.
+    z : Tensor or None
+        The end-to-end maps of those that took a step, if they were asked for.
     """
 
     t: np.ndarray
@@ -156,6 +158,7 @@ class Ran(NamedTuple):
     since_f: Tensor
     tried: np.ndarray
     took: np.ndarray
+    z: Tensor | None = None
 
     def without(self, axis: int) -> Ran:
         """The same without an axis of length 1 of the states."""
@@ -193,7 +196,7 @@ class _Legs(ctypes.Structure):
         ("goal", ctypes.c_double),
         ("rounds", ctypes.c_long),
         *((name, ctypes.c_void_p) for name in ("stands", "since", "since_y", "since_f", "tries")),
-        *((name, ctypes.c_void_p) for name in ("left", "tried", "took", "going", "sign")),
+        *((name, ctypes.c_void_p) for name in ("left", "tried", "took", "going", "sign", "z")),
     )
 
 
@@ -264,11 +267,13 @@ def steps(
     return tried.of_all() if shared else tried
 
 
-def runs(model: Model | None, states: Tensor, slopes: Tensor, legs: Legs, loss: Any, tableau: Tableau) -> Ran | None:
+def runs(
+    model: Model | None, states: Tensor, slopes: Tensor, legs: Legs, loss: Any, tableau: Tableau, *, maps: bool = False
+) -> Ran | None:
     """Steps of states `(n, N, d, d)`, each on its way to the goal as far as it comes; None where there are none.
 
     Each is what it would be by `steps` and the rules of `legs.pace`, to the bit if the gradient of a state is the same
-    whichever others are asked for with it.
+    whichever others are asked for with it. With `maps` the z of products of matrices is told.
     """
     if model is None or tableau.solution is not None or not takes(states) or not compiled.is_numbers(slopes):
         return None
@@ -277,7 +282,8 @@ def runs(model: Model | None, states: Tensor, slopes: Tensor, legs: Legs, loss: 
     velocity = 20 * model.products * states.shape[-1] ** 3 + _BESIDES
     known = squares_of(loss) is not None
     rounds = min(_AT_ONCE // (velocity * len(tableau.weights) * n), _ROUNDS if known else _ROUNDS_ASKED)
-    way = _Way(rows, legs, max(1, rounds))
+    z = states.new_empty(*states.shape[:-3], *states.shape[-2:]) if maps else None
+    way = _Way(rows, legs, max(1, rounds), z)
     return way.ran() if _taken(_task(model, rows.y, tableau), rows, loss, False, way) else None
 
 
@@ -300,13 +306,13 @@ class _Rows:
 class _Way:
     """Rows on their way."""
 
-    def __init__(self, rows: _Rows, legs: Legs, rounds: int) -> None:
+    def __init__(self, rows: _Rows, legs: Legs, rounds: int, z: Tensor | None) -> None:
         n = len(rows.h)
-        self.rows, self.stands = rows, np.empty(n, dtype=_STAND)
+        self.rows, self.z, self.stands = rows, z, np.empty(n, dtype=_STAND)
         for name in ("t", "h", "begun", "again"):
             self.stands[name] = getattr(legs, name)
         self.since, self.tries = self.stands.copy(), np.empty(n, dtype=_TRY)
-        self.since_y, self.since_f = rows.y.clone(), rows.f.clone()
+        self.since_y, self.since_f = torch.empty_like(rows.y), torch.empty_like(rows.f)
         self.left, self.tried, self.took = (np.array(part, dtype="l") for part in (legs.left, n * [0], n * [0]))
         self.going = np.ones(n, dtype=np.intc)
         self.sign = None if legs.sign is None else np.array(legs.sign, dtype=float)
@@ -319,13 +325,14 @@ class _Way:
             part = getattr(self, name)
             setattr(task, name, None if part is None else part[some].ctypes.data)
         task.since_y, task.since_f = self.since_y[some].data_ptr(), self.since_f[some].data_ptr()
+        task.z = None if self.z is None else self.z[some].data_ptr()
         return ctypes.addressof(task)
 
     def ran(self) -> Ran:
         here, since, rows = self.stands, self.since, self.rows
         return Ran(
             here["t"], here["h"], here["begun"], here["again"] != 0, rows.y, rows.f,
-            since["t"], since["h"], self.since_y, self.since_f, self.tried, self.took,
+            since["t"], since["h"], self.since_y, self.since_f, self.tried, self.took, self.z,
         )  # fmt: skip
 
 
