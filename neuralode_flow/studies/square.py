@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,12 @@ def _reference(flow: ContinuousFlow, initial: Profile, clock: AnyClock, meter: _
     return Reference(flow, states, path, whole(intrinsic, "intrinsic limit"))
 
 
+@lru_cache(maxsize=64)
+def _known(*parts: bytes) -> tuple[bytes, ...]:
+    """The digits of some tensors, one object for all that have the same: it is compared at each output."""
+    return parts
+
+
 class _Beside:
     """An observer of how far states `(..., N, d, d)` are from W(t, s) of the reference, in L² over depth.
 
@@ -189,12 +196,12 @@ class _Beside:
     def __init__(self, reference: Reference, nodes: Tensor, weights: Tensor) -> None:
         grid = reference.flow.grid
         self._reference, self._weights, self._limit = reference, weights, grid.interpolation(nodes)
-        self._looks = tuple(part.cpu().numpy().tobytes() for part in (grid.nodes, nodes, weights))
+        self._looks = _known(*(part.cpu().numpy().tobytes() for part in (grid.nodes, nodes, weights)))
 
     def keeping(self, kept: Tensor) -> _Beside:
         """The same, which observes some of the nodes of the first state as well."""
         other = copy(self)
-        other._kept, other._looks = kept, (*self._looks, kept.cpu().numpy().tobytes())
+        other._kept, other._looks = kept, _known(*self._looks, kept.cpu().numpy().tobytes())
         return other
 
     def __call__(self, i: int, state: Tensor) -> Tensor:
@@ -203,12 +210,12 @@ class _Beside:
     @staticmethod
     def together(observers: Sequence[_Beside], i: int, states: Tensor) -> Tensor:
         """What each observer makes of a state of its own `(m, ..., N, d, d)`; ValueError where they look elsewhere."""
-        if len({own._looks for own in observers}) > 1:
-            raise ValueError("observers must look at the same depths in the same way")
         first = observers[0]
+        if any(own._looks is not first._looks and own._looks != first._looks for own in observers):
+            raise ValueError("observers must look at the same depths in the same way")
         limits = first._limit(torch.stack([own._reference.states[i] for own in observers]))
         batch = states.flatten(1, -4) if states.ndim > 4 else states.unsqueeze(1)
-        squares = (batch - limits.unsqueeze(1)).square().sum((-2, -1))
+        squares = (batch - limits.unsqueeze(1)).square_().sum((-2, -1))
         seen = (squares * first._weights).sum(-1).mean(-1, keepdim=True).sqrt()
         return seen if first._kept is None else torch.cat((seen, batch[:, 0, first._kept].flatten(1)), dim=1)
 

@@ -216,7 +216,8 @@ def _batch(calls: Sequence[_Call]) -> list[Trajectory | Exception]:
     except (ValueError, TypeError, RuntimeError, ArithmeticError):  # each says for itself what is wrong
         return [*map(_alone, calls)]
     if path.ending == "ok":
-        return [_part(path, i) if _resolved(path, i) else _alone(call) for i, call in enumerate(calls)]
+        parts = zip(calls, _parts(path), _resolved(path), strict=True)
+        return [part if resolved else _alone(call) for call, part, resolved in parts]
     good = [ending == "ok" for ending in path.stats["members"]["endings"]]
     if all(good) or not any(good):  # the sentence is about the batch, or about all of it
         return [*map(_alone, calls)]
@@ -224,9 +225,11 @@ def _batch(calls: Sequence[_Call]) -> list[Trajectory | Exception]:
     return [next(rest) if fine else _alone(call) for call, fine in zip(calls, good, strict=True)]
 
 
-def _resolved(path: Trajectory, i: int) -> bool:
-    """Whether the largest depth error of the batch is allowed for this member, too."""
-    return not float(path.depth_error[-1]) > allowed(path.z[-1, i], path.stats["rtol"], path.stats["atol"])
+def _resolved(path: Trajectory) -> list[bool]:
+    """Whether the largest depth error of the batch is allowed for each member, too."""
+    error, rtol, atol = float(path.depth_error[-1]), path.stats["rtol"], path.stats["atol"]
+    sizes = torch.linalg.matrix_norm(path.z[-1]).tolist()
+    return [not error > allowed(size, rtol, atol) for size in sizes]
 
 
 def _alone(call: _Call) -> Trajectory | Exception:
@@ -273,23 +276,24 @@ def _stacked(flows: Sequence[Any]) -> Any:
     return flow
 
 
-def _part(path: Trajectory, i: int) -> Trajectory:
-    """The trajectory of a member that came to the last time, as if it had been alone."""
+def _parts(path: Trajectory) -> list[Trajectory]:
+    """The trajectories of members that came to the last time, as if each had been alone."""
     members, modes = path.stats["members"], path.stats["law_modes"]
-    stats = {name: value for name, value in path.stats.items() if name != "members"} | {
-        "evaluations": members["evaluations"][i],
-        "steps": members["steps"][i],
-        "seconds": path.stats["seconds"] / len(members["steps"]),
-        "law_modes": modes and {name: values[i] for name, values in modes.items()},
-    }
-    seen, carried = path.observed, path.carried_log_sigma
-    return replace(
-        path,
-        z=path.z[:, i],
-        loss=path.loss[:, i],
-        drift=path.drift[:, i],
-        state=path.state[i],
-        observed=None if seen is None else seen[:, i],
-        carried_log_sigma=None if carried is None else carried[:, i],
-        stats=stats,
-    )
+    shared = {name: value for name, value in path.stats.items() if name != "members"}
+    shared["seconds"] /= len(members["steps"])
+    columns = ("z", "loss", "drift", "observed", "carried_log_sigma")  # (T, n, …)
+    told = {name: values.unbind(1) for name in columns if (values := getattr(path, name)) is not None}
+    return [
+        replace(
+            path,
+            state=state,
+            stats=shared
+            | {
+                "evaluations": members["evaluations"][i],
+                "steps": members["steps"][i],
+                "law_modes": modes and {name: values[i] for name, values in modes.items()},
+            },
+            **{name: values[i] for name, values in told.items()},
+        )
+        for i, state in enumerate(path.state.unbind(0))
+    ]

@@ -41,9 +41,8 @@ def round_off(flow: Any, dtype: torch.dtype) -> float:
     return float((100 + 1.5 * factors) * torch.finfo(dtype).eps)
 
 
-def allowed(z: Tensor, rtol: float, atol: float) -> float:
-    """The depth error of z that calls for no word at these tolerances; of a batch, that of its largest member."""
-    size = _norm(z)
+def allowed(size: float, rtol: float, atol: float) -> float:
+    """The depth error of a z of that Frobenius norm that calls for no word at these tolerances."""
     return max(MARGIN * (atol + rtol * size), UNRESOLVED * size)
 
 
@@ -107,7 +106,7 @@ class FixedGrid:
         """What is to be said of the grid at the end."""
         if not self.has_grid:
             return None
-        if self.largest <= allowed(z, self.rtol, self.atol):
+        if self.largest <= allowed(_norm(z), self.rtol, self.atol):
             return None
         grid = self.flow.grid
         return (
