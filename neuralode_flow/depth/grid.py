@@ -194,9 +194,9 @@ class DepthGrid:
         """∫₀^{s_i} of a function given on the nodes, at the nodes: `(..., N, a, b)` → the same shape."""
         local = self.panelled(self._check(values))
         within = _along_nodes(self.rule.integrate / self.panels, local)
-        whole = torch.einsum("m,...mab->...ab", self.weights[: self.order].to(values), local)
-        before = torch.cumsum(whole, dim=-3) - whole
-        return (within + before.unsqueeze(-3)).flatten(-4, -3)
+        whole = _along_nodes(self.rule.weights[None] / self.panels, local)
+        before = torch.cumsum(whole, dim=-4) - whole
+        return (within + before).flatten(-4, -3)
 
     def differentiate(self, values: Tensor) -> Tensor:
         """d/ds of the panel polynomials, at the nodes: `(..., N, a, b)` → the same shape."""

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..checks import goes_with, real
 from ..depth.collocation import Collocation
+from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
-from ..depth.products import multiply
 from ..matrices import Turning, orientation_preserving, polar, skew_log
 from .random import Smooth, SmoothNumber
 
@@ -29,9 +29,9 @@ _TURN, _TOO_FAST = 2.0, 8.0
 
 @dataclass(frozen=True, eq=False)
 class RelaxedBalanced:
-    """W(s) = Q (log H − ½∫₀¹Λ) Qᵀ + ½Λ(s) I + Ω(s) + R B Rᵀ, with R' = ΩR, Q = R exp(sB), Λ = ∫₀ˢ λ.
+    """W(s) = R (E (log H − ½∫₀¹Λ) Eᵀ + B) Rᵀ + ½Λ(s) I + Ω(s), with R' = ΩR, E = exp(sB), Λ = ∫₀ˢ λ.
 
-    Made by `relaxed_balanced`. B is the constant skew matrix that brings Q(1) to the rotation of z₀, which is kept as
+    Made by `relaxed_balanced`. B is the constant skew matrix that brings R E to that of z₀ at s = 1; z₀ is kept as
     `end_to_end`: what P(1,0) has been asked to be.
     """
 
@@ -49,18 +49,16 @@ class RelaxedBalanced:
     def at(self, nodes: Tensor) -> Tensor:
         s = nodes.to(self.grid.nodes)
         there = self.grid.interpolation(s)
-        R = there(self.rotation)
-        Q = multiply(R, self.turn(s))
-        W = _turned(self.stretch, Q) + _turned(self.turn.B, R)
-        W = W + there(self.height) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-        if isinstance(self.twist, Smooth):  # which is skew everywhere, since it has been where the frame was resolved
-            return W + self.twist.at(s)
+        E = self.turn(s)
+        still = _turned(self.stretch.unsqueeze(-3).expand_as(E), E) + self.turn.B.unsqueeze(-3)
+        W = _turned(still, there(self.rotation))
+        W.diagonal(dim1=-2, dim2=-1).add_(there(self.height).squeeze(-1), alpha=0.5)
         return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
 
 
 def _turned(M: Tensor, Q: Tensor) -> Tensor:
-    """QMQᵀ at all depths, `(..., d, d)` and `(..., n, d, d)`."""
-    return multiply(multiply(Q, M.unsqueeze(-3)), Q.mT)
+    """QMQᵀ of matrices `(..., n, d, d)`."""
+    return multiply(multiply(Q, M), Q.mT)
 
 
 def relaxed_balanced(
@@ -172,7 +170,7 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
         found = {"twist": omega(grid.nodes), "shift": lam(grid.nodes)}
         rotation, _, end = Collocation(grid).propagators(found["twist"])
         errors = {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in found}
-        slant = rotation.mT @ rotation - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
+        slant = multiply(rotation.mT, rotation) - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
         errors["twist"] = max(errors["twist"], grid.tail(rotation), float(slant.abs().max()))
         unresolved = {name: error for name, error in errors.items() if not error <= _RESOLVED}
         if not unresolved or 4 * panels > min(_ROUGH, affordable):
@@ -229,6 +227,8 @@ def _skew(twist: Callable[[float], Tensor], nodes: Tensor, like: Tensor) -> Tens
         raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {got}")
     if not goes_with(members, batch):
         raise ValueError(f"twist(s) has leading axes {members} but z0 has {batch}: return one matrix for all of z0")
+    if isinstance(twist, Smooth) and twist.skew:
+        return values
     asymmetry = float((values + values.mT).abs().max())
     if asymmetry > 1e-10 * (1 + float(values.abs().max())):
         raise ValueError(f"twist(s) must be skew (Ω + Ωᵀ = 0), got |Ω + Ωᵀ| = {asymmetry:.3g}; use (A - A.mT)/2")
