@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,20 @@ _BALANCED = 1e-11
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 # The highest order in 1/L that a rule which sees one W_k can have: that of the quadrature.
 SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
+
+
+def starts(flows: Sequence[FiniteFlow], W0: Profile) -> list[Tensor]:
+    """`sample` of several networks, whose depths are looked at together."""
+    nodes = [flow.nodes for flow in flows]
+    layers = getattr(W0, "layers", None)
+    if layers is not None:
+        states = [layers(own) for own in nodes]
+    else:
+        states = list(sample(W0, torch.cat(nodes)).split([len(own) for own in nodes], dim=-3))
+    states = [state.to(place_of(flow.loss)) for flow, state in zip(flows, states, strict=True)]
+    for flow, state in zip(flows, states, strict=True):
+        flow.check(state)
+    return states
 
 
 class FiniteFlow:
@@ -94,10 +110,7 @@ class FiniteFlow:
 
         A profile with a method `layers` gives them itself.
         """
-        layers = getattr(W0, "layers", None)
-        state = (layers(self.nodes) if layers is not None else sample(W0, self.nodes)).to(place_of(self.loss))
-        self.check(state)
-        return state
+        return starts([self], W0)[0]
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state has L layers and fits the loss."""
