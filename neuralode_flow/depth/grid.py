@@ -221,7 +221,7 @@ class DepthGrid:
     def tail(self, values: Tensor) -> float:
         """The largest of the last two Legendre coefficients over all panels, relative to the largest value."""
         scale = float(torch.linalg.matrix_norm(values).max())
-        last = torch.linalg.matrix_norm(self.legendre(values)[..., -2:, :, :])
+        last = torch.linalg.matrix_norm(_along_nodes(self.rule.to_legendre[-2:], self.panelled(self._check(values))))
         return float(last.max()) / scale if scale > 0 else 0.0
 
     def misses(self, values: Tensor, depths: Tensor, seen: Tensor) -> float:
@@ -402,6 +402,13 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
         raise ValueError(f"{name}(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
     return torch.stack(values, dim=-3)
+
+
+def sample_each(W: Profile, *depths: Tensor) -> list[Tensor]:
+    """`sample` on several sets of depths, which are asked for in one call where none of them may be known already."""
+    if isinstance(W, Remembered):
+        return [sample(W, nodes) for nodes in depths]
+    return list(sample(W, torch.cat(depths)).split([len(nodes) for nodes in depths], dim=-3))
 
 
 class Remembered:

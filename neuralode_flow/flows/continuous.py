@@ -15,7 +15,7 @@ from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.engine import Stepped, choose, explicit, multiply
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
-from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample
+from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample, sample_each
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
@@ -130,23 +130,22 @@ class ContinuousFlow:
 
     def _misfit(self, state: Tensor, W0: Profile, enough: float = 0.0) -> float:
         """`misfit`, or a bound of it that costs less where that is no more than `enough`."""
-        z = self.product(state)
+        z, known = self.product(state), getattr(W0, "end_to_end", None)
+        least = torch.linalg.matrix_norm(z - (z if known is None else known.to(z)))
         fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
-        values = sample(W0, fine.nodes).to(state.device)
         depths = probes(state.numel() // len(self.grid)).to(state)
         there = fine.interpolation(depths)
-        missed = sample(W0, depths).to(state.device) - there(values)
-        known, gap = getattr(W0, "end_to_end", None), Collocation(fine).product(values) - z
-        least = 0.0 if known is None else float(torch.linalg.matrix_norm(z - known.to(z)).max())
-        # ‖P(1,s)‖ ‖P(s,0)‖ ≤ exp ∫‖W‖, and the uncertainty is at most twice the integral of the largest.
+        values, seen = (part.to(state.device) for part in sample_each(W0, fine.nodes, depths))
+        missed, gap = seen - there(values), Collocation(fine).product(values) - z
+        # ‖P(1,s)‖ ‖P(s,0)‖ ≤ exp ∫‖W‖, and what is uncertain is at most twice the largest that is integrated.
         growth = torch.exp((torch.linalg.matrix_norm(values) * fine.weights.to(values)).sum(-1))
         bound = torch.linalg.matrix_norm(gap) + 3 * growth * torch.linalg.matrix_norm(missed).amax(-1)
-        if max(least, float(bound.max())) <= enough:
-            return max(least, float(bound.max()))
+        if (most := float(torch.maximum(bound, least).max())) <= enough:
+            return most
         before, after, _ = Collocation(fine).propagators(values)
         left, right = there(torch.stack((after, before)))
         correction, uncertain = integral(depths, multiply(multiply(left, missed), right))
-        return max(least, float((torch.linalg.matrix_norm(gap + correction) + uncertain).max()))
+        return float(torch.maximum(torch.linalg.matrix_norm(gap + correction) + uncertain, least).max())
 
     def on(self, grid: DepthGrid) -> ContinuousFlow:
         """The same flow on another grid."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import count
 from ..depth.engine import Stepped, choose, explicit
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
-from ..depth.grid import Profile, sample
+from ..depth.grid import Profile, sample_each
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
 from ..depth.rules.euler import Euler
@@ -34,12 +34,8 @@ SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
 
 def starts(flows: Sequence[FiniteFlow], W0: Profile) -> list[Tensor]:
     """`sample` of several networks, whose depths are looked at together."""
-    nodes = [flow.nodes for flow in flows]
-    layers = getattr(W0, "layers", None)
-    if layers is not None:
-        states = [layers(own) for own in nodes]
-    else:
-        states = list(sample(W0, torch.cat(nodes)).split([len(own) for own in nodes], dim=-3))
+    depths, layers = [flow.nodes for flow in flows], getattr(W0, "layers", None)
+    states = sample_each(W0, *depths) if layers is None else [layers(nodes) for nodes in depths]
     states = [state.to(place_of(flow.loss)) for flow, state in zip(flows, states, strict=True)]
     for flow, state in zip(flows, states, strict=True):
         flow.check(state)

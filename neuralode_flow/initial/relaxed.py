@@ -179,10 +179,12 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
 
 
 def _fastest(omega: Tensor) -> float:
-    """The largest spectral norm, among the matrices with the largest Frobenius norms."""
+    """The largest spectral norm, among the matrices with the largest Frobenius norms; a bound that is small enough."""
     flat = omega.flatten(0, -3)
-    largest = torch.linalg.matrix_norm(flat).topk(min(8, len(flat))).indices
-    return float(torch.linalg.matrix_norm(flat[largest], ord=2).max())
+    norms = torch.linalg.matrix_norm(flat)
+    if (bound := float(norms.max())) <= _FEWEST * _TURN:
+        return bound
+    return float(torch.linalg.matrix_norm(flat[norms.topk(min(8, len(flat))).indices], ord=2).max())
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,8 @@ class DividedDifference:
         self.shifts = float_tensor("shifts", shifts, ndim=1)
         if shifts.ndim != 1:
             raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
-        if not bool(torch.isfinite(shifts.max() - shifts.min())):
+        least, largest = torch.aminmax(shifts)
+        if not bool(torch.isfinite(largest - least)):
             raise ValueError(
                 f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
             )
