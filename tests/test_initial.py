@@ -11,6 +11,8 @@ from neuralode_flow.depth.grid import Remembered, sample_each
 from neuralode_flow.flows.finite import starts
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.initial.layers import Ends
+from neuralode_flow.initial.random import Smooth, SmoothNumber
+from neuralode_flow.initial.relaxed import _is_slow
 from neuralode_flow.laws import depth_curvature, relaxed_balance_defect
 from neuralode_flow.matrices import random_orthogonal, skew_log
 
@@ -172,6 +174,20 @@ def test_networks_that_look_at_a_profile_together_start_as_each_alone(name):
         assert torch.allclose(state, flow.sample(profile), rtol=0, atol=1e-14)
     with pytest.raises(ValueError, match="d = 2"):
         starts([*flows, nf.FiniteFlow(4, nf.Quadratic(torch.eye(2)))], profile)
+
+
+@pytest.mark.parametrize(("terms", "size"), [(1, 1.0), (4, 1.0), (11, 5.0), (12, 5.0), (4, 200.0), (60, 1.0)])
+def test_a_smooth_twist_that_is_not_looked_at_is_resolved(terms, size):
+    z0, raw = positive_matrix(3, seed=5), randn(terms, 3, 3, seed=6) / terms
+    twist, shift = Smooth(size * (raw - raw.mT)), SmoothNumber(0.5, tuple(randn(terms, seed=7).tolist()))
+    assert _is_slow(twist) == (terms <= 11 and size < 10)
+    grid = nf.DepthGrid.gauss(64, 16)
+    known, looked = (
+        nf.relaxed_balanced(z0, shift, twist),
+        nf.relaxed_balanced(z0, lambda s: shift(s), lambda s: twist(s)),
+    )
+    assert torch.allclose(known.at(grid.nodes), looked.at(grid.nodes), rtol=1e-12, atol=1e-12)
+    assert float((nf.Collocation(grid).product(known.at(grid.nodes)) - z0).abs().max()) < 1e-11
 
 
 def test_a_remembered_profile_is_asked_for_known_depths_no_more():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ def relaxed_balanced(
     -----
     Section on relaxed balance in docs/math.md; arXiv 2508.07370. P(1,0) = z₀ holds to about 1e-13: twist and shift are
     resolved to 1e-11 by polynomials on up to 256 panels of 16 nodes, or 2048 where the twist is fast (up to about 4000
-    radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36; what is
-    narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
+    radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36, unless
+    they are made of a few cosines, as those of `INITIALS` are; what is narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
     misses z₀.
 
     Examples
@@ -155,9 +156,9 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
     omega = (lambda nodes: nodes.new_zeros(len(nodes), d, d)) if twist is None else partial(_skew, twist, like=z0)
     lam = (lambda nodes: nodes.new_zeros(len(nodes), 1, 1)) if shift is None else partial(_numbers, shift)
     depths = probes(d * d)
-    seen = {"twist": omega(depths), "shift": lam(depths)}
-    affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * seen["twist"][..., 0, :, :].numel()))
-    panels, speed = _FEWEST, _fastest(seen["twist"])
+    seen = {name: at(depths) for name, at, own in (("twist", omega, twist), ("shift", lam, shift)) if not _is_slow(own)}
+    affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * omega(depths[:1]).numel()))
+    panels, speed = _FEWEST, _fastest(seen["twist"]) if "twist" in seen else 0.0
     while panels * _TURN < speed and 2 * panels <= min(_FAST, affordable):
         panels *= 2
     if panels * _TOO_FAST < speed:
@@ -169,13 +170,25 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
         grid = DepthGrid.gauss(panels, _ORDER)
         found = {"twist": omega(grid.nodes), "shift": lam(grid.nodes)}
         rotation, _, end = Collocation(grid).propagators(found["twist"])
-        errors = {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in found}
+        errors = dict.fromkeys(found, 0.0)
+        errors |= {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in seen}
         slant = multiply(rotation.mT, rotation) - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
         errors["twist"] = max(errors["twist"], grid.tail(rotation), float(slant.abs().max()))
         unresolved = {name: error for name, error in errors.items() if not error <= _RESOLVED}
         if not unresolved or 4 * panels > min(_ROUGH, affordable):
             return _Frame(grid, rotation, grid.antiderivative(found["shift"]), end, unresolved)
         panels *= 4
+
+
+def _is_slow(function: Any) -> bool:
+    """Whether a twist or shift is known to be resolved: it is of cosines whose phases turn slowly, and turns slowly."""
+    if not isinstance(function, (Smooth, SmoothNumber)):
+        return function is None
+    if math.pi * (len(function.coefficients) - 1) > _FEWEST * _TURN:
+        return False
+    if isinstance(function, SmoothNumber):
+        return True
+    return function.skew and float(torch.linalg.matrix_norm(function.coefficients).sum()) <= _FEWEST * _TURN
 
 
 def _fastest(omega: Tensor) -> float:
