@@ -92,8 +92,8 @@ def relaxed_balanced(
     Section on relaxed balance in docs/math.md; arXiv 2508.07370. P(1,0) = z₀ holds to about 1e-13: twist and shift are
     resolved to 1e-11 by polynomials on up to 256 panels of 16 nodes, or 2048 where the twist is fast (up to about 4000
     radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36, unless
-    they are made of a few cosines, as those of `INITIALS` are; what is narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
-    misses z₀.
+    they are made of a few cosines, as those of `INITIALS` are; what is narrower can be missed. Where they are not
+    resolved, as with a jump, a RuntimeWarning says by how much P(1,0) misses z₀.
 
     Examples
     --------
