@@ -77,7 +77,6 @@ class Ends:
         same_kind("shifts", shifts, "z0", z0)
         if generator is not None:
             random_source("generator", generator)
-        L, d = len(shifts), z0.shape[-1]
         with np.errstate(all="ignore"):
             layers = torch.as_tensor(self._layers(shifts, generator))
         error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
@@ -86,7 +85,7 @@ class Ends:
                 f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
                 f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
             )
-        return L * (layers - torch.eye(d, dtype=z0.dtype, device=z0.device))
+        return chain.add_identity(layers, -1.0).mul_(len(shifts))
 
     def _layers(self, shifts: Tensor, generator: torch.Generator | None) -> Any:
         """U_k, in NumPy where they are small numbers, since its calls cost a third of those of torch."""
