@@ -59,8 +59,9 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
-    bad = 0 if hidden(value) else int((~torch.isfinite(value)).sum())
-    if bad:
+    if hidden(value) or math.isfinite(value.sum().item()):  # one pass, and no tensor of booleans
+        return value
+    if bad := int((~torch.isfinite(value)).sum()):
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {value.numel()}")
     return value
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -111,6 +113,8 @@ def _skew_log(Q: np.ndarray) -> np.ndarray:
 class Turning:
     """exp(sB) for a skew B `(..., d, d)` and numbers s `(n,)`: `(..., n, d, d)`, as a function of s.
 
+    For s in an array of NumPy, and B in memory, that is an array as well.
+
     iB is Hermitian, with eigenvalues θ_k and eigenvectors v_k: Σ_k cos(θ_k s) Re v_kv_k* + sin(θ_k s) Im v_kv_k*.
     """
 
@@ -120,10 +124,12 @@ class Turning:
         planes = vectors.mT.unsqueeze(-1) * vectors.mT.conj().unsqueeze(-2)  # (..., k, d, d)
         self._planes = torch.cat((planes.real, planes.imag), dim=-3).flatten(-2)
 
-    def __call__(self, s: Tensor) -> Tensor:
-        phases = s.unsqueeze(-1) * self._angles.unsqueeze(-2)
-        waves = torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
-        return (waves @ self._planes).unflatten(-1, self.B.shape[-2:])
+    def __call__(self, s: Any) -> Any:
+        xp: Any = np if isinstance(s, np.ndarray) else torch
+        angles, planes = (part if xp is torch else part.numpy() for part in (self._angles, self._planes))
+        phases = s[..., None] * angles[..., None, :]
+        waves = xp.concatenate((xp.cos(phases), xp.sin(phases)), axis=-1)
+        return (waves @ planes).reshape(*waves.shape[:-1], *self.B.shape[-2:])
 
 
 def real_log(name: str, z: Tensor) -> Tensor:

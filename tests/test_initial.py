@@ -7,8 +7,12 @@ from cases import generator, positive_matrix, randn, relaxed_profile
 
 import neuralode_flow as nf
 from neuralode_flow.depth import chain
+from neuralode_flow.depth.grid import Remembered, sample_each
+from neuralode_flow.flows.finite import starts
 from neuralode_flow.initial import INITIALS
 from neuralode_flow.initial.layers import Ends
+from neuralode_flow.initial.random import Smooth, SmoothNumber
+from neuralode_flow.initial.relaxed import _is_slow
 from neuralode_flow.laws import depth_curvature, relaxed_balance_defect
 from neuralode_flow.matrices import random_orthogonal, skew_log
 
@@ -150,6 +154,54 @@ def test_relaxed_balanced_layers_have_their_law_and_their_product(L, gauge):
     law = U[1:].mT @ U[1:] - U[:-1] @ U[:-1].mT
     expected = torch.diff(shifts)[:, None, None] * torch.eye(d)
     assert float((law - expected).abs().sum()) < 1e-11 * L
+
+
+@pytest.mark.parametrize("L", [1, 2, 7, 300])
+def test_layers_in_numpy_are_those_in_torch(L, monkeypatch):
+    z0 = torch.stack([positive_matrix(3, seed=seed) for seed in (1, 2)])
+    shifts = torch.cumsum(randn(L, seed=3), 0) / L**1.5
+    small = nf.relaxed_balanced_layers(z0, shifts)
+    monkeypatch.setattr("neuralode_flow.initial.layers.array_of", lambda tensor: None)
+    assert float((small - nf.relaxed_balanced_layers(z0, shifts)).abs().max()) < 1e-13 * L
+
+
+@pytest.mark.parametrize("name", ["relaxed_balanced", "smooth", "rough", "control", "function"])
+def test_networks_that_look_at_a_profile_together_start_as_each_alone(name):
+    z0 = positive_matrix(3, seed=4)
+    profile = (lambda s: torch.eye(3) * s) if name == "function" else INITIALS[name](z0)
+    flows = [nf.FiniteFlow(L, nf.Quadratic(z0), "euler", sampling) for L, sampling in ((1, "left"), (8, "midpoint"))]
+    for flow, state in zip(flows, starts(flows, profile), strict=True):
+        assert torch.allclose(state, flow.sample(profile), rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="d = 2"):
+        starts([*flows, nf.FiniteFlow(4, nf.Quadratic(torch.eye(2)))], profile)
+
+
+@pytest.mark.parametrize(("terms", "size"), [(1, 1.0), (4, 1.0), (11, 5.0), (12, 5.0), (4, 200.0), (60, 1.0)])
+def test_a_smooth_twist_that_is_not_looked_at_is_resolved(terms, size):
+    z0, raw = positive_matrix(3, seed=5), randn(terms, 3, 3, seed=6) / terms
+    twist, shift = Smooth(size * (raw - raw.mT)), SmoothNumber(0.5, tuple(randn(terms, seed=7).tolist()))
+    assert _is_slow(twist) == (terms <= 11 and size < 10)
+    grid = nf.DepthGrid.gauss(64, 16)
+    known, looked = (
+        nf.relaxed_balanced(z0, shift, twist),
+        nf.relaxed_balanced(z0, lambda s: shift(s), lambda s: twist(s)),
+    )
+    assert torch.allclose(known.at(grid.nodes), looked.at(grid.nodes), rtol=1e-12, atol=1e-12)
+    assert float((nf.Collocation(grid).product(known.at(grid.nodes)) - z0).abs().max()) < 1e-11
+
+
+def test_a_remembered_profile_is_asked_for_known_depths_no_more():
+    asked = []
+
+    def profile(s):
+        asked.append(s)
+        return torch.eye(2)
+
+    known, depths = Remembered(profile), (torch.tensor([0.1, 0.2]), torch.tensor([0.5]))
+    first = sample_each(known, *depths)
+    again = sample_each(known, depths[1], depths[0], torch.tensor([0.7]))
+    assert asked == pytest.approx([0.1, 0.2, 0.5, 0.7])
+    assert [len(part) for part in (*first, *again)] == [2, 1, 1, 2, 1]
 
 
 def test_relaxed_balanced_layers_of_an_ensemble():

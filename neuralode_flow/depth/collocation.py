@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from ..display import said
-from .engine import choose
+from .engine import choose, compiled
 from .grid import DepthGrid, check_grid, nodes_said
 from .panels import doubled, gauss_matrix, halves, over_panels, propagators, solve, stages
 from .products import outside
+
+# Up to this d the compiled engine has the propagators of matrices twice as large sooner than torch those of W.
+_BESIDE = 8
 
 
 class Collocation:
@@ -59,7 +62,14 @@ class Collocation:
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
-        return propagators(self.grid, W)
+        d = W.shape[-1]
+        if d > _BESIDE or not compiled.takes(W):
+            return propagators(self.grid, W)
+        # Zeros beside W carry I through all depths: P(1,s_i)ᵀ G P(s_i,0)ᵀ of the two has each propagator alone.
+        both = torch.nn.functional.pad(W, (d, 0, d, 0))
+        swap = torch.eye(2 * d, dtype=W.dtype, device=W.device).roll(d, 0)
+        found = compiled.flow(self.grid, both, lambda z: swap)
+        return found[..., :d, d:].mT.contiguous(), found[..., d:, :d].mT.contiguous(), self.product(W)
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""

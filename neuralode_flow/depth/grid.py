@@ -194,9 +194,9 @@ class DepthGrid:
         """∫₀^{s_i} of a function given on the nodes, at the nodes: `(..., N, a, b)` → the same shape."""
         local = self.panelled(self._check(values))
         within = _along_nodes(self.rule.integrate / self.panels, local)
-        whole = torch.einsum("m,...mab->...ab", self.weights[: self.order].to(values), local)
-        before = torch.cumsum(whole, dim=-3) - whole
-        return (within + before.unsqueeze(-3)).flatten(-4, -3)
+        whole = _along_nodes(self.rule.weights[None] / self.panels, local)
+        before = torch.cumsum(whole, dim=-4) - whole
+        return (within + before).flatten(-4, -3)
 
     def differentiate(self, values: Tensor) -> Tensor:
         """d/ds of the panel polynomials, at the nodes: `(..., N, a, b)` → the same shape."""
@@ -221,7 +221,7 @@ class DepthGrid:
     def tail(self, values: Tensor) -> float:
         """The largest of the last two Legendre coefficients over all panels, relative to the largest value."""
         scale = float(torch.linalg.matrix_norm(values).max())
-        last = torch.linalg.matrix_norm(self.legendre(values)[..., -2:, :, :])
+        last = torch.linalg.matrix_norm(_along_nodes(self.rule.to_legendre[-2:], self.panelled(self._check(values))))
         return float(last.max()) / scale if scale > 0 else 0.0
 
     def misses(self, values: Tensor, depths: Tensor, seen: Tensor) -> float:
@@ -402,6 +402,13 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
         raise ValueError(f"{name}(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
     return torch.stack(values, dim=-3)
+
+
+def sample_each(W: Profile, *depths: Tensor) -> list[Tensor]:
+    """`sample` on several sets of depths, which are asked for in one call where none of them may be known already."""
+    if isinstance(W, Remembered):
+        return [sample(W, nodes) for nodes in depths]
+    return list(sample(W, torch.cat(depths)).split([len(nodes) for nodes in depths], dim=-3))
 
 
 class Remembered:

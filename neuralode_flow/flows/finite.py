@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from ..checks import count, unpatched
 from ..depth.engine import Stepped, choose, explicit
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
-from ..depth.grid import Profile, sample
+from ..depth.grid import Profile, sample_each
 from ..depth.products import identity_like
 from ..depth.rules import LAYERS, LayerRule, check_rule
 from ..depth.rules.euler import Euler
@@ -28,6 +30,16 @@ _BALANCED = 1e-11
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 # The highest order in 1/L that a rule which sees one W_k can have: that of the quadrature.
 SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
+
+
+def starts(flows: Sequence[FiniteFlow], W0: Profile) -> list[Tensor]:
+    """`sample` of several networks, whose depths are looked at together."""
+    depths, layers = [flow.nodes for flow in flows], getattr(W0, "layers", None)
+    states = sample_each(W0, *depths) if layers is None else [layers(nodes) for nodes in depths]
+    states = [state.to(place_of(flow.loss)) for flow, state in zip(flows, states, strict=True)]
+    for flow, state in zip(flows, states, strict=True):
+        flow.check(state)
+    return states
 
 
 class FiniteFlow:
@@ -94,10 +106,7 @@ class FiniteFlow:
 
         A profile with a method `layers` gives them itself.
         """
-        layers = getattr(W0, "layers", None)
-        state = (layers(self.nodes) if layers is not None else sample(W0, self.nodes)).to(place_of(self.loss))
-        self.check(state)
-        return state
+        return starts([self], W0)[0]
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state has L layers and fits the loss."""

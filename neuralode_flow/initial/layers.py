@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ..checks import float_tensor, random_source, same_kind, square
 from ..depth import chain
 from ..kernels import log_factors
 from ..matrices import Turning, orientation_preserving, random_orthogonal, skew_log
+from ..modes import array_of
 
 
 def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -67,27 +70,36 @@ class Ends:
 
     def layers(self, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`relaxed_balanced_layers` with these ends."""
-        z0, Vh = self.z0, self.Vh
+        z0 = self.z0
         float_tensor("shifts", shifts, ndim=1)
         if shifts.ndim != 1:
             raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
         same_kind("shifts", shifts, "z0", z0)
         if generator is not None:
             random_source("generator", generator)
-        L, d = len(shifts), z0.shape[-1]
-        if generator is None:
-            parts = torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
-            inner = self.turning(parts) @ Vh.mT.unsqueeze(-3)
-        else:
-            drawn = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
-            inner = torch.stack(drawn, dim=-3) if drawn else z0.new_empty(*z0.shape[:-2], 0, d, d)
-        frames = torch.cat((Vh.mT.unsqueeze(-3), inner, self.U.unsqueeze(-3)), dim=-3)
-        scales = torch.exp(log_factors(self.sigma, shifts.to(z0)) / 2).mT
-        layers = frames[..., 1:, :, :] * scales.unsqueeze(-2) @ frames[..., :-1, :, :].mT
+        with np.errstate(all="ignore"):
+            layers = torch.as_tensor(self._layers(shifts, generator))
         error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
         if not error <= 1e-8 * float(self.sigma.max()):
             raise ValueError(
                 f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
                 f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
             )
-        return L * (layers - torch.eye(d, dtype=z0.dtype, device=z0.device))
+        return chain.add_identity(layers, -1.0).mul_(len(shifts))
+
+    def _layers(self, shifts: Tensor, generator: torch.Generator | None) -> Any:
+        """U_k, in NumPy where they are small numbers, since its calls cost a third of those of torch."""
+        z0, L = self.z0, len(shifts)
+        given = self.U, self.sigma, self.Vh, shifts, torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
+        small: list[Any] = [array_of(part) for part in given]
+        xp: Any = torch if generator is not None or any(part is None for part in small) else np
+        U, sigma, Vh, c, depths = given if xp is torch else small
+        V = Vh.swapaxes(-1, -2)[..., None, :, :]
+        if generator is None:
+            inner = self.turning(depths) @ V
+        else:
+            drawn = [random_orthogonal(tuple(z0.shape), generator).to(z0) for _ in range(1, L)]
+            inner = torch.stack(drawn, dim=-3) if drawn else V[..., :0, :, :]
+        frames = xp.concatenate((V, inner, U[..., None, :, :]), axis=-3)
+        scales = xp.exp(log_factors(sigma, c) / 2).swapaxes(-1, -2)
+        return frames[..., 1:, :, :] * scales[..., None, :] @ frames[..., :-1, :, :].swapaxes(-1, -2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import count, positive, random_source
 from ..depth.grid import Profile
+from ..depth.products import along
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,11 @@ class Smooth:
     """W0(s) = Σ_k a_k cos(kπs): `coefficients` a_k of shape `(n, d, d)`."""
 
     coefficients: Tensor
+
+    @cached_property
+    def skew(self) -> bool:
+        """Whether it is skew at all depths, to the bit."""
+        return torch.equal(self.coefficients.mT, -self.coefficients)
 
     def __call__(self, s: float) -> Tensor:
         return self._at(_cosines(np.array([s]).tobytes(), len(self.coefficients))).squeeze(-3)
@@ -29,7 +35,7 @@ class Smooth:
         return self._at(_known_cosines(_digits(nodes), len(self.coefficients)))
 
     def _at(self, waves: np.ndarray) -> Tensor:
-        return torch.einsum("nk,kab->nab", torch.from_numpy(waves).to(self.coefficients), self.coefficients)
+        return along(torch.from_numpy(waves), self.coefficients.flatten(1)).unflatten(-1, self.coefficients.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ..checks import goes_with, real
 from ..depth.collocation import Collocation
+from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
-from ..depth.products import multiply
 from ..matrices import Turning, orientation_preserving, polar, skew_log
 from .random import Smooth, SmoothNumber
 
@@ -29,9 +30,9 @@ _TURN, _TOO_FAST = 2.0, 8.0
 
 @dataclass(frozen=True, eq=False)
 class RelaxedBalanced:
-    """W(s) = Q (log H − ½∫₀¹Λ) Qᵀ + ½Λ(s) I + Ω(s) + R B Rᵀ, with R' = ΩR, Q = R exp(sB), Λ = ∫₀ˢ λ.
+    """W(s) = R (E (log H − ½∫₀¹Λ) Eᵀ + B) Rᵀ + ½Λ(s) I + Ω(s), with R' = ΩR, E = exp(sB), Λ = ∫₀ˢ λ.
 
-    Made by `relaxed_balanced`. B is the constant skew matrix that brings Q(1) to the rotation of z₀, which is kept as
+    Made by `relaxed_balanced`. B is the constant skew matrix that brings R E to that of z₀ at s = 1; z₀ is kept as
     `end_to_end`: what P(1,0) has been asked to be.
     """
 
@@ -49,18 +50,16 @@ class RelaxedBalanced:
     def at(self, nodes: Tensor) -> Tensor:
         s = nodes.to(self.grid.nodes)
         there = self.grid.interpolation(s)
-        R = there(self.rotation)
-        Q = multiply(R, self.turn(s))
-        W = _turned(self.stretch, Q) + _turned(self.turn.B, R)
-        W = W + there(self.height) / 2 * torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-        if isinstance(self.twist, Smooth):  # which is skew everywhere, since it has been where the frame was resolved
-            return W + self.twist.at(s)
+        E = self.turn(s)
+        still = _turned(self.stretch.unsqueeze(-3).expand_as(E), E) + self.turn.B.unsqueeze(-3)
+        W = _turned(still, there(self.rotation))
+        W.diagonal(dim1=-2, dim2=-1).add_(there(self.height).squeeze(-1), alpha=0.5)
         return W if self.twist is None else W + _skew(self.twist, s, self.stretch).to(W)
 
 
 def _turned(M: Tensor, Q: Tensor) -> Tensor:
-    """QMQᵀ at all depths, `(..., d, d)` and `(..., n, d, d)`."""
-    return multiply(multiply(Q, M.unsqueeze(-3)), Q.mT)
+    """QMQᵀ of matrices `(..., n, d, d)`."""
+    return multiply(multiply(Q, M), Q.mT)
 
 
 def relaxed_balanced(
@@ -92,9 +91,9 @@ def relaxed_balanced(
     -----
     Section on relaxed balance in docs/math.md; arXiv 2508.07370. P(1,0) = z₀ holds to about 1e-13: twist and shift are
     resolved to 1e-11 by polynomials on up to 256 panels of 16 nodes, or 2048 where the twist is fast (up to about 4000
-    radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36; what is
-    narrower can be missed. Where they are not resolved, as with a jump, a RuntimeWarning says by how much P(1,0)
-    misses z₀.
+    radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36, unless
+    they are made of a few cosines, as those of `INITIALS` are; what is narrower can be missed. Where they are not
+    resolved, as with a jump, a RuntimeWarning says by how much P(1,0) misses z₀.
 
     Examples
     --------
@@ -157,9 +156,9 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
     omega = (lambda nodes: nodes.new_zeros(len(nodes), d, d)) if twist is None else partial(_skew, twist, like=z0)
     lam = (lambda nodes: nodes.new_zeros(len(nodes), 1, 1)) if shift is None else partial(_numbers, shift)
     depths = probes(d * d)
-    seen = {"twist": omega(depths), "shift": lam(depths)}
-    affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * seen["twist"][..., 0, :, :].numel()))
-    panels, speed = _FEWEST, _fastest(seen["twist"])
+    seen = {name: at(depths) for name, at, own in (("twist", omega, twist), ("shift", lam, shift)) if not _is_slow(own)}
+    affordable = max(_FEWEST, _MOST_NUMBERS // (_ORDER * omega(depths[:1]).numel()))
+    panels, speed = _FEWEST, _fastest(seen["twist"]) if "twist" in seen else 0.0
     while panels * _TURN < speed and 2 * panels <= min(_FAST, affordable):
         panels *= 2
     if panels * _TOO_FAST < speed:
@@ -171,8 +170,9 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
         grid = DepthGrid.gauss(panels, _ORDER)
         found = {"twist": omega(grid.nodes), "shift": lam(grid.nodes)}
         rotation, _, end = Collocation(grid).propagators(found["twist"])
-        errors = {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in found}
-        slant = rotation.mT @ rotation - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
+        errors = dict.fromkeys(found, 0.0)
+        errors |= {name: max(grid.tail(found[name]), grid.misses(found[name], depths, seen[name])) for name in seen}
+        slant = multiply(rotation.mT, rotation) - torch.eye(d, dtype=rotation.dtype, device=rotation.device)
         errors["twist"] = max(errors["twist"], grid.tail(rotation), float(slant.abs().max()))
         unresolved = {name: error for name, error in errors.items() if not error <= _RESOLVED}
         if not unresolved or 4 * panels > min(_ROUGH, affordable):
@@ -180,11 +180,24 @@ def _frame(z0: Tensor, shift: Callable[[float], float] | None, twist: Callable[[
         panels *= 4
 
 
+def _is_slow(function: Any) -> bool:
+    """Whether a twist or shift is known to be resolved: it is of cosines whose phases turn slowly, and turns slowly."""
+    if not isinstance(function, (Smooth, SmoothNumber)):
+        return function is None
+    if math.pi * (len(function.coefficients) - 1) > _FEWEST * _TURN:
+        return False
+    if isinstance(function, SmoothNumber):
+        return True
+    return function.skew and float(torch.linalg.matrix_norm(function.coefficients).sum()) <= _FEWEST * _TURN
+
+
 def _fastest(omega: Tensor) -> float:
-    """The largest spectral norm, among the matrices with the largest Frobenius norms."""
+    """The largest spectral norm, among the matrices with the largest Frobenius norms; a bound that is small enough."""
     flat = omega.flatten(0, -3)
-    largest = torch.linalg.matrix_norm(flat).topk(min(8, len(flat))).indices
-    return float(torch.linalg.matrix_norm(flat[largest], ord=2).max())
+    norms = torch.linalg.matrix_norm(flat)
+    if (bound := float(norms.max())) <= _FEWEST * _TURN:
+        return bound
+    return float(torch.linalg.matrix_norm(flat[norms.topk(min(8, len(flat))).indices], ord=2).max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +242,8 @@ def _skew(twist: Callable[[float], Tensor], nodes: Tensor, like: Tensor) -> Tens
         raise ValueError(f"twist(s) must have the size of z0, ({d}, {d}), got shape {got}")
     if not goes_with(members, batch):
         raise ValueError(f"twist(s) has leading axes {members} but z0 has {batch}: return one matrix for all of z0")
+    if isinstance(twist, Smooth) and twist.skew:
+        return values
     asymmetry = float((values + values.mT).abs().max())
     if asymmetry > 1e-10 * (1 + float(values.abs().max())):
         raise ValueError(f"twist(s) must be skew (Ω + Ωᵀ = 0), got |Ω + Ωᵀ| = {asymmetry:.3g}; use (A - A.mT)/2")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +53,8 @@ class DividedDifference:
         self.shifts = float_tensor("shifts", shifts, ndim=1)
         if shifts.ndim != 1:
             raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
-        if not bool(torch.isfinite(shifts.max() - shifts.min())):
+        least, largest = torch.aminmax(shifts)
+        if not bool(torch.isfinite(largest - least)):
             raise ValueError(
                 f"shifts have no admissible root in {shifts.dtype}: they span {shifts.min():.3g} to {shifts.max():.3g}"
             )
@@ -151,7 +154,7 @@ def _running_sum(values: Tensor) -> Tensor:
     return (within + (torch.cumsum(ends, -1) - ends).unsqueeze(-1)).flatten(-2)[..., :L]
 
 
-def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
+def log_factors(sigma: Any, shifts: Any) -> Any:
     """log(x_a + c_k) for the root x_a > −min c of Π_k (x + c_k) = σ_a².
 
     With y = log(x + min c) the equation Σ_k log(eʸ + c_k − min c) = 2 log σ is increasing and convex in y, and Newton's
@@ -160,36 +163,40 @@ def log_factors(sigma: Tensor, shifts: Tensor) -> Tensor:
 
     Parameters
     ----------
-    sigma : Tensor (..., d)
-        Singular values; zero is moved to the smallest positive number.
-    shifts : Tensor (..., L)
+    sigma : (..., d)
+        Singular values, a tensor or an array of NumPy; zero is moved to the smallest positive number.
+    shifts : (..., L)
+        Of the same kind.
 
     Returns
     -------
-    Tensor (..., d, L)
+    (..., d, L), of the same kind
     """
-    goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
-    return _log_factors(goal, shifts.unsqueeze(-2), torch.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
+    xp: Any = np if isinstance(sigma, np.ndarray) else torch
+    goal = 2 * xp.log(xp.clip(sigma, xp.finfo(sigma.dtype).tiny, None))
+    with np.errstate(all="ignore"):
+        return _log_factors(goal, shifts[..., None, :], xp.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
 
 
-def _log_factors(goal: Tensor, shifts: Tensor, layers: Tensor) -> Tensor:
+def _log_factors(goal: Any, shifts: Any, layers: Any) -> Any:
     """`log_factors` for log σ² = `goal`, with `layers` (n,) counting those of each shift (..., 1, n): `(..., d, n)`.
 
     Each member of a batch takes the steps that it would take alone.
     """
-    gaps, number = shifts - shifts.amin(-1, keepdim=True), layers.sum()
-    log_gaps = torch.log(gaps)
+    xp: Any = np if isinstance(goal, np.ndarray) else torch
+    gaps, number = shifts - xp.amin(shifts, axis=-1, keepdims=True), layers.sum()
+    log_gaps = xp.log(gaps)
     y = goal / number
-    excess = (gaps * layers).sum(-1) / number * torch.exp(-y)
-    y = torch.where(excess < 0.5, y + torch.log1p(-excess.clamp(max=0.5)), y)
-    small, unseen = torch.finfo(goal.dtype).eps ** 0.5, hidden(goal) or hidden(shifts)
+    excess = (gaps * layers).sum(-1) / number * xp.exp(-y)
+    y = xp.where(excess < 0.5, y + xp.log1p(-xp.clip(excess, None, 0.5)), y)
+    small, unseen = xp.finfo(goal.dtype).eps ** 0.5, xp is torch and (hidden(goal) or hidden(shifts))
     for _ in range(100):
-        logs = torch.logaddexp(y.unsqueeze(-1), log_gaps)
-        slopes = torch.exp(y.unsqueeze(-1) - logs)
-        step = (((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)).unsqueeze(-1)
+        logs = xp.logaddexp(y[..., None], log_gaps)
+        slopes = xp.exp(y[..., None] - logs)
+        step = ((layers * logs).sum(-1) - goal) / (layers * slopes).sum(-1)
         # All second derivatives are at most 1/4, so that the square of a small step is below round-off.
-        far = step.abs().amax(-2, keepdim=True) > small
-        if not (unseen or bool(far.detach().any())):
+        far = xp.amax(abs(step), axis=-1, keepdims=True) > small
+        if not (unseen or bool(far.any())):
             break
-        y = torch.where(far.squeeze(-1) | unseen, y - step.squeeze(-1), y)
-    return logs - step * slopes
+        y = xp.where(far | unseen, y - step, y)
+    return logs - step[..., None] * slopes

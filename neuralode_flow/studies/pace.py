@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from ctypes import c_bool
-from multiprocessing import Value
+from functools import cache
+from multiprocessing import RLock, Value
+from typing import Any
 
 from ..time.base import METHODS, fixed_steps
 from ..time.progress import Progress, Report
@@ -16,11 +18,17 @@ LONG = 600.0  # seconds to come that are worth a word
 _STIFF = ("auto", "BDF", "CVODE_BDF", "LSODA", "Radau")
 
 
+@cache
+def _lock() -> Any:
+    """One for all: each is a semaphore of the system, whose making takes as long as that of the rest of a clock."""
+    return RLock()
+
+
 class Pace:
     """The pace of all integrations of a study, also of those in processes forked from this one: told at most once."""
 
     def __init__(self) -> None:
-        self._told = Value(c_bool, False)  # in memory that forked processes share
+        self._told = Value(c_bool, False, lock=_lock())  # in memory that forked processes share
 
     def watch(self, method: str) -> Report | None:
         """What is to be told of the progress of one integration; None where other steps would be no longer.

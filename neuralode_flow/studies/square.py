@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import count
 from ..depth.grid import DepthGrid, Profile, sample
 from ..flows.continuous import ContinuousFlow
-from ..flows.finite import FiniteFlow
+from ..flows.finite import FiniteFlow, starts
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import balanced
 from ..initial.layers import Ends
@@ -104,7 +104,7 @@ def solve_square(
     shown = ("euler" if "euler" in layers else layers[0]) if _fits(reference, depths) else None
     # Networks of one depth begin alike, and are looked at alike.
     some = {L: flows[layers[0], L] for L in depths}
-    starts = {L: network.sample(initial) for L, network in some.items()}
+    states = dict(zip(some, starts(list(some.values()), initial), strict=True))
     looks = {L: _looks(reference, some[L].nodes) for L in depths}
 
     def edge(key: tuple[str, int]) -> Any:
@@ -113,7 +113,7 @@ def solve_square(
         if key in checks:
             return _doubled(reference, initial, clock) if key[0] == "doubled" else _tight(reference, clock)
         keep, L = key[0] == shown, key[1]
-        return _top_edge(reference, starts[L], clock, f"{key[0]}-{L}", flows[key], looks[L], keep=keep)
+        return _top_edge(reference, states[L], clock, f"{key[0]}-{L}", flows[key], looks[L], keep=keep)
 
     edges = {}
     # The checks first: without them nothing else counts.

@@ -5,7 +5,7 @@ import torch
 from cases import randn, smooth_profile
 
 import neuralode_flow as nf
-from neuralode_flow.depth.panels import _direct, _picard
+from neuralode_flow.depth.panels import _direct, _picard, propagators
 
 
 def test_a_constant_model_gives_the_matrix_exponential():
@@ -27,6 +27,25 @@ def test_rotating_model_gives_its_closed_form():
     forward, _, z = nf.Collocation(grid).propagators(omega + Q @ S @ Q.mT)
     assert torch.allclose(z, torch.linalg.matrix_exp(omega) @ torch.linalg.matrix_exp(S), atol=1e-12)
     assert torch.allclose(forward, Q @ torch.linalg.matrix_exp(grid.nodes[:, None, None] * S), atol=1e-11)
+
+
+@pytest.mark.parametrize(("d", "scale"), [(1, 1.0), (2, 2.0), (3, 30.0), (5, 1.0), (8, 1.0), (9, 1.0)])
+def test_the_propagators_of_the_engine_are_those_of_the_sweeps(d, scale):
+    grid = nf.DepthGrid.gauss(3, 16)
+    W = torch.stack([smooth_profile(d, seed=seed, scale=scale).at(grid.nodes) for seed in (0, 1)])
+    for found, swept in zip(nf.Collocation(grid).propagators(W), propagators(grid, W), strict=True):
+        assert found.shape == swept.shape
+        assert float((found - swept).abs().max()) < 1e-13 * float(swept.abs().max()) * max(1, scale)
+
+
+def test_propagators_can_be_differentiated():
+    grid, V = nf.DepthGrid.gauss(2, 8), randn(16, 3, 3, seed=8)
+    W = smooth_profile(3, seed=9, scale=1.0).at(grid.nodes).requires_grad_()
+    for k in range(3):
+        (slope,) = torch.autograd.grad(nf.Collocation(grid).propagators(W)[k].square().sum(), W)
+        with torch.no_grad():
+            ends = [nf.Collocation(grid).propagators(W + h * V)[k].square().sum() for h in (1e-5, -1e-5)]
+        assert float((slope * V).sum()) == pytest.approx(float(ends[0] - ends[1]) / 2e-5, rel=1e-6)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

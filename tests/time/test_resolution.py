@@ -8,6 +8,7 @@ import torch
 from cases import relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
+from neuralode_flow.depth.grid import sample
 from neuralode_flow.time.resolution import round_off
 
 LOSS = nf.Quadratic(torch.eye(2))
@@ -116,6 +117,23 @@ def test_smooth_starts_are_measured_to_a_fifth(grid, d):
         state = W.at(flow.grid.nodes)
         true = float(torch.linalg.matrix_norm(flow.product(state) - z))
         assert 0.8 * true < flow.misfit(state, W) < 1.2 * true + 1e-14
+
+
+@pytest.mark.parametrize("grid", [(1, 6), (4, 6), (8, 12)])
+@pytest.mark.parametrize(
+    "W", [jump(0.137)[0], bump(0.3137, 1e-2, 5.6), smooth_profile(2, seed=1), smooth_profile(2, 2, 9.0)]
+)
+def test_what_is_not_carried_through_depth_is_bounded(grid, W):
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(*grid), LOSS)
+    state = sample(W, flow.grid.nodes)
+    assert flow.misfit(state, W) <= flow._misfit(state, W, enough=math.inf)
+    assert flow._misfit(state, W, enough=flow.misfit(state, W) / 2) == flow.misfit(state, W)
+
+
+def test_a_profile_whose_own_map_is_no_number_is_not_called_resolved():
+    flow, W = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 6), LOSS), jump(0.5)[0]
+    W.end_to_end = torch.full((2, 2), torch.nan)
+    assert math.isnan(flow._misfit(sample(W, flow.grid.nodes), W, enough=math.inf))
 
 
 def test_members_are_measured_each():
