@@ -1,6 +1,6 @@
 /* A flow on a grid: the panels from their middles, their products, and the gradient at the nodes. */
 
-/* Some rows, n numbers from `from` on, of one half of one panel, or all of both: X - I at the nodes, ordered from the
+/* Some rows, n numbers from `from` on, of one half of one panel: X - I at the nodes, ordered from the
    middle, and at the right and the left end. Bf is B in float. */
 static int T(strip)(const Work *w, long t, int rows, long from, long n, const double *B, const float *Bf, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
@@ -48,7 +48,7 @@ static void T(half)(Work *w, long t, double *room) {
     float *Bf = (float *)(B + m * n);
     memset(B, 0, m * n * sizeof(double));
     for (int k = 0; k < m; k++) {
-        const double *from = w->W + (t / 2 * m + T(node)(m, k)) * d * d;
+        const double *from = w->W + (t / 2 * m + node(m, k)) * d * d;
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
     }
@@ -109,10 +109,10 @@ static void T(nodes)(Work *w, long piece, double *room) {
         inner = next, next = swap;
     }
     for (int k = m * cut / w->cuts; k < m * (cut + 1) / w->cuts; k++) {
-        double *out = w->out + (t * m + T(node)(m, k)) * d * d, *here = d == ld ? out : next;
+        double *out = w->out + (t * m + node(m, k)) * d * d, *here = d == ld ? out : next;
         PRODUCT(ld, d, v + k * n, 1, ld, inner, 1, 0, left);
         PRODUCT(ld, d, left, ld, 1, uT + k * n, 1, 0, here);
         T(narrow)(w, here, out);
-        if (w->moves) T(move)(w, t * m + T(node)(m, k), room);
+        if (w->moves) T(move)(w, t * m + node(m, k), room);
     }
 }

@@ -65,6 +65,12 @@ INLINE void opposed(int n, int round, int i, int *p, int *q) {
     *p = i ? (round + i) % (n - 1) : n - 1, *q = (round - i + n - 1) % (n - 1);
 }
 
+/* The node of W, of m in a panel, that stands at place k of a half: from the middle outwards, right and left in turn. */
+INLINE int node(int m, int k) {
+    const int odd = m & 1, p = (k + odd) / 2;
+    return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
+}
+
 /* Steps of a rate along the matrices of `out`, which become W + rate out; `seen` has room for 32 numbers of each, or is 0 where
    a step of one matrix is all that `after` has of it beside `before`. */
 typedef struct {
