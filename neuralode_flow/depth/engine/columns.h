@@ -1,6 +1,6 @@
-/* Panels of matrices of at most 4 x 4. Rows of X' = X B do not know of each other: those of both halves lie side by side, and
-   a column is eight numbers, those of the 4 rows of u^T and of the 4 of v. A number of B is there 8 times, four for each half,
-   so that no product waits for a factor to be spread. */
+/* Panels of matrices of at most 4 x 4. Rows of X' = X B do not know of each other: those of both halves lie side by
+   side, and a column is eight numbers, those of the 4 rows of u^T and of the 4 of v. A number of B is there 8 times,
+   four for each half, so that no product waits for a factor to be spread. */
 
 typedef CAT(fulldouble, TARGET) T(rows);
 typedef double T(same) __attribute__((vector_size(BYTES < 32 ? BYTES : 32), aligned(sizeof(double)), may_alias));
@@ -31,8 +31,8 @@ INLINE void T(slopes)(int d, const T(rows) I[4], const T(rows) x[4], const doubl
 }
 
 /* Puts f at a pair of nodes into F, from J f there. */
-INLINE void T(paired)(int d, int pairs, const T(rows) I[4], const T(rows) right[4], const T(rows) left[4], const double *B,
-                      double *F) {
+INLINE void T(paired)(int d, int pairs, const T(rows) I[4], const T(rows) right[4], const T(rows) left[4],
+                      const double *B, double *F) {
     T(rows) f[4], g[4], even[4], odd[4];
     T(slopes)(d, I, right, B, f);
     T(slopes)(d, I, left, B + d * d * COLUMN, g);

@@ -1,7 +1,7 @@
 /* A flow on a grid: the panels from their middles, their products, and the gradient at the nodes. */
 
-/* Some rows, n numbers from `from` on, of one half of one panel: X - I at the nodes, ordered from the
-   middle, and at the right and the left end. Bf is B in float. */
+/* Some rows, n numbers from `from` on, of one half of one panel: X - I at the nodes, ordered from the middle, and at the
+   right and the left end. Bf is B in float. */
 static int T(strip)(const Work *w, long t, int rows, long from, long n, const double *B, const float *Bf, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
     const long next = w->n;

@@ -12,7 +12,8 @@
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, LANES = 4, BESIDE = 8, COLUMN = 8 };
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, LANES = 4, BESIDE = 8 };
+enum { COLUMN = 8 }; /* rows of both halves of a panel of matrices of at most 4 x 4 */
 enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define SMALL 8         /* d up to which rotations diagonalise */
@@ -53,7 +54,8 @@ typedef int64_t Order __attribute__((vector_size(32)));
 #endif
 
 /* Whether sweeps end that have changed J f by so much: 1 where what is left is below round-off, -1 where they fail. */
-INLINE int ended(int sweep, double change, double before, double size, double tolerance, double limit, double round_off) {
+INLINE int ended(int sweep, double change, double before, double size, double tolerance, double limit,
+                 double round_off) {
     const double rate = fmin(fmax(change / before, FASTEST), 1);
     if ((sweep == 1 && !(change <= limit)) || !(size <= FAR)) return -1;
     /* A pair that is alone sees no change in the first sweep. */
