@@ -66,13 +66,44 @@ def model(d, *batch, layers, norm=2.0):
 def test_the_continuous_gradient_is_that_of_torch(panels, order, mode, monkeypatch):
     grid = nf.DepthGrid.gauss(panels, order)
     solver = nf.Collocation(grid)
-    for d in SIZES if (panels, order) == (1, 13) else (1, 2, 5, 8, 17, 32):
+    for d in SIZES if (panels, order) == (1, 13) else (1, 2, 3, 4, 5, 8, 17, 32):
         for batch in ((), (3,)):
             W, outer = model(d, *batch, layers=len(grid)), nf.Quadratic(randn(d, d, seed=2)).gradient
             found, z = compiled.flow(grid, W, outer), compiled.flow(grid, W)
             expected = without(monkeypatch, solver.gradient, W, outer)
             assert distance(found, expected) < 2e-13 * float(torch.linalg.matrix_norm(expected).max())
             assert distance(z, without(monkeypatch, solver.product, W)) < 1e-12
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+@pytest.mark.parametrize(("panels", "order"), [(4, 12), (8, 12), (3, 5), (1, 1), (1, 2), (1, 13)])
+def test_small_matrices_flow_as_they_do_in_larger_ones(d, panels, order, mode):
+    # Up to d = 4 the sweeps are others than those of 9 x 9, in float64 as well.
+    grid, corner = nf.DepthGrid.gauss(panels, order), (..., slice(d), slice(d))
+    for norm in (1e-3, 0.1, 1.0, 2.0, 1.5 * panels, 8.0, 30.0 * panels, math.nan):
+        W, G = model(d, 2, layers=len(grid), norm=norm), randn(d, d, seed=2)
+        large, outer = torch.zeros(2, len(grid), 9, 9), torch.zeros(9, 9)
+        large[corner], outer[corner] = W, G
+        try:
+            z, expected = compiled.flow(grid, large)[corner], compiled.flow(grid, large, lambda z, G=outer: G)[corner]
+        except HandedOver:
+            with pytest.raises(HandedOver):
+                compiled.flow(grid, W)
+            continue
+        size = float(torch.linalg.matrix_norm(expected).max())
+        assert distance(compiled.flow(grid, W, lambda z, G=G: G), expected) < 5e-14 * size
+        assert distance(compiled.flow(grid, W), z) < 5e-14 * float(torch.linalg.matrix_norm(z).max())
+
+
+@pytest.mark.parametrize(("panels", "order"), [(4, 12), (1, 13), (3, 5)])
+def test_a_flow_has_the_same_numbers_whichever_others_there_are(panels, order, mode):
+    grid, n = nf.DepthGrid.gauss(panels, order), 5
+    for d in range(1, 10):
+        W, outer = model(d, n, layers=len(grid)), nf.Quadratic(randn(d, d, seed=2)).gradient
+        W *= torch.logspace(-2, 0.3, n)[:, None, None, None]  # they take sweeps of their own number
+        for of in (None, outer):
+            together = compiled.flow(grid, W, of)
+            assert all(torch.equal(together[k], compiled.flow(grid, W[k], of)) for k in range(n)), d
 
 
 def laid_out(*batch, d, seed):

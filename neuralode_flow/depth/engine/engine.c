@@ -13,7 +13,7 @@
    closed: velocities of closed flows of z; ndf_step: steps of the one in logarithms by numerical differentiation formulas, after
    set_lapack.
 
-   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, flow.h, chain.h,
+   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, columns.h, flow.h, chain.h,
    lanes.h, stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL), and the layer
    rules once for each way in which matrices lie (LAYOUT). Matrices in the scratch have rows of ld >= d
    numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with zeros; of those of a chain nothing is read
@@ -87,13 +87,13 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     const long groups = m ? panels : (L + length - 1) / length, parts = (beside ? LANES : 1) * groups;
     if (beside) length = (L + parts - 1) / parts;
     const long all = members * parts, pairs = (m + 1) / 2, size = beside ? all * length * d * d : members * L * n;
-    const long flow_rooms = 2 * m + (both ? 4 * pairs + 12 : 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1);
+    const long flow_rooms = both ? 8 * m + 4 * pairs + 8 : 2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .beside = beside, .threads = threads,
                 .members = members, .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1,
                 .rule = rule, .turned = turned, .rooms = m ? (int)flow_rooms : beside ? 12 * LANES : turned ? 14 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
-    /* Strips end where a CHUNK does: rows of 4 or 12 numbers, of small matrices, stay together. */
+    /* Strips end where a CHUNK does: rows of 12 numbers, of small matrices, stay together. */
     if (w->rows > ld || ld % 8) w->rows = ld;
     w->room_size = (w->rooms + (m || keep ? 0 : beside ? 2 * LANES * length : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;

@@ -1,16 +1,10 @@
 /* A flow on a grid: the panels from their middles, their products, and the gradient at the nodes. */
 
-/* The node of W that stands at place k of a half. */
-INLINE int T(node)(int m, int k) {
-    const int odd = m & 1, p = (k + odd) / 2;
-    return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
-}
-
-/* Some rows, n numbers from `from` on, of one half of one panel, or all of both: X - I at the nodes, ordered from the
-   middle, and at the right and the left end. Bf is B in float. */
+/* Some rows, n numbers from `from` on, of one half of one panel: X - I at the nodes, ordered from the middle, and at the
+   right and the left end. Bf is B in float. */
 static int T(strip)(const Work *w, long t, int rows, long from, long n, const double *B, const float *Bf, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, pairs = w->pairs, odd = w->odd;
-    const long next = STRIDE(w);
+    const long next = w->n;
     const double limit = LARGEST * LARGEST / 2;
     double *X = w->X + t * m * next + from, *ends = w->ends + t * 2 * next + from, *F = room, *tmp = F + 2 * pairs * n;
     if (!MIXED(w)) {
@@ -46,28 +40,6 @@ static int T(strip)(const Work *w, long t, int rows, long from, long n, const do
     return 1;
 }
 
-/* Both halves of one panel of small matrices: u^T and then v at each node. */
-static void T(panel)(Work *w, long t, double *room) {
-    const int m = w->m, d = w->d, ld = w->ld;
-    const long n = w->n;
-    double *X = w->X + t * m * 2 * n, *ends = w->ends + t * 4 * n, *B = room;
-    memset(B, 0, m * 2 * n * sizeof(double));
-    for (int k = 0; k < m; k++) {
-        const double *from = w->W + (t * m + T(node)(m, k)) * d * d;
-        for (int i = 0; i < d; i++)
-            for (int j = 0; j < d; j++) {
-                B[2 * k * n + j * ld + i] = from[i * d + j];
-                B[(2 * k + 1) * n + i * ld + j] = -from[i * d + j];
-            }
-    }
-    if (!T(strip)(w, t, ld, 0, 2 * n, B, 0, room + 2 * m * n)) {
-        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    for (int k = 0; k < 2 * (m + 2); k++)
-        for (int i = 0; i < d; i++) (k < 2 * m ? X + k * n : ends + (k - 2 * m) * n)[i * ld + i] += 1;
-}
-
 /* One half of one panel. The rows of X do not know of each other: they are taken in strips that stay in the cache. */
 static void T(half)(Work *w, long t, double *room) {
     const int m = w->m, d = w->d, ld = w->ld;
@@ -76,7 +48,7 @@ static void T(half)(Work *w, long t, double *room) {
     float *Bf = (float *)(B + m * n);
     memset(B, 0, m * n * sizeof(double));
     for (int k = 0; k < m; k++) {
-        const double *from = w->W + (t / 2 * m + T(node)(m, k)) * d * d;
+        const double *from = w->W + (t / 2 * m + node(m, k)) * d * d;
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) B[k * n + i * ld + j] = t % 2 ? -from[i * d + j] : from[j * d + i];
     }
@@ -97,7 +69,7 @@ static void T(half)(Work *w, long t, double *room) {
 static void T(across)(Work *w, long t, double *room) {
     const int d = w->d, ld = w->ld;
     const long n = w->n;
-    const double *uT_end = w->ends + t * 4 * n, *v_end = uT_end + (w->both ? 1 : 2) * n, *v_start = uT_end + 3 * n;
+    const double *uT_end = w->ends + t * 4 * n, *v_end = uT_end + 2 * n, *v_start = uT_end + 3 * n;
     double *minus = w->middle + t * 3 * n, *enterT = minus + n, *leave = enterT + n, *now = room, *next = room + n, q = 0;
     T(transpose)(ld, ld, 1, uT_end, leave);
     PRODUCT(ld, d, v_end, ld, 1, leave, -1, 0, minus);
@@ -125,8 +97,8 @@ static void T(across)(Work *w, long t, double *room) {
 /* v_i^T [C^-T u(b)^T outer (C^-1 v(a))^T] u_i^T for a piece of the nodes of a panel. */
 static void T(nodes)(Work *w, long piece, double *room) {
     const int m = w->m, d = w->d, ld = w->ld, cut = (int)(piece % w->cuts);
-    const long n = w->n, next_node = STRIDE(w), t = piece / w->cuts;
-    const double *minus = w->middle + t * 3 * n, *uT = w->X + t * 2 * m * n, *v = uT + (w->both ? n : m * n);
+    const long n = w->n, t = piece / w->cuts;
+    const double *minus = w->middle + t * 3 * n, *uT = w->X + t * 2 * m * n, *v = uT + m * n;
     double *start = room, *inner = room + n, *next = room + 2 * n, *left = room + 3 * n;
     PRODUCT(ld, d, w->products + t * n, ld, 1, minus + n, 1, 0, next);
     PRODUCT(ld, d, minus + 2 * n, 1, ld, next, 1, 0, start);
@@ -137,10 +109,10 @@ static void T(nodes)(Work *w, long piece, double *room) {
         inner = next, next = swap;
     }
     for (int k = m * cut / w->cuts; k < m * (cut + 1) / w->cuts; k++) {
-        double *out = w->out + (t * m + T(node)(m, k)) * d * d, *here = d == ld ? out : next;
-        PRODUCT(ld, d, v + k * next_node, 1, ld, inner, 1, 0, left);
-        PRODUCT(ld, d, left, ld, 1, uT + k * next_node, 1, 0, here);
+        double *out = w->out + (t * m + node(m, k)) * d * d, *here = d == ld ? out : next;
+        PRODUCT(ld, d, v + k * n, 1, ld, inner, 1, 0, left);
+        PRODUCT(ld, d, left, ld, 1, uT + k * n, 1, 0, here);
         T(narrow)(w, here, out);
-        if (w->moves) T(move)(w, t * m + T(node)(m, k), room);
+        if (w->moves) T(move)(w, t * m + node(m, k), room);
     }
 }

@@ -54,7 +54,7 @@ static double R(largest)(long n, const REAL *x, const REAL *y) {
    or -1 where it fails, as it does for a first change above `limit`. room: 6 n. */
 static double R(sweeps)(const Work *w, int rows, long n, const REAL *c, const REAL *B, long bn, const REAL *S, long sn,
                         double tolerance, double limit, REAL *F, REAL *room) {
-    const int ld = w->ld, pairs = w->pairs, odd = w->odd, both = w->both;
+    const int ld = w->ld, pairs = w->pairs, odd = w->odd;
     const double round_off = sizeof(REAL) == 4 ? 2.4e-7 : 4.4e-16;
     REAL *f = room, *now = room + 2 * n, *old = room + 4 * n;
     memset(room, 0, 6 * n * sizeof(REAL));
@@ -68,19 +68,13 @@ static double R(sweeps)(const Work *w, int rows, long n, const REAL *c, const RE
             R(integral)(pairs, odd, n, c + p * 2 * pairs, F, now, now + n);
             for (int side = 0; side < 2; side++) {
                 const int k = 2 * p - odd + side;
-                if (both) {
-                    R(small)(now + side * n, 4, 1, B + k * bn, 1, S + k * sn, f + side * n);
-                    R(small)(now + side * n + 16, 4, 1, B + k * bn + 16, 1, S + k * sn + 16, f + side * n + 16);
-                } else
-                    R(product)(rows, ld, w->d, now + side * n, ld, 1, B + k * bn, 1, S + k * sn, f + side * n);
+                R(product)(rows, ld, w->d, now + side * n, ld, 1, B + k * bn, 1, S + k * sn, f + side * n);
             }
             R(put)(pairs, p, n, f, f + n, F);
         }
-        const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0),
-                     rate = fmin(fmax(change / before, FASTEST), 1);
-        if ((sweep == 1 && !(change <= limit)) || !(size <= FAR)) return -1;
-        /* A pair that is alone sees no change in the first sweep. */
-        if (sweep > 1 && (change * rate <= tolerance * (1 + size) || change <= round_off * size)) return size;
+        const double change = R(largest)(2 * n, now, old), size = R(largest)(2 * n, now, 0);
+        const int end = ended(sweep, change, before, size, tolerance, limit, round_off);
+        if (end) return end > 0 ? size : -1;
         before = change;
         REAL *swap = now;
         now = old, old = swap;

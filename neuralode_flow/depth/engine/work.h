@@ -13,6 +13,7 @@
 #endif
 
 enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, LANES = 4, BESIDE = 8 };
+enum { COLUMN = 8 }; /* rows of both halves of a panel of matrices of at most 4 x 4 */
 enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define SMALL 8         /* d up to which rotations diagonalise */
@@ -52,9 +53,24 @@ typedef int64_t Order __attribute__((vector_size(32)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Order){__VA_ARGS__})
 #endif
 
+/* Whether sweeps end that have changed J f by so much: 1 where what is left is below round-off, -1 where they fail. */
+INLINE int ended(int sweep, double change, double before, double size, double tolerance, double limit,
+                 double round_off) {
+    const double rate = fmin(fmax(change / before, FASTEST), 1);
+    if ((sweep == 1 && !(change <= limit)) || !(size <= FAR)) return -1;
+    /* A pair that is alone sees no change in the first sweep. */
+    return sweep > 1 && (change * rate <= tolerance * (1 + size) || change <= round_off * size);
+}
+
 /* The i-th pair of n rows, an even number, in a round in which each of them is in one; in n - 1 rounds all pairs come. */
 INLINE void opposed(int n, int round, int i, int *p, int *q) {
     *p = i ? (round + i) % (n - 1) : n - 1, *q = (round - i + n - 1) % (n - 1);
+}
+
+/* The node of W, of m in a panel, that stands at place k of a half: from the middle outwards, right and left in turn. */
+INLINE int node(int m, int k) {
+    const int odd = m & 1, p = (k + odd) / 2;
+    return (k + odd) % 2 ? m - 1 - m / 2 - p : m / 2 + p;
 }
 
 /* Steps of a rate along the matrices of `out`, which become W + rate out; `seen` has room for 32 numbers of each, or is 0 where
@@ -129,8 +145,6 @@ typedef struct {
     void *task;   /* of a step that is no pass over W */
 } Work;
 
-/* Both halves of a panel of matrices of 4 x 4 are worked on as one strip: the matrices of a node lie side by side. */
-#define STRIDE(w) ((w)->both ? 2 * (w)->n : (w)->n)
 #define MIXED(w) ((w)->ld % 8 == 0) /* vectors of float fit into the rows */
 #define FIRST(w, t) ((t) / (w)->parts * (w)->L + (t) % (w)->parts * (w)->length)
 #define LAST(w, t) ((t) % (w)->parts == (w)->parts - 1 ? ((t) / (w)->parts + 1) * (w)->L : FIRST(w, t) + (w)->length)
