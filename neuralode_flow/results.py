@@ -142,10 +142,31 @@ def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
     stream.seek(0)
     try:
-        with postponed(True), xr.open_dataset(stream, engine="h5netcdf") as stored:
-            return stored.load()
+        with postponed(True), xr.open_dataset(_Store.open(stream)) as stored:
+            return _with_texts(stored.load(), max(_MOST_TEXT, size))
     except Exception as error:  # the decoders as well
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+
+
+class _Store(xr.backends.H5NetCDFStore):
+    """One whose texts are objects of Python; others make each as long as the longest of its variable."""
+
+    def open_store_variable(self, name: Any, var: Any) -> xr.Variable:
+        variable = super().open_store_variable(name, var)
+        if variable.encoding.get("dtype") is str:
+            del variable.encoding["dtype"]
+        return variable
+
+
+def _with_texts(dataset: xr.Dataset, most: int) -> xr.Dataset:
+    """The same with texts of one length in each variable, as NumPy has them, as long as they take so many bytes."""
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "O" and variable.size:
+            taken = 4 * variable.size * max(map(len, variable.values.flat))
+            if taken <= most:
+                most -= taken
+                dataset = dataset.assign({name: variable.astype(str)})
+    return dataset
 
 
 class _Trick(Exception):

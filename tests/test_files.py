@@ -371,6 +371,19 @@ def test_more_than_a_million_texts_are_read(tmp_path: Path) -> None:
     xr.testing.assert_identical(nf.open(tmp_path), dataset)
 
 
+def test_one_long_text_among_many_does_not_make_all_as_long(tmp_path: Path) -> None:
+    """As where one of many members has failed, with a long reason."""
+    texts = np.array(["ok"] * 100_000, dtype=object)
+    texts[7] = "x" * 3000
+    dataset = xr.Dataset({"status": ("seed", texts), "word": ("seed", ["a", "bc"] * 50_000)})
+    results.write(tmp_path / "results.nc", dataset)
+    _, memory, _ = outcome(nf.open, tmp_path)
+    assert memory < MOST_MEMORY
+    again = nf.open(tmp_path)
+    xr.testing.assert_identical(again, dataset)
+    assert again.word.dtype == "<U2"
+
+
 def test_a_long_config_beside_many_attributes_is_read(tmp_path: Path) -> None:
     """As one has that lists the seeds of its members, in a dataset whose variables all say what they are."""
     variables = {f"v{k}": ("x", np.arange(3.0), {"long_name": f"number {k}", "units": "1"}) for k in range(60)}

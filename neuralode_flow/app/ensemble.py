@@ -147,10 +147,10 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
     numbers = np.array([[row["numbers"].get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), -1)
     stated = {
-        STATUS: (DIMENSION, np.array([row["status"] for row in rows])),
+        STATUS: (DIMENSION, np.array([row["status"] for row in rows], dtype=object)),
         PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
         RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
-        PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows])),
+        PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows], dtype=object)),
         NUMBERS: ((DIMENSION, NUMBER), numbers),
     }
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
@@ -303,7 +303,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
-    kinds = {str(name): (own.dims, own.attrs, own.values[0].copy()) for name, own in first.data_vars.items()}
+    kinds = {str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype)) for name, own in first.data_vars.items()}
     del kinds[NUMBERS], whole, first
     for name, (dims, told, one) in kinds.items():
         values = [_of(part, name, one) for part in parts]

@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 import neuralode_flow as nf
+from neuralode_flow import results
 from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
 from neuralode_flow.app.schema import checked
@@ -236,6 +237,19 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
     assert found.finding.record()["statistics"]["seed"]["hold"] == 3
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1, np.nan, 3, 4, 5])
     assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
+
+
+def test_what_one_member_says_at_length_is_not_room_for_all(monkeypatch):
+    def long(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Says much at the seed 1."""
+        status = "x" * 10_000 if "seed 1)" in problem.title else "ok"
+        return Finding(study="long", problem=problem.title, status=status, verdict="").attached(xr.Dataset())
+
+    monkeypatch.setattr(results, "_MOST_TEXT", 2**16)
+    monkeypatch.setitem(STUDIES._entries, "long", Study(long))
+    found = nf.run("long", {"members": 8}, problem=TEACHER["problem"]).dataset
+    assert found.member_status.dtype == object
+    assert [*map(len, found.member_status.values)] == [2, 10_000, *[2] * 6]
 
 
 def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(study, command):
