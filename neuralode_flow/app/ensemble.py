@@ -303,7 +303,9 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
-    kinds = {str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype)) for name, own in first.data_vars.items()}
+    kinds = {
+        str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype)) for name, own in first.data_vars.items()
+    }
     del kinds[NUMBERS], whole, first
     for name, (dims, told, one) in kinds.items():
         values = [_of(part, name, one) for part in parts]

@@ -18,6 +18,7 @@ from neuralode_flow import results
 from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
 from neuralode_flow.app.schema import checked
+from neuralode_flow.app.statistics import _common
 from neuralode_flow.finding import Check, Finding
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, together
@@ -153,6 +154,17 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert command(*line, "time.horizon=1", "resume=k").status == 0
     assert nf.open("k").time.values[-1] == 1
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (range(10, 20), "10 … 19"), ([10, 20, 30], "10 … 30"), (range(100, 200), "100 … 199"), ([0, 100], "0 … 100"),
+        ([7], "7"), ([7, 7], "7"), ([1.25, 1.75], "1.25 … 1.75"),
+    ],
+)  # fmt: skip
+def test_the_problem_of_all_names_the_first_and_the_last_seed_whole(seeds, said):
+    assert _common([f"a map (seed {seed})" for seed in seeds]) == f"a map (seed {said})"
 
 
 def test_lists_of_seeds_by_section(command):
