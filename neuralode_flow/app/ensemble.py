@@ -321,9 +321,10 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
-    """Numbers that were attributes of members: attributes again where all have the same, else variables."""
+    """Numbers that were attributes of members: attributes again where all that ran have the same, else variables."""
+    ran = dataset[RAN].values
     for name in [str(name) for name in dataset.data_vars if str(name).startswith(_ATTRIBUTE)]:
-        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values)
+        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values[ran])
         if len(values) == 1:
             dataset = dataset.drop_vars(name).assign_attrs({own: values[0].item()})
         else:

@@ -102,7 +102,8 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
         checks=tuple(_checks(mean, columns)),
         orders=tuple(_order(order, statistics[_of_order(order.rule)]) for order in mean.orders),
         tables=tuple(
-            replace(table, what=f"{table.what or 'errors'}, mean over {number} members") for table in mean.tables
+            replace(table, what=f"{table.what or 'errors'}, mean over {counted(int(ran.sum()), 'member')}")
+            for table in mean.tables
         ),
         notes={NOTE: _note(statistics, dataset, ensemble, size), **mean.notes},
         numbers={

@@ -19,7 +19,7 @@ from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common
-from neuralode_flow.finding import Check, Finding
+from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, together
 
@@ -227,8 +227,9 @@ def picky(
     if seed == failing:
         raise RuntimeError("this seed is bad")
     dataset = xr.Dataset({"number": ("k", [seed] * (2 if seed == uneven else 1)), "word": ((), f"n{seed}")})
-    check = Check("seed", float(seed), 3.5)
-    return Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,)).attached(dataset)
+    check, table = Check("seed", float(seed), 3.5), ErrorTable("Seeds", [4], {"own": [float(seed)]})
+    found = Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,), tables=(table,))
+    return found.attached(dataset.assign_attrs(size=4, seed=seed))
 
 
 @pytest.fixture
@@ -247,6 +248,8 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
     assert not found.finding.passed
     assert found.finding.checks[0] == Check("seed", 5.0, 3.5, "largest of 5 members")
     assert found.finding.record()["statistics"]["seed"]["hold"] == 3
+    assert found.finding.tables[0].what == "errors, mean over 5 members"
+    assert found.dataset.attrs["size"] == 4
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1, np.nan, 3, 4, 5])
     assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
 
