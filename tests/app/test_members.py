@@ -17,6 +17,7 @@ import neuralode_flow as nf
 from neuralode_flow import results
 from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
+from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common
 from neuralode_flow.finding import Check, ErrorTable, Finding
@@ -316,6 +317,23 @@ def test_members_in_a_sweep_and_in_steps(command):
     assert nf.open("d").sizes["seed"] == 2
     summary = json.loads(Path("d/summary.json").read_text())
     assert (summary["members"], summary["status"]) == (2, "ok")
+
+
+@pytest.mark.parametrize(
+    ("members", "problem", "initial"),
+    [
+        ("5", "0 … 4", "0 … 4"),
+        ("1", "0", "0"),
+        ("{problem: {seed: [9, 4, 7]}}", "9 … 7", "3"),
+        ("{problem: {seed: 'range(2,40)'}, initial: {seed: [5]}}", "range(2,40)", "5"),
+    ],
+)
+def test_the_page_says_which_seeds_the_members_have(members, problem, initial):
+    parts = "problem: {name: teacher, seed: 2}\ninitial: {name: relaxed_balanced, seed: 3}\n"
+    said = dict(_stated(f"{parts}members: {members}\n"))
+    assert said["problem"].endswith(f"seed = {problem}")
+    assert said["start"].endswith(f"seed = {initial}")
+    assert dict(_stated(parts))["problem"].endswith("seed = 2")
 
 
 @pytest.mark.slow
