@@ -213,7 +213,11 @@ def _renamed(dataset: xr.Dataset) -> xr.Dataset:
 
 def _left_out(dataset: xr.Dataset, number: int) -> list[str]:
     """The largest variables, where those of all members would be too many numbers to be held."""
-    sizes = {str(name): number * variable.nbytes for name, variable in dataset.data_vars.items()}
+    # Texts differ in length: were they measured, parts could leave out other variables than others do.
+    sizes = {
+        str(name): number * variable.size * (variable.dtype.itemsize if variable.dtype.kind not in "UO" else 8)
+        for name, variable in dataset.data_vars.items()
+    }
     left_out: list[str] = []
     while sum(sizes.values()) > _MOST_JOINED:
         left_out.append(max(sizes, key=lambda name: sizes[name]))

@@ -298,6 +298,14 @@ def test_the_largest_variables_are_left_out_where_they_would_fill_the_memory(mon
     assert "left out, since they would fill the memory: W_finite" in found.finding.notes["Members"]
 
 
+def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(study, monkeypatch):
+    """The word of the first member has two signs in one part and three in the other."""
+    for most in range(100, 500, 50):
+        monkeypatch.setattr(ensemble, "_MOST_JOINED", most)
+        found = nf.run("picky", {"members": 20, "at_once": 10}, problem=study["problem"])
+        assert found.dataset.sizes["seed"] == 20
+
+
 def test_a_budget_of_wall_time_is_that_of_all_members(command):
     line = [*LINE, "members=3", "at_once=1", "study.workers=1", "resume=k"]
     ended = command(*line, "time.max_seconds=1e-3")
