@@ -115,6 +115,10 @@ def _bands(dataset: xr.Dataset, kind: str, along: str) -> Figure | None:
     ][:_MOST_PANELS]
     if not shown:
         return None
+    if along == "depth":  # a depth of 0 stands for the limit, which has no place on a logarithmic axis
+        dataset = dataset.isel(depth=np.flatnonzero(dataset["depth"].values > 0))
+        if not dataset.sizes["depth"]:
+            return None
     figure, panels = style.blank(_title(dataset), panels=len(shown))
     for axes, name in zip(panels, shown, strict=True):
         variable = dataset[name]

@@ -17,3 +17,12 @@ def test_numbers_that_differ_in_their_last_digits_are_drawn(number):
         dataset = xr.Dataset({"error": ("seed", values)}, attrs={MEMBERS: steps + 1, "problem": "one"})
         (axes,) = FIGURES[MEMBERS](dataset)["histograms"].axes
         assert axes.lines[0].get_ydata().sum() == 2 * (steps + 1)
+
+
+def test_the_limit_of_infinite_depth_is_not_among_the_depths():
+    errors = np.array([[1.0, 0.5, 0.1], [2.0, 0.6, 0.2]])
+    dataset = xr.Dataset({"error": (("seed", "depth"), errors)}, {"depth": [4, 16, 0]}, {MEMBERS: 2, "problem": "one"})
+    (axes,) = FIGURES[MEMBERS](dataset)["bands"].axes
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [4, 16])
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1.5, 0.55])
+    assert "bands" not in FIGURES[MEMBERS](dataset.isel(depth=[2]))
