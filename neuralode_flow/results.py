@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,9 @@ VERSION = 1
 _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
 _LONGEST_LINE = 128
 _MOST_VARIABLES = 10_000
-_MOST_TEXTS = 2**20
-_MOST_TEXT = 2**26  # bytes that all texts may take, those of attributes as if each were as long as the longest
+_MOST_TEXTS = 2**24
+_MOST_TEXT = 2**26  # bytes that all texts may take
+_MOST_READ = 2**32  # … that those of attributes may, each as long as the longest, where they are read to be measured
 _LONGEST_CONFIG = 2**22
 
 
@@ -133,24 +135,45 @@ def _text(path: Path) -> str:
 def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
     try:
         with h5py.File(stream, "r") as file:
-            _refuse_tricks(file, size, stream, _texts(stream))
+            _refuse_tricks(file, size, stream, _texts(stream, size))
     except _Trick as trick:
         raise ValueError(f"{path} is not a file that neuralode_flow wrote: {trick}; nothing has been read") from trick
     except Exception as error:  # whatever HDF5 raises where the checksum was forged
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
     stream.seek(0)
     try:
-        with postponed(True), xr.open_dataset(stream, engine="h5netcdf") as stored:
-            return stored.load()
+        with postponed(True), xr.open_dataset(_Store.open(stream)) as stored:
+            return _with_texts(stored.load(), max(_MOST_TEXT, size))
     except Exception as error:  # the decoders as well
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
+
+
+class _Store(xr.backends.H5NetCDFStore):
+    """One whose texts are objects of Python; others make each as long as the longest of its variable."""
+
+    def open_store_variable(self, name: Any, var: Any) -> xr.Variable:
+        variable = super().open_store_variable(name, var)
+        if variable.encoding.get("dtype") is str:
+            del variable.encoding["dtype"]
+        return variable
+
+
+def _with_texts(dataset: xr.Dataset, most: int) -> xr.Dataset:
+    """The same with texts of one length in each variable, as NumPy has them, as long as they take so many bytes."""
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "O" and variable.size:
+            taken = 4 * variable.size * max(map(len, variable.values.flat))
+            if taken <= most:
+                most -= taken
+                dataset = dataset.assign({name: variable.astype(str)})
+    return dataset
 
 
 class _Trick(Exception):
     """The file holds what `write` never makes; the text says what."""
 
 
-Texts = dict[tuple[int, int], int]  # bytes of each text, by where its heap begins and its number there
+Texts = dict[int, np.ndarray]  # of each heap, by where it begins, numbers and bytes of its texts `(n, 2)`
 
 
 def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -> None:
@@ -162,18 +185,21 @@ def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -
             raise _Trick(f"{name!r} leads elsewhere")
         if file.get(name, getclass=True) is not h5py.Dataset:
             raise _Trick(f"{name!r} is no variable")
-    told = [_told("the file", h5py.h5g.open(file.id, b"/")), *(_told(repr(name), file[name].id) for name in file)]
-    longest = max(texts.values(), default=0)
-    sizes = [(claimed, count * longest) for claimed, count in told]
-    _refuse_excess(sizes, size)  # one of the attributes is read for what follows
-    _refuse_excess([*sizes, *(_held(repr(name), file[name], stream, texts) for name in file)], size)
+    owners = [("the file", file["/"]), *((repr(name), file[name]) for name in file)]
+    longest, most = _longest(texts), max(_MOST_TEXT, size)
+    told = [sizes for name, owner in owners for sizes in _told(name, owner, longest)]
+    _refuse_excess([(claimed, 0) for claimed, _ in told], size, most)
+    if most < sum(text for _, text in told) <= _MOST_READ:  # not many are so long: the config, and the finding
+        told = [sizes for name, owner in owners for sizes in _told(name, owner, longest, most)]
+    _refuse_excess(told, size, most)  # one of the attributes is read for what follows
+    _refuse_excess([*told, *(_held(repr(name), file[name], stream, texts) for name in file)], size, most)
 
 
-def _refuse_excess(sizes: list[tuple[int, int]], size: int) -> None:
-    claimed, text = (sum(column) for column in zip(*sizes, strict=True))
+def _refuse_excess(sizes: list[tuple[int, int]], size: int, most: int) -> None:
+    claimed, text = (sum(column) for column in zip((0, 0), *sizes, strict=True))
     if claimed > size:
         raise _Trick(f"its variables claim {claimed} bytes, and it has {size}")
-    if text > max(_MOST_TEXT, size):
+    if text > most:
         raise _Trick(f"its texts take up to {text} bytes, and it has {size}")
 
 
@@ -196,21 +222,38 @@ def _held(name: str, dataset: h5py.Dataset, stream: BinaryIO, texts: Texts) -> t
 
 def _named(stream: BinaryIO, start: int | None, count: int, texts: Texts) -> int:
     """The bytes of the texts that `count` values name, each by 16 bytes from `start` on (HDF5 format, IV.B)."""
-    longest = max(texts.values(), default=0)
+    longest, total = _longest(texts), 0
     if start is None:  # in the head of the variable, which has no place for many
         return count * longest
     stream.seek(start)
     named = np.frombuffer(stream.read(16 * count), [("length", "<u4"), ("heap", "<u8"), ("number", "<u4")])
     named = named[named["heap"] != 0]  # the others have no text
-    places = zip(named["heap"].tolist(), named["number"].tolist(), strict=True)
-    return sum(texts.get(place, longest) for place in places)
+    named = named[np.argsort(named["heap"], kind="stable")]
+    for part in np.split(named, np.flatnonzero(np.diff(named["heap"])) + 1):
+        own = dict(sorted(texts[heap].tolist())) if len(part) and (heap := int(part["heap"][0])) in texts else {}
+        total += sum(own.get(number, longest) for number in part["number"].tolist())
+    return total
 
 
-def _told(name: str, owner: Any) -> tuple[int, int]:
-    """The same of the attributes of a variable or of the file."""
-    count = h5py.h5a.get_num_attrs(owner)
-    sizes = [_size(f"an attribute of {name}", h5py.h5a.open(owner, index=i), attribute=True) for i in range(count)]
-    return sum(claimed for claimed, _ in sizes), sum(texts for _, texts in sizes)
+def _longest(texts: Texts) -> int:
+    return max((int(own[:, 1].max()) for own in texts.values()), default=0)
+
+
+def _told(name: str, owner: Any, longest: int, readable: int = 0) -> Iterator[tuple[int, int]]:
+    """The same of each attribute of a variable or of the file; one whose texts can take so many bytes is read."""
+    for i in range(h5py.h5a.get_num_attrs(owner.id)):
+        attribute = h5py.h5a.open(owner.id, index=i)
+        claimed, count = _size(f"an attribute of {name}", attribute, attribute=True)
+        text = count * longest
+        yield claimed, _length(owner.attrs[attribute.name]) if 0 < text <= readable else text
+
+
+def _length(value: Any) -> int:
+    """The bytes of a text or an array, or of all in it."""
+    if isinstance(value, str):
+        return len(value.encode(errors="surrogateescape"))
+    array = np.asarray(value)
+    return sum(map(_length, array.flat)) if array.dtype.kind == "O" and array.ndim else array.nbytes
 
 
 def _size(name: str, values: Any, *, attribute: bool) -> tuple[int, int]:
@@ -234,18 +277,19 @@ def _is_text(kind: Any) -> bool:
     return bool(kind.get_class() == h5py.h5t.STRING)
 
 
-def _texts(stream: BinaryIO) -> Texts:
+def _texts(stream: BinaryIO, size: int) -> Texts:
     """The bytes of each text: HDF5 keeps texts in heaps, in which many variables can name the same one."""
     texts: Texts = {}
-    overlap, place = b"", 0
+    overlap, place, number = b"", 0, 0
     stream.seek(0)
     while block := stream.read(1 << 20):
         block = overlap + block
-        for heap in re.finditer(b"GCOL", block):
-            start = place - len(overlap) + heap.start()
-            for number, length in _heap(stream, start):
-                texts[start, number] = max(length, texts.get((start, number), 0))
-            if len(texts) > _MOST_TEXTS:
+        for found in re.finditer(b"GCOL", block):
+            start = place - len(overlap) + found.start()
+            if len(own := _heap(stream, start, size)):
+                texts[start] = own
+                number += len(own)
+            if number > _MOST_TEXTS:
                 raise _Trick(f"it has more than {_MOST_TEXTS} texts")
         place += len(block) - len(overlap)
         overlap = block[-3:]
@@ -253,15 +297,22 @@ def _texts(stream: BinaryIO) -> Texts:
     return texts
 
 
-def _heap(stream: BinaryIO, start: int) -> list[tuple[int, int]]:
-    """Numbers and bytes of the texts in the heap that begins at `start` (HDF5 file format specification, III.E)."""
-    stream.seek(start + 8)
-    end, place, texts = start + int.from_bytes(stream.read(8), "little"), start + 16, list[tuple[int, int]]()
-    while place + 16 <= end and len(texts) < 2**16:  # their numbers have 16 bits
-        stream.seek(place)
-        head = stream.read(16)
-        if len(head) < 16 or head[:2] == b"\0\0":  # what is left is free
-            break
-        texts.append((int.from_bytes(head[:2], "little"), int.from_bytes(head[8:], "little")))
-        place += 16 + -(-texts[-1][1] // 8) * 8
-    return texts
+def _heap(stream: BinaryIO, start: int, size: int) -> np.ndarray:
+    """Numbers and bytes of the texts in the heap that begins at `start` (HDF5 file format specification, III.E).
+
+    Other values can have a heap's first four bytes, too; HDF5 takes none for one of another version or length.
+    """
+    stream.seek(start + 4)
+    version, length = int.from_bytes(stream.read(4)[:1], "little"), int.from_bytes(stream.read(8), "little")
+    texts: list[tuple[int, int]] = []
+    if version == 1 and 16 <= length <= size - start:
+        end, place = start + length, start + 16
+        while place + 16 <= end and len(texts) < 2**16:  # their numbers have 16 bits
+            stream.seek(place)
+            head = stream.read(16)
+            if len(head) < 16 or head[:2] == b"\0\0":  # what is left is free
+                break
+            number, own = int.from_bytes(head[:2], "little"), int.from_bytes(head[8:], "little")
+            texts.append((number, min(own, 2**62)))
+            place += 16 + -(-own // 8) * 8
+    return np.array(texts, dtype=np.int64).reshape(-1, 2)

@@ -16,7 +16,8 @@ import yaml
 
 from .files import opened
 
-MOST_BYTES = 256 * 1024  # of a config or a record; ours have a few thousand
+MOST_BYTES = 256 * 1024  # of a record; ours have a few thousand
+LONGEST_CONFIG = 2**20  # bytes; ours have a few hundred, and 12 more for each seed in a list of members
 _DEEPEST = 32  # lists and mappings inside one another
 _MOST_DIGITS = 20  # of an integer: 64 bits
 

@@ -363,6 +363,56 @@ def test_texts_of_many_members_beside_a_long_finding_are_read(tmp_path: Path) ->
     xr.testing.assert_identical(nf.open(tmp_path), dataset)
 
 
+def test_more_than_a_million_texts_are_read(tmp_path: Path) -> None:
+    """As 10⁵ members have them whose study says eleven words of each."""
+    texts = {f"label_{k}": ("seed", np.array([f"{k} {i}" for i in range(100_000)], dtype=object)) for k in range(11)}
+    dataset = xr.Dataset(texts)
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)
+
+
+def test_one_long_text_among_many_does_not_make_all_as_long(tmp_path: Path) -> None:
+    """As where one of many members has failed, with a long reason."""
+    texts = np.array(["ok"] * 100_000, dtype=object)
+    texts[7] = "x" * 3000
+    dataset = xr.Dataset({"status": ("seed", texts), "word": ("seed", ["a", "bc"] * 50_000)})
+    results.write(tmp_path / "results.nc", dataset)
+    _, memory, _ = outcome(nf.open, tmp_path)
+    assert memory < MOST_MEMORY
+    again = nf.open(tmp_path)
+    xr.testing.assert_identical(again, dataset)
+    assert again.word.dtype == "<U2"
+
+
+def test_a_long_config_beside_many_attributes_is_read(tmp_path: Path) -> None:
+    """As one has that lists the seeds of its members, in a dataset whose variables all say what they are."""
+    variables = {f"v{k}": ("x", np.arange(3.0), {"long_name": f"number {k}", "units": "1"}) for k in range(60)}
+    dataset = xr.Dataset(variables, attrs={"config": "é" * 10**6, "finding": "x" * 10**5})
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)
+
+
+def test_attributes_that_are_too_long_together_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(results, "_MOST_TEXT", 2**20)
+    dataset = xr.Dataset({f"v{k}": ("x", np.arange(3.0), {"long_name": "x" * 30_000}) for k in range(60)})
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)  # the file is as large as they are
+    monkeypatch.setattr(results, "_length", lambda value: 10**6)  # as where each named the same text
+    with pytest.raises(ValueError, match="its texts take up to"):
+        nf.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"GCOL", b"GCOL\x01\0\0\0", b"GCOL\x01\0\0\0\0\0\0\0\0\0\0\x01"])
+def test_values_that_look_like_the_head_of_a_heap_are_read(text: bytes, tmp_path: Path) -> None:
+    """Among 10⁸ random numbers those four bytes are there with a probability of a sixth."""
+    values = np.random.default_rng(0).normal(size=4000)
+    values.view("u1")[8000 : 8000 + len(text)] = np.frombuffer(text, "u1")
+    said = {"long_name": "GCOL is a word, and what follows is no heap " * 9}
+    dataset = xr.Dataset({"z": ("x", values, said)}, attrs={"title": "a"})
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)
+
+
 def test_results_with_every_kind_of_value_are_read(tmp_path: Path) -> None:
     dataset = xr.Dataset(
         {

@@ -46,6 +46,18 @@ def test_a_second_first_start_says_that_it_waits(tmp_path):
     assert second.communicate(timeout=60) == ("ready\n", "")  # the second one finds the work done
 
 
+def test_an_environment_that_a_link_leads_to_is_left_alone(tmp_path):
+    copy_scripts(tmp_path / "own")
+    other = tmp_path / "other" / "bin"
+    other.mkdir(parents=True)
+    (other / "python").symlink_to(sys.executable)
+    (tmp_path / "own" / ".venv").symlink_to(other.parent)
+    ended = subprocess.run([tmp_path / "own/scripts/run", "--help"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("is a link, and not an environment of this folder: remove the link and one is made\n")
+    assert [path.name for path in other.iterdir()] == ["python"]
+
+
 def test_a_commit_is_checked_as_scripts_test_does():
     script = (ROOT / "scripts/test").read_text()
     checks = [line.removeprefix("exec ") for line in script.splitlines() if '"$bin/' in line]

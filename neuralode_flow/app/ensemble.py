@@ -147,10 +147,10 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
     numbers = np.array([[row["numbers"].get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), -1)
     stated = {
-        STATUS: (DIMENSION, np.array([row["status"] for row in rows])),
+        STATUS: (DIMENSION, np.array([row["status"] for row in rows], dtype=object)),
         PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
         RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
-        PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows])),
+        PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows], dtype=object)),
         NUMBERS: ((DIMENSION, NUMBER), numbers),
     }
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
@@ -213,7 +213,11 @@ def _renamed(dataset: xr.Dataset) -> xr.Dataset:
 
 def _left_out(dataset: xr.Dataset, number: int) -> list[str]:
     """The largest variables, where those of all members would be too many numbers to be held."""
-    sizes = {str(name): number * variable.nbytes for name, variable in dataset.data_vars.items()}
+    # Texts differ in length: were they measured, parts could leave out other variables than others do.
+    sizes = {
+        str(name): number * variable.size * (variable.dtype.itemsize if variable.dtype.kind not in "UO" else 8)
+        for name, variable in dataset.data_vars.items()
+    }
     left_out: list[str] = []
     while sum(sizes.values()) > _MOST_JOINED:
         left_out.append(max(sizes, key=lambda name: sizes[name]))
@@ -303,7 +307,9 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
-    kinds = {str(name): (own.dims, own.attrs, own.values[0].copy()) for name, own in first.data_vars.items()}
+    kinds = {
+        str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype)) for name, own in first.data_vars.items()
+    }
     del kinds[NUMBERS], whole, first
     for name, (dims, told, one) in kinds.items():
         values = [_of(part, name, one) for part in parts]
@@ -319,9 +325,10 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
 
 
 def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
-    """Numbers that were attributes of members: attributes again where all have the same, else variables."""
+    """Numbers that were attributes of members: attributes again where all that ran have the same, else variables."""
+    ran = dataset[RAN].values
     for name in [str(name) for name in dataset.data_vars if str(name).startswith(_ATTRIBUTE)]:
-        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values)
+        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values[ran])
         if len(values) == 1:
             dataset = dataset.drop_vars(name).assign_attrs({own: values[0].item()})
         else:

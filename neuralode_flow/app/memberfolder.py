@@ -13,7 +13,7 @@ import xarray as xr
 
 from .. import results
 from ..files import CONFIG, check_regular
-from ..untrusted import parse_yaml, printable, read_text, read_yaml
+from ..untrusted import LONGEST_CONFIG, parse_yaml, printable, read_text, read_yaml
 from .errors import BadInput
 from .records import FAILED, SUMMARY, check_entries, read_failure, read_summary
 from .runfolder import CHECKPOINTS, flat
@@ -126,7 +126,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """The settings of a member: its config, or the overrides of one that failed before it had any."""
     if not os.path.lexists(path / CONFIG) and os.path.lexists(path / FAILED):
         return _overridden(read_failure(path / FAILED)["overrides"])
-    config = read_yaml(path / CONFIG)
+    config = read_yaml(path / CONFIG, LONGEST_CONFIG)
     if not isinstance(config, dict):
         raise ValueError(f"{path / CONFIG} is damaged: it is no config")
     settings = {key: _storable(value) for key, value in flat(config).items()}
@@ -174,7 +174,7 @@ def dataset(run: Path) -> xr.Dataset:
     if os.path.lexists(file):
         check_regular(str(file), file, follow=False)
     if os.path.lexists(folder / CONFIG):
-        read_text(folder / CONFIG)
+        read_text(folder / CONFIG, LONGEST_CONFIG)
     try:
         return results.open(run)
     except (FileNotFoundError, ValueError):

@@ -140,11 +140,26 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
     labels = {"problem": "problem", "system": "system", "initial": "start", "time": "steps"}
     for group, label in labels.items():
         own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
+        if "seed" in own and config.get("members") is not None:
+            own["seed"] = _seeds_said(config["members"], group, own["seed"])
         name = own.pop("rule" if group == "time" else "name", None)
         if name in registered[group]:
             said = (registered[group][name].__doc__ or "").strip().partition("\n")[0]
             settings = ", ".join(f"{key} = {value}" for key, value in own.items())
             yield [label, f"{said} {settings}".strip()]
+
+
+def _seeds_said(members: Any, group: str, alone: Any) -> Any:
+    """The seeds of a part over the members of a run, or that which all of them have."""
+    if not isinstance(members, Mapping):
+        return f"0 … {members - 1}" if members > 1 else 0
+    given = members.get(group)
+    if not isinstance(given, Mapping):
+        return alone
+    seeds = given["seed"]
+    if not isinstance(seeds, list):
+        return seeds
+    return f"{seeds[0]} … {seeds[-1]}" if len(seeds) > 1 else seeds[0]
 
 
 def _device(summary: Mapping[str, Any]) -> list[list[str]]:

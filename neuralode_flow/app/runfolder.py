@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..display import shortened
 from ..files import CONFIG, RESULTS, InUse, atomic_write, locked, remove_remains
-from ..untrusted import parse_yaml, read_json, read_yaml
+from ..untrusted import LONGEST_CONFIG, parse_yaml, read_json, read_yaml
 from .errors import BadInput
 from .records import FAILED, SUMMARY, read_summary, status
 from .schema import Job
@@ -109,7 +110,12 @@ def held(folder: Path, config: str, keep: Callable[[], bool] = lambda: False) ->
 
 
 def _take_up(folder: Path, config: str) -> None:
-    saved = folder / CONFIG
+    saved, size = folder / CONFIG, len(config.encode())
+    if size > LONGEST_CONFIG:
+        raise BadInput(
+            f"the config of this run has {size} bytes, more than the {LONGEST_CONFIG} that are read again; give "
+            f"shorter lists, of seeds as members.problem.seed=range(0,1000)"
+        )
     for file in (saved, folder / RESULTS):
         remove_remains(file)  # of a run that was killed while it wrote it
     if saved.exists():
@@ -151,7 +157,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     """The config of the run in a folder, whoever has written it; raises BadInput if it cannot be read."""
     path = folder / CONFIG
     try:
-        config = read_yaml(path)
+        config = read_yaml(path, LONGEST_CONFIG)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as the config of a run: {error}") from error
     if not isinstance(config, dict):
@@ -266,7 +272,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if "time.extends" not in after and before.get("time.horizon") != after.get("time.horizon"):
         same = ("time.extends",)  # which nobody has asked for
     return [
-        f"{key} was {before.get(key)} and is {after.get(key)}"
+        f"{key} was {shortened(str(before.get(key)), 200)} and is {shortened(str(after.get(key)), 200)}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key) and key not in same
     ]

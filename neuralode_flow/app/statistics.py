@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -101,7 +102,8 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
         checks=tuple(_checks(mean, columns)),
         orders=tuple(_order(order, statistics[_of_order(order.rule)]) for order in mean.orders),
         tables=tuple(
-            replace(table, what=f"{table.what or 'errors'}, mean over {number} members") for table in mean.tables
+            replace(table, what=f"{table.what or 'errors'}, mean over {counted(int(ran.sum()), 'member')}")
+            for table in mean.tables
         ),
         notes={NOTE: _note(statistics, dataset, ensemble, size), **mean.notes},
         numbers={
@@ -213,9 +215,10 @@ def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, ensemble: En
 
 
 def _common(problems: Sequence[str]) -> str:
-    """The problem of all members in one sentence, with "…" where they differ."""
-    first = os.path.commonprefix(problems)
-    rest = [text[len(first) :] for text in problems]
-    last = os.path.commonprefix([text[::-1] for text in rest])[::-1]
-    between = [text[: len(text) - len(last)] for text in rest]
-    return first if not any(between) else f"{first}{between[0]} … {between[-1]}{last}"
+    """The problem of all members in one sentence, with "…" between whole words and numbers where they differ."""
+    if len({*problems}) == 1:
+        return problems[0]
+    first = re.sub(r"[\w.]*\Z", "", os.path.commonprefix(problems))
+    last = re.sub(r"[\w.]*\Z", "", os.path.commonprefix([text[len(first) :][::-1] for text in problems]))[::-1]
+    between = [text[len(first) : len(text) - len(last)] for text in problems]
+    return f"{first}{between[0]} … {between[-1]}{last}"

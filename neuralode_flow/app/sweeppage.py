@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..figures.overlay import overlay, points
 from ..figures.swept import Quantity, against, is_number
 from ..files import CONFIG, check_regular
-from ..untrusted import printable, read_text, read_yaml
+from ..untrusted import LONGEST_CONFIG, printable, read_text, read_yaml
 from . import report, swept
 from .collected import Collected
 from .report import REPORT
@@ -192,7 +192,8 @@ def _config(folder: Path, sweep: Collected) -> dict[str, str] | None:
         with suppress(OSError, ValueError):
             if _is_own(path, CONFIG):
                 differing = printable(", ".join(sweep.settings)) or "nothing"
-                return {"member": record["member"], "differing": differing, "text": read_text(path / CONFIG)}
+                text = read_text(path / CONFIG, LONGEST_CONFIG)
+                return {"member": record["member"], "differing": differing, "text": text}
     return None
 
 

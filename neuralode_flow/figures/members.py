@@ -17,8 +17,8 @@ from .swept import PALETTE
 
 _MOST_PANELS, _MOST_CURVES, _MOST_BINS = 4, len(PALETTE), 60
 _LONGEST = 40  # signs in a line of a label
-# An axis is logarithmic where the largest value is so many times the least, or all are as small.
-_FAR, _SMALL = 30, 1e-3
+# An axis is logarithmic where the largest value is so many times the least, or all are small and not as near.
+_FAR, _SMALL, _NEAR = 30, 1e-3, 1.01
 
 # Numbers that tell how others were found.
 _BESIDE = (
@@ -90,7 +90,7 @@ def _varies(values: np.ndarray) -> bool:
 def _histogram(axes: Axes, label: str, values: np.ndarray) -> None:
     low, high = values.min(), values.max()
     bins = min(_MOST_BINS, max(5, round(2 * len(values) ** (1 / 3))))
-    far = low > 0 and (high > _FAR * low or high < _SMALL)
+    far = low > 0 and (high > _FAR * low or _NEAR * low < high < _SMALL)
     edges = np.geomspace(low, high, bins + 1) if far else np.linspace(low, high, bins + 1)
     heights = np.histogram(values, edges)[0]
     axes.plot(np.repeat(edges, 2), np.concatenate(([0], np.repeat(heights, 2), [0])), lw=1.2, color=style.BLUE)
@@ -115,6 +115,10 @@ def _bands(dataset: xr.Dataset, kind: str, along: str) -> Figure | None:
     ][:_MOST_PANELS]
     if not shown:
         return None
+    if along == "depth":  # a depth of 0 stands for the limit, which has no place on a logarithmic axis
+        dataset = dataset.isel(depth=np.flatnonzero(dataset["depth"].values > 0))
+        if not dataset.sizes["depth"]:
+            return None
     figure, panels = style.blank(_title(dataset), panels=len(shown))
     for axes, name in zip(panels, shown, strict=True):
         variable = dataset[name]

@@ -144,7 +144,7 @@ def dense(sweep: Path, outside: Path) -> None:
     """As many values as go into a file of the size that is read."""
     values = {
         "summary.json": ("[{}" + ",{}" * 80_000 + "]", "{" + '"a":' * 60_000),
-        "config.yaml": ("x: [a" + ",a" * 120_000 + "]",),
+        "config.yaml": ("x: [a" + ",a" * 520_000 + "]",),
     }
     for name, texts in values.items():
         for i, text in enumerate(texts):

@@ -14,10 +14,13 @@ import pytest
 import xarray as xr
 
 import neuralode_flow as nf
+from neuralode_flow import results
 from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
+from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
-from neuralode_flow.finding import Check, Finding
+from neuralode_flow.app.statistics import _common
+from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, together
 
@@ -154,6 +157,17 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (range(10, 20), "10 … 19"), ([10, 20, 30], "10 … 30"), (range(100, 200), "100 … 199"), ([0, 100], "0 … 100"),
+        ([7], "7"), ([7, 7], "7"), ([1.25, 1.75], "1.25 … 1.75"),
+    ],
+)  # fmt: skip
+def test_the_problem_of_all_names_the_first_and_the_last_seed_whole(seeds, said):
+    assert _common([f"a map (seed {seed})" for seed in seeds]) == f"a map (seed {said})"
+
+
 def test_lists_of_seeds_by_section(command):
     ended = command(
         *LINE, "members.problem.seed=range(3,5)", "members.initial.seed=[7,7]", "study.workers=1", "resume=k"
@@ -214,8 +228,9 @@ def picky(
     if seed == failing:
         raise RuntimeError("this seed is bad")
     dataset = xr.Dataset({"number": ("k", [seed] * (2 if seed == uneven else 1)), "word": ((), f"n{seed}")})
-    check = Check("seed", float(seed), 3.5)
-    return Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,)).attached(dataset)
+    check, table = Check("seed", float(seed), 3.5), ErrorTable("Seeds", [4], {"own": [float(seed)]})
+    found = Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,), tables=(table,))
+    return found.attached(dataset.assign_attrs(size=4, seed=seed))
 
 
 @pytest.fixture
@@ -234,8 +249,23 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
     assert not found.finding.passed
     assert found.finding.checks[0] == Check("seed", 5.0, 3.5, "largest of 5 members")
     assert found.finding.record()["statistics"]["seed"]["hold"] == 3
+    assert found.finding.tables[0].what == "errors, mean over 5 members"
+    assert found.dataset.attrs["size"] == 4
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1, np.nan, 3, 4, 5])
     assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
+
+
+def test_what_one_member_says_at_length_is_not_room_for_all(monkeypatch):
+    def long(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Says much at the seed 1."""
+        status = "x" * 10_000 if "seed 1)" in problem.title else "ok"
+        return Finding(study="long", problem=problem.title, status=status, verdict="").attached(xr.Dataset())
+
+    monkeypatch.setattr(results, "_MOST_TEXT", 2**16)
+    monkeypatch.setitem(STUDIES._entries, "long", Study(long))
+    found = nf.run("long", {"members": 8}, problem=TEACHER["problem"]).dataset
+    assert found.member_status.dtype == object
+    assert [*map(len, found.member_status.values)] == [2, 10_000, *[2] * 6]
 
 
 def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(study, command):
@@ -268,6 +298,14 @@ def test_the_largest_variables_are_left_out_where_they_would_fill_the_memory(mon
     assert "left out, since they would fill the memory: W_finite" in found.finding.notes["Members"]
 
 
+def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(study, monkeypatch):
+    """The word of the first member has two signs in one part and three in the other."""
+    for most in range(100, 500, 50):
+        monkeypatch.setattr(ensemble, "_MOST_JOINED", most)
+        found = nf.run("picky", {"members": 20, "at_once": 10}, problem=study["problem"])
+        assert found.dataset.sizes["seed"] == 20
+
+
 def test_a_budget_of_wall_time_is_that_of_all_members(command):
     line = [*LINE, "members=3", "at_once=1", "study.workers=1", "resume=k"]
     ended = command(*line, "time.max_seconds=1e-3")
@@ -287,6 +325,23 @@ def test_members_in_a_sweep_and_in_steps(command):
     assert nf.open("d").sizes["seed"] == 2
     summary = json.loads(Path("d/summary.json").read_text())
     assert (summary["members"], summary["status"]) == (2, "ok")
+
+
+@pytest.mark.parametrize(
+    ("members", "problem", "initial"),
+    [
+        ("5", "0 … 4", "0 … 4"),
+        ("1", "0", "0"),
+        ("{problem: {seed: [9, 4, 7]}}", "9 … 7", "3"),
+        ("{problem: {seed: 'range(2,40)'}, initial: {seed: [5]}}", "range(2,40)", "5"),
+    ],
+)
+def test_the_page_says_which_seeds_the_members_have(members, problem, initial):
+    parts = "problem: {name: teacher, seed: 2}\ninitial: {name: relaxed_balanced, seed: 3}\n"
+    said = dict(_stated(f"{parts}members: {members}\n"))
+    assert said["problem"].endswith(f"seed = {problem}")
+    assert said["start"].endswith(f"seed = {initial}")
+    assert dict(_stated(parts))["problem"].endswith("seed = 2")
 
 
 @pytest.mark.slow

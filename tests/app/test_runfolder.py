@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neuralode_flow.app.runfolder import claim, differences, discard_if_empty, held, in_use
+from neuralode_flow.app.errors import BadInput
+from neuralode_flow.app.runfolder import claim, differences, discard_if_empty, held, in_use, saved_config
 from neuralode_flow.files import InUse, atomic_path, atomic_write, locked
 
 
@@ -102,6 +103,20 @@ def test_a_folder_is_taken_up_again_whose_run_was_killed_while_it_wrote_a_file(t
     with held(tmp_path, "a: 1\n"):
         assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
         assert not [name for name in remains if (tmp_path / name).exists()]
+
+
+def test_a_config_that_lists_the_seeds_of_many_members_is_read_again_and_one_that_would_not_be_is_refused(tmp_path):
+    config = "members:\n  problem:\n    seed:\n" + "".join(f"    - {seed}\n" for seed in range(10**5, 10**5 + 30_000))
+    with held(tmp_path, config):
+        (tmp_path / "checkpoints" / "members.nc").touch()
+    with held(tmp_path, config):
+        assert saved_config(tmp_path)["members"]["problem"]["seed"][-1] == 10**5 + 29_999
+    with pytest.raises(BadInput) as refused, held(tmp_path, config.replace("seed:\n", "seed:\n    - 7\n")):
+        pass
+    assert "members.problem.seed was [100000, 100001, " in str(refused.value)
+    assert len(str(refused.value)) < 1000
+    with pytest.raises(BadInput, match="more than the 1048576 that are read again"), held(tmp_path, config * 4):
+        pass
 
 
 def test_a_lock_that_its_holder_has_removed_is_none(tmp_path, monkeypatch):
