@@ -141,7 +141,7 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
     for group, label in labels.items():
         own = dict(config.get(group) or {}) if isinstance(config, dict) else {}
         if "seed" in own and config.get("members") is not None:
-            own["seed"] = _seeds_said(config["members"], group, own["seed"])
+            own["seed"] = _seeds_said(config, group)
         name = own.pop("rule" if group == "time" else "name", None)
         if name in registered[group]:
             said = (registered[group][name].__doc__ or "").strip().partition("\n")[0]
@@ -149,9 +149,14 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
             yield [label, f"{said} {settings}".strip()]
 
 
-def _seeds_said(members: Any, group: str, alone: Any) -> Any:
+def _seeds_said(config: Mapping[str, Any], group: str) -> Any:
     """The seeds of a part over the members of a run, or that which all of them have."""
+    from .schema import varied
+
+    members, alone = config["members"], config[group]["seed"]
     if not isinstance(members, Mapping):
+        if group not in varied([name for name, own in config.items() if isinstance(own, Mapping) and "seed" in own]):
+            return alone
         return f"0 … {members - 1}" if members > 1 else 0
     given = members.get(group)
     if not isinstance(given, Mapping):

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -388,8 +388,12 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
             raise BadInput("members must be a number, or seeds, got {}; set members=N")
         return Ensemble(given, seeds)
     number = typed("members", given, Annotated[int, at_least(1), at_most(_MOST_MEMBERS)])
-    own = next(found for kind in _SEEDED if (found := [section for section in kind if section in seeded]))
-    return Ensemble(number, dict.fromkeys(own, range(number)))
+    return Ensemble(number, dict.fromkeys(varied(seeded), range(number)))
+
+
+def varied(seeded: Collection[str]) -> list[str]:
+    """The sections whose seeds `members=N` makes differ, of those that have one."""
+    return next((found for kind in _SEEDED if (found := [section for section in kind if section in seeded])), [])
 
 
 def _seeds(section: str, node: Any, seeded: Sequence[str]) -> Sequence[int]:

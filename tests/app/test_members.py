@@ -344,6 +344,13 @@ def test_the_page_says_which_seeds_the_members_have(members, problem, initial):
     assert dict(_stated(parts))["problem"].endswith("seed = 2")
 
 
+def test_the_page_says_no_other_seeds_than_those_that_differ():
+    parts = "problem: {name: teacher, seed: 2}\ntime: {rule: sgd, seed: 7}\nmembers: 5\n"
+    said = dict(_stated(parts))
+    assert said["problem"].endswith("seed = 0 … 4")
+    assert said["steps"].endswith("seed = 7")
+
+
 @pytest.mark.slow
 def test_the_page_has_the_statistics_and_the_figures(command):
     line = [part for part in LINE if part != "figures=none"]
