@@ -59,9 +59,8 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
-    if hidden(value) or math.isfinite(value.sum().item()):  # one pass, and no tensor of booleans
-        return value
-    if bad := int((~torch.isfinite(value)).sum()):
+    if not (hidden(value) or _finite(value)):
+        bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {value.numel()}")
     return value
 
@@ -200,4 +199,8 @@ def all_finite(value: Tensor) -> bool:
     if noted is not None:
         noted.doubts.append(~torch.isfinite(value.detach().sum()))
         return True
+    return _finite(value)
+
+
+def _finite(value: Tensor) -> bool:
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

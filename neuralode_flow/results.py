@@ -236,11 +236,15 @@ def _named(stream: BinaryIO, start: int | None, count: int, texts: Texts) -> int
 
 
 def _longest(texts: Texts) -> int:
+    """The most bytes that one text takes."""
     return max((int(own[:, 1].max()) for own in texts.values()), default=0)
 
 
 def _told(name: str, owner: Any, longest: int, readable: int = 0) -> Iterator[tuple[int, int]]:
-    """The same of each attribute of a variable or of the file; one whose texts can take so many bytes is read."""
+    """How many bytes each attribute of a variable or of the file takes, and its texts if each is the longest.
+
+    One whose texts can take no more than `readable` bytes is read to know.
+    """
     for i in range(h5py.h5a.get_num_attrs(owner.id)):
         attribute = h5py.h5a.open(owner.id, index=i)
         claimed, count = _size(f"an attribute of {name}", attribute, attribute=True)

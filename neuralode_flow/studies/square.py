@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..kernels import DividedDifference, LogMean
 from ..laws import depth_curvature
 from ..orders import relative_noise
 from ..parallel import side_by_side
+from ..time.checkpoint import digest
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory
 from .base import AnyClock, Progress, Start, whole
@@ -175,12 +175,6 @@ def _reference(flow: ContinuousFlow, initial: Profile, clock: AnyClock, meter: _
     return Reference(flow, states, path, whole(intrinsic, "intrinsic limit"))
 
 
-@lru_cache(maxsize=64)
-def _known(*parts: bytes) -> tuple[bytes, ...]:
-    """The digits of some tensors, one object for all that have the same: it is compared at each output."""
-    return parts
-
-
 class _Beside:
     """An observer of how far states `(..., N, d, d)` are from W(t, s) of the reference, in L² over depth.
 
@@ -196,12 +190,12 @@ class _Beside:
     def __init__(self, reference: Reference, nodes: Tensor, weights: Tensor) -> None:
         grid = reference.flow.grid
         self._reference, self._weights, self._limit = reference, weights, grid.interpolation(nodes)
-        self._looks = _known(*(part.cpu().numpy().tobytes() for part in (grid.nodes, nodes, weights)))
+        self._looks = tuple(digest(part) for part in (grid.nodes, nodes, weights))
 
     def keeping(self, kept: Tensor) -> _Beside:
         """The same, which observes some of the nodes of the first state as well."""
         other = copy(self)
-        other._kept, other._looks = kept, _known(*self._looks, kept.cpu().numpy().tobytes())
+        other._kept, other._looks = kept, (*self._looks, digest(kept))
         return other
 
     def __call__(self, i: int, state: Tensor) -> Tensor:
@@ -211,7 +205,7 @@ class _Beside:
     def together(observers: Sequence[_Beside], i: int, states: Tensor) -> Tensor:
         """What each observer makes of a state of its own `(m, ..., N, d, d)`; ValueError where they look elsewhere."""
         first = observers[0]
-        if any(own._looks is not first._looks and own._looks != first._looks for own in observers):
+        if any(own._looks != first._looks for own in observers):
             raise ValueError("observers must look at the same depths in the same way")
         limits = first._limit(torch.stack([own._reference.states[i] for own in observers]))
         batch = states.flatten(1, -4) if states.ndim > 4 else states.unsqueeze(1)

@@ -137,8 +137,11 @@ class Records:
             if "carried_log_sigma" in self.columns:
                 seen["carried_log_sigma"] = flow.log_sigma(state)
             self._check(t, seen, values["loss"].shape)
-            values = {"drift": torch.full_like(values["loss"], torch.nan)} | values | seen
-            depth_error = self.grid.at_output(state, z) if self.checks else math.nan
+            values |= seen
+            if self.checks:
+                depth_error = self.grid.at_output(state, z)
+            else:
+                values["drift"], depth_error = torch.full_like(values["loss"], torch.nan), math.nan
         except FAILURES as error:
             which = culprits(flow.product, FAILURES, state, good, self.members)
             raise Stopped(
