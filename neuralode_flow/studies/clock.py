@@ -21,7 +21,7 @@ from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.integrate import integrate
 from ..time.progress import Report
 from ..time.steprule import STEP_RULES
-from ..time.trajectory import Trajectory
+from ..time.trajectory import Trajectory, common_times
 from .pace import Pace
 
 # What is trained, and from where.
@@ -286,7 +286,7 @@ class Steps(Schedule):
 
     def _measured(self, path: Trajectory, other: Trajectory) -> Trajectory:
         """A path with its distance from another, which may not have come as far."""
-        n, axes = min(len(path.times), len(other.times)), path.loss.ndim
+        n, axes = common_times(path.times, other.times), path.loss.ndim
         gap = torch.full_like(path.loss, torch.nan, dtype=torch.float64)
         gap[:n] = frobenius(self.time_error(path.z[:n], other.z[:n]), axes).double()
         measured = replace(path, time_error=gap.reshape(len(gap), -1).amax(-1))

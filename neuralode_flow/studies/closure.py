@@ -18,7 +18,7 @@ from ..intrinsic import Rank, RecoveredFlow, Report, count_laws, report
 from ..intrinsic.systems import System
 from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.integrate import integrate
-from ..time.trajectory import Trajectory
+from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, time
 from .base import STUDIES, Clock, Progress, Study
 
@@ -111,8 +111,7 @@ def _dataset(
         "law_drift": ("time", path.drift),
     }
     for name, other in beside.items():
-        there = flat.new_full(flat.shape, torch.nan)
-        there[: len(other.z)] = other.z.reshape(len(other.z), -1)
+        there = at_times(other, path.times).reshape(flat.shape)
         variables[f"z_{name}"] = (("time", "component"), there)
         variables[f"distance_{name}"] = ("time", torch.linalg.vector_norm(there - flat, dim=1))
     for name, quantity in system.observe.items():

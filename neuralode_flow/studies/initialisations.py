@@ -37,6 +37,7 @@ from ..kernels import DividedDifference, LogMean
 from ..matrices import inverse
 from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
+from ..time.trajectory import at_times
 from .axes import arranged, axis, time
 from .base import STUDIES, AnyClock, Progress, Start, Study
 
@@ -153,8 +154,7 @@ def _how(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> dict[str, Any
 
 def _followed(clock: AnyClock, name: str, family: _Family) -> _Found:
     path = clock.run(family.flow, family.states, name)
-    z = torch.full((len(clock.times), *path.z.shape[1:]), torch.nan, dtype=torch.float64)
-    z[: len(path.z)] = path.z
+    z = at_times(path, clock.times).double().cpu()
     verdicts = [family.criterion(state) for state in family.states]
     return _Found(
         z=z.numpy(),
@@ -172,7 +172,7 @@ def _from_closed(clock: AnyClock, name: str, family: _Family, z: Tensor) -> Tens
     gap = torch.full(z.shape[:2], torch.nan, dtype=torch.float64)
     for k, (flow, other) in enumerate(family.closed or []):
         path = clock.by_z(flow, z[0, k], other, f"{name}-closed-{k}")
-        gap[: len(path.z), k] = torch.linalg.matrix_norm(path.z - z[: len(path.z), k])
+        gap[:, k] = torch.linalg.matrix_norm(at_times(path, clock.times).cpu() - z[:, k])
     return gap
 
 

@@ -18,6 +18,7 @@ from ..intrinsic.systems import System
 from ..intrinsic.systems.balanced_two_layer import balanced_two_layer
 from ..signatures import Seed
 from ..time.integrate import integrate
+from ..time.trajectory import at_times
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study
 
@@ -83,8 +84,8 @@ def _trained(clock: Clock, system: System, name: str) -> _Trained:
     assert path.observed is not None
     first, last = (J @ J.mT for J in (jacobian(system.phi, path.observed[i]) for i in (0, -1)))
     return _Trained(
-        loss=np.pad(path.loss.numpy(), (0, len(clock.times) - len(path.loss)), constant_values=np.nan),
-        error_z=solution(path.times, path.observed),
+        loss=at_times(path, clock.times, "loss").numpy(),
+        error_z=solution(path.times[: len(path.observed)], path.observed),
         kernel_change=float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)),
         status="ok" if path.ending == "ok" else path.status,
     )

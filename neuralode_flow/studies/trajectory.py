@@ -27,7 +27,7 @@ from ..registry import Registry
 from ..signatures import Layers, Positive, known
 from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.progress import Progress as Where
-from ..time.trajectory import Trajectory
+from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, time
 from .base import STUDIES, AnyClock, Progress, Start, Study
 from .heldout import LONG_NAME, along, numbers, verdict
@@ -183,16 +183,14 @@ def _all_weights(path: Trajectory) -> Tensor:
 
 def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory) -> np.ndarray:
     """What z₀ decides at infinite depth, at the same times; NaN where it was not reached, or there is no such thing."""
-    z = np.full(path.z.shape, np.nan)
     if path.z.ndim != 3 or not clock.decides(path.z[0]):
-        return z
+        return np.full(path.z.shape, np.nan)
     flow, z0 = ContinuousFlow(solver.grid, problem.loss, solver), path.z[0]
     # One that has not ended may go on, and then the limit is that at other times.
     unsaved = {} if path.ending in (*REACHED, *EVENTS_ASKED) else {"checkpoint": None}
     closed = IntrinsicFlow(problem.loss, LogMean())
     limit = clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
-    z[: len(limit.z)] = limit.z.cpu().numpy()[: len(z)]
-    return z
+    return at_times(limit, path.times).cpu().numpy()
 
 
 LONG_NAMES = {

@@ -13,7 +13,7 @@ from ..matrices import frobenius
 from .base import METHODS, Control, fixed_steps, one_step
 from .members import of_members
 from .resolution import MARGIN, round_off
-from .trajectory import Trajectory
+from .trajectory import Trajectory, common_times
 
 # A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them.
 _TIGHTER = 30.0
@@ -90,7 +90,7 @@ class Companion:
         """The trajectory of the run with its error in time, from that of the companion."""
         result = self.result
         stats = result.stats | {"estimate_evaluations": tight.stats["evaluations"]}
-        n = _common(result.times, tight.times)
+        n = common_times(result.times, tight.times)
         # (T, …) over members; what the companion did not reach is not known.
         errors = torch.full_like(result.loss, torch.nan, dtype=torch.float64)
         errors[:n] = self._errors(tight.z[:n], n)
@@ -142,10 +142,3 @@ class Companion:
         if round_off(self.flow, dtype) * size > time / 2:
             return f"most of it is round-off of {dtype} in the product z; use float64, or fewer layers"
         return f"use smaller tolerances than rtol = {self.main.rtol:g}, atol = {self.main.atol:g}"
-
-
-def _common(first: Tensor, second: Tensor) -> int:
-    """How many leading times two runs have in common, to the bit."""
-    n = min(len(first), len(second))
-    different = (first[:n] != second[:n]).nonzero()
-    return int(different[0]) if len(different) else n

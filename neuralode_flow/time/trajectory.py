@@ -294,6 +294,29 @@ def _barycentric(s: Tensor) -> Tensor:
     return torch.where((distance == 0).any(-1, keepdim=True), (distance == 0).to(values), values)
 
 
+_ROUNDED = 1e-12  # relative; no step is as short
+
+
+def common_times(first: Tensor, second: Tensor) -> int:
+    """How many leading times two runs have in common, to round-off: where one has ended between them is none."""
+    n = min(len(first), len(second))
+    different = ((first[:n] - second[:n]).abs() > _ROUNDED * second[:n].abs()).nonzero()
+    return int(different[0]) if len(different) else n
+
+
+def at_times(path: Trajectory, times: Tensor, name: str = "z") -> Tensor:
+    """A column of a path at the times that it was to reach `(T, …)`, NaN after an early end.
+
+    What it has ended with between two of them belongs to neither.
+    """
+    values: Tensor = getattr(path, name)
+    reached = min(common_times(path.times, times), len(values))
+    if reached == len(times):
+        return values
+    missing = values.new_full((len(times) - reached, *values.shape[1:]), torch.nan)
+    return torch.cat((values[:reached], missing))
+
+
 def _through_nearest(times: Tensor, z: Tensor, t: Tensor, count: int) -> Tensor:
     """z at each t `(n,)` by the polynomial through the `count` outputs around it."""
     first = (torch.searchsorted(times, t) - count // 2).clamp(0, len(times) - count)
