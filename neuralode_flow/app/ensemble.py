@@ -175,19 +175,19 @@ def _computed(job: Job, one: One, members: range) -> xr.Dataset:
 
 
 def _work(job: Job, one: One, shared: dict[str, Any] | None) -> Callable[[Any], xr.Dataset]:
-    """The study of a member, given what stands for `integrate`, in one process."""
+    """The study of a member, given its company, in one process."""
     settings = job.study.parameters
     if isinstance(settings.get("workers", ""), (int, type(None))):
         job = replace(job, study=replace(job.study, parameters=settings | {"workers": 1}))
-    return lambda integrate: one(job, lambda part: _changed(part, integrate, shared))
+    return lambda company: one(job, lambda part: _changed(part, company, shared))
 
 
-def _changed(part: Any, integrate: Any, shared: dict[str, Any] | None) -> Any:
+def _changed(part: Any, company: Any, shared: dict[str, Any] | None) -> Any:
     """A clock whose integrations are gathered; the budget of wall time is that of all members."""
     if isinstance(part, Problem) and shared is not None:
         return shared.setdefault("problem", part)
     if isinstance(part, Clock):
-        return replace(part, carried_out=integrate, max_seconds=None)
+        return replace(part, carried_out=company, max_seconds=None)
     return replace(part, max_seconds=None) if isinstance(part, Schedule) else part
 
 

@@ -49,7 +49,14 @@ def relaxed_balanced_layers(z0: Tensor, shifts: Tensor, generator: torch.Generat
     >>> [round(float(shift), 12) for shift in lam], bool(off < 1e-14)
     ([0.3, -0.5, 0.3], True)
     """
-    return Ends(z0).layers(shifts, generator)
+    ends = Ends(z0)
+    float_tensor("shifts", shifts, ndim=1)
+    if shifts.ndim != 1:
+        raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
+    same_kind("shifts", shifts, "z0", z0)
+    if generator is not None:
+        random_source("generator", generator)
+    return ends.layers(shifts, generator)
 
 
 class Ends:
@@ -69,27 +76,20 @@ class Ends:
         return Turning(skew_log(self.U @ self.Vh))
 
     def layers(self, shifts: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`relaxed_balanced_layers` with these ends."""
-        z0 = self.z0
-        float_tensor("shifts", shifts, ndim=1)
-        if shifts.ndim != 1:
-            raise ValueError(f"shifts must have shape (L,), got {tuple(shifts.shape)}")
-        same_kind("shifts", shifts, "z0", z0)
-        if generator is not None:
-            random_source("generator", generator)
+        """`relaxed_balanced_layers` with these ends, of shifts `(L,)`, or `(..., L)` for each z₀ `(..., d, d)`."""
         with np.errstate(all="ignore"):
             layers = torch.as_tensor(self._layers(shifts, generator))
-        error = float(torch.linalg.matrix_norm(chain.product(layers) - z0).max())
-        if not error <= 1e-8 * float(self.sigma.max()):
+        errors = torch.linalg.matrix_norm(chain.product(layers) - self.z0)
+        if not bool((errors <= 1e-8 * self.sigma.amax(-1)).all()):
             raise ValueError(
-                f"shifts have no admissible root in {z0.dtype}: the layers miss z0 by {error:.3g}; "
+                f"shifts have no admissible root in {self.z0.dtype}: the layers miss z0 by {float(errors.max()):.3g}; "
                 f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
             )
-        return chain.add_identity(layers, -1.0).mul_(len(shifts))
+        return chain.add_identity(layers, -1.0).mul_(shifts.shape[-1])
 
     def _layers(self, shifts: Tensor, generator: torch.Generator | None) -> Any:
         """U_k, in NumPy where they are small numbers, since its calls cost a third of those of torch."""
-        z0, L = self.z0, len(shifts)
+        z0, L = self.z0, shifts.shape[-1]
         given = self.U, self.sigma, self.Vh, shifts, torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
         small: list[Any] = [array_of(part) for part in given]
         xp: Any = torch if generator is not None or any(part is None for part in small) else np

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from ..time.progress import Report
 from ..time.steprule import STEP_RULES
 from ..time.trajectory import Trajectory, common_times
 from .pace import Pace
+from .together import Call, Paths
+
+Result = TypeVar("Result")
 
 # What is trained, and from where.
 Start = tuple[Flow, Tensor | Profile]
@@ -73,6 +76,13 @@ class Schedule:
             left["max_seconds"] = max(self.max_seconds - spent, 1e-9)
         return left
 
+    def solved(self, solve: Callable[[list[Any]], list[Result]], posed: Any, kind: Any) -> Result:
+        """solve([posed])[0]; where members run side by side, of solve for all that pose what is of the same kind.
+
+        A kind of None is like no other.
+        """
+        return solve([posed])[0]
+
     def used_up(self) -> bool:
         """Whether the wall time of the whole run is over: for what is computed without an integration."""
         return self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds
@@ -93,7 +103,7 @@ class Clock(Schedule):
     checks : bool
         Whether the drift of laws and the error in depth are measured.
     carried_out : callable
-        `integrate`, or what gathers the integrations of several members into one.
+        `integrate`, or the `Company` of a member that runs beside others.
     """
 
     in_steps: ClassVar[bool] = False
@@ -111,6 +121,27 @@ class Clock(Schedule):
         """A flow from a state at the output times, or at others; more are arguments of `integrate`."""
         at = self.times if times is None else times
         return self.carried_out(flow, state, at, **{**self.options(name), **more})
+
+    def beside(self, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
+        """`run` for several members, from states `(members, …)`: side by side, each as it would be alone.
+
+        Of `observe` each has its own.
+        """
+        own = more.pop("observe", None) or [None] * len(flows)
+        options = {**self.options(name), **more}
+        calls = [
+            Call(flow, state, self.times, options | {"observe": look})
+            for flow, state, look in zip(flows, states, own, strict=True)
+        ]
+        return Paths(calls)
+
+    def solved(self, solve: Callable[[list[Any]], list[Result]], posed: Any, kind: Any) -> Result:
+        solved = getattr(self.carried_out, "solved", None)
+        if solved is None or kind is None:
+            return super().solved(solve, posed, kind)
+        own = self.method, self.rtol, self.atol, self.step, self.max_evaluations, self.checks, *self.times.tolist()
+        found = solved(solve, posed, (kind, own))
+        return super().solved(solve, posed, kind) if found is None else found
 
     def by_z(
         self, closed: Flow, z0: Tensor, other: Callable[[], Start], name: str, times: Tensor | None = None, **more: Any

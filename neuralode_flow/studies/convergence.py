@@ -201,7 +201,7 @@ def _orders(square: Square, sampling: str, initial: Profile, clock: AnyClock) ->
     floor, floor_profile = (
         clock.floor(reference.error_time, error) for error in (reference.error_grid, reference.error_profile_grid)
     )
-    errors, noise, profiles = square.error_z, square.noise_z, square.table("error_profile")
+    errors, noise, profiles = (square.table(name) for name in ("error_z", "noise_z", "error_profile"))
     found = [observed_order(L, line, floor, unsure) for line, unsure in zip(errors, noise, strict=True)]
     return _Orders(
         [
@@ -224,7 +224,7 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
         "z_finite": ((*edge, "member", *matrix), square.table("z")),
         "z_continuous": (matrix, path.z),
         "z_intrinsic": (matrix, reference.intrinsic.z),
-        "error_z": (edge, square.error_z),
+        "error_z": (edge, square.table("error_z")),
         "error_profile": (edge, square.table("error_profile")),
         "error_richardson": ("depth", richardson),
         "error_finite_square": ("depth", left),

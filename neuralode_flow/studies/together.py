@@ -1,8 +1,9 @@
-"""Members of a study in one process: each runs as it would alone, and what they integrate at the same time is gathered.
+"""Members of a study in one process: each runs as it would alone, and what they compute at the same time is gathered.
 
 A member runs in a thread of its own until it asks for an integration; then the next one does. Of those that ask for the
 same flow at the same times, with losses or kernels of their own, the states are stacked and moved as one batch, in
-which each takes the steps that it would take alone (``control="member"``). The study knows nothing of it.
+which each takes the steps that it would take alone (``control="member"``). The study knows nothing of it. One that can
+solve a part of it for several members at once may ask for that as a whole, which spares them most of their own work.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +27,12 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import DividedDifference, LogMean
 from ..losses import Quadratic
 from ..time.base import METHODS, own_steps
+from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.resolution import allowed
-from ..time.trajectory import Trajectory
+from ..time.trajectory import Trajectory, at_times
 
 Result = TypeVar("Result")
-Integrate = Callable[..., Trajectory]
 
 # Numbers in the states of one batch: more of them leave the caches.
 _MOST_NUMBERS = 2**16
@@ -40,9 +42,22 @@ _PATIENCE = 10.0  # seconds that a thread has to come to its end
 # Arguments of `integrate` that a batch can take, as they are or for each member.
 _TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations", "checks"}
 
+# What a batch may fail by where its members would not, or not all of them: each then says for itself what is wrong.
+_OF_SOME = (ValueError, TypeError, RuntimeError, ArithmeticError)
 
-def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Exception]:
-    """work(integrate) of all members; of one that raises, its exception.
+
+class Company(Protocol):
+    """What stands for `integrate` in a member that runs beside others."""
+
+    def __call__(self, flow: Any, state: Any, times: Any, **options: Any) -> Trajectory: ...
+
+    def solved(self, solve: Callable[[list[Any]], list[Result]], posed: Any, kind: Any) -> Result | None:
+        """Its own of solve([posed, …]) for all members that ask for the same kind; None if it has to do it alone."""
+        ...
+
+
+def together(works: Sequence[Callable[[Company], Result]]) -> list[Result | Exception]:
+    """work(company) of all members; of one that raises, its exception.
 
     Parameters
     ----------
@@ -54,12 +69,11 @@ def together(works: Sequence[Callable[[Integrate], Result]]) -> list[Result | Ex
     try:
         for member in members:
             member.go_on()
-        while asking := [member for member in members if member.asks is not None]:
-            kinds = [member.asks.kind for member in asking if member.asks is not None]
-            most, _ = Counter(kinds).most_common(1)[0]
-            group = [member for member, kind in zip(asking, kinds, strict=True) if kind == most]
-            answers = _answers([member.asks for member in group if member.asks is not None])
-            for member, answer in zip(group, answers, strict=True):
+        while asking := [(member, member.asks) for member in members if member.asks is not None]:
+            most, _ = Counter(asks.kind for _, asks in asking).most_common(1)[0]
+            group = [(member, asks) for member, asks in asking if asks.kind == most]
+            same: list[Any] = [asks for _, asks in group]
+            for (member, _), answer in zip(group, same[0].answers(same), strict=True):
                 member.go_on(answer)
     except BaseException:  # the user's Ctrl-C: those that wait end
         for member in members:
@@ -76,10 +90,10 @@ class _GivenUp(BaseException):
 
 
 class _Member(Generic[Result]):
-    """A study in a thread, which waits whenever it has asked for an integration."""
+    """A study in a thread, which waits whenever it has asked for something."""
 
-    def __init__(self, work: Callable[[Integrate], Result]) -> None:
-        self.asks: _Call | None = None
+    def __init__(self, work: Callable[[Company], Result]) -> None:
+        self.asks: Call | _Posed | None = None
         self._work = work
         self._result: Result | None = None
         self._error: Exception | None = None
@@ -109,6 +123,14 @@ class _Member(Generic[Result]):
         """What it has come to."""
         return self._error if self._error is not None else self._result  # type: ignore[return-value]
 
+    def __call__(self, flow: Any, state: Any, times: Any, **options: Any) -> Trajectory:
+        call = Call(flow, state, times, options)
+        return call.alone() if call.kind is None else self._asked(call)
+
+    def solved(self, solve: Callable[[list[Any]], list[Any]], posed: Any, kind: Any) -> Any:
+        """Its own of what is solved for all members that ask for the same kind."""
+        return self._asked(_Posed(solve, posed, ("posed", solve, kind)))
+
     def _run(self) -> None:
         self._answers.get()
         try:
@@ -117,7 +139,7 @@ class _Member(Generic[Result]):
             torch.set_num_threads(1)
             if self._device.type != "cpu":
                 torch.set_default_device(self._device)  # of this thread
-            self._result = self._work(self._integrate)
+            self._result = self._work(self)
         except Exception as error:
             self._error = error
         except _GivenUp:
@@ -125,11 +147,9 @@ class _Member(Generic[Result]):
         finally:
             self._back.put(None)
 
-    def _integrate(self, flow: Any, state: Any, times: Any, **options: Any) -> Trajectory:
-        call = _Call(flow, state, times, options)
-        if call.kind is None:
-            return call.alone()
-        self.asks = call
+    def _asked(self, asks: Call | _Posed) -> Any:
+        """Waits for the answer; raises it if it is an exception."""
+        self.asks = asks
         self._back.put(None)
         answer = self._answers.get()
         if self._given_up:
@@ -140,7 +160,27 @@ class _Member(Generic[Result]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class _Posed:
+    """A part of a study that can be solved for several members at once."""
+
+    solve: Callable[[list[Any]], list[Any]]
+    posed: Any
+    kind: Any
+
+    @staticmethod
+    def answers(asked: Sequence[_Posed]) -> list[Any]:
+        """Of each what is solved; None where it has to be alone: it is so itself, or all fail beside it."""
+        if len(asked) == 1:
+            return [None]
+        try:
+            return asked[0].solve([one.posed for one in asked])
+        except _OF_SOME:
+            half = len(asked) // 2
+            return [*_Posed.answers(asked[:half]), *_Posed.answers(asked[half:])]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
     """An integration that a member asks for."""
 
     flow: Any
@@ -148,12 +188,9 @@ class _Call:
     times: Any
     options: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", self._kind())
-
-    kind: Any = None  # what calls that can be gathered have in common; None for one that cannot
-
-    def _kind(self) -> Any:
+    @cached_property
+    def kind(self) -> Any:
+        """What calls that can be gathered have in common; None for one that cannot."""
         options = {name: value for name, value in self.options.items() if value not in (None, False, {})}
         fits = isinstance(self.state, Tensor) and isinstance(self.times, Tensor) and _TAKEN.issuperset(options)
         method = str(options.get("method"))
@@ -161,8 +198,9 @@ class _Call:
             return None
         if 2 * self.state.numel() > _MOST_NUMBERS:
             return None
-        flow = _flow_kind(self.flow)
-        if flow is None:
+        flow = flow_kind(self.flow)
+        # What is a batch itself has shared steps alone.
+        if flow is None or self.state.ndim != (2 if type(self.flow) is IntrinsicFlow else 3):
             return None
         control = tuple(options.get(name) for name in ("method", "rtol", "atol", "max_evaluations"))
         start = tuple(self.state.shape), self.state.dtype, self.state.device
@@ -177,13 +215,19 @@ class _Call:
         """What it comes to without others."""
         return integrate(self.flow, self.state, self.times, **self.options)
 
+    @staticmethod
+    def answers(calls: Sequence[Call]) -> list[Trajectory | Exception]:
+        """The trajectories of calls of one kind."""
+        found = {row: path for piece in _pieces(calls) for row, path in piece.each()}
+        return [found[row] for row in range(len(calls))]
+
 
 def _numbers(values: Tensor) -> bytes:
     """All digits of some numbers, to be compared."""
     return values.detach().cpu().numpy().tobytes()
 
 
-def _flow_kind(flow: Any) -> Any:
+def flow_kind(flow: Any) -> Any:
     """What flows that can be stacked have in common; None for one that cannot."""
     loss = ("each", tuple(flow.loss.target.shape)) if type(flow.loss) is Quadratic else ("one", id(flow.loss))
     kind = type(flow)
@@ -200,29 +244,143 @@ def _flow_kind(flow: Any) -> Any:
     return None
 
 
-def _answers(calls: Sequence[_Call]) -> list[Trajectory | Exception]:
-    """The trajectories of calls of one kind, in batches that the caches hold."""
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What some of the calls have come to: a batch, or one that was integrated alone."""
+
+    rows: Sequence[int]
+    found: Trajectory | Exception
+    gathered: bool = False
+
+    def each(self) -> Iterator[tuple[int, Trajectory | Exception]]:
+        """The trajectory of every row, as if each had been alone."""
+        if self.gathered:
+            assert isinstance(self.found, Trajectory)
+            yield from zip(self.rows, _parts(self.found), strict=True)
+        else:
+            yield self.rows[0], self.found
+
+
+class Paths:
+    """The runs of several members side by side, in the order of the calls.
+
+    Parameters
+    ----------
+    calls : sequence of Call
+        Those of one kind are gathered, else each is integrated alone.
+
+    Raises
+    ------
+    Exception
+        That of the first that raises.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._number, self._times = len(calls), calls[0].times
+        kinds = {call.kind for call in calls}
+        pieces = _pieces(calls) if len(kinds) == 1 and None not in kinds else [*map(_alone, calls, range(len(calls)))]
+        self._pieces = [(piece.rows, _raised(piece.found), piece.gathered) for piece in pieces]
+
+    @classmethod
+    def of(cls, path: Trajectory, times: Tensor) -> Paths:
+        """That of one member, which asked for these times."""
+        own = cls.__new__(cls)
+        own._number, own._times, own._pieces = 1, times, [([0], path, False)]
+        return own
+
+    @cached_property
+    def each(self) -> list[Trajectory]:
+        """The trajectory of every member, as if it had been alone."""
+        found = {row: path for piece in self._pieces for row, path in _Piece(*piece).each()}
+        return [_raised(found[row]) for row in range(self._number)]
+
+    def column(self, name: str) -> Tensor:
+        """What a trajectory has for every output time, `(T, members, …)`; NaN after an early end."""
+        values = [(rows, self._values(name, path, gathered)) for rows, path, gathered in self._pieces]
+        if len(values) == 1:
+            return values[0][1]
+        filled = values[0][1].new_empty(len(self._times), self._number, *values[0][1].shape[2:])
+        for rows, own in values:  # what is of a row in a later piece is right
+            filled[:, rows] = own
+        return filled
+
+    def largest(self, name: str) -> Tensor:
+        """The largest entry of a column until the end of each, `(members,)`."""
+        largest = self._pieces[0][1].loss.new_empty(self._number)
+        for rows, path, gathered in self._pieces:
+            values: Tensor = getattr(path, name)
+            largest[rows] = values.movedim(1, 0).flatten(1).amax(-1) if gathered else values.max()
+        return largest
+
+    def _values(self, name: str, path: Trajectory, gathered: bool) -> Tensor:
+        """Those of all output times, `(T, rows, …)`."""
+        return getattr(path, name) if gathered else at_times(path, self._times, name).unsqueeze(1)
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Those of every member."""
+        return self._told(lambda path: path.stats["members"]["evaluations"], lambda path: path.stats["evaluations"])
+
+    @property
+    def seconds(self) -> list[float]:
+        """The wall time of every member: an equal share of that of its batch."""
+        return self._told(
+            lambda path: [path.stats["seconds"] / path.loss.shape[1]] * path.loss.shape[1],
+            lambda path: path.stats["seconds"],
+        )
+
+    @property
+    def statuses(self) -> list[str]:
+        """The status of every member."""
+        return self._told(lambda path: [path.status] * path.loss.shape[1], lambda path: path.status)
+
+    @property
+    def reached(self) -> list[bool]:
+        """Which members have come to the last time with numbers to trust; their target may be out of reach."""
+        return self._told(lambda path: [True] * path.loss.shape[1], lambda path: path.ending in REACHED)
+
+    def _told(self, batch: Callable[[Trajectory], list[Any]], alone: Callable[[Trajectory], Any]) -> list[Any]:
+        told: list[Any] = [None] * self._number
+        for rows, path, gathered in self._pieces:
+            for row, value in zip(rows, batch(path) if gathered else [alone(path)], strict=True):
+                told[row] = value
+        return told
+
+
+def _raised(found: Trajectory | Exception) -> Trajectory:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _pieces(calls: Sequence[Call]) -> list[_Piece]:
+    """What calls of one kind come to, in batches that the caches hold; what is of a row in a later one is right."""
     size = max(1, _MOST_NUMBERS // calls[0].state.numel())
-    return [answer for i in range(0, len(calls), size) for answer in _batch(calls[i : i + size])]
+    rows = range(len(calls))
+    return [piece for i in rows[::size] for piece in _batch(calls, rows[i : i + size])]
 
 
-def _batch(calls: Sequence[_Call]) -> list[Trajectory | Exception]:
+def _batch(calls: Sequence[Call], rows: Sequence[int]) -> list[_Piece]:
     """Trajectories side by side; a member that does not come to the last time is integrated alone, to end as alone."""
-    if len(calls) == 1:
+    some = [calls[row] for row in rows]
+    if len(some) == 1:
+        if type(some[0].flow) is not IntrinsicFlow:
+            return [_alone(some[0], rows[0])]
         # Products of a batch are rounded in another way than a single one: whoever else comes must make no difference.
-        return _batch([*calls, *calls])[:1] if type(calls[0].flow) is IntrinsicFlow else [_alone(calls[0])]
+        return [_Piece(rows, Call.answers([*some, *some])[0])]
     try:
-        path = _gathered(calls)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError):  # each says for itself what is wrong
-        return [*map(_alone, calls)]
+        path = _gathered(some)
+    except _OF_SOME:
+        return [*map(_alone, some, rows)]
     if path.ending == "ok":
-        parts = zip(calls, _parts(path), _resolved(path), strict=True)
-        return [part if resolved else _alone(call) for call, part, resolved in parts]
+        unclear = [row for row, resolved in zip(rows, _resolved(path), strict=True) if not resolved]
+        return [_Piece(rows, path, gathered=True), *(_alone(calls[row], row) for row in unclear)]
     good = [ending == "ok" for ending in path.stats["members"]["endings"]]
     if all(good) or not any(good):  # the sentence is about the batch, or about all of it
-        return [*map(_alone, calls)]
-    rest = iter(_batch([call for call, fine in zip(calls, good, strict=True) if fine]))
-    return [next(rest) if fine else _alone(call) for call, fine in zip(calls, good, strict=True)]
+        return [*map(_alone, some, rows)]
+    rest = [row for row, fine in zip(rows, good, strict=True) if fine]
+    lost = [row for row, fine in zip(rows, good, strict=True) if not fine]
+    return [*_batch(calls, rest), *(_alone(calls[row], row) for row in lost)]
 
 
 def _resolved(path: Trajectory) -> list[bool]:
@@ -232,14 +390,14 @@ def _resolved(path: Trajectory) -> list[bool]:
     return [not error > allowed(size, rtol, atol) for size in sizes]
 
 
-def _alone(call: _Call) -> Trajectory | Exception:
+def _alone(call: Call, row: int) -> _Piece:
     try:
-        return call.alone()
+        return _Piece([row], call.alone())
     except Exception as error:
-        return error
+        return _Piece([row], error)
 
 
-def _gathered(calls: Sequence[_Call]) -> Trajectory:
+def _gathered(calls: Sequence[Call]) -> Trajectory:
     first = calls[0]
     options = {name: first.options[name] for name in ("method", "rtol", "atol")}
     most = first.options.get("max_evaluations")

@@ -22,7 +22,7 @@ from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common
 from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.problems import Problem
-from neuralode_flow.studies import STUDIES, Clock, Study, together
+from neuralode_flow.studies import STUDIES, Clock, Study, square, together
 
 COMMAND = [sys.executable, "-m", "neuralode_flow"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -74,6 +74,47 @@ def test_members_of_a_problem_without_a_seed_train_on_one_loss_and_are_gathered(
     for i, seed in enumerate((3, 5)):
         alone = nf.run("convergence", SMALL | {"initial.seed": seed}, **given).dataset
         assert unlike(alone, found.isel(seed=i)[list(alone.data_vars)].drop_vars("seed")) <= ROUNDED
+
+
+@pytest.fixture
+def squares(monkeypatch):
+    """How many squares were solved at once."""
+    solve, sizes = square._squares, []
+    monkeypatch.setattr(square, "_squares", lambda posed: (sizes.append(len(posed)), solve(posed))[1])
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("problem", "networks", "budget", "endings"),
+    [
+        ("teacher", 1, 260, {"failed", "early", "whole"}),
+        ("teacher", 3, 260, {"failed", "early", "whole"}),
+        ("linnerud", 3, 10_000, {"whole"}),
+    ],
+)
+def test_squares_are_solved_side_by_side_and_end_as_alone(squares, problem, networks, budget, endings):
+    """Several networks of one member share their steps; a budget ends some networks, and some references."""
+    settings = {
+        "study.depths": (2, 4), "study.layers": ["euler"], "study.workers": 1, "time.horizon": 1, "time.samples": 5,
+        "initial.noise": 2.0, "initial.networks": networks, "time.max_evaluations": budget,
+    }  # fmt: skip
+    where = {"problem": TEACHER["problem"] if problem == "teacher" else problem, "initial": "rough", "debug": "quick"}
+    found = nf.run("convergence", settings | {"members": 6}, **where).dataset
+    assert squares[0] == 6
+    seen = set()
+    for seed in range(6):
+        own = {"initial.seed": seed} | ({"problem.seed": seed} if problem == "teacher" else {})
+        member = found.isel(seed=seed)
+        if np.isnan(member.z_finite).all():
+            seen.add("failed")
+            with pytest.raises(RuntimeError) as error:
+                nf.run("convergence", settings | own, **where)
+            assert str(error.value) in str(member.member_status.values)
+            continue
+        alone = nf.run("convergence", settings | own, **where).dataset
+        seen.add("early" if np.isnan(alone.z_finite).any() else "whole")
+        assert unlike(alone, member[list(alone.data_vars)].drop_vars("seed")) <= ROUNDED
+    assert seen == endings
 
 
 def test_members_in_implicit_steps_are_gathered_and_are_what_they_are_alone(monkeypatch):

@@ -1,5 +1,6 @@
 """Studies in one process: what they integrate is gathered, and each has the numbers of a run alone."""
 
+import math
 import threading
 
 import numpy as np
@@ -10,8 +11,9 @@ from cases import positive_matrix, randn, relaxed_profile
 import neuralode_flow as nf
 from neuralode_flow.flows.polar import _orthogonal
 from neuralode_flow.studies import together as gathering
-from neuralode_flow.studies.square import Reference, _Beside
-from neuralode_flow.studies.together import together
+from neuralode_flow.studies.square import _Beside
+from neuralode_flow.studies.together import Call, Paths, together
+from neuralode_flow.time.resolution import allowed
 
 TIMES = torch.linspace(0.0, 1.0, 4)
 ACCURATE = {"method": "DOP853", "rtol": 1e-9, "atol": 1e-11}
@@ -137,15 +139,151 @@ def test_what_cannot_be_gathered_is_integrated_alone(sizes):
     assert sizes == []
 
 
-def test_an_interruption_ends_all_threads(monkeypatch):
-    def interrupted(calls):
-        raise KeyboardInterrupt
+def interrupted(*_):
+    raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize(
+    "works",
+    [
+        [work("finite", seed) for seed in range(3)],
+        [lambda company: company.solved(interrupted, None, "kind")] * 3,
+    ],
+    ids=["integrations", "posed"],
+)
+def test_an_interruption_ends_all_threads(works, monkeypatch):
     before = threading.active_count()
-    monkeypatch.setattr(gathering, "_answers", interrupted)
+    monkeypatch.setattr(gathering, "_pieces", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        together([work("finite", seed) for seed in range(3)])
+        together(works)
     assert threading.active_count() == before
+
+
+class Squared:
+    """Solves a list of numbers at once, unless one of several is not finite or too large."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, numbers):
+        self.sizes.append(len(numbers))
+        if len(numbers) > 1 and not all(number < 100 for number in numbers):
+            raise ValueError("some of them are too large")
+        return [number**2 for number in numbers]
+
+
+def posed(solve, number, kind="all"):
+    """As a study does it: what nobody solves beside others is solved here."""
+
+    def run(company):
+        found = company.solved(solve, number, kind)
+        return found if found is not None else ("alone", number)
+
+    return run
+
+
+def test_what_members_pose_is_solved_for_all_of_a_kind_at_once():
+    solve = Squared()
+    kinds = ["one", "other", "one", "other", "one", "third"]
+    found = together([posed(solve, number, kind) for number, kind in enumerate(kinds)])
+    assert found == [0, 1, 4, 9, 16, ("alone", 5)]
+    assert solve.sizes == [3, 2]
+    other = Squared()
+    found = together([posed(one, number) for number, one in enumerate((solve, solve, other, other))])
+    assert found == [0, 1, 4, 9]
+    assert other.sizes == [2]
+
+
+@pytest.mark.parametrize("bad", [{0}, {4}, {3, 6}, set(range(7))], ids=str)
+def test_what_fails_beside_others_is_solved_alone_and_the_others_beside_each_other(bad):
+    solve = Squared()
+    found = together([posed(solve, 1000 if i in bad else i) for i in range(7)])
+    alone = {i for i, value in enumerate(found) if isinstance(value, tuple)}
+    assert bad <= alone
+    assert all(found[i] == i**2 for i in range(7) if i not in alone)
+    assert len(alone - bad) <= len(bad)  # in halves, at most one other is left over by each
+    assert 1 not in solve.sizes
+
+
+def test_an_error_of_its_own_is_raised_in_the_member_that_has_it():
+    def solve(numbers):
+        return [ValueError("mine") if number == 1 else number for number in numbers]
+
+    found = together([posed(solve, number) for number in range(3)])
+    assert [found[0], found[2]] == [0, 2]
+    assert str(found[1]) == "mine"
+
+
+def calls_of(kind, seeds, **options):
+    calls = []
+    for seed in seeds:
+        flow, start = flow_of(kind, nf.Quadratic(positive_matrix(3, seed + 50)), seed)
+        calls.append(Call(flow, start, TIMES, {**ACCURATE, "observe": lambda i, state: state.flatten(), **options}))
+    return calls
+
+
+def assert_beside(paths, alone):
+    """Everything that `Paths` says is what the trajectories say."""
+    for i, (own, one) in enumerate(zip(paths.each, alone, strict=True)):
+        end = int(torch.isin(one.times, TIMES).sum())
+        for name in ("z", "loss", "drift", "observed"):
+            column = paths.column(name)[:, i]
+            assert len(column) == len(TIMES)
+            assert torch.equal(column[:end], getattr(one, name)[:end]), name
+            assert bool(column[end:].isnan().all())
+            assert torch.equal(getattr(own, name), getattr(one, name)), name
+        assert float(paths.largest("drift")[i]) == float(one.drift.max())
+        assert paths.evaluations[i] == one.stats["evaluations"]
+        assert paths.statuses[i] == own.status == one.status
+        assert paths.reached[i] == (one.ending == "ok")
+        assert paths.seconds[i] > 0
+
+
+@pytest.mark.parametrize("kind", ["finite", "continuous"])
+def test_paths_are_those_of_every_member(kind, sizes):
+    calls = calls_of(kind, range(4))
+    alone = [call.alone() for call in calls]
+    assert_beside(Paths(calls), alone)
+    assert sizes == [4]
+    assert_beside(Paths(calls[:1]), alone[:1])
+    assert_beside(Paths.of(alone[2], TIMES), alone[2:3])
+
+
+def test_paths_of_which_some_end_early_are_filled_up(sizes):
+    needs = sorted(call.alone().stats["evaluations"] for call in calls_of("finite", range(4)))
+    calls = calls_of("finite", range(4), max_evaluations=needs[1])
+    alone = [call.alone() for call in calls]
+    early = sum(path.ending == "evaluations" for path in alone)
+    assert 0 < early < 3
+    assert_beside(Paths(calls), alone)
+    assert sizes == [4, 4 - early]
+
+
+def test_paths_of_several_kinds_are_integrated_one_by_one(sizes):
+    calls = [*calls_of("finite", [0]), *calls_of("finite", [1], checks=False)]
+    paths = Paths(calls)
+    assert sizes == []
+    assert torch.equal(paths.column("z")[:, 1], calls[1].alone().z)
+    with pytest.raises(ValueError, match="state"):
+        Paths([*calls[:1], Call(calls[0].flow, torch.eye(3), TIMES, ACCURATE)])
+
+
+@pytest.mark.parametrize("bump", [0.3, 30.0], ids=["resolved", "not resolved"])
+def test_the_depth_error_of_each_is_held_to_what_is_allowed_for_it(bump, sizes):
+    """That of a batch is its worst: a member with a smaller z is looked at alone, and told what it is told alone."""
+    grid, calls = nf.DepthGrid.gauss(1, 6), []
+    for size, own in [(3.0, 0.3), (-1.5, bump)]:
+        wave = torch.sin(5 * grid.nodes)[:, None, None] * randn(2, 2, seed=1)
+        flow = nf.ContinuousFlow(grid, nf.Quadratic(torch.eye(2) * math.exp(size)))
+        options = {"method": "DOP853", "rtol": 1e-5, "atol": 1e-12, "observe": lambda i, state: state.flatten()}
+        calls.append(Call(flow, size * torch.eye(2) + own * wave, TIMES, options))
+    alone = [call.alone() for call in calls]
+    assert [path.status == "ok" for path in alone] == [True, bump < 1]
+    sizes_of_z = [float(torch.linalg.matrix_norm(path.z[-1])) for path in alone]
+    assert float(alone[0].depth_error[-1]) > allowed(sizes_of_z[1], 1e-5, 1e-12)
+    paths = Paths(calls)
+    assert_beside(paths, alone)
+    assert sizes == [2]
 
 
 def test_divided_differences_of_an_ensemble_are_those_of_its_members():
@@ -221,20 +359,30 @@ def test_observers_of_other_kinds_are_asked_one_by_one():
 
 
 def test_networks_are_held_to_their_own_reference_in_a_batch():
-    reference, other = (
-        Reference(nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(2))), list(randn(3, 16, 2, 2, seed=seed)), None, None)
-        for seed in (1, 2)
-    )
+    references = randn(3, 2, 16, 2, 2, seed=1)
     nodes, weights = torch.tensor([0.1, 0.4, 0.9]), torch.full((3,), 1 / 3)
-    plain = [_Beside(one, nodes, weights) for one in (reference, other)]
-    looks = [one.keeping(torch.tensor([2, 0])) for one in plain]
+    plain = _Beside(references, GRID, nodes, weights)
+    looks = plain.keeping(torch.tensor([2, 0])).each()
     states = randn(2, 3, 2, 2, seed=3)
     seen = _Beside.together(looks, 1, states)
-    for row, one, state in zip(seen, (reference, other), states, strict=True):
-        limit = torch.stack([GRID.interpolate(one.states[1], float(s)) for s in nodes])
+    for row, reference, state in zip(seen, references[1], states, strict=True):
+        limit = torch.stack([GRID.interpolate(reference, float(s)) for s in nodes])
         assert float(row[0]) == pytest.approx(float((state - limit).square().sum((-2, -1)).mean().sqrt()), rel=1e-13)
         assert torch.equal(row[1:], state[[2, 0]].flatten())
     assert torch.equal(looks[1](1, states[1]), seen[1])
-    with pytest.raises(ValueError, match="the same depths"):
-        _Beside.together([looks[0], plain[1]], 1, states)
-    assert torch.equal(_Beside.together(plain, 1, states), seen[:, :1])
+    assert torch.equal(_Beside.together(looks[::-1], 1, states.flip(0)), seen.flip(0))
+    assert torch.equal(_Beside.together(plain.each(), 1, states), seen[:, :1])
+    other = _Beside(references[:, 1:], GRID, nodes, weights)  # of a square that is solved for itself
+    assert torch.equal(_Beside.together([plain.each()[0], other], 1, states), seen[:, :1])
+    elsewhere = [
+        looks[1], other.keeping(torch.tensor([1, 0])), _Beside(references, GRID, nodes + 0.01, weights),
+        _Beside(references, nf.DepthGrid.gauss(4, 4), nodes, weights),
+    ]  # fmt: skip
+    for one in elsewhere:
+        with pytest.raises(ValueError, match="the same depths"):
+            _Beside.together([other, one], 1, states)
+    several = torch.stack((states, states + 0.5), 1)  # two networks of each member: their mean, the layers of the first
+    both = _Beside.together(looks, 1, several)
+    shifted = _Beside.together(plain.each(), 1, several[:, 1])
+    assert torch.allclose(both[:, 0], (seen[:, 0].square() + shifted[:, 0].square()).div(2).sqrt(), rtol=1e-13)
+    assert torch.equal(both[:, 1:], seen[:, 1:])
