@@ -328,8 +328,9 @@ class _Beside:
 
     def _looks_like(self, other: _Beside) -> bool:
         """Whether both look at the same depths."""
-        own, others = (self._kept, *self._depths), (other._kept, *other._depths)
-        return all(map(_same, own, others))
+        if self._depths is other._depths and self._kept is other._kept:
+            return True
+        return _same(self._kept, other._kept) and all(map(_same, self._depths, other._depths))
 
     def __call__(self, i: int, state: Tensor) -> Tensor:
         return self.together([self], i, state.unsqueeze(0))[0]
