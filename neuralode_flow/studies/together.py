@@ -42,9 +42,6 @@ _PATIENCE = 10.0  # seconds that a thread has to come to its end
 # Arguments of `integrate` that a batch can take, as they are or for each member.
 _TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations", "checks"}
 
-# What a batch may fail by where its members would not, or not all of them: each then says for itself what is wrong.
-_OF_SOME = (ValueError, TypeError, RuntimeError, ArithmeticError)
-
 
 class Company(Protocol):
     """What stands for `integrate` in a member that runs beside others."""
@@ -174,7 +171,7 @@ class _Posed:
             return [None]
         try:
             return asked[0].solve([one.posed for one in asked])
-        except _OF_SOME:
+        except Exception:  # some of them fail, or there is no room for as many
             half = len(asked) // 2
             return [*_Posed.answers(asked[:half]), *_Posed.answers(asked[half:])]
 
@@ -370,7 +367,7 @@ def _batch(calls: Sequence[Call], rows: Sequence[int]) -> list[_Piece]:
         return [_Piece(rows, Call.answers([*some, *some])[0])]
     try:
         path = _gathered(some)
-    except _OF_SOME:
+    except Exception:  # each says for itself what is wrong
         return [*map(_alone, some, rows)]
     if path.ending == "ok":
         unclear = [row for row, resolved in zip(rows, _resolved(path), strict=True) if not resolved]

@@ -205,6 +205,31 @@ def test_what_fails_beside_others_is_solved_alone_and_the_others_beside_each_oth
     assert 1 not in solve.sizes
 
 
+@pytest.mark.parametrize("error", [KeyError, MemoryError, AssertionError])
+def test_whatever_one_member_fails_by_the_others_do_not(error):
+    def value(z):
+        if float(z.detach().abs().max()) > 3:
+            raise error("too large")
+        return (z - torch.eye(2)).square().sum()
+
+    def solve(starts):
+        if max(starts) > 3:
+            raise error("too large")
+        return starts
+
+    loss = nf.Custom(value)
+
+    def run(company, size):
+        found = company.solved(solve, size, "all")
+        path = company(nf.FiniteFlow(2, loss), torch.full((2, 2, 2), size), TIMES, **ACCURATE)
+        return found, path.status
+
+    found = together([lambda company, size=size: run(company, size) for size in (0.1, 5.0, 0.2, 0.3)])
+    assert isinstance(found[1], error)
+    assert found[0] == (None, "ok")  # its half had one that failed
+    assert found[2:] == [(0.2, "ok"), (0.3, "ok")]
+
+
 def test_an_error_of_its_own_is_raised_in_the_member_that_has_it():
     def solve(numbers):
         return [ValueError("mine") if number == 1 else number for number in numbers]
