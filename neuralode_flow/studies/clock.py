@@ -313,7 +313,9 @@ class Steps(Schedule):
         start = state if isinstance(state, Tensor) else flow.sample(state) if offers(flow, Samples) else state
         assert isinstance(start, Tensor)
         noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
-        return start + torch.finfo(start.dtype).eps * start.abs().max() * noise.to(start)
+        # W = 0 has none; that of z = I is meant.
+        size = start.abs().max() if bool(start.any()) else 1.0
+        return start + torch.finfo(start.dtype).eps * size * noise.to(start)
 
     def _measured(self, path: Trajectory, other: Trajectory) -> Trajectory:
         """A path with its distance from another, which may not have come as far."""

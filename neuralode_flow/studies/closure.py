@@ -17,6 +17,7 @@ from ..flows.factorization import FactorizationFlow
 from ..intrinsic import Rank, RecoveredFlow, Report, count_laws, report
 from ..intrinsic.systems import System
 from ..intrinsic.systems.base import check_system, closed_velocity_error
+from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, time
@@ -169,22 +170,30 @@ def _errors(dataset: xr.Dataset, checks: Mapping[str, float]) -> dict[str, float
     """What must stay below the bound: the distance of the closed flow, the drift of the laws, further identities."""
     errors = {}
     if "distance_closed" in dataset:
-        errors[f"z against {dataset.attrs['route']}"] = float(dataset.distance_closed.max())
+        errors[f"z against {dataset.attrs['route']}"] = float(dataset.distance_closed.max(skipna=False))
     return errors | {"drift of the conservation laws": float(dataset.law_drift.max())} | dict(checks)
+
+
+def _compared(dataset: xr.Dataset) -> float:
+    """Until when there are all flows that are compared."""
+    distances = [dataset[name].values for name in dataset.data_vars if str(name).startswith("distance_")]
+    there = np.all(np.isfinite([np.zeros(len(dataset.time)), *distances]), axis=0)
+    return float(dataset.time[there][-1])
 
 
 def _control_left(dataset: xr.Dataset) -> float | None:
     """By which part of ‖z‖ the control is left."""
     if "distance_control" not in dataset:
         return None
-    return float(dataset.distance_control.max()) / float(np.linalg.norm(dataset.z, axis=1).max())
+    return float(dataset.distance_control.max(skipna=False)) / float(np.linalg.norm(dataset.z, axis=1).max())
 
 
 def _status(path: Trajectory, beside: Mapping[str, Trajectory]) -> str:
     """Why the first flow did not run to the last time, or to where the comparison must end; "ok" if all did."""
-    if path.ending not in ("ok", "event"):
+    if path.ending not in (*REACHED, "event"):
         return path.status
-    return next((other.status for other in beside.values() if other.ending != "ok"), "ok")
+    early = (f"z of the {name} flow: {other.status}" for name, other in beside.items() if other.ending not in REACHED)
+    return next(early, "ok")
 
 
 def _finding(
@@ -216,6 +225,7 @@ def _finding(
             "law_drift": float(dataset.law_drift.max()),
             "control_left": left,
             "reached_time": float(dataset.time[-1]),
+            "compared_time": _compared(dataset),
             "ended_by": until,
             "loss": float(dataset.loss[-1]),
             "dimension": criteria.found.dimension,
@@ -229,7 +239,7 @@ def _finding(
 
 def _verdict(finding: Finding, wrong: list[str]) -> str:
     numbers, errors = finding.numbers, finding.numbers["errors"]
-    check, last = next(iter(errors)), numbers["reached_time"]
+    check, last = next(iter(errors)), numbers["compared_time"]
     until = f" (then comes {numbers['ended_by']})" if numbers["ended_by"] else ""
     sentences = [
         f"{sentence(check)}: {errors[check]:.1e} over t in [0, {last:.3g}]{until} ({finding.checks[0].said_bound}).",
@@ -243,7 +253,11 @@ def _verdict(finding: Finding, wrong: list[str]) -> str:
         worst = max(errors, key=lambda name: errors[name] if name != check else -1.0)
         sentences.append(f"Of the other identities the worst is: {worst}, {errors[worst]:.1e}.")
     sentences += [f"{sentence(words)}." for words in wrong]
-    return f"{'' if finding.passed else 'NOT as theory says. '}{' '.join(sentences)}"
+    if finding.status != "ok":
+        sentences.insert(0, f"{sentence(finding.status)}.")
+    elif not finding.passed:
+        sentences.insert(0, "NOT as theory says.")
+    return " ".join(sentences)
 
 
 def _plain(text: str) -> Any:

@@ -337,6 +337,12 @@ def _status(dataset: xr.Dataset, square: Square, orders: Sequence[Order]) -> str
     broken = [f"{name}: {status}" for name, status in statuses if status != "ok"]
     if broken:
         return f"{len(broken)} of {len(statuses)} finite networks stopped early; {broken[0]}"
+    if square.broken:
+        L, status = next(iter(square.broken.items()))
+        return (
+            f"{len(square.broken)} of {len(square.depths)} exactly relaxed balanced networks, or their intrinsic "
+            f"flows, stopped early; L = {L}: {status}"
+        )
     if contradiction := _contradiction(orders):
         return contradiction
     if _unbalanced(dataset) or not dataset.attrs["decided"] or dataset.attrs["intrinsic_gap"] <= COARSE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checks import count, positive, real
 from ..depth import DepthSolver
 from ..depth.grid import sample
-from ..finding import Check, Claim, Finding
+from ..finding import Check, Claim, Finding, sentence
 from ..flows.base import Flow
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -37,7 +37,8 @@ from ..kernels import DividedDifference, LogMean
 from ..matrices import inverse
 from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
-from ..time.trajectory import at_times
+from ..time.endings import REACHED
+from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, axis, time
 from .base import STUDIES, AnyClock, Progress, Start, Study
 
@@ -154,24 +155,28 @@ def _how(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> dict[str, Any
 
 def _followed(clock: AnyClock, name: str, family: _Family) -> _Found:
     path = clock.run(family.flow, family.states, name)
+    closed = [
+        clock.by_z(flow, path.z[0, k], other, f"{name}-closed-{k}")
+        for k, (flow, other) in enumerate(family.closed or [])
+    ]
     z = at_times(path, clock.times).double().cpu()
+    early = [own.status for own in (path, *closed) if own.ending not in REACHED]
     verdicts = [family.criterion(state) for state in family.states]
     return _Found(
         z=z.numpy(),
-        distance_closed=_from_closed(clock, name, family, z).numpy(),
+        distance_closed=_distances(clock, closed, z).numpy(),
         law_drift=float(path.drift.max()),
         law_holds=path.stats.get("law_in_steps", True),
         metric=[str(verdict) for verdict, _ in verdicts],
         metric_change=[change for _, change in verdicts],
-        status="ok" if path.ending == "ok" else path.status,
+        status=early[0] if early else "ok",
     )
 
 
-def _from_closed(clock: AnyClock, name: str, family: _Family, z: Tensor) -> Tensor:
+def _distances(clock: AnyClock, closed: Sequence[Trajectory], z: Tensor) -> Tensor:
     """Distance of each start from its closed flow, (T, n); NaN where there is none."""
     gap = torch.full(z.shape[:2], torch.nan, dtype=torch.float64)
-    for k, (flow, other) in enumerate(family.closed or []):
-        path = clock.by_z(flow, z[0, k], other, f"{name}-closed-{k}")
+    for k, path in enumerate(closed):
         gap[:, k] = torch.linalg.matrix_norm(at_times(path, clock.times).cpu() - z[:, k])
     return gap
 
@@ -294,7 +299,7 @@ def _dataset(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> xr.Datase
 
 
 def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
-    spread, change = dataset.spread.max("time"), dataset.metric_change
+    spread, change = dataset.spread.max("time", skipna=False), dataset.metric_change
     limit = {name: float(spread.sel(family=name, depth=0)) for name in FAMILIES}
     verdicts = {name: dataset.metric.sel(family=name).values for name in FAMILIES}
     law_drift, attrs = float(dataset.law_drift.max()), dataset.attrs
@@ -305,14 +310,14 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
         study="initialisations",
         problem=title,
         status=status,
-        verdict=_verdict(dataset),
+        verdict=_verdict(dataset) if status == "ok" else f"{sentence(status)}. {_verdict(dataset)}",
         claim=Claim(
             "at infinite depth relaxed balanced starts with one z₀ share a curve, others do not", measured=limit
         ),
         checks=(
             Check(
                 f"z of each relaxed balanced start against {other}",
-                float(dataset.distance_closed.max()),
+                _from_closed(dataset),
                 bound,
                 "sup over starts, layers and t, Frobenius norm",
             ),
@@ -340,6 +345,11 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
     )
 
 
+def _from_closed(dataset: xr.Dataset) -> float:
+    """The largest distance of a relaxed balanced start from its closed flow; NaN if not all came to the last time."""
+    return float(dataset.distance_closed.sel(family=_BALANCED).max(skipna=False))
+
+
 def _misjudged(verdicts: dict[str, np.ndarray]) -> float:
     """On how many starts criterion B was asked and is wrong or undecided."""
     wanted = {name: [str(name in _BALANCED), NOT_ASKED] for name in verdicts}
@@ -347,14 +357,15 @@ def _misjudged(verdicts: dict[str, np.ndarray]) -> float:
 
 
 def _verdict(dataset: xr.Dataset) -> str:
-    spread, limit = dataset.spread.max("time"), {"depth": 0}
-    closed = float(dataset.distance_closed.max())
-    balanced = max(float(spread.sel(family=name, **limit)) for name in _BALANCED)
+    spread, limit = dataset.spread.max("time", skipna=False), {"depth": 0}
+    closed = _from_closed(dataset)
+    balanced = float(spread.sel(family=_BALANCED, **limit).max(skipna=False))
     finite = [depth for depth in dataset.depth.values.tolist() if depth]
     own = ", ".join(f"{float(spread.sel(family='any_shift', depth=L)):.1e} at L = {L}" for L in finite)
     said = {name: sorted({*dataset.metric.sel(family=name).values.flat} - {NOT_ASKED}) for name in FAMILIES}
     others, one = (
-        float(values.max()) for values in (spread.sel(family="detour", **limit), spread.sel(family="one_shift"))
+        float(values.max(skipna=False))
+        for values in (spread.sel(family="detour", **limit), spread.sel(family="one_shift"))
     )
     if not dataset.attrs["decided"]:
         return (

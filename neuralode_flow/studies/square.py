@@ -81,6 +81,8 @@ class Square:
     ----------
     sides : (depths, 2)
         The left and the bottom one.
+    broken : dict
+        Why those of a depth did not come to the last time, by depth.
     """
 
     reference: Reference
@@ -88,6 +90,7 @@ class Square:
     layers: list[str]
     networks: dict[tuple[str, int], Network]
     sides: np.ndarray
+    broken: dict[int, str]
 
     def table(self, name: str) -> np.ndarray:
         """An attribute of all networks, `(rule, depth, …)`."""
@@ -169,7 +172,8 @@ def _squares(posed: list[_Posed]) -> list[Square]:
             depths,
             layers,
             {key: edges[key][i] for key in flows},
-            np.array([edges[key][i] for key in sides]),
+            np.array([edges[key][i][0] for key in sides]),
+            {L: edges[key][i][1] for key, L in sides.items() if edges[key][i][1]},
         )
         for i, (own, states, path, intrinsic) in enumerate(
             zip(posed, right.states.unbind(1), right.paths.each, right.intrinsic.each, strict=True)
@@ -443,8 +447,10 @@ def _arrays(values: Tensor, members: int) -> list[np.ndarray]:
     return [own.cpu().numpy().copy() for own in values.unbind(members)]
 
 
-def _side_edges(right: _Right, clock: AnyClock, L: int) -> list[tuple[float, float]]:
+def _side_edges(right: _Right, clock: AnyClock, L: int) -> list[tuple[tuple[float, float], str]]:
     """Left and bottom edges at depth L: exactly relaxed balanced Euler networks, their intrinsic flows, and the limit.
+
+    And why they did not come to the last time, "" where they did.
 
     A network has the λ_k = λ(s_k)/L² of the continuous model, s_k = k/L. In steps another one with these and frames at
     random stands for the intrinsic flow.
@@ -464,5 +470,6 @@ def _side_edges(right: _Right, clock: AnyClock, L: int) -> list[tuple[float, flo
     closed = _by_z(clock, limits, z0, turned, f"square-{L}-intrinsic")
     z = closed.column("z")
     left, bottom = distances(networks.column("z"), z), distances(z, right.intrinsic.column("z"))
-    whole = [one and other for one, other in zip(networks.reached, closed.reached, strict=True)]
-    return [own if fine else (np.nan, np.nan) for own, fine in zip(zip(left, bottom, strict=True), whole, strict=True)]
+    broken = [one or other for one, other in zip(networks.broken, closed.broken, strict=True)]
+    edges = zip(left, bottom, strict=True)
+    return [((np.nan, np.nan) if end else edge, end) for edge, end in zip(edges, broken, strict=True)]

@@ -336,6 +336,11 @@ class Paths:
         """Which members have come to the last time with numbers to trust; their target may be out of reach."""
         return self._told(lambda path: [True] * path.loss.shape[1], lambda path: path.ending in REACHED)
 
+    @property
+    def broken(self) -> list[str]:
+        """Why members have not come to the last time; "" of those that have."""
+        return ["" if reached else status for reached, status in zip(self.reached, self.statuses, strict=True)]
+
     def _told(self, batch: Callable[[Trajectory], list[Any]], alone: Callable[[Trajectory], Any]) -> list[Any]:
         told: list[Any] = [None] * self._number
         for rows, path, gathered in self._pieces:

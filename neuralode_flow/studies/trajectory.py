@@ -27,7 +27,7 @@ from ..registry import Registry
 from ..signatures import Layers, Positive, known
 from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.progress import Progress as Where
-from ..time.trajectory import Trajectory, at_times
+from ..time.trajectory import Trajectory, at_times, common_times
 from .axes import arranged, time
 from .base import STUDIES, AnyClock, Progress, Start, Study
 from .heldout import LONG_NAME, along, numbers, verdict
@@ -124,7 +124,8 @@ def run(
         adapt=adapt and model == "continuous",
         estimate=estimate,
     )
-    dataset = _dataset(clock, model, path, _limit(problem, solver, clock, path))
+    limit = _limit(problem, solver, clock, path)
+    dataset = _dataset(clock, model, path, limit)
     if problem.held_out is not None:
         dataset["loss_held_out"] = (dataset.loss.dims, along(problem.held_out, path.z), {"long_name": LONG_NAME})
     if model == "intrinsic":
@@ -133,7 +134,7 @@ def run(
         dataset = dataset.merge(
             weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else solver.grid.nodes)
         )
-    return _finding(dataset, clock, path, problem.title).attached(dataset)
+    return _finding(dataset, clock, path, limit, problem.title).attached(dataset)
 
 
 def trained(
@@ -181,16 +182,24 @@ def _all_weights(path: Trajectory) -> Tensor:
     return torch.cat((path.observed, last.unsqueeze(0)))
 
 
-def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory) -> np.ndarray:
-    """What z₀ decides at infinite depth, at the same times; NaN where it was not reached, or there is no such thing."""
+def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory) -> Trajectory | None:
+    """What z₀ decides at infinite depth, until the same time; None where there is no such thing."""
     if path.z.ndim != 3 or not clock.decides(path.z[0]):
-        return np.full(path.z.shape, np.nan)
+        return None
     flow, z0 = ContinuousFlow(solver.grid, problem.loss, solver), path.z[0]
     # One that has not ended may go on, and then the limit is that at other times.
     unsaved = {} if path.ending in (*REACHED, *EVENTS_ASKED) else {"checkpoint": None}
     closed = IntrinsicFlow(problem.loss, LogMean())
-    limit = clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
-    return at_times(limit, path.times).cpu().numpy()
+    return clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
+
+
+def _missing(clock: AnyClock, path: Trajectory, limit: Trajectory | None) -> list[str]:
+    """What is to be said of a limit that did not come as far as the run, or not with numbers to trust."""
+    if limit is None or limit.ending in REACHED:
+        return []
+    known, what = common_times(limit.times, path.times), "infinite depth" if clock.in_steps else "the intrinsic limit"
+    until = f" is known up to t = {float(path.times[known - 1]):.6g} only" if known < len(path.times) else ""
+    return [f"{what}{until}: {limit.status}"]
 
 
 LONG_NAMES = {
@@ -213,8 +222,9 @@ MOVED_LAW = {"drift": "change of what gradient flow conserves, which steps of th
 ERRORS = ("distance_from_limit", "time_error", "depth_error", "drift")
 
 
-def _dataset(clock: AnyClock, model: str, path: Trajectory, limit: np.ndarray) -> xr.Dataset:
+def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory | None) -> xr.Dataset:
     z = path.z.cpu().numpy()
+    limit = np.full(z.shape, np.nan) if beside is None else at_times(beside, path.times).cpu().numpy()
     members = [f"member_{i}" for i in range(z.ndim - 3)]
     matrix, scalar = ("time", *members, "row", "column"), ("time", *members)
     variables: dict[str, tuple[Any, Any]] = {
@@ -241,8 +251,9 @@ def _dataset(clock: AnyClock, model: str, path: Trajectory, limit: np.ndarray) -
     )
 
 
-def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, problem: str) -> Finding:
-    fine, attrs = path.ending in (*REACHED, *EVENTS_ASKED), dataset.attrs
+def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Trajectory | None, problem: str) -> Finding:
+    attrs, missing = dataset.attrs, _missing(clock, path, limit)
+    stopped = [] if path.ending in (*REACHED, *EVENTS_ASKED) else [path.status]
     names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
     norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
@@ -251,8 +262,8 @@ def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, problem: st
     return Finding(
         study="trajectory",
         problem=problem,
-        status="ok" if fine else path.status,
-        verdict=_verdict(dataset),
+        status="; ".join([*stopped, *missing]) or "ok",
+        verdict=" ".join([_verdict(dataset), *(f"{sentence(why)}." for why in missing)]),
         checks=tuple(
             Check(dataset[name].attrs["long_name"], error, norm=norms[name]) for name, error in largest.items()
         ),

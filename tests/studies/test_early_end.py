@@ -1,11 +1,16 @@
 """Runs that a budget ends between two output times: what stands at a time is the number of that time, or NaN."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from cases import positive_matrix, randn
+from small import clock
 
 import neuralode_flow as nf
+from neuralode_flow.problems import PROBLEMS
+from neuralode_flow.studies.convergence import run
 from neuralode_flow.time.trajectory import at_times, common_times
 
 # Of each study: settings, and budgets that end some of what it integrates, between two output times.
@@ -37,6 +42,61 @@ def test_what_stands_at_a_time_is_of_that_time(study):
                 assert np.nanmax(off, initial=0) < 1e-5, name
                 unknown |= bool(np.isnan(off).any())
         assert unknown
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        (
+            {"study.estimate": False, "time.max_evaluations": 120},
+            "the intrinsic limit is known up to t = 0.5 only: the",
+        ),
+        ({"problem.scale": 8, "time": "descent", "time.rate": 1, "time.horizon": 40}, "infinite depth: the depth grid"),
+    ],
+    ids=["flow", "steps"],
+)
+def test_a_limit_that_does_not_come_as_far_is_said(settings, known):
+    network = {"problem": "teacher", "problem.dimension": 2, "study.model": "finite", "study.network_depth": 1}
+    found = nf.run("trajectory", network | {"time.samples": 5} | settings).finding
+    assert found.status.startswith(known)
+    assert known[1:] in found.verdict
+    assert not found.passed
+
+
+def test_side_edges_that_end_early_are_said():
+    def stopping(flow, *args, **kwargs):
+        kernel = getattr(flow, "kernel", None)
+        budget = {"max_evaluations": 30} if isinstance(kernel, nf.DividedDifference) and len(kernel.shifts) == 4 else {}
+        return nf.integrate(flow, *args, **kwargs, **budget)
+
+    problem = PROBLEMS["teacher"](dimension=2)
+    given = {"problem": problem, "initial": nf.balanced(problem.z0), "solver": nf.Collocation(nf.DepthGrid.gauss(2, 8))}
+    dataset = run(**given, clock=replace(clock(1.0, 3), carried_out=stopping), depths=[2, 4], layers=["euler"])
+    said = "1 of 2 exactly relaxed balanced networks, or their intrinsic flows, stopped early; L = 4: the budget of 30"
+    assert dataset.status.startswith(said)
+    assert np.isnan(dataset.error_finite_square.sel(depth=4))
+    assert np.isfinite(dataset.error_finite_square.sel(depth=2))
+
+
+def test_comparisons_of_starts_that_end_early_do_not_hold():
+    settings, _ = CASES["initialisations"]
+    found = nf.run("initialisations", settings | {"time.max_evaluations": 150}).finding
+    assert found.verdict.startswith("The budget of 150 velocity evaluations was used up at t = ")
+    assert [check.holds for check in found.checks[:3]] == [False] * 3
+    assert np.isnan([check.error for check in found.checks[:3]]).all()
+
+
+def test_a_closed_flow_that_ends_early_is_said_and_contradicts_nothing():
+    found = nf.run("single_neuron", {"time.max_evaluations": 300}).finding
+    assert found.verdict.startswith("The budget of 300 velocity evaluations was used up")
+    assert "NOT as theory says" not in found.verdict
+    cut = nf.run("single_neuron", {"time.max_evaluations": 750})
+    known = np.isfinite(cut.dataset.distance_closed)
+    assert not known.all()
+    assert cut.finding.status.startswith("z of the closed flow: the budget of 750")
+    assert np.isnan(cut.finding.checks[0].error)
+    assert cut.finding.numbers["compared_time"] == float(cut.dataset.time[known.values][-1])
+    assert f"over t in [0, {cut.finding.numbers['compared_time']:.3g}]" in cut.finding.verdict
 
 
 def test_a_column_at_the_times_asked_for_has_no_end_between_them():

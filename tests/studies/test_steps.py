@@ -99,6 +99,21 @@ def test_one_rounding_of_the_start_is_measured():
     assert "time_error" not in off
 
 
+def test_a_rounding_of_weights_that_are_zero_is_that_of_the_identity():
+    settings = {
+        "problem": "linnerud",
+        "time": "descent",
+        "time.rule": "normalised",
+        "time.rate": 0.1,
+        "time.samples": 5,
+    }
+    zero, other = (
+        nf.run("trajectory", settings | {"time.horizon": 20, "initial": initial}).dataset.time_error.max()
+        for initial in ("identity", "relaxed_balanced")
+    )
+    assert other / 30 < zero < 30 * other
+
+
 def test_the_law_is_that_of_the_steps_where_it_is_known():
     for rule in ("gd", "heavy_ball", "weight_decay"):
         known = Finding.of(trajectory("finite", rule=rule)[0]).checks[-1]
