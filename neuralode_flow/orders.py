@@ -102,12 +102,12 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
     # With two standard errors of a slope on top.
     last = float((_slopes(*logs) + 2 * np.hypot(s[1:], s[:-1]) / _steps(logs[0]))[-2:].max())
     if len(part) < LEAST_POINTS:
-        return _undecided("no three errors at the finest depths lie on a line")._replace(last=last)
+        return _undecided("no three errors at the fine end lie on a line")._replace(last=last)
     log_L, log_e = (log[part] for log in logs)
     x = log_L - log_L.mean()
     value = -float(x @ log_e / (x @ x))
     if value < FLAT:
-        return _undecided(f"the errors do not fall from L = {L[part[0]]:g} on", falls=False)
+        return _undecided(f"the errors do not fall from {L[part[0]]:g} on", falls=False)
     return Order(value, float(np.ptp(_slopes(log_L, log_e))) / 2, len(part), last=last)
 
 

@@ -22,7 +22,8 @@ def depth_heatmap(dataset: xr.Dataset) -> dict[str, Figure]:
     left.set_xlabel("iteration")
     left.set_ylabel("layers $L$")
     figure.colorbar(image, ax=left, label=r"$\log_{10}$ of the error of $W$")
-    for step, shade in zip((1, len(steps) // 2, len(steps)), style.fade(3), strict=True):
+    shown = sorted({1, max(1, len(steps) // 2), len(steps)})
+    for step, shade in zip(shown, style.fade(len(shown)), strict=True):
         right.plot(depths, distance[:, step - 1], "o-", color=shade, label=f"iteration {step}")
     right.set_yscale("log")
     style.order_triangle(right, depths, distance.T, -1.0, "1")

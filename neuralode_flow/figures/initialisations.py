@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -12,6 +14,7 @@ from . import style
 from .base import FIGURES, FigureSet
 
 _COLOURS = {"one_shift": style.BLUE, "any_shift": style.GREEN, "detour": style.VERMILION}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 3)))
 _LABELS = {"one_shift": "relaxed balanced, one λ", "any_shift": "relaxed balanced, any λ", "detour": "others"}
 
 
@@ -64,19 +67,19 @@ def _spread(dataset: xr.Dataset) -> Figure:
     figure, (axes,) = style.blank(
         f"{style.problem(dataset)}\nLargest Frobenius distance between two starts of a family"
     )
-    dashes = dict(zip(depths, ["-", (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))], strict=False)) | {0: ":"}
+    finite = [depth for depth in depths if depth]
+    more = [(0, (i, 1, 1, 1)) for i in range(4, len(finite))]
+    dashes: dict[int, Any] = {0: ":"} | dict(zip(finite, [*_DASHES, *more], strict=False))
     for name in dataset["family"].values.tolist():
         for depth in depths:
             values = style.positive(dataset["spread"].sel(family=name, depth=depth).values)
-            look = {"color": _COLOURS[name], "ls": dashes.get(depth, "-")}
+            look = {"color": _COLOURS[name], "ls": dashes[depth]}
             axes.plot(times, values, **look, gid=f"{_LABELS[name]}\n{_depth_label(depth)}")
     axes.set_yscale("log")
     axes.set_xlabel("training time $t$")
     axes.set_ylabel("spread of $z$ (0: one curve)")
     colours = [Line2D([], [], color=colour, label=_LABELS[name]) for name, colour in _COLOURS.items()]
-    depth_marks = [
-        Line2D([], [], color=style.BLACK, ls=dashes.get(depth, "-"), label=_depth_label(depth)) for depth in depths
-    ]
+    depth_marks = [Line2D([], [], color=style.BLACK, ls=dashes[depth], label=_depth_label(depth)) for depth in depths]
     style.legend_below(figure, *colours, *depth_marks)
     return figure
 

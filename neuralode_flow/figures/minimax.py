@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -9,7 +11,7 @@ from . import style
 from .base import FIGURES, FigureSet
 
 _EQUATIONS = {"instruments": (style.BLUE, "instruments"), "policy": (style.VERMILION, "policy evaluation")}
-_PENALTIES = (style.GREEN, style.PURPLE, style.ORANGE)
+_PENALTIES = (style.GREEN, style.PURPLE, style.ORANGE, style.SKY, style.BLACK)  # and again from the first
 _LAWS = {"symmetric": "o-", "skew": "s--"}
 
 
@@ -52,7 +54,7 @@ def _average(dataset: xr.Dataset) -> Figure:
         for scale, colour in zip(scales, style.fade(len(scales)), strict=True):
             plain = one["dual"].isel(penalty=0).sel(scale=scale).values
             axes.plot(horizons, plain, "o-", color=colour, label=rf"$E g^2$, $\alpha$ = {scale}")
-        for penalty, paint in zip(one["penalty"].values[1:], _PENALTIES, strict=False):
+        for penalty, paint in zip(one["penalty"].values[1:], cycle(_PENALTIES), strict=False):
             last = one["residual"].sel(penalty=penalty).isel(scale=-1).values
             axes.plot(horizons, last, color=paint, label=rf"residual, $\lambda$ = {penalty:g}, $\alpha$ = ∞")
             axes.axhline(float(one["floor"].sel(penalty=penalty)), color=paint, ls=(0, (3, 1.5)), lw=0.8)
