@@ -102,15 +102,24 @@ def depth_criterion(grid: DepthGrid, W: Tensor, modes: int = 4) -> DepthCriterio
     keep, rank = Measured(moved, torch.finfo(W.dtype).eps * moved.abs()).null_space()
     weights = grid.weights.to(W)[:, None, None]
     v = _combined(keep, variations)
+    if len(v) == 0:  # d = 1: nothing keeps the number z, and nothing objects
+        M, _ = _metric_and_change(grid, W, variations)
+        scale = float(torch.linalg.vector_norm(M)) / max(_norm(grid, W), 1.0)
+        return DepthCriterion(True if rank.decided else UNDECIDED, 0.0, scale, replace(rank, rank=0), 0.0)
     R = torch.linalg.qr((v * weights.sqrt()).reshape(len(v), -1).mT, mode="r").R
     v = _combined(keep @ torch.linalg.inv(R), variations)  # now the combinations are orthonormal in L²
     M, change = _metric_and_change(grid, W, v)
     size = float(torch.linalg.svdvals(change.reshape(len(change), -1))[0])
-    norm = float((W.square() * weights).sum().sqrt())
+    norm = _norm(grid, W)
     scale = float(torch.linalg.vector_norm(M)) / max(norm, 1.0)
     found = _entrywise(grid, W, v, M, change, norm)
     verdict = found.verdict if rank.decided else UNDECIDED
     return DepthCriterion(verdict, size, scale, replace(rank, rank=len(change)), found.relative)
+
+
+def _norm(grid: DepthGrid, W: Tensor) -> float:
+    """‖W‖ in L²."""
+    return float((W.square() * grid.weights.to(W)[:, None, None]).sum().sqrt())
 
 
 def _metric_and_change(grid: DepthGrid, W: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

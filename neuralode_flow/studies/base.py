@@ -20,7 +20,8 @@ from ..time.trajectory import Trajectory
 from .clock import AnyClock, Clock, Schedule, Start, Steps
 
 __all__ = [
-    "INPUTS", "STUDIES", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study", "summarise", "whole",
+    "INPUTS", "STUDIES", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study", "check_matrices",
+    "summarise", "whole",
 ]  # fmt: skip
 
 Progress = Callable[[float, str], None]
@@ -89,6 +90,12 @@ class Study:
         """The groups of the config that are read for its inputs; an initialisation starts from z₀ of the problem."""
         wanted = {*self.inputs.values(), *self.accepts}
         return wanted | {"problem"} if "initial" in wanted else wanted
+
+
+def check_matrices(problem: Problem, why: str) -> None:
+    """Raises ValueError of a problem in one dimension, and says why the study has nothing to show there."""
+    if problem.z0.shape[-1] == 1:
+        raise ValueError(f"problem={problem.name} has z of one number, {why}; take d = 2 or more")
 
 
 def whole(path: Trajectory, what: str) -> Trajectory:

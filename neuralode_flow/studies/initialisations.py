@@ -40,7 +40,7 @@ from ..signatures import Depths, Seed, at_least
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, axis, time
-from .base import STUDIES, AnyClock, Progress, Start, Study
+from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices
 
 # What the starts of a family have in common besides z₀.
 FAMILIES = {
@@ -129,6 +129,7 @@ def run(
     n = count("draws", draws, least=2)
     for L in depths:
         count("depths", L, least=2)
+    check_matrices(problem, "whose curve all starts share")
     sizes = {"twist": real("twist", twist), "shift": real("shift", shift), "detour": positive("detour", detour)}
     families: dict[tuple[str, int], _Family] = {}
     for depth in (*depths, 0):

@@ -27,7 +27,7 @@ from ..time.descend import descend
 from ..time.integrate import integrate
 from ..time.steprule import Fraction
 from .axes import arranged, axis, time
-from .base import STUDIES, Clock, Progress, Study, whole
+from .base import STUDIES, Clock, Progress, Study, check_matrices, whole
 from .heavyball import drive_misses, flow_misses, size, step_misses, walk
 
 STARTS = ("at rest", "moving")
@@ -92,6 +92,7 @@ def run(
     """
     if min(depths) < 2:
         raise ValueError(f"study.depths must be at least 2, where layers have neighbours, got {min(depths)}")
+    check_matrices(problem, "and what momentum keeps is the skew part of matrices")
     gaps = torch.diff(clock.times)
     if not torch.allclose(gaps, gaps[:1], rtol=1e-9, atol=0.0):
         raise ValueError("the output times of study=momentum must be equally far apart")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from cases import generator, randn, relaxed_profile
+from cases import generator, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
 from neuralode_flow.depth.grid import sample
@@ -314,3 +314,11 @@ def test_the_criterion_in_depth_wants_one_resolved_profile():
         depth_criterion(grid, torch.zeros(2, 12, 2, 2))
     with pytest.raises(ValueError, match="modes must be at least 1"):
         depth_criterion(grid, torch.zeros(12, 2, 2), modes=0)
+
+
+def test_nothing_objects_where_nothing_keeps_z():
+    grid = nf.DepthGrid.gauss(2, 8)
+    found = depth_criterion(grid, sample(smooth_profile(1, 3), grid.nodes))
+    assert found.metric is True
+    assert (found.size, found.relative, found.variations.rank) == (0.0, 0.0, 0)
+    assert found.scale > 0

@@ -62,6 +62,11 @@ def test_too_few_are_refused(options, message):
         STUDY.run(None, None, clock(), **options)
 
 
+def test_one_number_has_one_curve():
+    with pytest.raises(ValueError, match="z of one number, whose curve all starts share; take d = 2 or more"):
+        nf.run("initialisations", {"problem": "teacher", "problem.dimension": 1, "debug": "quick"})
+
+
 def test_a_wrong_number_of_laws_is_told(monkeypatch):
     from neuralode_flow.studies import conservation_laws
 

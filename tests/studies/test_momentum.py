@@ -116,6 +116,8 @@ def test_what_hardly_moves_is_told():
 def test_settings_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         found(**options)
+    with pytest.raises(ValueError, match="z of one number, and what momentum keeps is the skew part of matrices; take"):
+        nf.run("momentum", {"problem": "teacher", "problem.dimension": 1, "time.samples": 5})
 
 
 def test_runs_that_cannot_end_say_why():
