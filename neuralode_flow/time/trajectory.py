@@ -294,7 +294,8 @@ def _barycentric(s: Tensor) -> Tensor:
     return torch.where((distance == 0).any(-1, keepdim=True), (distance == 0).to(values), values)
 
 
-_ROUNDED = 1e-12  # relative; no step is as short
+# Relative: as near to a time as a multiple of a rate of ten digits is to the one that is meant; no step is as short.
+_ROUNDED = 2e-9
 
 
 def common_times(first: Tensor, second: Tensor) -> int:

@@ -99,6 +99,18 @@ def test_a_closed_flow_that_ends_early_is_said_and_contradicts_nothing():
     assert f"over t in [0, {cut.finding.numbers['compared_time']:.3g}]" in cut.finding.verdict
 
 
+@pytest.mark.parametrize("rate", [0.03333333333, 0.01428571429])
+def test_rates_of_ten_digits_leave_no_gaps(rate):
+    """They divide the distance of output times to ten digits, and steps end as near to these."""
+    settings = {"problem": "teacher", "problem.dimension": 2, "debug": "quick", "time": "descent", "time.rate": rate}
+    small = {"study.depths": [2], "study.draws": 2, "time.horizon": 1, "time.samples": 11}
+    whole = nf.run("initialisations", settings | small).dataset
+    assert np.isfinite(whole.spread).all()
+    square = nf.run("convergence", settings | {"study.depths": [4, 8, 16], "time.samples": 11, "time.horizon": 1})
+    for name in ("z_finite", "error_z", "error_grid", "error_time", "error_finite_square", "order"):
+        assert np.isfinite(square.dataset[name]).all(), name
+
+
 def test_a_column_at_the_times_asked_for_has_no_end_between_them():
     flow, times = nf.FiniteFlow(3, nf.Quadratic(positive_matrix(2, 1))), torch.linspace(0.0, 2.0, 5)
     start, options = 0.3 * randn(3, 2, 2, seed=2), {"observe": lambda i, state: state.sum(), "rtol": 1e-8}
