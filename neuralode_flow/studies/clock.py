@@ -83,6 +83,23 @@ class Schedule:
         """
         return solve([posed])[0]
 
+    def run(self, flow: Flow, state: Any, name: str, times: Tensor | None = None, **more: Any) -> Trajectory:
+        """One run of the study."""
+        raise NotImplementedError
+
+    def beside(self, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
+        """`run` for several members, from states `(members, …)`, each as it would be alone.
+
+        Of `observe` each has its own.
+        """
+        looks = more.pop("observe", None) or [None] * len(flows)
+        names = [name] if len(flows) == 1 else [f"{name}-{i}" for i in range(len(flows))]
+        paths = [
+            self.run(flow, state, own, **more, **({} if look is None else {"observe": look}))
+            for flow, state, own, look in zip(flows, states, names, looks, strict=True)
+        ]
+        return Paths.of(paths, self.times)
+
     def used_up(self) -> bool:
         """Whether the wall time of the whole run is over: for what is computed without an integration."""
         return self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds
@@ -123,15 +140,13 @@ class Clock(Schedule):
         return self.carried_out(flow, state, at, **{**self.options(name), **more})
 
     def beside(self, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
-        """`run` for several members, from states `(members, …)`: side by side, each as it would be alone.
-
-        Of `observe` each has its own.
-        """
-        own = more.pop("observe", None) or [None] * len(flows)
+        if len(flows) == 1 or self.checkpoints is not None:  # each is saved by itself
+            return super().beside(flows, states, name, **more)
+        looks = more.pop("observe", None) or [None] * len(flows)
         options = {**self.options(name), **more}
         calls = [
             Call(flow, state, self.times, options | {"observe": look})
-            for flow, state, look in zip(flows, states, own, strict=True)
+            for flow, state, look in zip(flows, states, looks, strict=True)
         ]
         return Paths(calls)
 

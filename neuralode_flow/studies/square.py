@@ -25,8 +25,7 @@ from ..orders import relative_noise
 from ..parallel import side_by_side
 from ..time.trajectory import Trajectory
 from .base import AnyClock, Progress, Start, whole
-from .clock import Clock
-from .together import Paths, flow_kind
+from .together import Paths, flow_kind, raise_any
 from .weights import MOST_NUMBERS, MOST_ROWS
 
 
@@ -186,12 +185,10 @@ def _network(posed: _Posed, layer: str, L: int) -> FiniteFlow:
 
 
 def _runs(clock: AnyClock, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
-    """A run of each member, from states `(members, …)`; of `observe` each has its own."""
-    if len(flows) > 1:
-        assert isinstance(clock, Clock)
-        return clock.beside(flows, states, name, **more)
-    more |= {key: own[0] for key, own in more.items() if key == "observe"}
-    return Paths.of(clock.run(flows[0], states[0], name, **more), clock.times)
+    """A run of each member, from states `(members, …)`."""
+    paths = clock.beside(flows, states, name, **more)
+    raise_any(paths.errors, len(flows))
+    return paths
 
 
 def _fits(right: _Right, depths: Sequence[int]) -> bool:
@@ -270,7 +267,10 @@ class _Kept:
 
 def _right_edges(posed: Sequence[_Posed], meter: _Meter) -> _Right:
     clock, flows = posed[0].clock, [own.flow for own in posed]
-    start = torch.stack([own.flow.sample(own.initial) for own in posed])
+    samples = [own.flow.sample(own.initial) for own in posed]
+    if len({(own.dtype, own.device) for own in samples}) > 1:
+        raise ValueError("squares that are solved side by side must have one dtype and device")
+    start = torch.stack(samples)
     keep = _Kept(meter, len(flows[0].grid) / len(clock.times))
     paths = _runs(clock, flows, start, "continuous", observe=[keep] * len(flows))
     _check_whole(paths, "continuous model")
@@ -287,13 +287,18 @@ def _by_z(clock: AnyClock, closed: Sequence[IntrinsicFlow], z0: Tensor, other: C
     """What z₀ alone decides: of the only member, as `clock` has it."""
     if len(closed) > 1:
         return _runs(clock, closed, z0, name)
-    return Paths.of(clock.by_z(closed[0], z0[0], other, name), clock.times)
+    return Paths.of([clock.by_z(closed[0], z0[0], other, name)], clock.times)
 
 
 def _check_whole(paths: Paths, what: str) -> None:
-    """Raises RuntimeError unless all paths reached the last time."""
-    for path in [] if all(paths.reached) else paths.each:
-        whole(path, what)
+    """Raises RuntimeError unless all paths reached the last time; of several members `SomeFailed`."""
+    errors: dict[int, Exception] = {}
+    for i, path in enumerate([] if all(paths.reached) else paths.each):
+        try:
+            whole(path, what)
+        except RuntimeError as error:
+            errors[i] = error
+    raise_any(errors, len(paths.reached))
 
 
 class _Beside:

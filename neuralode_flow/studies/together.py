@@ -82,6 +82,20 @@ def together(works: Sequence[Callable[[Company], Result]]) -> list[Result | Exce
     return [member.outcome() for member in members]
 
 
+class SomeFailed(Exception):
+    """What is raised by work for several members where it is known which of them fail, and by what."""
+
+    def __init__(self, errors: dict[int, Exception]) -> None:
+        super().__init__(f"{len(errors)} of several members failed; {next(iter(errors.values()))}")
+        self.errors = errors
+
+
+def raise_any(errors: dict[int, Exception], number: int) -> None:
+    """Raises the errors of members, by their number in a work for so many, if there are any; of one alone its own."""
+    if errors:
+        raise next(iter(errors.values())) if number == 1 else SomeFailed(errors)
+
+
 class _GivenUp(BaseException):
     """Ends the thread of a member."""
 
@@ -122,11 +136,21 @@ class _Member(Generic[Result]):
 
     def __call__(self, flow: Any, state: Any, times: Any, **options: Any) -> Trajectory:
         call = Call(flow, state, times, options)
-        return call.alone() if call.kind is None else self._asked(call)
+        return call.alone() if call.kind is None or not self._is_running() else self._asked(call)
 
     def solved(self, solve: Callable[[list[Any]], list[Any]], posed: Any, kind: Any) -> Any:
         """Its own of what is solved for all members that ask for the same kind."""
-        return self._asked(_Posed(solve, posed, ("posed", solve, kind)))
+        try:
+            hash(kind)
+        except TypeError as error:
+            raise TypeError(
+                f"kind must be hashable, to be compared with that of other members, got {kind!r}"
+            ) from error
+        return self._asked(_Posed(solve, posed, ("posed", solve, kind))) if self._is_running() else None
+
+    def _is_running(self) -> bool:
+        """Whether it is its thread that asks: what is solved for several members runs in another one."""
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
         self._answers.get()
@@ -166,14 +190,22 @@ class _Posed:
 
     @staticmethod
     def answers(asked: Sequence[_Posed]) -> list[Any]:
-        """Of each what is solved; None where it has to be alone: it is so itself, or all fail beside it."""
-        if len(asked) == 1:
-            return [None]
+        """Of each what is solved, or its error; None where it has to be alone: it is so, or all fail beside it."""
+        number = len(asked)
+        if number < 2:
+            return [None] * number
         try:
-            return asked[0].solve([one.posed for one in asked])
+            found = list(asked[0].solve([one.posed for one in asked]))
+        except SomeFailed as failed:
+            rest = [i for i in range(number) if i not in failed.errors]
+            answers = failed.errors | dict(zip(rest, _Posed.answers([asked[i] for i in rest]), strict=True))
+            return [answers[i] for i in range(number)]
         except Exception:  # some of them fail, or there is no room for as many
-            half = len(asked) // 2
+            half = number // 2
             return [*_Posed.answers(asked[:half]), *_Posed.answers(asked[half:])]
+        if len(found) != number:
+            return [ValueError(f"solve must give a result for each of {number} members, got {len(found)}")] * number
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,30 +298,44 @@ class Paths:
     calls : sequence of Call
         Those of one kind are gathered, else each is integrated alone.
 
-    Raises
-    ------
-    Exception
-        That of the first that raises.
+    Attributes
+    ----------
+    errors : dict
+        What members have raised, by their numbers; where there is something, the first is raised by all else.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            raise ValueError("there must be at least one run, got none")
         self._number, self._times = len(calls), calls[0].times
         kinds = {call.kind for call in calls}
         pieces = _pieces(calls) if len(kinds) == 1 and None not in kinds else [*map(_alone, calls, range(len(calls)))]
-        self._pieces = [(piece.rows, _raised(piece.found), piece.gathered) for piece in pieces]
+        self._fill(pieces)
 
     @classmethod
-    def of(cls, path: Trajectory, times: Tensor) -> Paths:
-        """That of one member, which asked for these times."""
+    def of(cls, paths: Sequence[Trajectory], times: Tensor) -> Paths:
+        """Those of members that were integrated one by one, and asked for these times."""
         own = cls.__new__(cls)
-        own._number, own._times, own._pieces = 1, times, [([0], path, False)]
+        own._number, own._times = len(paths), times
+        own._fill([_Piece([row], path) for row, path in enumerate(paths)])
         return own
+
+    def _fill(self, pieces: Sequence[_Piece]) -> None:
+        found = [(piece, piece.found) for piece in pieces]
+        self.errors = {piece.rows[0]: path for piece, path in found if isinstance(path, Exception)}
+        self._whole = [(piece.rows, path, piece.gathered) for piece, path in found if isinstance(path, Trajectory)]
+
+    @property
+    def _pieces(self) -> list[tuple[Sequence[int], Trajectory, bool]]:
+        if self.errors:
+            raise next(iter(self.errors.values()))
+        return self._whole
 
     @cached_property
     def each(self) -> list[Trajectory]:
         """The trajectory of every member, as if it had been alone."""
         found = {row: path for piece in self._pieces for row, path in _Piece(*piece).each()}
-        return [_raised(found[row]) for row in range(self._number)]
+        return [found[row] for row in range(self._number)]  # type: ignore[misc]
 
     def column(self, name: str) -> Tensor:
         """What a trajectory has for every output time, `(T, members, …)`; NaN after an early end."""
@@ -347,12 +393,6 @@ class Paths:
             for row, value in zip(rows, batch(path) if gathered else [alone(path)], strict=True):
                 told[row] = value
         return told
-
-
-def _raised(found: Trajectory | Exception) -> Trajectory:
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def _pieces(calls: Sequence[Call]) -> list[_Piece]:

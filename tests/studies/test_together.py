@@ -2,17 +2,20 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from cases import positive_matrix, randn, relaxed_profile
+from small import clock
 
 import neuralode_flow as nf
 from neuralode_flow.flows.polar import _orthogonal
 from neuralode_flow.studies import together as gathering
+from neuralode_flow.studies.clock import Steps
 from neuralode_flow.studies.square import _Beside
-from neuralode_flow.studies.together import Call, Paths, together
+from neuralode_flow.studies.together import Call, Paths, raise_any, together
 from neuralode_flow.time.resolution import allowed
 
 TIMES = torch.linspace(0.0, 1.0, 4)
@@ -230,6 +233,73 @@ def test_whatever_one_member_fails_by_the_others_do_not(error):
     assert found[2:] == [(0.2, "ok"), (0.3, "ok")]
 
 
+def test_who_is_known_to_fail_is_not_asked_again():
+    """A solve that says which members fail, and by what, is asked once more, for the others."""
+    solve = Squared()
+
+    def told(numbers):
+        raise_any({i: KeyError(number) for i, number in enumerate(numbers) if number > 100}, len(numbers))
+        return solve(numbers)
+
+    found = together([posed(told, number) for number in (1, 1000, 2, 3, 2000)])
+    assert [found[0], found[2], found[3]] == [1, 4, 9]
+    assert [str(found[1]), str(found[4])] == ["1000", "2000"]
+    assert solve.sizes == [3]
+    assert isinstance(together([posed(told, 1000), posed(told, 1)])[0], KeyError)
+    with pytest.raises(KeyError):
+        told([1000])
+
+
+def test_a_solve_may_run_what_it_is_given_one_by_one():
+    """It is not in the thread of a member, which waits for it."""
+    times = clock(1.0, 3)
+
+    def solve(members):
+        runs = [own.run(nf.FiniteFlow(2, nf.Quadratic(torch.eye(2))), state, "run") for state, own in members]
+        assert all(own.solved(lambda posed: posed, 5, "inner") == 5 for _, own in members)
+        return [run.z[-1] for run in runs]
+
+    def study(company, seed):
+        own = replace(times, carried_out=company)
+        state = 0.1 * randn(2, 2, 2, seed=seed)
+        return own.solved(solve, (state, own), "all"), solve([(state, times)])[0]
+
+    for found, alone in together([lambda company, seed=seed: study(company, seed) for seed in range(3)]):
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("results", [1, 4])
+def test_a_solve_with_another_number_of_results_is_said(results):
+    def solve(numbers):
+        return [0] * results
+
+    found = together([posed(solve, number) for number in range(3)])
+    assert {str(error) for error in found} == {f"solve must give a result for each of 3 members, got {results}"}
+
+
+def test_a_kind_that_cannot_be_compared_is_said():
+    found = together([posed(Squared(), 1, kind=["list"]), posed(Squared(), 2)])
+    assert str(found[0]) == "kind must be hashable, to be compared with that of other members, got ['list']"
+    assert found[1] == ("alone", 2)
+
+
+@pytest.mark.parametrize("kind", ["gathered", "saved", "steps"])
+def test_runs_beside_each_other_are_those_alone(kind, tmp_path):
+    given = clock(1.0, 3)
+    if kind == "saved":
+        given = replace(given, checkpoints=tmp_path)
+    if kind == "steps":
+        given = Steps(times=given.times, rule="gd", rate=0.1)
+    flows, starts = zip(*(flow_of("finite", nf.Quadratic(positive_matrix(3, seed)), seed) for seed in range(3)))
+    paths = given.beside(flows, torch.stack(starts), "name", observe=[lambda i, state: state.sum()] * 3)
+    assert paths.column("observed").shape == (3, 3)
+    for i, (flow, start) in enumerate(zip(flows, starts, strict=True)):
+        alone = given.run(flow, start, f"alone-{i}")
+        assert torch.equal(paths.column("z")[:, i], alone.z)
+    (single,) = given.beside(flows[:1], starts[0].unsqueeze(0), "single").each
+    assert torch.equal(single.z, paths.column("z")[:, 0])
+
+
 def test_an_error_of_its_own_is_raised_in_the_member_that_has_it():
     def solve(numbers):
         return [ValueError("mine") if number == 1 else number for number in numbers]
@@ -271,7 +341,7 @@ def test_paths_are_those_of_every_member(kind, sizes):
     assert_beside(Paths(calls), alone)
     assert sizes == [4]
     assert_beside(Paths(calls[:1]), alone[:1])
-    assert_beside(Paths.of(alone[2], TIMES), alone[2:3])
+    assert_beside(Paths.of(alone[2:3], TIMES), alone[2:3])
 
 
 def test_paths_of_which_some_end_early_are_filled_up(sizes):
@@ -289,8 +359,12 @@ def test_paths_of_several_kinds_are_integrated_one_by_one(sizes):
     paths = Paths(calls)
     assert sizes == []
     assert torch.equal(paths.column("z")[:, 1], calls[1].alone().z)
+    broken = Paths([*calls, Call(calls[0].flow, torch.eye(3), TIMES, ACCURATE)])
+    assert isinstance(broken.errors[2], ValueError)
     with pytest.raises(ValueError, match="state"):
-        Paths([*calls[:1], Call(calls[0].flow, torch.eye(3), TIMES, ACCURATE)])
+        broken.column("z")
+    with pytest.raises(ValueError, match="at least one run, got none"):
+        Paths([])
 
 
 @pytest.mark.parametrize("bump", [0.3, 30.0], ids=["resolved", "not resolved"])
