@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import parameters
-from ..time.endings import REACHED
+from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.trajectory import Trajectory
 from .clock import AnyClock, Clock, Schedule, Start, Steps
 
 __all__ = [
     "INPUTS", "STUDIES", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study", "check_matrices",
-    "summarise", "whole",
+    "stopped", "summarise", "whole",
 ]  # fmt: skip
 
 Progress = Callable[[float, str], None]
@@ -109,6 +109,14 @@ def whole(path: Trajectory, what: str) -> Trajectory:
     if path.ending not in REACHED:
         raise RuntimeError(f"the {what} could not be computed: {path.status}")
     return path
+
+
+def stopped(paths: Iterable[Trajectory]) -> str:
+    """The ending of the first path that came neither to the last time nor to an event asked for, "ok" if all did.
+
+    As `ending` of a summary it says whether the run can go on with another budget.
+    """
+    return next((path.ending for path in paths if path.ending not in (*REACHED, *EVENTS_ASKED)), "ok")
 
 
 STUDIES: Registry[Study] = Registry("study", __package__)

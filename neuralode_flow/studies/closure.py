@@ -21,7 +21,7 @@ from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, time
-from .base import STUDIES, Clock, Progress, Study
+from .base import STUDIES, Clock, Progress, Study, stopped
 
 # A control must be left by this part of ‖z‖.
 _LEFT = 0.01
@@ -227,6 +227,7 @@ def _finding(
             "reached_time": float(dataset.time[-1]),
             "compared_time": _compared(dataset),
             "ended_by": until,
+            "ending": stopped([path, *beside.values()]),
             "loss": float(dataset.loss[-1]),
             "dimension": criteria.found.dimension,
             **{name: _plain(str(value)) for name, value in told.items()},

@@ -40,7 +40,7 @@ from ..signatures import Depths, Seed, at_least
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory, at_times
 from .axes import arranged, axis, time
-from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices
+from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices, stopped
 
 # What the starts of a family have in common besides z₀.
 FAMILIES = {
@@ -79,6 +79,7 @@ class _Found:
     metric: list[str]
     metric_change: list[float]
     status: str
+    ending: str
 
 
 def run(
@@ -144,8 +145,9 @@ def run(
             progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
         found[name, depth] = _followed(clock, f"{name}-{depth}", family)
     dataset = _dataset(clock, found).assign_attrs(_how(clock, found))
-    status = next((family.status for family in reversed(found.values()) if family.status != "ok"), "ok")
-    return _finding(dataset, problem.title, status).attached(dataset)
+    early = next((family for family in reversed(found.values()) if family.status != "ok"), None)
+    status, ending = ("ok", "ok") if early is None else (early.status, early.ending)
+    return _finding(dataset, problem.title, status, ending).attached(dataset)
 
 
 def _how(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> dict[str, Any]:
@@ -161,7 +163,6 @@ def _followed(clock: AnyClock, name: str, family: _Family) -> _Found:
         for k, (flow, other) in enumerate(family.closed or [])
     ]
     z = at_times(path, clock.times).double().cpu()
-    early = [own.status for own in (path, *closed) if own.ending not in REACHED]
     verdicts = [family.criterion(state) for state in family.states]
     return _Found(
         z=z.numpy(),
@@ -170,7 +171,8 @@ def _followed(clock: AnyClock, name: str, family: _Family) -> _Found:
         law_holds=path.stats.get("law_in_steps", True),
         metric=[str(verdict) for verdict, _ in verdicts],
         metric_change=[change for _, change in verdicts],
-        status=early[0] if early else "ok",
+        status=next((own.status for own in (path, *closed) if own.ending not in REACHED), "ok"),
+        ending=stopped([path, *closed]),
     )
 
 
@@ -299,7 +301,7 @@ def _dataset(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> xr.Datase
     )
 
 
-def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
+def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Finding:
     spread, change = dataset.spread.max("time", skipna=False), dataset.metric_change
     limit = {name: float(spread.sel(family=name, depth=0)) for name in FAMILIES}
     verdicts = {name: dataset.metric.sel(family=name).values for name in FAMILIES}
@@ -342,6 +344,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             "metric_change_balanced": float(change.sel(family=_BALANCED).max()),
             "metric_change_others": float(change.sel(family="detour").min()),
             "law_drift": law_drift,
+            "ending": ending,
         },
     )
 

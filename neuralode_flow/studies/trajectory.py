@@ -269,6 +269,7 @@ def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Traj
         ),
         numbers={
             **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
+            **({"ending": limit.ending} if limit is not None and missing and not stopped else {}),
             "reached_time": float(dataset.time[-1]),
             "loss": float(dataset.loss.isel(time=-1).max()),
             "reference_error": largest["distance_from_limit"],

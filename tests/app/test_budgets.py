@@ -1,0 +1,35 @@
+"""A run that a budget has ended goes on with another one, by the same command."""
+
+import numpy as np
+import pytest
+
+import neuralode_flow as nf
+
+SMALL = {
+    "closure": (["system=balanced_two_layer", "time.samples=9"], 60),
+    "initialisations": (
+        ["problem=teacher", "problem.dimension=2", "debug=quick", "study.depths=[2]", "study.draws=2"],
+        100,
+    ),
+    "trajectory": (["problem=teacher", "problem.dimension=2", "time.samples=5"], 60),
+    "trajectory, limit": (
+        [
+            "problem=teacher", "problem.dimension=2", "time.samples=5", "study.estimate=false", "study.model=finite",
+            "study.network_depth=1",
+        ],
+        120,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_the_same_command_with_another_budget_goes_on(case, command):
+    settings, budget = SMALL[case]
+    line = [f"study={case.split(',')[0]}", *settings, "figures=none"]
+    assert command(*line, "resume=r", f"time.max_evaluations={budget}").status == 1
+    assert "budget" in nf.open("r").status
+    assert command(*line, "resume=r").status == 0
+    assert command(*line, "resume=whole").status == 0
+    found, whole = nf.open("r"), nf.open("whole")
+    assert found.status == "ok"
+    np.testing.assert_allclose(found.z, whole.z, rtol=1e-7, atol=1e-9)
