@@ -127,7 +127,8 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
     whole = ran & (dataset[STATUS].values == "ok")
     columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[whole].T, strict=True))
     means = {name: Statistic.of(values).mean for name, values in columns.items()}
-    mean = Finding.of_parts(_rebuilt(Finding.of(dataset).parts(), means))
+    common = Finding.of(dataset)
+    mean = replace(Finding.of_parts(_rebuilt(common.parts(), means)), checks=common.checks)
     statistics = _statistics(mean, columns)
     number, bounded = len(passed), any(check.bound is not None for check in mean.checks)
     verified = {

@@ -163,10 +163,10 @@ FIGURES.register(MEMBERS)(
         members,
         {
             "histograms": "How many members have found what.",
-            "bands": "Errors against the number of layers: the median over the members, the middle half, the range. "
-            "What is 0 has no place on the axis.",
-            "losses": "The loss along training: the median over the members, the middle half, the range. What is 0 has "
-            "no place on the axis.",
+            "bands": "Errors against the number of layers: the median over the members that have one, the middle half, "
+            "the range. What is 0 has no place on the axis.",
+            "losses": "The loss along training: the median over the members that have come so far, the middle half, "
+            "the range. What is 0 has no place on the axis.",
         },
     )
 )

@@ -313,6 +313,17 @@ def test_members_that_ended_early_are_in_no_mean_and_hold_nothing(study, workpla
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1 if uneven < 0 else np.nan, 2, 3])
 
 
+def test_where_no_member_ran_whole_nothing_holds():
+    given = {"study": {"draws": 2, "depths": [2]}, "time": {"samples": 3, "max_evaluations": 100}}
+    found = nf.run("initialisations", {"members": 2}, problem=TEACHER["problem"], **given).finding
+    assert found.verdict.startswith("0 of 2 members verified (not seed 0, seed 1).")
+    assert [check.said_outcome for check in found.checks][:3] == [
+        "bound 1e-08: fails", "bound 1e-08: fails", "at least 1e-08: fails"
+    ]  # fmt: skip
+    assert all(np.isnan(check.error) for check in found.checks)
+    assert (found.passed, found.record()["verified"]) == (False, 0)
+
+
 def test_where_no_check_has_a_bound_no_member_is_verified():
     found = nf.run("trajectory", {"members": 2, "time.samples": 3}, problem=TEACHER["problem"])
     assert found.finding.verdict == "2 of 2 members ran whole; none of their checks has a bound."
