@@ -25,7 +25,6 @@ from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
 from ..time.trajectory import common_times
 from .errors import first_line
-from .job import output_times
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, leaves, summed_up
@@ -47,7 +46,7 @@ One = Callable[[Job, Callable[[Any], Any]], xr.Dataset]
 Report = Callable[[float, str], None]
 
 
-def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
+def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> xr.Dataset:
     """What all members find, along the dimension `seed`, with what it comes to together.
 
     Parameters
@@ -55,6 +54,8 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
     job : Job
     one : callable
         one(job, changed) is what the study of a member finds, with what it takes in changed.
+    times : Tensor (T,)
+        Output times.
     folder : Path
         Where parts are saved; those that are there already are not computed again.
     report : callable
@@ -79,7 +80,7 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
         if seconds is not None and time.monotonic() - started >= seconds:
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        results.write(path, _computed(job, one, members).assign_attrs(of=_digest(job)))
+        results.write(path, _computed(job, one, members, times).assign_attrs(of=_digest(job)))
 
     missing = [*_missing(number, size, done)]
     finished = number - sum(map(len, missing))
@@ -141,11 +142,10 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
 # --- the members of a part ------------------------------------------------------------------------------------------
 
 
-def _computed(job: Job, one: One, members: range) -> xr.Dataset:
+def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
     """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
     # A problem that does not differ is one for all: then what trains on it is gathered, whatever its loss.
     shared: dict[str, Any] | None = None if "problem" in (job.ensemble.seeds if job.ensemble else ()) else {}
-    times = output_times(job.time)
     found = gathered([_work(job.member(i), one, shared) for i in members])
     rows = [_stated(job, dataset) for dataset in found]
     ran = {place: dataset for place, dataset in enumerate(found) if isinstance(dataset, xr.Dataset)}

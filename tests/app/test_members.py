@@ -351,6 +351,15 @@ def test_members_that_run_out_of_a_budget_have_nan_at_the_times_that_they_have_n
             np.testing.assert_array_equal(member[:reached], alone.loss[:reached])
 
 
+def test_members_that_meet_an_event_are_whole_and_have_nan_after_it():
+    given = {"members": 3, "time.samples": 5, "study.stop_loss": 1e-2}
+    found = nf.run("trajectory", given, problem=TEACHER["problem"])
+    assert found.finding.status == "ok"
+    assert found.dataset.ending.values.tolist() == ["loss", "loss", "ok"]
+    assert np.isfinite(found.dataset.loss).sum("time").values.tolist() == [2, 2, 5]
+    assert found.finding.record()["statistics"]["drift of the conservation law"]["members"] == 3
+
+
 def test_texts_that_members_differ_in_do_not_stand_for_all(workplace):
     given = {"problem": {**TEACHER["problem"], "scale": 2}, "time": {"horizon": 200, "samples": 3, "method": "auto"}}
     alone = [
