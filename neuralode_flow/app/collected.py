@@ -102,7 +102,8 @@ def collected(folder: Path) -> Collected:
         for member, own in found.items()
     ]
     datasets = {member: own.dataset for member, own in found.items() if own.dataset is not None}
-    return Collected(records, names, datasets, *joined(datasets, settings), twice)
+    statuses = {member: own.status for member, own in found.items()}
+    return Collected(records, names, datasets, *joined(datasets, settings, statuses), twice)
 
 
 def _copies(found: Mapping[str, Left], known: Collection[str]) -> dict[str, str]:

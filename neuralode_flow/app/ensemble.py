@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 from .. import results
 from ..finding import Finding
@@ -21,10 +23,11 @@ from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
+from ..time.trajectory import common_times
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, leaves, summed_up
+from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, leaves, summed_up
 
 DIMENSION = "seed"
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
@@ -43,7 +46,7 @@ One = Callable[[Job, Callable[[Any], Any]], xr.Dataset]
 Report = Callable[[float, str], None]
 
 
-def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
+def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> xr.Dataset:
     """What all members find, along the dimension `seed`, with what it comes to together.
 
     Parameters
@@ -51,6 +54,8 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
     job : Job
     one : callable
         one(job, changed) is what the study of a member finds, with what it takes in changed.
+    times : Tensor (T,)
+        Output times.
     folder : Path
         Where parts are saved; those that are there already are not computed again.
     report : callable
@@ -75,7 +80,7 @@ def solved(job: Job, one: One, folder: Path, report: Report) -> xr.Dataset:
         if seconds is not None and time.monotonic() - started >= seconds:
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        results.write(path, _computed(job, one, members).assign_attrs(of=_digest(job)))
+        results.write(path, _computed(job, one, members, times).assign_attrs(of=_digest(job)))
 
     missing = [*_missing(number, size, done)]
     finished = number - sum(map(len, missing))
@@ -137,38 +142,45 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
 # --- the members of a part ------------------------------------------------------------------------------------------
 
 
-def _computed(job: Job, one: One, members: range) -> xr.Dataset:
+def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
     """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
     # A problem that does not differ is one for all: then what trains on it is gathered, whatever its loss.
     shared: dict[str, Any] | None = None if "problem" in (job.ensemble.seeds if job.ensemble else ()) else {}
     found = gathered([_work(job.member(i), one, shared) for i in members])
-    whole = [(i, dataset) for i, dataset in zip(members, found, strict=True) if isinstance(dataset, xr.Dataset)]
     rows = [_stated(job, dataset) for dataset in found]
+    ran = {place: dataset for place, dataset in enumerate(found) if isinstance(dataset, xr.Dataset)}
+    datasets = [_at_output_times(_renamed(dataset), times) for dataset in ran.values()]
+    whole = [rows[place]["status"] == "ok" for place in ran]
+    first = datasets[_first(whole)] if datasets else xr.Dataset()
+    left_out = _left_out(first, len(job.ensemble or ()))
+    dropped = [*left_out, *_unused(first, left_out)]
+    first, own = first.drop_vars(dropped), [_with_attributes(dataset, dropped) for dataset in datasets]
+    places = [*ran]
+    del found, ran, datasets  # what is joined is let go
+    alike = _alike(job, [members[place] for place in places], own, whole, first.coords)
+    places, own, whole = [places[i] for i in alike], [own[i] for i in alike], [whole[i] for i in alike]
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
     numbers = np.array([[row["numbers"].get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), -1)
     stated = {
         STATUS: (DIMENSION, np.array([row["status"] for row in rows], dtype=object)),
         PASSED: (DIMENSION, np.array([row["passed"] for row in rows])),
-        RAN: (DIMENSION, np.array([isinstance(own, xr.Dataset) for own in found])),
+        RAN: (DIMENSION, np.isin(range(len(rows)), places)),
         PROBLEM: (DIMENSION, np.array([row["problem"] for row in rows], dtype=object)),
         NUMBERS: ((DIMENSION, NUMBER), numbers),
     }
     dataset = xr.Dataset(stated, {NUMBER: np.array(names, dtype=str)})
-    if not whole:
+    if not places:
         return dataset
-    first = _renamed(whole[0][1])
-    left_out = _left_out(first, len(job.ensemble or ()))
-    dropped = [*left_out, *_unused(first, left_out)]
-    first = first.drop_vars(dropped)
-    own = [_with_attributes(_renamed(dataset), dropped) for _, dataset in whole]
-    _check_shapes(job, [i for i, _ in whole], own, first.coords)
-    places, finding = [i - members.start for i, _ in whole], _finding(job, whole[0][1])
-    told = {name: (variable.dims, variable.attrs) for name, variable in own[0].items() if name not in first.coords}
-    del found, whole  # what is joined is let go
-    joined = {
-        name: ((DIMENSION, *dims), _rows([variables.pop(name).values for variables in own], places, len(rows)), said)
-        for name, (dims, said) in told.items()
-    }
+    joined = {}
+    for name in dict.fromkeys(name for variables in own for name in variables if name not in first.coords):
+        having = [
+            (place, variables.pop(name)) for place, variables in zip(places, own, strict=True) if name in variables
+        ]
+        values = _rows([variable.values for _, variable in having], [place for place, _ in having], len(rows))
+        joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
+    finding = Finding.of_parts(
+        agreed([rows[place]["parts"] for place, one in zip(places, whole, strict=True) if one or not any(whole)])
+    )
     attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
     return finding.attached(dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes))
@@ -195,15 +207,41 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     """What a member has found: how it ended, and its numbers by their places in its finding."""
     if isinstance(dataset, Exception):
         reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
-        return {"status": reason, "passed": False, "problem": "", "numbers": {}}
+        return {"status": reason, "passed": False, "problem": "", "parts": {}, "numbers": {}}
     parts = Finding.parts_in(dataset)
-    finding = _finding(job, dataset) if parts is None else Finding.of_parts(parts)
-    numbers = leaves(parts or finding.parts())
-    return {"status": finding.status, "passed": finding.passed, "problem": finding.problem, "numbers": numbers}
+    if parts is None:
+        parts = Finding.from_record(STUDIES[job.study.name].summarise(dataset)).parts()
+    finding = Finding.of_parts(parts)
+    passed = finding.passed and any(check.bound is not None for check in finding.checks)
+    stated = {"status": finding.status, "passed": passed, "problem": finding.problem}
+    return {**stated, "parts": parts, "numbers": leaves(parts)}
 
 
-def _finding(job: Job, dataset: xr.Dataset) -> Finding:
-    return Finding.of(dataset, None if Finding.stated(dataset) else STUDIES[job.study.name].summarise(dataset))
+def _at_output_times(dataset: xr.Dataset, times: Tensor) -> xr.Dataset:
+    """A dataset of a run that has ended early with rows for all output times, of those that it has not come to NaN.
+
+    What it has ended with between two of them belongs to neither. One with other times stays what it is.
+    """
+    axis = dataset.variables.get("time")
+    if axis is None or axis.dims != ("time",) or axis.dtype.kind not in "iuf":
+        return dataset
+    own = torch.tensor(axis.values, dtype=times.dtype)
+    reached = common_times(own, times)
+    rest = own[reached:]
+    if not 0 < reached < len(times) or len(rest) > 1 or bool((rest >= times[reached]).any()):
+        return dataset
+    variables = {name: _longer(variable, reached, len(times)) for name, variable in dataset.variables.items()}
+    variables["time"] = xr.Variable("time", torch.cat((own[:reached], times[reached:])).numpy(), axis.attrs)
+    return xr.Dataset(variables, attrs=dataset.attrs).set_coords([*dataset.coords])
+
+
+def _longer(variable: xr.Variable, reached: int, number: int) -> xr.Variable:
+    """A variable with as many rows along time, the first of them its own."""
+    if "time" not in variable.dims:
+        return variable
+    place = variable.dims.index("time")
+    rows = _rows([*np.moveaxis(variable.values, place, 0)[:reached]], [*range(reached)], number)
+    return xr.Variable(variable.dims, np.moveaxis(rows, 0, place), variable.attrs)
 
 
 def _renamed(dataset: xr.Dataset) -> xr.Dataset:
@@ -235,26 +273,51 @@ def _unused(dataset: xr.Dataset, left_out: Sequence[str]) -> list[Any]:
 Variables = dict[Any, xr.Variable]
 
 
+# Attributes that state what one member has found; that of all is stated by others.
+_STATED = {*Finding(study="", problem="", status="", verdict="").attached(xr.Dataset()).attrs}
+
+
 def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
-    """The variables of a member but for those, and its numbers of attributes as more of them: members may differ."""
+    """The variables of a member but for those, and its attributes as more of them: members may differ."""
     kept = {name: variable for name, variable in dataset.variables.items() if name not in dropped}
-    return kept | {
-        f"{_ATTRIBUTE}{name}": xr.Variable((), value)
-        for name, value in dataset.attrs.items()
-        if isinstance(value, (int, float, np.number))
+    numbers: dict[Any, Any] = {
+        name: value for name, value in dataset.attrs.items() if isinstance(value, (int, float, np.number))
     }
+    # Texts as objects: a long one does not make those of all others as wide.
+    texts = {
+        name: np.array(value, dtype=object)
+        for name, value in dataset.attrs.items()
+        if isinstance(value, str) and name not in _STATED
+    }
+    return kept | {f"{_ATTRIBUTE}{name}": xr.Variable((), value) for name, value in (numbers | texts).items()}
 
 
-def _check_shapes(job: Job, members: Sequence[int], datasets: Sequence[Variables], axes: Any) -> None:
-    """Raises ValueError unless all have the same variables, of the same shapes, and the same values of the axes."""
-    first = datasets[0]
-    for i, dataset in zip(members, datasets, strict=True):
-        what = _other(first, dataset, axes)
-        if what and job.ensemble is not None:
+def _first(whole: Sequence[bool]) -> int:
+    """The place of the first that ran whole, of the first of all where none did."""
+    return [*whole, True].index(True) % max(1, len(whole))
+
+
+def _alike(
+    job: Job, members: Sequence[int], datasets: Sequence[Variables], whole: Sequence[bool], axes: Any
+) -> list[int]:
+    """The places of those with the same variables, shapes and axes as the first that ran whole.
+
+    Raises
+    ------
+    ValueError
+        If one that ran whole has others.
+    """
+    alike, first = [], _first(whole)
+    for place, (i, dataset) in enumerate(zip(members, datasets, strict=True)):
+        others = _others(datasets[first], dataset, axes)
+        if others and whole[place] and job.ensemble is not None:
             raise ValueError(
-                f"members of one run must have one shape, but {what} at {job.ensemble.name(members[0])} and "
-                f"{job.ensemble.name(i)}; run them as a sweep, {_sweep(job)}"
+                f"members of one run must have one shape, but {', '.join(others)} at "
+                f"{job.ensemble.name(members[first])} and {job.ensemble.name(i)}; run them as a sweep, {_sweep(job)}"
             )
+        if not others:
+            alike.append(place)
+    return alike
 
 
 def _sweep(job: Job) -> str:
@@ -264,17 +327,27 @@ def _sweep(job: Job) -> str:
     )
 
 
-def _other(first: Variables, dataset: Variables, axes: Any) -> str:
-    """In what a dataset has another shape than the first."""
-    for name in {**first, **dataset}:
+def _others(first: Variables, dataset: Variables, axes: Any) -> list[str]:
+    """In what a dataset has another shape than the first; what were attributes may be missing."""
+    found = []
+    for name in dict.fromkeys([*first, *dataset]):
         one, other = first.get(name), dataset.get(name)
+        if str(name).startswith(_ATTRIBUTE):
+            continue
         if one is None or other is None:
-            return f"{name} is not in both"
-        if (one.dims, one.shape) != (other.dims, other.shape):
-            return f"{name} has shape {one.shape} and {other.shape}"
-        if name in axes and not one.equals(other):
-            return f"{name} has other values"
-    return ""
+            found.append(f"{name} is not in both")
+        elif (one.dims, one.shape) != (other.dims, other.shape):
+            found.append(f"{name} has shape {one.shape} and {other.shape}")
+        elif name in axes and not _same(one.values, other.values):
+            found.append(f"{name} has other values")
+    return found
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether axes are the same, times to round-off."""
+    if one.dtype.kind != "f" or other.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    return bool(np.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True))
 
 
 def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> np.ndarray:
@@ -295,22 +368,28 @@ def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> n
 def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     """All parts along `seed`, with the seeds as coordinates; a variable is dropped from the parts when it is joined."""
     assert job.ensemble is not None
-    whole = [part for part in parts if part[RAN].any()]
-    if not whole:
+    known = [k for k, part in enumerate(parts) if part[RAN].any()]
+    if not known:
         raise RuntimeError(f"no member could be computed; {job.ensemble.name(0)}: {parts[0][STATUS].values[0]}")
-    first = whole[0]
+    whole = [bool((parts[k][RAN] & (parts[k][STATUS] == "ok")).any()) for k in known]
+    first = parts[known[_first(whole)]]
     starts = np.cumsum([0, *(part.sizes[DIMENSION] for part in parts)])
-    known = [int(start) for start, part in zip(starts, parts, strict=False) if part[RAN].any()]
-    _check_shapes(
-        job, known, [{**part.isel({DIMENSION: 0}).drop_dims(NUMBER).variables} for part in whole], first.coords
+    shapes = [{**parts[k].isel({DIMENSION: 0}).drop_dims(NUMBER).variables} for k in known]
+    alike = [known[i] for i in _alike(job, [int(starts[k]) for k in known], shapes, whole, first.coords)]
+    for k in {*known} - {*alike}:  # none of them ran whole
+        parts[k] = parts[k][[STATUS, PASSED, RAN, PROBLEM, NUMBERS]].assign({RAN: parts[k][RAN] & False})
+    finding = Finding.of_parts(
+        agreed([Finding.parts_in(parts[k]) for k, one in zip(known, whole, strict=True) if one or not any(whole)])
     )
-    names = [*dict.fromkeys(name for part in whole for name in part[NUMBER].values.tolist())]
+    names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
     kinds = {
-        str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype)) for name, own in first.data_vars.items()
+        str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
+        for part in [first, *(parts[k] for k in alike)]
+        for name, own in part.data_vars.items()
     }
-    del kinds[NUMBERS], whole, first
+    del kinds[NUMBERS], first, shapes
     for name, (dims, told, one) in kinds.items():
         values = [_of(part, name, one) for part in parts]
         joined[name] = dims, np.concatenate(values) if len(values) > 1 else values[0], told
@@ -321,16 +400,16 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     coordinates = {DIMENSION: (DIMENSION, [*along], {"long_name": "seed of the member"}), NUMBER: names}
     if along is not own[0]:
         coordinates |= {name: (DIMENSION, [*values], {}) for name, values in seeds.items()}
-    return _as_attributes(xr.Dataset(joined, {**axes, **coordinates}, attributes))
+    return _as_attributes(finding.attached(xr.Dataset(joined, {**axes, **coordinates}, attributes)))
 
 
 def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
-    """Numbers that were attributes of members: attributes again where all that ran have the same, else variables."""
+    """What were attributes of members: attributes again where all that ran have the same, else variables."""
     ran = dataset[RAN].values
     for name in [str(name) for name in dataset.data_vars if str(name).startswith(_ATTRIBUTE)]:
         own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values[ran])
         if len(values) == 1:
-            dataset = dataset.drop_vars(name).assign_attrs({own: values[0].item()})
+            dataset = dataset.drop_vars(name).assign_attrs({own: values[:1].tolist()[0]})
         else:
             dataset = dataset.drop_vars(name) if own in dataset.variables else dataset.rename({name: own})
     return dataset

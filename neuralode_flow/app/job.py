@@ -138,7 +138,7 @@ def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.R
         parts = {name: changed(part) for name, part in build(member).items()}
         return solved(member, parts, lambda fraction, what: None)
 
-    return solved_together(job, one, checkpoints, report)
+    return solved_together(job, one, output_times(job.time), checkpoints, report)
 
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:

@@ -16,6 +16,8 @@ import xarray as xr
 _PADDING = 16
 _ALWAYS = 32 * 2**20
 
+_STATUS = "run_status"
+
 _MOST_COORDINATES = 100  # settings that are stored beside the members
 
 _NAME = re.compile(r"\w[\w.@+-]*")  # of a setting that netCDF takes as a name
@@ -24,9 +26,11 @@ _KINDS |= {"m": "times", "M": "times"}
 
 
 def joined(
-    datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Mapping[str, Any]], statuses: Mapping[str, str]
 ) -> tuple[xr.Dataset | None, dict[str, str]]:
     """Datasets along a new axis `member`, with the settings as coordinates; what is short is padded with NaN.
+
+    How each has run is the variable `run_status`.
 
     The axis `member` of a dataset itself is called `own_member`. Settings that netCDF cannot name are left out.
 
@@ -36,6 +40,8 @@ def joined(
         By member.
     settings : mapping of str to mapping
         Of each member, the settings in which members differ.
+    statuses : mapping of str to str
+        Of each member, "ok" or why it did not run whole.
 
     Returns
     -------
@@ -54,7 +60,7 @@ def joined(
         return None, apart
     try:
         _check_size(list(fitting.values()))
-        return _along_members(fitting, settings), apart
+        return _along_members(fitting, settings, statuses), apart
     except Exception as error:  # whatever xarray raises at datasets that no study has written
         return None, apart | dict.fromkeys(fitting, f"the members cannot be joined: {error}")
 
@@ -128,7 +134,9 @@ def _check_size(datasets: Sequence[xr.Dataset]) -> None:
         raise ValueError(f"their axes have too few values in common ({sizes} together)")
 
 
-def _along_members(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
+def _along_members(
+    datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Mapping[str, Any]], statuses: Mapping[str, str]
+) -> xr.Dataset:
     names = list(datasets)
     first = datasets[names[0]]
     dataset = xr.concat(
@@ -139,6 +147,9 @@ def _along_members(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Ma
         compat="override",
         join="outer",
     )
+    if _STATUS not in {*dataset.variables, *dataset.dims}:
+        ended = _coordinate([statuses[name] for name in names])
+        dataset[_STATUS] = ("member", ended, {"long_name": "how the run of the member ended"})
     taken = {*dataset.variables, *dataset.dims}
     keys = dict.fromkeys(key for name in names for key in settings[name] if _NAME.fullmatch(key) and key not in taken)
     values = {
@@ -149,9 +160,10 @@ def _along_members(datasets: Mapping[str, xr.Dataset], settings: Mapping[str, Ma
     for name in dataset.variables:
         if name in first.variables:
             dataset[name].attrs = dict(first[name].attrs)
-    dataset.attrs = {
-        "study": str(first.attrs.get("study", "")), "sweep": 1, "problem": str(first.attrs.get("problem", ""))
-    }  # fmt: skip
+    problems = {str(dataset.attrs.get("problem", "")) for dataset in datasets.values()}
+    # What members differ in does not stand for all.
+    problem = problems.pop() if len(problems) == 1 else ""
+    dataset.attrs = {"study": str(first.attrs.get("study", "")), "sweep": 1, "problem": problem}
     return dataset
 
 

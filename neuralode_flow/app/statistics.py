@@ -13,12 +13,12 @@ import numpy as np
 import xarray as xr
 
 from ..display import counted, first_of, number_said
-from ..finding import MEMBERS, Check, Finding
+from ..finding import MEMBERS, Check, ErrorTable, Finding
 from ..orders import Order
 from .schema import Ensemble
 
-# Variables along `seed`: how a member ended, whether it is verified; of what it has found its problem and its numbers,
-# which have a dimension of their own.
+# Variables along `seed`: how a member ended, whether it is verified, whether its results are there; of what it has
+# found its problem and its numbers, which have a dimension of their own.
 STATUS, PASSED, RAN, PROBLEM = "member_status", "member_passed", "member_ran", "member_problem"
 NUMBER, NUMBERS = "member_number", "member_numbers"
 
@@ -86,41 +86,97 @@ def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
     return node
 
 
+# The parts of a finding in which a study says what it likes: an entry may be missing there.
+_FREE = ("numbers", "notes", "measured", "published")
+_DIFFERENT = object()
+_OF_ALL = ("problem", "status", "verdict")  # what a flat record of a member says of it, and is said of all
+
+
+def agreed(nodes: Sequence[Any], free: bool = False) -> Any:
+    """What findings of several members, as their parts, have in common: any of their numbers, and texts that are alike.
+
+    A text that differs is left out where it may be missing, and has "…" between what all of them begin and end with
+    elsewhere. What is agreed of some of them and of the others agrees to the same.
+    """
+    known = [node for node in nodes if node is not None]
+    first = next(iter(known), None)
+    if isinstance(first, Mapping):
+        entries: list[Mapping[Any, Any]] = [node if isinstance(node, Mapping) else {} for node in nodes]
+        found = {
+            key: agreed([node.get(key) for node in entries], free or key in _FREE)
+            for key in dict.fromkeys(key for node in entries for key in node)
+        }
+        return {
+            key: None if part is _DIFFERENT else part
+            for key, part in found.items()
+            if part is not _DIFFERENT or not free
+        }
+    if isinstance(first, (list, tuple)):
+        lists: list[Sequence[Any]] = [node if isinstance(node, (list, tuple)) else () for node in nodes]
+        most = max(map(len, lists))
+        items = [agreed([node[i] if i < len(node) else None for node in lists], free) for i in range(most)]
+        return _DIFFERENT if _DIFFERENT in items else items
+    if not isinstance(first, str) or all(node == first for node in (nodes if free else known)):
+        return first
+    return _DIFFERENT if free else "…".join(_around([*map(str, known)]))
+
+
 def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
-    """The dataset of all members with the finding of all."""
+    """The dataset of all members with the finding of all; the numbers of one that did not run whole are not in it."""
     ran, passed, status = dataset[RAN].values, dataset[PASSED].values, dataset[STATUS].values.tolist()
-    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[ran].T, strict=True))
+    whole = ran & (dataset[STATUS].values == "ok")
+    columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[whole].T, strict=True))
     means = {name: Statistic.of(values).mean for name, values in columns.items()}
-    mean = Finding.of_parts(_rebuilt(Finding.of(dataset).parts(), means))
+    common = Finding.of(dataset)
+    mean = replace(Finding.of_parts(_rebuilt(common.parts(), means)), checks=common.checks)
     statistics = _statistics(mean, columns)
-    number, verified = len(passed), int(passed.sum())
+    number, bounded = len(passed), any(check.bound is not None for check in mean.checks)
+    verified = {
+        "verified": int(passed.sum()), "not_verified": [ensemble.name(i) for i in np.flatnonzero(~passed)[:100]]
+    }  # fmt: skip
     finding = replace(
         mean,
         problem=_common(dataset[PROBLEM].values[ran].tolist()),
         status=_status(status, ensemble),
-        verdict=_verdict(mean, statistics, passed, ensemble),
+        verdict=_verdict(mean, statistics, passed if bounded else whole, bounded, ensemble),
         checks=tuple(_checks(mean, columns)),
-        orders=tuple(_order(order, statistics[_of_order(order.rule)]) for order in mean.orders),
+        orders=tuple(_orders(mean, columns, number)),
         tables=tuple(
-            replace(table, what=f"{table.what or 'errors'}, mean over {counted(int(ran.sum()), 'member')}")
-            for table in mean.tables
+            replace(table, what=f"{table.what or 'errors'}, mean over {_members_of(table, i, columns)}")
+            for i, table in enumerate(mean.tables)
         ),
-        notes={NOTE: _note(statistics, dataset, ensemble, size), **mean.notes},
+        notes={NOTE: _note(statistics, dataset, whole, size), **mean.notes},
         numbers={
-            **mean.numbers,
+            **{name: value for name, value in mean.numbers.items() if name not in _OF_ALL},
             "members": number,
-            "verified": verified,
-            "not_verified": [ensemble.name(i) for i in np.flatnonzero(~passed)[:100]],
+            **(verified if bounded else {}),
             "statistics": {name: statistic._asdict() for name, statistic in statistics.items()},
         },
     )
-    return finding.attached(dataset.drop_dims(NUMBER).drop_vars([RAN, PROBLEM]).assign_attrs({MEMBERS: number}))
+    unused = [RAN, PROBLEM] if bounded else [RAN, PROBLEM, PASSED]
+    return finding.attached(dataset.drop_dims(NUMBER).drop_vars(unused).assign_attrs({MEMBERS: number}))
 
 
-def _order(mean: Order, own: Statistic) -> Order:
-    """The mean of an order, with its standard deviation as its spread."""
-    reason = "" if own.members else mean.reason or "no member has one"
-    return mean._replace(spread=own.deviation, points=round(mean.points), reason=reason)
+def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> Iterator[Order]:
+    """The mean of each order, with its standard deviation as its spread; it rests on the fewest errors of a member."""
+    for i, order in enumerate(mean.orders):
+        values, points, falls = (columns[f"orders.{i}.{name}"] for name in ("value", "points", "falls"))
+        own, decided = Statistic.of(values), points[np.isfinite(values)]
+        some = f" in {own.members} of {counted(number, 'member')}" if own.members < number else ""
+        yield order._replace(
+            spread=own.deviation,
+            points=int(decided.min()) if own.members else 0,
+            reason="" if own.members else order.reason or "no member has one",
+            falls=bool(falls.all()),
+            over=f"{order.over}{some}",
+        )
+
+
+def _members_of(table: ErrorTable, i: int, columns: Mapping[str, np.ndarray]) -> str:
+    """How many members the entries of a table are means over; some may have fewer than others."""
+    own = (columns[f"tables.{i}.errors.{label}.{j}"] for label in table.errors for j in range(len(table.depths)))
+    counts = sorted({int(np.isfinite(values).sum()) for values in own} - {0}) or [0]
+    return counted(counts[0], "member") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} members"
 
 
 def _of_order(rule: str) -> str:
@@ -158,10 +214,9 @@ def _checks(mean: Finding, columns: Mapping[str, np.ndarray]) -> Iterator[Check]
         if len(own) > 1 and holding is not None:
             yield Check(f"members that fail: {check.name}", float(len(errors) - holding), 0.0, check.norm)
             continue
-        worst = float(errors.min() if check.least else errors.max())
-        norm = ", ".join(
-            filter(None, (check.norm, f"{'least' if check.least else 'largest'} of {len(errors)} members"))
-        )
+        worst = float(errors.min() if check.least else errors.max()) if len(errors) else math.nan
+        worst_of = f"{'least' if check.least else 'largest'} of {counted(len(errors), 'member')}"
+        norm = ", ".join(filter(None, (check.norm, worst_of)))
         yield replace(check, error=worst, norm=norm)
 
 
@@ -180,23 +235,32 @@ def _status(status: Sequence[str], ensemble: Ensemble) -> str:
     )
 
 
-def _verdict(mean: Finding, statistics: Mapping[str, Statistic], passed: np.ndarray, ensemble: Ensemble) -> str:
-    """How many members are verified, which are not, and the numbers that the study is about with standard errors."""
+def _verdict(
+    mean: Finding, statistics: Mapping[str, Statistic], passed: np.ndarray, bounded: bool, ensemble: Ensemble
+) -> str:
+    """How many members are verified, which are not, and the numbers that the study is about with standard errors.
+
+    Where no check has a bound, there is nothing to verify, and it says how many ran whole.
+    """
     others = np.flatnonzero(~passed)
     names = f" (not {_named(others, ensemble)})" if len(others) else ""
-    said = [f"{passed.sum()} of {counted(len(passed), 'member')} verified{names}."]
+    members = f"{passed.sum()} of {counted(len(passed), 'member')}"
+    said = [
+        f"{members} verified{names}." if bounded else f"{members} ran whole{names}; none of their checks has a bound."
+    ]
     orders = [_of_order(order.rule) for order in mean.orders]
     for name in orders or [check.name for check in mean.checks if check.bound is not None][:1]:
         own, form = statistics[name], ".4f" if orders else ".2e"
         if not own.members:
             said.append(f"{name}: undecided.")
             continue
-        text = f"{name}: {number_said(own.mean, form)} ± {number_said(own.error, '.1e')}"
+        some = f" over {own.members} of {counted(len(passed), 'member')}" if own.members < len(passed) else ""
+        text = f"{name}: {number_said(own.mean, form)} ± {number_said(own.error, '.1e')}{some}"
         said.append(f"{text} ({number_said(own.least, form)} to {number_said(own.most, form)}).")
     return " ".join([said[0], "Mean with its standard error, and range:", *said[1:]]) if len(said) > 1 else said[0]
 
 
-def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, ensemble: Ensemble, size: int) -> str:
+def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, whole: np.ndarray, size: int) -> str:
     """The statistics as a table of text, and how they were computed."""
     width = max(map(len, statistics), default=0)
     columns = ("mean", "st. error", "deviation", "least", "largest")
@@ -206,6 +270,8 @@ def _note(statistics: Mapping[str, Statistic], dataset: xr.Dataset, ensemble: En
         cells = " ".join(f"{number_said(number, '.3e'):>10}" for number in numbers)
         holds = "" if own.hold is None else f"  {own.hold} hold"
         lines.append(f"{name:{width}}  {cells}  {own.members:>8}{holds}")
+    if not whole.all():
+        lines.append(f"over the {whole.sum()} of {counted(len(whole), 'member')} that ran whole")
     lines.append(f"computed {size} at once in each process")
     if dataset.attrs.get("left_out"):
         lines.append(
@@ -218,7 +284,13 @@ def _common(problems: Sequence[str]) -> str:
     """The problem of all members in one sentence, with "…" between whole words and numbers where they differ."""
     if len({*problems}) == 1:
         return problems[0]
-    first = re.sub(r"[\w.]*\Z", "", os.path.commonprefix(problems))
-    last = re.sub(r"[\w.]*\Z", "", os.path.commonprefix([text[len(first) :][::-1] for text in problems]))[::-1]
+    first, last = _around(problems)
     between = [text[len(first) : len(text) - len(last)] for text in problems]
     return f"{first}{between[0]} … {between[-1]}{last}"
+
+
+def _around(texts: Sequence[str]) -> tuple[str, str]:
+    """What all texts begin with, and end with after that, in whole words and numbers."""
+    first = re.sub(r"[\w.]*\Z", "", os.path.commonprefix(texts))
+    last = re.sub(r"[\w.]*\Z", "", os.path.commonprefix([text[len(first) :][::-1] for text in texts]))[::-1]
+    return first, last

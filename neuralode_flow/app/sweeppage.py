@@ -14,7 +14,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..figures.overlay import overlay, points
-from ..figures.swept import Quantity, against, is_number
+from ..figures.swept import MOST_CURVES as MOST_QUANTITIES
+from ..figures.swept import MOST_PANELS, Quantity, against, by_axis, differing, is_number
 from ..files import CONFIG, check_regular
 from ..untrusted import LONGEST_CONFIG, printable, read_text, read_yaml
 from . import report, swept
@@ -26,7 +27,6 @@ MOST_CURVES = 24  # members whose curves are laid over one another
 MOST_POINTS = 200_000  # of all these curves
 MOST_SHOWN = 8  # settings that are shown beside a member; the others are in the records
 MOST_ROWS = 200  # of a table of what was found
-_CAPTION = "Each point is a member, against each of the settings; lines join members that differ in this setting alone."
 
 
 def sweep_page(folder: Path, sweep: Collected) -> bytes:
@@ -54,7 +54,7 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
         settings=[*short_names(sweep.settings[:MOST_SHOWN]).values()],
         failed=[_outcome(folder, record, sweep.settings) for record in sweep.failed],
         broken=broken[:MOST_ROWS],
-        groups=[(group.title, group.head(), _rows(own, group)) for group in groups],
+        groups=[(group.title, group.head(), _rows(own, group), group.left_out) for group in groups],
         left_out=[[line] for line in sweep.left_out()],
         doubled=[[printable(line)] for line in sweep.doubled()],
         shown=shown,
@@ -93,14 +93,19 @@ def _charts(sweep: Collected, groups: Sequence[swept.Group]) -> Iterator[tuple[F
     by_name = {record["member"]: record for record in good}
     for group in groups:
         runs = [_own(by_name[member], sweep.settings) for member in group.values]
-        figure = against(group.title, group.label, runs, group.quantities(), group.logarithmic)
-        if figure is not None:
-            yield figure, _CAPTION + ("" if group.logarithmic else " Bars: spreads; dotted: what is expected.")
+        for logarithmic, some in by_axis(group.quantities(), group.logarithmic):
+            figure = against(group.title, group.label, runs, some, logarithmic)
+            if figure is not None:
+                bars = "" if group.logarithmic else " Bars: spreads; dotted: what is expected."
+                more = f" Not drawn: {group.left_out}" if group.left_out else ""
+                yield figure, f"{_caption(runs)}{bars}{more}"
     if not groups:
         runs = [_own(record, sweep.settings) for record in good]
-        figure = against("Numbers of the summaries", "number", runs, [*_numbers(good, sweep.settings)], True)
-        if figure is not None:
-            yield figure, _CAPTION
+        for logarithmic, some in by_axis([*_numbers(good, sweep.settings)], True):
+            figure = against("Numbers of the summaries", "number", runs, some, logarithmic)
+            if figure is not None:
+                beyond = len(some) - MOST_QUANTITIES
+                yield figure, _caption(runs) + (f" {beyond} more numbers are not drawn." if beyond > 0 else "")
     alike = [record for record in good if record["member"] in {*sweep.datasets} - {*sweep.apart}]
     shown: dict[str, xr.Dataset] = {}
     room = MOST_POINTS
@@ -114,6 +119,13 @@ def _charts(sweep: Collected, groups: Sequence[swept.Group]) -> Iterator[tuple[F
     with suppress(ValueError):  # they have no curve in common
         for figure in overlay(shown).values():
             yield figure, f"Each member in its own colour{left_out}."
+
+
+def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What a figure against the settings of some members shows."""
+    number, most = len(differing(runs)), MOST_PANELS
+    settings = "each of the settings" if number <= most else f"each of the first {most} of {number} settings"
+    return f"Each point is a member, against {settings}; lines join members that differ in this setting alone."
 
 
 def _own(record: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -51,17 +51,31 @@ class Group(NamedTuple):
         By member, and by the name of the quantity.
     logarithmic : bool
         How they are drawn.
+    aimed : str
+        What stands before what they should be.
     """
 
     title: str
     label: str
     values: dict[str, dict[str, Value]]
     logarithmic: bool = True
+    aimed: str = "bound"
+
+    @property
+    def everything(self) -> list[str]:
+        """All quantities."""
+        return [*dict.fromkeys(name for own in self.values.values() for name in own)]
 
     @property
     def names(self) -> list[str]:
         """The quantities, the first `MOST_NAMES`."""
-        return [*dict.fromkeys(name for own in self.values.values() for name in own)][:MOST_NAMES]
+        return self.everything[:MOST_NAMES]
+
+    @property
+    def left_out(self) -> str:
+        """How many quantities there are beside these, and where; empty if there are none."""
+        more = len(self.everything) - MOST_NAMES
+        return f"{more} more, in the results.nc of each member." if more > 0 else ""
 
     def quantities(self) -> list[Quantity]:
         """For a chart, over the members."""
@@ -86,7 +100,7 @@ class Group(NamedTuple):
 
     def _aim(self, name: str) -> str:
         aim = _common(own[name].aim for own in self.values.values() if name in own)
-        return f"({'bound' if self.logarithmic else 'expected'} {aim:.3g})" if math.isfinite(aim) else ""
+        return f"({self.aimed} {aim:.3g})" if math.isfinite(aim) else ""
 
     def _cell(self, name: str, value: Value | None) -> str:
         if value is None:
@@ -117,8 +131,8 @@ def groups(found: Mapping[str, Finding]) -> list[Group]:
     made: dict[str, Group] = {}
     for member, finding in found.items():
         with suppress(TypeError, ValueError, AttributeError, IndexError):  # of forged numbers
-            for title, label, name, value, logarithmic in _stated(finding):
-                group = made.setdefault(title, Group(title, label, {}, logarithmic))
+            for own, name, value in _stated(finding):
+                group = made.setdefault(own.title, own)
                 group.values.setdefault(member, {})[str(name)] = value
     return [*map(_short, made.values())]
 
@@ -132,21 +146,28 @@ def _short(group: Group) -> Group:
     return group._replace(title=f"{group.title}{note}", values=values)
 
 
-def _stated(finding: Finding) -> Iterator[tuple[str, str, str, Value, bool]]:
-    """Title, label of the axis, name, value and scale of each number of a finding."""
+def _stated(finding: Finding) -> Iterator[tuple[Group, str, Value]]:
+    """Each number of a finding, with its name and the group that it belongs to, which is empty."""
+    smaller = "error (smaller is better)"
     for order in finding.orders:
         number, spread, aim = map(_number, (order.value, order.spread, order.expected))
         note = " undecided" if order.reason else ""
-        yield "Observed orders", "observed order", order.rule, Value(number, spread, aim, note=note), False
+        group = Group("Observed orders", "observed order", {}, False, "expected")
+        yield group, order.rule, Value(number, spread, aim, note=note)
     for table in finding.tables:
         for name, column in table.errors.items():
             last = max(range(len(column)), key=lambda i: (math.isfinite(_number(column[i])), table.depths[i]))
             value = Value(_number(column[last]), note=f" at L = {table.depths[last]}")
-            yield table.title, "error (smaller is better)", name, value, True
+            yield Group(table.title, smaller, {}), name, value
     for check in finding.checks:
         bound = math.nan if check.bound is None else _number(check.bound)
         value = Value(_number(check.error), aim=bound, holds=check.holds)
-        yield "Checks", "error (smaller is better)", check.name, value, True
+        group = (
+            Group("Checks of what must be large", "value (larger is better)", {}, aimed="at least")
+            if check.least
+            else Group("Checks", smaller, {})
+        )
+        yield group, check.name, value
 
 
 def _number(value: Any) -> float:

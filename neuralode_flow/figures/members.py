@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..display import counted
 from ..finding import MEMBERS
 from . import style
 from .base import FIGURES, Figures, FigureSet
@@ -44,8 +45,10 @@ def members(dataset: xr.Dataset) -> Figures:
     -------
     dict of str to Figure
         "histograms": the scalar numbers of members, orders first; "bands": errors against depth; "losses": losses
-        against training time. Each where there are such numbers.
+        against training time. Each where there are such numbers, of the members that ran whole, if there are any.
     """
+    if "member_status" in dataset and (whole := dataset["member_status"].values == "ok").any():
+        dataset = dataset.isel(seed=whole)
     found = {
         "histograms": _histograms(dataset),
         "bands": _bands(dataset, "error", "depth"),
@@ -55,7 +58,8 @@ def members(dataset: xr.Dataset) -> Figures:
 
 
 def _title(dataset: xr.Dataset) -> str:
-    return f"{dataset.attrs[MEMBERS]} members: {style.problem(dataset)}"
+    shown, number = dataset.sizes["seed"], dataset.attrs[MEMBERS]
+    return f"{f'{shown} of ' if shown < number else ''}{counted(number, 'member')}: {style.problem(dataset)}"
 
 
 def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, np.ndarray]]:
@@ -138,15 +142,20 @@ def _bands(dataset: xr.Dataset, kind: str, along: str) -> Figure | None:
 
 
 def _band(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    """The median, the middle half and the range of positive numbers `(seed, places)`."""
-    known = np.where(values > 0, values, np.nan)
-    some = np.isfinite(known).any(0)
+    """The median, the middle half and the range of numbers `(seed, places)`, as far as they are positive.
+
+    A band whose lower end is not goes down to the least that is drawn.
+    """
+    known = np.where(np.isfinite(values), values, np.nan)
+    some = (known > 0).any(0)
     if not some.any():
         return
-    low, first, median, third, high = np.nanquantile(known[:, some], [0, 0.25, 0.5, 0.75, 1], axis=0)
-    axes.fill_between(places[some], low, high, color=colour, alpha=0.12, lw=0)
-    axes.fill_between(places[some], first, third, color=colour, alpha=0.3, lw=0)
-    axes.plot(places[some], median, color=colour, label=style.plain(label) or None)
+    known, places = known[:, some], places[some]
+    low, first, median, third, high = lines = np.nanquantile(known, [0, 0.25, 0.5, 0.75, 1], axis=0)
+    bottom = lines[lines > 0].min()
+    for least, most, alpha in ((low, high, 0.12), (first, third, 0.3)):
+        axes.fill_between(places, np.maximum(least, bottom), style.positive(most), color=colour, alpha=alpha, lw=0)
+    axes.plot(places, style.positive(median), color=colour, label=style.plain(label) or None)
 
 
 FIGURES.register(MEMBERS)(
@@ -154,8 +163,10 @@ FIGURES.register(MEMBERS)(
         members,
         {
             "histograms": "How many members have found what.",
-            "bands": "Errors against the number of layers: the median over the members, the middle half, the range.",
-            "losses": "The loss along training: the median over the members, the middle half, the range.",
+            "bands": "Errors against the number of layers: the median over the members that have one, the middle half, "
+            "the range. What is 0 has no place on the axis.",
+            "losses": "The loss along training: the median over the members that have come so far, the middle half, "
+            "the range. What is 0 has no place on the axis.",
         },
     )
 )

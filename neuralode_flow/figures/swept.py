@@ -68,7 +68,7 @@ def against(
         None if no setting differs, or there is no number to show.
     """
     shown = [q for q in quantities if np.isfinite(_drawn(q, logarithmic)).any()][:MOST_CURVES]
-    settings = [name for name in dict.fromkeys(key for run in runs for key in run) if _differs(runs, name)]
+    settings = differing(runs)
     if not settings or not shown:
         return None
     figure, panels = style.blank(title, panels=len(settings[:MOST_PANELS]))
@@ -81,6 +81,20 @@ def against(
 
 def _drawn(quantity: Quantity, logarithmic: bool) -> np.ndarray:
     return style.positive(quantity.values) if logarithmic else np.asarray(quantity.values, dtype=float)
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same in all runs that have them."""
+    return [name for name in dict.fromkeys(key for run in runs for key in run) if _differs(runs, name)]
+
+
+def by_axis(quantities: Sequence[Quantity], logarithmic: bool) -> Iterator[tuple[bool, list[Quantity]]]:
+    """Quantities that go on one axis, and whether it is logarithmic: that has no place for what is not positive."""
+    apart: dict[bool, list[Quantity]] = {}
+    for quantity in quantities:
+        known = quantity.values[np.isfinite(quantity.values)]
+        apart.setdefault(logarithmic and bool((known > 0).all()), []).append(quantity)
+    yield from apart.items()
 
 
 def _differs(runs: Sequence[Mapping[str, Any]], name: str) -> bool:

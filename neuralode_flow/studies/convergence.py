@@ -481,7 +481,7 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "depths": found["depth"].values,
         "orders": by_rule("order"),
         "order_spreads": by_rule("order_spread"),
-        "order_points": by_rule("order_points"),
+        "order_points": {rule: points or None for rule, points in by_rule("order_points").items()},
         "order_reasons": by_rule("order_reason"),
         "expected_orders": by_rule("order_expected"),
         "errors": by_rule("error_z"),

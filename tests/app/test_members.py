@@ -19,7 +19,7 @@ from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
 from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
-from neuralode_flow.app.statistics import _common
+from neuralode_flow.app.statistics import _common, agreed
 from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, square, together
@@ -262,15 +262,16 @@ def test_where_problem_and_start_have_no_seed_that_of_the_study_is_varied():
 
 
 def picky(
-    problem: Problem, clock: Clock, *, failing: int = -1, uneven: int = -1, progress: object = None
+    problem: Problem, clock: Clock, *, failing: int = -1, uneven: int = -1, early: int = -1, progress: object = None
 ) -> xr.Dataset:
-    """Fails, or has another shape, at some seeds."""
+    """Fails, has another shape, or ends early, at some seeds."""
     seed = int(problem.title.split("seed ")[1].rstrip(")"))
     if seed == failing:
         raise RuntimeError("this seed is bad")
     dataset = xr.Dataset({"number": ("k", [seed] * (2 if seed == uneven else 1)), "word": ((), f"n{seed}")})
     check, table = Check("seed", float(seed), 3.5), ErrorTable("Seeds", [4], {"own": [float(seed)]})
-    found = Finding(study="picky", problem=problem.title, status="ok", verdict="", checks=(check,), tables=(table,))
+    status = "it got tired" if seed == early else "ok"
+    found = Finding(study="picky", problem=problem.title, status=status, verdict="", checks=(check,), tables=(table,))
     return found.attached(dataset.assign_attrs(size=4, seed=seed))
 
 
@@ -294,6 +295,111 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
     assert found.dataset.attrs["size"] == 4
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1, np.nan, 3, 4, 5])
     assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
+
+
+@pytest.mark.parametrize("uneven", [-1, 1])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_members_that_ended_early_are_in_no_mean_and_hold_nothing(study, workplace, size, uneven):
+    """Where their arrays have other shapes there is NaN in the place of all that they have."""
+    given = {"members": 4, "study.early": 1, "study.uneven": uneven, "at_once": size}
+    found = nf.run("picky", given, problem=study["problem"])
+    assert found.finding.status == "1 of 4 members did not run whole (seed 1); seed 1: it got tired"
+    assert found.finding.verdict.startswith("3 of 4 members verified (not seed 1).")
+    assert found.dataset.member_passed.values.tolist() == [True, False, True, True]
+    told = found.finding.record()["statistics"]["seed"]
+    assert (told["mean"], told["members"], told["hold"]) == (5 / 3, 3, 3)
+    assert found.finding.tables[0].what == "errors, mean over 3 members"
+    assert "over the 3 of 4 members that ran whole" in found.finding.notes["Members"]
+    np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1 if uneven < 0 else np.nan, 2, 3])
+
+
+def test_where_no_member_ran_whole_nothing_holds():
+    given = {"study": {"draws": 2, "depths": [2]}, "time": {"samples": 3, "max_evaluations": 100}}
+    found = nf.run("initialisations", {"members": 2}, problem=TEACHER["problem"], **given).finding
+    assert found.verdict.startswith("0 of 2 members verified (not seed 0, seed 1).")
+    assert [check.said_outcome for check in found.checks][:3] == [
+        "bound 1e-08: fails", "bound 1e-08: fails", "at least 1e-08: fails"
+    ]  # fmt: skip
+    assert all(np.isnan(check.error) for check in found.checks)
+    assert (found.passed, found.record()["verified"]) == (False, 0)
+
+
+def test_where_no_check_has_a_bound_no_member_is_verified():
+    found = nf.run("trajectory", {"members": 2, "time.samples": 3}, problem=TEACHER["problem"])
+    assert found.finding.verdict == "2 of 2 members ran whole; none of their checks has a bound."
+    assert {"verified", "not_verified", "passed"}.isdisjoint(found.finding.record())
+    assert "member_passed" not in found.dataset
+
+
+def test_members_that_run_out_of_a_budget_have_nan_at_the_times_that_they_have_not_come_to(workplace):
+    """What they have ended with between two output times is in the row of neither."""
+    given = {"time.samples": 5, "time.max_evaluations": 190, "study.estimate": False}
+    where = {"problem": TEACHER["problem"]}
+    whole = {name: value for name, value in given.items() if name != "time.max_evaluations"}
+    all_alone = [
+        nf.run("trajectory", whole | {"problem.seed": i, "initial.seed": i}, **where).dataset for i in range(5)
+    ]
+    for size in (1, 5):
+        found = nf.run("trajectory", given | {"members": 5, "at_once": size}, **where).dataset
+        endings = found.ending.values.tolist()
+        assert {*endings} == {"ok", "evaluations"}
+        np.testing.assert_array_equal(found.time, all_alone[0].time)
+        for member, alone, ending in zip(found.loss.values, all_alone, endings, strict=True):
+            reached = int(np.isfinite(member).sum())
+            assert (reached < 5) == (ending == "evaluations")
+            assert not np.isfinite(member[reached:]).any()
+            np.testing.assert_array_equal(member[:reached], alone.loss[:reached])
+
+
+def test_members_that_meet_an_event_are_whole_and_have_nan_after_it():
+    given = {"members": 3, "time.samples": 5, "study.stop_loss": 1e-2}
+    found = nf.run("trajectory", given, problem=TEACHER["problem"])
+    assert found.finding.status == "ok"
+    assert found.dataset.ending.values.tolist() == ["loss", "loss", "ok"]
+    assert np.isfinite(found.dataset.loss).sum("time").values.tolist() == [2, 2, 5]
+    assert found.finding.record()["statistics"]["drift of the conservation law"]["members"] == 3
+
+
+def test_texts_that_members_differ_in_do_not_stand_for_all(workplace):
+    given = {"problem": {**TEACHER["problem"], "scale": 2}, "time": {"horizon": 200, "samples": 3, "method": "auto"}}
+    alone = [
+        nf.run("trajectory", {"problem.seed": i, "initial.seed": i}, **given).dataset.attrs["history"] for i in range(3)
+    ]
+    assert len({*alone}) == 3
+    for size in (1, 3):
+        found = nf.run("trajectory", {"members": 3, "at_once": size}, **given)
+        assert "history" not in found.finding.record()
+        assert "history" not in found.dataset.attrs
+        assert found.dataset.history.values.tolist() == alone
+        assert found.finding.record()["ending"] == found.dataset.attrs["ending"] == "ok"
+
+
+def test_an_order_that_some_members_have_is_theirs_alone(workplace):
+    """Seed 5 has no order of exp."""
+    settings = {"study.depths": [4, 8, 16], "study.layers": ["exp"], "study.workers": 1, "time.samples": 3}
+    seeds = {"members.problem.seed": [5, 0, 1], "members.initial.seed": [5, 0, 1]}
+    for size in (1, 3):
+        found = nf.run("convergence", settings | seeds | {"at_once": size}, problem=TEACHER["problem"])
+        (order,), record = found.finding.orders, found.finding.record()
+        assert np.isfinite(found.dataset.order[:, 0]).values.tolist() == [False, True, True]
+        assert str(order).endswith("over 3 depths in 2 of 3 members")
+        assert (order.points, record["order_points"], record["order_reasons"]) == (3, {"exp": 3}, {})
+        assert "over 2 of 3 members (" in found.finding.verdict
+
+
+def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
+    said = [
+        {
+            "checks": [{"name": f"the worst of {rule}, sup", "error": i}],
+            "numbers": {"a": 1, "why": why, "rules": ["x", rule]},
+        }
+        for i, (rule, why) in enumerate([("sign", ""), ("sign", ""), ("muon", "lost"), ("gd", "")])
+    ]
+    assert agreed(said[:2]) == said[0]
+    for cut in (1, 2, 3):
+        common = agreed([agreed(said[:cut]), agreed(said[cut:])])
+        assert common == {"checks": [{"name": "the worst of …, sup", "error": 0}], "numbers": {"a": 1}}
+    assert agreed([{"numbers": {}}, {"numbers": {"why": "lost"}}]) == {"numbers": {}}
 
 
 def test_what_one_member_says_at_length_is_not_room_for_all(monkeypatch):
@@ -323,7 +429,7 @@ def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(s
 @pytest.mark.parametrize("size", [1, 4])
 def test_members_of_several_shapes_are_sent_to_a_sweep(study, size):
     with pytest.raises(
-        ValueError, match=r"members of one run must have one shape, but number .*-m problem.seed=0,1,2,…"
+        ValueError, match=r"members of one run must have one shape, but number has shape .*-m problem.seed=0,1,2,…"
     ):
         nf.run("picky", {"members": 4, "study.uneven": 2, "at_once": size}, problem=study["problem"])
 

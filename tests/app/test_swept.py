@@ -13,7 +13,10 @@ import xarray as xr
 
 import neuralode_flow as nf
 from neuralode_flow.app import collect, swept
-from neuralode_flow.finding import Finding
+from neuralode_flow.app.collected import Collected
+from neuralode_flow.app.joined import joined
+from neuralode_flow.app.sweeppage import _caption, sweep_page
+from neuralode_flow.finding import Check, Finding
 
 SWEEP = (
     "-m", "problem=teacher", "problem.scale=0.3", "initial=relaxed_balanced,control", "problem.seed=0,1",
@@ -133,3 +136,65 @@ def test_what_forged_findings_state_is_left_out() -> None:
         dataset = good.attached(xr.Dataset()).assign_attrs(finding=forged)
         assert swept.findings({"0": dataset}) == {}
     assert swept.groups(swept.findings({})) == []
+
+
+def sweep_of(*findings: Finding) -> Collected:
+    """A sweep over seeds whose members have found that."""
+    datasets = {str(i): found.attached(xr.Dataset()) for i, found in enumerate(findings)}
+    records = [{"member": name, "seed": i, "study": "x", "status": "ok"} for i, name in enumerate(datasets)]
+    return Collected(records, ["seed"], datasets, None)
+
+
+def stating(**checks: Check) -> Finding:
+    return Finding(study="x", problem="", status="ok", verdict="", checks=tuple(checks.values()))
+
+
+def test_what_must_be_large_is_not_among_what_must_be_small(tmp_path: Path) -> None:
+    small, large = Check("error", 1e-9, 1e-8), Check("control", 0.5, 1e-8, least=True)
+    text = sweep_page(tmp_path, sweep_of(stating(a=small, b=large), stating(a=small, b=large))).decode()
+    assert rows(text, "Checks")[0] == ["member", "seed", "error (bound 1e-08)"]
+    assert rows(text, "Checks of what must be large")[0] == ["member", "seed", "control (at least 1e-08)"]
+    labels = {title: record["panels"][0]["y"]["label"] for title, record in charts(text).items()}
+    assert labels == {
+        "Checks": "error (smaller is better)", "Checks of what must be large": "value (larger is better)"
+    }  # fmt: skip
+
+
+def test_each_member_is_a_point_also_where_its_number_is_not_positive(tmp_path: Path) -> None:
+    found = [
+        stating(a=Check("error", error), b=Check("count", count), c=Check("gain", -count))
+        for error, count in ((1e-9, 0.0), (2e-9, 3.0), (3e-9, 0.0))
+    ]
+    text = sweep_page(tmp_path, sweep_of(*found)).decode()
+    drawn = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)]
+    points = {mark["name"]: mark["y"] for chart in drawn for mark in chart["panels"][0]["marks"] if "name" in mark}
+    assert points == {"error": [1e-9, 2e-9, 3e-9], "count": [0, 3, 0], "gain": [0, -3, 0]}
+    assert [chart["panels"][0]["y"]["scale"] for chart in drawn] == ["log", "linear"]
+
+
+@pytest.mark.parametrize("number", [12, 15])
+def test_columns_that_have_no_room_are_counted(tmp_path: Path, number: int) -> None:
+    found = stating(**{f"c{i}": Check(f"check {i}", 1.0 + i) for i in range(number)})
+    text = sweep_page(tmp_path, sweep_of(found, found)).decode()
+    assert len(rows(text, "Checks")[0]) == 2 + 12
+    said = "3 more, in the results.nc of each member."
+    assert text.count(said) == (2 if number == 15 else 0)  # under the table, and under the figure
+
+
+def test_a_figure_says_of_how_many_settings_it_shows_the_first() -> None:
+    runs = [{f"setting {k}": i for k in range(6)} for i in range(2)]
+    assert "against each of the first 4 of 6 settings;" in _caption(runs)
+    assert "against each of the settings;" in _caption([{"a": 1, "b": 0}, {"a": 2, "b": 0}])
+
+
+def test_joined_results_say_how_each_member_has_run() -> None:
+    datasets = {
+        str(i): xr.Dataset({"loss": ("time", losses)}, {"time": times}, {"study": "x", "problem": f"seed {i}"})
+        for i, (times, losses) in enumerate([([0.0, 1.0], [3.0, 2.0]), ([0.0, 0.7], [3.0, 2.5])])
+    }
+    statuses = {"0": "ok", "1": "the budget was used up"}
+    dataset, apart = joined(datasets, {"0": {"seed": 0}, "1": {"seed": 1}}, statuses)
+    assert apart == {}
+    assert dataset is not None
+    assert dataset.run_status.values.tolist() == [*statuses.values()]
+    assert dataset.attrs["problem"] == ""
