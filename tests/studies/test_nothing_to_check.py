@@ -51,3 +51,14 @@ def test_layers_that_did_not_come_to_the_last_time_are_neither_lazy_nor_rich():
     finding, checks = found("lazy_to_rich", small | {"study.balances": [-0.5, 0.5]})
     assert [*checks] == ["z of the trained layers against the closed solution"]
     assert "smallest" not in finding.verdict
+
+
+def test_a_diagonal_network_that_was_not_trained_ends_nowhere():
+    flow = "the trained b against k sinh(2xᵀν)"
+    finding, checks = found("interpolant", {"study.shapes": [0.0], "time.samples": 3})
+    assert checks[flow] < 1e-8
+    assert finding.verdict.startswith("The trained network ends at")
+    finding, checks = found("interpolant", {"study.shapes": [0.0], "time.samples": 3, "time.horizon": 1e-9})
+    assert np.isnan(checks[flow])
+    assert not finding.passed
+    assert finding.verdict.startswith("Training leaves 100% of the loss, which is too much to say where it ends.")
