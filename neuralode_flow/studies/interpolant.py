@@ -215,7 +215,7 @@ class _Approach(NamedTuple):
         return float(np.abs(np.array(self.orders) / self.expected - 1).max())
 
     def __str__(self) -> str:
-        return f"order {self.orders[-1]:.3f}"
+        return "an undecided order" if np.isnan(self.orders[-1]) else f"order {self.orders[-1]:.3f}"
 
 
 def _approach(sizes: np.ndarray, errors: np.ndarray, expected: float, over: str) -> _Approach:
