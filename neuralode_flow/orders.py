@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -126,6 +126,20 @@ def said(orders: Sequence[Order]) -> str:
     lost = [order.reason for order in orders if order.reason]
     parts = [f"{min(decided):.3f} to {max(decided):.3f}"] if decided else []
     return ", ".join(parts + ([f"undecided for {len(lost)} of {len(orders)} ({lost[0]})"] if lost else []))
+
+
+def said_each(orders: Mapping[str, Order]) -> str:
+    """The orders of a few curves by their names, and of which of them it is undecided."""
+    decided = {name: order for name, order in orders.items() if not order.reason}
+    lost = [name for name, order in orders.items() if order.reason]
+    values = ", ".join(f"{order.value:.2f}" for order in decided.values())
+    parts = [f"{values} ({', '.join(decided)})"] if decided else []
+    return ", ".join(parts + ([f"undecided for {', '.join(lost)}"] if lost else []))
+
+
+def said_one(order: Order) -> str:
+    """An order after "at", in words where it is undecided."""
+    return "an undecided order" if order.reason else f"order {order.value:.2f}"
 
 
 def _undecided(reason: str, *, falls: bool = True) -> Order:

@@ -32,7 +32,7 @@ def template(kind):
 SHOWN = {
     "layer rule": ("order of third", "third Taylor"),
     "time method": ("ralston",),
-    "step rule": ("under rules that turn with the gradient (clipped)",),
+    "step rule": ("under rules that turn with the gradient", "‖z‖ under clipped"),
     "loss": ("Linnerud", "pseudo_huber"),
     "kernel": ("intrinsic, kernel geometric",),
     "problem": ("Rotation: reach a turn of 0.3 radians",),

@@ -17,7 +17,7 @@ def lazy_to_rich(dataset: xr.Dataset) -> dict[str, Figure]:
     balances = dataset["balance"].values
     shown = [i for i, balance in enumerate(balances) if balance >= 0]
     # A loss is a square: what is left of it below that of the error of z is round-off.
-    least = float(np.nanmax(dataset["error_z"].values)) ** 2 / 2
+    least = float(np.nanmax(dataset["error_z"].values, initial=0.0)) ** 2 / 2
     for i, shade in zip(shown, style.fade(len(shown)), strict=True):
         loss = dataset["loss"].values[i]
         known = np.where(loss > least, loss, np.nan)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..depth.rules import LAYERS
 from ..finding import Check, Claim, Finding
-from ..orders import Order, observed_order
+from ..orders import Order, observed_order, said_each
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, distinct, each, increasing, known
 from . import blockdepth, blockgrowth
 from .axes import arranged, axis
@@ -241,18 +241,31 @@ def _finding(dataset: xr.Dataset, title: str, width: int) -> Finding:
 
 def _verdict(dataset: xr.Dataset, orders: Sequence[Order], gains: dict[str, list[Gain]]) -> str:
     first = _norm_gap(dataset).sel(layer=1).mean("draw").values
-    said = {name: ", ".join(f"{gain.value:.3f} ± {gain.error:.3f}" for gain in found) for name, found in gains.items()}
-    values = ", ".join(f"{order.value:.2f}" for order in orders)
+    said = {name: ", ".join(map(_said, found)) for name, found in gains.items()}
+    missed, off = f"{first[2]:.0%} of the norm of the first layer at gain {_gain(dataset, 2)}", _off_expected(dataset)
+    grows = "a disturbance grows as |1 − ηλ| says"
+    if not off <= _STEP:
+        grows = f"the growth of a disturbance is off |1 − ηλ| by {off:.1%}"
+    if len(first) > 3:
+        missed += f" and {first[-1]:.0%} at gain {_gain(dataset, -1)}"
     return (
         f"The chain rule is exact for linear and ReLU networks to {_exactness(dataset):.1e}; for tanh it misses "
-        f"{first[2]:.0%} of the norm of the first layer at gain {_gain(dataset, 2)} and {first[-1]:.0%} at gain "
-        f"{_gain(dataset, -1)}, and dropped over kept has the power 2k − L of the gain to {_exponents(dataset):.3f}. "
+        f"{missed}, and dropped over kept has the power 2k − L of the gain to {_exponents(dataset):.3f}. "
         f"In units of the gains 1 (linear) and √2 (ReLU) the first block does not grow at {said['trace']} by its trace "
         f"and at {said['edge']} by its norm over that of infinite width; on digits with cross-entropy at "
         f"{said['real']} (linear, ReLU, tanh). Gradient descent ends at λ = {float(dataset.sharpness[-1]):.4g}, where "
-        f"a disturbance grows as |1 − ηλ| says. L² times the blocks of networks of L layers tends to a function of "
-        f"depth at orders {values} ({', '.join(dataset.rule.values)})."
+        f"{grows}. L² times the blocks of networks of L layers tends to a function of depth at orders "
+        f"{said_each(dict(zip(dataset.rule.values, orders, strict=True)))}."
     )
+
+
+def _said(gain: Gain) -> str:
+    return "none found" if np.isnan(gain.value) else f"{gain.value:.3f} ± {gain.error:.3f}"
+
+
+def _off_expected(dataset: xr.Dataset) -> float:
+    """How far the growth of a disturbance is from |1 − ηλ|, relative, the largest over the step sizes."""
+    return float(np.abs(dataset.factor.values / dataset.factor_expected.values - 1).max())
 
 
 def _gain(dataset: xr.Dataset, case: int) -> str:
@@ -324,7 +337,7 @@ def _checks_of_growth(dataset: xr.Dataset, width: int, gains: dict[str, list[Gai
         Check("log norm of two layers from its edge", two_layers, _EDGE * width ** (-2 / 3), two),
         Check(
             "gain without growth of the norm itself from the critical one, a control",
-            min(abs(gain.value - 1) for gain in gains["norm"]),
+            float(np.min([abs(gain.value - 1) for gain in gains["norm"]])),
             _APART,
             "linear and ReLU, the smaller",
             least=True,
@@ -348,7 +361,7 @@ def _checks_of_growth(dataset: xr.Dataset, width: int, gains: dict[str, list[Gai
 
 def _checks_of_training(dataset: xr.Dataset) -> tuple[Check, ...]:
     along, factor = dataset.trained_dropped.max("inner").values, dataset.factor.values
-    off, unstable = float(np.abs(factor / dataset.factor_expected.values - 1).max()), dataset.ratio.values > 1
+    off, unstable = _off_expected(dataset), dataset.ratio.values > 1
     above, over = float(factor[unstable].min()), "largest over layers"
     return (
         Check("growth of a disturbance in a step from |1 − ηλ|", off, _STEP, "relative, largest over the step sizes"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count, positive
-from ..finding import Check, Claim, Finding
+from ..finding import Check, Claim, Finding, sentence
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..intrinsic.systems.linear_network import phi_of
@@ -31,7 +31,7 @@ _ZEROS = 1.0  # the error of zeros in place of the entries that are not seen
 
 @dataclass(frozen=True, eq=False)
 class _Completed:
-    """Where one completion ended."""
+    """Where one completion ended: `unseen` is NaN, and `time` 0, where the loss has not fallen to what ends it."""
 
     unseen: float
     effective_rank: float
@@ -43,7 +43,7 @@ class _Completed:
 def run(
     clock: Clock,
     *,
-    dimension: Dimension = 20,
+    dimension: Annotated[Dimension, at_least(2)] = 20,
     rank: int = 2,
     start: float = 1e-3,
     depths: Depths = (2, 3, 4),
@@ -80,7 +80,7 @@ def run(
     depths : sequence of int
         N, increasing; the first is what the others are compared with.
     observations : sequence of int
-        Numbers of entries that are seen.
+        Numbers of entries that are seen, fewer than all.
     matrices : int
         Drawn matrices, each with an order of its entries.
     fall : float
@@ -100,12 +100,14 @@ def run(
     -------
     xarray.Dataset
     """
-    n, number_of = count("study.dimension", dimension), count("study.matrices", matrices)
+    n, number_of = count("study.dimension", dimension, least=2), count("study.matrices", matrices)
     small = count("study.drawn_dimension", drawn_dimension, least=2)
     few = count("study.drawn_entries", drawn_entries, most=small * small - 1)
     size, end = positive("study.start", start), positive("study.fall", fall)
     generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
     r = count("study.rank", rank, most=n)
+    for j, number in enumerate(observations):
+        count(f"study.observations[{j}]", number, most=n * n - 1)
     z0 = size * n * torch.eye(n, dtype=torch.float64)
     cases = _cases(n, r, number_of, generator)
     say: Progress = progress or (lambda fraction, what: None)
@@ -114,8 +116,7 @@ def run(
         for j, number in enumerate(observations):
             say((i + j / len(observations)) / (len(networks) + 1), f"{N or 'infinite'} layers, {number} entries")
             for k, (target, order) in enumerate(cases):
-                loss = _seen(target, order, count(f"study.observations[{j}]", number, most=n * n))
-                runs.append(_completed(clock, N, loss, z0, end, f"{N}-{number}-{k}"))
+                runs.append(_completed(clock, N, _seen(target, order, number), z0, end, f"{N}-{number}-{k}"))
     trained = min(1, len(depths) - 1)
     N, until = networks[trained], runs[trained * len(observations) * number_of].time
     square = _trained(N, _seen(*cases[0], observations[0]), z0, until, **clock.budgets())
@@ -151,11 +152,12 @@ def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, 
     path = integrate(flow, z0, clock.times, **clock.options(name), stop=stop)
     hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
     shares = torch.linalg.svdvals(path.z[-1])
+    fallen = path.ending == "loss"
     return _Completed(
-        unseen=float(hidden.norm() / torch.where(loss.mask, 0.0, loss.target).norm()),
+        unseen=float(hidden.norm() / torch.where(loss.mask, 0.0, loss.target).norm()) if fallen else np.nan,
         effective_rank=float(torch.exp(torch.special.entr(shares / shares.sum()).sum())),
         loss=float(path.loss[-1] / path.loss[0]),
-        time=float(path.times[-1]),
+        time=float(path.times[-1]) if fallen else 0.0,
         status="ok" if path.ending in ("ok", "loss") else path.status,
     )
 
@@ -163,7 +165,7 @@ def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, 
 def _dataset(networks: list[int], observations: Sequence[int], runs: list[_Completed]) -> xr.Dataset:
     dims, shape = ("network", "entries", "member"), (len(networks), len(observations), -1)
     said = {
-        "unseen": "relative error of the unseen entries",
+        "unseen": "relative error of the unseen entries, NaN where the loss has not fallen",
         "effective_rank": "effective rank of z",
         "loss": "loss at the end, relative",
     }
@@ -181,25 +183,24 @@ def _finding(
 ) -> Finding:
     """Of matrices with `entries`, whose network of `trained` layers is `square` away from its closed flow."""
     unseen, (first, *deeper) = dataset.unseen.values, dataset.network.values.tolist()
-    better = {N: float((errors < unseen[0]).mean()) for N, errors in zip(deeper, unseen[1:], strict=True)}
-    middle = np.median(unseen, axis=-1)
-    few = int(np.argmax(middle[0] - middle[1:].min(axis=0)))
-    by_sign = (dataset.shot_straight > SHOOTS).sum("draw").values.tolist()
-    count_of, worst = 2 * dataset.sizes["draw"], float(dataset.shot_turned.max())
+    pairs = np.where(np.isnan(unseen[1:] + unseen[0]), np.nan, unseen[1:] < unseen[0])
+    better = dict(zip(deeper, pairs.mean((1, 2)).tolist(), strict=True))
+    straight, turned = dataset.shot_straight.values, dataset.shot_turned.values
+    turned = turned[~(straight <= SHOOTS) | np.isfinite(turned)]
+    by_sign, worst = (straight > SHOOTS).sum(0).tolist(), float(np.max(turned)) if len(turned) else np.nan
+    known = int(np.isfinite(straight).sum())
+    shooting = sum(by_sign) if known else np.nan
     return Finding(
         study="deep_completion",
         problem=title,
         status=status,
-        verdict=f"On the same entries of the same matrices deeper is better than {first} layers in "
-        + ", ".join(f"{share:.0%} ({_name(N)})" for N, share in better.items())
-        + f" of {unseen[0].size} pairs; with {int(dataset.entries[few])} of {entries} entries the median errors "
-        "on the others are "
-        + ", ".join(f"{errors[few]:.2g} ({_name(N)})" for N, errors in zip([first, *deeper], middle, strict=True))
-        + f", the largest of all at infinite depth {unseen[-1].max():.2g}; {trained} trained factors follow their "
-        f"closed flow to {square:.1e}. Of {count_of} small matrices u vᵀ infinite depth shoots up in {sum(by_sign)}, "
-        f"{by_sign[0]} with ⟨u, v⟩ ≤ 0 and {by_sign[1]} with ⟨u, v⟩ > 0, up to an error of "
-        f"{float(dataset.shot_straight.max()):.2g}; from a start that is turned towards them their errors are at most "
-        f"{worst:.2g}.",
+        verdict=" ".join(
+            [
+                *_compared(dataset, entries, better, f"{trained} trained factors", square),
+                *_shot(straight, by_sign, worst),
+                *_not_known(np.isnan(unseen), np.isnan(straight)),
+            ]
+        ),
         claim=Claim(
             "deeper factorisations complete a low-rank matrix from fewer entries than two layers do",
             measured={_name(N): share for N, share in better.items()},
@@ -225,14 +226,60 @@ def _finding(
                 if N
             ),
             Check("errors from a turned start, where the straight one shoots up", worst, _ZEROS, "the largest"),
-            Check("small matrices on which infinite depth shoots up, a control", sum(by_sign), 1, least=True),
+            Check("small matrices on which infinite depth shoots up, a control", shooting, 1, least=True),
         ),
         numbers={
             "reference_error": square,
             "scaled_down": scaled_down,
-            "shooting": {"matrices": count_of, "overlap <= 0": by_sign[0], "overlap > 0": by_sign[1]},
+            "shooting": {"matrices": known, "overlap <= 0": by_sign[0], "overlap > 0": by_sign[1]},
         },
     )
+
+
+def _compared(
+    dataset: xr.Dataset, entries: int, better: dict[int, float], trained: str, square: float
+) -> Iterator[str]:
+    """What is known of networks on the same entries, and of layers that are trained themselves."""
+    unseen, names = dataset.unseen.values, [_name(N) for N in dataset.network.values.tolist()]
+    middle, told = np.median(unseen, axis=-1), []
+    ahead = middle[0] - middle[1:].min(axis=0)
+    if shares := [f"{share:.0%} ({_name(N)})" for N, share in better.items() if np.isfinite(share)]:
+        told.append(
+            f"On the same entries of the same matrices deeper is better than {names[0]} in {', '.join(shares)} of "
+            f"{unseen[0].size} pairs"
+        )
+    if np.isfinite(ahead).any():
+        few = int(np.nanargmax(ahead))
+        errors = ", ".join(f"{error:.2g} ({name})" for name, error in zip(names, middle[:, few], strict=True))
+        told.append(
+            f"with {int(dataset.entries[few])} of {entries} entries the median errors on the others are {errors}, the "
+            f"largest of all at infinite depth {np.nanmax(unseen[-1]):.2g}"
+        )
+    if np.isfinite(square):
+        told.append(f"{trained} follow their closed flow to {square:.1e}")
+    if told:
+        yield f"{sentence('; '.join(told))}."
+
+
+def _shot(straight: np.ndarray, by_sign: list[int], worst: float) -> Iterator[str]:
+    """What is known of small matrices."""
+    known = straight[np.isfinite(straight)]
+    if len(known):
+        turned = f"; from a start that is turned towards them their errors are at most {worst:.2g}"
+        yield (
+            f"Of {len(known)} small matrices u vᵀ infinite depth shoots up in {sum(by_sign)}, {by_sign[0]} with "
+            f"⟨u, v⟩ ≤ 0 and {by_sign[1]} with ⟨u, v⟩ > 0, up to an error of {known.max():.2g}"
+            f"{turned if np.isfinite(worst) else ''}."
+        )
+
+
+def _not_known(completions: np.ndarray, small: np.ndarray) -> Iterator[str]:
+    """How many runs are left out of what is said."""
+    if completions.any() or small.any():
+        yield (
+            f"{completions.sum()} of {completions.size} completions and {small.sum()} of {small.size} small ones ended "
+            "before their loss had fallen, and what they miss is not known."
+        )
 
 
 def _name(N: int) -> str:
@@ -254,8 +301,8 @@ def _matrix(n: int, rank: int, generator: torch.Generator) -> Tensor:
 
 def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -> float:
     """The relative distance of N trained factors from their closed flow, up to a time of the closed flow."""
-    if end == 0.0:  # a budget was used up before the first step
-        return np.inf
+    if end == 0.0:  # which has not come to its end
+        return np.nan
     n, times = len(z0), torch.linspace(0, end, 7, dtype=torch.float64)
     theta = z0.diagonal().pow(1 / N).diag().flatten().repeat(N)
     network = integrate(
@@ -263,7 +310,7 @@ def _trained(N: int, loss: Completion, z0: Tensor, end: float, **budgets: Any) -
     )
     closed = integrate(IntrinsicFlow(loss, kernel(N)), z0, times, "DOP853", 1e-11, 1e-13, **budgets)
     if not (network.ending == closed.ending == "ok"):
-        return np.inf
+        return np.nan
     return float(torch.linalg.matrix_norm(network.z - closed.z).max() / torch.linalg.matrix_norm(closed.z).max())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..losses import Quadratic
-from ..orders import LEAST_POINTS, Order, observed_order
+from ..orders import LEAST_POINTS, Order, observed_order, said_each
 from ..signatures import Seed, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
@@ -179,7 +179,7 @@ def _several(
     return {
         "loss_layers": (over, torch.stack([path.loss for path in paths])),
         "det_layers": (over, torch.stack([torch.linalg.det(path.z) for path in paths])),
-        "drift": ((), max(float(path.drift.max()) for path in paths)),
+        "drift": ((), float(np.max([path.drift.max() for path in paths]))),
     }
 
 
@@ -229,12 +229,12 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
     products = T * end.loss.sel(target="reflection").values
     crossed = end.det_layers.sel(gate="sigmoid").values
     stalled = float(dataset.loss_layers.sel(gate="limit").min())
-    values = ", ".join(f"{order.value:.2f}" for order in orders[: len(RULES)])
+    values = said_each(dict(zip(RULES, orders[: len(RULES)], strict=True)))
     return Finding(
         study="delta_rewrite",
         problem=f"Deep Delta Learning, d = {d}: layers X + βk(vᵀ − kᵀX), and {layers} blocks I − βkkᵀ in training",
         status="ok",
-        verdict=f"Layers tend to dX/ds = b k(vᵀ − kᵀX) at orders {values} ({', '.join(RULES)}). One block comes to a "
+        verdict=f"Layers tend to dX/ds = b k(vᵀ − kᵀX) at orders {values}. One block comes to a "
         f"reflection algebraically: t·loss is {products.min():.4f} to {products.max():.4f} at t = {T:g}, to tend to ¼. "
         f"{layers} blocks from det z > 0 end at {crossed.min():.3f} to {crossed.max():.3f} in {draws} draws; with the "
         f"gates of the limit, which keep det z > 0, no loss is below {stalled:.4f}.",

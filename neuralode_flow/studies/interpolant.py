@@ -27,6 +27,7 @@ from .margin import largest_margin
 Shapes = Annotated[Sequence[float], distinct, each(at_least(0.0), below(1.0))]
 
 _FLOW, _ORDER = 1e-8, 0.05
+_LEFT = 0.1  # of the first loss: with more of it left nothing is known of where training ends
 _APART, _MARGIN, _TELLS = 10.0, 0.1, 2.0
 
 # Errors below it have no digits left for an order: the linear programme and Newton's method stand behind them.
@@ -142,14 +143,15 @@ def width(scale: float, shape: float) -> float:
 
 
 def _trained(clock: Clock, x: np.ndarray, y: np.ndarray, scale: float, shape: float) -> dict[str, float]:
-    """How far the end of the flow is from the formula, and from fitting the samples."""
+    """How far the end of the flow is from the formula, and from fitting the samples, also over where it began."""
     k, flow = width(scale, shape), FactorizationFlow(phi, LeastSquares(torch.as_tensor(x), torch.as_tensor(y)))
     slowest = np.linalg.eigvalsh((x * 2 * np.hypot(reached(x, y, [k])[0], k)) @ x.T)[0] / len(y)
     times = clock.times / slowest
     path = integrate(flow, start(x.shape[1], scale, shape), times, **clock.options(f"shape-{shape:g}"))
     b = whole(path, f"flow of shape {shape:g}").z[-1].numpy()
     expected = reached(x, x @ b, [k])[0]  # of what is fitted by then
-    return {"missed": float(np.linalg.norm(b - expected)), "loss": float(path.loss[-1])}
+    loss = float(path.loss[-1])
+    return {"missed": float(np.linalg.norm(b - expected)), "loss": loss, "left": loss / float(path.loss[0])}
 
 
 def _classifier(clock: Clock, z: np.ndarray, widest: Sparse) -> np.ndarray:
@@ -187,6 +189,7 @@ def _dataset(
             "uneven_to_l2": ("gap", _far(uneven, short), "the same at the scale 1, by the shape of the start"),
             "missed": ("shape", [f["missed"] for f in found["flow"]], "distance of the trained b from the formula"),
             "loss": ("shape", [f["loss"] for f in found["flow"]], "loss at the end of training"),
+            "left": ("shape", [f["left"] for f in found["flow"]], "the same over that at the start"),
             "margin_missed": ("norm", found["margin"][:-1], "what the ℓ₁ margin misses of the widest one, relative"),
             "control_missed": ((), found["margin"][-1], "the same of the widest ℓ₂ margin"),
         },
@@ -212,7 +215,7 @@ class _Approach(NamedTuple):
         return float(np.abs(np.array(self.orders) / self.expected - 1).max())
 
     def __str__(self) -> str:
-        return f"order {self.orders[-1]:.3f}"
+        return "an undecided order" if np.isnan(self.orders[-1]) else f"order {self.orders[-1]:.3f}"
 
 
 def _approach(sizes: np.ndarray, errors: np.ndarray, expected: float, over: str) -> _Approach:
@@ -227,14 +230,17 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
     to_l2 = _approach(large.scale.values, large.to_l2.values, 4.0, "in 1/α, largest scales")
     by_shape = _approach(1 / dataset.gap.values, dataset.uneven_to_l2.values, 2.0, "in 1 − s, at α = 1")
     ends = {"least ℓ₁ norm": to_l1, "least ℓ₂ norm": to_l2, "least ℓ₂ norm by shape": by_shape}
-    missed, loss = float(dataset.missed.max()), float(dataset.loss.max())
-    apart = min(float(small.to_l2[-1] / small.to_l1[-1]), float(large.to_l1[-1] / large.to_l2[-1]))
+    missed, loss, left = (float(dataset[name].values.max()) for name in ("missed", "loss", "left"))
+    end = f"The trained network ends at b = k sinh(2xᵀν) to {missed:.1e}"
+    if not left <= _LEFT:
+        missed, end = np.nan, f"Training leaves {left:.0%} of the loss, which is too much to say where it ends"
+    apart = float(np.min([small.to_l2[-1] / small.to_l1[-1], large.to_l1[-1] / large.to_l2[-1]]))
     margin, control = float(dataset.margin_missed[-1]), float(dataset.control_missed)
     return Finding(
         study="interpolant",
         problem=f"{rows} samples of {problem.title}",
         status="ok",
-        verdict=f"The trained network ends at b = k sinh(2xᵀν) to {missed:.1e}. Small starts lead to the b of "
+        verdict=f"{end}. Small starts lead to the b of "
         f"least ℓ₁ norm at {to_l1} in α (expected 2(1 − q) = {to_l1.expected:.3f}), large ones to that of least ℓ₂ "
         f"norm at {to_l2} in 1/α (4), and so do uneven ones of the scale 1, at {by_shape} in 1 − s (2). As a "
         f"classifier it misses the widest ℓ₁ margin by {margin:.1%} at ‖b‖₁ = {_NORMS[-1]:g}; the widest ℓ₂ margin "
@@ -253,6 +259,7 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
             Check("what the widest ℓ₂ margin misses of it, a control", control / margin, _TELLS,
                   "over what the classifier misses", least=True),
             Check("loss at the end of training", loss, norm="largest over the shapes"),
+            Check("the same over that at the start", left, _LEFT, "largest over the shapes"),
         ),
         numbers={
             "certificate": sparse.certificate,

@@ -28,7 +28,7 @@ _LAZY = 0.2  # how far the kernel may move at the largest |λ|, as a part of how
 
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """Two layers with one balance, trained to the end."""
+    """Two layers with one balance, trained to the end; NaN, but for the loss so far, where they did not come to it."""
 
     loss: np.ndarray
     error_z: float
@@ -82,12 +82,15 @@ def _trained(clock: Clock, system: System, name: str) -> _Trained:
     path = integrate(flow, system.theta, clock.times, **clock.options(name), observe=lambda i, th: th.clone())
     (solution,) = system.checks.values()
     assert path.observed is not None
+    loss = at_times(path, clock.times, "loss").numpy()
+    if path.ending != "ok":  # what it has come to says nothing of the last time
+        return _Trained(loss, math.nan, math.nan, path.status)
     first, last = (J @ J.mT for J in (jacobian(system.phi, path.observed[i]) for i in (0, -1)))
     return _Trained(
-        loss=at_times(path, clock.times, "loss").numpy(),
-        error_z=solution(path.times[: len(path.observed)], path.observed),
+        loss=loss,
+        error_z=solution(path.times, path.observed),
         kernel_change=float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)),
-        status="ok" if path.ending == "ok" else path.status,
+        status="ok",
     )
 
 
@@ -104,14 +107,19 @@ def _dataset(clock: Clock, balances: Sequence[float], trained: list[_Trained]) -
 
 
 def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
-    size, worst = np.abs(dataset.balance.values), float(dataset.error_z.values.max())
+    size, errors = np.abs(dataset.balance.values), dataset.error_z.values
+    worst = float(errors.max())
     lazy, rich = (float(dataset.kernel_change[int(i)]) for i in (size.argmax(), size.argmin()))
+    compared = []
+    if size.max() > size.min():
+        moved = lazy / rich if rich else math.nan  # a network that did not move is neither
+        name = "change of the tangent kernel at the largest |λ|, against that at the smallest"
+        compared.append(Check(name, moved, _LAZY, "Frobenius norm, relative"))
     return Finding(
         study="lazy_to_rich",
         problem=title,
         status=status,
-        verdict=f"The closed solution holds to {worst:.1e} for {len(size)} values of λ; the tangent kernel moves by "
-        f"{100 * lazy:.2g} % at the largest |λ| and by {100 * rich:.3g} % at the smallest.",
+        verdict=_verdict(errors, lazy, rich, bool(compared)),
         claim=Claim(
             "the closed solution in t holds for every λ; large |λ| is lazy, small |λ| rich",
             measured={"kernel change at largest |λ|": lazy, "at smallest": rich},
@@ -121,13 +129,25 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             Check(
                 "z of the trained layers against the closed solution", worst, _BOUND, "sup over λ and t, Frobenius norm"
             ),
-            Check(
-                "change of the tangent kernel at the largest |λ|, against that at the smallest",
-                lazy / rich if rich else math.nan,  # a network that did not move is neither
-                _LAZY,
-                "Frobenius norm, relative",
-            ),
+            *compared,
         ),
+    )
+
+
+def _verdict(errors: np.ndarray, lazy: float, rich: float, several: bool) -> str:
+    """What is known of the networks that came to the last time."""
+    ended = errors[np.isfinite(errors)]
+    if not len(ended):
+        return f"None of {len(errors)} networks came to the last time."
+    of = "" if len(ended) == len(errors) else f"of {len(errors)} "
+    moved = f"{100 * lazy:.2g} % at the largest |λ| and by {100 * rich:.3g} % at the smallest"
+    if not several:
+        moved = f"{100 * rich:.3g} %"
+    if np.isnan(lazy + rich):
+        moved = "an amount that is not known at the largest or at the smallest |λ|"
+    return (
+        f"The closed solution holds to {ended.max():.1e} for {len(ended)} {of}values of λ; the tangent kernel moves by "
+        f"{moved}."
     )
 
 

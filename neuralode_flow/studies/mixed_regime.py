@@ -171,15 +171,22 @@ def _finding(dataset: xr.Dataset, orders: list[Order], title: str, scaled_down: 
     error, products, ranks = (dataset[name].values for name in ("error_z", "product", "effective_rank"))
     least, lazy = dataset.test_error.values.min(axis=1), float(dataset.test_error_lazy)
     error_time = float(dataset.error_time.values.max())
+    rising, goes = [], f"is {least[0]:.2g} at σ²w = {products[0]:g} (effective rank {ranks[0]:.1f})"
+    if len(products) > 1:
+        still = float((~(np.diff(least) > 0)).sum())
+        name = "values of σ²w from which on the least test error does not rise"
+        rising.append(Check(name, still, 0.0, "their number"))
+        goes = (
+            f"goes from {least[0]:.2g} at σ²w = {products[0]:g} (rich: effective rank {ranks[0]:.1f}) to "
+            f"{least[-1]:.2g} at σ²w = {products[-1]:g} (effective rank {ranks[-1]:.1f})"
+        )
     return Finding(
         study="mixed_regime",
         problem=title,
         status="ok",
         verdict=f"The distance of random networks from the closed flow falls at order {said(orders)} in 1/w, "
         f"from {error[:, 0].max():.2g} to {error[:, -1].max():.2g}. The least test "
-        f"error along training goes from {least[0]:.2g} at σ²w = {products[0]:g} (rich: effective rank "
-        f"{ranks[0]:.1f}) to {least[-1]:.2g} at σ²w = {products[-1]:g} (effective rank {ranks[-1]:.1f}); that of "
-        f"the lazy limit is {lazy:.2g}.",
+        f"error along training {goes}; that of the lazy limit is {lazy:.2g}.",
         claim=Claim(
             "wide random two-layer networks follow the closed flow with |λ|/2 = σ²w at order ½ in 1/w, and learn A* "
             "better the smaller σ²w is",
@@ -194,12 +201,7 @@ def _finding(dataset: xr.Dataset, orders: list[Order], title: str, scaled_down: 
                 _ORDER,
                 "sup over σ²w",
             ),
-            Check(
-                "values of σ²w from which on the least test error does not rise",
-                float((~(np.diff(least) > 0)).sum()),
-                0.0,
-                "their number",
-            ),
+            *rising,
             Check(
                 "least test error at the largest σ²w, against that of the lazy limit",
                 float(abs(least[-1] / lazy - 1)),

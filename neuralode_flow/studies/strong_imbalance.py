@@ -17,7 +17,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import relaxed_balanced_layers
 from ..kernels import DividedDifference, LogMean
-from ..orders import observed_order, said
+from ..orders import Order, observed_order, said
 from ..problems import Problem
 from ..signatures import Depths, Layers, Seed
 from ..time.integrate import integrate
@@ -84,7 +84,10 @@ def run(
         layers = _apart(trained, _closed(problem, clock, ell / L0, L0, f"{k}-own"))
         found.append(_Strength(m, fast.loss, error_time, distances, layers))
     dataset = _dataset(clock.times, depths, strengths, found)
-    square, floor = max(strength.layers for strength in found), clock.floor(float(dataset.error_time.values.max()))
+    square, floor = (
+        float(np.max([strength.layers for strength in found])),
+        clock.floor(float(dataset.error_time.values.max())),
+    )
     return _finding(dataset, problem.title, L0, square, floor).attached(dataset)
 
 
@@ -125,11 +128,13 @@ def _finding(dataset: xr.Dataset, title: str, L0: int, square: float, floor: flo
         for name in ("error_z", "error_weak")
     )
     imbalanced = [i for i, e in enumerate(strengths) if e > 0]
-    distances = [abs(order[i].value - 1) for i in imbalanced for order in (orders, weak_orders)]
-    off = float(np.max(distances, initial=0.0))  # NaN where one of them is undecided
-    known = max((abs(m - DERIVED[e]) for m, e in zip(factors, strengths, strict=True) if e in DERIVED), default=0.0)
-    farther = dataset.error_balanced.values[imbalanced, -1] / dataset.error_z.values[imbalanced, -1]
-    plateau = float(np.min(farther, initial=np.inf))
+    further = _against_logmean(dataset, [orders, weak_orders]) if imbalanced else []
+    against = ""
+    if further:
+        against = (
+            f"; at L = {depths[-1]} they are {further[-1].error:.2g} times as far from logmean itself, to which those "
+            f"with λ = ℓ/L² tend at order {said(weak_orders)}"
+        )
     limits = ", ".join(f"m = {m:.4f} at ℓ = {e:g} (order {p})" for m, e, p in zip(factors, strengths, orders))
     told = [(f"{e:g}/L", p) for e, p in zip(strengths, orders, strict=True)]
     told += [(f"{strengths[i]:g}/L²", weak_orders[i]) for i in imbalanced]
@@ -138,9 +143,8 @@ def _finding(dataset: xr.Dataset, title: str, L0: int, square: float, floor: flo
         study="strong_imbalance",
         problem=f"Strong imbalance λ_k = ℓ/L: {title}",
         status="ok",
-        verdict=f"Networks with λ = ℓ/L tend to m · logmean: {limits}; at L = {depths[-1]} they are {plateau:.2g} "
-        f"times as far from logmean itself, to which those with λ = ℓ/L² tend at order {said(weak_orders)}. {L0} "
-        f"trained layers follow their closed flow to {square:.1e}.",
+        verdict=f"Networks with λ = ℓ/L tend to m · logmean: {limits}{against}. {L0} trained layers follow "
+        f"their closed flow to {square:.1e}.",
         claim=Claim(
             "with λ_k = ℓ/L the limit is m · logmean, reached at order 1; m = 1.0453 (ℓ = 1), 1.2549 (ℓ = 2)",
             measured=factors,
@@ -148,14 +152,34 @@ def _finding(dataset: xr.Dataset, title: str, L0: int, square: float, floor: flo
         ),
         checks=(
             Check(f"{L0} trained layers against their closed flow", square, _BOUND, "sup over t, Frobenius norm"),
-            Check("the order at each ℓ > 0 from 1", off, _ORDER, "largest over ℓ, with λ = ℓ/L and with ℓ/L²"),
-            Check("m against its derived digits", known, _DIGITS, "largest over the ℓ that have them"),
-            Check("times as far from logmean as from m · logmean", plateau, _PLATEAU, "last L, ℓ > 0", least=True),
+            *further,
             Check("error in time of the limit", error_time, norm="sup over t and ℓ, Frobenius norm"),
         ),
         orders=tuple(p._replace(rule=f"z in 1/L, λ = {lam}", expected=1.0) for lam, p in told),
         numbers={"reference_error": error_time},
     )
+
+
+def _against_logmean(dataset: xr.Dataset, orders: Sequence[Sequence[Order]]) -> list[Check]:
+    """What is asked of each ℓ > 0, since ℓ = 0 is logmean itself; `orders` are with λ = ℓ/L and with ℓ/L²."""
+    strengths, factors = dataset.strength.values, dataset.factor.values
+    distances = [abs(order.value - 1) for own in orders for order, e in zip(own, strengths, strict=True) if e > 0]
+    known = [abs(m - DERIVED[e]) for m, e in zip(factors, strengths, strict=True) if e in DERIVED]
+    farther = (dataset.error_balanced.values[:, -1] / dataset.error_z.values[:, -1])[strengths > 0]
+    found = [  # NaN where an order is undecided
+        Check(
+            "the order at each ℓ > 0 from 1",
+            float(np.max(distances)),
+            _ORDER,
+            "largest over ℓ, with λ = ℓ/L and with ℓ/L²",
+        )
+    ]
+    if known:
+        digits = float(np.max(known))
+        found.append(Check("m against its derived digits", digits, _DIGITS, "largest over the ℓ that have them"))
+    plateau = float(np.min(farther))
+    name = "times as far from logmean as from m · logmean"
+    return [*found, Check(name, plateau, _PLATEAU, "last L, ℓ > 0", least=True)]
 
 
 def factor(ell: float) -> float:

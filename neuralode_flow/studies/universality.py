@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -310,58 +310,96 @@ def _finding(dataset: xr.Dataset, entries: Sequence[_Entry], left_out: str, prob
     judged = {entry.label: _judged(dataset.sel(rule=entry.label), entry) for entry in entries}
     turning = [entry.label for entry in entries if entry.equivariant]
     seeing = [entry.label for entry in entries if not entry.equivariant]
-    control = dataset.control_spread.max("step")
+    control = dataset.control_spread.max("step", skipna=False).to_series().to_dict()
+    networks = dataset.network_spread.sel(rule=turning).max("depth", skipna=False).to_series().to_dict()
     # A fan may be told on a grid that resolves W to 1e-5 only, one line may not.
     ended = dict(zip(judged, dataset.status.values.tolist(), strict=True))
     wrong = [f"{label}: {ended[label]}" for label in judged if ended[label] != "ok" and label in turning]
     wrong += [f"{label}: {ended[label]}" for label in seeing if "diverged" in ended[label]]
     starts = int((dataset.kind == "relaxed balanced").sum())
-    sentences = [f"{starts} relaxed balanced starts with one z₀"]
-    if turning:
-        worst = max(judged[label] for label in turning)
-        sentences.append(f"have the same z_n to {worst:.1e} ‖z‖ under {', '.join(turning)}")
-    if seeing:
-        least = min(judged[label] for label in seeing)
-        sentences.append(f"fan out to {least:.1e} ‖z‖ or more under {', '.join(seeing)}")
-    verdict = f"{sentences[0]} {' and '.join(sentences[1:])}. Starts that are not fan out under all of them."
     return Finding(
         study="universality",
         problem=problem.title,
         status=wrong[0] if wrong else "ok",
-        verdict=verdict,
+        verdict=_verdict(starts, judged, control, turning, seeing),
         claim=Claim(
             "for every step rule that turns with the gradient, of any step size, z₀ decides the whole sequence z_n",
             measured={label: judged[label] for label in turning},
         ),
-        checks=_checks(dataset, judged, turning, seeing),
+        checks=_checks(dataset, judged, control, networks),
         notes={"Rules": left_out} if left_out else {},
         numbers={
             "spread": judged,
-            "control_spread": {label: float(control.sel(rule=label)) for label in judged},
+            "control_spread": control,
+            "network_spread": networks,
             "reference_error": float(dataset.depth_error.sel(rule=turning).max()) if turning else None,
         },
     )
 
 
+def _verdict(
+    starts: int, judged: dict[Any, float], control: dict[Any, float], turning: Sequence[str], seeing: Sequence[str]
+) -> str:
+    """Which starts are one line and which fan out, as far as it is known, and under which rule least so."""
+    lines = {label: judged[label] for label in turning if np.isfinite(judged[label])}
+    fans, still = _apart({label: judged[label] for label in seeing})
+    others, close = _apart(control)
+    told, sentences = [], []
+    if lines:
+        most, where = max(lines.values()), _under(lines, "most", max)
+        told.append(
+            f"have the same z_n to {most:.1e} ‖z‖ {where}" if most <= _ONE else f"are {most:.1e} ‖z‖ apart {where}"
+        )
+    if fans:
+        told.append(f"fan out to {min(fans.values()):.1e} ‖z‖ or more {_under(fans, 'least', min)}")
+    if told:
+        sentences.append(f"{starts} relaxed balanced starts with one z₀ {' and '.join(told)}.")
+    if still:
+        sentences.append(f"Relaxed balanced starts do not fan out {_under(still, 'least', min)}.")
+    if others:
+        where = "under all of them" if len(others) == len(control) else _under(others, "least", min)
+        sentences.append(f"Starts that are not fan out {where}.")
+    if close:
+        sentences.append(f"Starts that are not relaxed balanced do not fan out {_under(close, 'least', min)}.")
+    if lost := [label for label in control if np.isnan(judged[label] + control[label])]:
+        sentences.append(f"Not all is known of {', '.join(lost)}.")
+    return " ".join(sentences)
+
+
+def _apart(spreads: dict[Any, float]) -> tuple[dict[Any, float], dict[Any, float]]:
+    """Those under which starts fan out, and those under which they do not."""
+    return (
+        {label: spread for label, spread in spreads.items() if spread >= _FAN},
+        {label: spread for label, spread in spreads.items() if spread < _FAN},
+    )
+
+
+def _under(spreads: dict[Any, float], how: str, which: Callable[..., Any]) -> str:
+    """Rules in words, of several also the one under which it is least or most so."""
+    named = f" ({how} under {which(spreads, key=spreads.__getitem__)})" if len(spreads) > 1 else ""
+    return f"under {', '.join(spreads)}{named}"
+
+
 def _checks(
-    dataset: xr.Dataset, judged: dict[str, float], turning: Sequence[str], seeing: Sequence[str]
+    dataset: xr.Dataset, judged: dict[Any, float], control: dict[Any, float], networks: dict[Any, float]
 ) -> tuple[Check, ...]:
-    """What must be one, and what must fan out."""
+    """What must be one, and what must fan out; `networks` are those under rules that turn with the gradient."""
     over = "over ‖z‖"
-    steady = [label for label in turning if label not in _AMPLIFYING]
-    control = dataset.control_spread.max("step", skipna=False)
-    networks = dataset.network_spread.sel(rule=turning).max("depth", skipna=False).to_series().to_dict()
     exponential, off = float(dataset.exponential), float(dataset.off_the_flow)
+    steady, amplifying = ([label for label in networks if (label in _AMPLIFYING) == own] for own in (False, True))
     found = [
         _worst("starts under rules that turn with the gradient", judged, steady),
         _worst(
-            "the same under normalised rules, while a perturbation has grown less than 100-fold",
-            judged,
-            [label for label in turning if label in _AMPLIFYING],
+            "the same under normalised rules, while a perturbation has grown less than 100-fold", judged, amplifying
         ),
         _worst("Euler networks turned by random gauges", networks, steady),
-        _worst("starts under rules that see coordinates or sizes", judged, seeing, fan=True),
-        _worst("other starts under any rule", control.to_series().to_dict(), list(judged), fan=True),
+        _worst(
+            "starts under rules that see coordinates or sizes",
+            judged,
+            [label for label in judged if label not in networks],
+            fan=True,
+        ),
+        _worst("other starts under any rule", control, list(control), fan=True),
         Check("exponential layers turned by gauges", exponential, _FAN, over, least=True) if "gd" in judged else None,
         Check("gd in large steps, distance from the flow", off, _FAN, over, least=True) if "gd" in judged else None,
     ]
@@ -369,16 +407,14 @@ def _checks(
 
 
 def _worst(name: str, spreads: dict[Any, float], labels: Sequence[str], fan: bool = False) -> Check | None:
-    """The largest spread of some rules, to be round-off, or the least, to be a fan; None without any."""
+    """The largest spread of some rules, to be round-off, or the least, to be a fan; None without any.
+
+    NaN where one of them is not known. Which rule it is of differs between members, so that its name does not say it.
+    """
     if not labels:
         return None
-    known = {label: -np.inf if fan and np.isnan(spreads[label]) else spreads[label] for label in labels}
-    which = (
-        min(known, key=known.__getitem__)
-        if fan
-        else max(known, key=lambda label: (np.isnan(known[label]), known[label]))
-    )
-    return Check(f"{name} ({which})", spreads[which], _FAN if fan else _ONE, "over ‖z‖", least=fan)
+    found, of = [spreads[label] for label in labels], f"over ‖z‖, {'least' if fan else 'largest'} of the rules"
+    return Check(name, float(np.min(found) if fan else np.max(found)), _FAN if fan else _ONE, of, least=fan)
 
 
 def _judged(one: xr.Dataset, entry: _Entry) -> float:
@@ -387,7 +423,7 @@ def _judged(one: xr.Dataset, entry: _Entry) -> float:
     if entry.label in _AMPLIFYING:
         beyond = np.flatnonzero(one.floor.values >= _GROWN * max(_ROUND_OFF, float(one.floor[0])))
         spread = spread[: beyond[0]] if len(beyond) else spread
-    return float(spread.max())
+    return float(spread.max()) if len(spread) > 1 else float("nan")  # at the start all are one
 
 
 STUDIES.register("universality")(

@@ -16,7 +16,7 @@ from ..finding import Check, Claim, Finding
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Completion
-from ..orders import Order, observed_order
+from ..orders import Order, observed_order, said_one
 from ..signatures import Depths, Dimension, Seed, at_least
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
@@ -177,15 +177,18 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
     error = float(abs(dataset.log_volume - dataset.log_volume_metric).values.max())  # NaN stays
     orbits = abs(dataset.entropy_orbit - dataset.entropy_formula).values
     last, orders = dataset.isel(time=-1), _orders(dataset)
+    missed = float(last.unseen)
+    unseen = "" if np.isnan(missed) else f" and an error of {missed:.2g} on the entries that are not seen"
+    along = "along the whole trajectory" if status == "ok" else "as far as the trajectory goes"
     return Finding(
         study="volume_form",
         problem=title,
         status=status,
-        verdict=f"The volume form of the metric is its formula to {error:.1e} along the whole trajectory; the loss "
-        f"falls to {float(last.loss):.1e}, with an effective rank of {float(last.effective_rank):.2f} and an error of "
-        f"{float(last.unseen):.2g} on the entries that are not seen. The entropy of the gauge orbit is its formula to "
-        f"{orbits[0].max():.1e}; it tends to ½ Σ log K_ij of infinite depth at order {orders[0].value:.2f} in 1/N, and "
-        f"without −(d − 1) log det z / 2N at order {orders[1].value:.2f}.",
+        verdict=f"The volume form of the metric is its formula to {error:.1e} {along}; the loss "
+        f"falls to {float(last.loss):.1e}, with an effective rank of {float(last.effective_rank):.2f}{unseen}. "
+        f"The entropy of the gauge orbit is its formula to "
+        f"{orbits[0].max():.1e}; it tends to ½ Σ log K_ij of infinite depth at {said_one(orders[0])} in 1/N, and "
+        f"without −(d − 1) log det z / 2N at {said_one(orders[1])}.",
         claim=Claim(
             "√det g times the Jacobian of the singular values is Π σ_i⁻¹ Π |log σ_i² − log σ_j²|",
             measured=error,

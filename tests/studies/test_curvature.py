@@ -44,11 +44,16 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def again(**changes):
-    """What fails of the small dataset with other variables in it."""
+def changed(**changes):
+    """The finding of the small dataset with other variables in it."""
     found = dataset("curvature")
-    changed = found.assign({name: (found[name].dims, np.asarray(values)) for name, values in changes.items()})
-    return failing(curvature._finding(changed, "", 48).attached(changed))
+    other = found.assign({name: (found[name].dims, np.asarray(values)) for name, values in changes.items()})
+    return curvature._finding(other, "", 48)
+
+
+def again(**changes):
+    """What fails of it."""
+    return {check.name for check in changed(**changes).checks if not check.holds}
 
 
 def values(variables, *names):
@@ -283,6 +288,16 @@ def test_every_check_of_numbers_can_fail():
     assert again(error_other=found.error) == {OTHER}
     spoilt = again(**{name: found[name] * np.nan for name in ("exact", "log_norm", "factor", "error")})
     assert {EXACT, LAST, FIRST, EDGE, PLAIN, STEP, STABLE, UNSTABLE, ORDERS} <= spoilt
+
+
+def test_the_verdict_looks_at_the_checks():
+    found, says = dataset("curvature"), "a disturbance grows as |1 − ηλ| says"
+    assert says in changed().verdict
+    assert says not in changed(factor=found.factor * 1.02).verdict
+    assert "is off |1 − ηλ| by" in changed(factor=found.factor * 1.02).verdict
+    assert "at orders undecided for euler." in changed(error=found.error * 0 + 1).verdict
+    assert "none found, none found, none found (linear, ReLU, tanh)" in changed(log_real=found.log_real * 0 - 1).verdict
+    assert changed().verdict.count(" at gain ") == 1  # of one gain there is no other
 
 
 def test_what_cannot_be_is_said():

@@ -1,8 +1,11 @@
 """Completion whose norm shoots up, and starts that are turned: by second routes, with planted faults."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from small import SMALL, failing
 
 from neuralode_flow.finding import Finding
@@ -149,6 +152,39 @@ def test_a_run_that_ends_early_is_told(monkeypatch):
     assert not found.passed
 
 
+@pytest.mark.parametrize("horizon", [1e-6, 100.0])
+def test_where_no_loss_has_fallen_nothing_is_said_of_what_is_missed(horizon):
+    """At 100 the loss of larger matrices has, and no infinite depth of the small ones has shot up by then."""
+    inputs, options = SMALL["deep_completion"]()
+    clock = replace(inputs["clock"], times=torch.tensor([0.0, horizon], dtype=torch.float64))
+    found = STUDIES["deep_completion"].run(clock, **options)
+    errors, verdict = {check.name: check.error for check in Finding.of(found).checks}, Finding.of(found).verdict
+    assert np.isnan(found.shot_straight).all()
+    assert np.isnan([errors[TURNED], errors[SHOOTING]]).all()
+    assert np.isfinite([errors[SQUARE], errors[DEEPER]]).all() == (horizon > 1)
+    ended = (
+        "of 6 completions and 2 of 2 small ones ended before their loss had fallen, and what they miss is not known."
+    )
+    assert verdict.endswith(f"{6 if horizon < 1 else 0} {ended}")
+    assert "shoots up" not in verdict
+    assert "nan" not in verdict
+    assert ("deeper is better" in verdict) == (horizon > 1)
+
+
+@pytest.mark.slow
+def test_a_pair_that_is_not_known_is_no_worse_one(monkeypatch):
+    found = run(monkeypatch)
+    assert again(found, unseen=found.unseen.where(found.member > 0)) == {DEEPER}
+    assert again(found, unseen=found.unseen.where(found.network != 0)) == set()
+    few = xr.concat([found.unseen, found.unseen * np.nan], xr.DataArray([32, 40], dims="entries"))
+    changed = found.drop_dims("entries").assign(unseen=few.transpose("network", "entries", "member"))
+    verdict = deep_completion._finding(changed, 64, 3, 0.0, "", "ok", "").verdict
+    assert verdict.startswith("With 32 of 64 entries")
+    assert "nan" not in verdict
+
+
 def test_entries_that_are_all_seen_leave_nothing_to_complete(monkeypatch):
+    with pytest.raises(ValueError, match=r"study\.observations\[1\] must be at most 63, got 64"):
+        run(monkeypatch, observations=[32, 64])
     with pytest.raises(ValueError, match=r"study\.drawn_entries must be at most 8, got 9"):
         run(monkeypatch, drawn_entries=9)

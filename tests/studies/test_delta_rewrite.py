@@ -179,6 +179,14 @@ def test_every_check_can_fail():
     assert again(norm=found.norm + 1e-9) == {NORM}
 
 
+def test_an_undecided_order_is_none_that_layers_tend_at():
+    found = dataset("delta_rewrite")
+    assert ", 2.00, 2.00, 1.00 (euler, cayley, exp, exp_left)." in Finding.of(found).verdict
+    bent = found.assign(error_x=found.error_x.where(found.rule != "exp", 1.0))
+    verdict = delta_rewrite._finding(bent, 3, 2, 2).verdict
+    assert ", 2.00, 1.00 (euler, cayley, exp_left), undecided for exp." in verdict
+
+
 @pytest.mark.slow
 def test_the_command_runs_it_to_the_page(tmp_path):
     settings = ["study.dimension=3", "study.layers=2", "study.draws=2", "time.horizon=100"]

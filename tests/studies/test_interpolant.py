@@ -73,7 +73,7 @@ def test_planted_faults_are_seen(fault, monkeypatch):
         seen = "order to least ℓ₁ norm, off the expected one"
     else:  # one layer, which is led to the widest ℓ₂ margin
         monkeypatch.setattr(interpolant, "phi", lambda theta: theta[: len(theta) // 4] - start(10, 1.0, 0.0)[0])
-        monkeypatch.setattr(interpolant, "_trained", lambda *arguments: {"missed": 0.0, "loss": 0.0})
+        monkeypatch.setattr(interpolant, "_trained", lambda *arguments: {"missed": 0.0, "loss": 0.0, "left": 0.0})
         monkeypatch.setattr(interpolant, "_NORMS", (1.0, 3.0))
         seen = "what the widest ℓ₂ margin misses of it, a control"
     assert not checks()[seen].holds

@@ -169,7 +169,32 @@ def test_every_check_of_numbers_can_fail():
     assert again(rate=found.rate * 1.1) == {RATE, SHARP}
     assert again(rate_closed=found.rate_bound * (1 + 1 / found.imbalance)) >= {EXCESS, RATE}
     assert again(distance=found.distance * found.width**0.1) == {ORDER, LIMIT, ORDER_CONTROL}
+    assert again(rate=found.rate * 0.01) == {RATE, SHARP}
+    assert again(rate=found.rate.where(found.imbalance > 0)) == {RATE}
     assert again(bound_over_fall=found.bound_over_fall * 2) == {BOUND}
+    assert again(bound_over_fall=found.bound_over_fall.where(found.width > 16)) == {BOUND}
+    assert again(family_bound_over_fall=found.family_bound_over_fall.where(found.imbalance > 0)) == {BOUND}
+
+
+def test_the_verdict_looks_at_the_rates():
+    assert min_norm._fall(0.9, 1e-4) == (
+        "The loss falls at least as fast as the imbalance of the start says, whose rate is at most 0.900 of the "
+        "measured one, and 1.0e-04 below it along the slowest direction"
+    )
+    assert "slower than" in min_norm._fall(1.1, 1e-4)
+    assert "is not known" in min_norm._fall(float("nan"), 1e-4)
+    for off in (0.5, -0.9, float("nan")):
+        assert "below it" not in min_norm._fall(0.9, off)
+
+
+def test_a_loss_that_is_the_error_of_the_solver_or_rises_holds_no_bound():
+    fallen, rate = torch.zeros(min_norm._OUTPUTS, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    fallen[0] = 1.0
+    decays = torch.exp(-2 * torch.linspace(0.0, 5.0, min_norm._OUTPUTS, dtype=torch.float64))
+    losses = torch.stack([fallen, decays, torch.where(decays < 1e-3, 0.0, decays), 2 - decays], dim=-1)
+    over = min_norm._bound_over_fall(losses, rate, 5.0)
+    assert over[0].isnan()
+    torch.testing.assert_close(over[1:], torch.tensor([0.5, 0.5, torch.inf], dtype=torch.float64))
 
 
 def test_what_does_not_suit_it_is_refused():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuralode_flow.orders import local_orders, observed_order, said
+from neuralode_flow.orders import local_orders, observed_order, said, said_each, said_one
 
 DEPTHS = np.array([4, 8, 16, 32, 64, 128, 256])
 
@@ -108,3 +108,12 @@ def test_the_orders_of_several_curves_are_said_with_those_that_are_undecided():
     assert said([one, two]) == "1.000 to 2.000"
     assert said([one, none]).startswith("1.000 to 1.000, undecided for 1 of 2 (0 of 7 errors are above")
     assert said([none]).startswith("undecided for 1 of 1")
+
+
+def test_an_order_is_said_without_a_number_where_it_is_undecided():
+    first, second = (observed_order(DEPTHS, 3.0 * DEPTHS**-order, floor=0.0) for order in (1.0, 2.0))
+    none = observed_order(DEPTHS, 0 * DEPTHS, floor=0.0)
+    assert said_each({"a": first, "b": second}) == "1.00, 2.00 (a, b)"
+    assert said_each({"a": first, "c": none, "b": second}) == "1.00, 2.00 (a, b), undecided for c"
+    assert said_each({"c": none}) == "undecided for c"
+    assert (said_one(second), said_one(none)) == ("order 2.00", "an undecided order")

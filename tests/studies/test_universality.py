@@ -30,6 +30,9 @@ def test_all_checks_hold_and_say_which_rule_they_are_of():
     assert finding.passed
     assert len(finding.checks) == 7
     assert {"gd", LARGE, "muon", "adam", "sgd"} <= set(dataset.rule.values.tolist())
+    assert "Starts that are not fan out under all of them." in finding.verdict
+    assert "(most under " in finding.verdict
+    assert "(least under " in finding.verdict
     spread = dataset.spread.max("step")
     for rule in dataset.rule.values:
         turns = bool(dataset.equivariant.sel(rule=rule))
@@ -52,15 +55,18 @@ def test_a_rule_that_claims_to_turn_and_does_not_fails(monkeypatch):
     monkeypatch.setattr(Adam, "equivariant", True)
     _, finding = found(rules=["gd", "adam"])
     assert failing(finding) == [
-        "starts under rules that turn with the gradient (adam)",
-        "Euler networks turned by random gauges (adam)",
+        "starts under rules that turn with the gradient",
+        "Euler networks turned by random gauges",
     ]
+    assert "apart under gd, gd, large steps, adam (most under adam)" in finding.verdict
+    assert "have the same z_n" not in finding.verdict
 
 
 def test_a_rule_that_claims_not_to_turn_and_does_fails(monkeypatch):
     monkeypatch.setattr(Normalised, "equivariant", False)
     _, finding = found(rules=["normalised"], steps=10)
-    assert failing(finding) == ["starts under rules that see coordinates or sizes (normalised)"]
+    assert failing(finding) == ["starts under rules that see coordinates or sizes"]
+    assert "Relaxed balanced starts do not fan out under normalised." in finding.verdict
 
 
 def test_starts_that_are_not_relaxed_balanced_fail(monkeypatch):
@@ -69,12 +75,14 @@ def test_starts_that_are_not_relaxed_balanced_fail(monkeypatch):
 
     monkeypatch.setitem(nf.INITIALS._entries, "relaxed_balanced", astray)
     _, finding = found()
-    assert failing(finding)[0].startswith("starts under rules that turn with the gradient (gd")
+    assert failing(finding)[0] == "starts under rules that turn with the gradient"
 
 
 def test_controls_that_are_relaxed_balanced_fail():
     _, finding = found(detour=1e-9)
-    assert failing(finding) == ["other starts under any rule (gd)"]
+    assert failing(finding) == ["other starts under any rule"]
+    assert "Starts that are not relaxed balanced do not fan out under gd" in finding.verdict
+    assert "Starts that are not fan out" not in finding.verdict
 
 
 def test_steps_that_are_not_large_fail():
@@ -87,6 +95,27 @@ def test_a_rule_that_goes_astray_is_said_and_does_not_pass():
     assert finding.status.startswith(f"{LARGE}: the depth grid of 4 × 8 nodes does not resolve W")
     assert not finding.passed
     assert "gd in large steps, distance from the flow" in failing(finding)
+
+
+@pytest.mark.parametrize("rules", [["sign", "adam", "lars"], ["lars", "adam", "sign"]])
+def test_a_rule_that_diverges_is_told_whatever_its_place(rules):
+    _, finding = found(rules=rules, length=30.0, rate=3.0, steps=20)
+    assert finding.status.startswith("lars: the training diverged")
+    assert failing(finding) == ["starts under rules that see coordinates or sizes", "other starts under any rule"]
+    assert np.isnan([check.error for check in finding.checks]).all()
+    assert finding.verdict.endswith("Not all is known of lars.")
+    assert f"or more under {', '.join(rule for rule in rules if rule != 'lars')} (least under" in finding.verdict
+    assert "all of them" not in finding.verdict
+
+
+def test_checks_of_members_are_called_the_same_whichever_rule_is_worst():
+    checks, worst = [], set()
+    for seed in range(4):
+        _, finding = found(rules=["gd", "sign", "adam"], problem=nf.PROBLEMS["teacher"](dimension=2, seed=seed))
+        checks.append([(check.name, check.norm) for check in finding.checks])
+        worst |= {rule for rule in ("sign", "adam") if f"(least under {rule})" in finding.verdict}
+    assert worst == {"sign", "adam"}
+    assert all(own == checks[0] for own in checks)
 
 
 def test_rules_of_samples_are_left_out_where_there_are_none():

@@ -1,6 +1,7 @@
 """The entropy of gauge orbits: formulas by second routes, and planted faults that the checks see."""
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import mpmath
@@ -25,7 +26,7 @@ OTHER = "entropy of the deepest network, distance from the geometric mean over t
 
 def run(**changes):
     inputs, options = SMALL["volume_form"]()
-    return STUDIES["volume_form"].run(**inputs, **options | changes)
+    return STUDIES["volume_form"].run(**inputs | options | changes)
 
 
 @cache
@@ -154,7 +155,21 @@ def test_every_check_of_numbers_can_fail():
 def test_few_networks_leave_the_order_undecided(monkeypatch):
     kept = path()
     monkeypatch.setattr(volume_form, "integrate", lambda *given, **options: kept)
-    assert failing(run(depths=[4, 8])) >= {FIRST, SECOND}
+    found = run(depths=[4, 8])
+    assert failing(found) >= {FIRST, SECOND}
+    assert "at an undecided order in 1/N" in Finding.of(found).verdict
+
+
+def test_the_verdict_says_nothing_of_what_is_not_there():
+    whole, seen = Finding.of(dataset("volume_form")).verdict, Finding.of(run(observed=1.0))
+    assert "along the whole trajectory" in whole
+    assert "on the entries that are not seen" in whole
+    assert "not seen" not in seen.verdict
+    assert "nan" not in seen.verdict
+    assert seen.passed
+    early = Finding.of(run(clock=replace(SMALL["volume_form"]()[0]["clock"], max_evaluations=60)))
+    assert "budget" in early.status
+    assert "as far as the trajectory goes" in early.verdict
 
 
 @pytest.mark.slow
