@@ -34,6 +34,7 @@ class _Trained:
     error_z: float
     kernel_change: float
     status: str
+    ending: str
 
 
 def run(
@@ -73,8 +74,9 @@ def run(
         trained.append(_trained(clock, balanced_two_layer(size, size, size, lam, seed), f"lambda-{k}"))
     dataset = _dataset(clock, balances, trained)
     title = f"Dominé et al. 2025: two λ-balanced layers {size}-{size}-{size} (seed {seed})"
-    status = next((network.status for network in reversed(trained) if network.status != "ok"), "ok")
-    return _finding(dataset, title, status).attached(dataset)
+    early = next((network for network in reversed(trained) if network.status != "ok"), None)
+    status, ending = ("ok", "ok") if early is None else (early.status, early.ending)
+    return _finding(dataset, title, status, ending).attached(dataset)
 
 
 def _trained(clock: Clock, system: System, name: str) -> _Trained:
@@ -84,13 +86,14 @@ def _trained(clock: Clock, system: System, name: str) -> _Trained:
     assert path.observed is not None
     loss = at_times(path, clock.times, "loss").numpy()
     if path.ending != "ok":  # what it has come to says nothing of the last time
-        return _Trained(loss, math.nan, math.nan, path.status)
+        return _Trained(loss, math.nan, math.nan, path.status, path.ending)
     first, last = (J @ J.mT for J in (jacobian(system.phi, path.observed[i]) for i in (0, -1)))
     return _Trained(
         loss=loss,
         error_z=solution(path.times, path.observed),
         kernel_change=float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)),
         status="ok",
+        ending="ok",
     )
 
 
@@ -106,7 +109,7 @@ def _dataset(clock: Clock, balances: Sequence[float], trained: list[_Trained]) -
     )
 
 
-def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
+def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Finding:
     size, errors = np.abs(dataset.balance.values), dataset.error_z.values
     worst = float(errors.max())
     lazy, rich = (float(dataset.kernel_change[int(i)]) for i in (size.argmax(), size.argmin()))
@@ -131,6 +134,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             ),
             *compared,
         ),
+        numbers={"ending": ending},
     )
 
 
