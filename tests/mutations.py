@@ -238,6 +238,23 @@ FAULTS = [
           "studies/test_convergence.py"),
     Fault("a finished run answers to any data", "app/runfolder.py",
           "if before.get(key, digest) != digest]", "if False]", "app/test_run.py"),
+    Fault("squares that are solved one by one are held to the first of them", "studies/square.py",
+          "if all(own._states is first._states for own in observers):", "if True:", "studies/test_together.py"),
+    Fault("what a run ended with stands in the row of the next time", "time/trajectory.py",
+          "reached = min(common_times(path.times, times), len(values))", "reached = len(values)",
+          "studies/test_early_end.py"),
+    Fault("steps of a rate of ten digits come to no time", "time/trajectory.py",
+          "_ROUNDED = 2e-9", "_ROUNDED = 1e-12", "studies/test_early_end.py"),
+    Fault("a limit that ended early is not said", "studies/trajectory.py",
+          "if limit is None or limit.ending in REACHED:", "if True:", "studies/test_early_end.py"),
+    Fault("edges of the square that ended early are not said", "studies/convergence.py",
+          "    if square.broken:\n", "    if False:\n", "studies/test_early_end.py"),
+    Fault("one rounding of zero weights is none", "studies/clock.py",
+          "if bool(start.any()) else 1.0", "if bool(start.any()) else 0.0", "studies/test_steps.py"),
+    Fault("members that ended early are in the means", "app/statistics.py",
+          'whole = ran & (dataset[STATUS].values == "ok")', "whole = ran", "app/test_members.py"),
+    Fault("networks that did not come to the last time are lazy", "studies/lazy_to_rich.py",
+          'if path.ending != "ok":', "if False:", "studies/test_nothing_to_check.py"),
 ]  # fmt: skip
 
 
