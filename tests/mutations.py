@@ -244,7 +244,7 @@ FAULTS = [
           "reached = min(common_times(path.times, times), len(values))", "reached = len(values)",
           "studies/test_early_end.py"),
     Fault("steps of a rate of ten digits come to no time", "time/trajectory.py",
-          "_ROUNDED = 2e-9", "_ROUNDED = 1e-12", "studies/test_early_end.py"),
+          "SAME_TIME = 2e-9", "SAME_TIME = 1e-12", "studies/test_early_end.py"),
     Fault("a limit that ended early is not said", "studies/trajectory.py",
           "if limit is None or limit.ending in REACHED:", "if True:", "studies/test_early_end.py"),
     Fault("edges of the square that ended early are not said", "studies/convergence.py",

@@ -23,7 +23,7 @@ from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
-from ..time.trajectory import common_times
+from ..time.trajectory import SAME_TIME, common_times
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
@@ -344,10 +344,10 @@ def _others(first: Variables, dataset: Variables, axes: Any) -> list[str]:
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether axes are the same, times to round-off."""
+    """Whether axes are the same, numbers to the digits in which times are."""
     if one.dtype.kind != "f" or other.dtype.kind != "f":
         return bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=SAME_TIME, atol=0, equal_nan=True))
 
 
 def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> np.ndarray:

@@ -295,13 +295,13 @@ def _barycentric(s: Tensor) -> Tensor:
 
 
 # Relative: as near to a time as a multiple of a rate of ten digits is to the one that is meant; no step is as short.
-_ROUNDED = 2e-9
+SAME_TIME = 2e-9
 
 
 def common_times(first: Tensor, second: Tensor) -> int:
     """How many leading times two runs have in common, to round-off: where one has ended between them is none."""
     n = min(len(first), len(second))
-    different = ((first[:n] - second[:n]).abs() > _ROUNDED * second[:n].abs()).nonzero()
+    different = ((first[:n] - second[:n]).abs() > SAME_TIME * second[:n].abs()).nonzero()
     return int(different[0]) if len(different) else n
 
 
