@@ -41,8 +41,9 @@ def _layers(dataset: xr.Dataset) -> Figure:
     for case, colour in zip(cases, (style.BLACK, style.GREEN, *shades), strict=True):
         kind, gain = case.split()
         one = dataset.sel(case=case).mean("draw")
-        left.plot(layer, one["exact"].values, "o-", color=colour, label=f"{_CALLED[kind]}, gain {gain}")
-        left.plot(layer, one["kept"].values, "--", color=colour, lw=0.9)
+        label = f"{_CALLED[kind]}, gain {gain}"
+        left.plot(layer, one["exact"].values, "o-", color=colour, label=label)
+        left.plot(layer, one["kept"].values, "--", color=colour, lw=0.9, gid=f"{label}\nchain rule")
     left.plot([], [], "--", color=style.GREY, lw=0.9, label="chain rule")
     left.set_yscale("log")
     left.set_xlabel("layer $k$")
@@ -52,7 +53,7 @@ def _layers(dataset: xr.Dataset) -> Figure:
     for i, (L, colour) in enumerate(zip(dataset["deep"].values, style.fade(len(power)), strict=True)):
         right.plot(expected[i], power[i], "o", color=colour, ms=10 - 2 * i, fillstyle="none", label=f"$L$ = {L}")
     ends = [np.nanmin(expected), np.nanmax(expected)]
-    right.plot(ends, ends, color=style.BLACK, lw=0.6)
+    right.plot(ends, ends, color=style.BLACK, lw=0.6, gid="of no entry")
     right.set_xlabel("$2k-L$")
     right.set_ylabel("power of a small gain in dropped over kept")
     style.legend_below(figure, columns=4)

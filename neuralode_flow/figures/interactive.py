@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -82,8 +83,9 @@ def describe(figure: Figure | Movie) -> Record | None:
 class _Legend:
     """The entries of all legends of a figure, and which of them a curve belongs to.
 
-    A curve belongs to the entries that its `gid` names, one in a line; else to those that look like it in colour and
-    dashes; else to those of its colour, as a reader would say.
+    A curve belongs to the entries that its `gid` names, one in a line; else to that of its label, which is also that of
+    its error bars; else to the first that looks like it in colour, dashes and marker; else to that of its colour, as a
+    reader would say, where there is but one, or it is no line.
     """
 
     def __init__(self, figure: Figure) -> None:
@@ -92,29 +94,32 @@ class _Legend:
         self.names = [text.get_text() for _, text in pairs]
         self.entries = [_look(handle) | {"label": to_html(name)} for (handle, _), name in zip(pairs, self.names)]
 
-    def of(self, artist: Artist, look: Record) -> list[int]:
-        """The numbers of the entries that an artist belongs to."""
+    def of(self, artist: Artist, look: Record, bars: ErrorbarContainer | None) -> list[int]:
+        """The numbers of the entries that an artist belongs to, which may be a part of a curve with error bars."""
         gid = artist.get_gid()
         if gid is not None:
             named = gid.split("\n")
             return [i for i, name in enumerate(self.names) if name in named]
-        label = str(artist.get_label())
-        same = [i for i, name in enumerate(self.names) if name == label]
+        label = str((artist if bars is None else bars).get_label())
+        if label in self.names:
+            return [i for i, name in enumerate(self.names) if name == label]
+        if bars is not None and bars.lines[0] is not None:
+            artist, look = bars.lines[0], _look(bars.lines[0])
         for keys in (("color", "dash", "marker"), ("color", "dash"), ("color",)):
-            same = (
-                same
-                or [i for i, entry in enumerate(self.entries) if all(entry.get(key) == look.get(key) for key in keys)][
-                    :1
-                ]
-            )
-        return same
+            same = [i for i, entry in enumerate(self.entries) if all(entry.get(key) == look.get(key) for key in keys)]
+            if same and (len(same) == 1 or "marker" in keys or not isinstance(artist, Line2D)):
+                return same[:1]
+        return []
 
 
 def _panel(axes: Axes, parts: Sequence[tuple[Artist, Record]], legend: _Legend) -> Record:
     panel: Record = {"title": to_html(axes.get_title())}
     for name, axis, limits in (("x", axes.xaxis, axes.get_xlim()), ("y", axes.yaxis, axes.get_ylim())):
         panel[name] = _axis(axis, limits)
-    panel["marks"] = [mark | _named(artist) | {"entries": legend.of(artist, mark)} for artist, mark in parts]
+    bars = {part: own for own in axes.containers if isinstance(own, ErrorbarContainer) for part in own.get_children()}
+    panel["marks"] = [
+        mark | _named(artist) | {"entries": legend.of(artist, mark, bars.get(artist))} for artist, mark in parts
+    ]
     panel["texts"] = [
         {
             "x": x,
@@ -191,12 +196,15 @@ def _data(artist: Artist, digits: int = _DIGITS) -> Record:
     elif isinstance(artist, PathCollection):
         x, y = np.ma.filled(np.ma.asarray(artist.get_offsets()), np.nan).reshape(-1, 2).T
     elif isinstance(artist, LineCollection):
-        pieces = [np.vstack((np.asarray(segment), [[np.nan, np.nan]])) for segment in artist.get_segments()]
+        # A segment that is not finite has no points.
+        segments = [np.reshape(segment, (-1, 2)) for segment in artist.get_segments()]
+        pieces = [np.vstack((segment, [[np.nan, np.nan]])) for segment in segments if len(segment)]
         x, y = np.concatenate([np.empty((0, 2)), *pieces]).T
     else:
         assert isinstance(artist, Patch)
         outline = artist.get_patch_transform().transform_path(artist.get_path())
-        x, y = np.asarray(outline.to_polygons(closed_only=False)[0]).T
+        polygons = outline.to_polygons(closed_only=False)  # none of an outline without a point
+        x, y = np.asarray(polygons[0] if polygons else np.empty((0, 2))).T
     return {"x": _numbers(x, digits), "y": _numbers(y, digits)}
 
 

@@ -14,6 +14,7 @@ _SIGNS = {
     "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω", "ell": "ℓ", "infty": "∞", "partial": "∂", "nabla": "∇",
     "Vert": "‖", "|": "‖", "times": "×", "cdot": "·", "pm": "±", "leq": "≤", "geq": "≥", "neq": "≠", "approx": "≈",
     "sim": "∼", "to": "→", "rightarrow": "→", "in": "∈", "sum": "∑", "prod": "∏", "int": "∫", "top": "⊤",
+    "varepsilon": "ε", "langle": "⟨", "rangle": "⟩",
     "dot": "̇", "ldots": "…", "dots": "…", "{": "{", "}": "}", "%": "%", "$": "$", "_": "_",
 }  # fmt: skip
 _SPACES = {",": " ", ";": " ", ":": " ", " ": " ", "!": "", "quad": " ", "left": "", "right": ""}
@@ -52,6 +53,8 @@ def _piece(name: str, sign: str, tokens: Iterator[tuple[str, str]], upright: boo
     if sign:
         shown = _SHOWN.get(sign, escape(sign))
         return f"<i>{shown}</i>" if sign.isalpha() and not upright else shown
+    if name == "frac":
+        return f"{_next(tokens, upright)}/{_next(tokens, upright)}"
     if name in _FACES:
         return _next(tokens, upright=True)
     if name in _SPACES:

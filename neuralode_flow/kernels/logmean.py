@@ -54,8 +54,8 @@ class LogMean:
         check_values(sigma)
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
         ell = torch.log(sigma)
-        # Infinite where one of both is 0, and K is 0 there.
-        minus_2r = torch.where(a == b, -_TINY, -2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2)).abs())
+        # Infinite where one of both is 0, and K is 0 there; logarithms may be one where the values are not.
+        minus_2r = torch.where(a == b, -_TINY, -2 * (ell.unsqueeze(-1) - ell.unsqueeze(-2)).abs() - _TINY)
         return torch.maximum(a, b).square() * (torch.expm1(minus_2r) / minus_2r)
 
     def slope(self, sigma: Tensor) -> Tensor:

@@ -196,6 +196,11 @@ def _finding(dataset: xr.Dataset, samples: int) -> Finding:
     told = dataset.sel(kind=["plain", "dead", "twin"])
     dead, twins = (int(dataset.missing.sel(kind=kind).min()) for kind in ("dead", "twin"))
     misses = int((told["rank"] != told.predicted).sum())
+    found = _found(dataset, "")
+    searches = f"In {int(found.notnull().sum())} of {found.size} searches the outputs are found"
+    if found.notnull().any():
+        away = float(dataset.start.where(found.notnull()).max())
+        searches += f", from up to {away:.1e} away, and θ up to rescaling to {float(found.max()):.1e}"
     return Finding(
         study="identifiability",
         problem=f"Stock and Gribonval 2021: identifiability of ReLU networks, {dataset.sizes['draw']} draws of each "
@@ -204,9 +209,8 @@ def _finding(dataset: xr.Dataset, samples: int) -> Finding:
         verdict=f"The rank of the outputs' derivative is parameters − hidden neurons in {full:.0%} of the networks "
         f"whose neurons switch within the samples, and what the samples see less the neurons in all but {misses} of "
         f"{told['rank'].size}; with a dead neuron it is at least {dead} less, with twins {twins}. Of networks with "
-        f"normal biases {free_full:.0%} have the full rank. From {float(dataset.start.max()):.1e} away θ is recovered "
-        f"up to rescaling to {float(_found(dataset, '').max()):.1e}, and from Φ and signs to "
-        f"{float(dataset.from_paths.max()):.1e}.",
+        f"normal biases {free_full:.0%} have the full rank. {searches}; from Φ and signs θ is "
+        f"recovered to {float(dataset.from_paths.max()):.1e}.",
         claim=Claim(
             "a ReLU network is locally identifiable, up to rescaling, from its outputs at finitely many samples; an "
             "embedding that rescaling leaves as it is represents them linearly",

@@ -25,6 +25,7 @@ from .tensortraining import classified, far, to_diagonal, trained
 DECOMPOSABLE = KINDS[1:]
 
 _CLOSED, _FLOW, _ORDER, _SHORTFALL = 1e-8, 1e-7, 0.1, 0.2
+_LEFT = 0.1  # of the first loss: with more of it left nothing is known of where training ends
 _CONDITIONS, _FAR, _APART, _EXCESS, _TELLS = 1e-8, 0.1, 1e-4, 1e-3, 1e-2
 
 # Times of the flow that is compared with the closed one, times the gain; of training, times the slowest rate.
@@ -41,6 +42,7 @@ LONG_NAMES = {
     "closed": "distance of the closed flow from that of the layers, relative",
     "missed": "distance of the trained b from the formula of the interpolant, relative",
     "loss": "loss at the end of training",
+    "left": "loss at the end of training over that at the start",
     "small": "scales α of small starts",
     "to_l1": "distance of b from the interpolant of least weighted ℓ₁ norm",
     "to_l2": "distance of b from the interpolant of least weighted ℓ₂ norm",
@@ -172,7 +174,7 @@ def _regression(
     """The trained b against the formula on samples of common and of drawn phases, and the formula against its ends."""
     theta, basis, depth = one.start(random, scale), one.basis, one.depth
     shape = one.sizes(theta)[:, 0].cpu().numpy() / scale
-    found: dict[str, list[float]] = {"missed": [], "loss": []}
+    found: dict[str, list[float]] = {"missed": [], "loss": [], "left": []}
     for x in inputs:
         samples = x.cpu().numpy()
         rate = reached(basis, depth, samples, y.cpu().numpy(), shape, [scale])[1] / len(y)
@@ -182,6 +184,7 @@ def _regression(
         formula = reached(basis, depth, samples, samples @ b, shape, [scale])[0][-1]  # of what is fitted by then
         found["missed"].append(float(np.linalg.norm(b - formula) / np.linalg.norm(b)))
         found["loss"].append(float(path.loss[-1]))
+        found["left"].append(float(path.loss[-1] / path.loss[0]))
     known = (inputs[0].cpu().numpy(), y.cpu().numpy(), shape)
     end = ends(basis, depth, *known)
     order = 2 * (1 - end.certificate) if depth == 2 else float(depth)
@@ -222,6 +225,11 @@ def _ends(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def _finding(dataset: xr.Dataset, title: str) -> Finding:
     small, large = _ends(dataset)
+    left = float(dataset.left.values.max())
+    missed = dataset.missed.where(dataset.left <= _LEFT)  # of what is not trained nothing is known
+    trained_to = f"end at the interpolant of the formula to {float(missed[:, :, 0].values.max()):.1e}"
+    if not left <= _LEFT:
+        trained_to = f"keep {left:.0%} of the loss, which is too much to say where they end; the formula"
     direction = _last(dataset.deviation, dataset.margin)
     last = dataset.isel(end=-1)
     return Finding(
@@ -229,10 +237,9 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         problem=f"Yun, Krishnan, Mobahi 2021: linear networks of three kinds, {title}",
         status="ok",
         verdict=f"The flow of b that is closed in the basis of each network is that of its layers to "
-        f"{float(dataset.closed.max()):.1e}. Trained on samples in phase, diagonal and convolutional networks end at "
-        f"the interpolant of the formula to {float(dataset.missed[:, :, 0].max()):.1e}, which tends to least weighted "
-        f"ℓ₁ norm and to least weighted ℓ₂ norm in their bases at {small.min():.3f} to {small.max():.3f} and "
-        f"{large.min():.3f} to {large.max():.3f} of the orders that are expected. As classifiers they come within "
+        f"{float(dataset.closed.max()):.1e}. Trained on samples in phase, diagonal and convolutional networks "
+        f"{trained_to}, which tends to least weighted ℓ₁ norm and to least weighted ℓ₂ norm in their bases at "
+        f"{_between(small)} and {_between(large)} of the orders that are expected. As classifiers they come within "
         f"{float(last.deviation.max()):.1e} of a stationary direction of the ℓ_{{2/L}} margin at margins near "
         f"{float(last.margin.min()):.0e}, at orders {direction.min():.2f} to {direction.max():.2f} in 1/margin.",
         claim=Claim(
@@ -241,7 +248,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
             measured=dict(zip(KINDS, direction.tolist(), strict=True)),
             figure="Yun 2021",
         ),
-        checks=_checks(dataset, small, large, direction),
+        checks=_checks(dataset, missed.values, small, large, direction),
         numbers={
             "depths": dataset["depth"].values.tolist(),
             "orders_of_direction": direction.tolist(),
@@ -254,9 +261,15 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
     )
 
 
-def _checks(dataset: xr.Dataset, small: np.ndarray, large: np.ndarray, direction: np.ndarray) -> tuple[Check, ...]:
+def _between(shares: np.ndarray) -> str:
+    """The least and the largest part of an order; of those that are not known it says so."""
+    return "an unknown part" if np.isnan(shares).any() else f"{shares.min():.3f} to {shares.max():.3f}"
+
+
+def _checks(
+    dataset: xr.Dataset, missed: np.ndarray, small: np.ndarray, large: np.ndarray, direction: np.ndarray
+) -> tuple[Check, ...]:
     first, tensors = dataset.isel(depth=0), dataset.sel(network=list(DECOMPOSABLE))
-    missed = dataset.missed.values
     layers = dataset.singular_expected.values - _last(dataset.singular, dataset.margin)
     spread = np.abs(_last(dataset.spread, dataset.margin) - 1)
     over = "largest of the networks"
@@ -264,15 +277,15 @@ def _checks(dataset: xr.Dataset, small: np.ndarray, large: np.ndarray, direction
         Check("the closed flow against that of the layers", float(dataset.closed.max()), _CLOSED, f"relative, {over}"),
         Check("closed flow of a diagonal network against convolutional layers, a control",
               float(dataset.closed_control.min()), _TELLS, "relative", least=True),
-        Check("the trained b against the formula of the interpolant", float(max(missed[..., 0].max(), missed[0].max())),
-              _FLOW, f"relative, {over}"),
+        Check("the trained b against the formula of the interpolant",
+              float(np.max([missed[..., 0].max(), missed[0].max()])), _FLOW, f"relative, {over}"),
         Check("the same of a convolutional network on samples of drawn phases, a control", float(missed[1, :, 1].min()),
               _APART, "relative", least=True),
         Check("order to least weighted ℓ₁ norm, off the expected one", float(np.abs(small - 1).max()), _ORDER,
               f"relative, smallest scales, {over}"),
         Check("order to least weighted ℓ₂ norm, off the expected one", float(np.abs(large - 1).max()), _ORDER,
               f"relative, largest scales, {over}"),
-        Check("loss at the end of training", float(dataset.loss.max()), norm=over),
+        Check("loss at the end of training over that at the start", float(dataset.left.values.max()), _LEFT, over),
         Check("order in 1/margin at which the active margins become equal, off 1", float(np.nanmax(spread)),
               _ORDER, f"largest margins, {over}"),
         Check("growth of what vanishes in the direction, off its power", float(dataset.growth_missed.max()), _ORDER,

@@ -23,6 +23,8 @@ from neuralode_flow.figures.markup import to_html
         (r"$a < b$", "<i>a</i> &lt; <i>b</i>"),
         (r"$\mathrm{tr}\, W$ and $-1$", "tr <i>W</i> and −1"),
         (r"$W_{{12}}$", "<i>W</i><sub>12</sub>"),
+        (r"$\frac{1}{2}\Vert x\Vert^2$, $\alpha = \frac14$", "1/2‖<i>x</i>‖<sup>2</sup>, α = 1/4"),
+        (r"$\langle\varepsilon\rangle$", "⟨ε⟩"),
         (r"$x_", "$x_"),
     ],
 )
@@ -35,6 +37,29 @@ def panel(figure: Figure) -> dict:
     assert record is not None
     json.dumps(record, allow_nan=False)
     return record["panels"][0]
+
+
+def test_parts_of_error_bars_belong_to_their_curve_and_lines_of_its_colour_do_not() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 2], "-", color="C0", label="limit")
+    axes.errorbar([1, 2], [3, 4], [0.1, 0.2], fmt="o", capsize=2, color="C0", label="measured")
+    axes.plot([1, 2], [5, 6], ":", color="C0")
+    figure.legend()
+    marks = panel(figure)["marks"]
+    assert [mark["entries"] for mark in marks if mark["y"][0] == 1] == [[0]]
+    assert [mark["entries"] for mark in marks if mark["y"][0] == 5] == [[]]
+    others = [mark["entries"] for mark in marks if mark["y"][0] not in (1, 5)]
+    assert len(others) == 4  # points, two rows of caps, bars
+    assert all(entries == [1] for entries in others)
+
+
+def test_what_has_no_number_has_no_points() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.errorbar([1, 2, 3], [1, np.nan, 3], [0.1, np.nan, 0.2], fmt="o")
+    axes.fill([np.nan], [np.nan])
+    assert len(panel(figure)["marks"]) >= 2
 
 
 def test_curves_keep_their_numbers_and_axes_their_scales() -> None:
@@ -60,12 +85,14 @@ def test_a_curve_belongs_to_what_the_legend_says_about_it() -> None:
     left.plot([0, 1], [0, 1], color=style.BLUE, label="a")
     left.plot([0, 1], [0, 2], color=style.BLUE, ls="--", label="b")
     right.plot([0, 1], [0, 1], color=style.BLUE, ls="--")  # as b, without a label
-    right.plot([0, 1], [0, 1], color=style.BLUE, ls=":")  # only the colour is known
+    right.plot([0, 1], [0, 1], color=style.BLUE, ls=":")  # as neither of two
+    left.plot([0, 1], [0, 3], color=style.ORANGE, label="c")
+    right.plot([0, 1], [0, 3], color=style.ORANGE, ls=":")  # only the colour is known
     right.plot([0, 1], [0, 1], color=style.GREEN)  # unknown
     right.plot([0, 1], [0, 1], color=style.GREEN, gid="a\nb")
     style.legend_below(figure)
     entries = [[mark["entries"] for mark in part["marks"]] for part in describe(figure)["panels"]]
-    assert entries == [[[0], [1]], [[1], [0], [], [0, 1]]]
+    assert entries == [[[0], [1], [2]], [[1], [], [2], [], [0, 1]]]
 
 
 def test_lines_and_bands_across_the_axes_and_error_bars() -> None:

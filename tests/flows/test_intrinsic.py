@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from cases import all_losses, positive_matrix, randn
@@ -5,6 +6,7 @@ from digits import kernel_in_many_digits
 
 import neuralode_flow as nf
 from neuralode_flow import kernels
+from neuralode_flow.kernels.logmean import log_logmean
 
 
 def power(symmetric, s):
@@ -20,6 +22,32 @@ def test_limit_velocity_is_the_integral_over_depth(d):
     integrand = torch.stack([power(z @ z.mT, 1 - s) @ G @ power(z.mT @ z, s) for s in grid.nodes.tolist()])
     velocity = nf.IntrinsicFlow(G_loss, nf.LogMean()).velocity(z)
     assert float((velocity + grid.integrate(integrand)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 3.0, 700.0])
+def test_kernels_of_neighbouring_numbers(size, steps):
+    """Their logarithms may be the same, where they are not."""
+    near = size
+    for _ in range(steps):
+        near = float(np.nextafter(near, np.inf))
+    sigma = torch.tensor([size, near])
+    torch.testing.assert_close(nf.LogMean()(sigma), sigma.outer(sigma), rtol=1e-14, atol=0)
+    torch.testing.assert_close(nf.LogMean().slope(sigma), sigma.unsqueeze(-1).expand(2, 2), rtol=1e-14, atol=0)
+    double = log_logmean(2 * torch.log(sigma))
+    torch.testing.assert_close(double.exp(), sigma.outer(sigma), rtol=1e-13, atol=0)
+    layers = nf.DividedDifference(torch.zeros(3), time_scale=1 / 3)(sigma)
+    assert bool(((layers / layers[0, 0] - 1).abs() < 1e-13).all())
+
+
+def test_a_velocity_at_equal_singular_values_is_that_of_the_limit():
+    """Numerical ones differ by round-off."""
+    for seed in range(20):
+        Q = torch.linalg.qr(randn(3, 3, seed=seed)).Q
+        z = 3 * torch.block_diag(Q, torch.ones(1, 1))
+        G = z - positive_matrix(4, seed)
+        velocity = nf.IntrinsicFlow(nf.Quadratic(positive_matrix(4, seed)), nf.LogMean()).velocity(z)
+        assert float((velocity + 9 * G).abs().max()) < 1e-12
 
 
 def test_log_mean_between_its_bounds_and_at_its_limits():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import neuralode_flow as nf
+from neuralode_flow.studies.identifiability import FITTED
 
 IMBALANCE = {"problem": "teacher", "problem.dimension": 2, "study.depths": [8, 16, 32], "study.network_depth": 2}
 ORDER, DIGITS, APART = (
@@ -62,3 +63,23 @@ def test_a_diagonal_network_that_was_not_trained_ends_nowhere():
     assert np.isnan(checks[flow])
     assert not finding.passed
     assert finding.verdict.startswith("Training leaves 100% of the loss, which is too much to say where it ends.")
+
+
+def test_networks_that_have_not_left_the_start_are_no_interpolants():
+    found = nf.run("unifying", {"study.scale": 0.01})
+    assert "keep 100% of the loss, which is too much to say where they end" in found.finding.verdict
+    failing = [check.name for check in found.finding.checks if check.bound is not None and not check.holds]
+    assert "loss at the end of training over that at the start" in failing
+    assert "the trained b against the formula of the interpolant" in failing
+
+
+def test_how_far_searches_began_is_said_of_those_that_found_it():
+    settings = {"draws": 2, "searches": 4, "samples": 300, "fitted": 100, "start": 0.1}
+    found = nf.run("identifiability", {"study": settings})
+    dataset = found.dataset
+    there = ((dataset.fitted <= FITTED) & (dataset.search_missing == 0)).values
+    assert 0 < there.sum() < there.size
+    away = float(dataset.start.values[there].max())
+    assert f"In {there.sum()} of {there.size} searches the outputs are found, from up to {away:.1e} away" in (
+        found.finding.verdict
+    )
