@@ -21,6 +21,15 @@ def _check(name: str, value: Tensor, axes: str) -> None:
         raise ValueError(f"{name} must have shape (..., {axes}), got {tuple(value.shape)}")
 
 
+def _check_moving(W: Tensor, V: Tensor, axes: str) -> None:
+    """Raises unless W and V have these last axes, the same, and are of one kind."""
+    _check("W", W, axes)
+    _check("V", V, axes)
+    same_kind("V", V, "W", W)
+    if V.shape[-3:] != W.shape[-3:]:
+        raise ValueError(f"V must have the axes ({axes}) of W, {tuple(W.shape)}, got {tuple(V.shape)}")
+
+
 def commutator(W: Tensor) -> Tensor:
     """[Wᵀ, W] = WᵀW − WWᵀ, shape `(..., d, d)`.
 
@@ -270,6 +279,11 @@ def momentum_law(grid: DepthGrid, W: Tensor, V: Tensor) -> Tensor:
     -------
     Tensor (..., N, d, d)
 
+    Raises
+    ------
+    TypeError, ValueError
+        If W and V are of several kinds, or their last axes differ.
+
     Examples
     --------
     >>> flow = nf.ContinuousFlow(nf.DepthGrid.gauss(panels=4, order=14), nf.Quadratic(2 * torch.eye(2)))
@@ -283,8 +297,7 @@ def momentum_law(grid: DepthGrid, W: Tensor, V: Tensor) -> Tensor:
     True
     """
     check_grid("grid", grid)
-    _check("W", W, "N, d, d")
-    _check("V", V, "N, d, d")
+    _check_moving(W, V, "N, d, d")
     return primitive(grid, V, multiply(W.mT, V) - multiply(V, W.mT))
 
 
@@ -298,6 +311,11 @@ def euler_momentum_law(W: Tensor, V: Tensor) -> Tensor:
     ----------
     W, V : Tensor (..., L, d, d)
 
+    Raises
+    ------
+    TypeError, ValueError
+        If W and V are of several kinds, or their last axes differ.
+
     Examples
     --------
     >>> flow = nf.MomentumFlow(nf.FiniteFlow(4, nf.Quadratic(2 * torch.eye(2))), friction=0.5)
@@ -309,8 +327,7 @@ def euler_momentum_law(W: Tensor, V: Tensor) -> Tensor:
     >>> bool(torch.allclose(math.exp(0.5 * 2.0) * (N_end - N_end.mT), N - N.mT, atol=1e-9))
     True
     """
-    _check("W", W, "L, d, d")
-    _check("V", V, "L, d, d")
+    _check_moving(W, V, "L, d, d")
     linear = W.shape[-3] * (V[..., 1:, :, :] - V[..., :-1, :, :])
     return linear + multiply(W[..., 1:, :, :].mT, V[..., 1:, :, :]) - multiply(V[..., :-1, :, :], W[..., :-1, :, :].mT)
 

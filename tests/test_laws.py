@@ -185,3 +185,13 @@ def test_relaxed_balanced_networks_keep_their_law_under_training():
         nf.FiniteFlow(3, nf.Quadratic(randn(3, 3, seed=13))), state, TIMES, "DOP853", rtol=1e-10, atol=1e-12
     )
     assert float(path.drift.max()) < 1e-9
+
+
+def test_weights_and_their_velocity_must_fit():
+    grid, W = nf.DepthGrid.gauss(1, 4), torch.zeros(4, 2, 2)
+    for law in (nf.laws.euler_momentum_law, lambda W, V: nf.laws.momentum_law(grid, W, V)):
+        for shape in [(3, 2, 2), (4, 3, 3)]:
+            with pytest.raises(ValueError, match=r"V must have the axes \(.*, d, d\) of W, \(4, 2, 2\), got"):
+                law(W, torch.zeros(shape))
+        with pytest.raises(TypeError, match="V is torch.float32 on cpu but W is torch.float64"):
+            law(W, W.float())

@@ -27,7 +27,7 @@ _ROOM = 0.01
 
 # Fixed steps: the central flow goes back to 2/η within about a step of gradient descent, and has kinks where the error
 # control of other methods lingers. They are the rate cut in two: those of η itself are at their limit of stability.
-_CENTRAL_METHOD, _CUT = "heun2", 2
+_CENTRAL_METHOD, CUT = "heun2", 2
 
 # Entries of a state up to which its Hessian is made once, of all directions side by side: of more, the products that
 # Lanczos' method asks for one after the other take less time.
@@ -198,7 +198,7 @@ def flowed(clock: Clock, flow: Flow, state: Tensor, times: Tensor, name: str) ->
     return _seen(path, f"gradient flow of {name}")
 
 
-def centred(clock: Clock, flow: Flow, state: Tensor, rate: float, times: Tensor, name: str, cut: int = _CUT) -> Path:
+def centred(clock: Clock, flow: Flow, state: Tensor, rate: float, times: Tensor, name: str, cut: int = CUT) -> Path:
     """The central flow at those times, in steps of the rate over `cut`."""
     steps = {"method": _CENTRAL_METHOD, "step": rate / cut}
     options = clock.options(f"{name}-central-{cut}") | steps

@@ -1,6 +1,7 @@
 """Gradient descent at the edge of stability: its final sharpness by depth, the central flow, and what shows nothing."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -210,3 +211,14 @@ def test_two_workers_find_what_one_does():
     side = run(workers=2)
     for name in ("final_sharpness", "case_ratio", "sharpness_central", "apart_flow"):
         np.testing.assert_allclose(side[name].values, found[name].values, rtol=1e-12)
+
+
+def test_the_error_in_time_is_measured_where_outputs_are_as_near_as_steps():
+    """Steps end at outputs: twice as long would be the same steps."""
+    inputs, settings = SMALL["edge"]()
+    clock = inputs["clock"]
+    times = torch.linspace(0.0, float(clock.times[-1]) / 2, 2 * len(clock.times))
+    near = replace(clock, times=times)
+    found = STUDY.run(**(inputs | {"clock": near}), **settings)
+    assert settling.between_records(near, float(found.rate)) == 1
+    assert float(found.error_central) > 1e-9
