@@ -303,8 +303,8 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
         status="ok",
         verdict=_verdict(dataset, orders, control if balanced else None),
         claim=Claim(
-            "gradient descent follows gradient flow to order 1 in η and W' = −∇(f + η/4 ‖∇f‖²) to order 2, "
-            "uniformly in the number of layers",
+            "gradient descent follows gradient flow to order 1 in η and W' = −∇(f + η/4 ‖∇f‖²) to order 2"
+            f"{', uniformly in the number of layers' if len(networks) > 1 else ''}",
             measured={name: dataset[f"order_{name}"].values for name in orders},
         ),
         checks=(

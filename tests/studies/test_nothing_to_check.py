@@ -83,3 +83,11 @@ def test_how_far_searches_began_is_said_of_those_that_found_it():
     assert f"In {there.sum()} of {there.size} searches the outputs are found, from up to {away:.1e} away" in (
         found.finding.verdict
     )
+
+
+@pytest.mark.parametrize("depths", [[4], [4, 8]])
+def test_one_depth_claims_nothing_of_several(depths):
+    settings = {"problem": "teacher", "problem.dimension": 2, "time.horizon": 1, "time.samples": 3}
+    found = nf.run("learning_rate", settings | {"study.depths": depths, "study.steps": [2, 4, 8]}).finding
+    assert ("uniformly" in found.claim.text) == (len(depths) > 1)
+    assert any("tend to those of infinite depth" in check.name for check in found.checks) == (len(depths) > 1)
