@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .schema import Job
 from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, leaves, summed_up
 
 DIMENSION = "seed"
+_FORMAT = 2  # of parts: those of another are computed again
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
 
@@ -80,8 +81,9 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
         if seconds is not None and time.monotonic() - started >= seconds:
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        results.write(path, _computed(job, one, members, times).assign_attrs(of=_digest(job)))
+        results.write(path, _computed(job, one, members, times).assign_attrs(told))
 
+    told = {"of": _digest(job), "budgets": _budgets(job)}
     missing = [*_missing(number, size, done)]
     finished = number - sum(map(len, missing))
     for members, _ in side_by_side(part, missing, workers):
@@ -108,8 +110,18 @@ def at_once(job: Job, workers: int) -> int:
 
 def _digest(job: Job) -> str:
     """What tells the parts of a run from those of another, such as a shorter one in the same folder."""
-    said = json.dumps(computing(flat(job.plain)), sort_keys=True, default=str)
+    said = json.dumps([_FORMAT, computing(flat(job.plain))], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _budgets(job: Job) -> str:
+    """What a member may spend, which is no part of what makes a run another run."""
+    return json.dumps([job.time.max_evaluations, job.time.max_seconds])
+
+
+def _may_go_on(job: Job, part: xr.Dataset) -> bool:
+    """Whether some of its members did not run whole, and there is another budget now."""
+    return bool((part[STATUS] != "ok").any()) and part.attrs.get("budgets") != _budgets(job)
 
 
 def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[range]:
@@ -133,7 +145,7 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
             dataset = results.open(path)
         except (OSError, ValueError):
             dataset = xr.Dataset()
-        if name is None or dataset.attrs.get("of") != wanted:
+        if name is None or dataset.attrs.get("of") != wanted or _may_go_on(job, dataset):
             path.unlink()
             continue
         yield int(name[1]), int(name[2]), dataset
@@ -158,7 +170,8 @@ def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
     places = [*ran]
     del found, ran, datasets  # what is joined is let go
     alike = _alike(job, [members[place] for place in places], own, whole, first.coords)
-    places, own, whole = [places[i] for i in alike], [own[i] for i in alike], [whole[i] for i in alike]
+    common = _common([rows[place]["parts"] for place in places], whole) if places else {}
+    places, own = [places[i] for i in alike], [own[i] for i in alike]
     names = [*dict.fromkeys(name for row in rows for name in row["numbers"])]
     numbers = np.array([[row["numbers"].get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), -1)
     stated = {
@@ -176,14 +189,13 @@ def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
         having = [
             (place, variables.pop(name)) for place, variables in zip(places, own, strict=True) if name in variables
         ]
-        values = _rows([variable.values for _, variable in having], [place for place, _ in having], len(rows))
+        values = _rows(_of_one_kind([own.values for _, own in having]), [place for place, _ in having], len(rows))
         joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
-    finding = Finding.of_parts(
-        agreed([rows[place]["parts"] for place, one in zip(places, whole, strict=True) if one or not any(whole)])
-    )
     attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
-    return finding.attached(dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes))
+    return Finding.of_parts(common).attached(
+        dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
+    )
 
 
 def _work(job: Job, one: One, shared: dict[str, Any] | None) -> Callable[[Any], xr.Dataset]:
@@ -292,6 +304,21 @@ def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
     return kept | {f"{_ATTRIBUTE}{name}": xr.Variable((), value) for name, value in (numbers | texts).items()}
 
 
+def _of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The same, as texts where an attribute is a text in one member and a number in another."""
+    if len({value.dtype.kind in "OU" for value in values}) < 2:
+        return values
+    texts = (["" if item != item else str(item) for item in value.ravel().tolist()] for value in values)
+    return [np.array(own, dtype=object).reshape(value.shape) for own, value in zip(texts, values, strict=True)]
+
+
+def _common(found: Sequence[Mapping[str, Any]], whole: Sequence[bool]) -> dict[str, Any]:
+    """What findings have in common: of those that ran whole, if any did; where a study says what it likes, of all."""
+    best = [parts for parts, one in zip(found, whole, strict=True) if one or not any(whole)]
+    of_all = agreed(found)
+    return agreed(best) | {name: of_all[name] for name in ("numbers", "notes")}
+
+
 def _first(whole: Sequence[bool]) -> int:
     """The place of the first that ran whole, of the first of all where none did."""
     return [*whole, True].index(True) % max(1, len(whole))
@@ -378,9 +405,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     alike = [known[i] for i in _alike(job, [int(starts[k]) for k in known], shapes, whole, first.coords)]
     for k in {*known} - {*alike}:  # none of them ran whole
         parts[k] = parts[k][[STATUS, PASSED, RAN, PROBLEM, NUMBERS]].assign({RAN: parts[k][RAN] & False})
-    finding = Finding.of_parts(
-        agreed([Finding.parts_in(parts[k]) for k, one in zip(known, whole, strict=True) if one or not any(whole)])
-    )
+    finding = Finding.of_parts(_common([Finding.parts_in(parts[k]) or {} for k in known], whole))
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
@@ -391,7 +416,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     }
     del kinds[NUMBERS], first, shapes
     for name, (dims, told, one) in kinds.items():
-        values = [_of(part, name, one) for part in parts]
+        values = _of_one_kind([_of(part, name, one) for part in parts])
         joined[name] = dims, np.concatenate(values) if len(values) > 1 else values[0], told
         parts[:] = [part.drop_vars(name, errors="ignore") for part in parts]
     seeds = job.ensemble.settings

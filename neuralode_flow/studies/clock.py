@@ -87,18 +87,22 @@ class Schedule:
         """One run of the study."""
         raise NotImplementedError
 
-    def beside(self, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
+    def beside(
+        self, flows: Sequence[Flow], states: Tensor, name: str, times: Tensor | None = None, **more: Any
+    ) -> Paths:
         """`run` for several members, from states `(members, …)`, each as it would be alone.
 
         Of `observe` each has its own.
         """
+        if not flows:
+            raise ValueError("there must be at least one flow, got none")
         looks = more.pop("observe", None) or [None] * len(flows)
         names = [name] if len(flows) == 1 else [f"{name}-{i}" for i in range(len(flows))]
         paths = [
-            self.run(flow, state, own, **more, **({} if look is None else {"observe": look}))
+            self.run(flow, state, own, times, **more, **({} if look is None else {"observe": look}))
             for flow, state, own, look in zip(flows, states, names, looks, strict=True)
         ]
-        return Paths.of(paths, self.times)
+        return Paths.of(paths, self.times if times is None else times)
 
     def used_up(self) -> bool:
         """Whether the wall time of the whole run is over: for what is computed without an integration."""
@@ -139,13 +143,15 @@ class Clock(Schedule):
         at = self.times if times is None else times
         return self.carried_out(flow, state, at, **{**self.options(name), **more})
 
-    def beside(self, flows: Sequence[Flow], states: Tensor, name: str, **more: Any) -> Paths:
-        if len(flows) == 1 or self.checkpoints is not None:  # each is saved by itself
-            return super().beside(flows, states, name, **more)
+    def beside(
+        self, flows: Sequence[Flow], states: Tensor, name: str, times: Tensor | None = None, **more: Any
+    ) -> Paths:
+        if len(flows) < 2 or self.checkpoints is not None:  # each is saved by itself
+            return super().beside(flows, states, name, times, **more)
         looks = more.pop("observe", None) or [None] * len(flows)
         options = {**self.options(name), **more}
         calls = [
-            Call(flow, state, self.times, options | {"observe": look})
+            Call(flow, state, self.times if times is None else times, options | {"observe": look})
             for flow, state, look in zip(flows, states, looks, strict=True)
         ]
         return Paths(calls)

@@ -163,6 +163,8 @@ class _Member(Generic[Result]):
             self._result = self._work(self)
         except Exception as error:
             self._error = error
+        except SystemExit as stop:
+            self._error = RuntimeError(f"it asked Python to end ({stop})")
         except _GivenUp:
             return
         finally:

@@ -35,3 +35,22 @@ def test_the_same_command_with_another_budget_goes_on(case, command):
     assert found.status == "ok"
     column = "loss" if "loss" in whole else "z"
     np.testing.assert_allclose(found[column], whole[column], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["study=trajectory", "time.samples=5", "members=3", "time.max_evaluations=60"],
+        ["study=convergence", "time.samples=3", "study.depths=[2,4]", "members=3", "time.max_evaluations=60"],
+    ],
+    ids=["all ended early", "none could be computed"],
+)
+def test_members_that_a_budget_has_ended_go_on_with_another(line, command):
+    line = [*line[:-1], "problem=teacher", "problem.dimension=2", "figures=none", "resume=r"], line[-1]
+    first = command(*line[0], line[1])
+    assert first.status == 1
+    assert "the same command with resume=r goes on" in first.err
+    assert command(*line[0]).status == 0
+    found = nf.open("r")
+    assert found.member_status.values.tolist() == ["ok"] * 3
+    assert found.status == "ok"

@@ -402,6 +402,43 @@ def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
     assert agreed([{"numbers": {}}, {"numbers": {"why": "lost"}}]) == {"numbers": {}}
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_attribute_that_is_a_text_in_one_member_is_one_in_all(size, monkeypatch):
+    def mixed(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has an order but for the seed 1, where Python is asked to end at the seed 2."""
+        if "seed 2)" in problem.title:
+            raise SystemExit(3)
+        order = "undecided" if "seed 1)" in problem.title else 1.5
+        ended = Finding(study="mixed", problem=problem.title, status="ok", verdict="")
+        return ended.attached(xr.Dataset(attrs={"order": order}))
+
+    monkeypatch.setitem(STUDIES._entries, "mixed", Study(mixed))
+    found = nf.run("mixed", {"members": 4, "at_once": size}, problem=TEACHER["problem"]).dataset
+    assert found.order.values.tolist() == ["1.5", "undecided", "", "1.5"]
+    assert found.member_status.values[2].endswith("it asked Python to end (3)")
+
+
+def test_parts_of_another_format_are_computed_again(command, monkeypatch):
+    """They may lack what others have: mixed in silence they would say so of their members."""
+    computed, first = ensemble._computed, []
+
+    def counted(job, one, members, times):
+        first.append(members[0])
+        return computed(job, one, members, times)
+
+    def cut_off(job, parts):
+        raise RuntimeError("the lights went out")
+
+    monkeypatch.setattr(ensemble, "_computed", counted)
+    monkeypatch.setattr(ensemble, "_joined", cut_off)
+    line = [*LINE, "members=2", "at_once=1", "study.workers=1", "resume=r"]
+    for form, again in ((1, [0, 1]), (2, [0, 1]), (2, [])):
+        monkeypatch.setattr(ensemble, "_FORMAT", form)
+        first.clear()
+        assert command(*line).status == 1
+        assert first == again
+
+
 def test_what_one_member_says_at_length_is_not_room_for_all(monkeypatch):
     def long(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
         """Says much at the seed 1."""

@@ -296,6 +296,11 @@ def test_runs_beside_each_other_are_those_alone(kind, tmp_path):
     for i, (flow, start) in enumerate(zip(flows, starts, strict=True)):
         alone = given.run(flow, start, f"alone-{i}")
         assert torch.equal(paths.column("z")[:, i], alone.z)
+    some = torch.tensor([0.0, 0.5, 1.0, 1.5])
+    later = given.beside(flows, torch.stack(starts), "later", times=some)
+    assert later.column("loss").shape == (4, 3)
+    with pytest.raises(ValueError, match="at least one flow, got none"):
+        given.beside([], torch.stack(starts), "none")
     (single,) = given.beside(flows[:1], starts[0].unsqueeze(0), "single").each
     assert torch.equal(single.z, paths.column("z")[:, 0])
 
