@@ -30,6 +30,7 @@ _CONDITIONS, _FAR, _APART, _EXCESS, _TELLS = 1e-8, 0.1, 1e-4, 1e-3, 1e-2
 
 # Times of the flow that is compared with the closed one, times the gain; of training, times the slowest rate.
 _SHORT, _LONG = (0.0, 0.1, 0.2, 0.4), 30.0
+_LONGER = (1.0, 10.0, 100.0, 1000.0)  # times that time, until the loss has fallen
 
 # Scales of large starts; errors that have digits for an order: the linear programme stands behind them.
 _LARGE, _RESOLVED = (16.0, 8.0, 4.0, 2.0), 1e-8
@@ -179,7 +180,11 @@ def _regression(
         samples = x.cpu().numpy()
         rate = reached(basis, depth, samples, y.cpu().numpy(), shape, [scale])[1] / len(y)
         flow = FactorizationFlow(one.product, LeastSquares(x, y))
-        path = trained(flow, theta, (0.0, _LONG / rate), "auto", f"regression of {depth} layers")
+        # Small starts of many layers stay for long where they are.
+        for longer in _LONGER:
+            path = trained(flow, theta, (0.0, longer * _LONG / rate), "auto", f"regression of {depth} layers")
+            if path.loss[-1] <= _LEFT * path.loss[0]:
+                break
         b = path.z[-1].cpu().numpy()
         formula = reached(basis, depth, samples, samples @ b, shape, [scale])[0][-1]  # of what is fitted by then
         found["missed"].append(float(np.linalg.norm(b - formula) / np.linalg.norm(b)))
