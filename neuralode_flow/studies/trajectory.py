@@ -25,11 +25,11 @@ from ..kernels import KERNELS, LogMean
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import Layers, Positive, known
-from ..time.endings import EVENTS_ASKED, REACHED
+from ..time.endings import REACHED
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory, at_times, common_times
 from .axes import arranged, time
-from .base import STUDIES, AnyClock, Progress, Start, Study
+from .base import STUDIES, AnyClock, Progress, Start, Study, stopped
 from .heldout import LONG_NAME, along, numbers, verdict
 from .weights import kept, weights
 
@@ -188,7 +188,7 @@ def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Traject
         return None
     flow, z0 = ContinuousFlow(solver.grid, problem.loss, solver), path.z[0]
     # One that has not ended may go on, and then the limit is that at other times.
-    unsaved = {} if path.ending in (*REACHED, *EVENTS_ASKED) else {"checkpoint": None}
+    unsaved = {} if stopped([path]) == "ok" else {"checkpoint": None}
     closed = IntrinsicFlow(problem.loss, LogMean())
     return clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
 
@@ -253,7 +253,7 @@ def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory |
 
 def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Trajectory | None, problem: str) -> Finding:
     attrs, missing = dataset.attrs, _missing(clock, path, limit)
-    stopped = [] if path.ending in (*REACHED, *EVENTS_ASKED) else [path.status]
+    early = [] if stopped([path]) == "ok" else [path.status]
     names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
     norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
@@ -262,14 +262,14 @@ def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Traj
     return Finding(
         study="trajectory",
         problem=problem,
-        status="; ".join([*stopped, *missing]) or "ok",
+        status="; ".join([*early, *missing]) or "ok",
         verdict=" ".join([_verdict(dataset), *(f"{sentence(why)}." for why in missing)]),
         checks=tuple(
             Check(dataset[name].attrs["long_name"], error, norm=norms[name]) for name, error in largest.items()
         ),
         numbers={
             **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
-            **({"ending": limit.ending} if limit is not None and missing and not stopped else {}),
+            **({"ending": limit.ending} if limit is not None and missing and not early else {}),
             "reached_time": float(dataset.time[-1]),
             "loss": float(dataset.loss.isel(time=-1).max()),
             "reference_error": largest["distance_from_limit"],
