@@ -244,6 +244,21 @@ def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
                 assert distance(flow.product(W), without(monkeypatch, flow.product, W)) < 1e-12
 
 
+@pytest.mark.parametrize("d", range(1, 9))
+def test_parts_of_a_chain_lie_side_by_side(d, mode, monkeypatch):
+    # Around the lengths from which on eight of them do, whose last parts may have no layer.
+    loss = nf.Quadratic(randn(d, d, seed=2))
+    for name in LAYERS:
+        for L in (7, 8, 9, 15, 16, 17, 63, 64, 65, 129):
+            W = model(d, 3, layers=L)
+            flow = nf.FiniteFlow(L, loss, name)
+            z, expected = (without(monkeypatch, f, W) for f in (flow.product, flow.velocity))
+            assert distance(flow.product(W), z) < 1e-13 * float(torch.linalg.matrix_norm(z).max())
+            assert distance(flow.velocity(W), expected) < 1e-12 * float(torch.linalg.matrix_norm(expected).max())
+            alone = [flow.velocity(W[k]) for k in range(3)]
+            assert all(torch.equal(one, flow.velocity(W)[k]) for k, one in enumerate(alone)), (name, L)
+
+
 @pytest.mark.parametrize("rule", ["rk2", "cayley", "exp"])
 def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
     for d in SIZES:

@@ -50,8 +50,10 @@ static long factors_room(const Squares *loss, const Layers *layers, int d) {
 #include "target.h"
 #pragma GCC pop_options
 #define BEST(name) (level() == 2 ? name##_avx512 : level() == 1 ? name##_avx2 : name##_plain)
+#define SIDE_BY_SIDE(name) (w->beside == 8 ? name##_eight_avx512 : BEST(name##_four))
 #define HAS(feature) (__builtin_cpu_supports(feature) != 0)
 #else
+#define SIDE_BY_SIDE(name) BEST(name##_four)
 #define BEST(name) name##_plain
 #define HAS(feature) 0
 #endif
@@ -75,8 +77,9 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     static const double cost[] = {3, 3, 7, 12, 18}; /* products for each layer, of each rule */
     const double products = (m ? 24.0 * panels * m : cost[rule] * L) * members;
     const int ld = LD(d);
-    /* Whether parts are cut into four that lie side by side: up to which d it is worth joining them. */
-    const int beside = !m && d <= (rule > EULER ? BESIDE : L < 4 * LANES ? 4 : 6), both = m && ld == 4;
+    /* Into how many parts that lie side by side a part is cut, or 0: up to which d it is worth joining them. */
+    const int lanes = level() == 2 && L >= 8 && cost[rule] * L * d * d >= EIGHT ? 8 : 4;
+    const int beside = !m && d <= (rule > EULER ? BESIDE : L < 16 ? 4 : 6) ? lanes : 0, both = m && ld == 4;
     const long n = both || beside ? ld * ld : ((long)ld * ld + CHUNK - 1) / CHUNK * CHUNK;
     threads = crew(products, d, threads < 1 ? 1 : threads);
     const int turned = rule > EULER, keep = !m && members * L * n * (long)sizeof(double) <= SHORT;
@@ -84,18 +87,18 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     const long longest = SEGMENT / (n * (long)sizeof(double)) + 2;
     const long shared = keep && members < threads ? (L + threads - 1) / threads : L;
     long length = shared < longest ? shared : longest;
-    const long groups = m ? panels : (L + length - 1) / length, parts = (beside ? LANES : 1) * groups;
+    const long groups = m ? panels : (L + length - 1) / length, parts = (beside ? beside : 1) * groups;
     if (beside) length = (L + parts - 1) / parts;
     const long all = members * parts, pairs = (m + 1) / 2, size = beside ? all * length * d * d : members * L * n;
     const long flow_rooms = both ? 8 * m + 4 * pairs + 8 : 2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .beside = beside, .threads = threads,
                 .members = members, .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1,
-                .rule = rule, .turned = turned, .rooms = m ? (int)flow_rooms : beside ? 12 * LANES : turned ? 14 : 4};
+                .rule = rule, .turned = turned, .rooms = m ? (int)flow_rooms : beside ? 12 * beside : turned ? 14 : 4};
     w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
     if (w->rows < 8) w->rows = 8;
     /* Strips end where a CHUNK does: rows of 12 numbers, of small matrices, stay together. */
     if (w->rows > ld || ld % 8) w->rows = ld;
-    w->room_size = (w->rooms + (m || keep ? 0 : beside ? 2 * LANES * length : turned ? 2 * length : length)) * n;
+    w->room_size = (w->rooms + (m || keep ? 0 : beside ? 2 * beside * length : turned ? 2 * length : length)) * n;
     long used = (sizeof(Work) + 63) / 64 * 8;
 #define PLACE(name, size) w->name = (void *)(memory + used), used += ((size) + 7) / 8 * 8
     PLACE(room, threads * w->room_size);
@@ -168,9 +171,9 @@ long chain_scratch(long members, long L, int d, int rule, int threads) {
     return plan(&w, 0, members, 0, L, 0, d, rule, threads) * (long)sizeof(double);
 }
 
-/* A pass over the parts of a chain, each by itself or four side by side. */
+/* A pass over the parts of a chain, each by itself or as many as there are lanes side by side. */
 static void over_parts(Work *w, Step *one, Step *side_by_side) {
-    each(w, w->threads, w->members * w->parts / (w->beside ? LANES : 1), w->beside ? side_by_side : one);
+    each(w, w->threads, w->members * w->parts / (w->beside ? w->beside : 1), w->beside ? side_by_side : one);
 }
 
 /* W (members, L, d, d) -> z (members, d, d), the product of the layers U_k = rule(alpha W_k), or W_k where the rule is
@@ -180,7 +183,7 @@ int chain_forward(const double *W, long members, long L, int d, int rule, double
     Work *w = scratch;
     huge(scratch, plan(w, scratch, members, 0, L, 0, d, rule, threads));
     w->W = W, w->alpha = alpha, w->z = z;
-    over_parts(w, BEST(products), BEST(products_lanes));
+    over_parts(w, BEST(products), SIDE_BY_SIDE(products));
     if (!w->failed) each(w, crew(1.0 * members * w->parts, w->d, w->threads), members, BEST(join));
     return w->failed;
 }
@@ -192,7 +195,7 @@ void chain_backward(const double *G, void *scratch, double *out) {
     w->G = G, w->out = out;
     huge(out, w->members * w->L * w->d * w->d);
     each(w, crew(2.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(spread));
-    over_parts(w, BEST(layers), BEST(layers_lanes));
+    over_parts(w, BEST(layers), SIDE_BY_SIDE(layers));
 }
 
 /* C = A B for matrices (outer, inner, d, d), of which A and B lie as they say. */

@@ -1,4 +1,4 @@
-/* The layer rules and their adjoints, for matrices that lie in one LAYOUT: each by itself, or four side by side. A layout
+/* The layer rules and their adjoints, for matrices that lie in one LAYOUT: each by itself, or four or eight side by side. A layout
    says how they are multiplied, what a I + b x is, how large they are, and what the inverse is that Cayley layers need. */
 
 /* U = exp(B), and D = its derivative at B in the direction M; where U or M is 0 it is left out. Taylor's series to

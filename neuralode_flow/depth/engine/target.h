@@ -20,7 +20,18 @@
 #include "columns.h"
 #include "flow.h"
 #include "chain.h"
+#define LANES 4
+#define LAYOUT _four
 #include "lanes.h"
+#undef LANES
+#undef LAYOUT
+#if BYTES == 64
+#define LANES 8
+#define LAYOUT _eight
+#include "lanes.h"
+#undef LANES
+#undef LAYOUT
+#endif
 #include "stages.h"
 #include "polar.h"
 #include "ndf.h"

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #endif
 
-enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, LANES = 4, BESIDE = 8 };
+enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, BESIDE = 8 };
 enum { COLUMN = 8 }; /* rows of both halves of a panel of matrices of at most 4 x 4 */
 enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
@@ -27,6 +27,7 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define STRIP (1L << 18)   /* bytes of f in float, of all nodes of a panel, that are worked on together */
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
+#define EIGHT 1024         /* products times d^2 of a chain from which on eight parts lie side by side, where vectors are so long */
 #define MANY 64         /* products that a thread takes at once */
 #define MULTIPLIED 32   /* d up to which they are for the engine; compiled.py has the same bound */
 #define WORTH 4e6          /* multiplications that are worth another thread */
