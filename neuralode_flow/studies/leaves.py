@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -40,6 +41,8 @@ _BISECTIONS = 60
 _PUSHED = 0.01  # of ‖θ‖
 # What training and the closed formula may leave of a zero, and what a control must have at least: ten times as much.
 _CLOSED, _FAR = 1e-8, 1e-7
+# Growth of θ from which on its law, a difference of squares, has no digit left.
+_LOST = torch.finfo(torch.float64).eps ** -0.5
 _ACCURACY: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13}
 
 LONG_NAMES = {
@@ -96,6 +99,8 @@ def run(
 
     Raises
     ------
+    ValueError
+        If the flows are so long that float64 keeps nothing of the law.
     RuntimeError
         If a flow does not reach its end.
     """
@@ -171,6 +176,13 @@ def _trained(network: TwoLayers, theta: Tensor, losses: int, horizon: float, gen
         bottom = torch.cat((G.mT, G.new_zeros(len(theta), m, m)), dim=-1)
         Q = torch.linalg.matrix_exp(-horizon * torch.cat((top, bottom), dim=-2)) @ Q
         passed.append(network.flat(Q))
+    grown = float((passed[-1].norm(dim=-1) / theta.norm(dim=-1)).max())
+    if not grown < _LOST:
+        far = f"to {grown:.2g} times its size" if math.isfinite(grown) else "beyond the range of numbers"
+        raise ValueError(
+            f"study.horizon={horizon:g} and study.losses={losses}: θ grows {far}, where nothing is left of its law in "
+            "float64; take a shorter horizon or fewer losses"
+        )
     return torch.stack(passed)
 
 

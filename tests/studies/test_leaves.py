@@ -282,6 +282,15 @@ def test_every_check_of_numbers_can_fail():
     assert again(pushed_change=found.pushed_change * 0) == {PUSHED}
 
 
+@pytest.mark.parametrize(
+    ("settings", "far"), [({"horizon": 4}, "to .* times its size"), ({"horizon": 500}, "beyond the range")]
+)
+def test_training_that_leaves_nothing_of_the_law_is_refused(settings, far):
+    # Of a horizon of 4 single criteria failed by round-off, of one of 10 LAPACK did.
+    with pytest.raises(ValueError, match=f"study.horizon=.* and study.losses=.*: θ grows {far}.*shorter horizon"):
+        run(starts=10, largest=2, **settings)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_starts_pass(seed):
