@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -209,6 +209,14 @@ def _data(artist: Artist, digits: int = _DIGITS) -> Record:
 
 
 def _look(artist: Any) -> Record:
+    """Colour, dashes, width and marker of an artist; that it is pale or its markers hollow, where they are."""
+    if getattr(artist, "lines", None):  # the handle of a curve with error bars
+        return _look(artist.lines[0])
+    alpha = artist.get_alpha()
+    return _painted(artist) | ({} if alpha is None or np.ndim(alpha) else {"opacity": float(alpha)})
+
+
+def _painted(artist: Any) -> Record:
     if isinstance(artist, Line2D):
         style, marker = artist.get_linestyle(), artist.get_marker()
         line = style not in ("None", "", " ", None)
@@ -218,11 +226,12 @@ def _look(artist: Any) -> Record:
             "width": float(artist.get_linewidth()) if line else 0.0,
             "marker": "" if marker in ("None", "", " ", None) else str(marker),
             "size": float(artist.get_markersize()),
-        }
+        } | _hollow(not to_rgba(artist.get_markerfacecolor())[-1] or artist.get_fillstyle() == "none")
     if isinstance(artist, PathCollection):
-        sizes = artist.get_sizes()
+        sizes, face = artist.get_sizes(), artist.get_facecolor()
         size = float(np.sqrt(sizes.max())) if len(sizes) else 4.0
-        return {"color": _first(artist.get_facecolor()), "dash": None, "width": 0.0, "marker": "o", "size": size}
+        color = _first(face if len(face) else artist.get_edgecolor())
+        return {"color": color, "dash": None, "width": 0.0, "marker": "o", "size": size} | _hollow(not len(face))
     if isinstance(artist, LineCollection):
         return {
             "color": _first(artist.get_edgecolor()),
@@ -237,9 +246,11 @@ def _look(artist: Any) -> Record:
             "width": float(artist.get_linewidth()),
             "fill": _first([face]) if face[-1] else None,
         }
-    if getattr(artist, "lines", None):  # the handle of a curve with error bars
-        return _look(artist.lines[0])
     raise NotDescribed
+
+
+def _hollow(is_so: bool) -> Record:
+    return {"hollow": True} if is_so else {}
 
 
 def _dash(line: Line2D) -> list[float]:

@@ -576,3 +576,44 @@ def test_words_steps_and_curves_are_drawn_as_such(window: Browser, tmp_path: Pat
     cells = "[...document.querySelector('.chart details table').querySelectorAll('td')]"
     assert window.run(f"return {cells}.map((cell) => cell.textContent)") == ["<b>one</b>", "1", "two words", "2"]
     assert window.log() == []
+
+
+PLACE = """const plot = document.querySelectorAll(".plot")[arguments[0]], { xaxis, yaxis } = plot._fullLayout;
+    const box = plot.getBoundingClientRect();
+    return [box.left + xaxis._offset + xaxis.d2p(arguments[1]), box.top + yaxis._offset + yaxis.d2p(arguments[2])];"""
+
+
+def test_markers_may_be_hollow_and_pale_and_error_bars_are_as_long_as_their_errors(
+    window: Browser, tmp_path: Path
+) -> None:
+    figure, (left, right) = style.blank("Looks", panels=2)
+    for x, look in ((1, {}), (2, {"fillstyle": "none"}), (3, {"alpha": 0.3})):
+        left.plot([x], [1.0], "s", ms=20, color=style.VERMILION, label=f"look {x}", **look)
+    left.set_xlim(0, 4)
+    right.errorbar(
+        [1.0, 2.0], [10.0, 10.0], [[5.0, 9.0], [10.0, 90.0]], fmt="o", color=style.BLUE, elinewidth=4, label="bars"
+    )
+    right.set(yscale="log", ylim=(0.5, 200), xlim=(0, 3))
+    style.legend_below(figure)
+    finding = Finding(study="convergence", problem="round numbers", status="ok", verdict="All is well.")
+    data = finding.attached(xr.Dataset())
+    window.screen(1000, 900)
+    window.open(write_page(tmp_path, finding.record(), data, "a: 1\n", "again", {"looks": Drawn(figure)}))
+    pixels = window.pixels().astype(float)
+
+    def at(panel: int, x: float, y: float, beside: int = 0) -> np.ndarray:
+        """The colour at a place, or beside it, where the grid has no line."""
+        left, top = map(round, window.run(PLACE, panel, x, y))
+        return pixels[top + beside, left + beside]
+
+    full, hollow, pale = (at(0, x, 1.0, 3) for x in (1, 2, 3))
+    paper = pixels[2, 2]
+    assert np.abs(full - [0xD5, 0x5E, 0x00]).max() < 8
+    assert np.abs(hollow - paper).max() < 8
+    assert np.abs(pale - (0.3 * full + 0.7 * paper)).max() < 8
+    for x, low, high in ((1.0, 5.0, 20.0), (2.0, 1.0, 100.0)):
+        for y, drawn in ((1.1 * low, True), (0.9 * high, True), (0.8 * low, False), (1.2 * high, False)):
+            assert (np.abs(at(1, x, y) - [0x00, 0x72, 0xB2]).max() < 60) == drawn, (x, y)
+    signs = window.run("return [...document.querySelectorAll('.legend svg text')].map((node) => node.textContent)")
+    assert signs[:3] == ["■", "□", "■"]
+    assert window.log() == []

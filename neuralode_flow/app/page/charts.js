@@ -8,6 +8,7 @@
     P: "cross-thin", "+": "cross-thin", "|": "line-ns", _: "line-ew",
   };
   const SIGNS = { ".": "•", s: "■", D: "◆", "^": "▲", v: "▼", x: "×", X: "×", P: "+", "+": "+", "|": "|", _: "–" };
+  const HOLLOW = { o: "○", s: "□", D: "◇", "^": "△", v: "▽" };
   const BUTTONS = [["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]];
   const CONFIG = { displaylogo: false, displayModeBar: true, modeBarButtons: BUTTONS, responsive: true };
 
@@ -90,9 +91,11 @@
       customdata: mark.x.map((v, k) => [told(worded(panel.x, v)), short(mark.y[k])]),
       line: { color: mark.color, width: mark.width, dash: dashes(mark), shape: mark.shape || "linear" },
       marker: {
-        color: mark.color, symbol: SYMBOLS[mark.marker] || "circle", size: mark.marker === "." ? 0.6 * mark.size : mark.size,
-        line: { color: mark.color, width: thin ? 1.5 : 0 },
+        color: mark.color, symbol: (SYMBOLS[mark.marker] || "circle") + (mark.hollow && !thin ? "-open" : ""),
+        size: mark.marker === "." ? 0.6 * mark.size : mark.size,
+        line: { color: mark.color, width: thin || mark.hollow ? 1.5 : 0 },
       },
+      opacity: mark.opacity ?? 1,
       fill: mark.fill ? "toself" : "none",
       fillcolor: mark.fill || undefined,
       hoverinfo: tells(mark) ? undefined : "skip",
@@ -111,6 +114,7 @@
       x0: Math.min(...x), x1: Math.max(...x), xref: part === "x" ? "x domain" : "x",
       y0: Math.min(...y), y1: Math.max(...y), yref: part === "y" ? "y domain" : "y",
       line: { color: mark.color, width: mark.width, dash: dashes(mark) }, fillcolor: mark.fill || undefined, layer: "below",
+      opacity: mark.opacity ?? 1,
     };
   }
 
@@ -308,8 +312,9 @@
     const line = look.width > 0
       ? `<path d="M1,6.5H25" stroke="${look.color}" stroke-width="${look.width}" stroke-dasharray="${(look.dash || []).map((on) => on * look.width)}"/>`
       : "";
-    const sign = look.marker ? `<text x="13" y="10" text-anchor="middle" fill="${look.color}">${SIGNS[look.marker] || "●"}</text>` : "";
-    return `<svg width="26" height="12" aria-hidden="true">${line}${sign}</svg>`;
+    const signs = look.hollow ? { ...SIGNS, ...HOLLOW } : SIGNS;
+    const sign = look.marker ? `<text x="13" y="10" text-anchor="middle" fill="${look.color}">${signs[look.marker] || "●"}</text>` : "";
+    return `<svg width="26" height="12" opacity="${look.opacity ?? 1}" aria-hidden="true">${line}${sign}</svg>`;
   }
 
   document.querySelectorAll("figure.chart").forEach((figure, i) => new Chart(figure, i));
