@@ -228,10 +228,10 @@ def _painted(artist: Any) -> Record:
             "size": float(artist.get_markersize()),
         } | _hollow(not to_rgba(artist.get_markerfacecolor())[-1] or artist.get_fillstyle() == "none")
     if isinstance(artist, PathCollection):
-        sizes, face = artist.get_sizes(), artist.get_facecolor()
+        sizes, faces = artist.get_sizes(), artist.get_facecolor()
         size = float(np.sqrt(sizes.max())) if len(sizes) else 4.0
-        color = _first(face if len(face) else artist.get_edgecolor())
-        return {"color": color, "dash": None, "width": 0.0, "marker": "o", "size": size} | _hollow(not len(face))
+        color = _first(faces if len(faces) else artist.get_edgecolor())
+        return {"color": color, "dash": None, "width": 0.0, "marker": "o", "size": size} | _hollow(not len(faces))
     if isinstance(artist, LineCollection):
         return {
             "color": _first(artist.get_edgecolor()),
