@@ -31,6 +31,7 @@ from ..flows.base import Flow
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
+from ..signatures import parameters
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
@@ -72,8 +73,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     BadInput
         If the problem, the initialisation or the folder cannot be made, or the folder belongs to another run.
     StudyFailed
-        If the study raises, or returns, or has returned before, with another status than "ok" (its results are
-        written then).
+        If the study raises, or returns, or has returned before, with another status than "ok", or a figure cannot be
+        drawn (the results are written then).
     """
     started = time.perf_counter()
     said: list[str] = []
@@ -99,7 +100,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
                 finding = Finding.of(dataset, summary)
                 if inputs:
                     summary["inputs"] = inputs
-                write(folder, job, dataset, summary, command, bool(member))
+                undrawn = write(folder, job, dataset, summary, command, bool(member))
     verbosity = job.machine.verbosity
     if member and verbosity == "normal":
         terminal.show_member(member, finding, folder, time.perf_counter() - started)
@@ -109,6 +110,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         if ended(folder) is None:  # a budget was used up
             _say_saved(folder, resume or folder)
         raise StudyFailed(f"the study did not run whole: {finding.status}")
+    if undrawn:
+        raise StudyFailed(f"the results are whole, in {folder}, but {undrawn}")
     return folder
 
 
@@ -143,7 +146,9 @@ def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.R
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
     """What the study finds, with what was done to the data."""
-    dataset = STUDIES[job.study.name].run(**taken, **job.study.parameters, progress=report)
+    run = STUDIES[job.study.name].run
+    told_of = {"progress": report} if "progress" in parameters(run) else {}
+    dataset = run(**taken, **job.study.parameters, **told_of)
     for problem in (part for part in taken.values() if isinstance(part, Problem)):
         dataset = told(dataset, problem)
     return dataset
@@ -299,11 +304,13 @@ def summary_of(study: Study, dataset: xr.Dataset) -> dict[str, Any]:
 
 def write(
     folder: Path, job: Job, dataset: xr.Dataset, summary: dict[str, Any], command: str, member: bool = False
-) -> None:
+) -> str:
     """Writes all files of a run; summary.json comes last, so that its presence marks a whole run.
 
-    A member of a sweep has figures and a page where its config asks for figures.
+    A member of a sweep has figures and a page where its config asks for figures. Where a figure raises, everything else
+    is written; returns what is to be said of that.
     """
+    undrawn = ""
     longer = makes_longer(folder, job.to_yaml())
     config = job.to_yaml() if longer else (folder / CONFIG).read_text(encoding="utf-8")
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
@@ -316,8 +323,18 @@ def write(
         (folder / SUMMARY).unlink(missing_ok=True)
         atomic_write(folder / CONFIG, config.encode())
     if not member or job.machine.figures in ("all", "png"):
-        write_report(folder, summary, dataset, job.to_yaml(), command, draw())
+        try:
+            shown = draw()
+        except Exception as error:
+            if isinstance(error, OSError) or is_memory(error):
+                raise
+            own = ["--plugins", ",".join(job.machine.plugins)] if job.machine.plugins else []
+            again = f"mend it, and run neuralode-flow-plot {shlex.join([*own, str(folder)])}"
+            shown, undrawn = [], f"a figure could not be drawn: {type(error).__name__}: {error}; {again}"
+            summary["warnings"] = [*summary["warnings"], undrawn]
+        write_report(folder, summary, dataset, job.to_yaml(), command, shown)
     atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return undrawn
 
 
 @cache

@@ -14,6 +14,7 @@ from ..figures.overlay import overlay
 from ..untrusted import printable
 from .errors import BadInput, complain
 from .memberfolder import dataset
+from .plugins import load
 from .streams import results_told, standard_streams
 
 
@@ -28,8 +29,10 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or its results.nc")
     parser.add_argument("--out", type=Path, help="folder of the pictures (of one run: its own figures/; else overlay/)")
+    parser.add_argument("--plugins", default="", help="MODULE,MODULE: your own figures, if they are not installed")
     options = parser.parse_args(arguments)
     try:
+        load([*filter(None, options.plugins.split(","))])
         written = drawn(options.runs, options.out)
     except BadInput as error:
         complain(printable(error))
@@ -84,7 +87,9 @@ def _figures(runs: Sequence[Path], datasets: Sequence[xr.Dataset]) -> Figures:
         raise BadInput(f"{runs[0]} is a collected sweep; give its members, {runs[0]}/*, or see its report.html")
     name = figure_set(study, datasets[0])
     if name not in FIGURES:
-        raise BadInput(f"{runs[0]} is of the study {study}, which has no figures (valid: {', '.join(FIGURES)})")
+        raise BadInput(
+            f"{runs[0]} is of the study {study}, which has no figures here; --plugins names modules of your own"
+        )
     return FIGURES[name](datasets[0])
 
 

@@ -52,7 +52,7 @@ class Study:
     run : callable
         ``run(problem: Problem, clock: Clock, *, <settings>, progress=None)`` → xarray.Dataset that states a `Finding`.
         What it takes in is declared by annotation, any of `INPUTS`, and made of the config; its settings are the
-        keyword parameters. progress(fraction, what) is called as the work goes on.
+        keyword parameters. progress(fraction, what), if it has that parameter, is called as the work goes on.
     summarise : callable
         The dataset's flat record for summary.json; by default that of its finding. A study that states none gives one
         of its own: study, status, verdict, errors, orders.

@@ -146,3 +146,52 @@ STUDIES.register("mine")(Study(run))
     ended = neuralode_flow(tmp_path, "study=mien", "plugins=[mine]")
     assert ended.returncode == 2
     assert "did you mean 'mine'?" in ended.stderr
+
+
+def test_a_figure_that_raises_costs_nothing_that_was_computed_and_is_drawn_later(tmp_path):
+    module = tmp_path / "mine.py"
+    module.write_text(
+        """
+import xarray as xr
+from matplotlib.figure import Figure
+from neuralode_flow.figures import FIGURES, FigureSet
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Study
+
+def run(*, seed: int = 0):
+    finding = Finding(study="mine", problem="p", status="ok", verdict="v", numbers={"seed": seed})
+    return finding.attached(xr.Dataset({"x": ("i", [1.0, 2.0])}))
+
+def line(values):
+    figure = Figure()
+    figure.subplots().plot(values)
+    return figure
+
+STUDIES.register("mine")(Study(run))
+FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two": line(dataset.y)}, {}))
+"""
+    )
+    command = ["study=mine", "study.seed=3", "plugins=[mine]", "resume=out"]
+    ended = neuralode_flow(tmp_path, *command)
+    assert ended.returncode == 1
+    assert "the results are whole, in out, but a figure could not be drawn: AttributeError" in ended.stderr
+    assert "mend it, and run neuralode-flow-plot --plugins mine out" in ended.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["seed"], summary["status"]) == (3, "ok")
+    assert "a figure could not be drawn" in summary["warnings"][0]
+    assert "a figure could not be drawn" in (tmp_path / "out/report.html").read_text()
+    assert neuralode_flow(tmp_path, *command).returncode == 0  # it has ended
+
+    def drawn(*arguments):
+        plot = "import sys; from neuralode_flow.app.plot import main; main(sys.argv[1:])"
+        call = [sys.executable, "-c", plot, *arguments]
+        return subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    for arguments, words in ((("out",), "--plugins names modules of your own"), (("--plugins", "mine", "out"), "'y'")):
+        ended = drawn(*arguments)
+        assert ended.returncode == 2
+        assert words in ended.stderr
+    module.write_text(module.read_text().replace("dataset.y", "-dataset.x"))
+    ended = drawn("--plugins", "mine", "out")
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {"one.png", "one.pdf", "two.png", "two.pdf"}
