@@ -95,9 +95,10 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
         with _resumable(folder, resume or folder):
             with _warned(said), _failing("the study stopped"), terminal.progress(job.machine.verbosity) as report:
                 dataset = found(job, taken, folder / CHECKPOINTS, report)
+            with _failing(f"study={job.study.name} has ended, but cannot be summed up"):
+                summary, finding = _summed_up(study, dataset, started, folder)
             with _failing(f"the results could not be written to {folder}"):
-                summary = record(study, dataset, started) | {"warnings": said, "device": device_name(job.machine)}
-                finding = Finding.of(dataset, summary)
+                summary |= {"warnings": said, "device": device_name(job.machine)}
                 if inputs:
                     summary["inputs"] = inputs
                 undrawn = write(folder, job, dataset, summary, command, bool(member))
@@ -113,6 +114,24 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     if undrawn:
         raise StudyFailed(f"the results are whole, in {folder}, but {undrawn}")
     return folder
+
+
+def _summed_up(study: Study, dataset: Any, started: float, folder: Path) -> tuple[dict[str, Any], Finding]:
+    """The summary of what a study returned, and its finding; where it has none its numbers are saved all the same."""
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"it must return an xarray.Dataset, got {dataset!r}")
+    try:
+        summary = record(study, dataset, started)
+        return summary, Finding.of(dataset, summary)
+    except Exception as error:
+        path = folder / results.FILE
+        if path.exists():  # that of the run which this one makes longer
+            raise
+        try:
+            results.write(path, dataset.assign_attrs(config=(folder / CONFIG).read_text(encoding="utf-8")))
+        except Exception:  # the first of the two is to be mended first
+            raise error from None
+        raise ValueError(f"{error}; its dataset is in {path}") from error
 
 
 def _keeps(job: Job, member: bool, seconds: float) -> bool:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from neuralode_flow import results
+
 OWN = """
 import torch
 
@@ -195,3 +197,26 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
     ended = drawn("--plugins", "mine", "out")
     assert ended.returncode == 0, ended.stderr
     assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {"one.png", "one.pdf", "two.png", "two.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("returned", "words", "saved"),
+    [
+        ("xr.Dataset({'x': ('i', [1.0, 2.0])})", "the dataset states no finding", True),
+        ("xr.Dataset({'x': ('i', [object()])})", "the dataset states no finding", False),
+        ("None", "it must return an xarray.Dataset, got None", False),
+    ],
+)
+def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, words, saved):
+    module = (
+        f"import xarray as xr\nfrom neuralode_flow.studies import STUDIES, Study\ndef run():\n    return {returned}\n"
+    )
+    (tmp_path / "mine.py").write_text(f'{module}STUDIES.register("mine")(Study(run))\n')
+    ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "resume=out")
+    assert ended.returncode == 1
+    assert "study=mine has ended, but cannot be summed up: " in ended.stderr
+    assert words in ended.stderr
+    assert ("its dataset is in out/results.nc" in ended.stderr) == saved
+    if saved:
+        assert results.open(tmp_path / "out/results.nc").x.values.tolist() == [1.0, 2.0]
+    assert not (tmp_path / "out/summary.json").exists()
