@@ -16,7 +16,7 @@ import yaml
 
 from .files import opened
 
-MOST_BYTES = 256 * 1024  # of a record; ours have a few thousand
+MOST_BYTES = 2**22  # of a record; most of ours have a few thousand, and none is written that has more than half of it
 LONGEST_CONFIG = 2**20  # bytes; ours have a few hundred, and 12 more for each seed in a list of members
 _DEEPEST = 32  # lists and mappings inside one another
 _MOST_DIGITS = 20  # of an integer: 64 bits

@@ -36,6 +36,7 @@ from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
 from ..threads import libraries
+from ..untrusted import MOST_BYTES
 from . import terminal
 from .drawing import Drawing, begun
 from .errors import BadInput, StudyFailed, complain, first_line, is_memory
@@ -122,6 +123,10 @@ def _summed_up(study: Study, dataset: Any, started: float, folder: Path) -> tupl
         raise TypeError(f"it must return an xarray.Dataset, got {dataset!r}")
     try:
         summary = record(study, dataset, started)
+        if (size := len(_json(summary))) > MOST_BYTES // 2:
+            raise ValueError(
+                f"its summary would have {size} bytes, of at most {MOST_BYTES // 2}; long lists are variables"
+            )
         return summary, Finding.of(dataset, summary)
     except Exception as error:
         path = folder / results.FILE
@@ -352,8 +357,12 @@ def write(
             shown, undrawn = [], f"a figure could not be drawn: {type(error).__name__}: {error}; {again}"
             summary["warnings"] = [*summary["warnings"], undrawn]
         write_report(folder, summary, dataset, job.to_yaml(), command, shown)
-    atomic_write(folder / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    atomic_write(folder / SUMMARY, _json(summary))
     return undrawn
+
+
+def _json(summary: dict[str, Any]) -> bytes:
+    return (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @cache

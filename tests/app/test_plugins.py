@@ -204,13 +204,18 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
     [
         ("xr.Dataset({'x': ('i', [1.0, 2.0])})", "the dataset states no finding", True),
         ("xr.Dataset({'x': ('i', [object()])})", "the dataset states no finding", False),
+        (
+            "Finding(study='mine', problem='', status='ok', verdict='', numbers={'n': [*range(300_000)]})"
+            ".attached(xr.Dataset({'x': ('i', [1.0, 2.0])}))",
+            "its summary would have",
+            True,
+        ),
         ("None", "it must return an xarray.Dataset, got None", False),
     ],
 )
 def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, words, saved):
-    module = (
-        f"import xarray as xr\nfrom neuralode_flow.studies import STUDIES, Study\ndef run():\n    return {returned}\n"
-    )
+    imports = "import xarray as xr; from neuralode_flow.finding import Finding"
+    module = f"{imports}; from neuralode_flow.studies import STUDIES, Study\ndef run():\n    return {returned}\n"
     (tmp_path / "mine.py").write_text(f'{module}STUDIES.register("mine")(Study(run))\n')
     ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "resume=out")
     assert ended.returncode == 1
