@@ -44,6 +44,11 @@ def number_said(value: float | None, form: str = ".2e") -> str:
     return "–" if value is None or not math.isfinite(value) else format(value, form)
 
 
+def with_error(value: float, error: float, form: str = ".3f") -> str:
+    """A number with its error, where that is known."""
+    return f"{value:{form}} ± {error:{form}}" if math.isfinite(error) else f"{value:{form}}"
+
+
 def first_of(values: Sequence[object], most: int = 6) -> str:
     """The first of many values in one line: "1, 2, 3 …"."""
     return ", ".join(map(str, values[:most])) + (" …" if len(values) > most else "")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .display import with_error
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -58,7 +60,7 @@ class Order(NamedTuple):
     def __str__(self) -> str:
         if self.reason:
             return f"undecided ({self.reason})"
-        return f"{self.value:.2f} ± {self.spread:.2f} over {self.points} {self.over}"
+        return f"{with_error(self.value, self.spread, '.2f')} over {self.points} {self.over}"
 
 
 def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:

@@ -275,3 +275,8 @@ def test_another_format_is_refused_by_a_sentence_and_a_missing_folder_too(tmp_pa
     with pytest.raises(OSError, match=r"path=.*nowhere.*cannot be written"):
         path.animate(tmp_path / "nowhere" / "film.gif")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_not_known_is_not_said():
+    assert str(Order(2.0, 0.01, 5)) == "2.00 ± 0.01 over 5 depths"
+    assert str(Order(2.0, float("nan"), 5)) == "2.00 over 5 depths"

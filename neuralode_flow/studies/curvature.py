@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 
 from ..depth.rules import LAYERS
+from ..display import with_error
 from ..finding import Check, Claim, Finding
 from ..orders import Order, observed_order, said_each
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, distinct, each, increasing, known
@@ -260,7 +261,7 @@ def _verdict(dataset: xr.Dataset, orders: Sequence[Order], gains: dict[str, list
 
 
 def _said(gain: Gain) -> str:
-    return "none found" if np.isnan(gain.value) else f"{gain.value:.3f} ± {gain.error:.3f}"
+    return "none found" if np.isnan(gain.value) else with_error(gain.value, gain.error)
 
 
 def _off_expected(dataset: xr.Dataset) -> float:

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from ..display import with_error
 from ..finding import Check, Claim, Finding
 from ..orders import Order, observed_order
 from ..problems import Problem
@@ -281,7 +282,7 @@ def _finding(dataset: xr.Dataset, title: str, numbers: dict[str, float]) -> Find
         problem=f"Min, Tarmoun, Vidal, Mallada 2021: two linear layers, {title}",
         status="ok",
         verdict=f"{_fall(over, _sharpest(dataset))} at an imbalance of {float(dataset['imbalance'][-1]):g}. The "
-        f"distance from the solution of least norm falls at order {order:.3f} ± {error:.3f} in the width (at the "
+        f"distance from the solution of least norm falls at order {with_error(order, error)} in the width (at the "
         f"exponent ¼, {control:.3f}); at the largest it is {standard:.1f} standard errors from its limit in closed "
         "form.",
         claim=Claim(
