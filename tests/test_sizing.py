@@ -70,6 +70,12 @@ def test_what_round_off_does_not_allow_is_refused_and_what_it_allows_is_met(angl
     assert float(norm(z - exact) / norm(exact)) < 10 * tol
 
 
+@pytest.mark.parametrize("growth", [-800.0, -400.0, 400.0])
+def test_a_constant_whose_product_no_float_holds_is_not_called_rough(growth):
+    with pytest.raises(ValueError, match="too large or too small for torch.float64"):
+        nf.DepthGrid.auto(lambda s: growth * torch.eye(2), 1e-8)
+
+
 def test_a_feature_that_hardly_moves_the_velocity_is_found_all_the_same():
     A, B = randn(2, 3, 3, seed=0)
     bump = lambda s: A / 2 + math.exp(-(((s - 0.37) / 0.004) ** 2)) * B / 4  # noqa: E731

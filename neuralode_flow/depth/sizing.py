@@ -44,6 +44,7 @@ def sized(gauss: Grids, W: Sampled, tol: float) -> DepthGrid:
     _check_round_off(seen, tol)
     resolving, steepness = _resolved(gauss, W, tol, depths, seen)
     truth = Truth.on(gauss(2 * resolving, ORDERS[-1]), W)
+    truth.check_range()
 
     def good(panels: int, order: int) -> bool:
         grid = gauss(panels, order)
@@ -79,6 +80,12 @@ class Truth:
     @classmethod
     def on(cls, grid: DepthGrid, W: Sampled) -> Truth:
         return cls(grid, *propagators(grid, W(grid.nodes)))
+
+    def check_range(self) -> None:
+        """Raises ValueError where a float does not hold the squares of the sizes of z, or of the propagators."""
+        sizes = torch.stack((matrix_norm(self.z), (matrix_norm(self.after) * matrix_norm(self.before)).amax(-1)))
+        if not bool((sizes.isfinite() & (sizes > 0)).all()):
+            raise ValueError(f"W makes z or its propagators too large or too small for {self.z.dtype}; scale it down")
 
     def error(self, grid: DepthGrid, values: Tensor) -> float:
         """The larger of the relative errors of the velocity and of z for W on a coarser grid; the worst of a batch.
