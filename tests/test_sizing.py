@@ -59,6 +59,23 @@ def test_products_whose_squares_no_float_holds_are_resolved():
     assert float(z[0, 0]) == pytest.approx(math.exp(growth), rel=1e-8)
 
 
+@pytest.mark.parametrize(("angle", "dtype", "tol"), [(100.0, torch.float64, 3e-14), (6.0, torch.float32, 1e-6)])
+def test_what_round_off_does_not_allow_is_refused_and_what_it_allows_is_met(angle, dtype, tol):
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=dtype)
+    with pytest.raises(ValueError, match="the round-off of z in torch.float"):
+        nf.DepthGrid.auto(lambda s: angle * turn, tol)
+    grid = nf.DepthGrid.auto(lambda s: angle * turn, 10 * tol)
+    z = nf.Collocation(grid).product((angle * turn).expand(len(grid), 2, 2)).double()
+    exact = math.cos(angle) * torch.eye(2) + math.sin(angle) * turn.double()
+    assert float(norm(z - exact) / norm(exact)) < 10 * tol
+
+
+@pytest.mark.parametrize("growth", [-800.0, -400.0, 400.0])
+def test_a_constant_whose_product_no_float_holds_is_not_called_rough(growth):
+    with pytest.raises(ValueError, match="too large or too small for torch.float64"):
+        nf.DepthGrid.auto(lambda s: growth * torch.eye(2), 1e-8)
+
+
 def test_a_feature_that_hardly_moves_the_velocity_is_found_all_the_same():
     A, B = randn(2, 3, 3, seed=0)
     bump = lambda s: A / 2 + math.exp(-(((s - 0.37) / 0.004) ** 2)) * B / 4  # noqa: E731

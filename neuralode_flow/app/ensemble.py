@@ -81,7 +81,7 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
         if seconds is not None and time.monotonic() - started >= seconds:
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        results.write(path, _computed(job, one, members, times).assign_attrs(told))
+        results.write(path, _computed(job, one, members, times, started).assign_attrs(told))
 
     told = {"of": _digest(job), "budgets": _budgets(job)}
     missing = [*_missing(number, size, done)]
@@ -154,11 +154,11 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
 # --- the members of a part ------------------------------------------------------------------------------------------
 
 
-def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
+def _computed(job: Job, one: One, members: range, times: Tensor, started: float) -> xr.Dataset:
     """The datasets of some members along `seed`; one that could not be computed has NaN, and why."""
     # A problem that does not differ is one for all: then what trains on it is gathered, whatever its loss.
     shared: dict[str, Any] | None = None if "problem" in (job.ensemble.seeds if job.ensemble else ()) else {}
-    found = gathered([_work(job.member(i), one, shared) for i in members])
+    found = gathered([_work(job.member(i), one, shared, started) for i in members])
     rows = [_stated(job, dataset) for dataset in found]
     ran = {place: dataset for place, dataset in enumerate(found) if isinstance(dataset, xr.Dataset)}
     datasets = [_at_output_times(_renamed(dataset), times) for dataset in ran.values()]
@@ -198,21 +198,21 @@ def _computed(job: Job, one: One, members: range, times: Tensor) -> xr.Dataset:
     )
 
 
-def _work(job: Job, one: One, shared: dict[str, Any] | None) -> Callable[[Any], xr.Dataset]:
+def _work(job: Job, one: One, shared: dict[str, Any] | None, started: float) -> Callable[[Any], xr.Dataset]:
     """The study of a member, given its company, in one process."""
     settings = job.study.parameters
     if isinstance(settings.get("workers", ""), (int, type(None))):
         job = replace(job, study=replace(job.study, parameters=settings | {"workers": 1}))
-    return lambda company: one(job, lambda part: _changed(part, company, shared))
+    return lambda company: one(job, lambda part: _changed(part, company, shared, started))
 
 
-def _changed(part: Any, company: Any, shared: dict[str, Any] | None) -> Any:
+def _changed(part: Any, company: Any, shared: dict[str, Any] | None, started: float) -> Any:
     """A clock whose integrations are gathered; the budget of wall time is that of all members."""
     if isinstance(part, Problem) and shared is not None:
         return shared.setdefault("problem", part)
     if isinstance(part, Clock):
-        return replace(part, carried_out=company, max_seconds=None)
-    return replace(part, max_seconds=None) if isinstance(part, Schedule) else part
+        return replace(part, carried_out=company, started=started)
+    return replace(part, started=started) if isinstance(part, Schedule) else part
 
 
 def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:

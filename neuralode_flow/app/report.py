@@ -106,7 +106,7 @@ def write_report(
         "report.html",
         title=f"{sentence(study.replace('_', ' '))}: {finding.problem}".strip(": "),
         verdict=_verdict(finding.status, finding.verdict),
-        good=finding.status == "ok",
+        good=finding.passed,
         question=question(study),
         finding=finding,
         facts=[*_stated(config_yaml), *_where(dataset), *_device(summary)],

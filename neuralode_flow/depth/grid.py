@@ -162,7 +162,7 @@ class DepthGrid:
         ----------
         W : callable, float s → Tensor (..., d, d)
         tol : float
-            Relative tolerance, at least 2.2e-16 (values below 1e-14 are out of reach in float64).
+            Relative tolerance, at least 2 ε max ‖W‖₂ with the ε of the dtype: what round-off makes of z.
 
         Raises
         ------

@@ -26,6 +26,10 @@ from .base import STUDIES, Clock, Progress, Study, stopped
 # A control must be left by this part of ‖z‖.
 _LEFT = 0.01
 
+# z must move by so many times the bound of the errors: a closed flow that is off by 1 % of its velocity shows then.
+_TELLING = 100.0
+_MOVES = "how far z moves"
+
 # At about so many points of the path the velocity of a closed flow is compared with that of z.
 _COMPARED = 10
 VELOCITY = "the closed flow is the velocity of z"
@@ -174,6 +178,11 @@ def _errors(dataset: xr.Dataset, checks: Mapping[str, float]) -> dict[str, float
     return errors | {"drift of the conservation laws": float(dataset.law_drift.max())} | dict(checks)
 
 
+def _moved(dataset: xr.Dataset) -> float:
+    """The largest distance of z from where it began."""
+    return float(np.linalg.norm(dataset.z - dataset.z[0], axis=1).max())
+
+
 def _compared(dataset: xr.Dataset) -> float:
     """Until when there are all flows that are compared."""
     distances = [dataset[name].values for name in dataset.data_vars if str(name).startswith("distance_")]
@@ -208,6 +217,7 @@ def _finding(
     wrong, errors = _contradictions(system, told), _errors(dataset, checks)
     until = system.until_what if path.ending == "event" else ""
     tested = [Check(name, error, system.bound) for name, error in errors.items()]
+    tested.append(Check(_MOVES, _moved(dataset), _TELLING * system.bound, "Euclidean norm", least=True))
     if left is not None:
         tested.append(Check("part of ‖z‖ by which the control is left", left, _LEFT, least=True))
     tested.append(Check("criteria of which theory says otherwise", float(len(wrong)), 0.0))
@@ -256,6 +266,8 @@ def _verdict(finding: Finding, wrong: list[str]) -> str:
     sentences += [f"{sentence(words)}." for words in wrong]
     if finding.status != "ok":
         sentences.insert(0, f"{sentence(finding.status)}.")
+    elif not all(check.holds for check in finding.checks if check.name == _MOVES):
+        sentences.insert(0, "z moves by too little to tell.")
     elif not finding.passed:
         sentences.insert(0, "NOT as theory says.")
     return " ".join(sentences)

@@ -9,10 +9,12 @@ solve a part of it for several members at once may ask for that as a whole, whic
 from __future__ import annotations
 
 import copy
+import ctypes
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -40,7 +42,9 @@ _MOST_NUMBERS = 2**16
 _PATIENCE = 10.0  # seconds that a thread has to come to its end
 
 # Arguments of `integrate` that a batch can take, as they are or for each member.
-_TAKEN = {"method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations", "checks"}
+_TAKEN = {
+    "method", "rtol", "atol", "checkpoint", "every", "progress", "observe", "max_evaluations", "max_seconds", "checks"
+}  # fmt: skip
 
 
 class Company(Protocol):
@@ -122,9 +126,11 @@ class _Member(Generic[Result]):
         self._back.get()
 
     def give_up(self) -> None:
-        """Ends it where it waits, or when it next asks."""
+        """Ends it where it waits, or at its next step in Python: what it computes by itself may take hours."""
         self._given_up = True
         self._answers.put(None)
+        if self._thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(_GivenUp))
 
     def end(self) -> None:
         """Waits for the thread: one that is alive when Python ends takes the process down."""
@@ -218,6 +224,7 @@ class Call:
     state: Any
     times: Any
     options: dict[str, Any]
+    asked: float = field(default_factory=time.monotonic)
 
     @cached_property
     def kind(self) -> Any:
@@ -244,7 +251,13 @@ class Call:
 
     def alone(self) -> Trajectory:
         """What it comes to without others."""
-        return integrate(self.flow, self.state, self.times, **self.options)
+        return integrate(self.flow, self.state, self.times, **{**self.options, **self.left})
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """What is left of the wall time since it was asked for, which others may have used up."""
+        seconds = self.options.get("max_seconds")
+        return {} if seconds is None else {"max_seconds": max(seconds - (time.monotonic() - self.asked), 1e-9)}
 
     @staticmethod
     def answers(calls: Sequence[Call]) -> list[Trajectory | Exception]:
@@ -461,6 +474,7 @@ def _gathered(calls: Sequence[Call]) -> Trajectory:
         first.times,
         **options,
         **({} if most is None else {"max_evaluations": most}),
+        **min((call.left for call in calls), key=lambda left: left.get("max_seconds", 0.0)),
         control="member",
         checks=first.checks,
         observe=observe if observers[0] is not None else None,

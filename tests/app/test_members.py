@@ -422,9 +422,9 @@ def test_parts_of_another_format_are_computed_again(command, monkeypatch):
     """They may lack what others have: mixed in silence they would say so of their members."""
     computed, first = ensemble._computed, []
 
-    def counted(job, one, members, times):
+    def counted(job, one, members, *others):
         first.append(members[0])
-        return computed(job, one, members, times)
+        return computed(job, one, members, *others)
 
     def cut_off(job, parts):
         raise RuntimeError("the lights went out")
@@ -490,8 +490,9 @@ def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(stu
         assert found.dataset.sizes["seed"] == 20
 
 
-def test_a_budget_of_wall_time_is_that_of_all_members(command):
-    line = [*LINE, "members=3", "at_once=1", "study.workers=1", "resume=k"]
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_budget_of_wall_time_is_that_of_all_members(at_once, command):
+    line = [*LINE, "members=3", f"at_once={at_once}", "study.workers=1", "resume=k"]
     ended = command(*line, "time.max_seconds=1e-3")
     assert ended.status == 1
     assert "the budget of wall time was used up" in ended.err

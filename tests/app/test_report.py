@@ -121,6 +121,14 @@ def test_plotly_is_what_its_makers_have_released() -> None:
     assert "MIT License" in (files("neuralode_flow.app") / "page" / "plotly-LICENSE.txt").read_text()
 
 
+@pytest.mark.parametrize("error", [1.0, math.nan])
+def test_a_verdict_whose_checks_fail_is_marked(error: float, tmp_path: Path) -> None:
+    page, _ = written(tmp_path, dataset(checks=(Check("reference", error, 1e-8),)), summary())
+    assert '<p class="verdict bad">' in page
+    page, _ = written(tmp_path, dataset(), summary())
+    assert '<p class="verdict">' in page
+
+
 def test_the_verdict_comes_first_and_the_numbers_follow(tmp_path: Path) -> None:
     _, outline = written(tmp_path, dataset(), summary())
     says = outline.text[outline.text.index("Convergence: Fish & <chips>") :]

@@ -37,6 +37,26 @@ def test_one_product_says_nothing_of_smaller_ones():
     assert "at σ²w = 1 (rich" in finding.verdict
 
 
+@pytest.mark.parametrize(
+    ("study", "settings"),
+    [
+        ("closure", {"system": "linear_network", "time": "closure"}),
+        ("closure", {"system": "balanced_two_layer", "time": "closure"}),
+        ("lazy_to_rich", {"study.width": 3, "study.balances": [0.5, 100.0], "time.samples": 3}),
+    ],
+)
+def test_where_z_stays_nothing_is_said_of_how_it_moves(study, settings):
+    """Whatever a closed flow is, it is within 1e-8 of a z that moves by less."""
+    finding, checks = found(study, settings)
+    assert finding.passed
+    assert checks["how far z moves"] > 0.1
+    finding, checks = found(study, settings | {"time.horizon": 1e-9})
+    assert finding.status == "ok"
+    assert checks["how far z moves"] < 1e-7
+    assert not finding.passed
+    assert study != "closure" or finding.verdict.startswith("z moves by too little to tell.")
+
+
 def test_layers_that_did_not_come_to_the_last_time_are_neither_lazy_nor_rich():
     small = {"study.width": 3, "study.balances": [0.5, 2.0, 100.0], "time.samples": 3}
     finding, checks = found("lazy_to_rich", small)
@@ -50,7 +70,7 @@ def test_layers_that_did_not_come_to_the_last_time_are_neither_lazy_nor_rich():
     assert "of 3 values of λ" in finding.verdict
     assert "not known at the largest" in finding.verdict
     finding, checks = found("lazy_to_rich", small | {"study.balances": [-0.5, 0.5]})
-    assert [*checks] == ["z of the trained layers against the closed solution"]
+    assert [*checks] == ["z of the trained layers against the closed solution", "how far z moves"]
     assert "smallest" not in finding.verdict
 
 

@@ -1,7 +1,9 @@
 """Studies in one process: what they integrate is gathered, and each has the numbers of a run alone."""
 
 import math
+import signal
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +162,37 @@ def test_an_interruption_ends_all_threads(works, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         together(works)
     assert threading.active_count() == before
+
+
+def test_an_interruption_ends_what_is_computed_without_asking():
+    before, started = threading.active_count(), time.monotonic()
+
+    def busy(company):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while time.monotonic() < started + 8:
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        together([busy])
+    assert time.monotonic() < started + 5
+    assert threading.active_count() == before
+
+
+def test_wall_time_is_that_of_all_who_share_it(sizes, monkeypatch):
+    """Those whose batch has used it up have none left to run alone."""
+    gathered, looked = gathering._gathered, time.monotonic
+    spent = [0.0]
+
+    def slow(calls):
+        path = gathered(calls)
+        spent[0] = 100.0
+        return path
+
+    monkeypatch.setattr(gathering, "_gathered", slow)
+    monkeypatch.setattr(gathering.time, "monotonic", lambda: looked() + spent[0])
+    paths = together([work("finite", seed, max_seconds=60.0, max_evaluations=15) for seed in range(3)])
+    assert sizes == [3]
+    assert [path.ending for path in paths] == ["seconds"] * 3
 
 
 class Squared:
