@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, l
 
 DIMENSION = "seed"
 _FORMAT = 2  # of parts: those of another are computed again
+_BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
 
@@ -74,14 +76,18 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     given = job.study.parameters.get("workers")
     workers = given if isinstance(given, int) else processors()
     size = at_once(job, workers)
-    done = {(first, stop) for first, stop, _ in _saved(folder, job)}
+    done = {(first, stop) for first, stop, _ in _saved(folder, job, beyond=False)}
+    seconds = math.inf if job.time.max_seconds is None else job.time.max_seconds
+
+    def used_up() -> bool:
+        return time.monotonic() - started >= seconds
 
     def part(members: range) -> None:
-        seconds = job.time.max_seconds
-        if seconds is not None and time.monotonic() - started >= seconds:
+        if used_up():
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(members.start, members.stop)
-        results.write(path, _computed(job, one, members, times, started).assign_attrs(told))
+        computed = _computed(job, one, members, times, started)
+        results.write(path, computed.assign_attrs(told, **{_BEYOND: int(used_up())}))
 
     told = {"of": _digest(job), "budgets": _budgets(job)}
     missing = [*_missing(number, size, done)]
@@ -92,7 +98,8 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
     if sum(part.sizes[DIMENSION] for part in parts) != number:
         raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
-    return summed_up(_joined(job, parts), job.ensemble, size)
+    ending = "seconds" if any(map(_cut, parts)) else None
+    return summed_up(_joined(job, parts), job.ensemble, size, ending)
 
 
 def at_once(job: Job, workers: int) -> int:
@@ -124,6 +131,11 @@ def _may_go_on(job: Job, part: xr.Dataset) -> bool:
     return bool((part[STATUS] != "ok").any()) and part.attrs.get("budgets") != _budgets(job)
 
 
+def _cut(part: xr.Dataset) -> bool:
+    """Whether some of its members did not run whole, and the budget of wall time was used up by then."""
+    return bool(part.attrs.get(_BEYOND)) and bool((part[STATUS] != "ok").any())
+
+
 def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[range]:
     """The members that are in no part, in new parts."""
     known = {i for first, stop in done for i in range(first, stop)}
@@ -136,8 +148,11 @@ def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[ran
             part.append(i)
 
 
-def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
-    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed."""
+def _saved(folder: Path, job: Job, *, beyond: bool = True) -> Iterator[tuple[int, int, xr.Dataset]]:
+    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed.
+
+    So are, where none `beyond` the budget of wall time is wanted, those with members that an earlier start has cut.
+    """
     wanted = _digest(job)
     for path in sorted(folder.glob("members-*.nc")):
         name = _NAMED.fullmatch(path.name)
@@ -145,7 +160,8 @@ def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
             dataset = results.open(path)
         except (OSError, ValueError):
             dataset = xr.Dataset()
-        if name is None or dataset.attrs.get("of") != wanted or _may_go_on(job, dataset):
+        again = not beyond and _cut(dataset)
+        if name is None or dataset.attrs.get("of") != wanted or again or _may_go_on(job, dataset):
             path.unlink()
             continue
         yield int(name[1]), int(name[2]), dataset
@@ -408,7 +424,10 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     finding = Finding.of_parts(_common([Finding.parts_in(parts[k]) or {} for k in known], whole))
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
-    axes, attributes = dict(first.coords), {name: value for name, value in first.attrs.items() if name != "of"}
+    axes, attributes = (
+        dict(first.coords),
+        {name: value for name, value in first.attrs.items() if name not in ("of", _BEYOND)},
+    )
     kinds = {
         str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
         for part in [first, *(parts[k] for k in alike)]

@@ -121,8 +121,11 @@ def agreed(nodes: Sequence[Any], free: bool = False) -> Any:
     return _DIFFERENT if free else "…".join(_around([*map(str, known)]))
 
 
-def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
-    """The dataset of all members with the finding of all; the numbers of one that did not run whole are not in it."""
+def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | None = None) -> xr.Dataset:
+    """The dataset of all members with the finding of all; the numbers of one that did not run whole are not in it.
+
+    An `ending` is that of the run, which can go on then, whatever it was that ended each member.
+    """
     ran, passed, status = dataset[RAN].values, dataset[PASSED].values, dataset[STATUS].values.tolist()
     whole = ran & (dataset[STATUS].values == "ok")
     columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[whole].T, strict=True))
@@ -148,6 +151,7 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int) -> xr.Dataset:
         notes={NOTE: _note(statistics, dataset, whole, size), **mean.notes},
         numbers={
             **{name: value for name, value in mean.numbers.items() if name not in _OF_ALL},
+            **({} if ending is None else {"ending": ending}),
             "members": number,
             **(verified if bounded else {}),
             "statistics": {name: statistic._asdict() for name, statistic in statistics.items()},

@@ -1,5 +1,7 @@
 """A run that a budget has ended goes on with another one, by the same command."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,24 @@ def test_members_that_a_budget_has_ended_go_on_with_another(line, command):
     found = nf.open("r")
     assert found.member_status.values.tolist() == ["ok"] * 3
     assert found.status == "ok"
+
+
+def test_members_that_wall_time_has_cut_are_computed_by_the_same_command(command):
+    """A part that was in work when the time was up had stayed as it was, beside others that ran whole."""
+    line = [
+        "problem=teacher", "problem.dimension=2", "study.depths=[2,4,8]", "members=8", "at_once=1", "study.workers=1",
+        "figures=none",
+    ]  # fmt: skip
+    assert command(*line, "resume=warm").status in (0, 1)  # what the first run waits for
+    began = time.monotonic()
+    command(*line, "resume=whole")
+    seconds = time.monotonic() - began
+    ended = [command(*line, "resume=r", f"time.max_seconds={seconds / 2}")]
+    while "goes on" in ended[-1].err and len(ended) < 40:
+        ended.append(command(*line, "resume=r", f"time.max_seconds={seconds / 2}"))
+    assert len(ended) > 1
+    found, whole = nf.open("r"), nf.open("whole")
+    assert found.member_status.values.tolist() == ["ok"] * 8
+    for name in whole.data_vars:
+        if whole[name].dtype.kind == "f" and not name.startswith("seconds"):
+            np.testing.assert_array_equal(found[name], whole[name], name)
