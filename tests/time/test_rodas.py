@@ -209,6 +209,18 @@ def test_members_of_many_numbers_are_factorised_with_several_threads():
         assert_close(path.z[-1, i], alone.z[-1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("control", ["shared", "member"])
+def test_a_derivative_by_autograd_is_had_in_inference_mode(control):
+    flow, start = nf.FiniteFlow(2, nf.Quadratic(TARGET), "cayley"), 0.3 * randn(3, 2, 2, 2, seed=1)
+    expected = nf.integrate(flow, start, [0.0, 0.5], "rodas5p", control=control)
+    with torch.inference_mode():
+        path = nf.integrate(flow, start, [0.0, 0.5], "rodas5p", control=control)
+        inside = nf.FiniteFlow(2, nf.Quadratic(TARGET.clone()), "cayley")
+        again = nf.integrate(inside, start.clone(), [0.0, 0.5], "rodas5p", control=control)
+    assert torch.equal(path.z, expected.z)
+    assert torch.equal(again.z, expected.z)
+
+
 class Bounded(nf.FiniteFlow):
     """Cannot be linearised where z[0, 0] is above a bound, nor moved above a larger one."""
 
