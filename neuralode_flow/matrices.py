@@ -67,6 +67,15 @@ def slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(signs).reshape(A.shape[:-2]), torch.stack(logarithms).reshape(A.shape[:-2])
 
 
+def lu_factors(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors and pivots of matrices `(..., d, d)`, for `torch.linalg.lu_solve`, with the same care."""
+    if not _one_by_one(A):
+        LU, pivots, _ = torch.linalg.lu_factor_ex(A)
+        return LU, pivots
+    factors, orders, _ = zip(*(torch.linalg.lu_factor_ex(a) for a in A.reshape(-1, *A.shape[-2:])), strict=True)
+    return torch.stack(factors).reshape(A.shape), torch.stack(orders).reshape(A.shape[:-1])
+
+
 def _one_by_one(A: Tensor) -> bool:
     return A.ndim > 2 and A.shape[-1] > _SAFE and A.is_cpu and torch.get_num_threads() > 1
 

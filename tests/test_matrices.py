@@ -31,6 +31,7 @@ def test_batches_of_matrices_are_solved_inverted_and_measured(shape, threads):
     assert torch.equal(sign, torch.ones(shape[:-2]))
     one = A.reshape(-1, *shape[-2:])[0]  # for all members
     assert torch.allclose(one @ matrices.solve(one, B), B)
+    assert torch.allclose(A @ torch.linalg.lu_solve(*matrices.lu_factors(A), B), B)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 7])

@@ -106,8 +106,8 @@ def jacobians(flow: Any, states: Tensor) -> Tensor:
     """
     n, size = len(states), states[0].numel()
     derivative = flow.linearised(states) if _derives_itself(flow) else None
-    found = states.new_empty(n, size, size)
     if derivative is not None:
+        found = states.new_empty(n, size, size)
         basis = torch.eye(size, dtype=states.dtype, device=states.device).reshape(size, 1, *states.shape[1:])
         many = getattr(type(flow), "many_directions", False)
         number = max(1, _MOST_NUMBERS // (n * size)) if many else 1
@@ -117,7 +117,7 @@ def jacobians(flow: Any, states: Tensor) -> Tensor:
             found[:, :, first : first + len(some)] = moved.reshape(len(some), n, size).permute(1, 2, 0)
         return found
     with torch.inference_mode(False), torch.enable_grad():
-        start = states.detach().clone().requires_grad_()
+        start, found = states.detach().clone().requires_grad_(), states.new_empty(n, size, size)
         values = flow.velocity(start).reshape(n, size).sum(0)  # members do not know of each other
         if not values.requires_grad:
             raise TypeError(

@@ -165,6 +165,7 @@ class OwnSteps:
     def take_back(self, rows: np.ndarray, code: str) -> None:
         """Ends some of those that took a step where they took it from."""
         self.here = self.here.moved(rows, self.before.of(np.searchsorted(self.took, rows)))
+        self.steps[rows] -= 1
         self.end(rows, code)
 
     def put_back(self, rows: np.ndarray, t: float, state: Tensor, code: str) -> None:

@@ -259,6 +259,18 @@ def test_parts_of_a_chain_lie_side_by_side(d, mode, monkeypatch):
             assert all(torch.equal(one, flow.velocity(W)[k]) for k, one in enumerate(alone)), (name, L)
 
 
+@pytest.mark.parametrize(("threads", "d", "L"), [(1, 5, 33793), (16, 8, 441), (16, 8, 651)])
+def test_no_part_of_a_chain_begins_beyond_its_end(threads, d, L, monkeypatch):
+    # Rounded up to whole layers, the parts that such a chain is cut into have more of them than it has.
+    W, loss, before = model(d, layers=L), nf.Quadratic(randn(d, d, seed=2)), torch.get_num_threads()
+    flow = nf.FiniteFlow(L, loss, "exp")
+    torch.set_num_threads(threads)
+    found = flow.product(W), flow.velocity(W)
+    torch.set_num_threads(before)
+    expected = [without(monkeypatch, map_of, W) for map_of in (flow.product, flow.velocity)]
+    assert all(distance(*both) < 1e-12 for both in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("rule", ["rk2", "cayley", "exp"])
 def test_layer_rules_are_those_of_torch(rule, mode, monkeypatch):
     for d in SIZES:

@@ -235,6 +235,16 @@ def test_each_member_has_the_budget_of_a_run():
     assert slow.ending == "seconds"
 
 
+def test_a_step_that_is_taken_back_is_none():
+    # The search for the event asks for more velocities than are left.
+    target, start = targets(5), layers(5)
+    options = {"method": "DOP853", "stop": {"loss": 1.0}, "max_evaluations": 60}
+    path = nf.integrate(finite(target), start, TIMES, control="member", **options)
+    runs = [nf.integrate(finite(T), W, TIMES, **options) for T, W in zip(target, start, strict=True)]
+    assert_alone(path, runs)
+    assert "evaluations" in path.stats["members"]["endings"]
+
+
 def balanced(*imbalances):
     """Two factors of a small map, with U₂ᵀU₂ − U₁U₁ᵀ a multiple of I: those with 0 cannot cross det z = 0."""
     small = torch.tensor([[0.1, 0.03], [-0.02, 0.12]])

@@ -196,6 +196,31 @@ def test_stiff_members_take_steps_of_their_own():
     assert evaluations[-1] < float(rate[-1] * times[-1])
 
 
+def test_members_of_many_numbers_are_factorised_with_several_threads():
+    # 192 numbers each: where MKL has threads, torch factorises a batch of such matrices wrongly, or hangs.
+    grid, before = nf.DepthGrid.gauss(2, 6), torch.get_num_threads()
+    flow, start = nf.ContinuousFlow(grid, nf.Quadratic(2 * torch.eye(4).double())), 0.3 * randn(3, 12, 4, 4, seed=1)
+    torch.set_num_threads(2)
+    path = nf.integrate(flow, start, [0.0, 0.05], "rodas5p", 1e-5, 1e-7, control="member", checks=False)
+    torch.set_num_threads(before)
+    assert path.status == "ok"
+    for i in range(3):
+        alone = nf.integrate(flow, start[i], [0.0, 0.05], "DOP853", 1e-9, 1e-11, checks=False)
+        assert_close(path.z[-1, i], alone.z[-1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("control", ["shared", "member"])
+def test_a_derivative_by_autograd_is_had_in_inference_mode(control):
+    flow, start = nf.FiniteFlow(2, nf.Quadratic(TARGET), "cayley"), 0.3 * randn(3, 2, 2, 2, seed=1)
+    expected = nf.integrate(flow, start, [0.0, 0.5], "rodas5p", control=control)
+    with torch.inference_mode():
+        path = nf.integrate(flow, start, [0.0, 0.5], "rodas5p", control=control)
+        inside = nf.FiniteFlow(2, nf.Quadratic(TARGET.clone()), "cayley")
+        again = nf.integrate(inside, start.clone(), [0.0, 0.5], "rodas5p", control=control)
+    assert torch.equal(path.z, expected.z)
+    assert torch.equal(again.z, expected.z)
+
+
 class Bounded(nf.FiniteFlow):
     """Cannot be linearised where z[0, 0] is above a bound, nor moved above a larger one."""
 

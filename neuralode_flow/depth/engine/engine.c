@@ -86,9 +86,12 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     /* A chain is cut alike whichever others there are, unless threads wait for parts of it. */
     const long longest = SEGMENT / (n * (long)sizeof(double)) + 2;
     const long shared = keep && members < threads ? (L + threads - 1) / threads : L;
-    long length = shared < longest ? shared : longest;
-    const long groups = m ? panels : (L + length - 1) / length, parts = (beside ? beside : 1) * groups;
-    if (beside) length = (L + parts - 1) / parts;
+    long length = shared < longest ? shared : longest, groups = m ? panels : (L + length - 1) / length;
+    if (beside) { /* of parts of whole layers fewer groups may be enough: none is without layers */
+        const long wanted = beside * groups;
+        length = (L + wanted - 1) / wanted, groups = (L + beside * length - 1) / (beside * length);
+    }
+    const long parts = (beside ? beside : 1) * groups;
     const long all = members * parts, pairs = (m + 1) / 2, size = beside ? all * length * d * d : members * L * n;
     const long flow_rooms = both ? 8 * m + 4 * pairs + 8 : 2 * m + 2 * pairs + 3 + (2 * pairs + m + 6) / 2 + 1;
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .beside = beside, .threads = threads,

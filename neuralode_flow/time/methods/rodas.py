@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...matrices import lu_factors
 from ..base import METHODS, Control, Start
 from ..byformula import ByFormula
 from ..formulas import Attempt, Plan, Proposing, Rates, first_step, of_those, root_mean, sizes
@@ -69,7 +70,7 @@ class RosenbrockFormula(Proposing):
             return Attempt(rows, y, f, y.new_zeros(0))
         M = J.neg_()
         M.diagonal(dim1=-2, dim2=-1).add_(1 / (step * _GAMMA))
-        LU, pivots, _ = torch.linalg.lu_factor_ex(M)
+        LU, pivots = lu_factors(M)
         u = y.new_empty(len(_C) + 1, *y.shape)
         trial, slope = y, f
         for i, (a, c) in enumerate(zip(((), *_WEIGHTS), ((), *_C), strict=True)):
