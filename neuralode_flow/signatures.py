@@ -39,7 +39,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     bare = [name for name, parameter in found.items() if parameter.annotation is inspect.Parameter.empty]
     if bare:
         where = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
-        raise TypeError(f"{where} does not say what its parameter {bare[0]} is; write an annotation, as {bare[0]}: int")
+        raise TypeError(
+            f"{where} does not say what its parameter {bare[0]} is; write an annotation, {bare[0]}: int of a setting "
+            f"or {bare[0]}: Tensor, {bare[0]}: Problem of what the program gives"
+        )
     # Not of the function itself: what it returns may be named after what is imported for type checkers alone.
     wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in found.items()})
     # A class may have inherited what makes it.

@@ -31,6 +31,7 @@ from ..flows.base import Flow
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
+from ..signatures import parameters
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
@@ -143,7 +144,14 @@ def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.R
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
     """What the study finds, with what was done to the data."""
-    dataset = STUDIES[job.study.name].run(**taken, **job.study.parameters, progress=report)
+    run = STUDIES[job.study.name].run
+    hears = {"progress": report} if "progress" in parameters(run) else {}
+    dataset = run(**taken, **job.study.parameters, **hears)
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(
+            f"study={job.study.name} gave {type(dataset).__name__} in place of an xarray.Dataset; its run must return "
+            "`Finding(…).attached(dataset)`"
+        )
     for problem in (part for part in taken.values() if isinstance(part, Problem)):
         dataset = told(dataset, problem)
     return dataset
