@@ -39,10 +39,11 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     bare = [name for name, parameter in found.items() if parameter.annotation is inspect.Parameter.empty]
     if bare:
         where = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
-        kind = "Callable[[float, str], None] | None" if bare[0] == "progress" else "int"
-        raise TypeError(
-            f"{where} does not say what its parameter {bare[0]} is; write an annotation, as {bare[0]}: {kind}"
-        )
+        name = bare[0]
+        example = f"{name}: int of a setting or {name}: Tensor, {name}: Problem of what the program gives"
+        if name == "progress":
+            example = "progress: Callable[[float, str], None] | None = None"
+        raise TypeError(f"{where} does not say what its parameter {name} is; write an annotation, {example}")
     # Not of the function itself: what it returns may be named after what is imported for type checkers alone.
     wanted = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in found.items()})
     # A class may have inherited what makes it.

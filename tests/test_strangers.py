@@ -36,6 +36,7 @@ SHOWN = {
     "loss": ("Linnerud", "pseudo_huber"),
     "kernel": ("intrinsic, kernel geometric",),
     "problem": ("Rotation: reach a turn of 0.3 radians",),
+    "initialisation": ("drift of the conservation law", "initial=swing"),
     "study": ("How fast does the loss fall?", "The loss along training.", "at least 0.001"),
     "system": ("Exponentials of 3 numbers", "Kivinen and Warmuth 1997"),
 }
@@ -43,7 +44,7 @@ SHOWN = {
 
 def test_every_kind_has_a_template_and_a_test():
     assert set(KINDS) == set(SHOWN)
-    assert len(KINDS) == 8
+    assert len(KINDS) == 9
 
 
 @pytest.mark.slow

@@ -123,19 +123,21 @@ class Search(SearchPathPlugin):
 
 def offer(arguments: list[str]) -> None:
     """Makes Hydra look among what is registered, and what the plugins of this command line register."""
-    Search.modules = ",".join(_plugins(arguments))
+    Search.modules = ",".join(plugins_of(arguments))
     for plugin in (Registered, Search):
         Plugins.instance().register(plugin)
 
 
-def _plugins(arguments: list[str]) -> list[str]:
+def plugins_of(arguments: list[str]) -> list[str]:
+    """The modules that a command line names as plugins."""
     for argument in arguments:
         if argument.lstrip("+").startswith("plugins="):
             try:
                 value = OverridesParser.create().parse_override(argument).value()
             except HydraException:  # Hydra says so itself
                 return []
-            return [str(module) for module in value] if isinstance(value, list) else []
+            # One without brackets is loaded as well, so that its names are known: the config says what is wrong.
+            return [str(module) for module in (value if isinstance(value, list) else [value])]
     return []
 
 

@@ -41,7 +41,7 @@ def short() -> str:
     """One screen."""
     groups = []
     for group in _SHOWN:
-        names = ", ".join(sorted(_names(group)))
+        names = ", ".join(sorted(names_of(group)))
         groups.append(textwrap.fill(f"{group}: {names}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     return _SHORT.format(groups="\n".join(groups))
 
@@ -49,7 +49,7 @@ def short() -> str:
 def experiments() -> list[str]:
     """One line for each experiment: its name and the sentence in the third line of its file."""
     found = {}
-    for name, file in _names("experiment").items():
+    for name, file in names_of("experiment").items():
         lines = file.read_text(encoding="utf-8").splitlines()
         if len(lines) > 2:
             found[name] = lines[2].removeprefix("# ")
@@ -57,7 +57,7 @@ def experiments() -> list[str]:
     return [f"  {name:<{width}}  {sentence}" for name, sentence in sorted(found.items())]
 
 
-def _names(group: str) -> dict[str, Traversable]:
+def names_of(group: str) -> dict[str, Traversable]:
     """The files of a group of the config, by the names that they are chosen by."""
     folder = files("neuralode_flow.conf") / group
     return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}

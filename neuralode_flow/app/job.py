@@ -117,10 +117,8 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
     return folder
 
 
-def _summed_up(study: Study, dataset: Any, started: float, folder: Path) -> tuple[dict[str, Any], Finding]:
+def _summed_up(study: Study, dataset: xr.Dataset, started: float, folder: Path) -> tuple[dict[str, Any], Finding]:
     """The summary of what a study returned, and its finding; where it has none its numbers are saved all the same."""
-    if not isinstance(dataset, xr.Dataset):
-        raise TypeError(f"it must return an xarray.Dataset, got {dataset!r}")
     try:
         summary = record(study, dataset, started)
         if (size := len(_json(summary))) > MOST_BYTES // 2:
@@ -171,8 +169,13 @@ def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.R
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
     """What the study finds, with what was done to the data."""
     run = STUDIES[job.study.name].run
-    told_of = {"progress": report} if "progress" in parameters(run) else {}
-    dataset = run(**taken, **job.study.parameters, **told_of)
+    hears = {"progress": report} if "progress" in parameters(run) else {}
+    dataset = run(**taken, **job.study.parameters, **hears)
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(
+            f"study={job.study.name} gave {type(dataset).__name__} in place of an xarray.Dataset; its run must return "
+            "`Finding(…).attached(dataset)`"
+        )
     for problem in (part for part in taken.values() if isinstance(part, Problem)):
         dataset = told(dataset, problem)
     return dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
 import shlex
@@ -26,8 +27,10 @@ from ..studies import STUDIES
 from ..untrusted import parse_yaml
 from . import job as jobs
 from .errors import HYDRA_ERRORS, BadInput, StudyFailed, sentence
-from .groups import offer
+from .groups import offer, plugins_of
+from .helppage import names_of
 from .main import GROUPS, PROGRAM, check_arguments, forced
+from .plugins import load
 from .runfolder import discard_unused, flat, make, quoted
 from .schema import Job, checked
 
@@ -94,7 +97,7 @@ def run(
     Parameters
     ----------
     name : str
-        An experiment (a file of conf/experiment), or a study (a name in `STUDIES`).
+        An experiment (a file of conf/experiment), or a study (a name in `STUDIES`, or of a plugin).
     overrides : mapping, optional
         Settings by their dotted names, ``{"study.depths": [4, 8], "problem": "digits"}``.
     folder : path, optional
@@ -136,10 +139,10 @@ def run(
     for key in _PLACES:
         if key in settings:
             raise ValueError(f"{key}={settings[key]} is for the command line; give folder=FOLDER, which also goes on")
-    group = "study" if name in STUDIES and "experiment" not in settings else "experiment"
     try:
-        given = [(group, name), *settings.items()]
-        lines = [line for key, value in given for line in _lines(key, value)]
+        lines = [line for key, value in settings.items() for line in _lines(key, value)]
+        load(plugins_of(lines))  # a study may be theirs
+        lines.insert(0, f"{_group(name, settings)}={_text('name', name)}")
         check_arguments(lines)
         job = _composed(lines)
         command = shlex.join([PROGRAM, *lines])
@@ -147,6 +150,12 @@ def run(
             return _in_memory(job, command) if folder is None else _on_disk(job, command, as_path("folder", folder))
     except (BadInput, *_HYDRAS) as error:
         raise ValueError(sentence(error)) from error
+
+
+def _group(name: str, settings: Mapping[str, Any]) -> str:
+    """What a name chooses: a study, else an experiment; of a name that is neither, the group with the nearest one."""
+    near = difflib.get_close_matches(name, [*STUDIES, *names_of("experiment")], n=1)
+    return "study" if near and near[0] in STUDIES and "experiment" not in settings else "experiment"
 
 
 _HYDRAS = tuple(kind for kind in HYDRA_ERRORS if kind is not ValueError)

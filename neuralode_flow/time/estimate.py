@@ -124,21 +124,25 @@ class Companion:
         size = frobenius(result.z[:n], result.loss.ndim).double()
         allowed = MARGIN * (control.atol + control.rtol * size.reshape(n, -1).amax(-1))
         time_error = errors.reshape(n, -1).amax(-1)
-        excess = (time_error + result.depth_error[:n]) / allowed
+        told = result.ending == "depth"  # then the status speaks of the grid, and that of the steps is looked at alone
+        excess = (time_error + (0 if told else result.depth_error[:n])) / allowed
         worst = int(excess.argmax())
         if float(excess[worst]) <= 1:
             return None
         time, depth = float(time_error[worst]), float(result.depth_error[worst])
         which = of_members(errors[worst] == errors[worst].max())
-        advice = self._advice(time, float(size[worst].max()))
+        advice = self._advice(time, 0.0 if told else depth, float(size[worst].max()))
         return (
             f"the error of z{which} was measured as {time + depth:.2g} at t = {float(result.times[worst]):.6g} "
             f"(time {time:.2g}, depth {depth:.2g}), more than ten times the tolerance: {advice}"
         )
 
-    def _advice(self, time: float, size: float) -> str:
-        """What makes a measured error in time smaller."""
+    def _advice(self, time: float, depth: float, size: float) -> str:
+        """What makes the larger of the errors in time and in depth smaller."""
         dtype = self.result.z.dtype
-        if round_off(self.flow, dtype) * size > time / 2:
-            return f"most of it is round-off of {dtype} in the product z; use float64, or fewer layers"
+        if round_off(self.flow, dtype) * size > max(time, depth) / 2:
+            better = "larger tolerances" if dtype == torch.float64 else "float64"
+            return f"most of it is round-off of {dtype} in the product z; use {better}, or fewer layers"
+        if depth > time:
+            return "most of it is that of the depth grid; use more nodes, or larger tolerances"
         return f"use smaller tolerances than rtol = {self.main.rtol:g}, atol = {self.main.atol:g}"

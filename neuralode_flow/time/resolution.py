@@ -29,6 +29,8 @@ UNRESOLVED = 1e-8
 # ... and above this multiple of the tolerance.
 MARGIN = 10.0
 
+_ROUGH = "W is rough, or a larger tolerance is wanted"
+
 
 def round_off(flow: Any, dtype: torch.dtype) -> float:
     """The relative round-off of z: 100 ε, and 1.5 ε for each factor of a product, whose errors may all have one sign.
@@ -102,7 +104,12 @@ class FixedGrid:
         error: float = flow.depth_error(state)
         return error
 
-    def verdict(self, z: Tensor, remedy: str = "use more nodes, or adapt=True") -> str | None:
+    @property
+    def remedy(self) -> str:
+        """What helps where the grid does not resolve W."""
+        return "use more nodes, or adapt=True"
+
+    def verdict(self, z: Tensor, remedy: str | None = None) -> str | None:
         """What is to be said of the grid at the end."""
         if not self.has_grid:
             return None
@@ -111,7 +118,7 @@ class FixedGrid:
         grid = self.flow.grid
         return (
             f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W: z is off by about "
-            f"{self.largest:.2g}; {remedy}"
+            f"{self.largest:.2g}; {remedy or self.remedy}"
         )
 
 
@@ -123,6 +130,11 @@ class AdaptiveGrid(FixedGrid):
         if not (self.has_grid and offers(flow, ChangesGrid)):
             raise ValueError(f"adapt=True needs a flow on a depth grid, and {type(flow).__name__} has none")
         self._tail = 0.0
+
+    @property
+    def remedy(self) -> str:
+        """What helps where the grid does not resolve W: there may be no finer one to go to."""
+        return "use more nodes" if _finer(self.flow.grid) is not None else _ROUGH
 
     def at_start(self, state: Tensor) -> Tensor:
         moved = self._refined(0.0, state)
@@ -178,7 +190,7 @@ class AdaptiveGrid(FixedGrid):
         raise Stopped(
             "depth",
             f"the depth grid cannot resolve W at t = {t:.6g}: with {_MAX_NODES} nodes z is still off by more than "
-            f"{allowed:.2g}; W is rough, or a larger tolerance is wanted",
+            f"{allowed:.2g}; {_ROUGH}",
         )
 
     def _move(self, t: float, state: Tensor, target: Any) -> Tensor:

@@ -210,7 +210,6 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
             "its summary would have",
             True,
         ),
-        ("None", "it must return an xarray.Dataset, got None", False),
     ],
 )
 def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, words, saved):
@@ -225,3 +224,49 @@ def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, wor
     if saved:
         assert results.open(tmp_path / "out/results.nc").x.values.tolist() == [1.0, 2.0]
     assert not (tmp_path / "out/summary.json").exists()
+
+
+STUDY = """
+import xarray as xr
+from neuralode_flow.finding import Finding
+from neuralode_flow.initial import INITIALS
+from neuralode_flow.studies import STUDIES, Clock, Study
+
+FOUND = Finding(study="mine", problem="p", status="ok", verdict="v", numbers={{}})
+
+def run(clock: Clock, *, {parameters}):
+    return {returned}
+
+STUDIES.register("mine")(Study(run))
+
+@INITIALS.register("bare")
+def bare(z0):
+    return lambda s: z0
+"""
+
+
+@pytest.mark.parametrize(
+    ("parameters", "returned", "status", "words"),
+    [
+        ("seed: int = 0", "FOUND.attached(xr.Dataset())", 0, ""),  # it need not tell how far it is
+        ("progress: object = None", "FOUND", 1, "study=mine gave Finding in place of an xarray.Dataset"),
+        (
+            "progress=None",
+            "FOUND",
+            2,
+            "its parameter progress is; write an annotation, progress: Callable[[float, str], None] | None",
+        ),
+    ],
+)
+def test_a_study_of_ones_own_says_what_it_lacks(tmp_path, parameters, returned, status, words):
+    (tmp_path / "mine.py").write_text(STUDY.format(parameters=parameters, returned=returned))
+    ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "figures=none")
+    assert ended.returncode == status, ended.stderr
+    assert words in ended.stderr
+
+
+def test_an_initialisation_is_told_that_z0_is_no_setting_of_it(tmp_path):
+    (tmp_path / "mine.py").write_text(STUDY.format(parameters="seed: int = 0", returned="FOUND"))
+    ended = neuralode_flow(tmp_path, "initial=bare", "plugins=[mine]")
+    assert ended.returncode == 2
+    assert "z0: Tensor, z0: Problem of what the program gives" in ended.stderr

@@ -100,6 +100,7 @@ def test_it_runs_beside_a_loop_of_events_and_without_a_main_file(workplace, fake
 
 WRONG = {
     "experiment=quik": lambda: nf.run("quik"),
+    "study=trajectry": lambda: nf.run("trajectry"),
     "study=fake problem=digit": lambda: nf.run("fake", problem="digit"),
     "study=fake study.depth=[4]": lambda: nf.run("fake", {"study.depth": [4]}),
     "study=fake study.depths=[4,eight]": lambda: nf.run("fake", study={"depths": [4, "eight"]}),
@@ -126,6 +127,30 @@ def test_what_is_wrong_is_said_as_the_command_says_it(command, line, left_behind
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         WRONG[line]()
     assert left_behind() == []
+
+
+def test_a_study_of_a_plugin_is_found_by_its_name_alone(workplace):
+    """In a process of its own, where nothing has imported it; the command that is told does the same."""
+    (workplace / "mine.py").write_text(
+        """
+import xarray as xr
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Clock, Study
+
+def run(clock: Clock, *, seed: int = 0, progress: object = None):
+    return Finding(study="mine", problem="p", status="ok", verdict="v", numbers={"seed": seed}).attached(xr.Dataset())
+
+STUDIES.register("mine")(Study(run))
+"""
+    )
+    code = "import neuralode_flow as nf\nprint(nf.run('mine', plugins=['mine'], study={'seed': 3}).command)"
+    ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout == "neuralode-flow study=mine 'plugins=[mine]' study.seed=3\n", ended.stderr
+    line = [sys.executable, "-m", "neuralode_flow", *shlex.split(ended.stdout)[1:]]
+    assert subprocess.run(line, capture_output=True, timeout=120, check=False).returncode == 0
+    code = "import neuralode_flow as nf\nnf.run('mine', plugins='mine')"
+    ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=False)
+    assert "plugins must be a list, got 'mine'; write plugins=[mine]" in ended.stderr
 
 
 def test_what_python_alone_can_get_wrong_is_refused(fake):

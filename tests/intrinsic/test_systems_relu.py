@@ -190,3 +190,23 @@ def test_a_state_of_another_shape_is_refused():
     system = SYSTEMS["relu_two_layer"]()
     with pytest.raises(ValueError, match=r"state must have shape \(\.\.\., 6, 1, 4\)"):
         nf.integrate(system.closed, torch.ones(6, 4), [0.0, 1.0])
+
+
+@pytest.mark.parametrize(("seed", "ends"), [(5, False), (7, False), (9, True), (11, True)])
+def test_a_neuron_that_dies_does_not_slide(seed, ends):
+    """Small steps by the formulas of the network alone switch a sample again and again only where the flow slides."""
+    system = SYSTEMS["relu_two_layer"](seed=seed)
+    network = system.loss.network
+    u, v = (part.clone() for part in network.factors(system.theta))
+    step, switches, before = 1e-3, 0, (v @ network.x.mT > 0).double()
+    for _ in range(3000):
+        p = v @ network.x.mT
+        active = (p > 0).double()
+        residual = ((active * p).mT @ u - network.y) / len(network.y)
+        u, v = u - step * (active * p) @ residual, v - step * (active * (u @ residual.mT)) @ network.x
+        switches, before = switches + int((active != before).sum()), active
+    assert (switches > 200) == ends
+    path = nf.integrate(
+        system.flow, system.theta, [0.0, 3.0], "DOP853", rtol=1e-11, atol=1e-13, stop={"slides": system.until},
+    )  # fmt: skip
+    assert (path.ending == "event") == ends

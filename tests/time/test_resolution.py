@@ -166,6 +166,19 @@ def test_a_run_whose_tolerance_the_round_off_exceeds_says_so():
     assert "round-off of torch.float32 in the product z; use float64" in path.status
 
 
+def test_an_error_of_the_grid_is_not_blamed_on_the_steps_nor_on_round_off():
+    """With a measured error in time beside it; smaller tolerances would help as little as another dtype."""
+    coarse = begun((1, 4), lambda s: A + 3 * s * B, rtol=1e-8, atol=1e-10, estimate=True)
+    assert coarse.ending == "depth"
+    assert coarse.status.endswith("use more nodes, or adapt=True")
+    fine = begun((1, 8), lambda s: A + 3 * s * B, rtol=1e-13, atol=1e-13, estimate=True)
+    assert fine.ending == "accuracy"
+    assert fine.status.endswith("most of it is that of the depth grid; use more nodes, or larger tolerances")
+    for adapted in (begun((4, 12), jump(0.37)[0], adapt=True, estimate=estimate) for estimate in (False, True)):
+        assert adapted.ending == "depth"
+        assert adapted.status.endswith("W is rough, or a larger tolerance is wanted")
+
+
 def test_round_off_grows_with_the_number_of_factors():
     for L in (10, 1000, 100_000):
         net = nf.FiniteFlow(L, LOSS, "cayley")

@@ -19,6 +19,9 @@ from .base import SYSTEMS, ClosedFlow, Map, System, generator, normal
 # A v_j within this cosine of a switch has reached it.
 _REACHED = 1e-9
 
+# A rate below this part of its terms is zero: that of a neuron that no other sample drives.
+_ROUND_OFF = 1e-12
+
 
 @SYSTEMS.register("relu_two_layer")
 def relu_two_layer(
@@ -204,9 +207,10 @@ class TwoLayer:
         push = -u @ (self.outputs(theta) - self.y).mT / len(self.y)  # of an active sample i on v_j, along x_i
         gates = torch.where(p > 0, 1.0, self.slope).to(p)
         rate = (gates * push) @ self.x @ self.x.mT
+        noise = _ROUND_OFF * push.abs() @ (self.x @ self.x.mT).abs()
         own = push * self.x.square().sum(-1)
         active, inactive = rate + (1 - gates) * own, rate + (self.slope - gates) * own
-        distance = torch.where((active < 0) & (inactive > 0), p.abs() / size, 1.0)
+        distance = torch.where((active < -noise) & (inactive > noise), p.abs() / size, 1.0)
         return float(distance.min()) - _REACHED
 
 
