@@ -76,7 +76,8 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     given = job.study.parameters.get("workers")
     workers = given if isinstance(given, int) else processors()
     size = at_once(job, workers)
-    done = {(first, stop) for first, stop, _ in _saved(folder, job, beyond=False)}
+    found = {(first, stop): _cut(part) for first, stop, part in _saved(folder, job)}
+    done = {members for members, cut in found.items() if not cut}
     seconds = math.inf if job.time.max_seconds is None else job.time.max_seconds
 
     def used_up() -> bool:
@@ -95,6 +96,8 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     for members, _ in side_by_side(part, missing, workers):
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
+    for first, stop in {*found} - done - {(members.start, members.stop) for members in missing}:
+        (folder / _PART.format(first, stop)).unlink()  # its members are in other parts now
     parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
     if sum(part.sizes[DIMENSION] for part in parts) != number:
         raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
@@ -148,11 +151,8 @@ def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[ran
             part.append(i)
 
 
-def _saved(folder: Path, job: Job, *, beyond: bool = True) -> Iterator[tuple[int, int, xr.Dataset]]:
-    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed.
-
-    So are, where none `beyond` the budget of wall time is wanted, those with members that an earlier start has cut.
-    """
+def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
+    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed."""
     wanted = _digest(job)
     for path in sorted(folder.glob("members-*.nc")):
         name = _NAMED.fullmatch(path.name)
@@ -160,8 +160,7 @@ def _saved(folder: Path, job: Job, *, beyond: bool = True) -> Iterator[tuple[int
             dataset = results.open(path)
         except (OSError, ValueError):
             dataset = xr.Dataset()
-        again = not beyond and _cut(dataset)
-        if name is None or dataset.attrs.get("of") != wanted or again or _may_go_on(job, dataset):
+        if name is None or dataset.attrs.get("of") != wanted or _may_go_on(job, dataset):
             path.unlink()
             continue
         yield int(name[1]), int(name[2]), dataset
@@ -424,10 +423,8 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     finding = Finding.of_parts(_common([Finding.parts_in(parts[k]) or {} for k in known], whole))
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
-    axes, attributes = (
-        dict(first.coords),
-        {name: value for name, value in first.attrs.items() if name not in ("of", _BEYOND)},
-    )
+    axes = dict(first.coords)
+    attributes = {name: value for name, value in first.attrs.items() if name not in ("of", _BEYOND)}
     kinds = {
         str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
         for part in [first, *(parts[k] for k in alike)]

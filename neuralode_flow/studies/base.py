@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from ..intrinsic.systems import System
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import parameters
-from ..time.endings import EVENTS_ASKED, REACHED
+from ..time.endings import REACHED
 from ..time.trajectory import Trajectory
 from .clock import AnyClock, Clock, Schedule, Start, Steps
 
 __all__ = [
-    "INPUTS", "STUDIES", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study", "check_matrices",
-    "stopped", "summarise", "whole",
+    "INPUTS", "STUDIES", "TRAINED", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study",
+    "check_matrices", "summarise", "whole",
 ]  # fmt: skip
 
 Progress = Callable[[float, str], None]
@@ -98,6 +98,10 @@ def check_matrices(problem: Problem, why: str) -> None:
         raise ValueError(f"problem={problem.name} has z of one number, {why}; take d = 2 or more")
 
 
+# Of the first loss: with more of it left nothing is known of where training ends.
+TRAINED = 0.1
+
+
 def whole(path: Trajectory, what: str) -> Trajectory:
     """A path that reached the last time with numbers to trust; its target may be out of reach.
 
@@ -109,14 +113,6 @@ def whole(path: Trajectory, what: str) -> Trajectory:
     if path.ending not in REACHED:
         raise RuntimeError(f"the {what} could not be computed: {path.status}")
     return path
-
-
-def stopped(paths: Iterable[Trajectory]) -> str:
-    """The ending of the first path that came neither to the last time nor to an event asked for, "ok" if all did.
-
-    As `ending` of a summary it says whether the run can go on with another budget.
-    """
-    return next((path.ending for path in paths if path.ending not in (*REACHED, *EVENTS_ASKED)), "ok")
 
 
 STUDIES: Registry[Study] = Registry("study", __package__)

@@ -17,11 +17,10 @@ from ..flows.capabilities import Samples, offers
 from ..matrices import frobenius
 from ..time.base import METHODS, fixed_steps
 from ..time.descend import check_rule, descend
-from ..time.endings import EVENTS_ASKED, REACHED
 from ..time.integrate import integrate
 from ..time.progress import Report
 from ..time.steprule import STEP_RULES
-from ..time.trajectory import Trajectory, common_times
+from ..time.trajectory import Trajectory, common_times, stopped
 from .pace import Pace
 from .together import Call, Paths
 
@@ -274,7 +273,7 @@ class Steps(Schedule):
         arguments = {"record": self.record, **self.saving(name), **more, **self.settings}
         start = self._start(flow, state)
         path = descend(flow, start, max(1, round(last / self.rate)), self.rule, self.rate, **arguments)
-        if not estimate or path.ending not in (*REACHED, *EVENTS_ASKED):
+        if not estimate or stopped([path]) != "ok":
             return path
         again = {name: value for name, value in more.items() if name not in ("stop", "observe")}
         return self._measured(path, self.tight().run(flow, start, f"{name}-rounding", path.times, **again))

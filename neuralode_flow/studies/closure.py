@@ -19,9 +19,9 @@ from ..intrinsic.systems import System
 from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.endings import REACHED
 from ..time.integrate import integrate
-from ..time.trajectory import Trajectory, at_times
+from ..time.trajectory import Trajectory, at_times, stopped
 from .axes import arranged, time
-from .base import STUDIES, Clock, Progress, Study, stopped
+from .base import STUDIES, Clock, Progress, Study
 
 # A control must be left by this part of ‖z‖.
 _LEFT = 0.01

@@ -38,9 +38,9 @@ from ..matrices import inverse
 from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
 from ..time.endings import REACHED
-from ..time.trajectory import Trajectory, at_times
+from ..time.trajectory import Trajectory, at_times, stopped
 from .axes import arranged, axis, time
-from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices, stopped
+from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices
 
 # What the starts of a family have in common besides z₀.
 FAMILIES = {

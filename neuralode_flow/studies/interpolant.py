@@ -20,14 +20,13 @@ from ..problems import Problem
 from ..signatures import Positive, Seed, at_least, below, distinct, each
 from ..time.integrate import integrate
 from .axes import arranged, axis
-from .base import STUDIES, Clock, Progress, Study, whole
+from .base import STUDIES, TRAINED, Clock, Progress, Study, whole
 from .bias import Sparse, least_l1, reached, widest_l1
 from .margin import largest_margin
 
 Shapes = Annotated[Sequence[float], distinct, each(at_least(0.0), below(1.0))]
 
 _FLOW, _ORDER = 1e-8, 0.05
-_LEFT = 0.1  # of the first loss: with more of it left nothing is known of where training ends
 _APART, _MARGIN, _TELLS = 10.0, 0.1, 2.0
 
 # Errors below it have no digits left for an order: the linear programme and Newton's method stand behind them.
@@ -232,7 +231,7 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
     ends = {"least ℓ₁ norm": to_l1, "least ℓ₂ norm": to_l2, "least ℓ₂ norm by shape": by_shape}
     missed, loss, left = (float(dataset[name].values.max()) for name in ("missed", "loss", "left"))
     end = f"The trained network ends at b = k sinh(2xᵀν) to {missed:.1e}"
-    if not left <= _LEFT:
+    if not left <= TRAINED:
         missed, end = np.nan, f"Training leaves {left:.0%} of the loss, which is too much to say where it ends"
     apart = float(np.min([small.to_l2[-1] / small.to_l1[-1], large.to_l1[-1] / large.to_l2[-1]]))
     margin, control = float(dataset.margin_missed[-1]), float(dataset.control_missed)
@@ -259,7 +258,7 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
             Check("what the widest ℓ₂ margin misses of it, a control", control / margin, _TELLS,
                   "over what the classifier misses", least=True),
             Check("loss at the end of training", loss, norm="largest over the shapes"),
-            Check("the same over that at the start", left, _LEFT, "largest over the shapes"),
+            Check("the same over that at the start", left, TRAINED, "largest over the shapes"),
         ),
         numbers={
             "certificate": sparse.certificate,

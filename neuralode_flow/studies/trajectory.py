@@ -27,9 +27,9 @@ from ..registry import Registry
 from ..signatures import Layers, Positive, known
 from ..time.endings import REACHED
 from ..time.progress import Progress as Where
-from ..time.trajectory import Trajectory, at_times, common_times
+from ..time.trajectory import Trajectory, at_times, common_times, stopped
 from .axes import arranged, time
-from .base import STUDIES, AnyClock, Progress, Start, Study, stopped
+from .base import STUDIES, AnyClock, Progress, Start, Study
 from .heldout import LONG_NAME, along, numbers, verdict
 from .weights import kept, weights
 

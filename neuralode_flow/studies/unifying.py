@@ -17,7 +17,7 @@ from ..matrices import normal
 from ..orders import local_orders
 from ..signatures import Positive, Seed, above, at_least, at_most, distinct, increasing
 from .axes import arranged, axis
-from .base import STUDIES, Progress, Study
+from .base import STUDIES, TRAINED, Progress, Study
 from .tensorlimits import ends, reached
 from .tensors import KINDS, Network, in_phase, network
 from .tensortraining import classified, far, to_diagonal, trained
@@ -25,7 +25,6 @@ from .tensortraining import classified, far, to_diagonal, trained
 DECOMPOSABLE = KINDS[1:]
 
 _CLOSED, _FLOW, _ORDER, _SHORTFALL = 1e-8, 1e-7, 0.1, 0.2
-_LEFT = 0.1  # of the first loss: with more of it left nothing is known of where training ends
 _CONDITIONS, _FAR, _APART, _EXCESS, _TELLS = 1e-8, 0.1, 1e-4, 1e-3, 1e-2
 
 # Times of the flow that is compared with the closed one, times the gain; of training, times the slowest rate.
@@ -183,7 +182,7 @@ def _regression(
         # Small starts of many layers stay for long where they are.
         for longer in _LONGER:
             path = trained(flow, theta, (0.0, longer * _LONG / rate), "auto", f"regression of {depth} layers")
-            if path.loss[-1] <= _LEFT * path.loss[0]:
+            if path.loss[-1] <= TRAINED * path.loss[0]:
                 break
         b = path.z[-1].cpu().numpy()
         formula = reached(basis, depth, samples, samples @ b, shape, [scale])[0][-1]  # of what is fitted by then
@@ -231,9 +230,9 @@ def _ends(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 def _finding(dataset: xr.Dataset, title: str) -> Finding:
     small, large = _ends(dataset)
     left = float(dataset.left.values.max())
-    missed = dataset.missed.where(dataset.left <= _LEFT)  # of what is not trained nothing is known
+    missed = dataset.missed.where(dataset.left <= TRAINED)  # of what is not trained nothing is known
     trained_to = f"end at the interpolant of the formula to {float(missed[:, :, 0].values.max()):.1e}"
-    if not left <= _LEFT:
+    if not left <= TRAINED:
         trained_to = f"keep {left:.0%} of the loss, which is too much to say where they end; the formula"
     direction = _last(dataset.deviation, dataset.margin)
     last = dataset.isel(end=-1)
@@ -290,7 +289,7 @@ def _checks(
               f"relative, smallest scales, {over}"),
         Check("order to least weighted ℓ₂ norm, off the expected one", float(np.abs(large - 1).max()), _ORDER,
               f"relative, largest scales, {over}"),
-        Check("loss at the end of training over that at the start", float(dataset.left.values.max()), _LEFT, over),
+        Check("loss at the end of training over that at the start", float(dataset.left.values.max()), TRAINED, over),
         Check("order in 1/margin at which the active margins become equal, off 1", float(np.nanmax(spread)),
               _ORDER, f"largest margins, {over}"),
         Check("growth of what vanishes in the direction, off its power", float(dataset.growth_missed.max()), _ORDER,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from .. import archive
 from ..checks import reals
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
+from .endings import EVENTS_ASKED, REACHED
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -296,6 +297,14 @@ def _barycentric(s: Tensor) -> Tensor:
 
 # Relative: as near to a time as a multiple of a rate of ten digits is to the one that is meant; no step is as short.
 SAME_TIME = 2e-9
+
+
+def stopped(paths: Iterable[Trajectory]) -> str:
+    """The ending of the first path that came neither to the last time nor to an event asked for, "ok" if all did.
+
+    As `ending` of a summary it says whether the run can go on with another budget.
+    """
+    return next((path.ending for path in paths if path.ending not in (*REACHED, *EVENTS_ASKED)), "ok")
 
 
 def common_times(first: Tensor, second: Tensor) -> int:

@@ -43,7 +43,8 @@ RUN = [
 
 
 def neuralode_flow(folder, *arguments, path=""):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
+    paths = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(
         [sys.executable, "-m", "neuralode_flow", *arguments],
         capture_output=True, text=True, check=False, cwd=folder, env=environment,

@@ -39,7 +39,7 @@ INLINE void V(rows_known)(int d, int kind, int rows, int i, double a, const LANE
     static void V(CAT(kind, d))(double a, const LANE *S, double alpha, const LANE *A, const LANE *B, const LANE *D,    \
                                 const LANE *E, LANE *C) {                                                              \
         const int rows = AT_ONCE(d);                                                                                   \
-        UNROLL for (int i = 0; i + rows <= d; i += rows)                                              \
+        UNROLL for (int i = 0; i + rows <= d; i += rows)                                                               \
             V(rows_known)(d, kind, rows, i, a, S, alpha, A, B, D, E, C);                                               \
         if (d % rows) V(rows_known)(d, kind, 1, d - 1, a, S, alpha, A, B, D, E, C);                                    \
     }
