@@ -129,6 +129,11 @@ def test_members_that_are_told_to_end_in_three_ways_go_on_to_the_same_bits(clust
         xr.testing.assert_equal(nf.open(place / f"sweep/{i}"), nf.open(place / f"undisturbed/{i}"))
 
 
+def started(pid):
+    """When a process was started, in ticks: the numbers of processes begin anew at some time."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
 def test_a_drained_node_a_requeue_and_a_process_that_is_killed(cluster, place):
     settings = [*ON_SLURM, "time.horizon=1,2,3"]
     first = start(place, cluster, *settings)
@@ -138,7 +143,8 @@ def test_a_drained_node_a_requeue_and_a_process_that_is_killed(cluster, place):
     ask(cluster, "scontrol", "requeue", f"{array}_1")
     found = [pid for pid in os.listdir("/proc") if pid.isdecimal() and f"{array}_2" == task_of(pid)]
     parents = [pid for pid in found if b"submitit.core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(min(map(int, parents)), signal.SIGKILL)
+    os.kill(int(min(parents, key=started)), signal.SIGKILL)
+    until(lambda: not any(task_of(pid) == f"{array}_2" for pid in os.listdir("/proc") if pid.isdecimal()))
     (place / "go").touch()
     until(lambda: jobs(cluster)["1"] == "PENDING")
     until(lambda: jobs(cluster)["0"] == "COMPLETED")
