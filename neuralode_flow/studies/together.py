@@ -115,21 +115,22 @@ class _Member(Generic[Result]):
         # Semaphores of Python take ten times as long.
         self._answers, self._back = SimpleQueue[Any](), SimpleQueue[None]()
         self._device = torch.get_default_device()
-        self._given_up = False
+        self._given_up = self._at_work = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def go_on(self, answer: Any = None) -> None:
         """Lets it run until it asks again, or ends."""
-        self.asks = None
+        self.asks, self._at_work = None, True
         self._answers.put(answer)
         self._back.get()
+        self._at_work = False
 
     def give_up(self) -> None:
         """Ends it where it waits, or at its next step in Python: what it computes by itself may take hours."""
         self._given_up = True
         self._answers.put(None)
-        if self._thread.ident is not None:
+        if self._at_work and self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(_GivenUp))
 
     def end(self) -> None:
@@ -251,7 +252,7 @@ class Call:
 
     def alone(self) -> Trajectory:
         """What it comes to without others."""
-        return integrate(self.flow, self.state, self.times, **{**self.options, **self.left})
+        return integrate(self.flow, self.state, self.times, **(self.options | self.left))
 
     @property
     def left(self) -> dict[str, Any]:

@@ -178,6 +178,23 @@ def test_an_interruption_ends_what_is_computed_without_asking():
     assert threading.active_count() == before
 
 
+def test_an_interruption_ends_those_who_wait_without_a_word(monkeypatch):
+    """One that has not begun, and one that has asked: nothing is raised in them from outside."""
+    said, asks = [], work("finite", 0)
+    monkeypatch.setattr(threading, "excepthook", said.append)
+
+    def busy(company):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while True:
+            pass
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        together([asks, busy, asks, asks])
+    assert threading.active_count() == before
+    assert said == []
+
+
 def test_wall_time_is_that_of_all_who_share_it(sizes, monkeypatch):
     """Those whose batch has used it up have none left to run alone."""
     gathered, looked = gathering._gathered, time.monotonic
