@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 
 _PATIENCE = 10.0  # seconds that a worker has for its last step
 
+# Python does not notice a signal that comes between its last look and a wait before that ends: nobody waits longer.
+LONGEST_WAIT = 1.0  # seconds
+
 # The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
 _task: Callable[[Any], Any] | None = None
 
@@ -62,7 +65,7 @@ def side_by_side(
             for worker in range(workers):
                 submit(worker % 2 == 0)
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, LONGEST_WAIT, FIRST_COMPLETED).done:
                 front = running.pop(future)
                 if waiting:
                     submit(front)

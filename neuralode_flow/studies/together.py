@@ -14,9 +14,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import DividedDifference, LogMean
 from ..losses import Quadratic
+from ..parallel import LONGEST_WAIT
 from ..time.base import METHODS, own_steps
 from ..time.endings import REACHED
 from ..time.integrate import integrate
@@ -123,8 +125,10 @@ class _Member(Generic[Result]):
         """Lets it run until it asks again, or ends."""
         self.asks, self._at_work = None, True
         self._answers.put(answer)
-        self._back.get()
-        self._at_work = False
+        while self._at_work:
+            with suppress(Empty):
+                self._back.get(timeout=LONGEST_WAIT)
+                self._at_work = False
 
     def give_up(self) -> None:
         """Ends it where it waits, or at its next step in Python: what it computes by itself may take hours."""
