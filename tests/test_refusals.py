@@ -564,7 +564,7 @@ COMMAND = {
         "time.rtol=1,2",
         "+time.rtol=1",
     ],
-    "time.horizon": ["time.horizon=inf"],
+    "time.horizon": ["time.horizon=inf", "experiment=minimax time.horizon=3"],
     "time.samples": [
         "time.samples=1",
         "time.samples=2.5",

@@ -205,7 +205,7 @@ def _composed(lines: list[str]) -> Job:
     with hydra_alone():
         offer(lines)
         with hydra.initialize_config_module("neuralode_flow.conf", version_base="1.3"):
-            return checked(hydra.compose("config", overrides=[forced(line) for line in lines]))
+            return checked(hydra.compose("config", overrides=[forced(line) for line in lines]), lines)
 
 
 @contextmanager

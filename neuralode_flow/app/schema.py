@@ -300,12 +300,18 @@ def _read_back(node: Any) -> Any:
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")
 
 
-def checked(config: DictConfig | Mapping[str, Any], before: Callable[[str, Machine], object] | None = None) -> Job:
+def checked(
+    config: DictConfig | Mapping[str, Any],
+    lines: Iterable[str] = (),
+    before: Callable[[str, Machine], object] | None = None,
+) -> Job:
     """The config of one run, checked; what needs torch is imported after the rest has passed.
 
     Parameters
     ----------
     config : DictConfig or mapping
+    lines : iterable of str, optional
+        The overrides that it is made of: those of sections must have an effect.
     before : callable, optional
         What is done just before, with the name of the study and what is known of the machine.
 
@@ -348,7 +354,12 @@ def checked(config: DictConfig | Mapping[str, Any], before: Callable[[str, Machi
         elif sections[name] and "name" not in sections[name]:
             # A group that was chosen by name may come from the defaults; a lone field was set on purpose.
             key, value = next(iter(sections[name].items()))
-            raise BadInput(f"{name}.{key}={value} has no effect: study={study.name} uses no {name}; leave it out")
+            raise BadInput(_no_effect(f"{name}.{key}={value}", study.name, name))
+    for said in filter(None, map(_SETTING.match, lines)):
+        # Members have a budget of wall time together, also where each takes none.
+        budget = said["key"] == "time.max_seconds" and top.get("members") is not None
+        if said["section"] not in STUDIES[study.name].groups | {"study"} and not budget:
+            raise BadInput(_no_effect(said["setting"], study.name, said["section"]))
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
         for name, registry in registries.items()
@@ -363,6 +374,14 @@ def checked(config: DictConfig | Mapping[str, Any], before: Callable[[str, Machi
     )
     given = top.get("members")
     return job if given is None else replace(job, ensemble=_ensemble(given, job))
+
+
+# What an override sets of a section: `time.horizon=2`, or `problem=digits`; with Hydra's signs or without.
+_SETTING = re.compile(rf"\+*(?P<setting>(?P<key>(?P<section>{'|'.join(SECTIONS)})(\.[^=]*)?)=(?!null$).*)", re.DOTALL)
+
+
+def _no_effect(setting: str, study: str, section: str) -> str:
+    return f"{setting} has no effect: study={study} uses no {section}; leave it out"
 
 
 # Sections whose seeds members differ in: those of problem and start, and where these have none, of what else has one.

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Gives a single run its folder, hydra.run.dir; ends the program if it has run, or another one has it."""
         with _refused():
-            job = checked(own(config), before=partial(_before_torch, config))
+            job = checked(own(config), config.hydra.overrides.task, partial(_before_torch, config))
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
             with uncollected():
@@ -68,7 +68,7 @@ class Folders(Callback):
         with _refused():
             launchers.prepare(str(config.hydra.launcher._target_))
             own_part = Points(config)
-            checked_points = {tuple(overrides): _job(config, own_part(overrides)) for overrides in points(config)}
+            checked_points = {tuple(overrides): _job(config, own_part, overrides) for overrides in points(config)}
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
         compose_once(checked_points)
@@ -130,9 +130,9 @@ def _unresolved(config: DictConfig, name: str) -> str:
     return str(OmegaConf.to_container(config.hydra.sweep, resolve=False)[name])  # type: ignore[index, call-overload]
 
 
-def _job(config: DictConfig, point: DictConfig | Mapping[str, Any]) -> Job:
+def _job(config: DictConfig, own_part: Points, overrides: Sequence[str]) -> Job:
     """The checked config of one point."""
-    job = checked(point)
+    job = checked(own_part(overrides), overrides)
     if job.machine.resume is True:
         raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
     if job.machine.resume != config.resume:

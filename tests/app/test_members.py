@@ -17,6 +17,7 @@ import neuralode_flow as nf
 from neuralode_flow import results
 from neuralode_flow.app import ensemble
 from neuralode_flow.app.collect import collected
+from neuralode_flow.app.errors import BadInput
 from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common, agreed
@@ -258,6 +259,10 @@ def test_members_that_cannot_be_are_refused(changes, sentence):
 def test_where_problem_and_start_have_no_seed_that_of_the_study_is_varied():
     job = checked({"study": {"name": "perceptron"}, "time": {"horizon": 1.0}, "members": 2})
     assert job.ensemble.settings == {"study.seed": range(2)}
+    budget = ["time.max_seconds=60"]  # which they share
+    checked({"study": {"name": "perceptron"}, "time": {"horizon": 1.0}, "members": 2}, budget)
+    with pytest.raises(BadInput, match="has no effect: study=perceptron uses no time"):
+        checked({"study": {"name": "perceptron"}, "time": {"horizon": 1.0}}, budget)
     assert job.member(1).study.parameters["seed"] == 1
 
 

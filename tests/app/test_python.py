@@ -113,6 +113,7 @@ WRONG = {
     "study=fake problem=file problem.x=no.csv problem.y=no.csv": lambda: nf.run(
         "fake", problem={"name": "file", "x": "no.csv", "y": "no.csv"}
     ),
+    "study=minimax time.horizon=3.0": lambda: nf.run("minimax", time={"horizon": 3.0}),
     "study=fake device=tpu": lambda: nf.run("fake", device="tpu"),
     "study=fake foo=1": lambda: nf.run("fake", foo=1),
     "study=fake plugins=[no_such_module]": lambda: nf.run("fake", plugins=["no_such_module"]),

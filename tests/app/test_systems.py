@@ -37,6 +37,11 @@ def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
         (["experiment=diagonal", "system.dimension=0"], "system.dimension must be at least 1, got 0"),
         (["experiment=diagonal", "system.size=3"], "unknown key system.size=3"),
         (["experiment=diagonal", "problem.seed=3"], "problem.seed=3 has no effect: study=closure uses no problem"),
+        (["experiment=diagonal", "depth.panels=3"], "depth.panels=3 has no effect: study=closure uses no depth"),
+        (["experiment=minimax", "time.horizon=1e-9"], "time.horizon=1e-9 has no effect: study=minimax uses no time"),
+        (["experiment=minimax", "time.max_seconds=9"], "time.max_seconds=9 has no effect: study=minimax uses no time"),
+        (["experiment=width", "problem=teacher"], "problem=teacher has no effect: study=width uses no problem"),
+        (["-m", "experiment=diagonal", "problem=digits,teacher"], "problem=digits has no effect: study=closure"),
         (["experiment=diagonal", "system.seed=-1"], "system.seed must be at least 0 and below 2**63, got -1"),
     ],
 )
@@ -47,7 +52,7 @@ def test_bad_input_is_refused_and_nothing_is_written(arguments, message, command
     assert left_behind() == []
 
 
-def test_a_chosen_group_that_a_study_does_not_use_is_left_out_of_its_config(workplace, command):
+def test_a_group_of_the_defaults_that_a_study_does_not_use_is_left_out_of_its_config(workplace, command):
     ended = command("study=closure", "system=scalar_in_out", "time.rtol=1e-11", "time.atol=1e-13", "time.samples=3")
     assert ended.status == 0, ended.err
     (path,) = workplace.glob("runs/closure/*/config.yaml")
