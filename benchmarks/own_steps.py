@@ -26,6 +26,7 @@ from torch import Tensor
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import divided, explicit, polar
+from neuralode_flow.losses import Squares
 from neuralode_flow.losses.base import of_some
 
 MEMBERS, D, REPEATS = 256, 4, 3
@@ -46,6 +47,9 @@ class Rated:
 
     def gradient(self, z: Tensor) -> Tensor:
         return self.rate[..., None, None] * (z - self.target)
+
+    def squares(self) -> Squares:
+        return Squares(None, self.target, weight=self.rate)
 
     def select(self, members: Sequence[int], index: Tensor) -> Rated:
         some = copy.copy(self)

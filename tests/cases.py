@@ -114,6 +114,29 @@ class Rated:
         return Rated(self.target.reshape(n, *self.target.shape[-2:])[index], self.rate.reshape(n)[index])
 
 
+class Weighted:
+    """Another loss times a weight, of each member or of all: a stranger's, which says of what it is half a square."""
+
+    def __init__(self, loss, weight):
+        self.loss, self.weight, self.dimension = loss, weight, loss.dimension
+
+    def __call__(self, z):
+        return self.weight * self.loss(z)
+
+    def gradient(self, z):
+        return self.weight[..., None, None] * self.loss.gradient(z)
+
+    def hessian(self, z, direction):
+        return self.weight[..., None, None] * self.loss.hessian(z, direction)
+
+    def squares(self):
+        return self.loss.squares()._replace(weight=self.weight)
+
+    def select(self, members, index):
+        own = self.loss.select(members, index) if hasattr(self.loss, "select") else self.loss
+        return Weighted(own, self.weight.reshape(-1)[index])
+
+
 class NoHessian:
     """½‖z‖², of a stranger who knows no second derivative."""
 

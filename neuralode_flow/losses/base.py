@@ -48,7 +48,7 @@ class Loss(Protocol):
 
 
 class Squares(NamedTuple):
-    """A loss that is half a square: its gradient is Rᵀ(R z xᵀ − yᵀ) x, or z − y without x.
+    """A loss that is half a square times a weight: its gradient is w Rᵀ(R z xᵀ − yᵀ) x, or w (z − y) without x.
 
     Attributes
     ----------
@@ -56,11 +56,14 @@ class Squares(NamedTuple):
     y : Tensor (rows, outputs), or (..., d, d) without x
     readout : Tensor (outputs, d) or None
         R; None for the identity.
+    weight : Tensor (...) or None
+        w, of each member or of all; None for 1.
     """
 
     x: Tensor | None
     y: Tensor
     readout: Tensor | None = None
+    weight: Tensor | None = None
 
 
 # Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss. One whose y holds classes

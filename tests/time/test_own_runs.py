@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from cases import Growing, Rated, Seen, formula, randn
+from cases import Growing, Rated, Seen, Weighted, formula, randn
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -39,6 +39,7 @@ def losses():
         nf.Quadratic(target),
         Rated(target / 3, torch.logspace(-1, 1.5, N)),
         nf.Regression(randn(9, D, seed=4), randn(9, D, seed=5)),
+        Weighted(nf.Quadratic(target / 3), torch.logspace(-1, 1.5, N)),
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import ByVelocities, Passing, Rated, formula, randn, restricted
+from cases import ByVelocities, Passing, Rated, Weighted, formula, randn, restricted
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -26,6 +26,8 @@ def losses(d, n):
     yield "regression", nf.Regression(x, y)
     yield "readout", nf.Regression(x, two, readout=randn(2, d, seed=4) / 2)
     yield "rated", Rated(randn(n, d, d, seed=3), torch.logspace(-1, 1, n))
+    yield "weighted", Weighted(nf.Quadratic(randn(n, d, d, seed=3)), torch.logspace(-1, 1, n))
+    yield "weighted regression", Weighted(nf.Regression(x, y), torch.linspace(0.5, 2, n))
 
 
 def flows(loss):

@@ -269,11 +269,11 @@ static void T(divided_backward)(int d, const Layers *layers, const double *G, do
 }
 
 /* The velocity of a state, of a loss that is a square. Returns 1 where it cannot be had. */
-static int T(divided)(const Squares *loss, int d, const Layers *layers, const double *shifts, const double *target,
-                      const double *state, double *room, double *out) {
+static int T(divided)(const Squares *loss, int d, const Layers *layers, const double *shifts, const double *state,
+                      double *room, double *out) {
     double *z = T(factors_in)(d, layers, room).rest, *G = z + d * d;
     if (T(divided_forward)(d, layers, shifts, state, room, z)) return 1;
-    T(gradient)(loss, d, target, z, G + d * d, G);
+    T(gradient)(loss, d, z, G + d * d, G);
     T(divided_backward)(d, layers, G, room, out);
     return !T(turned)((long)d * d, out);
 }

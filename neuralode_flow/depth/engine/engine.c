@@ -346,8 +346,8 @@ static void concluded(const Steps *s, long row, const Bench *b) {
 static void gradients(const Steps *s, long row, const Bench *b) {
     const long n = (long)s->d * s->d;
     for (long k = 0; k < s->members; k++) {
-        const double *target = s->loss.y + (row * s->members + k) * s->loss.apart;
-        BEST(gradient)(&s->loss, s->d, target, b->z + k * n, b->rest, b->G + k * n);
+        const Squares own = of_member(&s->loss, row * s->members + k);
+        BEST(gradient)(&own, s->d, b->z + k * n, b->rest, b->G + k * n);
     }
 }
 
@@ -513,7 +513,7 @@ void attempt(const Steps *given, void *scratch, int k) {
 }
 
 /* Velocities of the closed flow at states (states, 2, d, d), or, where there are shifts, of that of layers at states (states, d, d);
-   of a square whose targets lie loss.apart from each other, or, where there are z and G (states, d, d), of any loss, whose
+   of a square, or, where there are z and G (states, d, d), of any loss, whose
    gradient the caller takes there in between. */
 typedef struct {
     Squares loss;
@@ -529,11 +529,12 @@ static void one_closed(Work *w, long k, double *room) {
     const Closed *p = w->task;
     const Layers *layers = p->layers.shifts ? &p->layers : 0;
     const long n = (long)p->d * p->d, numbers = layers ? n : 2 * n;
-    const double *y = p->y + k * numbers, *target = p->loss.y + k * p->loss.apart, *shifts = p->layers.shifts + k * p->layers.apart;
+    const double *y = p->y + k * numbers, *shifts = p->layers.shifts + k * p->layers.apart;
+    const Squares loss = of_member(&p->loss, k);
     double *own = w->room + k * w->room_size, *z = p->z ? p->z + k * n : 0, *out = p->out + k * numbers;
     if (!p->z)
-        p->failed[k] = layers ? BEST(divided)(&p->loss, p->d, layers, shifts, target, y, room, out)
-                              : BEST(polar)(&p->loss, p->d, target, y, room, out);
+        p->failed[k] = layers ? BEST(divided)(&loss, p->d, layers, shifts, y, room, out)
+                              : BEST(polar)(&loss, p->d, y, room, out);
     else if (!w->rows) {
         p->failed[k] = layers ? BEST(divided_forward)(p->d, layers, shifts, y, own, z) : BEST(polar_forward)(p->d, y, own, z);
         for (long q = 0; p->failed[k] && q < n; q++) z[q] = q % (p->d + 1) == 0; /* for the caller: the identity */

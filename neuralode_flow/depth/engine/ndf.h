@@ -47,7 +47,7 @@ static int T(newton)(Ndf *s, const T(System) *system, double gamma, double *room
     const double floor = T(size_of)(s, at);
     for (int sweep = 0; sweep < s->sweeps; sweep++) {
         for (long q = 0; q < n; q++) at[q] = s->predicted[q] + s->change[q];
-        if (s->evaluations++ >= s->most || T(polar)(&s->loss, s->d, s->loss.y, at, rest, slope)) return BAIL;
+        if (s->evaluations++ >= s->most || T(polar)(&s->loss, s->d, at, rest, slope)) return BAIL;
         for (long q = 0; q < n; q++) slope[q] = gamma * slope[q] - s->history[q] - s->change[q];
         if (T(solve)(system, gamma, slope, update)) return BAIL;
         const double size = T(size_of)(s, update);

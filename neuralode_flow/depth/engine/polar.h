@@ -195,10 +195,10 @@ static void T(polar_backward)(int d, const double *G, double *room, double *out)
 }
 
 /* The velocity of a state, of a loss that is a square. Returns 1 where it cannot be had. */
-static int T(polar)(const Squares *loss, int d, const double *target, const double *state, double *room, double *out) {
+static int T(polar)(const Squares *loss, int d, const double *state, double *room, double *out) {
     double *z = T(frame_in)(d, room).rest, *G = z + d * d;
     if (T(polar_forward)(d, state, room, z)) return 1;
-    T(gradient)(loss, d, target, z, G + d * d, G);
+    T(gradient)(loss, d, z, G + d * d, G);
     T(polar_backward)(d, G, room, out);
     return !T(turned)(2L * d * d, out);
 }
@@ -235,6 +235,7 @@ static int T(linearise)(const Squares *loss, const T(System) *s, const double *s
     for (int i = 0; i < d; i++) s->left[i * ld + i] = s->right[i * ld + i] = 1;
     if (loss->R) T(gram)(loss->outputs, d, ld, loss->R, s->f.QV, s->left);
     if (loss->x) T(gram)(loss->rows, d, ld, loss->x, s->f.V, s->right);
+    for (int q = 0; loss->weight && q < ld * ld; q++) s->left[q] *= *loss->weight;
     return 0;
 }
 

@@ -226,7 +226,8 @@ class NdfSteps:
         ell = float(torch.linalg.eigvalsh((S + S.mT) / 2)[-1])
         square = cast(Squares, squares_of(self._loss))
         factors = [part for part in (square.x, square.readout) if part is not None]
-        return math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in factors) ** 2 * math.exp(2 * ell)
+        weight = 1.0 if square.weight is None else abs(float(square.weight))
+        return weight * math.prod(float(torch.linalg.matrix_norm(part, 2)) for part in factors) ** 2 * math.exp(2 * ell)
 
     @property
     def evaluations(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from torch import Tensor
+
 from ...losses import squares_of
 from . import compiled
 
@@ -16,9 +18,9 @@ class Given(ctypes.Structure):
     """As `Squares` in work.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "y", "R")),
+        *((name, ctypes.c_void_p) for name in ("x", "y", "R", "weight")),
         *((name, ctypes.c_int) for name in ("rows", "outputs")),
-        ("apart", ctypes.c_long),
+        *((name, ctypes.c_long) for name in ("apart", "farther")),
     )
 
     @property
@@ -32,14 +34,26 @@ def given(loss: Any, batch: tuple[int, ...], d: int) -> tuple[Given, Any] | None
     square = squares_of(loss)
     if square is None or not all(part is None or compiled.is_numbers(part) for part in square):
         return None
-    x, y, readout = square.x, square.y.contiguous(), square.readout
+    x, readout, weight = (
+        None if part is None else part.contiguous() for part in (square.x, square.readout, square.weight)
+    )
+    y = square.y.contiguous()
+    known = Given(*(None if part is None else part.data_ptr() for part in (x, y, readout, weight)))
+    if weight is not None:
+        if not _fits(weight, (), batch):
+            return None
+        known.farther = min(weight.ndim, 1)
     if x is None:
-        shape = (*batch, d, d)
-        # With a state of several members for one row, their targets have no axis for it.
-        fits = y.shape in ((d, d), shape) or (batch[:1] == (1,) and y.shape == shape[1:])
-        return (Given(y=y.data_ptr(), apart=0 if y.ndim == 2 else d * d), y) if fits else None
-    if len(y) * d * d > _LARGEST or x.shape[1] != d:
-        return None
-    x, readout = x.contiguous(), None if readout is None else readout.contiguous()
-    R = None if readout is None else readout.data_ptr()
-    return Given(x=x.data_ptr(), y=y.data_ptr(), R=R, rows=len(y), outputs=y.shape[1]), (x, y, readout)
+        known.apart = 0 if y.ndim == 2 else d * d
+        fits = readout is None and _fits(y, (d, d), batch)
+    else:
+        fits = y.ndim == 2 and x.shape == (len(y), d) and len(y) * d * d <= _LARGEST
+        known.rows, known.outputs = y.shape[:2] if fits else (0, 0)
+        fits = fits and (known.outputs == d if readout is None else readout.shape == (known.outputs, d))
+    return (known, (x, y, readout, weight)) if fits else None
+
+
+def _fits(part: Tensor, one: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether it has a part of the shape `one` for each member, or one for all."""
+    # With a state of several members for one row, what they have has no axis for it.
+    return part.shape in (one, (*batch, *one)) or (batch[:1] == (1,) and part.shape == (*batch[1:], *one))

@@ -92,9 +92,10 @@ static void T(residual)(const Squares *s, int d, const double *z, double *room, 
 }
 
 /* G at z, of half the square of a residual, or of the distance from a target. */
-static void T(gradient)(const Squares *s, int d, const double *target, const double *z, double *room, double *G) {
+static void T(gradient)(const Squares *s, int d, const double *z, double *room, double *G) {
     if (s->x)
         T(residual)(s, d, z, room, G);
     else
-        for (int q = 0; q < d * d; q++) G[q] = z[q] - target[q];
+        for (int q = 0; q < d * d; q++) G[q] = z[q] - s->y[q];
+    for (int q = 0; s->weight && q < d * d; q++) G[q] *= *s->weight;
 }

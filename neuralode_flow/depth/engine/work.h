@@ -83,12 +83,20 @@ typedef struct {
     int spoiled; /* whether some number of it is not finite */
 } Moves;
 
-/* Half the squared distance of R z x^T from y^T, or of z from y where x is 0: then members have targets that lie `apart`. */
+/* Half the squared distance of R z x^T from y^T, or of z from y where x is 0, times a weight where there is one. Members have
+   targets and weights that lie `apart` and `farther`. */
 typedef struct {
-    const double *x, *y, *R;
+    const double *x, *y, *R, *weight;
     int rows, outputs;
-    long apart;
+    long apart, farther;
 } Squares;
+
+static inline Squares of_member(const Squares *all, long k) {
+    Squares own = *all;
+    own.y += k * all->apart;
+    if (own.weight) own.weight += k * all->farther;
+    return own;
+}
 
 /* Products C = A B of `count` matrices in two axes of a batch, of which the second has `inner`. What is read lies so many numbers
    apart along each of them, its rows and its columns. */
