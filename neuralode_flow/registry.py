@@ -121,7 +121,12 @@ def unknown_name(kind: str, name: object, valid: Mapping[str, object] | list[str
     return f"unknown {kind} {name!r}{did_you_mean(str(name), valid)} (valid: {', '.join(valid)})"
 
 
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is nearest to one; None where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1)), None)
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The question whether the nearest of the valid names is meant; nothing where none is near."""
-    near = difflib.get_close_matches(name, list(valid), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, valid)
+    return "" if near is None else f"; did you mean {near!r}?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import shlex
@@ -23,6 +22,7 @@ from ..compat import hydra_alone
 from ..display import html_table
 from ..files import as_path
 from ..finding import Finding, plain
+from ..registry import nearest
 from ..studies import STUDIES
 from ..untrusted import parse_yaml
 from . import job as jobs
@@ -154,8 +154,8 @@ def run(
 
 def _group(name: str, settings: Mapping[str, Any]) -> str:
     """What a name chooses: a study, else an experiment; of a name that is neither, the group with the nearest one."""
-    near = difflib.get_close_matches(name, [*STUDIES, *names_of("experiment")], n=1)
-    return "study" if near and near[0] in STUDIES and "experiment" not in settings else "experiment"
+    near = nearest(name, [*STUDIES, *names_of("experiment")])
+    return "study" if near in STUDIES and "experiment" not in settings else "experiment"
 
 
 _HYDRAS = tuple(kind for kind in HYDRA_ERRORS if kind is not ValueError)

@@ -7,7 +7,6 @@ defaults.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -26,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..files import digest
 from ..garbage import uncollected
-from ..registry import Registry
+from ..registry import Registry, nearest
 from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, known, settings
 from .errors import BadInput, first_line
 
@@ -553,8 +552,8 @@ def _unknown_key(prefix: str, key: str, value: Any, valid: list[str], where: str
     now = _MOVED.get(prefix + key)
     if now is not None:
         return f"unknown key {prefix}{key}={value}: it is called {now} now; write {now}={value}"
-    near = difflib.get_close_matches(key, valid, n=1)
-    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+    near = nearest(key, valid)
+    hint = "" if near is None else f"; did you mean {prefix}{near}?"
     return f"unknown key {prefix}{key}={value}{hint} (valid{where}: {', '.join(prefix + name for name in valid)})"
 
 
