@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import ByVelocities, Passing, Rated, Weighted, formula, randn, restricted
+from cases import ByVelocities, Passing, Rated, Weighted, formula, positive_matrix, randn, restricted
 from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.losses import Squares
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
 
@@ -124,6 +125,45 @@ def test_what_the_engine_is_not_for_is_left_to_the_stages():
         one, two = changed.explicit_steps(W, f, h, tableau), flow.explicit_steps(W, f, h, tableau)
         assert_close(one.slope, changed.velocity(one.ahead), rtol=1e-13, atol=1e-13)
         assert not torch.allclose(one.slope, two.slope)
+
+
+class Told:
+    """½‖z − 1‖², which says anything of what it is half the square of."""
+
+    def __init__(self, d, *square, **weight):
+        self.dimension, self.told = d, Squares(*square, **weight)
+
+    def __call__(self, z):
+        return self.gradient(z).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        return z - torch.eye(self.dimension)
+
+    def squares(self):
+        return self.told
+
+
+@pytest.mark.parametrize("kind", ["finite", "logarithms", "layers"])
+def test_what_a_loss_says_of_its_squares_is_read_by_its_shapes(kind):
+    """Of more or fewer numbers than there must be the gradient is asked for; nothing beyond them is read."""
+    n, d, rows = 2, 3, 5
+    x, y, T = torch.ones(rows, d), torch.ones(rows, d), torch.eye(d)
+    wrong = [
+        Told(d, None, T, T), Told(d, None, T[:2]), Told(d, None, T.expand(n + 1, d, d)), Told(d, None, T[0]),
+        Told(d, x, y[:4]), Told(d, x[:, :2], y), Told(d, x[0], y), Told(d, x, y[:, :2]), Told(d, x, y[0]),
+        Told(d, x, y.expand(n, rows, d)), Told(d, x, y, T[:, :2]), Told(d, x, y[:, :2], T), Told(d, x, y, T[0]),
+        Told(d, None, T, weight=torch.ones(n + 1)), Told(d, None, T, weight=torch.ones(n, 1)),
+    ]  # fmt: skip
+    right, ends = Rated(T.expand(n, d, d), torch.ones(n)), []
+    for loss in (Told(d, None, T), Told(d, None, T, weight=torch.ones(n)), *wrong, right):
+        if kind == "finite":
+            flow, state = nf.FiniteFlow(4, loss), 0.3 * randn(n, 4, d, d, seed=5)
+        else:
+            kernel = nf.LogMean() if kind == "logarithms" else nf.DividedDifference(0.1 * randn(4, seed=3))
+            flow, state = nf.IntrinsicFlow(loss, kernel), torch.stack([positive_matrix(d, seed=k) for k in range(n)])
+        ends.append(nf.integrate(flow, state, [0.0, 0.5], "DOP853", control="member").z[-1])
+    for z in ends:
+        assert_close(z, ends[-1], rtol=1e-12, atol=1e-13)
 
 
 def test_a_wrapper_with_another_velocity_does_not_take_the_steps_of_what_it_wraps():
