@@ -28,10 +28,10 @@ from ..time.trajectory import SAME_TIME, common_times
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, leaves, summed_up
+from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, by_name, leaves, listed, summed_up
 
 DIMENSION = "seed"
-_FORMAT = 2  # of parts: those of another are computed again
+_FORMAT = 3  # of parts: those of another are computed again
 _BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
@@ -208,7 +208,7 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
         joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
     attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
-    return Finding.of_parts(common).attached(
+    return Finding.of_parts(listed(common)).attached(
         dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
     )
 
@@ -238,10 +238,10 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     parts = Finding.parts_in(dataset)
     if parts is None:
         parts = Finding.from_record(STUDIES[job.study.name].summarise(dataset)).parts()
-    finding = Finding.of_parts(parts)
+    finding, named = Finding.of_parts(parts), by_name(parts)
     passed = finding.passed and any(check.bound is not None for check in finding.checks)
     stated = {"status": finding.status, "passed": passed, "problem": finding.problem}
-    return {**stated, "parts": parts, "numbers": leaves(parts)}
+    return {**stated, "parts": named, "numbers": leaves(named)}
 
 
 def _at_output_times(dataset: xr.Dataset, times: Tensor) -> xr.Dataset:
@@ -420,7 +420,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     alike = [known[i] for i in _alike(job, [int(starts[k]) for k in known], shapes, whole, first.coords)]
     for k in {*known} - {*alike}:  # none of them ran whole
         parts[k] = parts[k][[STATUS, PASSED, RAN, PROBLEM, NUMBERS]].assign({RAN: parts[k][RAN] & False})
-    finding = Finding.of_parts(_common([Finding.parts_in(parts[k]) or {} for k in known], whole))
+    finding = Finding.of_parts(listed(_common([by_name(Finding.parts_in(parts[k]) or {}) for k in known], whole)))
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes = dict(first.coords)

@@ -22,6 +22,7 @@ from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common, agreed
 from neuralode_flow.finding import Check, ErrorTable, Finding
+from neuralode_flow.orders import Order
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, square, together
 
@@ -390,6 +391,47 @@ def test_an_order_that_some_members_have_is_theirs_alone(workplace):
         assert str(order).endswith("over 3 depths in 2 of 3 members")
         assert (order.points, record["order_points"], record["order_reasons"]) == (3, {"exp": 3}, {})
         assert "over 2 of 3 members (" in found.finding.verdict
+
+
+def uneven(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+    """The seed 0 has nothing to check of z, no order of euler, and a table of its own."""
+    seed = int(problem.title.split("seed ")[1].rstrip(")"))
+    checks = [Check("z", float(seed), 1.5), Check("law", 10.0 + seed, 12.5)]
+    orders = [Order(1.0 + seed, 0.0, 3, rule="euler"), Order(20.0 + seed, 0.0, 3, rule="cayley")]
+    own = slice(1 if seed == 0 else 0, None)
+    table = ErrorTable("Errors", [4, 8][own], {"own": [4.0 + seed, 8.0 + seed][own]})
+    found = Finding(
+        study="uneven", problem="", status="ok", verdict="", checks=tuple(checks[own]), orders=tuple(orders[own]),
+        tables=(table,),
+    )  # fmt: skip
+    return found.attached(xr.Dataset())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_members_have_is_joined_by_its_name_where_one_of_them_has_less(size, monkeypatch):
+    monkeypatch.setitem(STUDIES._entries, "uneven", Study(uneven))
+    found = nf.run("uneven", {"members": 3, "at_once": size}, problem=TEACHER["problem"])
+    told = {
+        name: (own["mean"], own["least"], own["most"], own["members"], own["hold"])
+        for name, own in found.finding.record()["statistics"].items()
+    }
+    assert told == {
+        "z": (1.5, 1, 2, 2, 1),
+        "law": (11, 10, 12, 3, 3),
+        "observed order of euler": (2.5, 2, 3, 2, None),
+        "observed order of cayley": (21, 20, 22, 3, None),
+        "Errors: own, L = 4": (5.5, 5, 6, 2, None),
+        "Errors: own, L = 8": (9, 8, 10, 3, None),
+    }
+    assert {*found.finding.checks} == {
+        Check("z", 2.0, 1.5, "largest of 2 members"), Check("law", 12.0, 12.5, "largest of 3 members")
+    }  # fmt: skip
+    assert {(order.rule, order.value, order.over) for order in found.finding.orders} == {
+        ("euler", 2.5, "depths in 2 of 3 members"), ("cayley", 21.0, "depths")
+    }  # fmt: skip
+    assert found.dataset.member_passed.values.tolist() == [True, True, False]
+    whole = nf.run("uneven", {"members.problem.seed": [0, 1], "at_once": size}, problem=TEACHER["problem"]).finding
+    assert whole.passed
 
 
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
