@@ -119,8 +119,8 @@ def at_once(job: Job, workers: int) -> int:
 
 
 def _digest(job: Job) -> str:
-    """What tells the parts of a run from those of another, such as a shorter one in the same folder."""
-    said = json.dumps([_FORMAT, computing(flat(job.plain))], sort_keys=True, default=str)
+    """What tells the parts of a run from those of another: a shorter one in the same folder, or of a changed table."""
+    said = json.dumps([_FORMAT, computing(flat(job.plain)), job.inputs()], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -200,6 +200,25 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
 
 
+def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypatch):
+    def cut_off(job, parts):
+        raise RuntimeError("the lights went out")
+
+    line = [
+        "study=trajectory", "problem=file", "problem.table=t.csv", "problem.x=[a]", "problem.y=[b]", "time.samples=3",
+        "figures=none", "members.initial.seed=[0,1]", "at_once=1", "study.estimate=false",
+    ]  # fmt: skip
+    table = Path("t.csv")
+    table.write_text("a,b\n1.5,2.5\n2.5,3.5\n3.5,-1.5\n")
+    with monkeypatch.context() as dark:
+        dark.setattr(ensemble, "_joined", cut_off)
+        assert command(*line, "resume=k").status == 1
+    assert len([*Path("k/checkpoints").glob("members-*.nc")]) == 2
+    table.write_text("a,b\n1.5,2.5\n2.5,-3.5\n3.5,1.5\n")
+    assert command(*line, "resume=k").status == command(*line, "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+
+
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
