@@ -182,7 +182,7 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
     left_out = _left_out(first, len(job.ensemble or ()))
     dropped = [*left_out, *_unused(first, left_out)]
     first, own = first.drop_vars(dropped), [_with_attributes(dataset, dropped) for dataset in datasets]
-    places = [*ran]
+    places, told = [*ran], [dataset.attrs for dataset in datasets]
     del found, ran, datasets  # what is joined is let go
     alike = _alike(job, [members[place] for place in places], own, whole, first.coords)
     common = _common([rows[place]["parts"] for place in places], whole) if places else {}
@@ -206,7 +206,8 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
         ]
         values = _rows(_of_one_kind([own.values for _, own in having]), [place for place, _ in having], len(rows))
         joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
-    attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
+    shared_by_all = _shared(first.attrs, [told[i] for i in alike])
+    attributes = {name: value for name, value in shared_by_all.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
     return Finding.of_parts(listed(common)).attached(
         dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
@@ -319,6 +320,20 @@ def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
     return kept | {f"{_ATTRIBUTE}{name}": xr.Variable((), value) for name, value in (numbers | texts).items()}
 
 
+def _shared(first: Mapping[Any, Any], others: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    """The attributes of the first, of lists those that all have alike: these are no variables where members differ."""
+    return {
+        name: value
+        for name, value in first.items()
+        if isinstance(value, (int, float, np.number, str))
+        or all(name in other and _equal(np.asarray(value), np.asarray(other[name])) for other in others)
+    }
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f"))
+
+
 def _of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     """The same, as texts where an attribute is a text in one member and a number in another."""
     if len({value.dtype.kind in "OU" for value in values}) < 2:
@@ -424,7 +439,8 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes = dict(first.coords)
-    attributes = {name: value for name, value in first.attrs.items() if name not in ("of", _BEYOND)}
+    attributes = _shared(first.attrs, [parts[k].attrs for k in alike])
+    attributes = {name: value for name, value in attributes.items() if name not in ("of", _BEYOND)}
     kinds = {
         str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
         for part in [first, *(parts[k] for k in alike)]

@@ -484,6 +484,22 @@ def test_an_attribute_that_is_a_text_in_one_member_is_one_in_all(size, monkeypat
     assert found.member_status.values[2].endswith("it asked Python to end (3)")
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_list_of_one_member_does_not_stand_for_all(size, monkeypatch):
+    def telling(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has lists as attributes, some of which differ between members."""
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        lists = {"own": [1.0, seed], "last": [seed // 2, 0], "words": ["a", f"b{seed}"], "rates": [0.5, np.nan]}
+        ended = Finding(study="telling", problem=problem.title, status="ok", verdict="")
+        return ended.attached(xr.Dataset({"number": seed}, attrs=lists | {"names": ["x", "y"]}))
+
+    monkeypatch.setitem(STUDIES._entries, "telling", Study(telling))
+    attributes = nf.run("telling", {"members": 3, "at_once": size}, problem=TEACHER["problem"]).dataset.attrs
+    assert {"own", "last", "words"}.isdisjoint(attributes)
+    np.testing.assert_array_equal(attributes["rates"], [0.5, np.nan])
+    assert list(attributes["names"]) == ["x", "y"]
+
+
 def test_parts_of_another_format_are_computed_again(command, monkeypatch):
     """They may lack what others have: mixed in silence they would say so of their members."""
     computed, first = ensemble._computed, []
