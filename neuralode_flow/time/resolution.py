@@ -126,6 +126,8 @@ class FixedGrid:
 class GridOfMembers(FixedGrid):
     """A grid that stays, under members of a batch, each of which is held to the error of its own z.
 
+    What the grid misses of a profile is known of the whole batch only: no member has less.
+
     Attributes
     ----------
     each : list of float
