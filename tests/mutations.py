@@ -153,7 +153,7 @@ FAULTS = [
     Fault("the rate of layers in logarithms doubled", "kernels/divided.py",
           "math.log(self.time_scale / 2)", "math.log(self.time_scale)", "flows/test_polar.py"),
     Fault("an escape across det z = 0 is not said", "time/barrier.py",
-          "torch.where(escaped.any() & self", "torch.where(escaped.all().logical_not() & self",
+          "torch.where(escaped & self.when", "torch.where(~escaped & self.when",
           "time/test_barrier.py"),
     Fault("on an accelerator a doubt is passed over", "looks.py",
           "if not (looks.doubted()", "if True or not (looks.doubted()", "test_device.py"),

@@ -28,10 +28,10 @@ from ..time.trajectory import SAME_TIME, common_times
 from .errors import first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, leaves, summed_up
+from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, by_name, leaves, listed, summed_up
 
 DIMENSION = "seed"
-_FORMAT = 2  # of parts: those of another are computed again
+_FORMAT = 3  # of parts: those of another are computed again
 _BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
@@ -119,8 +119,8 @@ def at_once(job: Job, workers: int) -> int:
 
 
 def _digest(job: Job) -> str:
-    """What tells the parts of a run from those of another, such as a shorter one in the same folder."""
-    said = json.dumps([_FORMAT, computing(flat(job.plain))], sort_keys=True, default=str)
+    """What tells the parts of a run from those of another: a shorter one in the same folder, or of a changed table."""
+    said = json.dumps([_FORMAT, computing(flat(job.plain)), job.inputs()], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -182,7 +182,7 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
     left_out = _left_out(first, len(job.ensemble or ()))
     dropped = [*left_out, *_unused(first, left_out)]
     first, own = first.drop_vars(dropped), [_with_attributes(dataset, dropped) for dataset in datasets]
-    places = [*ran]
+    places, told = [*ran], [dataset.attrs for dataset in datasets]
     del found, ran, datasets  # what is joined is let go
     alike = _alike(job, [members[place] for place in places], own, whole, first.coords)
     common = _common([rows[place]["parts"] for place in places], whole) if places else {}
@@ -206,9 +206,10 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
         ]
         values = _rows(_of_one_kind([own.values for _, own in having]), [place for place, _ in having], len(rows))
         joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
-    attributes = {name: value for name, value in first.attrs.items() if f"{_ATTRIBUTE}{name}" not in joined}
+    shared_by_all = _shared(first.attrs, [told[i] for i in alike])
+    attributes = {name: value for name, value in shared_by_all.items() if f"{_ATTRIBUTE}{name}" not in joined}
     attributes["left_out"] = ", ".join(left_out)
-    return Finding.of_parts(common).attached(
+    return Finding.of_parts(listed(common)).attached(
         dataset.assign(joined).assign_coords(first.coords).assign_attrs(attributes)
     )
 
@@ -238,10 +239,10 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     parts = Finding.parts_in(dataset)
     if parts is None:
         parts = Finding.from_record(STUDIES[job.study.name].summarise(dataset)).parts()
-    finding = Finding.of_parts(parts)
+    finding, named = Finding.of_parts(parts), by_name(parts)
     passed = finding.passed and any(check.bound is not None for check in finding.checks)
     stated = {"status": finding.status, "passed": passed, "problem": finding.problem}
-    return {**stated, "parts": parts, "numbers": leaves(parts)}
+    return {**stated, "parts": named, "numbers": leaves(named)}
 
 
 def _at_output_times(dataset: xr.Dataset, times: Tensor) -> xr.Dataset:
@@ -317,6 +318,20 @@ def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
         if isinstance(value, str) and name not in _STATED
     }
     return kept | {f"{_ATTRIBUTE}{name}": xr.Variable((), value) for name, value in (numbers | texts).items()}
+
+
+def _shared(first: Mapping[Any, Any], others: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    """The attributes of the first, of lists those that all have alike: these are no variables where members differ."""
+    return {
+        name: value
+        for name, value in first.items()
+        if isinstance(value, (int, float, np.number, str))
+        or all(name in other and _equal(np.asarray(value), np.asarray(other[name])) for other in others)
+    }
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f"))
 
 
 def _of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -420,11 +435,12 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     alike = [known[i] for i in _alike(job, [int(starts[k]) for k in known], shapes, whole, first.coords)]
     for k in {*known} - {*alike}:  # none of them ran whole
         parts[k] = parts[k][[STATUS, PASSED, RAN, PROBLEM, NUMBERS]].assign({RAN: parts[k][RAN] & False})
-    finding = Finding.of_parts(_common([Finding.parts_in(parts[k]) or {} for k in known], whole))
+    finding = Finding.of_parts(listed(_common([by_name(Finding.parts_in(parts[k]) or {}) for k in known], whole)))
     names = [*dict.fromkeys(name for k in known for name in parts[k][NUMBER].values.tolist())]
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes = dict(first.coords)
-    attributes = {name: value for name, value in first.attrs.items() if name not in ("of", _BEYOND)}
+    attributes = _shared(first.attrs, [parts[k].attrs for k in alike])
+    attributes = {name: value for name, value in attributes.items() if name not in ("of", _BEYOND)}
     kinds = {
         str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
         for part in [first, *(parts[k] for k in alike)]

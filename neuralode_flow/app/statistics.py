@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ class Statistic(NamedTuple):
 
 
 def leaves(node: Any, path: str = "") -> dict[str, float]:
-    """The numbers of nested mappings and lists by their paths, as "checks.0.error"; None counts as NaN."""
+    """The numbers of nested mappings and lists by their paths, as "numbers.rates.0"; None counts as NaN."""
     if node is None or isinstance(node, (bool, int, float)):
         return {path: math.nan if node is None else float(node)}
     items: Iterable[tuple[Any, Any]] = ()
@@ -84,6 +85,27 @@ def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
     if isinstance(node, (bool, int, float)):
         return node if number == node else number
     return node
+
+
+# What checks, orders and tables are known by in the findings of several members, some of which may lack one.
+_NAMED_BY = {"checks": ("name",), "orders": ("rule",), "tables": ("title", "depths")}
+
+
+def by_name(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a finding with its checks, orders and tables by their names; of one name, in their order."""
+    named: dict[str, dict[str, Any]] = {part: {} for part in _NAMED_BY}
+    for part, known_by in _NAMED_BY.items():
+        before = Counter[str]()
+        for item in parts.get(part, ()):
+            name = " ".join(str(item[key]) for key in known_by)
+            named[part][f"{name}\n{before[name]}"] = item
+            before[name] += 1
+    return {**parts, **named}
+
+
+def listed(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a finding as they were before `by_name`."""
+    return {**parts, **{part: [*parts[part].values()] for part in _NAMED_BY}}
 
 
 # The parts of a finding in which a study says what it likes: an entry may be missing there.
@@ -131,7 +153,9 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | 
     columns = dict(zip(dataset[NUMBER].values.tolist(), dataset[NUMBERS].values[whole].T, strict=True))
     means = {name: Statistic.of(values).mean for name, values in columns.items()}
     common = Finding.of(dataset)
-    mean = replace(Finding.of_parts(_rebuilt(common.parts(), means)), checks=common.checks)
+    rebuilt = Finding.of_parts(listed(_rebuilt(by_name(common.parts()), means)))
+    tables = (replace(table, depths=own.depths) for table, own in zip(rebuilt.tables, common.tables, strict=True))
+    mean = replace(rebuilt, checks=common.checks, tables=tuple(tables))
     statistics = _statistics(mean, columns)
     number, bounded = len(passed), any(check.bound is not None for check in mean.checks)
     verified = {
@@ -145,8 +169,8 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | 
         checks=tuple(_checks(mean, columns)),
         orders=tuple(_orders(mean, columns, number)),
         tables=tuple(
-            replace(table, what=f"{table.what or 'errors'}, mean over {_members_of(table, i, columns)}")
-            for i, table in enumerate(mean.tables)
+            replace(table, what=f"{table.what or 'errors'}, mean over {_members_of(table, key, columns)}")
+            for key, table in _keyed(mean, "tables")
         ),
         notes={NOTE: _note(statistics, dataset, whole, size), **mean.notes},
         numbers={
@@ -163,8 +187,8 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | 
 
 def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> Iterator[Order]:
     """The mean of each order, with its standard deviation as its spread; it rests on the fewest errors of a member."""
-    for i, order in enumerate(mean.orders):
-        values, points, falls = (columns[f"orders.{i}.{name}"] for name in ("value", "points", "falls"))
+    for key, order in _keyed(mean, "orders"):
+        values, points, falls = (columns[f"orders.{key}.{name}"] for name in ("value", "points", "falls"))
         own, decided = Statistic.of(values), points[np.isfinite(values)]
         some = f" in {own.members} of {counted(number, 'member')}" if own.members < number else ""
         yield order._replace(
@@ -176,9 +200,9 @@ def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> It
         )
 
 
-def _members_of(table: ErrorTable, i: int, columns: Mapping[str, np.ndarray]) -> str:
+def _members_of(table: ErrorTable, key: str, columns: Mapping[str, np.ndarray]) -> str:
     """How many members the entries of a table are means over; some may have fewer than others."""
-    own = (columns[f"tables.{i}.errors.{label}.{j}"] for label in table.errors for j in range(len(table.depths)))
+    own = (columns[f"tables.{key}.errors.{label}.{j}"] for label in table.errors for j in range(len(table.depths)))
     counts = sorted({int(np.isfinite(values).sum()) for values in own} - {0}) or [0]
     return counted(counts[0], "member") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} members"
 
@@ -189,20 +213,36 @@ def _of_order(rule: str) -> str:
 
 def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
     """Of orders, checks, and the entries of tables, by their names."""
-    found = {_of_order(order.rule): Statistic.of(columns[f"orders.{i}.value"]) for i, order in enumerate(mean.orders)}
-    for i, check in enumerate(mean.checks):
-        found[check.name] = Statistic.of(columns[f"checks.{i}.error"], _holding(columns, i, check))
-    for i, table in enumerate(mean.tables):
+    found = {
+        _of_order(order.rule): Statistic.of(columns[f"orders.{key}.value"]) for key, order in _keyed(mean, "orders")
+    }
+    for key, check in _keyed(mean, "checks"):
+        errors, bounds = _of_check(columns, key)
+        found[check.name] = Statistic.of(errors, _holding(errors, bounds, check))
+    entries: dict[str, list[np.ndarray]] = {}
+    for key, table in _keyed(mean, "tables"):
         for label in table.errors:
             for j, depth in enumerate(table.depths):
-                values = columns[f"tables.{i}.errors.{label}.{j}"]
-                found[f"{table.title}: {label}, L = {depth}"] = Statistic.of(values)
-    return found
+                name = f"{table.title}: {label}, L = {depth}"
+                entries.setdefault(name, []).append(columns[f"tables.{key}.errors.{label}.{j}"])
+    # Those of a member are in one of the tables of a title, whose depths differ.
+    return found | {name: Statistic.of(np.concatenate(values)) for name, values in entries.items()}
 
 
-def _holding(columns: Mapping[str, np.ndarray], i: int, check: Check) -> int | None:
+def _keyed(mean: Finding, part: str) -> Iterator[tuple[str, Any]]:
+    """The checks, orders or tables of a finding, each with the name that it has among the numbers of members."""
+    return zip(by_name(mean.parts())[part], getattr(mean, part), strict=True)
+
+
+def _of_check(columns: Mapping[str, np.ndarray], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and bounds of a check, of those members that have it."""
+    errors, bounds, least = (columns[f"checks.{key}.{name}"] for name in ("error", "bound", "least"))
+    having = ~np.isnan(least)
+    return errors[having], bounds[having]
+
+
+def _holding(errors: np.ndarray, bounds: np.ndarray, check: Check) -> int | None:
     """How many members pass a check; None where it has no bound."""
-    errors, bounds = (columns[f"checks.{i}.{name}"] for name in ("error", "bound"))
     bounded = np.isfinite(bounds)
     if not bounded.any():
         return None
@@ -212,9 +252,9 @@ def _holding(columns: Mapping[str, np.ndarray], i: int, check: Check) -> int | N
 
 def _checks(mean: Finding, columns: Mapping[str, np.ndarray]) -> Iterator[Check]:
     """Each check at its worst member; one whose bound differs says how many members fail."""
-    for i, check in enumerate(mean.checks):
-        errors, bounds = (columns[f"checks.{i}.{name}"] for name in ("error", "bound"))
-        own, holding = np.unique(bounds), _holding(columns, i, check)
+    for key, check in _keyed(mean, "checks"):
+        errors, bounds = _of_check(columns, key)
+        own, holding = np.unique(bounds), _holding(errors, bounds, check)
         if len(own) > 1 and holding is not None:
             yield Check(f"members that fail: {check.name}", float(len(errors) - holding), 0.0, check.norm)
             continue

@@ -17,7 +17,8 @@ from .endings import ENDINGS, EVENTS_ASKED, Stopped
 from .lookout import Lookout
 from .members import culprits, not_finite, of_members
 from .ownsteps import OwnSteps
-from .resolution import FixedGrid
+from .reach import OutOfReach
+from .resolution import FixedGrid, GridOfMembers
 from .run import Run
 from .snapshot import Snapshot
 from .trajectory import Trajectory
@@ -86,9 +87,13 @@ def _apart(flow: Any, start: Tensor, members: torch.Size) -> bool:
 class Apart(Run):
     """A run whose members are each where they would be alone; a round, in which each tries a step, is a step of it."""
 
+    grid_kind = GridOfMembers
+
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self._lookouts: dict[int, Lookout] = {}  # wanted for events alone
+        self._unfinished = "interrupted"  # how members end that have not come to the last time
+        self._beyond: OutOfReach | None = None
 
     @staticmethod
     def ended(reached: Trajectory) -> bool:
@@ -154,11 +159,8 @@ class Apart(Run):
             lost = ~flow.finite(own.state).reshape(len(own.here.t), -1).all(-1).cpu().numpy()
             own.take_back(took[lost[took]], "not_finite")
         if self.barrier is not None:
-            first = self.barrier.escaped
-            escaped = self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of))
-            if escaped is not None and bool(escaped.any()):  # members are at times of their own
-                when = float(own.here.t[escaped.reshape(-1).cpu().numpy()].min())
-                self.barrier.escaped = when if first is None else min(first, when)
+            now = torch.from_numpy(own.here.t).to(self.barrier.when).reshape(self.records.members)
+            self.barrier.after_step(0.0, 1.0, lambda s: own.part(s, self._watch_of), now)
         for row in np.intersect1d(took, own.running()) if self.task.events else ():
             self._look_alone(own, int(row))
 
@@ -232,17 +234,43 @@ class Apart(Run):
             said.append(f"{ENDINGS[code]}: {name}, {when}, where they stay")
         return codes[0], "; ".join(said)
 
+    def _stopped(self, stop: Stopped) -> tuple[Snapshot, str, str]:
+        self._unfinished = stop.code
+        return super()._stopped(stop)
+
     def _second_thoughts(self) -> tuple[str, str]:
-        ending, status = self._said()
-        other, sentence = super()._second_thoughts()
-        if ending == "ok":
-            return other, sentence
-        return ending, status if other == "ok" else f"{status}; {sentence}"
+        self._beyond = self._out_of_reach(self.settled)
+        said = [
+            self._said(),
+            ("depth", self.grid.verdict(self.records.columns["z"][-1])),
+            ("unreachable", self._beyond and self._beyond.sentence),
+        ]
+        told = [(ending, sentence) for ending, sentence in said if ending != "ok" and sentence is not None]
+        return (told[0][0], "; ".join(sentence for _, sentence in told)) if told else ("ok", "ok")
+
+    def _endings(self, own: OwnSteps) -> list[str]:
+        """How each member has ended, as it would be told alone."""
+        endings = np.array(own.endings, dtype=object)
+        going = endings == "ok"
+        if self.records.outputs < len(self.task.points):
+            endings[going] = self._unfinished
+        else:
+            which = None if self._beyond is None else self._beyond.which
+            for code, told in (("unreachable", which), ("depth", self._unresolved())):
+                if told is not None:
+                    endings[going & told.reshape(-1).cpu().numpy()] = code
+        if self.barrier is not None:
+            endings[~self.barrier.when.reshape(-1).isnan().cpu().numpy()] = "escaped"
+        return list(endings.tolist())
+
+    def _unresolved(self) -> Tensor | None:
+        grid = cast(GridOfMembers, self.grid)
+        return grid.unresolved(self.records.columns["z"][-1]) if grid.each else None
 
     def _trajectory(self, here: Snapshot, status: str, ending: str) -> Trajectory:
         own = self._begun()
         members = {
-            "endings": own.endings,
+            "endings": self._endings(own),
             "times": own.here.t.tolist(),
             "evaluations": own.evaluations.tolist(),
             "steps": own.steps.tolist(),

@@ -51,27 +51,25 @@ class Barrier:
             _IMMOBILE_FIXED if fixed_steps(method) else max(_IMMOBILE, min(_IMMOBILE_FIXED, 10 * control.rtol))
         )
         # When the sign changed, NaN as long as it has not: on an accelerator nobody waits for it.
-        self._when = self.sign.new_full((), torch.nan)
+        self.when = torch.full_like(self.sign, torch.nan)
 
     @property
     def escaped(self) -> float | None:
-        """When z was first seen to have been carried across."""
-        when = float(self._when)
-        return None if isnan(when) else when
+        """When a z was first seen to have been carried across."""
+        when = [t for t in self.when.flatten().tolist() if not isnan(t)]
+        return min(when, default=None)
 
-    @escaped.setter
-    def escaped(self, when: float) -> None:
-        self._when = torch.full_like(self._when, when)
-
-    def after_step(self, before: float, t: float, at: Callable[[float], Tensor]) -> Tensor | None:
+    def after_step(
+        self, before: float, t: float, at: Callable[[float], Tensor], now: Tensor | float | None = None
+    ) -> None:
         """Looks at the end of a step from `before` to t; `at` gives the states inside it.
 
-        Returns which members were carried across in it, `(...)`; None where z is not finite.
+        The times `(...)` of members that are each at one of their own are `now`.
         """
         state = at(t)
         z = self.flow.product(state)
         if z.is_cpu and not all_finite(z):  # which the run tells of
-            return None
+            return
         sign, resolved = _signs(z)
         crossed = resolved & (sign * self.sign < 0)
         if self.certain is not None:
@@ -82,10 +80,9 @@ class Barrier:
             if bool((crossed & self.least.isinf()).any()):
                 self.least = torch.where(crossed, torch.minimum(self.least, self._inside(before, t, at)), self.least)
             escaped = crossed & (self.least <= self.immobile)
-        self._when = torch.where(escaped.any() & self._when.isnan(), t, self._when)
+        self.when = torch.where(escaped & self.when.isnan(), t if now is None else now, self.when)
         self.sign = torch.where(resolved, sign, self.sign)
         self.least = torch.where(crossed, torch.inf, self.least)
-        return escaped
 
     def verdict(self) -> str | None:
         """What is to be said at the end."""
@@ -100,11 +97,11 @@ class Barrier:
 
     def memory(self) -> dict[str, Tensor]:
         """What it is taken back to."""
-        return {"sign": self.sign, "least": self.least, "when": self._when}
+        return {"sign": self.sign, "least": self.least, "when": self.when}
 
     def go_back(self, memory: dict[str, Tensor]) -> None:
         """Goes back to what `memory` gave."""
-        self.sign, self.least, self._when = memory["sign"], memory["least"], memory["when"]
+        self.sign, self.least, self.when = memory["sign"], memory["least"], memory["when"]
 
     def resume(self, said: dict[str, Any]) -> None:
         """Takes up what a checkpoint holds, as `written` wrote it."""
@@ -114,8 +111,9 @@ class Barrier:
             .reshape(self.sign.shape)
             for name in ("sign", "least")
         )
-        if said["escaped"] is not None:
-            self.escaped = said["escaped"]
+        escaped = said["escaped"]
+        times = escaped if isinstance(escaped, list) else [escaped] * self.sign.numel()  # of a run from before
+        self.when = self.when.new_tensor([torch.nan if t is None else t for t in times]).reshape(self.sign.shape)
 
     def _mobility(self, state: Tensor) -> Tensor:
         """‖∂φᵀ(uvᵀ)‖ of the smallest singular value, relative to that of the largest, per member."""
@@ -149,9 +147,8 @@ def barrier_of(flow: Any, start: Tensor, control: Control, method: Any) -> Barri
 
 def written(memory: dict[str, Tensor]) -> dict[str, Any]:
     """The memory of a barrier in a checkpoint."""
-    when = float(memory["when"])
-    lists = {name: memory[name].flatten().tolist() for name in ("sign", "least")}
-    return lists | {"escaped": None if isnan(when) else when}
+    lists = {name: memory[name].flatten().tolist() for name in ("sign", "least", "when")}
+    return {**lists, "escaped": [None if isnan(t) else t for t in lists.pop("when")]}
 
 
 def _signs(z: Tensor) -> tuple[Tensor, Tensor]:

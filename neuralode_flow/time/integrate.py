@@ -257,7 +257,8 @@ class _Course:
     ) -> tuple[Trajectory, list[float]]:
         """A trajectory and when its steps ended, after `spent` seconds of the budget."""
         control = task.control
-        grid = (AdaptiveGrid if self.adapt else FixedGrid)(self.flow, control.rtol, control.atol, self.known.misfit)
+        kind = AdaptiveGrid if self.adapt else self.kind.grid_kind
+        grid = kind(self.flow, control.rtol, control.atol, self.known.misfit)
         if self.adapt and task.observe is not None:
             task = replace(task, observe=self._on_given_grid(task.observe, grid))
         most, seconds = self.budget

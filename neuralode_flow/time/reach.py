@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,17 @@ _ARRIVED, _SINGULAR = 0.03, 0.04
 # what it fell, and of what it is above that value.
 
 
+class OutOfReach(NamedTuple):
+    """Which members have such a target, `(...)`, and the sentence."""
+
+    which: Tensor
+    sentence: str
+
+
 def out_of_reach(
     flow: Any, state: Tensor, t: float, columns: dict[str, list[Tensor]], since: float, wanted: list[float]
-) -> str | None:
-    """The sentence for a target with det < 0; None unless it is sure that the loss goes no lower, and matters now.
+) -> OutOfReach | None:
+    """What is to be said of a target with det < 0; None unless it is sure that the loss goes no lower, and matters now.
 
     It matters where a wanted loss lies below the least value on det z = 0, and where the loss has come to that value or
     to rest, with z near det = 0. That the loss cannot fall below the least value is proved; that it tends there is said
@@ -68,8 +75,10 @@ def out_of_reach(
     if 0 < rate < inf:
         here = f"{here}, falling at {rate:.2g} per unit of time"
     claim = f"the loss tends to {value} ({here})" if tends else f"the loss cannot fall below {value}; {here}"
-    return (
-        f"the target{of_members(gone)} has det < 0, which a flow that keeps det > 0 cannot reach: {_first(gone)}{claim}"
+    return OutOfReach(
+        gone,
+        f"the target{of_members(gone)} has det < 0, which a flow that keeps det > 0 cannot reach: "
+        f"{_first(gone)}{claim}",
     )
 
 

@@ -12,6 +12,7 @@ from ..depth.grid import DepthGrid, Profile
 from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
 from .endings import Stopped
+from .members import of_members
 
 _ORDERS = (4, 6, 8, 12, 16)
 _MAX_NODES = 1024
@@ -119,6 +120,63 @@ class FixedGrid:
         return (
             f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W: z is off by about "
             f"{self.largest:.2g}; {remedy or self.remedy}"
+        )
+
+
+class GridOfMembers(FixedGrid):
+    """A grid that stays, under members of a batch, each of which is held to the error of its own z.
+
+    What the grid misses of a profile is known of the whole batch only: no member has less.
+
+    Attributes
+    ----------
+    each : list of float
+        The largest error of the z of each, where it may be too large for one.
+    """
+
+    def __init__(self, flow: Any, rtol: float, atol: float, misfit: float | None = None) -> None:
+        super().__init__(flow, rtol, atol, misfit)
+        self.each: list[float] = []
+
+    def memory(self) -> list[float]:
+        return [self.largest, *self.each]
+
+    def resume(self, grid: list[int] | None, memory: list[float]) -> None:
+        super().resume(grid, memory)
+        self.each = memory[1:]
+
+    def at_output(self, state: Tensor, z: Tensor) -> float:
+        before, measured = self.largest, self.measured
+        largest = super().at_output(state, z)
+        if self.has_grid and largest > allowed(0.0, self.rtol, self.atol):
+            self.measured = measured
+            states, maps = state.flatten(0, z.ndim - 3), z.flatten(0, -3)
+            unit = round_off(self.flow, z.dtype)
+            known = self.each or [before] * len(maps)
+            self.each = [
+                max(so_far, self._error(self.flow, own), unit * _norm(one))
+                for so_far, own, one in zip(known, states, maps, strict=True)
+            ]
+            self.measured = True
+        return largest
+
+    def unresolved(self, z: Tensor) -> Tensor:
+        """Which members the grid does not resolve W of, at their last z, `(...)`."""
+        maps = z.flatten(0, -3)
+        found = [
+            error > allowed(_norm(one), self.rtol, self.atol)
+            for error, one in zip(self.each or [0.0] * len(maps), maps, strict=True)
+        ]
+        return torch.tensor(found, device="cpu").reshape(z.shape[:-2])
+
+    def verdict(self, z: Tensor, remedy: str | None = None) -> str | None:
+        which = self.unresolved(z)
+        if not bool(which.any()):
+            return None
+        grid, errors = self.flow.grid, [error for error, lost in zip(self.each, which.flatten(), strict=True) if lost]
+        return (
+            f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W{of_members(which)}: z is off by "
+            f"about {max(errors):.2g}; {remedy or self.remedy}"
         )
 
 

@@ -6,6 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from .events import Stop
 from .lookout import Happened, Lookout
 from .members import advice, of_members
 from .progress import Progress, Throttled
-from .reach import out_of_reach
+from .reach import OutOfReach, out_of_reach
 from .records import Observer, Records, given
 from .resolution import AdaptiveGrid, FixedGrid
 from .snapshot import Beginning, Snapshot, panels_and_order, taken_up
@@ -130,6 +131,8 @@ class Run:
         It has the flow.
     here : Beginning
     """
+
+    grid_kind: ClassVar[type[FixedGrid]] = FixedGrid
 
     def __init__(
         self, task: Task, around: Surroundings, records: Records, barrier: Barrier | None, watch: Watch, here: Beginning
@@ -309,8 +312,8 @@ class Run:
                 self.records.add(here.t, here.state, self.watch.good)
             except Stopped:
                 here = replace(here, t=here.last[0], state=here.last[1])
-        sentence = self._out_of_reach(here) if isinstance(stop, Happened) else None
-        return here, stop.code, status if sentence is None else f"{status}; {sentence}"
+        beyond = self._out_of_reach(here) if isinstance(stop, Happened) else None
+        return here, stop.code, status if beyond is None else f"{status}; {beyond.sentence}"
 
     def _go_back(self) -> None:
         """Takes the run back to where it was last settled: what a step recorded that did not end is dropped."""
@@ -328,10 +331,10 @@ class Run:
         sentence = self.grid.verdict(self.records.columns["z"][-1])
         if sentence is not None:
             return "depth", sentence
-        sentence = self._out_of_reach(self.settled)
-        return ("ok", "ok") if sentence is None else ("unreachable", sentence)
+        beyond = self._out_of_reach(self.settled)
+        return ("ok", "ok") if beyond is None else ("unreachable", beyond.sentence)
 
-    def _out_of_reach(self, here: Snapshot) -> str | None:
+    def _out_of_reach(self, here: Snapshot) -> OutOfReach | None:
         """See out_of_reach."""
         wanted = [event.bound for event in self.task.events if event.code == "loss"]
         return out_of_reach(self.grid.flow, here.state, here.t, self.records.columns, self.task.points[0], wanted)

@@ -46,8 +46,9 @@ class Trajectory:
         "steps", "method", "rtol", "atol" (of `descend` "rule", "rate", "record", "options"),
         "history" (what the method and the depth grid did on their own, in words),
         "grid" ((panels, order) that `state` stands on; None for flows without one). With ``control="member"`` also
-        "members": "endings", "times", "evaluations" and "steps" of each, in one line; "evaluations" and "steps" are
-        then those of the member that took most.
+        "members": "endings" (as each would be told alone, but that members of a profile have its largest misfit),
+        "times", "evaluations" and "steps" of each, in one line; "evaluations" and "steps" are then those of the member
+        that took most.
     status : str
         "ok", or a sentence that says why the run ended before the last time or why its numbers are in doubt.
     ending : str

@@ -22,6 +22,7 @@ from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common, agreed
 from neuralode_flow.finding import Check, ErrorTable, Finding
+from neuralode_flow.orders import Order
 from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study, square, together
 
@@ -197,6 +198,25 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert command(*line, "time.horizon=1", "resume=k").status == 0
     assert nf.open("k").time.values[-1] == 1
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
+
+
+def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypatch):
+    def cut_off(job, parts):
+        raise RuntimeError("the lights went out")
+
+    line = [
+        "study=trajectory", "problem=file", "problem.table=t.csv", "problem.x=[a]", "problem.y=[b]", "time.samples=3",
+        "figures=none", "members.initial.seed=[0,1]", "at_once=1", "study.estimate=false",
+    ]  # fmt: skip
+    table = Path("t.csv")
+    table.write_text("a,b\n1.5,2.5\n2.5,3.5\n3.5,-1.5\n")
+    with monkeypatch.context() as dark:
+        dark.setattr(ensemble, "_joined", cut_off)
+        assert command(*line, "resume=k").status == 1
+    assert len([*Path("k/checkpoints").glob("members-*.nc")]) == 2
+    table.write_text("a,b\n1.5,2.5\n2.5,-3.5\n3.5,1.5\n")
+    assert command(*line, "resume=k").status == command(*line, "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
 
 
 @pytest.mark.parametrize(
@@ -392,6 +412,47 @@ def test_an_order_that_some_members_have_is_theirs_alone(workplace):
         assert "over 2 of 3 members (" in found.finding.verdict
 
 
+def uneven(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+    """The seed 0 has nothing to check of z, no order of euler, and a table of its own."""
+    seed = int(problem.title.split("seed ")[1].rstrip(")"))
+    checks = [Check("z", float(seed), 1.5), Check("law", 10.0 + seed, 12.5)]
+    orders = [Order(1.0 + seed, 0.0, 3, rule="euler"), Order(20.0 + seed, 0.0, 3, rule="cayley")]
+    own = slice(1 if seed == 0 else 0, None)
+    table = ErrorTable("Errors", [4, 8][own], {"own": [4.0 + seed, 8.0 + seed][own]})
+    found = Finding(
+        study="uneven", problem="", status="ok", verdict="", checks=tuple(checks[own]), orders=tuple(orders[own]),
+        tables=(table,),
+    )  # fmt: skip
+    return found.attached(xr.Dataset())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_members_have_is_joined_by_its_name_where_one_of_them_has_less(size, monkeypatch):
+    monkeypatch.setitem(STUDIES._entries, "uneven", Study(uneven))
+    found = nf.run("uneven", {"members": 3, "at_once": size}, problem=TEACHER["problem"])
+    told = {
+        name: (own["mean"], own["least"], own["most"], own["members"], own["hold"])
+        for name, own in found.finding.record()["statistics"].items()
+    }
+    assert told == {
+        "z": (1.5, 1, 2, 2, 1),
+        "law": (11, 10, 12, 3, 3),
+        "observed order of euler": (2.5, 2, 3, 2, None),
+        "observed order of cayley": (21, 20, 22, 3, None),
+        "Errors: own, L = 4": (5.5, 5, 6, 2, None),
+        "Errors: own, L = 8": (9, 8, 10, 3, None),
+    }
+    assert {*found.finding.checks} == {
+        Check("z", 2.0, 1.5, "largest of 2 members"), Check("law", 12.0, 12.5, "largest of 3 members")
+    }  # fmt: skip
+    assert {(order.rule, order.value, order.over) for order in found.finding.orders} == {
+        ("euler", 2.5, "depths in 2 of 3 members"), ("cayley", 21.0, "depths")
+    }  # fmt: skip
+    assert found.dataset.member_passed.values.tolist() == [True, True, False]
+    whole = nf.run("uneven", {"members.problem.seed": [0, 1], "at_once": size}, problem=TEACHER["problem"]).finding
+    assert whole.passed
+
+
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
     said = [
         {
@@ -421,6 +482,22 @@ def test_an_attribute_that_is_a_text_in_one_member_is_one_in_all(size, monkeypat
     found = nf.run("mixed", {"members": 4, "at_once": size}, problem=TEACHER["problem"]).dataset
     assert found.order.values.tolist() == ["1.5", "undecided", "", "1.5"]
     assert found.member_status.values[2].endswith("it asked Python to end (3)")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_list_of_one_member_does_not_stand_for_all(size, monkeypatch):
+    def telling(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has lists as attributes, some of which differ between members."""
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        lists = {"own": [1.0, seed], "last": [seed // 2, 0], "words": ["a", f"b{seed}"], "rates": [0.5, np.nan]}
+        ended = Finding(study="telling", problem=problem.title, status="ok", verdict="")
+        return ended.attached(xr.Dataset({"number": seed}, attrs=lists | {"names": ["x", "y"]}))
+
+    monkeypatch.setitem(STUDIES._entries, "telling", Study(telling))
+    attributes = nf.run("telling", {"members": 3, "at_once": size}, problem=TEACHER["problem"]).dataset.attrs
+    assert {"own", "last", "words"}.isdisjoint(attributes)
+    np.testing.assert_array_equal(attributes["rates"], [0.5, np.nan])
+    assert list(attributes["names"]) == ["x", "y"]
 
 
 def test_parts_of_another_format_are_computed_again(command, monkeypatch):

@@ -49,6 +49,20 @@ def test_one_balanced_member_of_a_batch_is_enough():
     assert nf.FiniteFlow(2, SEEN).keeps_sign(2 * (theta - torch.eye(2))).tolist() == [True, False]
 
 
+def test_the_member_that_was_carried_across_is_told_so_also_when_it_is_taken_up(tmp_path):
+    theta = torch.stack((factors_of(SMALL, 0.5), factors_of(SMALL, 0.0)))
+    flow, states, times = nf.FiniteFlow(2, SEEN), 2 * (theta - torch.eye(2)), torch.linspace(0, 300, 7)
+    alone = [nf.integrate(flow, state, times, "DOP853", 1e-8).ending for state in states]
+    assert alone == ["ok", "escaped"]
+    kept = {"control": "member", "checkpoint": tmp_path / "c.npz"}
+    early = nf.integrate(flow, states, times[:6], "DOP853", 1e-8, **kept)
+    path = nf.integrate(flow, states, times, "DOP853", 1e-8, **kept)
+    whole = nf.integrate(flow, states, times, "DOP853", 1e-8, control="member")
+    for found in (early, path, whole):
+        assert (found.ending, found.stats["members"]["endings"]) == ("escaped", alone)
+    assert path.status == whole.status
+
+
 @pytest.mark.parametrize("imbalance", [0.5, -0.5, 1e-2])
 def test_layers_that_may_cross_are_left_alone(imbalance):
     theta = factors_of(SMALL, imbalance)

@@ -168,6 +168,12 @@ def test_members_meet_events_where_they_do_alone(method, event):
         assert nf.time.ENDINGS[code] in path.status
 
 
+def test_members_that_run_out_of_wall_time_are_not_told_that_all_is_well():
+    path = nf.integrate(finite(targets(3)), layers(3), TIMES, "DOP853", control="member", max_seconds=1e-9)
+    assert path.ending == "seconds"
+    assert path.stats["members"]["endings"] == ["seconds"] * 3
+
+
 def test_a_member_that_blows_up_does_not_stop_the_others():
     c = torch.tensor([0.0, 0.0, 1.0, 0.0])
     start = torch.eye(2).expand(4, 2, 2).clone()

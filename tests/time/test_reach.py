@@ -35,6 +35,15 @@ def test_a_loss_that_rests_above_its_least_value_is_not_said_to_tend_there():
     assert here == pytest.approx(7, abs=0.01)
 
 
+def test_each_member_is_told_whether_its_target_is_out_of_reach():
+    targets, times = torch.stack((diagonal(2.0, 1.0), diagonal(-0.5, 2.0), diagonal(1.5, -0.2))), [0.0, 2.0, 60.0]
+    path = nf.integrate(limit(targets), torch.eye(2).expand(3, 2, 2), times, "DOP853", control="member")
+    alone = [nf.integrate(limit(target), torch.eye(2), times, "DOP853").ending for target in targets]
+    assert path.stats["members"]["endings"] == alone == ["ok", "unreachable", "unreachable"]
+    assert path.ending == "unreachable"
+    assert "the target of members 1 and 2 of 3 has det < 0" in path.status
+
+
 def test_a_run_at_rest_near_the_boundary_is_said_to_be_out_of_reach_without_being_asked():
     path = nf.integrate(limit(diagonal(-3.0, -2.0, -1.0)), torch.eye(3), [0.0, 1e3], "auto")
     assert path.ending == "unreachable"

@@ -189,3 +189,37 @@ def test_round_off_grows_with_the_number_of_factors():
         )
     assert round_off(nf.ContinuousFlow(nf.DepthGrid.gauss(64, 4), LOSS), torch.float64) < 1e-13
     assert round_off(nf.IntrinsicFlow(LOSS, nf.LogMean()), torch.float64) == 100 * torch.finfo(torch.float64).eps
+
+
+def rough_beside_large():
+    """A small z that the grid does not resolve, to an error that is nothing beside the large one; 10 nodes."""
+    rough = 1e-7 * torch.randn(10, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    large = torch.full((10,), 100.0).log()[:, None, None] * torch.eye(2)
+    return torch.stack((torch.eye(2), 100 * torch.eye(2))), torch.stack((rough, large)), 3e-4
+
+
+def from_zero(*sizes):
+    return torch.tensor(sizes)[:, None, None] * torch.eye(2), torch.zeros(len(sizes), 4, 2, 2), 1.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda: from_zero(1.0, 6.0, 12.0), lambda: from_zero(0.5, 1.0), lambda: from_zero(9.0, 12.0), rough_beside_large],
+)
+def test_each_member_is_told_whether_the_grid_resolves_it(given, tmp_path):
+    targets, W, horizon = given()
+    grid, times = nf.DepthGrid.gauss(1, W.shape[1]), [0.0, 0.3 * horizon, 0.7 * horizon, horizon]
+    accuracy = "DOP853", 1e-9, 1e-12
+
+    def flow(targets):
+        return nf.ContinuousFlow(grid, nf.Quadratic(targets))
+
+    alone = [nf.integrate(flow(target), start, times, *accuracy) for target, start in zip(targets, W, strict=True)]
+    kept = {"control": "member", "checkpoint": tmp_path / "c.npz"}
+    nf.integrate(flow(targets), W, times[:3], *accuracy, **kept)
+    for path in (
+        nf.integrate(flow(targets), W, times, *accuracy, **kept),
+        nf.integrate(flow(targets), W, times, *accuracy, control="member"),
+    ):
+        assert path.stats["members"]["endings"] == [run.ending for run in alone]
+        assert path.ending == ("depth" if "depth" in path.stats["members"]["endings"] else "ok")
