@@ -338,8 +338,8 @@ def write(
     is written; returns what is to be said of that.
     """
     undrawn = ""
-    longer = makes_longer(folder, job.to_yaml())
-    config = job.to_yaml() if longer else (folder / CONFIG).read_text(encoding="utf-8")
+    config = job.to_yaml()
+    longer = makes_longer(folder, config)
     origin = {"config": config, "versions": json.dumps(summary["versions"]), "git_commit": git_commit()}
     dataset = dataset.assign_attrs(origin)
     draw = _drawing(folder, job, dataset, Finding.of(dataset, summary).problem)
@@ -348,7 +348,7 @@ def write(
     results.write(folder / results.FILE, dataset)
     if longer:  # from here on it is a run that has not ended, which the same command goes on with
         (folder / SUMMARY).unlink(missing_ok=True)
-        atomic_write(folder / CONFIG, config.encode())
+    atomic_write(folder / CONFIG, config.encode())  # it may have begun with another budget
     if not member or job.machine.figures in ("all", "png"):
         try:
             shown = draw()
@@ -359,7 +359,7 @@ def write(
             again = f"mend it, and run neuralode-flow-plot {shlex.join([*own, str(folder)])}"
             shown, undrawn = [], f"a figure could not be drawn: {type(error).__name__}: {error}; {again}"
             summary["warnings"] = [*summary["warnings"], undrawn]
-        write_report(folder, summary, dataset, job.to_yaml(), command, shown)
+        write_report(folder, summary, dataset, config, command, shown)
     atomic_write(folder / SUMMARY, _json(summary))
     return undrawn
 

@@ -37,6 +37,8 @@ def test_the_same_command_with_another_budget_goes_on(case, command):
     assert found.status == "ok"
     column = "loss" if "loss" in whole else "z"
     np.testing.assert_allclose(found[column], whole[column], rtol=1e-7, atol=1e-9)
+    texts = [Path(folder, "config.yaml").read_text() for folder in ("r", "whole")]  # without the first budget
+    assert texts[0] == texts[1] == found.attrs["config"] == whole.attrs["config"]
 
 
 @pytest.mark.parametrize(
