@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.losses import Squares
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
 
@@ -238,6 +239,38 @@ def test_a_loss_that_fails_at_one_member_ends_that_member_and_leaves_the_others_
     for i in (0, 2):
         alone = nf.integrate(nf.FiniteFlow(5, Rated(target[i], rate[i])), W[i], times, "DOP853")
         assert torch.equal(alone.z, path.z[:, i])
+
+
+class OfNothing:
+    """½‖R z xᵀ − yᵀ‖² of no samples, or of no outputs: 0."""
+
+    dimension = 3
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __call__(self, z):
+        return torch.zeros(z.shape[:-2])
+
+    def gradient(self, z):
+        return torch.zeros_like(z)
+
+    def squares(self):
+        return Squares(*self.parts)
+
+
+@pytest.mark.parametrize(("rows", "outputs"), [(5, 0), (0, 2), (0, 0)])
+def test_a_square_of_nothing_moves_nothing(rows, outputs):
+    """Its parts have no place in memory, where C would read them."""
+    loss = OfNothing(randn(rows, 3, seed=1), randn(rows, outputs, seed=2), randn(outputs, 3, seed=3))
+    for _, flow, nodes in flows(loss):
+        W = 0.3 * randn(2, nodes, 3, 3, seed=5)
+        for control in ("shared", "member"):
+            assert torch.equal(nf.integrate(flow, W, [0.0, 1.0], control=control).state, W)
+    for kernel in (nf.LogMean(), nf.DividedDifference(torch.zeros(6))):
+        for method in ("dopri5", "auto"):
+            path = nf.integrate(nf.IntrinsicFlow(loss, kernel), torch.eye(3), [0.0, 1.0], method)
+            assert_close(path.z[-1], torch.eye(3), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
