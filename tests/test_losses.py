@@ -109,6 +109,15 @@ def test_a_boundary_above_the_loss_of_a_singular_matrix_is_refused():
         nf.integrate(nf.IntrinsicFlow(Wrong(target, "boundary", None), nf.LogMean()), torch.eye(3), [0.0, 1.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("kernel", [nf.LogMean(), nf.DividedDifference(torch.tensor([0.0, 1.0]))])
+def test_a_gradient_of_another_dtype_is_refused(dtype, kernel):
+    """Half of its digits are lost, or a part of it."""
+    loss = Wrong(torch.eye(3), "gradient", lambda G: G.to(dtype))
+    with pytest.raises(ValueError, match="must have gradients of the dtype of z, torch.float64, got"):
+        nf.integrate(nf.IntrinsicFlow(loss, kernel), 2 * torch.eye(3), [0.0, 1.0])
+
+
 class HalfSquare:
     """½‖z xᵀ − yᵀ‖², of a stranger who says it in his own way."""
 

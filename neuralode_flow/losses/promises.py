@@ -40,6 +40,8 @@ def compare_derivatives(loss: Loss, z: Tensor) -> None:
         raise ValueError(f"{name} must give one number for each z, shape (...), got {batch} for z {tuple(z.shape)}")
     if G.shape != z.shape:
         raise ValueError(f"{name} must have gradients of the shape of z, {tuple(z.shape)}, got {tuple(G.shape)}")
+    if G.dtype != z.dtype:
+        raise ValueError(f"{name} must have gradients of the dtype of z, {z.dtype}, got {G.dtype}")
 
     def inner(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).reshape(*batch, -1).sum(-1)
