@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
+from cases import Weighted, all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
 from neuralode_flow.curvature import (
@@ -568,3 +568,19 @@ def test_the_route_is_the_one_that_the_flow_knows():
     flow.linearised = lambda state: asked.append(state) or exact(state)
     derivative(flow, torch.zeros(32, 2, 2), inner_weights(flow))
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("target", [torch.eye(2), torch.stack([k * torch.eye(2) for k in (1.0, 2.0, 3.0)])])
+@pytest.mark.parametrize("kind", ["layers", "grid"])
+def test_members_whose_loss_has_a_weight_for_each_have_the_spectra_that_they_have_alone(kind, target):
+    loss, grid = Weighted(nf.Quadratic(target), torch.tensor([0.5, 1.0, 2.0])), nf.DepthGrid.gauss(1, 4)
+
+    def flow(loss):
+        return nf.FiniteFlow(4, loss) if kind == "layers" else nf.ContinuousFlow(grid, loss)
+
+    states = 0.3 * randn(3, 4, 2, 2, seed=1)
+    whole = nf.curvature.hessian(flow(loss), states)
+    for k in range(3):
+        alone = nf.curvature.hessian(flow(loss.select((3,), torch.tensor([k]))), states[k : k + 1])
+        for values, known in ((whole.top(2).values, alone.top(2)), (whole.spectrum().values, alone.spectrum())):
+            torch.testing.assert_close(values[k], known.values[0], rtol=1e-12, atol=1e-12)

@@ -109,6 +109,56 @@ def test_a_boundary_above_the_loss_of_a_singular_matrix_is_refused():
         nf.integrate(nf.IntrinsicFlow(Wrong(target, "boundary", None), nf.LogMean()), torch.eye(3), [0.0, 1.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("kernel", [nf.LogMean(), nf.DividedDifference(torch.tensor([0.0, 1.0]))])
+def test_a_gradient_of_another_dtype_is_refused(dtype, kernel):
+    """Half of its digits are lost, or a part of it."""
+    loss = Wrong(torch.eye(3), "gradient", lambda G: G.to(dtype))
+    with pytest.raises(ValueError, match="must have gradients of the dtype of z, torch.float64, got"):
+        nf.integrate(nf.IntrinsicFlow(loss, kernel), 2 * torch.eye(3), [0.0, 1.0])
+
+
+class HalfSquare:
+    """½‖z xᵀ − yᵀ‖², of a stranger who says it in his own way."""
+
+    dimension = 3
+
+    def __init__(self, x, y, said):
+        self.x, self.y, self.said = x, y, said
+
+    def __call__(self, z):
+        return (z @ self.x.mT - self.y.mT).square().sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        return (z @ self.x.mT - self.y.mT) @ self.x
+
+    def squares(self):
+        return self.said(self.x, self.y)
+
+
+SAID = {
+    "twice": lambda x, y: losses.Squares(x, y, weight=torch.tensor(2.0)),
+    "mean": lambda x, y: losses.Squares(x, y, weight=torch.tensor(1 / len(x))),
+    "one member": lambda x, y: losses.Squares(x, y, weight=torch.tensor([1.0, 1.0, 1.5, 1.0])),
+    "turned": lambda x, y: losses.Squares(x.mT, y.mT),
+    "a number": lambda x, y: losses.Squares(x, y, weight=1.0),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
+def test_a_square_that_is_not_that_of_the_gradient_is_refused(said, size):
+    """Engines take whole steps along the one, and the loss is told of the other."""
+    x, target = size * randn(9, 3, seed=0), torch.eye(3)  # at a start where both gradients are 0
+    z, layers = target.expand(4, 3, 3), torch.zeros(4, 5, 3, 3)
+    right = HalfSquare(x, x @ target.mT, losses.Squares)
+    for flow, start in ((nf.IntrinsicFlow(right, nf.LogMean()), z), (nf.FiniteFlow(5, right), layers)):
+        assert nf.integrate(flow, start, [0.0, 1e-20]).status == "ok"
+        flow.loss = HalfSquare(right.x, right.y, SAID[said])
+        with pytest.raises(ValueError, match="the loss HalfSquare says by squares"):
+            nf.integrate(flow, start, [0.0, 1e-20])
+
+
 def test_a_function_that_hides_a_part_from_autograd_is_refused():
     hidden = nf.Custom(lambda z: (z.detach() * z).sum())
     with pytest.raises(ValueError, match="the loss Custom has a gradient that is not its own"):

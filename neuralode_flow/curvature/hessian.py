@@ -165,12 +165,19 @@ class Hessian:
             return
         states = self.state.reshape(-1, *self.one)
         for i, state in enumerate(states):
-            try:
-                self.flow.check(state)
-            except ValueError:
-                yield lambda direction, i=i: self._embedded(direction, i)  # type: ignore[misc]
-            else:
+            if self._stands_alone(state):
                 yield derivative(self.flow, state, self.weights)
+            else:
+                yield lambda direction, i=i: self._embedded(direction, i)  # type: ignore[misc]
+
+    def _stands_alone(self, state: Tensor) -> bool:
+        """Whether the loss has nothing of its own for each member, of which one state has none."""
+        try:
+            self.flow.check(state)
+            with torch.no_grad():
+                return bool(self.flow.loss(self.flow.product(state)).ndim == 0)
+        except (RuntimeError, ValueError):
+            return False
 
     def _embedded(self, direction: Tensor, i: int) -> Tensor:
         whole = torch.zeros_like(self.state).reshape(-1, *self.one)

@@ -31,6 +31,7 @@ class Flow(Protocol):
     3. `product(state)` is z, shape `(..., d, d)`; of a factorisation, of any shape `(..., *shape)`.
     4. `law(state)` is a quantity that the exact flow conserves, shape `(..., n, d, d)`; n = 0 where there is none.
     5. The four of them accept leading batch axes.
+    6. What `velocity` and `product` give may lie where the flow puts the next one.
 
     What else a flow may offer is listed in `flows/capabilities.py`.
     """
@@ -84,6 +85,13 @@ def own_velocity(flow: Any, kind: type[Any]) -> bool:
     """Whether the velocity of a flow is that of its kind, and no subclass or user has put another in its place."""
     own = type(flow).velocity is kind.velocity and "velocity" not in vars(flow)
     return own and unpatched(kind, "velocity")
+
+
+def lends_velocity(flow: Any) -> bool:
+    """Whether a velocity may lie where its flow keeps it, or puts the next one: that of a user's class or object."""
+    home = next((kind for kind in type(flow).__mro__ if "velocity" in vars(kind)), None)
+    library = __name__.partition(".")[0]
+    return home is None or home.__module__.partition(".")[0] != library or not own_velocity(flow, home)
 
 
 def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> Tensor:

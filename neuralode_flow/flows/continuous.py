@@ -284,7 +284,7 @@ class ContinuousFlow:
     def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """`stepped` along the velocity at the state: each node moves when its velocity is found."""
         if type(self.depth) is not Collocation or not own_velocity(self, ContinuousFlow):
-            return self.stepped(state, self.velocity(state), rate, directions, added)
+            return self.stepped(state, self.velocity(state).clone(), rate, directions, added)
         check_layers(state, len(self.grid), "depth nodes")
         return choose(state).descend_flow(self.grid, state, self._downhill, rate, directions, added)
 

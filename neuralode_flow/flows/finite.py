@@ -178,7 +178,7 @@ class FiniteFlow:
     def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """`stepped` along the velocity at the state: each layer moves when its velocity is found."""
         if not own_velocity(self, FiniteFlow):
-            return self.stepped(state, self.velocity(state), rate, directions, added)
+            return self.stepped(state, self.velocity(state).clone(), rate, directions, added)
         check_layers(state, self.depth, "layers")
         return choose(state).descend_chain(state, self._downhill, self.rule, self.depth, rate, directions, added)
 

@@ -69,10 +69,11 @@ class IntrinsicFlow:
     def carrier(self) -> LogPolarFlow | None:
         """The same flow in logarithms, by which it is integrated where det z keeps its sign; None elsewhere.
 
-        A subclass, which may have another velocity, is integrated as it is.
+        A subclass, which may have another velocity, is integrated as it is, and so is one that was given another part.
         """
-        own = type(self) is IntrinsicFlow and "velocity" not in vars(self)
-        if not own or not getattr(self.kernel, "keeps_sign", False):
+        parts = "velocity", "product", "law"
+        given = any(name in vars(self) or not unpatched(IntrinsicFlow, name) for name in parts)
+        if given or type(self) is not IntrinsicFlow or not getattr(self.kernel, "keeps_sign", False):
             return None
         return LogPolarFlow(self.loss, cast(LogKernel, self.kernel), self._rate)
 

@@ -65,6 +65,14 @@ class Squares(NamedTuple):
     readout: Tensor | None = None
     weight: Tensor | None = None
 
+    def gradient(self, z: Tensor) -> Tensor:
+        """That gradient, at z `(..., d, d)`."""
+        image = z if self.x is None else z @ self.x.mT
+        left = (image if self.readout is None else self.readout @ image) - (self.y if self.x is None else self.y.mT)
+        back = left if self.readout is None else self.readout.mT @ left
+        moved = back if self.x is None else back @ self.x
+        return moved if self.weight is None else self.weight[..., None, None] * moved
+
 
 # Losses of a regression by name, as data problems take them: (x, y, readin, readout) → Loss. One whose y holds classes
 # has `encode(name, y)`, which makes the targets (n, d_out) of what stands in a table; they are not standardised then.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..promises import Source, denied
-from .base import PASSED, Loss
+from .base import PASSED, Loss, squares_of
 
 
 def check_derivatives(loss: Any, z: Tensor) -> None:
@@ -29,8 +30,8 @@ def compare_derivatives(loss: Loss, z: Tensor) -> None:
     Raises
     ------
     ValueError
-        If a derivative is beyond doubt not that of the function, a shape is wrong, or `boundary` is above the loss of a
-        singular matrix.
+        If a derivative is beyond doubt not that of the function, a shape is wrong, the gradient is not that of
+        `squares`, or `boundary` is above the loss of a singular matrix.
     """
     name, source = f"the loss {type(loss).__name__}", Source(z.dtype, z.device)
     value, G = loss(z), loss.gradient(z)
@@ -39,6 +40,8 @@ def compare_derivatives(loss: Loss, z: Tensor) -> None:
         raise ValueError(f"{name} must give one number for each z, shape (...), got {batch} for z {tuple(z.shape)}")
     if G.shape != z.shape:
         raise ValueError(f"{name} must have gradients of the shape of z, {tuple(z.shape)}, got {tuple(G.shape)}")
+    if G.dtype != z.dtype:
+        raise ValueError(f"{name} must have gradients of the dtype of z, {z.dtype}, got {G.dtype}")
 
     def inner(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).reshape(*batch, -1).sum(-1)
@@ -59,6 +62,8 @@ def compare_derivatives(loss: Loss, z: Tensor) -> None:
             raise ValueError(
                 f"{name} has a hessian that is not that of its gradient: {found}; mend it, or leave it out"
             )
+    for length in lengths:
+        _check_squares(name, loss, z + length * source(*z.shape), inner)
     _check_boundary(name, loss, z, G)
 
 
@@ -68,6 +73,26 @@ def _lengths(z: Tensor, value: Tensor, G: Tensor) -> list[float]:
     own, left = float(z.norm()) / number, float(value.abs().double().norm()) / max(float(G.norm()), 1e-300) / number
     found = [length for length in (own, left) if 1e-150 < length < 1e150] or [1.0]
     return found[:1] if max(found) < 3 * min(found) else found
+
+
+def _check_squares(name: str, loss: Any, z: Tensor, inner: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Raises where the gradient at z is not that of the square of which a loss says that it is the half."""
+    square = squares_of(loss)
+    if square is None:
+        return
+    said = f"{name} says by squares() of what it is half the square"
+    try:
+        G = loss.gradient(z)
+    except (ArithmeticError, RuntimeError, ValueError):  # outside of where the loss is defined
+        return
+    try:
+        found, fixed = square.gradient(z), square.gradient(torch.zeros_like(z))
+        gap, moved = G - found, found - fixed
+        wrong = inner(gap, gap) > torch.finfo(z.dtype).eps * (inner(fixed, fixed) + inner(moved, moved))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{said}, which has no gradient: {error}") from error
+    if bool(wrong.any()):
+        raise ValueError(f"{said}, and its gradient is another one; mend one of them")
 
 
 def _check_boundary(name: str, loss: Any, z: Tensor, G: Tensor) -> None:

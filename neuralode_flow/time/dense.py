@@ -34,7 +34,7 @@ class Dense:
         before = self.ends[-1]
         times = [before, *(before + (end - before) * NODES[1:-1]).tolist(), end]
         try:
-            values = torch.stack([flow.product(stepper.at(t)) for t in times])
+            values = torch.stack([flow.product(stepper.at(t)).clone() for t in times])
         except FAILURES as error:
             raise Stopped(
                 "velocity", f"the end-to-end map could not be computed inside the step to t = {end:.6g}: {error}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checks import all_finite, count, positive, real
 from ..depth.grid import Profile
-from ..flows.base import Flow
+from ..flows.base import Flow, lends_velocity
 from ..flows.capabilities import Descends, itself_offers, replayed
 from ..interrupt import Request, postponed
 from ..looks import Looks, as_one
@@ -259,6 +259,7 @@ class Descent:
         self.task, self.checkpoint, self.request, self.progress = task, checkpoint, request, progress
         self.grid = FixedGrid(task.flow, _RESOLVED, 0.0, misfit)
         self.checks = True  # the gradients
+        self._lent = lends_velocity(task.flow)
         self._looks = None if task.start.is_cpu else Looks()
         self.n, self.state = 0, task.start
         self.evaluations, self._began = 0, time.perf_counter()
@@ -421,8 +422,8 @@ class Descent:
             direction = self.along(self.n, self.state)
         finally:
             self.checks = True
-        needed = {kept.data_ptr() for kept in (self.state, *self.rule.memory.values())}
-        if direction.data_ptr() in needed:
+        needed = {kept.untyped_storage().data_ptr() for kept in (self.state, *self.rule.memory.values())}
+        if direction.untyped_storage().data_ptr() in needed:
             direction = direction.clone()
         step = self.law.follow(self.state, direction, rate)
         return step.following, step.finite
@@ -460,7 +461,8 @@ class Descent:
 
     def _velocity(self, state: Tensor) -> Tensor:
         self.evaluations += 1
-        return self._seen(self._computed(replayed(self.task.flow), self.task.flow, state))
+        velocity = self._seen(self._computed(replayed(self.task.flow), self.task.flow, state))
+        return velocity.clone() if self._lent else velocity
 
     def _with_loss(self, state: Tensor, loss: Any) -> Tensor:
         other = copy.copy(self.task.flow)

@@ -30,8 +30,8 @@ class Point:
 
     @cached_property
     def z(self) -> Tensor:
-        """The end-to-end map."""
-        return self.flow.product(self.state)
+        """The end-to-end map; a copy, as a flow may put its next one where this one is."""
+        return self.flow.product(self.state).clone()
 
     @cached_property
     def loss(self) -> Tensor:

@@ -111,7 +111,7 @@ class Records:
             seen = self.observe(self.outputs, given(self.grid.flow, state))
             if seen is not None:
                 self._check_observed(seen)
-                self.observed.append(seen)
+                self.observed.append(seen.clone())
         self.outputs += 1
 
     def _check_observed(self, seen: Any) -> None:
@@ -154,7 +154,7 @@ class Records:
         self.times.append(t)
         self.depth_errors.append(depth_error)
         for name, value in values.items():
-            self.columns[name].append(value)
+            self.columns[name].append(value.clone())  # a flow may put its next one where this one is
         self.last = t, state
 
     def _check(self, t: float, values: Mapping[str, Tensor], members: torch.Size) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import all_finite
 from ..depth.engine.explicit import Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps, Place
-from ..flows.base import jacobians, restricted
+from ..flows.base import jacobians, lends_velocity, restricted
 from ..flows.capabilities import (
     KnowsJacobian,
     Linearises,
@@ -83,6 +83,7 @@ class Watch:
         self.members = members
         self.good = good
         self.budget = budget
+        self._lent = lends_velocity(grid.flow)
         self.evaluations, self.products = spent.evaluations, spent.products
         self._started = time.perf_counter() - spent.seconds
         self._derivable: Tensor | None = None  # a state at which the derivative could be taken
@@ -102,7 +103,8 @@ class Watch:
         self._stuck += 1
         if self._stuck > _STAGNATION + _JACOBIANS * state.numel():
             raise Stopped("underflow", f"the step size underflowed at t = {t:.6g}: the tolerance cannot be met there")
-        return self._computed(t, replayed(self.grid.flow), state)
+        found = self._computed(t, replayed(self.grid.flow), state)
+        return found.clone() if self._lent else found
 
     def each(
         self,

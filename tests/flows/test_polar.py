@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from cases import all_losses, distance, positive_matrix, randn
+from torch.testing import assert_close
 
 import neuralode_flow as nf
 from neuralode_flow.time.base import fixed_steps
@@ -229,3 +230,23 @@ def test_log_sigma_of_other_flows_is_that_of_z_and_of_no_matrix_is_refused():
     vector = nf.integrate(nf.FactorizationFlow(lambda t: t**2, nf.Quadratic(torch.ones(3))), torch.ones(3), [0.0, 1.0])
     with pytest.raises(ValueError, match=r"log_sigma is for a z that is a matrix, and this one has shape \(2, 3\)"):
         _ = vector.log_sigma
+
+
+@pytest.mark.parametrize("where", ["object", "class"])
+@pytest.mark.parametrize("control", ["shared", "member"])
+@pytest.mark.parametrize("L", [0, 3])
+def test_a_part_that_was_put_in_place_of_its_own_is_the_one_that_is_asked(where, control, L, monkeypatch):
+    loss, kernel = nf.Quadratic(positive_matrix(2, seed=1)), of_layers(L)
+    start, options = torch.eye(2).expand(2, 2, 2), {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
+    known = nf.integrate(nf.IntrinsicFlow(loss, kernel), start, [0.0, 1.0], **options)
+
+    def moved(name, part):
+        flow = nf.IntrinsicFlow(loss, kernel)
+        given = (lambda self, *more: part(*more)) if where == "class" else part
+        with monkeypatch.context() as patch:
+            patch.setattr(nf.IntrinsicFlow if where == "class" else flow, name, given, raising=False)
+            return nf.integrate(flow, start, [0.0, 1.0], control=control, **options)
+
+    assert_close(moved("product", lambda state: 2 * state).z, 2 * known.z, rtol=1e-8, atol=1e-8)
+    assert_close(moved("velocity", torch.zeros_like).z[-1], known.z[0], rtol=0, atol=0)
+    assert float(moved("law", lambda state: state.det()[..., None, None, None]).drift[-1].min()) > 0.01

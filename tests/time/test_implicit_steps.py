@@ -345,7 +345,8 @@ def test_two_threads_run_at_once_as_one_after_the_other():
 
 
 @pytest.mark.parametrize(
-    "change", ["another", "in place", "of another size", "without a weight", "by velocities for a while"]
+    "change",
+    ["another", "in place", "of another size", "of more samples", "without a weight", "by velocities for a while"],
 )
 def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
     """A run goes where the new target is, wherever that lies in memory."""
@@ -354,12 +355,18 @@ def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
     else:
         loss = nf.Quadratic((positive_matrix(3, seed=1) + 2 * torch.eye(3)).mT)  # not contiguous
     aim = 2 * torch.eye(3)
+    if change == "of more samples":  # of one table: its first samples are where they were
+        loss, table = nf.Regression(torch.eye(3), torch.eye(3)), 3 * randn(90, 3, seed=5)
+        targets = torch.cat((1.5 * table[:3], table[3:] @ aim))
     if change == "without a weight":
         loss = Weighted(nf.Quadratic(aim), torch.tensor(1.0))
 
     def observe(i, state):
         if change == "of another size" and i == 2:
             loss._x, loss._y = longer, longer @ aim
+        elif change == "of more samples":
+            known = slice(0, 3) if i < 2 else slice(0, 90)
+            loss._x, loss._y = table[known], targets[known]
         elif change == "by velocities for a while" and i == 1:
             loss.target = loss.target.clone().requires_grad_()
         elif change == "without a weight" and i == 2:
@@ -375,6 +382,8 @@ def test_a_loss_that_is_changed_on_the_way_is_the_one_that_is_followed(change):
     assert path.stats["history"] == ["stiff from t = 0 on: whole steps of NDF"]
     if change == "without a weight":  # it rests at the end of the step in which it was observed
         assert distance(path.z[-1], path.z[2]) < 0.01 < 0.1 < distance(path.z[-1], aim)
+    elif change == "of more samples":
+        assert distance(path.z[-1], torch.linalg.lstsq(table, targets).solution.mT) < 1e-6
     else:
         assert distance(path.z[-1], aim) < 1e-6
 

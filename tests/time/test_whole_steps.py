@@ -280,6 +280,38 @@ def test_a_loss_that_fails_at_one_member_ends_that_member_and_leaves_the_others_
         assert torch.equal(alone.z, path.z[:, i])
 
 
+class OfNothing:
+    """½‖R z xᵀ − yᵀ‖² of no samples, or of no outputs: 0."""
+
+    dimension = 3
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __call__(self, z):
+        return torch.zeros(z.shape[:-2])
+
+    def gradient(self, z):
+        return torch.zeros_like(z)
+
+    def squares(self):
+        return Squares(*self.parts)
+
+
+@pytest.mark.parametrize(("rows", "outputs"), [(5, 0), (0, 2), (0, 0)])
+def test_a_square_of_nothing_moves_nothing(rows, outputs):
+    """Its parts have no place in memory, where C would read them."""
+    loss = OfNothing(randn(rows, 3, seed=1), randn(rows, outputs, seed=2), randn(outputs, 3, seed=3))
+    for _, flow, nodes in flows(loss):
+        W = 0.3 * randn(2, nodes, 3, 3, seed=5)
+        for control in ("shared", "member"):
+            assert torch.equal(nf.integrate(flow, W, [0.0, 1.0], control=control).state, W)
+    for kernel in (nf.LogMean(), nf.DividedDifference(torch.zeros(6))):
+        for method in ("dopri5", "auto"):
+            path = nf.integrate(nf.IntrinsicFlow(loss, kernel), torch.eye(3), [0.0, 1.0], method)
+            assert_close(path.z[-1], torch.eye(3), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_every_instruction_set_takes_the_same_steps(level):
     flow, tableau = nf.ContinuousFlow(GRID, nf.Quadratic(torch.eye(5))), formula("DOP853").tableau

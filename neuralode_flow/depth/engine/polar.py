@@ -256,7 +256,11 @@ class NdfSteps:
     def _read(self) -> bool:
         """Whether the loss is of the kind that there is room for; its numbers are found again where they have moved."""
         square = squares_of(self._loss)
-        where = None if square is None else [part is not None and (part.data_ptr(), part.stride()) for part in square]
+        where = (
+            None
+            if square is None
+            else [part is not None and (part.data_ptr(), part.shape, part.stride(), part.dtype) for part in square]
+        )
         if where is not None and where == self._where:
             return True
         known = squares.given(self._loss, (), self._steps.d)

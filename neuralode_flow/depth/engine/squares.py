@@ -38,7 +38,11 @@ def given(loss: Any, batch: tuple[int, ...], d: int) -> tuple[Given, Any] | None
         None if part is None else part.contiguous() for part in (square.x, square.readout, square.weight)
     )
     y = square.y.contiguous()
-    known = Given(*(None if part is None else part.data_ptr() for part in (x, y, readout, weight)))
+    parts = x, y, readout, weight
+    known = Given(*(None if part is None else part.data_ptr() for part in parts))
+    # What has no number, or none in memory, is at 0, which C takes for a part that is not there.
+    if any(part is not None and not part.data_ptr() for part in parts):
+        return None
     if weight is not None:
         if not _fits(weight, (), batch):
             return None
@@ -50,7 +54,7 @@ def given(loss: Any, batch: tuple[int, ...], d: int) -> tuple[Given, Any] | None
         fits = y.ndim == 2 and x.shape == (len(y), d) and len(y) * d * d <= _LARGEST
         known.rows, known.outputs = y.shape[:2] if fits else (0, 0)
         fits = fits and (known.outputs == d if readout is None else readout.shape == (known.outputs, d))
-    return (known, (x, y, readout, weight)) if fits else None
+    return (known, parts) if fits else None
 
 
 def _fits(part: Tensor, one: tuple[int, ...], batch: tuple[int, ...]) -> bool:
