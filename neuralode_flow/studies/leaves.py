@@ -19,7 +19,7 @@ from ..losses import Quadratic
 from ..matrices import normal
 from ..signatures import Count, Positive, Seed, at_least, at_most
 from ..time.integrate import integrate
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .leafsearch import (
     DROPPED,
@@ -248,8 +248,8 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         status="ok",
         verdict=f"{int(total.sum())} searches: {said}. After training, M is that of z and the law alone to "
         f"{checks[2].error:.1e}. Of 1-2-2-1, {dataset.sizes['zero']} points at which criterion B holds "
-        f"({float(dataset.chain_change.max()):.1e}) lose it in training (at least "
-        f"{float(dataset.chain_trained.min()):.1e}).",
+        f"({largest_of(dataset.chain_change):.1e}) lose it in training (at least "
+        f"{least_of(dataset.chain_trained):.1e}).",
         claim=Claim(
             "two linear layers along whose training criterion B holds are relaxed balanced, contain a narrower relaxed "
             "balanced network and nothing else, or have a law with one positive eigenvalue, n times, and one negative, "
@@ -287,10 +287,10 @@ def _checks(dataset: xr.Dataset) -> tuple[Check, ...]:
             0.0,
             "their number, one of each kind and width",
         ),
-        Check("criterion B at zeros of 1-2-2-1", float(dataset.chain_change.max()), ZERO, "relative, sup"),
+        Check("criterion B at zeros of 1-2-2-1", largest_of(dataset.chain_change), ZERO, "relative, sup"),
         Check(
             "criterion B at zeros of 1-2-2-1 after training, a control",
-            float(dataset.chain_trained.min()),
+            least_of(dataset.chain_trained),
             _FAR,
             "relative, the least",
             least=True,

@@ -20,7 +20,7 @@ from ..orders import LEAST_POINTS, Order, observed_order, said
 from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis, depth, time
+from .axes import arranged, axis, depth, least_of, time
 from .base import STUDIES, Clock, Progress, Study, whole
 
 # Errors of one target in the paper's setting, at n = 25, 50, 100, 200.
@@ -92,7 +92,7 @@ def _finding(dataset: xr.Dataset, found: Sequence[Order]) -> Finding:
     errors, depths, number = dataset.error_z.values, dataset.depth.values, len(found)
     off = float(np.abs(dataset.order.values - 1).max())  # NaN where one of them is undecided
     nearest = int(np.abs(np.log(errors / _at(depths)[:, None])).sum(axis=0).argmin())
-    left, error_time = float((dataset.loss_beyond[0, -1] - dataset.stall).min()), float(dataset.error_time)
+    left, error_time = least_of(dataset.loss_beyond[0, -1] - dataset.stall), float(dataset.error_time)
     orders = tuple(p._replace(rule=f"z in 1/n, target {k}", expected=1.0) for k, p in enumerate(found, 1))
     return Finding(
         study="residual_scaling",

@@ -14,7 +14,7 @@ from ..finding import Check, Claim, Finding
 from ..signatures import Count, Seed, above, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .scaled_layers import SCALES, trained
 from .wide import (
@@ -303,7 +303,7 @@ def _order(dataset: xr.Dataset, name: str) -> float:
 
 def _off(dataset: xr.Dataset, name: str, other: str) -> xr.DataArray:
     """The largest relative distance of one number from another, by width."""
-    return abs(dataset[name] / dataset[other] - 1).max("draw")
+    return abs(dataset[name] / dataset[other] - 1).max("draw", skipna=False)
 
 
 def _finding(dataset: xr.Dataset, title: str) -> Finding:
@@ -358,7 +358,7 @@ def _gaps(dataset: xr.Dataset) -> str:
 
 
 def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, float]) -> tuple[Check, ...]:
-    bounds, widest = dataset.certified_bounds.max("trained"), dataset.isel(width=-1)
+    bounds, widest = dataset.certified_bounds.max("trained", skipna=False), dataset.isel(width=-1)
     over = "the largest of the certified networks"
     return (
         Check("exponent of the certified width in n, n dimensions, from 1", abs(slopes["equal"] - 1), _SLOPE),
@@ -375,7 +375,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         Check("certified σ_min(F) over the least in training", float(bounds.sel(bound="least")), 1.0, over),
         Check(
             "least σ_min(F) of narrow networks over that at the start, a control",
-            float(dataset.narrow.min()),
+            least_of(dataset.narrow),
             _HALF,
             f"the least of {_NARROW} draws",
         ),
@@ -389,7 +389,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         ),
         Check(
             "late rate from that under the kernel at the end",
-            float(_off(dataset, "rate", "rate_of_the_end").max()),
+            largest_of(_off(dataset, "rate", "rate_of_the_end")),
             _RATE,
             "relative, the largest of all networks",
         ),
@@ -402,7 +402,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         ),
         Check(
             "digits that training fits",
-            float(dataset.accuracy.sel(part="train", when="after").min()),
+            least_of(dataset.accuracy.sel(part="train", when="after")),
             _TRAINED,
             "share, the least over the scales of the start",
             least=True,
