@@ -210,7 +210,9 @@ def _of(dataset: xr.Dataset, side: str, dimension: str = "case") -> xr.Dataset:
 
 
 def _finding(dataset: xr.Dataset) -> Finding:
-    inside, beyond, exchanged = (_of(dataset, side) for side in (INSIDE, BEYOND, EXCHANGED))
+    inside, beyond, exchanged, equal = (_of(dataset, side) for side in (INSIDE, BEYOND, EXCHANGED, EQUAL))
+    one = "one factorisation" if (inside.number == 1).all() else f"up to {inside.number.max():.0f} factorisations"
+    norms = "not at" if largest_of(equal.apart) <= _METRIC else f"by {largest_of(equal.apart):.1e} at"
     medians = dataset.apart.median("draw", skipna=False)
     closed = largest_of(_of(dataset, INSIDE, "flow").flow_apart)
     parted = {name: float(dataset.flow_apart.sel(flow=name).max("time").median()) for name in FLOWS}
@@ -218,11 +220,11 @@ def _finding(dataset: xr.Dataset) -> Finding:
         study="lcn",
         problem=f"Achour, Kohn, Rauhut 2025: linear convolutional networks, {dataset.sizes['draw']} of each kind",
         status="ok",
-        verdict=f"In two dimensions, and in one with strides above 1, z has one factorisation, and M of θ is found "
+        verdict=f"In two dimensions, and in one with strides above 1, z has {one}, and M of θ is found "
         f"from z and the balances alone to {largest_of(inside.apart):.1e}; in one dimension with a stride 1 z has "
         f"{beyond.number.min():.0f} to {beyond.number.max():.0f}, and M of the farthest is off by "
         f"{least_of(_of(medians, BEYOND)):.2g} or more (medians). Two filters of one shape in two dimensions can be "
-        f"exchanged: M is then off by {float(medians.sel(case='plane_equal')):.2g}, and not at equal norms. Training "
+        f"exchanged: M is then off by {float(medians.sel(case='plane_equal')):.2g}, and {norms} equal norms. Training "
         f"follows the flow of z alone to {closed:.1e} on the one side; on the other two starts with one z and one "
         f"balance come {parted['line']:.2g} of ‖z₀‖ apart.",
         claim=Claim(

@@ -259,14 +259,17 @@ def _finding(dataset: xr.Dataset, title: str, slope: float, program: float) -> F
     found = {name: last[name].sel(case="orthogonal").values for name in ("deviation", "third", "stable_rank", "beyond")}
     small, large = _ranks(dataset)
     values = [order.value for order in orders]
+    rates = f"tend to it at orders {least_of(values):.2f} to {largest_of(values):.2f} in 1/t"
+    if np.isnan(values).any():
+        rates = "do not all tend to it at an order that is decided"
     return Finding(
         study="leaky_rank",
         problem=f"Frei, Vardi, Bartlett, Srebro, Hu 2022: leaky ReLU networks, {title}",
         status="ok",
         verdict=f"The gradient flow comes within {found['deviation'].max():.1e} of the direction of the closed network "
         f"of largest margin at t = {float(last['time']):g}, with {found['third'].max():.1e} left of the third singular "
-        f"value and a stable rank of {found['stable_rank'].max():.2f}; direction, margins and rank tend to it at "
-        f"orders {min(values):.2f} to {max(values):.2f} in 1/t. {found['beyond'].max():.1e} of random points are not "
+        f"value and a stable rank of {found['stable_rank'].max():.2f}; direction, margins and rank {rates}. "
+        f"{found['beyond'].max():.1e} of random points are not "
         f"on their side of a hyperplane. From small starts the stable rank of gradient descent is at most {small:.2f} "
         f"from the first step on, from large ones {large:.1f} after it ({float(dataset.step_rank[-1, 0]):.1f} before).",
         claim=Claim(

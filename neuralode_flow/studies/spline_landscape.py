@@ -266,6 +266,9 @@ def _p_value(drawn: np.ndarray, law: Callable[[np.ndarray], np.ndarray]) -> floa
 
 def _finding(dataset: xr.Dataset, title: str, numbers: dict[str, float]) -> Finding:
     met = dataset.where(dataset.smooth, drop=True)
+    negative = int((met.lowest < -_ZERO).sum())
+    none = "none has" if not negative else f"{negative} of them have"
+    counted = "those counted" if (met.zeros == met.counted).all() else "not all those counted"
     most, near = int(met.sizes["network"]), int((met["shift"] < _NEAR).sum())
     return Finding(
         study="spline_landscape",
@@ -274,8 +277,8 @@ def _finding(dataset: xr.Dataset, title: str, numbers: dict[str, float]) -> Find
         verdict=f"Gradient and Hessian are sums over pieces, to {max(numbers['gradient'], numbers['hessian']):.1e}. Of "
         f"{dataset.sizes['network']} runs {most} end in pieces that hold a critical point, {near} of them within "
         f"{_NEAR:g} of it. Its loss, {least_of(met.critical_loss):.1e} to {largest_of(met.critical_loss):.1e}, is "
-        f"that of lines fitted to the pieces, none has a negative eigenvalue, and the {int(met.counted.min())} to "
-        f"{int(met.counted.max())} flat directions are those counted. The first knots have the laws of ratios "
+        f"that of lines fitted to the pieces, {none} a negative eigenvalue, and the {int(met.zeros.min())} to "
+        f"{int(met.zeros.max())} flat directions are {counted}. The first knots have the laws of ratios "
         f"(p = {float(dataset.p[0, 0]):.2f} and {float(dataset.p[1, 1]):.2f}).",
         claim=Claim(
             "in the terms of splines critical points are least-squares fits on pieces, the Hessian is made of moments "

@@ -24,7 +24,7 @@ from .tensortraining import classified, far, to_diagonal, trained
 
 DECOMPOSABLE = KINDS[1:]
 
-_CLOSED, _FLOW, _ORDER, _SHORTFALL = 1e-8, 1e-7, 0.1, 0.2
+_CLOSED, _FLOW, _ORDER, _SHORTFALL, _NEARER = 1e-8, 1e-7, 0.1, 0.2, 0.5
 _CONDITIONS, _FAR, _APART, _EXCESS, _TELLS = 1e-8, 0.1, 1e-4, 1e-3, 1e-2
 
 # Times of the flow that is compared with the closed one, times the gain; of training, times the slowest rate.
@@ -296,6 +296,8 @@ def _checks(
               f"of the margin, {over}"),
         Check("order of the direction, short of the expected one", float((dataset.expected.values - direction).max()),
               _SHORTFALL, f"in 1/margin, largest margins, {over}"),
+        Check("the same order over the expected one", least_of(direction / dataset.expected.values), _NEARER,
+              "the least of the networks; below ½ it is nearer to none", least=True),
         Check("order of the layers to singular vectors, short of the expected one", float(layers.max()), _SHORTFALL,
               f"in 1/margin, largest margins, {over}"),
         Check("conditions of Karush, Kuhn and Tucker at the stationary direction", largest_of(dataset.residual),

@@ -312,6 +312,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
     orders = {name: _order(dataset, name) for name in ("movement", "kernel_change")}
     last = np.diff(np.log(dataset.certified.values[:, -2:]))[:, 0] / np.diff(np.log(sizes[-2:]))[0]
     slack, after = dataset.certified_bounds.values, dataset.accuracy.sel(when="after")
+    keeps = "keeps its bounds" if slack.max() <= 1 else "does not keep all of its bounds"
     test, narrow = after.sel(part="test").values, dataset.narrow.values
     return Finding(
         study="width",
@@ -319,7 +320,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         status="ok",
         verdict=f"The width from which a standard start certifies its training grows like n^{slopes['equal']:.2f} for "
         f"samples in n dimensions and like n^{slopes['fixed']:.2f} in a fixed dimension, n^{last[1]:.2f} at last; in "
-        f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training keeps its bounds, with factors of "
+        f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training {keeps}, with factors of "
         f"{1 / slack[:, 0].max():.1f}, {1 / slack[:, 1].max():.0f} and {1 / slack[:, 2].max():.1f} to spare in rate, "
         f"movement and σ_min. {_gaps(dataset)} As the width grows W moves less at order {orders['movement']:.2f}, the "
         f"kernel at {orders['kernel_change']:.2f}. On handwritten digits the scale of the layers leaves the accuracy "
@@ -351,10 +352,14 @@ def _gaps(dataset: xr.Dataset) -> str:
     both = [n for n in dataset["fitted"].values.tolist() if n in dataset["size"].values]
     certified, enough = dataset.certified.sel(family="fixed"), dataset.enough
     told = [
-        f"a width of {float(enough.sel(fitted=n)):g} fits {n} samples, {float(certified.sel(size=n)):.1e} is certified"
+        f"{_fits(float(enough.sel(fitted=n)))} {n} samples, {float(certified.sel(size=n)):.1e} is certified"
         for n in both
     ]
     return "; ".join(told) + "." if told else ""
+
+
+def _fits(width: float) -> str:
+    return f"no width up to {_MOST_FITTED} fits" if np.isnan(width) else f"a width of {width:g} fits"
 
 
 def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, float]) -> tuple[Check, ...]:
