@@ -306,7 +306,7 @@ def _checks(dataset: xr.Dataset, met: xr.Dataset, numbers: dict[str, float]) -> 
         Check("gradient at critical points, by autograd", largest_of(met.gradient), _ROUND_OFF, over),
         Check(
             "gradient where a sample has crossed a knot, a control",
-            float(others.median(skipna=False)),
+            float(others.median(skipna=False)) if others.size else np.nan,
             _MOVED,
             "median",
             least=True,

@@ -164,3 +164,10 @@ def test_orders_that_are_not_decided_are_not_those_of_a_limit():
     found = small("leaky_rank", horizon=1e-3)
     assert "do not all tend to it at an order that is decided" in verdict(found)
     assert "tend to it at orders" in verdict(small("leaky_rank"))
+
+
+@pytest.mark.parametrize(("rule", "alone"), [("gd", True), ("sign", False)])
+def test_rules_that_are_not_tried_are_not_claimed(rule, alone):
+    claim = Finding.of(small("universality", rules=[rule])).claim
+    assert claim.text.startswith("for every step rule that turns with the gradient") == alone
+    assert rule in claim.measured
