@@ -11,6 +11,7 @@ import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.studies import (
     STUDIES,
+    learning_rate,
     perceptron,
     residual_scaling,
     scalar_blocks,
@@ -171,3 +172,10 @@ def test_rules_that_are_not_tried_are_not_claimed(rule, alone):
     claim = Finding.of(small("universality", rules=[rule])).claim
     assert claim.text.startswith("for every step rule that turns with the gradient") == alone
     assert rule in claim.measured
+
+
+def test_a_flow_on_z_that_is_not_the_modified_one_is_no_control(monkeypatch):
+    closed = learning_rate.closed_on_z
+    assert failing(small("learning_rate")) == set()
+    monkeypatch.setattr(learning_rate, "closed_on_z", lambda loss, rate: closed(loss, 1.2 * rate))
+    assert failing(small("learning_rate")) == {"part of η in dz/dt that closed on z misses at the start"}
