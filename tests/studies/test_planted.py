@@ -11,6 +11,7 @@ import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.studies import (
     STUDIES,
+    lcn,
     learning_rate,
     perceptron,
     residual_scaling,
@@ -179,3 +180,14 @@ def test_a_flow_on_z_that_is_not_the_modified_one_is_no_control(monkeypatch):
     assert failing(small("learning_rate")) == set()
     monkeypatch.setattr(learning_rate, "closed_on_z", lambda loss, rate: closed(loss, 1.2 * rate))
     assert failing(small("learning_rate")) == {"part of η in dz/dt that closed on z misses at the start"}
+
+
+def test_a_verdict_says_what_the_checks_beside_it_say():
+    found = small("lcn")
+    assert "z has one factorisation," in verdict(found)
+    assert "z has up to 2 factorisations," in lcn._finding(found.assign(number=found.number.clip(min=2))).verdict
+    assert "and by 1.0e+00 at equal norms" in lcn._finding(found.assign(apart=found.apart * 0 + 1)).verdict
+    found = small("width")
+    assert "training keeps its bounds" in verdict(found)
+    slack = found.certified_bounds * 0 + 1.1
+    assert "does not keep all of its bounds" in width._finding(found.assign(certified_bounds=slack), "").verdict
