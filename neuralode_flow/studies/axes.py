@@ -1,4 +1,4 @@
-"""The axes of datasets, with their units, and variables with their long names: each made here."""
+"""The axes of datasets, with their units, variables with their long names, and the extremes of these."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def depth(depths: Sequence[int], long_name: str = "number of layers L") -> Axis:
 def array(values: Any) -> np.ndarray:
     """A NumPy array of numbers, texts or a tensor on any device."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def largest_of(values: Any) -> float:
+    """The largest of some numbers; NaN where one of them is: xarray leaves it out by itself, and it holds nothing."""
+    return float(np.max(array(values)))
+
+
+def least_of(values: Any) -> float:
+    """The least of some numbers; NaN where one of them is."""
+    return float(np.min(array(values)))
 
 
 def arranged(

@@ -20,7 +20,7 @@ from ..intrinsic.systems.base import check_system, closed_velocity_error
 from ..time.endings import REACHED
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory, at_times, stopped
-from .axes import arranged, time
+from .axes import arranged, largest_of, time
 from .base import STUDIES, Clock, Progress, Study
 
 # A control must be left by this part of ‖z‖.
@@ -175,7 +175,7 @@ def _errors(dataset: xr.Dataset, checks: Mapping[str, float]) -> dict[str, float
     errors = {}
     if "distance_closed" in dataset:
         errors[f"z against {dataset.attrs['route']}"] = float(dataset.distance_closed.max(skipna=False))
-    return errors | {"drift of the conservation laws": float(dataset.law_drift.max())} | dict(checks)
+    return errors | {"drift of the conservation laws": largest_of(dataset.law_drift)} | dict(checks)
 
 
 def _moved(dataset: xr.Dataset) -> float:
@@ -232,7 +232,7 @@ def _finding(
             "system": system.name,
             "source": system.source,
             "errors": errors,
-            "law_drift": float(dataset.law_drift.max()),
+            "law_drift": largest_of(dataset.law_drift),
             "control_left": left,
             "reached_time": float(dataset.time[-1]),
             "compared_time": _compared(dataset),

@@ -15,7 +15,7 @@ from ..finding import Check, Claim, Finding
 from ..orders import Order, observed_order, said_each
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, distinct, each, increasing, known
 from . import blockdepth, blockgrowth
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study
 from .blockgrowth import FACTORS, HOMOGENEOUS, Gain, critical, crossing, rates
 from .blocks import ACTIVATIONS, against_chain_rule, digits, powers
@@ -280,7 +280,7 @@ def _norm_gap(dataset: xr.Dataset) -> xr.DataArray:
 
 def _exactness(dataset: xr.Dataset) -> float:
     """‖H_k − G_k‖/‖H_k‖, the largest over layers and draws of linear and ReLU networks."""
-    return float((dataset.dropped / dataset.exact)[:2].max())
+    return largest_of((dataset.dropped / dataset.exact)[:2])
 
 
 def _checks(
@@ -298,7 +298,7 @@ def _checks(
         ),
         Check(
             "distance from the limit of the other kind of layers, a control",
-            float(dataset.error_other[:, -1].min()),
+            least_of(dataset.error_other[:, -1]),
             _OTHER,
             "relative, at the largest L, least over the rules",
             least=True,
@@ -307,13 +307,13 @@ def _checks(
 
 
 def _checks_ofagainst_chain_rule(dataset: xr.Dataset) -> tuple[Check, ...]:
-    over, last = "largest over layers and draws", float((dataset.dropped / dataset.exact)[2:, -1].max())
+    over, last = "largest over layers and draws", largest_of((dataset.dropped / dataset.exact)[2:, -1])
     return (
         Check("blocks of the chain rule from exact ones, linear and ReLU", _exactness(dataset), _ROUND_OFF, over),
         Check("the same at the last layer, tanh", last, _ROUND_OFF, "largest over gains and draws"),
         Check(
             "norm that the chain rule misses at the first layer, tanh of the least gain, a control",
-            float(_norm_gap(dataset)[2, 0].min()),
+            least_of(_norm_gap(dataset)[2, 0]),
             _FAR,
             "relative, the least of the draws",
             least=True,
@@ -324,7 +324,7 @@ def _checks_ofagainst_chain_rule(dataset: xr.Dataset) -> tuple[Check, ...]:
 
 def _checks_of_growth(dataset: xr.Dataset, width: int, gains: dict[str, list[Gain]]) -> tuple[Check, ...]:
     growth = rates(dataset.deep.values, dataset.log_real.values).mean(-1)
-    two_layers = float(np.abs(dataset.log_norm[:, 0].mean("repeat") - dataset.log_edge[:, 0]).max())
+    two_layers = largest_of(np.abs(dataset.log_norm[:, 0].mean("repeat", skipna=False) - dataset.log_edge[:, 0]))
     two, three = "linear and ReLU, the larger", "linear, ReLU and tanh, the largest"
     finite = {name: _FINITE / width + _ERRORS * max(gain.error for gain in gains[name]) for name in ("trace", "edge")}
     return (
@@ -361,7 +361,7 @@ def _checks_of_growth(dataset: xr.Dataset, width: int, gains: dict[str, list[Gai
 
 
 def _checks_of_training(dataset: xr.Dataset) -> tuple[Check, ...]:
-    along, factor = dataset.trained_dropped.max("inner").values, dataset.factor.values
+    along, factor = dataset.trained_dropped.max("inner", skipna=False).values, dataset.factor.values
     off, unstable = _off_expected(dataset), dataset.ratio.values > 1
     above, over = float(factor[unstable].min()), "largest over layers"
     return (

@@ -18,7 +18,7 @@ from ..orders import LEAST_POINTS, Order, observed_order, said_each
 from ..signatures import Seed, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis, depth, time
+from .axes import arranged, axis, depth, largest_of, least_of, time
 from .base import STUDIES, Clock, Progress, Study, whole
 from .deltalayers import DEPTH_GATES, Gate, Profiles, age, gate, limit_gate, shortcut, unit
 
@@ -228,7 +228,7 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
     T = float(end.time)
     products = T * end.loss.sel(target="reflection").values
     crossed = end.det_layers.sel(gate="sigmoid").values
-    stalled = float(dataset.loss_layers.sel(gate="limit").min())
+    stalled = least_of(dataset.loss_layers.sel(gate="limit"))
     values = said_each(dict(zip(RULES, orders[: len(RULES)], strict=True)))
     return Finding(
         study="delta_rewrite",
@@ -260,14 +260,14 @@ def _finding(dataset: xr.Dataset, d: int, layers: int, draws: int) -> Finding:
 def _checks(dataset: xr.Dataset, orders: Sequence[Order], pace: float) -> tuple[Check, ...]:
     end, T = dataset.isel(time=-1), float(dataset.time[-1])
     quarter = np.abs(T * end.loss - 0.25)
-    reflection, partial = float(quarter.sel(target="reflection").max()), float(quarter.sel(target="partial").min())
+    reflection, partial = largest_of(quarter.sel(target="reflection")), least_of(quarter.sel(target="partial"))
     off = float(np.max([abs(order.value - order.expected) for order in orders]))  # NaN where one is undecided
     left = float(np.min([abs(order.value - 2) for order in orders if "left" in order.rule]))
     unscaled = float(dataset.error_unscaled[-1])
-    from_above = float(dataset.det_layers.isel(time=0).min()) > 0
-    crossed = float(end.det_layers.sel(gate="sigmoid").max()) if from_above else np.nan
-    stalled = float(dataset.loss_layers.sel(gate="limit").min())
-    beyond = float((dataset.loss / dataset.infimum).sel(target="beyond").min())
+    from_above = least_of(dataset.det_layers.isel(time=0)) > 0
+    crossed = largest_of(end.det_layers.sel(gate="sigmoid")) if from_above else np.nan
+    stalled = least_of(dataset.loss_layers.sel(gate="limit"))
+    beyond = least_of((dataset.loss / dataset.infimum).sel(target="beyond"))
     draws, least = "largest over the draws", "least over t and the draws"
     return (
         Check(f"age of 2 − β at a reflection against time, from t = {_LATE:g}", pace, _LAW, f"relative, {draws}"),
@@ -278,7 +278,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order], pace: float) -> tuple[
         Check("distance of X with gates without 1/L, a control", unscaled, _APART, "at the finest depth", least=True),
         Check("det z of several blocks at the end, from above 0", crossed, _ACROSS, draws),
         Check("loss of several blocks with the gates of the limit, a control", stalled, _STALL, least, least=True),
-        Check("largest singular value of one block over 1", float(dataset.norm.max()) - 1, _NORM, "sup over t"),
+        Check("largest singular value of one block over 1", largest_of(dataset.norm) - 1, _NORM, "sup over t"),
         Check("loss of a target out of reach over ½Σ(σ − 1)₊², a control", beyond, 1 - _NORM, least, least=True),
         Check("error in time of the loss of one block", float(dataset.error_loss), norm="sup over t"),
         Check("drift of ‖k‖²", float(dataset.drift), norm="sup over t"),

@@ -14,7 +14,7 @@ from ..finding import Check, Claim, Finding
 from ..intrinsic.paths import ReluDag
 from ..matrices import normal
 from ..signatures import Seed, above, at_least, at_most
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study
 from .realisation import Layers, drawn, from_paths, jacobian, path_slopes, rank, recovered, seen
 
@@ -210,7 +210,7 @@ def _finding(dataset: xr.Dataset, samples: int) -> Finding:
         f"whose neurons switch within the samples, and what the samples see less the neurons in all but {misses} of "
         f"{told['rank'].size}; with a dead neuron it is at least {dead} less, with twins {twins}. Of networks with "
         f"normal biases {free_full:.0%} have the full rank. {searches}; from Φ and signs θ is "
-        f"recovered to {float(dataset.from_paths.max()):.1e}.",
+        f"recovered to {largest_of(dataset.from_paths):.1e}.",
         claim=Claim(
             "a ReLU network is locally identifiable, up to rescaling, from its outputs at finitely many samples; an "
             "embedding that rescaling leaves as it is represents them linearly",
@@ -243,7 +243,7 @@ def _checks(dataset: xr.Dataset, told: xr.Dataset, full: float) -> tuple[Check, 
     return (
         Check(
             "rank above the parameters that samples see minus active neurons",
-            float((told["rank"] - told.predicted).max()),
+            largest_of(told["rank"] - told.predicted),
             0.0,
             f"{over}, dead and twin neurons too",
         ),
@@ -257,43 +257,43 @@ def _checks(dataset: xr.Dataset, told: xr.Dataset, full: float) -> tuple[Check, 
         Check("share of ranks that are parameters minus hidden neurons", full, _SHARE, least=True),
         Check(
             "smallest singular value kept over the largest dropped",
-            float((told.kept / told.dropped).min()),
+            least_of(told.kept / told.dropped),
             _GAP,
             least,
             least=True,
         ),
         Check(
             "what a dead neuron takes from the rank, a control",
-            float(dataset.missing.sel(kind="dead").min()),
+            least_of(dataset.missing.sel(kind="dead")),
             1.0,
             least,
             least=True,
         ),
         Check(
             "what twins take from the rank, a control",
-            float(dataset.missing.sel(kind="twin").min()),
+            least_of(dataset.missing.sel(kind="twin")),
             1.0,
             least,
             least=True,
         ),
         Check(
             "rank of the derivative of Φ off parameters minus hidden neurons",
-            float(np.abs(dataset.path_missing).max()),
+            largest_of(np.abs(dataset.path_missing)),
             0.0,
             over,
         ),
-        Check("Φ under rescaling", float(dataset.rescaled.max()), _ROUND_OFF, over),
+        Check("Φ under rescaling", largest_of(dataset.rescaled), _ROUND_OFF, over),
         Check(
             "Φ where only incoming weights are multiplied, a control",
-            float(dataset.other.median("draw").min()),
+            least_of(dataset.other.median("draw", skipna=False)),
             _APART,
             medians,
             least=True,
         ),
-        Check("outputs from A Φ at the same activations", float(dataset.linear.max()), _ROUND_OFF, over),
+        Check("outputs from A Φ at the same activations", largest_of(dataset.linear), _ROUND_OFF, over),
         Check(
             "outputs from A Φ at other activations, a control",
-            float(dataset.switched.median("draw").min()),
+            least_of(dataset.switched.median("draw", skipna=False)),
             _APART,
             medians,
             least=True,
@@ -317,10 +317,10 @@ def _checks(dataset: xr.Dataset, told: xr.Dataset, full: float) -> tuple[Check, 
             least,
             least=True,
         ),
-        Check("θ from Φ and its signs, up to rescaling", float(dataset.from_paths.max()), _ROUND_OFF, over),
+        Check("θ from Φ and its signs, up to rescaling", largest_of(dataset.from_paths), _ROUND_OFF, over),
         Check(
             "outputs with the signs of a neuron turned, which Φ does not see, a control",
-            float(dataset.from_paths_alone.median("draw").min()),
+            least_of(dataset.from_paths_alone.median("draw", skipna=False)),
             _APART,
             medians,
             least=True,

@@ -17,7 +17,7 @@ from ..losses import Quadratic
 from ..matrices import normal
 from ..signatures import Positive, Seed, at_least, at_most
 from ..time.integrate import integrate
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .filters import Factorisation, Filters, balanced, factorisations, projected
 
@@ -210,25 +210,27 @@ def _of(dataset: xr.Dataset, side: str, dimension: str = "case") -> xr.Dataset:
 
 
 def _finding(dataset: xr.Dataset) -> Finding:
-    inside, beyond, exchanged = (_of(dataset, side) for side in (INSIDE, BEYOND, EXCHANGED))
-    medians = dataset.apart.median("draw")
-    closed = float(_of(dataset, INSIDE, "flow").flow_apart.max())
+    inside, beyond, exchanged, equal = (_of(dataset, side) for side in (INSIDE, BEYOND, EXCHANGED, EQUAL))
+    one = "one factorisation" if (inside.number == 1).all() else f"up to {inside.number.max():.0f} factorisations"
+    norms = "not at" if largest_of(equal.apart) <= _METRIC else f"by {largest_of(equal.apart):.1e} at"
+    medians = dataset.apart.median("draw", skipna=False)
+    closed = largest_of(_of(dataset, INSIDE, "flow").flow_apart)
     parted = {name: float(dataset.flow_apart.sel(flow=name).max("time").median()) for name in FLOWS}
     return Finding(
         study="lcn",
         problem=f"Achour, Kohn, Rauhut 2025: linear convolutional networks, {dataset.sizes['draw']} of each kind",
         status="ok",
-        verdict=f"In two dimensions, and in one with strides above 1, z has one factorisation, and M of θ is found "
-        f"from z and the balances alone to {float(inside.apart.max()):.1e}; in one dimension with a stride 1 z has "
+        verdict=f"In two dimensions, and in one with strides above 1, z has {one}, and M of θ is found "
+        f"from z and the balances alone to {largest_of(inside.apart):.1e}; in one dimension with a stride 1 z has "
         f"{beyond.number.min():.0f} to {beyond.number.max():.0f}, and M of the farthest is off by "
-        f"{float(_of(medians, BEYOND).min()):.2g} or more (medians). Two filters of one shape in two dimensions can be "
-        f"exchanged: M is then off by {float(medians.sel(case='plane_equal')):.2g}, and not at equal norms. Training "
+        f"{least_of(_of(medians, BEYOND)):.2g} or more (medians). Two filters of one shape in two dimensions can be "
+        f"exchanged: M is then off by {float(medians.sel(case='plane_equal')):.2g}, and {norms} equal norms. Training "
         f"follows the flow of z alone to {closed:.1e} on the one side; on the other two starts with one z and one "
         f"balance come {parted['line']:.2g} of ‖z₀‖ apart.",
         claim=Claim(
             "for two or more dimensions, and for one if all strides are above one, z follows a Riemannian gradient "
             "flow whose metric the balances of the start determine",
-            measured=float(inside.apart.max()),
+            measured=largest_of(inside.apart),
             published=0.0,
             figure="Achour 2025",
         ),
@@ -243,49 +245,49 @@ def _finding(dataset: xr.Dataset) -> Finding:
 
 def _checks(dataset: xr.Dataset, inside: xr.Dataset, beyond: xr.Dataset, exchanged: xr.Dataset) -> tuple[Check, ...]:
     equal = _of(dataset, EQUAL)
-    apart = dataset.flow_apart.max("time")
+    apart = dataset.flow_apart.max("time", skipna=False)
     over = "sup over kinds and draws, over ‖M‖"
     medians = "least of the medians of kinds, over ‖M‖"
     return (
         Check(
             "M from z and the balances alone against autograd, strides or two dimensions",
-            float(inside.apart.max()),
+            largest_of(inside.apart),
             _METRIC,
             over,
         ),
-        Check("factorisations there off one", float(np.abs(inside.number - 1).max()), 0.0, "sup over kinds and draws"),
-        Check("M of the factorisation that is θ against autograd, all kinds", float(dataset.near.max()), _METRIC, over),
+        Check("factorisations there off one", largest_of(np.abs(inside.number - 1)), 0.0, "sup over kinds and draws"),
+        Check("M of the factorisation that is θ against autograd, all kinds", largest_of(dataset.near), _METRIC, over),
         Check(
             "M of another factorisation, one dimension with a stride 1, a control",
-            float(beyond.apart.median("draw").min()),
+            least_of(beyond.apart.median("draw", skipna=False)),
             _APART,
             medians,
             least=True,
         ),
         Check(
             "M of exchanged filters of one shape, two dimensions, a control",
-            float(exchanged.apart.median("draw").min()),
+            least_of(exchanged.apart.median("draw", skipna=False)),
             _APART,
             medians,
             least=True,
         ),
-        Check("the same of equal norms", float(equal.apart.max()), _METRIC, over),
-        Check("factorisations of equal norms off two", float(np.abs(equal.number - 2).max()), 0.0, "sup over draws"),
+        Check("the same of equal norms", largest_of(equal.apart), _METRIC, over),
+        Check("factorisations of equal norms off two", largest_of(np.abs(equal.number - 2)), 0.0, "sup over draws"),
         Check(
             "largest rest of a divisor that is a filter over the least of one that is none",
-            float(dataset.accepted.max() / dataset.rejected.min()),
+            largest_of(dataset.accepted) / least_of(dataset.rejected),
             _GAP,
         ),
-        Check("composed filter from layer after layer", float(dataset.composed.max()), _COMPOSED, "sup over kinds"),
+        Check("composed filter from layer after layer", largest_of(dataset.composed), _COMPOSED, "sup over kinds"),
         Check(
             "training from the flow of z alone, strides or two dimensions",
-            float(_of(apart.to_dataset(), INSIDE, "flow").flow_apart.max()),
+            largest_of(_of(apart.to_dataset(), INSIDE, "flow").flow_apart),
             _CLOSED,
             "sup over time, starts and kinds, over ‖z₀‖",
         ),
         Check(
             "trainings with one z₀ and one balance, one dimension with stride 1 or exchanged filters, a control",
-            float(min(apart.sel(flow=name).median() for name in FLOWS if CASES[name].side != INSIDE)),
+            least_of([apart.sel(flow=name).median(skipna=False) for name in FLOWS if CASES[name].side != INSIDE]),
             _FLOWS_APART,
             "least of the medians of kinds, sup over time, over ‖z₀‖",
             least=True,

@@ -12,6 +12,7 @@ from torch.nn.functional import leaky_relu, softplus
 
 from ..losses import Loss
 from ..problems.handwritten import digit_pair
+from .axes import largest_of
 from .margin import largest_margin
 
 _FAR = 30.0  # a margin from which log log(1 + exp(−m)) is −m to round-off
@@ -158,7 +159,7 @@ def stationarity(network: Network, closed: Limit) -> float:
     W = torch.as_tensor(closed.weights(network))
     pulled = torch.einsum("i,imd->md", torch.as_tensor(closed.dual), network.slopes(W))
     off = float((network.margins(W) - 1).abs().max())
-    return max(float((W - pulled).norm() / W.norm()), off, float(-closed.dual.min()))
+    return largest_of([float((W - pulled).norm() / W.norm()), off, -closed.dual.min()])
 
 
 def apart(network: Network, closed: Limit) -> float:
@@ -166,7 +167,7 @@ def apart(network: Network, closed: Limit) -> float:
     W = torch.as_tensor(closed.weights(network))
     margin = largest_margin(network.slopes(W).flatten(1).cpu().numpy())
     found = (W / W.norm()).flatten().cpu().numpy()
-    return max(float(np.linalg.norm(found - margin.direction)), margin.gap)
+    return largest_of([np.linalg.norm(found - margin.direction), margin.gap])
 
 
 def deviation(W: np.ndarray, wanted: np.ndarray) -> np.ndarray:

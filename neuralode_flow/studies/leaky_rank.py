@@ -17,7 +17,7 @@ from ..orders import Order, observed_order
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, below, distinct, each, increasing
 from ..time.descend import descend
 from ..time.integrate import integrate
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .homogeneous import MeanLogistic
 from .leaky import LOSSES, Limit, Network, apart, correlated, deviation, digits, limit, stable_rank, stationarity
@@ -259,14 +259,17 @@ def _finding(dataset: xr.Dataset, title: str, slope: float, program: float) -> F
     found = {name: last[name].sel(case="orthogonal").values for name in ("deviation", "third", "stable_rank", "beyond")}
     small, large = _ranks(dataset)
     values = [order.value for order in orders]
+    rates = f"tend to it at orders {least_of(values):.2f} to {largest_of(values):.2f} in 1/t"
+    if np.isnan(values).any():
+        rates = "do not all tend to it at an order that is decided"
     return Finding(
         study="leaky_rank",
         problem=f"Frei, Vardi, Bartlett, Srebro, Hu 2022: leaky ReLU networks, {title}",
         status="ok",
         verdict=f"The gradient flow comes within {found['deviation'].max():.1e} of the direction of the closed network "
         f"of largest margin at t = {float(last['time']):g}, with {found['third'].max():.1e} left of the third singular "
-        f"value and a stable rank of {found['stable_rank'].max():.2f}; direction, margins and rank tend to it at "
-        f"orders {min(values):.2f} to {max(values):.2f} in 1/t. {found['beyond'].max():.1e} of random points are not "
+        f"value and a stable rank of {found['stable_rank'].max():.2f}; direction, margins and rank {rates}. "
+        f"{found['beyond'].max():.1e} of random points are not "
         f"on their side of a hyperplane. From small starts the stable rank of gradient descent is at most {small:.2f} "
         f"from the first step on, from large ones {large:.1f} after it ({float(dataset.step_rank[-1, 0]):.1f} before).",
         claim=Claim(
@@ -293,7 +296,7 @@ def _ranks(dataset: xr.Dataset) -> tuple[float, float]:
     """The largest stable rank from the first step on of small starts, and the least after one step of large ones."""
     small = dataset.step_rank.where(dataset["scale"] <= _SMALL, drop=True).isel(step=slice(1, None))
     large = dataset.step_rank.where(dataset["scale"] >= _LARGE, drop=True).isel(step=1)
-    return float(small.max()), float(large.min())
+    return largest_of(small), least_of(large)
 
 
 def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted: float) -> tuple[Check, ...]:
@@ -312,7 +315,7 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
         Check("near orthogonality over 3/γ³, as the theorem asks", near[0] / wanted, 1.0, least=True),
         Check("the closed limit from the conditions of Karush, Kuhn and Tucker", stationary[0], _ROUND_OFF),
         Check("the closed limit from the quadratic program", program, _PROGRAM, "of directions"),
-        Check("points beyond the hyperplane over the distance from the limit", float(beyond.max()), 1.0, over),
+        Check("points beyond the hyperplane over the distance from the limit", largest_of(beyond), 1.0, over),
         Check("stable rank from the first step on, small starts", small, _RANK, "sup over steps and starts"),
         Check(
             "stable rank after one step over that before, large starts, a control",
@@ -323,32 +326,32 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
         ),
         Check(
             "distance from the closed form on correlated data, a control",
-            float(last.deviation.sel(case="correlated").min()),
+            least_of(last.deviation.sel(case="correlated")),
             _APART,
             "the least of both losses",
             least=True,
         ),
         Check("conditions of Karush, Kuhn and Tucker on correlated data, a control", stationary[1], _APART, least=True),
         Check(
-            "near orthogonality of digits over 3/γ³, a control", float(dataset.digits_near.max()) / wanted, _FAR, pixels
+            "near orthogonality of digits over 3/γ³, a control", largest_of(dataset.digits_near) / wanted, _FAR, pixels
         ),
         Check(
             "conditions of Karush, Kuhn and Tucker on digits, a control",
-            float(dataset.digits_stationarity.min()),
+            least_of(dataset.digits_stationarity),
             _APART,
             pixels,
             least=True,
         ),
         Check(
             "distance from the closed limit at the same time, large start, a control",
-            float(last.deviation.sel(case="large_start").min()),
+            least_of(last.deviation.sel(case="large_start")),
             _APART,
             "the least of both losses",
             least=True,
         ),
         Check(
             "points beyond the hyperplane, large start, a control",
-            float(last.beyond.sel(case="large_start").min()),
+            least_of(last.beyond.sel(case="large_start")),
             _FAR,
             "the least of both losses",
             least=True,

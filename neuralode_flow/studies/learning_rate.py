@@ -33,11 +33,12 @@ from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, time
 from .base import STUDIES, Clock, Progress, Study, whole
+from .realisation import forward_mode
 
 Steps = Annotated[Sequence[int], distinct, each(at_least(1)), increasing]
 
 # How far an order may be from its own; the largest of the control; the least at which the constants converge in 1/L.
-_ORDER, _CONTROL, _UNIFORM = 0.1, 1.5, 0.5
+_ORDER, _CONTROL, _UNIFORM, _OWN = 0.1, 1.5, 0.5, 0.01
 
 # Relative to the size of W²: above it a start is not relaxed balanced, and no flow of z alone is near.
 _UNBALANCED = 1e-4
@@ -50,6 +51,7 @@ LONG_NAMES = {
     "gap_closed": "Frobenius distance of z of the modified flow from that closed on z, infinite depth",
     "error_flow": "sup over time of gap_flow",
     "error_modified": "sup over time of gap_modified",
+    "closed_missed": "what closed on z misses at the start of the part of η in dz/dt of the modified flow, relative",
     "error_closed": "sup over time of gap_closed",
     "order_flow": "observed order of error_flow in the learning rate",
     "order_modified": "observed order of error_modified in the learning rate",
@@ -182,7 +184,17 @@ def _paths(clock: Clock, start: _Start, L: int, k: int, ticks: Tensor, *, closed
         return {"descent": descent, "modified": modified}
     z = replace(start, state=descent[0], name="z alone")
     of_z = _integrated(clock, closed_on_z(start.flow.loss, rate), z, f"closed-{k}").z
-    return {"descent": descent, "modified": modified, "closed": of_z}
+    return {"descent": descent, "modified": modified, "closed": of_z, "missed": _missed(start, rate)}
+
+
+def _missed(start: _Start, rate: float) -> Tensor:
+    """What `closed_on_z` misses at the start of the part of η in dz/dt of the modified flow, over that part."""
+    flow, W = start.flow, start.state
+    moved = (ModifiedFlow(flow, rate).velocity(W), flow.velocity(W))
+    with forward_mode():
+        modified, plain = (torch.func.jvp(flow.product, (W,), (one,))[1] for one in moved)
+    gap = torch.linalg.matrix_norm(closed_on_z(flow.loss, rate).velocity(flow.product(W)) - modified)
+    return (gap / torch.linalg.matrix_norm(modified - plain)).max()
 
 
 def closed_on_z(loss: Loss, rate: float) -> ClosedFlow:
@@ -255,6 +267,8 @@ def _dataset(
     of, smallest = ("depth", "rate"), rates[-1]
     variables: dict[str, Any] = {f"gap_{name}": ((*of, "time"), gap[name]) for name in gap}
     variables |= {"gap_closed": (("rate", "time"), closed), "error_closed": ("rate", closed.max(-1))}
+    missed = [float(found[_INFINITE, k]["missed"]) if balanced else np.nan for k in steps]
+    variables |= {"closed_missed": ("rate", missed)}
     for power, (name, values) in enumerate(gap.items(), start=1):
         errors = values.max(-1)
         orders = [_order(rates, line, floor).value for line, floor in zip(errors, error_time, strict=True)]
@@ -310,7 +324,7 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
         checks=(
             Check("the order of |GD − flow| from 1", off["flow"], _ORDER, "largest over L and ∞"),
             Check("the order of |GD − modified flow| from 2", off["modified"], _ORDER, "largest over L and ∞"),
-            *_further(networks, away, control if balanced else None),
+            *_further(networks, away, control if balanced else None, float(dataset.closed_missed.values.max())),
             Check("error in time of both flows", error_time, norm="sup over t and L, Frobenius norm"),
             Check("error of the depth grid", float(dataset.depth_error), norm="sup over t, Frobenius norm"),
         ),
@@ -334,12 +348,14 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
     )
 
 
-def _further(networks: Sequence[int], away: dict[str, np.ndarray], control: Order | None) -> list[Check]:
+def _further(networks: Sequence[int], away: dict[str, np.ndarray], control: Order | None, missed: float) -> list[Check]:
     """Those that take several depths, or a relaxed balanced start."""
     found = []
     if control is not None:
         name = "the order of |modified flow − closed on z|, a control"
         found.append(Check(name, control.value, _CONTROL, "in η, infinite depth"))
+        name = "part of η in dz/dt that closed on z misses at the start"
+        found.append(Check(name, missed, _OWN, "relative, largest over η"))
     if len(networks) > 1:
         ratio = np.log(networks[-1] / networks[0])
         least = float(np.min([np.log(line[0] / line[-1]) / ratio for line in away.values()]))

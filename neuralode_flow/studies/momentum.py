@@ -26,7 +26,7 @@ from ..signatures import Count, Depths, Positive, Seed
 from ..time.descend import descend
 from ..time.integrate import integrate
 from ..time.steprule import Fraction
-from .axes import arranged, axis, time
+from .axes import arranged, axis, largest_of, least_of, time
 from .base import STUDIES, Clock, Progress, Study, check_matrices, whole
 from .heavyball import drive_misses, flow_misses, size, step_misses, walk
 
@@ -284,7 +284,7 @@ def _finding(dataset: xr.Dataset, title: str, floor: float) -> Finding:
         f"h with β = 1 − αh, η = h², and at order {centred} with β = (2 − αh)/(2 + αh), η = 2h²/(2 + αh).",
         claim=Claim(
             "momentum keeps exp(αt) skew N, and heavy-ball steps of any size keep skew N/βⁿ, at every depth",
-            measured=max(kept, skewed),
+            measured=largest_of([kept, skewed]),
         ),
         checks=checks,
         orders=tuple(orders),
@@ -294,25 +294,21 @@ def _finding(dataset: xr.Dataset, title: str, floor: float) -> Finding:
 
 def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
     """What is held to the laws, what must be seen of what is none, and the orders; a NaN holds nothing."""
-
-    def largest(values: xr.DataArray) -> float:
-        return float(values.max(skipna=False))
-
     ball, nesterov = dataset.sel(rule="heavy_ball"), dataset.sel(rule="nesterov")
     layers, descent = ball.sel(model=ball.model > 0), dataset.sel(rule="gd", start="at rest")
     moved = float(dataset.law_moved.max("step").min())
-    turning = float(ball.skew_size.sel(start="moving").max("step").min())
-    control = float(nesterov.skew_error.max("step").min())
-    euler = max(largest(layers.skew_error), largest(layers.law_error))
+    turning = least_of(ball.skew_size.sel(start="moving").max("step", skipna=False))
+    control = least_of(nesterov.skew_error.max("step", skipna=False))
+    euler = largest_of([largest_of(layers.skew_error), largest_of(layers.law_error)])
     off = float(np.max([abs(order.value - order.expected) for order in orders]))
     along, norm = "sup over t, depth, models, starts, relative", "sup over steps, depth, models, starts, relative"
     return (
-        Check("change of exp(αt) skew N along the momentum flow", largest(dataset.flow_kept), _LAW, along),
-        Check("exp(αt) N against what drives it", largest(dataset.flow_drive), _LAW, along),
-        Check("skew N of heavy-ball steps against βⁿ skew N₀", largest(ball.skew_error), _LAW, norm),
-        Check("C of heavy-ball steps against where they take it", largest(ball.law_error), _LAW, norm),
+        Check("change of exp(αt) skew N along the momentum flow", largest_of(dataset.flow_kept), _LAW, along),
+        Check("exp(αt) N against what drives it", largest_of(dataset.flow_drive), _LAW, along),
+        Check("skew N of heavy-ball steps against βⁿ skew N₀", largest_of(ball.skew_error), _LAW, norm),
+        Check("C of heavy-ball steps against where they take it", largest_of(ball.law_error), _LAW, norm),
         Check("both laws of heavy-ball steps in Euler networks", euler, _EULER, norm),
-        Check("C of gradient descent against where its steps take it", largest(descent.law_error), _LAW, norm),
+        Check("C of gradient descent against where its steps take it", largest_of(descent.law_error), _LAW, norm),
         Check("how far C moves", moved, _VISIBLE, "least over rules, models and starts, relative", least=True),
         Check("skew N at the moving start", turning, _VISIBLE, "least over models, relative to N", least=True),
         Check("Nesterov's steps against the law of heavy ball", control, _CONTROL, "least, relative", least=True),

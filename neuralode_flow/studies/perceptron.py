@@ -11,7 +11,7 @@ import xarray as xr
 from ..finding import Check, Claim, Finding
 from ..problems.handwritten import digit_pair
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, distinct, each, increasing
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study
 from .homogeneous import Linear, Model, Separated, TwoLayer, descent, deviation, perceptron, scale
 from .margin import Margin, largest_margin
@@ -211,8 +211,8 @@ def _decay(dataset: xr.Dataset) -> np.ndarray:
 
 
 def _finding(dataset: xr.Dataset, title: str, signed: np.ndarray, margin: Margin, normalised: Separated) -> Finding:
-    above_it = float(dataset.deviation.where(dataset["product"] > THRESHOLD).max())
-    below_it = float(dataset.deviation.where(dataset["product"] <= _BELOW).min())
+    above_it = largest_of(dataset.deviation.where(dataset["product"] > THRESHOLD, drop=True))
+    below_it = least_of(dataset.deviation.where(dataset["product"] <= _BELOW, drop=True))
     decay, counts = _decay(dataset), dataset.perceptron_steps.values.tolist()
     bound = float((signed**2).sum(1).max()) / margin.upper**2  # R²/μ²
     family = dataset[["family_steps", "family_descent_steps"]].to_array() - dataset.family_expected
@@ -233,7 +233,7 @@ def _finding(dataset: xr.Dataset, title: str, signed: np.ndarray, margin: Margin
             published=0.0,
             figure="Tyurin 2024",
         ),
-        checks=_checks(dataset, (above_it, below_it), decay, len(signed) * bound, float(np.abs(family).max()))
+        checks=_checks(dataset, (above_it, below_it), decay, len(signed) * bound, largest_of(np.abs(family)))
         + (
             Check("steps of the normalised perceptron over R²/μ²", normalised.steps / bound, 1.0),
             Check("gap between the largest margin and its bound by the convex hull", margin.gap, _GAP, "relative"),

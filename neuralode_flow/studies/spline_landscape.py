@@ -17,7 +17,7 @@ from ..intrinsic.systems.relu_two_layer import TwoLayer, network_flow
 from ..matrices import normal
 from ..signatures import Count, Positive, Seed, at_least, at_most
 from ..time.descend import descend
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .splines import Spline, cauchy, uniform_ratio
 
@@ -266,6 +266,9 @@ def _p_value(drawn: np.ndarray, law: Callable[[np.ndarray], np.ndarray]) -> floa
 
 def _finding(dataset: xr.Dataset, title: str, numbers: dict[str, float]) -> Finding:
     met = dataset.where(dataset.smooth, drop=True)
+    negative = int((met.lowest < -_ZERO).sum())
+    none = "none has" if not negative else f"{negative} of them have"
+    counted = "those counted" if (met.zeros == met.counted).all() else "not all those counted"
     most, near = int(met.sizes["network"]), int((met["shift"] < _NEAR).sum())
     return Finding(
         study="spline_landscape",
@@ -273,9 +276,9 @@ def _finding(dataset: xr.Dataset, title: str, numbers: dict[str, float]) -> Find
         status="ok",
         verdict=f"Gradient and Hessian are sums over pieces, to {max(numbers['gradient'], numbers['hessian']):.1e}. Of "
         f"{dataset.sizes['network']} runs {most} end in pieces that hold a critical point, {near} of them within "
-        f"{_NEAR:g} of it. Its loss, {float(met.critical_loss.min()):.1e} to {float(met.critical_loss.max()):.1e}, is "
-        f"that of lines fitted to the pieces, none has a negative eigenvalue, and the {int(met.counted.min())} to "
-        f"{int(met.counted.max())} flat directions are those counted. The first knots have the laws of ratios "
+        f"{_NEAR:g} of it. Its loss, {least_of(met.critical_loss):.1e} to {largest_of(met.critical_loss):.1e}, is "
+        f"that of lines fitted to the pieces, {none} a negative eigenvalue, and the {int(met.zeros.min())} to "
+        f"{int(met.zeros.max())} flat directions are {counted}. The first knots have the laws of ratios "
         f"(p = {float(dataset.p[0, 0]):.2f} and {float(dataset.p[1, 1]):.2f}).",
         claim=Claim(
             "in the terms of splines critical points are least-squares fits on pieces, the Hessian is made of moments "
@@ -293,32 +296,32 @@ def _checks(dataset: xr.Dataset, met: xr.Dataset, numbers: dict[str, float]) -> 
     others = dataset.gradient.where(~dataset.smooth, drop=True)
     added = met.silent.where(met.silent >= 0, drop=True)
     p = dataset.p.values
-    fit = float(np.abs(met.critical_loss / met.fitted - 1).max())
+    fit = largest_of(np.abs(met.critical_loss / met.fitted - 1))
     return (
         Check("gradient by moments of residuals from autograd", numbers["gradient"], _ROUND_OFF, "relative"),
         Check("Hessian by moments of pieces from autograd", numbers["hessian"], _ROUND_OFF, "relative"),
         Check("Hessian without moments of residuals, a control", numbers["plain"], 1e-2, "median", least=True),
         Check("networks whose rank is not the one counted", numbers["rank"], 0.0),
         Check("share whose rank is not two for each neuron, a control", numbers["neurons"], 0.1, least=True),
-        Check("gradient at critical points, by autograd", float(met.gradient.max()), _ROUND_OFF, over),
+        Check("gradient at critical points, by autograd", largest_of(met.gradient), _ROUND_OFF, over),
         Check(
             "gradient where a sample has crossed a knot, a control",
-            float(others.median()),
+            float(others.median(skipna=False)) if others.size else np.nan,
             _MOVED,
             "median",
             least=True,
         ),
         Check("loss from that of lines fitted to the pieces", fit, 1e-8, "relative, " + over),
-        Check("negative eigenvalues at critical points", float(-met.lowest.min()), _ZERO, "over the largest"),
-        Check("flat directions from those counted", float(np.abs(met.zeros - met.counted).max()), 0.0, over),
+        Check("negative eigenvalues at critical points", largest_of(-met.lowest), _ZERO, "over the largest"),
+        Check("flat directions from those counted", largest_of(np.abs(met.zeros - met.counted)), 0.0, over),
         Check(
             "negative eigenvalues from one, a silent neuron added",
-            float(np.abs(added - 1).max()) if added.size else np.nan,
+            largest_of(np.abs(added - 1)) if added.size else np.nan,
             0.0,
             over,
         ),
-        Check("p-value of the knots in their law", float(min(p[0, 0], p[1, 1])), _LIKELY, "least of both", least=True),
-        Check("p-value of the knots in the other law, a control", float(max(p[0, 1], p[1, 0])), _REJECTED),
+        Check("p-value of the knots in their law", least_of([p[0, 0], p[1, 1]]), _LIKELY, "least of both", least=True),
+        Check("p-value of the knots in the other law, a control", largest_of([p[0, 1], p[1, 0]]), _REJECTED),
     )
 
 

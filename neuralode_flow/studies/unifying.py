@@ -16,7 +16,7 @@ from ..losses import LeastSquares
 from ..matrices import normal
 from ..orders import local_orders
 from ..signatures import Positive, Seed, above, at_least, at_most, distinct, increasing
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, TRAINED, Progress, Study
 from .tensorlimits import ends, reached
 from .tensors import KINDS, Network, in_phase, network
@@ -24,7 +24,7 @@ from .tensortraining import classified, far, to_diagonal, trained
 
 DECOMPOSABLE = KINDS[1:]
 
-_CLOSED, _FLOW, _ORDER, _SHORTFALL = 1e-8, 1e-7, 0.1, 0.2
+_CLOSED, _FLOW, _ORDER, _SHORTFALL, _NEARER = 1e-8, 1e-7, 0.1, 0.2, 0.5
 _CONDITIONS, _FAR, _APART, _EXCESS, _TELLS = 1e-8, 0.1, 1e-4, 1e-3, 1e-2
 
 # Times of the flow that is compared with the closed one, times the gain; of training, times the slowest rate.
@@ -241,11 +241,11 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         problem=f"Yun, Krishnan, Mobahi 2021: linear networks of three kinds, {title}",
         status="ok",
         verdict=f"The flow of b that is closed in the basis of each network is that of its layers to "
-        f"{float(dataset.closed.max()):.1e}. Trained on samples in phase, diagonal and convolutional networks "
+        f"{largest_of(dataset.closed):.1e}. Trained on samples in phase, diagonal and convolutional networks "
         f"{trained_to}, which tends to least weighted ℓ₁ norm and to least weighted ℓ₂ norm in their bases at "
         f"{_between(small)} and {_between(large)} of the orders that are expected. As classifiers they come within "
-        f"{float(last.deviation.max()):.1e} of a stationary direction of the ℓ_{{2/L}} margin at margins near "
-        f"{float(last.margin.min()):.0e}, at orders {direction.min():.2f} to {direction.max():.2f} in 1/margin.",
+        f"{largest_of(last.deviation):.1e} of a stationary direction of the ℓ_{{2/L}} margin at margins near "
+        f"{least_of(last.margin):.0e}, at orders {direction.min():.2f} to {direction.max():.2f} in 1/margin.",
         claim=Claim(
             "a network whose tensor is orthogonally decomposable tends to a stationary direction of the ℓ_{2/L} margin "
             "in its basis, and in regression to an interpolant between least weighted ℓ₁ and ℓ₂ norms there",
@@ -278,9 +278,9 @@ def _checks(
     spread = np.abs(_last(dataset.spread, dataset.margin) - 1)
     over = "largest of the networks"
     return (
-        Check("the closed flow against that of the layers", float(dataset.closed.max()), _CLOSED, f"relative, {over}"),
+        Check("the closed flow against that of the layers", largest_of(dataset.closed), _CLOSED, f"relative, {over}"),
         Check("closed flow of a diagonal network against convolutional layers, a control",
-              float(dataset.closed_control.min()), _TELLS, "relative", least=True),
+              least_of(dataset.closed_control), _TELLS, "relative", least=True),
         Check("the trained b against the formula of the interpolant",
               float(np.max([missed[..., 0].max(), missed[0].max()])), _FLOW, f"relative, {over}"),
         Check("the same of a convolutional network on samples of drawn phases, a control", float(missed[1, :, 1].min()),
@@ -296,17 +296,19 @@ def _checks(
               f"of the margin, {over}"),
         Check("order of the direction, short of the expected one", float((dataset.expected.values - direction).max()),
               _SHORTFALL, f"in 1/margin, largest margins, {over}"),
+        Check("the same order over the expected one", least_of(direction / dataset.expected.values), _NEARER,
+              "the least of the networks; below ½ it is nearer to none", least=True),
         Check("order of the layers to singular vectors, short of the expected one", float(layers.max()), _SHORTFALL,
               f"in 1/margin, largest margins, {over}"),
-        Check("conditions of Karush, Kuhn and Tucker at the stationary direction", float(dataset.residual.max()),
+        Check("conditions of Karush, Kuhn and Tucker at the stationary direction", largest_of(dataset.residual),
               _CONDITIONS, f"relative, {over}"),
-        Check("duality gap of the ℓ₁ margin, two layers", float(first.gap.max()), _CONDITIONS, f"relative, {over}"),
+        Check("duality gap of the ℓ₁ margin, two layers", largest_of(first.gap), _CONDITIONS, f"relative, {over}"),
         Check("distance from the widest ℓ₂ margin, diagonal and convolutional, a control",
-              float(tensors.to_widest_l2.min()), _FAR, "of directions, the least", least=True),
+              least_of(tensors.to_widest_l2), _FAR, "of directions, the least", least=True),
         Check("distance from the direction of the diagonal formula, convolutional, a control",
-              float(dataset.to_diagonal.min()), _FAR, "the least", least=True),
+              least_of(dataset.to_diagonal), _FAR, "the least", least=True),
         Check("ℓ₁ norm of the direction of more layers over the least one, less 1, a control",
-              float(tensors.excess[:, 1:].max()), _EXCESS, "at equal margins, the largest", least=True),
+              largest_of(tensors.excess[:, 1:]), _EXCESS, "at equal margins, the largest", least=True),
     )  # fmt: skip
 
 

@@ -323,8 +323,10 @@ def _finding(dataset: xr.Dataset, entries: Sequence[_Entry], left_out: str, prob
         status=wrong[0] if wrong else "ok",
         verdict=_verdict(starts, judged, control, turning, seeing),
         claim=Claim(
-            "for every step rule that turns with the gradient, of any step size, z₀ decides the whole sequence z_n",
-            measured={label: judged[label] for label in turning},
+            "for every step rule that turns with the gradient, of any step size, z₀ decides the whole sequence z_n"
+            if turning
+            else "under step rules that see coordinates or sizes z₀ does not decide the sequence z_n",
+            measured={label: judged[label] for label in turning or seeing},
         ),
         checks=_checks(dataset, judged, control, networks),
         notes={"Rules": left_out} if left_out else {},

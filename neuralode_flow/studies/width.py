@@ -14,7 +14,7 @@ from ..finding import Check, Claim, Finding
 from ..signatures import Count, Seed, above, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study, whole
 from .scaled_layers import SCALES, trained
 from .wide import (
@@ -303,7 +303,7 @@ def _order(dataset: xr.Dataset, name: str) -> float:
 
 def _off(dataset: xr.Dataset, name: str, other: str) -> xr.DataArray:
     """The largest relative distance of one number from another, by width."""
-    return abs(dataset[name] / dataset[other] - 1).max("draw")
+    return abs(dataset[name] / dataset[other] - 1).max("draw", skipna=False)
 
 
 def _finding(dataset: xr.Dataset, title: str) -> Finding:
@@ -312,6 +312,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
     orders = {name: _order(dataset, name) for name in ("movement", "kernel_change")}
     last = np.diff(np.log(dataset.certified.values[:, -2:]))[:, 0] / np.diff(np.log(sizes[-2:]))[0]
     slack, after = dataset.certified_bounds.values, dataset.accuracy.sel(when="after")
+    keeps = "keeps its bounds" if slack.max() <= 1 else "does not keep all of its bounds"
     test, narrow = after.sel(part="test").values, dataset.narrow.values
     return Finding(
         study="width",
@@ -319,7 +320,7 @@ def _finding(dataset: xr.Dataset, title: str) -> Finding:
         status="ok",
         verdict=f"The width from which a standard start certifies its training grows like n^{slopes['equal']:.2f} for "
         f"samples in n dimensions and like n^{slopes['fixed']:.2f} in a fixed dimension, n^{last[1]:.2f} at last; in "
-        f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training keeps its bounds, with factors of "
+        f"{_FEW} dimensions it is n^{slopes['few']:.1f}. At that width training {keeps}, with factors of "
         f"{1 / slack[:, 0].max():.1f}, {1 / slack[:, 1].max():.0f} and {1 / slack[:, 2].max():.1f} to spare in rate, "
         f"movement and σ_min. {_gaps(dataset)} As the width grows W moves less at order {orders['movement']:.2f}, the "
         f"kernel at {orders['kernel_change']:.2f}. On handwritten digits the scale of the layers leaves the accuracy "
@@ -351,14 +352,18 @@ def _gaps(dataset: xr.Dataset) -> str:
     both = [n for n in dataset["fitted"].values.tolist() if n in dataset["size"].values]
     certified, enough = dataset.certified.sel(family="fixed"), dataset.enough
     told = [
-        f"a width of {float(enough.sel(fitted=n)):g} fits {n} samples, {float(certified.sel(size=n)):.1e} is certified"
+        f"{_fits(float(enough.sel(fitted=n)))} {n} samples, {float(certified.sel(size=n)):.1e} is certified"
         for n in both
     ]
     return "; ".join(told) + "." if told else ""
 
 
+def _fits(width: float) -> str:
+    return f"no width up to {_MOST_FITTED} fits" if np.isnan(width) else f"a width of {width:g} fits"
+
+
 def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, float]) -> tuple[Check, ...]:
-    bounds, widest = dataset.certified_bounds.max("trained"), dataset.isel(width=-1)
+    bounds, widest = dataset.certified_bounds.max("trained", skipna=False), dataset.isel(width=-1)
     over = "the largest of the certified networks"
     return (
         Check("exponent of the certified width in n, n dimensions, from 1", abs(slopes["equal"] - 1), _SLOPE),
@@ -375,7 +380,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         Check("certified σ_min(F) over the least in training", float(bounds.sel(bound="least")), 1.0, over),
         Check(
             "least σ_min(F) of narrow networks over that at the start, a control",
-            float(dataset.narrow.min()),
+            least_of(dataset.narrow),
             _HALF,
             f"the least of {_NARROW} draws",
         ),
@@ -389,7 +394,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         ),
         Check(
             "late rate from that under the kernel at the end",
-            float(_off(dataset, "rate", "rate_of_the_end").max()),
+            largest_of(_off(dataset, "rate", "rate_of_the_end")),
             _RATE,
             "relative, the largest of all networks",
         ),
@@ -402,7 +407,7 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
         ),
         Check(
             "digits that training fits",
-            float(dataset.accuracy.sel(part="train", when="after").min()),
+            least_of(dataset.accuracy.sel(part="train", when="after")),
             _TRAINED,
             "share, the least over the scales of the start",
             least=True,

@@ -249,7 +249,7 @@ def test_a_fault_in_the_zeros_of_three_layers_is_seen(monkeypatch, changes, sees
 
 _CASE = study._Case(
     np.full(6, TWO),
-    {name: np.zeros(6) for name in ("start_change", "change", "trained_change", "pushed_change", "metric_error")},
+    dict.fromkeys(("start_change", "change", "trained_change", "moved", "pushed_change", "metric_error"), np.zeros(6)),
     0,
 )
 

@@ -1,0 +1,193 @@
+"""A fault that is planted in the mathematics of a study is seen by its checks, and its verdict does not deny it."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL, failing
+
+import neuralode_flow as nf
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import (
+    STUDIES,
+    lcn,
+    learning_rate,
+    perceptron,
+    residual_scaling,
+    scalar_blocks,
+    spline_landscape,
+    unifying,
+    volume_form,
+    width,
+)
+from neuralode_flow.studies.tensors import Convolution
+
+
+def small(study, **changes):
+    inputs, options = SMALL[study]()
+    return STUDIES[study].run(**inputs, **(options | changes))
+
+
+def verdict(found):
+    return Finding.of(found).verdict
+
+
+@pytest.mark.parametrize(
+    ("study", "variable"),
+    [
+        ("perceptron", "deviation"),
+        ("lcn", "flow_apart"),
+        ("leaky_rank", "digits_stationarity"),
+        ("spline_landscape", "p"),
+        ("identifiability", "rescaled"),
+        ("leaves", "chain_change"),
+        ("unifying", "closed"),
+        ("curvature", "dropped"),
+        ("width", "narrow"),
+        ("delta_rewrite", "norm"),
+    ],
+)
+def test_a_number_that_is_not_known_holds_nothing(study, variable, monkeypatch):
+    module = importlib.import_module(f"neuralode_flow.studies.{study}")
+    finding = module._finding
+
+    def lost(dataset, *rest):
+        dataset[variable][(-1,) * dataset[variable].ndim] = np.nan
+        return finding(dataset, *rest)
+
+    kept = failing(small(study))
+    monkeypatch.setattr(module, "_finding", lost)
+    assert failing(small(study)) > kept
+
+
+def test_gradient_descent_that_never_separates_the_family_is_no_perceptron(monkeypatch):
+    descent = perceptron.descent
+
+    def slow(model, rate, steps, c=1.0):
+        return descent(model, rate, steps, c) if c == 1.0 else descent(model, 1e-9, steps, 0.0)
+
+    monkeypatch.setattr(perceptron, "descent", slow)
+    found = small("perceptron")
+    assert np.isnan(found.family_descent_steps).all()
+    assert failing(found) == {"steps on the family of n samples off their number"}
+
+
+def test_blocks_of_order_two_do_not_tend_to_their_limit_at_order_one(monkeypatch):
+    """1 + p + p²/2 in the place of 1 + p, in the parameters and in the scalar flow."""
+    integrate = scalar_blocks.integrate
+
+    def scalar(clock, S, name="scalar"):
+        def velocity(r, _):
+            block = 1 + r / S + (r / S) ** 2 / 2 if S else torch.exp(r)
+            z, slope = (block**S, block ** (S - 1) * (1 + r / S)) if S else (block, block)
+            return -2 * torch.sqrt(1 + r.square()) * (z + 1) * slope
+
+        zero = torch.zeros((), dtype=torch.float64)
+        flow = scalar_blocks.ClosedFlow(nf.Quadratic(zero), velocity)
+        return integrate(flow, zero, clock.times, **clock.options(f"{name}-{S}")).z.numpy()
+
+    def network(clock, S):
+        def phi(theta):
+            u, v = theta.chunk(2, dim=-1)
+            return (1 + u * v / S + (u * v / S) ** 2 / 2).prod(-1)
+
+        start = torch.cat((torch.full((S,), 2**0.5), torch.zeros(S))).double()
+        flow = nf.FactorizationFlow(phi, nf.Quadratic(-torch.ones((), dtype=torch.float64)))
+        seen = integrate(flow, start, S * clock.times, **clock.options("network"), observe=lambda i, at: at.clone())
+        return (seen.observed[:, 0] * seen.observed[:, S]).numpy()
+
+    monkeypatch.setattr(scalar_blocks, "_scalar", scalar)
+    monkeypatch.setattr(scalar_blocks, "_network", network)
+    assert failing(small("scalar_blocks")) == {"the order at which r tends to the limit from 1"}
+
+
+def test_a_flow_that_falls_below_the_least_loss_of_its_side_is_said(monkeypatch):
+    targets = residual_scaling._targets
+    assert "no flow of the limit falls below" in verdict(small("residual_scaling"))
+    monkeypatch.setattr(residual_scaling, "_targets", lambda number, seed: targets(number, seed)[:1] * 2)
+    found = small("residual_scaling")
+    assert failing(found) == {"loss of the limit below ½σ_min(T)², det T < 0"}
+    assert "a flow of the limit falls below" in verdict(found)
+
+
+def test_the_flow_of_another_metric_is_not_that_of_the_volume_form(monkeypatch):
+    monkeypatch.setattr(volume_form, "LogMean", lambda: nf.TwoLayer(0.5))
+    assert failing(small("volume_form")) == {"velocity of z from −g⁻¹∇f"}
+
+
+def test_leaves_that_are_not_trained_have_not_survived_training():
+    moves = "how far training moves θ"
+    assert failing(small("leaves")) == set()
+    assert failing(small("leaves", horizon=1e-12)) == {moves}
+
+
+@pytest.mark.parametrize(
+    ("strengths", "said"), [([0.0], ""), ([0.5], "order 1"), ([0.0, 1.0], "order 1; m = 1.0453 (ℓ = 1)")]
+)
+def test_strong_imbalance_claims_nothing_of_strengths_that_it_does_not_have(strengths, said):
+    claim = Finding.of(small("strong_imbalance", strengths=strengths)).claim
+    assert claim.text.endswith(said)
+    assert len(claim.published) == len(claim.measured) == len(strengths)
+    assert ("limit" in claim.text) == (max(strengths) > 0)
+    assert "1.2549" not in claim.text
+
+
+def test_a_direction_that_does_not_move_is_none_that_it_slowly_tends_to(monkeypatch):
+    """The order that is expected may be small itself: of 0.04 none is short by much."""
+    classified = unifying.classified
+
+    def still(one, *rest):
+        found = classified(one, *rest)
+        if isinstance(one, Convolution) and one.depth == 2:
+            over, away = found["deviation"]
+            found["deviation"] = over, np.full_like(away, away[0])
+        return found
+
+    assert failing(small("unifying")) == set()
+    monkeypatch.setattr(unifying, "classified", still)
+    assert failing(small("unifying")) == {"the same order over the expected one"}
+
+
+def test_where_no_width_fits_none_is_said_to(monkeypatch):
+    assert "a width of" in verdict(small("width", fitted=[16]))
+    monkeypatch.setattr(width, "_FIT", 0.0)
+    assert f"no width up to {width._MOST_FITTED} fits 16 samples" in verdict(small("width", fitted=[16]))
+
+
+def test_a_wrong_count_of_flat_directions_is_not_called_right(monkeypatch):
+    rank = spline_landscape.Spline.rank
+    assert "flat directions are those counted" in verdict(small("spline_landscape"))
+    monkeypatch.setattr(spline_landscape.Spline, "rank", lambda spline: rank(spline) - 1)
+    assert "flat directions are not all those counted" in verdict(small("spline_landscape"))
+
+
+def test_orders_that_are_not_decided_are_not_those_of_a_limit():
+    found = small("leaky_rank", horizon=1e-3)
+    assert "do not all tend to it at an order that is decided" in verdict(found)
+    assert "tend to it at orders" in verdict(small("leaky_rank"))
+
+
+@pytest.mark.parametrize(("rule", "alone"), [("gd", True), ("sign", False)])
+def test_rules_that_are_not_tried_are_not_claimed(rule, alone):
+    claim = Finding.of(small("universality", rules=[rule])).claim
+    assert claim.text.startswith("for every step rule that turns with the gradient") == alone
+    assert rule in claim.measured
+
+
+def test_a_flow_on_z_that_is_not_the_modified_one_is_no_control(monkeypatch):
+    closed = learning_rate.closed_on_z
+    assert failing(small("learning_rate")) == set()
+    monkeypatch.setattr(learning_rate, "closed_on_z", lambda loss, rate: closed(loss, 1.2 * rate))
+    assert failing(small("learning_rate")) == {"part of η in dz/dt that closed on z misses at the start"}
+
+
+def test_a_verdict_says_what_the_checks_beside_it_say():
+    found = small("lcn")
+    assert "z has one factorisation," in verdict(found)
+    assert "z has up to 2 factorisations," in lcn._finding(found.assign(number=found.number.clip(min=2))).verdict
+    assert "and by 1.0e+00 at equal norms" in lcn._finding(found.assign(apart=found.apart * 0 + 1)).verdict
+    found = small("width")
+    assert "training keeps its bounds" in verdict(found)
+    slack = found.certified_bounds * 0 + 1.1
+    assert "does not keep all of its bounds" in width._finding(found.assign(certified_bounds=slack), "").verdict
