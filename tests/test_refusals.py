@@ -61,6 +61,7 @@ LIBRARY = {
         "nf.integrate(many, state, times)",
         "nf.integrate(many, torch.zeros(2, 4, 2, 2), times)",
         "nf.integrate(net, torch.zeros(4, 2, 2), times)",
+        "nf.integrate(limit, [[1.0, 0.0], [0.0, 1.0]], times)",
         "nf.integrate(limit, torch.diag(torch.tensor([1.0, -1.0])), times)",
         "nf.integrate(limit, lambda s: z, times)",
         "nf.integrate(flow, nf.identity(3), times)",

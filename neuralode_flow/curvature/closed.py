@@ -54,7 +54,7 @@ def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Te
     kernel = LogMean() if kernel is None else kernel
     check_kernel("kernel", kernel)
     z = plain_numbers("z", z)
-    check_matrices("z", z, loss, tuple(z.shape[:-2]))
+    check_matrices("z", z, loss, 2)
     U, sigma, Vh = torch.linalg.svd(z)
     d = z.shape[-1]
     units = torch.eye(d * d, dtype=z.dtype, device=z.device).reshape(d * d, d, d)

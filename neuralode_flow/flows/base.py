@@ -183,12 +183,13 @@ def check_layers(state: Tensor, number: int, what: str) -> None:
         raise ValueError(f"state must be square in its last two axes, got shape {tuple(state.shape)}")
 
 
-def check_matrices(name: str, state: Tensor, loss: Loss, batch: tuple[int, ...]) -> None:
+def check_matrices(name: str, state: Tensor, loss: Loss, axes: int) -> None:
     """Raises unless `state` is finite, square in its last two axes, and of the size, dtype and device of the loss.
 
-    `batch` is the shape of the leading axes of its end-to-end map, to which those of the loss must broadcast.
+    The axes before its last `axes` are those of its end-to-end map, to which those of the loss must broadcast.
     """
     square(name, state)
+    batch = tuple(state.shape[:-axes])
     if loss.dimension is not None and state.shape[-1] != loss.dimension:
         raise ValueError(
             f"{name} has matrices of size {state.shape[-1]} but the loss is for d = {loss.dimension}, "

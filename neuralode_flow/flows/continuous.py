@@ -183,7 +183,7 @@ class ContinuousFlow:
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state fits the grid and the loss."""
         check_layers(state, len(self.grid), "depth nodes")
-        check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
+        check_matrices("state", state, self.loss, 3)
 
     @uncompiled
     def velocity(self, state: Tensor) -> Tensor:

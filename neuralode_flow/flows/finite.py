@@ -111,7 +111,7 @@ class FiniteFlow:
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state has L layers and fits the loss."""
         check_layers(state, self.depth, "layers")
-        check_matrices("state", state, self.loss, tuple(state.shape[:-3]))
+        check_matrices("state", state, self.loss, 3)
 
     def keeps_sign(self, state: Tensor) -> Tensor:
         """Whether the exact flow from a state keeps the sign of det z, `(...)`.

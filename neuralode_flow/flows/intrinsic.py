@@ -79,7 +79,7 @@ class IntrinsicFlow:
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state is a finite square matrix that fits loss and kernel."""
-        check_matrices("state", state, self.loss, tuple(state.shape[:-2]))
+        check_matrices("state", state, self.loss, 2)
         if self.kernel.positive_determinant:
             orientation_preserving("state", state)
 
