@@ -7,7 +7,7 @@ from cases import ByVelocities, Passing, Rated, Weighted, formula, positive_matr
 from torch.testing import assert_close
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import compiled, explicit
+from neuralode_flow.depth.engine import compiled, explicit, squares
 from neuralode_flow.losses import Squares
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 from neuralode_flow.time.methods.torchdiffeq import ADAPTIVE
@@ -154,16 +154,22 @@ def test_what_a_loss_says_of_its_squares_is_read_by_its_shapes(kind):
         Told(d, x, y.expand(n, rows, d)), Told(d, x, y, T[:, :2]), Told(d, x, y[:, :2], T), Told(d, x, y, T[0]),
         Told(d, None, T, weight=torch.ones(n + 1)), Told(d, None, T, weight=torch.ones(n, 1)),
     ]  # fmt: skip
-    right, ends = Rated(T.expand(n, d, d), torch.ones(n)), []
+    right, tableau, found = Rated(T.expand(n, d, d), torch.ones(n)), formula("DOP853").tableau, []
     for loss in (Told(d, None, T), Told(d, None, T, weight=torch.ones(n)), *wrong, right):
         if kind == "finite":
             flow, state = nf.FiniteFlow(4, loss), 0.3 * randn(n, 4, d, d, seed=5)
         else:
             kernel = nf.LogMean() if kind == "logarithms" else nf.DividedDifference(0.1 * randn(4, seed=3))
             flow, state = nf.IntrinsicFlow(loss, kernel), torch.stack([positive_matrix(d, seed=k) for k in range(n)])
-        ends.append(nf.integrate(flow, state, [0.0, 0.5], "DOP853", control="member").z[-1])
-    for z in ends:
-        assert_close(z, ends[-1], rtol=1e-12, atol=1e-13)
+        if kind == "logarithms":
+            flow = flow.carrier()
+            state = flow.enter(state)
+        f = flow.velocity(state)
+        found.append((f, flow.explicit_steps(state, f, np.full(n, 0.1), tableau).ahead))
+        assert (squares.given(loss, (n,), d) is None) == (loss in [*wrong, right])
+    for velocity, ahead in found:
+        assert_close(velocity, found[-1][0], rtol=1e-12, atol=1e-13)
+        assert_close(ahead, found[-1][1], rtol=1e-12, atol=1e-13)
 
 
 def test_a_wrapper_with_another_velocity_does_not_take_the_steps_of_what_it_wraps():
