@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..files import digest
 from ..garbage import uncollected
 from ..registry import Registry, nearest
-from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, known, settings
+from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, idle, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -359,6 +359,11 @@ def checked(
         budget = said["key"] == "time.max_seconds" and top.get("members") is not None
         if said["section"] not in STUDIES[study.name].groups | {"study"} and not budget:
             raise BadInput(_no_effect(said["setting"], study.name, said["section"]))
+        section, _, name = said["key"].partition(".")
+        reads = STUDIES[study.name].reads.get(section, (name,))
+        if name and name not in reads:
+            only = f"study={study.name} uses of {section} only {', '.join(f'{section}.{field}' for field in reads)}"
+            raise BadInput(f"{said['setting']} has no effect: {only}; leave it out")
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
         for name, registry in registries.items()
@@ -371,6 +376,10 @@ def checked(
         machine=machine,
         ensemble=None,
     )
+    for said in filter(None, map(_SETTING.match, lines)):
+        choice = getattr(job, said["section"])
+        if isinstance(choice, Choice) and (others := _idle(said["section"], choice, said["key"].partition(".")[2])):
+            raise BadInput(f"{said['setting']} has no effect with {others}; change that, or leave it out")
     given = top.get("members")
     return job if given is None else replace(job, ensemble=_ensemble(given, job))
 
@@ -383,6 +392,15 @@ def _no_effect(setting: str, study: str, section: str) -> str:
     return f"{setting} has no effect: study={study} uses no {section}; leave it out"
 
 
+def _idle(section: str, choice: Choice, name: str) -> str:
+    """The settings of a section, in words, with which another one of it has no effect."""
+    from .groups import registries
+
+    entry = registries()[section][choice.name]
+    others = idle(entry.run if section == "study" else entry, name, choice.parameters)
+    return " and ".join(f"{section}.{other}={choice.parameters[other]}" for other in others)
+
+
 # Sections whose seeds members differ in: those of problem and start, and where these have none, of what else has one.
 _SEEDED = (("problem", "initial"), ("system", "study"))
 _MOST_MEMBERS = 10**6
@@ -391,11 +409,13 @@ _RANGE = re.compile(r"range\((\d+)(?:, *(\d+))?(?:, *(\d+))?\)")
 
 def _ensemble(given: Any, job: Job) -> Ensemble:
     """The members that the config asks for by `members`: a number of them, or the seeds of each section."""
-    chosen = {section: getattr(job, section) for kind in _SEEDED for section in kind}
-    seeded = [section for section, choice in chosen.items() if choice is not None and "seed" in choice.parameters]
-    has = ", ".join(f"{section}={choice.name}" for section, choice in chosen.items() if choice is not None)
+    chosen = {section: choice for kind in _SEEDED for section in kind if (choice := getattr(job, section)) is not None}
+    seeded = [section for section, choice in chosen.items() if has_seed(section, choice)]
     if not seeded:
-        raise BadInput(f"members={given} has nothing to vary: none of {has} has a seed; leave it out")
+        idling = [said for section, choice in chosen.items() if (said := _idle(section, choice, "seed"))]
+        has = ", ".join(f"{section}={choice.name}" for section, choice in chosen.items())
+        that = f" that has an effect with {' and '.join(idling)}" if idling else ""
+        raise BadInput(f"members={given} has nothing to vary: none of {has} has a seed{that}; leave it out")
     if isinstance(given, Mapping):
         seeds = {key: _seeds(key, value, seeded) for key, value in given.items()}
         lengths = {f"members.{key}.seed": len(values) for key, values in seeds.items()}
@@ -409,6 +429,11 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
     return Ensemble(number, dict.fromkeys(varied(seeded), range(number)))
 
 
+def has_seed(section: str, choice: Choice) -> bool:
+    """Whether a section has a seed, and one that has an effect beside its other settings."""
+    return "seed" in choice.parameters and not _idle(section, choice, "seed")
+
+
 def varied(seeded: Collection[str]) -> list[str]:
     """The sections whose seeds `members=N` makes differ, of those that have one."""
     return next((found for kind in _SEEDED if (found := [section for section in kind if section in seeded])), [])
@@ -418,7 +443,9 @@ def _seeds(section: str, node: Any, seeded: Sequence[str]) -> Sequence[int]:
     """The seeds of members in one section, of a list or the text "range(a,b)"."""
     can = ", ".join(f"members.{name}.seed" for name in seeded)
     if section in SECTIONS and section not in seeded:
-        raise BadInput(f"members.{section} has no effect: this {section} has no seed; set {can}, or members=N")
+        raise BadInput(
+            f"members.{section} has no effect: this {section} has no seed that changes it; set {can}, or members=N"
+        )
     if section not in seeded or not isinstance(node, Mapping) or [*node] != ["seed"]:
         raise BadInput(f"members differ in their seeds alone, got members.{section}={node!r}; set {can}, or members=N")
     key, value = f"members.{section}.seed", node["seed"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import count, real
 from ..display import first_of
 from ..losses import LOSSES, LossName
-from ..signatures import Dimension, Seed, at_least, at_most, check_range, known
+from ..signatures import CountsWith, Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
 from .arrays import read_columns, read_table
 from .base import PROBLEMS, InputFile, Problem, identity
@@ -35,7 +35,7 @@ def file(
     y_key: str | None = None,
     missing: Missing = "refuse",
     held_out: HeldOut = 0.0,
-    seed: Seed = 0,
+    seed: Annotated[Seed, CountsWith(("held_out",))] = 0,
     whiten: bool = False,
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files, or from the columns of one table.
