@@ -14,7 +14,7 @@ from ..display import first_of
 from ..losses import LOSSES, LossName
 from ..signatures import CountsWith, Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
-from .arrays import read_columns, read_table
+from .arrays import is_text, read_columns, read_table
 from .base import PROBLEMS, InputFile, Problem, identity
 from .rows import MISSING, Rows
 
@@ -110,6 +110,9 @@ def _tables(
     """x and y as they are read, with NaN for what is missing."""
     if isinstance(header, bool):  # YAML takes yes and no for them
         header = "yes" if header else "no"
+    files = [x, y] if table is None else [table]
+    if header in ("yes", "no") and not any(isinstance(file, (str, Path)) and is_text(file) for file in files):
+        raise ValueError(f"problem.header={header} has no effect: no file is a text with a first line; leave it out")
     if table is None:
         for name, value in (("problem.x", x), ("problem.y", y)):
             if isinstance(value, (list, tuple)):
