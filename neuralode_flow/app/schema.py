@@ -424,7 +424,12 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
             raise BadInput(f"members must have one seed each in every list, got {said}; make the lists equally long")
         if not seeds:
             raise BadInput("members must be a number, or seeds, got {}; set members=N")
-        return Ensemble(given, seeds)
+        ensemble, seen = Ensemble(given, seeds), set[tuple[int, ...]]()
+        for i, own in enumerate(zip(*seeds.values(), strict=True)):
+            if own in seen:  # a mean would take it for another draw
+                raise BadInput(f"members must differ, got {ensemble.name(i)} twice; give each of them once")
+            seen.add(own)
+        return ensemble
     number = typed("members", given, Annotated[int, at_least(1), at_most(_MOST_MEMBERS)])
     return Ensemble(number, dict.fromkeys(varied(seeded), range(number)))
 

@@ -262,6 +262,11 @@ UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
         ({"members": {}}, "members must be a number, or seeds, got {}; set members=N"),
         ({"members": 3, **UNSEEDED}, "members=3 has nothing to vary: none of problem=linnerud, initial=balanced"),
         ({"members": {"problem": {"seed": [1]}}, "problem": {"name": "linnerud"}}, "this problem has no seed"),
+        ({"members": {"initial": {"seed": [2, 5, 2]}}}, "members must differ, got seed 2 twice; give each"),
+        (
+            {"members": {"problem": {"seed": [1, 1, 1]}, "initial": {"seed": [2, 1, 2]}}},
+            "members must differ, got problem.seed=1 initial.seed=2 twice",
+        ),
         ({"members": {"problem": {"seed": [1]}}, "problem": TABLE}, "this problem has no seed that changes it"),
         (
             {"members": 3, "problem": TABLE, "initial": {"name": "detour", "twist": 0.0, "shift": 0.0, "detour": 0.0}},
