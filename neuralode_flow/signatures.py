@@ -105,8 +105,9 @@ def idle(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) 
     """Those settings of a function beside whose values another one has no effect; none where it has one."""
     fields = settings(function)
     told = typing.get_args(fields[name].annotation) if name in fields else ()
-    values = {key: parameter.default for key, parameter in fields.items()} | dict(arguments)
-    return next((it.names for it in told if isinstance(it, CountsWith) and not it.holds(values)), ())
+    conditions = [it for it in told if isinstance(it, CountsWith)]
+    values = {key: parameter.default for key, parameter in fields.items()} | dict(arguments) if conditions else {}
+    return next((it.names for it in conditions if not it.holds(values)), ())
 
 
 def at_least(least: float) -> Range:

@@ -345,7 +345,8 @@ def checked(
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
     if isinstance(time, Descent) and not STUDIES[study.name].takes_steps:
         raise BadInput(_no_steps(study.name, STUDIES))
-    needed = STUDIES[study.name].groups | {"time", "study"}
+    groups, reads = STUDIES[study.name].groups, STUDIES[study.name].reads
+    needed = groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
     for name in SECTIONS:
         if name in needed:
@@ -357,12 +358,12 @@ def checked(
     for said in filter(None, map(_SETTING.match, lines)):
         # Members have a budget of wall time together, also where each takes none.
         budget = said["key"] == "time.max_seconds" and top.get("members") is not None
-        if said["section"] not in STUDIES[study.name].groups | {"study"} and not budget:
+        if said["section"] not in groups | {"study"} and not budget:
             raise BadInput(_no_effect(said["setting"], study.name, said["section"]))
         section, _, name = said["key"].partition(".")
-        reads = STUDIES[study.name].reads.get(section, (name,))
-        if name and name not in reads:
-            only = f"study={study.name} uses of {section} only {', '.join(f'{section}.{field}' for field in reads)}"
+        if name and name not in reads.get(section, (name,)):
+            own = ", ".join(f"{section}.{field}" for field in reads[section])
+            only = f"study={study.name} uses of {section} only {own}"
             raise BadInput(f"{said['setting']} has no effect: {only}; leave it out")
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
