@@ -11,6 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
@@ -77,6 +78,36 @@ def check_range(key: str, value: Any, kind: Any) -> None:
     """Raises ValueError where a range of the annotation `kind` refuses a value that has not come by a config."""
     for within in filter(callable, typing.get_args(kind)[1:]):
         within(key, value)
+
+
+@dataclass(frozen=True)
+class CountsWith:
+    """In an annotation: the setting has an effect only with another one, or with any of several.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The others.
+    value : optional
+        What one of them must be; by default anything but 0.
+    """
+
+    names: tuple[str, ...]
+    value: Any = None
+
+    def holds(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the setting has an effect beside these values of all."""
+        values = [arguments[name] for name in self.names]
+        return any(values) if self.value is None else self.value in values
+
+
+def idle(function: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those settings of a function beside whose values another one has no effect; none where it has one."""
+    fields = settings(function)
+    told = typing.get_args(fields[name].annotation) if name in fields else ()
+    conditions = [it for it in told if isinstance(it, CountsWith)]
+    values = {key: parameter.default for key, parameter in fields.items()} | dict(arguments) if conditions else {}
+    return next((it.names for it in conditions if not it.holds(values)), ())
 
 
 def at_least(least: float) -> Range:

@@ -326,6 +326,21 @@ def test_the_key_chooses_an_array_or_a_variable(tmp_path: Path) -> None:
         assert "3 inputs → 1 outputs" in problem.title
 
 
+def test_what_a_kind_of_file_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    text, array = str(tmp_path / "t.csv"), str(tmp_path / "t.npy")
+    np.savetxt(text, NUMBERS, delimiter=",")
+    np.save(array, NUMBERS)
+    for path in (text, array):
+        with pytest.raises(ValueError, match=r"problem.x_key=u has no effect: problem.x=.* holds one table; leave it"):
+            PROBLEMS["file"](path, path, x_key="u")
+    with pytest.raises(ValueError, match="problem.header=yes has no effect: no file is a text"):
+        PROBLEMS["file"](array, array, header=True)
+    np.savez(tmp_path / "t.npz", a=NUMBERS[:, 0])
+    with pytest.raises(ValueError, match="problem.header=no has no effect: no file is a text"):
+        PROBLEMS["file"](["a"], ["a"], table=str(tmp_path / "t.npz"), header="no")
+    assert f"{len(NUMBERS)} samples" in PROBLEMS["file"](text, array, header="no").title
+
+
 def test_fields_of_an_array_are_columns(tmp_path: Path) -> None:
     path = str(fields(tmp_path))
     problem = PROBLEMS["file"](["length, cm"], ["y"], table=path, standardise=False)

@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .errors import BadInput
 GROUPS = ("problem", "initial", "system", "study")
 
 
+@cache
 def registries() -> dict[str, Registry[Any]]:
     """What can be chosen in each group, by name. It imports torch."""
     from ..initial import INITIALS

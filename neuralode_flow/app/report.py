@@ -151,11 +151,16 @@ def _stated(config_yaml: str) -> Iterator[list[str]]:
 
 def _seeds_said(config: Mapping[str, Any], group: str) -> Any:
     """The seeds of a part over the members of a run, or that which all of them have."""
-    from .schema import varied
+    from .schema import Choice, has_seed, varied
 
     members, alone = config["members"], config[group]["seed"]
     if not isinstance(members, Mapping):
-        if group not in varied([name for name, own in config.items() if isinstance(own, Mapping) and "seed" in own]):
+        chosen = {
+            name: Choice(own["name"], {key: value for key, value in own.items() if key != "name"})
+            for name, own in config.items()
+            if isinstance(own, Mapping) and "name" in own
+        }
+        if group not in varied([name for name, choice in chosen.items() if has_seed(name, choice)]):
             return alone
         return f"0 … {members - 1}" if members > 1 else 0
     given = members.get(group)

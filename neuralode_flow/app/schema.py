@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..files import digest
 from ..garbage import uncollected
 from ..registry import Registry, nearest
-from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, known, settings
+from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, idle, known, settings
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -345,7 +345,8 @@ def checked(
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
     if isinstance(time, Descent) and not STUDIES[study.name].takes_steps:
         raise BadInput(_no_steps(study.name, STUDIES))
-    needed = STUDIES[study.name].groups | {"time", "study"}
+    groups, reads = STUDIES[study.name].groups, STUDIES[study.name].reads
+    needed = groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
     for name in SECTIONS:
         if name in needed:
@@ -357,8 +358,13 @@ def checked(
     for said in filter(None, map(_SETTING.match, lines)):
         # Members have a budget of wall time together, also where each takes none.
         budget = said["key"] == "time.max_seconds" and top.get("members") is not None
-        if said["section"] not in STUDIES[study.name].groups | {"study"} and not budget:
+        if said["section"] not in groups | {"study"} and not budget:
             raise BadInput(_no_effect(said["setting"], study.name, said["section"]))
+        section, _, name = said["key"].partition(".")
+        if name and name not in reads.get(section, (name,)):
+            own = ", ".join(f"{section}.{field}" for field in reads[section])
+            only = f"study={study.name} uses of {section} only {own}"
+            raise BadInput(f"{said['setting']} has no effect: {only}; leave it out")
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
         for name, registry in registries.items()
@@ -371,6 +377,10 @@ def checked(
         machine=machine,
         ensemble=None,
     )
+    for said in filter(None, map(_SETTING.match, lines)):
+        choice = getattr(job, said["section"])
+        if isinstance(choice, Choice) and (others := _idle(said["section"], choice, said["key"].partition(".")[2])):
+            raise BadInput(f"{said['setting']} has no effect with {others}; change that, or leave it out")
     given = top.get("members")
     return job if given is None else replace(job, ensemble=_ensemble(given, job))
 
@@ -383,6 +393,15 @@ def _no_effect(setting: str, study: str, section: str) -> str:
     return f"{setting} has no effect: study={study} uses no {section}; leave it out"
 
 
+def _idle(section: str, choice: Choice, name: str) -> str:
+    """The settings of a section, in words, with which another one of it has no effect."""
+    from .groups import registries
+
+    entry = registries()[section][choice.name]
+    others = idle(entry.run if section == "study" else entry, name, choice.parameters)
+    return " and ".join(f"{section}.{other}={choice.parameters[other]}" for other in others)
+
+
 # Sections whose seeds members differ in: those of problem and start, and where these have none, of what else has one.
 _SEEDED = (("problem", "initial"), ("system", "study"))
 _MOST_MEMBERS = 10**6
@@ -391,11 +410,13 @@ _RANGE = re.compile(r"range\((\d+)(?:, *(\d+))?(?:, *(\d+))?\)")
 
 def _ensemble(given: Any, job: Job) -> Ensemble:
     """The members that the config asks for by `members`: a number of them, or the seeds of each section."""
-    chosen = {section: getattr(job, section) for kind in _SEEDED for section in kind}
-    seeded = [section for section, choice in chosen.items() if choice is not None and "seed" in choice.parameters]
-    has = ", ".join(f"{section}={choice.name}" for section, choice in chosen.items() if choice is not None)
+    chosen = {section: choice for kind in _SEEDED for section in kind if (choice := getattr(job, section)) is not None}
+    seeded = [section for section, choice in chosen.items() if has_seed(section, choice)]
     if not seeded:
-        raise BadInput(f"members={given} has nothing to vary: none of {has} has a seed; leave it out")
+        idling = [said for section, choice in chosen.items() if (said := _idle(section, choice, "seed"))]
+        has = ", ".join(f"{section}={choice.name}" for section, choice in chosen.items())
+        that = f" that has an effect with {' and '.join(idling)}" if idling else ""
+        raise BadInput(f"members={given} has nothing to vary: none of {has} has a seed{that}; leave it out")
     if isinstance(given, Mapping):
         seeds = {key: _seeds(key, value, seeded) for key, value in given.items()}
         lengths = {f"members.{key}.seed": len(values) for key, values in seeds.items()}
@@ -404,9 +425,19 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
             raise BadInput(f"members must have one seed each in every list, got {said}; make the lists equally long")
         if not seeds:
             raise BadInput("members must be a number, or seeds, got {}; set members=N")
-        return Ensemble(given, seeds)
+        ensemble, seen = Ensemble(given, seeds), set[tuple[int, ...]]()
+        for i, own in enumerate(zip(*seeds.values(), strict=True)):
+            if own in seen:  # a mean would take it for another draw
+                raise BadInput(f"members must differ, got {ensemble.name(i)} twice; give each of them once")
+            seen.add(own)
+        return ensemble
     number = typed("members", given, Annotated[int, at_least(1), at_most(_MOST_MEMBERS)])
     return Ensemble(number, dict.fromkeys(varied(seeded), range(number)))
+
+
+def has_seed(section: str, choice: Choice) -> bool:
+    """Whether a section has a seed, and one that has an effect beside its other settings."""
+    return "seed" in choice.parameters and not _idle(section, choice, "seed")
 
 
 def varied(seeded: Collection[str]) -> list[str]:
@@ -418,7 +449,9 @@ def _seeds(section: str, node: Any, seeded: Sequence[str]) -> Sequence[int]:
     """The seeds of members in one section, of a list or the text "range(a,b)"."""
     can = ", ".join(f"members.{name}.seed" for name in seeded)
     if section in SECTIONS and section not in seeded:
-        raise BadInput(f"members.{section} has no effect: this {section} has no seed; set {can}, or members=N")
+        raise BadInput(
+            f"members.{section} has no effect: this {section} has no seed that changes it; set {can}, or members=N"
+        )
     if section not in seeded or not isinstance(node, Mapping) or [*node] != ["seed"]:
         raise BadInput(f"members differ in their seeds alone, got members.{section}={node!r}; set {can}, or members=N")
     key, value = f"members.{section}.seed", node["seed"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..checks import count, positive, real
 from ..depth.grid import Profile
-from ..signatures import Members, Seed
+from ..signatures import CountsWith, Members, Seed
 from .base import INITIALS, control, identity
 from .detour import Detour
 from .random import random_direction, random_shift, random_twist, smooth
 from .relaxed import relaxed_balanced
 from .rough import Rough
+
+_OfProfile = Annotated[Seed, CountsWith(("twist", "shift"))]
 
 
 @INITIALS.register("identity")
@@ -30,7 +33,7 @@ def _balanced(z0: Tensor) -> Profile:
 
 
 @INITIALS.register("relaxed_balanced")
-def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: Seed = 0) -> Profile:
+def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: _OfProfile = 0) -> Profile:
     """A random smooth twist Ω(s) and shift λ(s); the end-to-end map follows the intrinsic dynamics.
 
     Parameters
@@ -48,7 +51,7 @@ def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: 
 
 
 @INITIALS.register("control")
-def _control(z0: Tensor, shear: float = 1.0, seed: Seed = 0) -> Profile:
+def _control(z0: Tensor, shear: float = 1.0, seed: Annotated[Seed, CountsWith(("shear",))] = 0) -> Profile:
     """The negative control: log z₀ of a sheared z₀, constant in depth; it is not relaxed balanced.
 
     z₀ is multiplied by a random unit upper triangular matrix, so that the start is not normal even for z₀ = I.
@@ -83,7 +86,13 @@ def _smooth(z0: Tensor, scale: float = 1.0, seed: Seed = 0) -> Profile:
 
 
 @INITIALS.register("detour")
-def _detour(z0: Tensor, twist: float = 1.0, shift: float = 0.5, detour: float = 0.5, seed: Seed = 0) -> Profile:
+def _detour(
+    z0: Tensor,
+    twist: float = 1.0,
+    shift: float = 0.5,
+    detour: float = 0.5,
+    seed: Annotated[Seed, CountsWith(("twist", "shift", "detour"))] = 0,
+) -> Profile:
     """A relaxed balanced profile led astray between the ends of depth: the same z₀, not relaxed balanced.
 
     Parameters

@@ -40,6 +40,12 @@ READERS: dict[str, Callable[[str, BinaryIO, int, Wanted], np.ndarray]] = {
     ".parquet": read_parquet,
     ".nc": read_netcdf,
 }
+_BY_NAME = (".npz", ".nc")  # hold several arrays
+
+
+def is_text(location: str | os.PathLike[str]) -> bool:
+    """Whether a file is a text, which may begin with a line of names."""
+    return READERS.get(Path(location).suffix.lower()) in (_text, _blanks)
 
 
 def read_table(
@@ -120,6 +126,8 @@ def _read(name: str, location: str | os.PathLike[str], wanted: Wanted) -> Tensor
             f"{label} has the unknown suffix {path.suffix!r} (valid: {', '.join(READERS)}); save the table "
             f"as one of them"
         )
+    if wanted.chosen and path.suffix.lower() not in _BY_NAME:
+        raise ValueError(f"{wanted.setting}={wanted.key} has no effect: {label} holds one table; leave it out")
     with opened(label, path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MOST_BYTES:

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..checks import count, real
 from ..display import first_of
 from ..losses import LOSSES, LossName
-from ..signatures import Dimension, Seed, at_least, at_most, check_range, known
+from ..signatures import CountsWith, Dimension, Seed, at_least, at_most, check_range, known
 from ..untrusted import printable
-from .arrays import read_columns, read_table
+from .arrays import is_text, read_columns, read_table
 from .base import PROBLEMS, InputFile, Problem, identity
 from .rows import MISSING, Rows
 
@@ -35,7 +35,7 @@ def file(
     y_key: str | None = None,
     missing: Missing = "refuse",
     held_out: HeldOut = 0.0,
-    seed: Seed = 0,
+    seed: Annotated[Seed, CountsWith(("held_out",))] = 0,
     whiten: bool = False,
 ) -> Problem:
     """Linear regression of the rows of `y` on the rows of `x`, read from two files, or from the columns of one table.
@@ -110,6 +110,9 @@ def _tables(
     """x and y as they are read, with NaN for what is missing."""
     if isinstance(header, bool):  # YAML takes yes and no for them
         header = "yes" if header else "no"
+    files = [x, y] if table is None else [table]
+    if header in ("yes", "no") and not any(isinstance(file, (str, Path)) and is_text(file) for file in files):
+        raise ValueError(f"problem.header={header} has no effect: no file is a text with a first line; leave it out")
     if table is None:
         for name, value in (("problem.x", x), ("problem.y", y)):
             if isinstance(value, (list, tuple)):

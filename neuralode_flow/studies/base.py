@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import xarray as xr
 
@@ -20,7 +20,7 @@ from ..time.trajectory import Trajectory
 from .clock import AnyClock, Clock, Schedule, Start, Steps
 
 __all__ = [
-    "INPUTS", "STUDIES", "TRAINED", "AnyClock", "Clock", "Progress", "Schedule", "Start", "Steps", "Study",
+    "INPUTS", "STUDIES", "TRAINED", "AnyClock", "Clock", "Progress", "Reads", "Schedule", "Start", "Steps", "Study",
     "check_matrices", "summarise", "whole",
 ]  # fmt: skip
 
@@ -36,6 +36,13 @@ INPUTS: dict[Any, str] = {
     Clock: "time",
     AnyClock: "time",  # of a study that is also one of training in steps
 }
+
+
+@dataclass(frozen=True)
+class Reads:
+    """In the annotation of an input, ``Annotated[Clock, Reads(("max_seconds",))]``: those of its fields that matter."""
+
+    names: tuple[str, ...]
 
 
 def summarise(dataset: xr.Dataset) -> dict[str, Any]:
@@ -77,19 +84,31 @@ class Study:
     @property
     def takes_steps(self) -> bool:
         """Whether it is also a study of training in steps: it declares a clock of any kind."""
-        return AnyClock in {parameter.annotation for parameter in parameters(self.run).values()}
+        return AnyClock in {_kind(parameter.annotation) for parameter in parameters(self.run).values()}
 
     @property
     def inputs(self) -> dict[str, str]:
         """The group of the config that makes each input, by the parameter that takes it."""
-        annotations = {name: p.annotation for name, p in parameters(self.run).items()}
-        return {name: INPUTS[kind] for name, kind in annotations.items() if kind in INPUTS}
+        kinds = {name: _kind(p.annotation) for name, p in parameters(self.run).items()}
+        return {name: INPUTS[kind] for name, kind in kinds.items() if kind in INPUTS}
+
+    @property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """The fields that matter of those groups of the config of which not all do."""
+        annotations = [p.annotation for p in parameters(self.run).values()]
+        told = [(INPUTS.get(_kind(kind), ""), it) for kind in annotations for it in get_args(kind)[1:]]
+        return {group: it.names for group, it in told if group and isinstance(it, Reads)}
 
     @property
     def groups(self) -> set[str]:
         """The groups of the config that are read for its inputs; an initialisation starts from z₀ of the problem."""
         wanted = {*self.inputs.values(), *self.accepts}
         return wanted | {"problem"} if "initial" in wanted else wanted
+
+
+def _kind(annotation: Any) -> Any:
+    """What an annotation says without what Annotated adds."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def check_matrices(problem: Problem, why: str) -> None:

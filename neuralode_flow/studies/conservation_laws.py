@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import xarray as xr
@@ -18,7 +19,7 @@ from ..intrinsic.ranks import Rank
 from ..intrinsic.systems.linear_network import independent_laws, phi_of
 from ..signatures import Count, Seed
 from .axes import arranged
-from .base import STUDIES, Clock, Progress, Study
+from .base import STUDIES, Clock, Progress, Reads, Study
 
 # Layers (inclusive) and widths (inclusive) of the random networks, as in the table of Marcotte et al. 2023.
 SIZES = {"linear": ((2, 4), (2, 5)), "relu": ((2, 4), (2, 9))}
@@ -39,7 +40,13 @@ class _Case:
     seconds: float
 
 
-def run(clock: Clock, *, networks: Count = 50, seed: Seed = 0, progress: Progress | None = None) -> xr.Dataset:
+def run(
+    clock: Annotated[Clock, Reads(("max_seconds",))],
+    *,
+    networks: Count = 50,
+    seed: Seed = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
     """Counts the independent conservation laws of random linear and ReLU networks at random parameters.
 
     Linear networks: z = W_L … W_1, 2 to 4 layers, widths 2 to 5. ReLU networks: path lifting, without biases, 2 to 4
@@ -48,7 +55,7 @@ def run(clock: Clock, *, networks: Count = 50, seed: Seed = 0, progress: Progres
     Parameters
     ----------
     clock : Clock
-        Nothing in it matters here.
+        Its budget of wall time.
     networks : int
         Of each kind.
     seed : int

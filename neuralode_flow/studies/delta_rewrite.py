@@ -19,7 +19,7 @@ from ..signatures import Seed, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth, largest_of, least_of, time
-from .base import STUDIES, Clock, Progress, Study, whole
+from .base import STUDIES, Clock, Progress, Reads, Study, whole
 from .deltalayers import DEPTH_GATES, Gate, Profiles, age, gate, limit_gate, shortcut, unit
 
 # The gate as a function of b/L, where a layer samples, and the order in 1/L.
@@ -62,7 +62,9 @@ Layers = Annotated[Sequence[int], distinct, each(at_least(4), at_most(4096)), in
 
 
 def run(
-    clock: Clock,
+    clock: Annotated[
+        Clock, Reads(("horizon", "extends", "method", "rtol", "atol", "step", "max_evaluations", "max_seconds"))
+    ],
     *,
     dimension: Annotated[int, at_least(2), at_most(64)] = 4,
     columns: Annotated[int, at_least(1), at_most(64)] = 2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
 from .axes import arranged, axis, depth
-from .base import STUDIES, Clock, Progress, Study, whole
+from .base import STUDIES, Clock, Progress, Reads, Study, whole
 
 _ORDER = 0.05
 
@@ -31,7 +31,7 @@ _ORDER = 0.05
 def run(
     problem: Problem,
     solver: DepthSolver,
-    clock: Clock,
+    clock: Annotated[Clock, Reads(("max_evaluations", "max_seconds"))],
     *,
     depths: Depths = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     iterations: int = 50,

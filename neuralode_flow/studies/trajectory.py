@@ -24,7 +24,7 @@ from ..initial import balanced
 from ..kernels import KERNELS, LogMean
 from ..problems import Problem
 from ..registry import Registry
-from ..signatures import Layers, Positive, known
+from ..signatures import CountsWith, Layers, Positive, known
 from ..time.endings import REACHED
 from ..time.progress import Progress as Where
 from ..time.trajectory import Trajectory, at_times, common_times, stopped
@@ -61,9 +61,9 @@ def run(
     clock: AnyClock,
     *,
     model: Annotated[str, known(MODELS)] = "continuous",
-    network_depth: Layers = 64,
-    rule: Annotated[str, known(LAYERS)] = "euler",
-    kernel: Annotated[str, known(KERNELS)] = "logmean",
+    network_depth: Annotated[Layers, CountsWith(("model",), "finite")] = 64,
+    rule: Annotated[str, known(LAYERS), CountsWith(("model",), "finite")] = "euler",
+    kernel: Annotated[str, known(KERNELS), CountsWith(("model",), "intrinsic")] = "logmean",
     adapt: bool = True,
     estimate: bool = True,
     stop_loss: Positive | None = None,

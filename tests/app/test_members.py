@@ -250,6 +250,7 @@ PLAIN = {
     "problem": {"name": "teacher", "seed": 0}, "initial": {"name": "relaxed_balanced"}, "depth": {"panels": 2},
     "time": {"horizon": 1.0}, "study": {"name": "convergence"},
 }  # fmt: skip
+TABLE = {"name": "file", "table": "t.csv", "x": ["a"], "y": ["b"]}
 UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
 
 
@@ -261,6 +262,16 @@ UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
         ({"members": {}}, "members must be a number, or seeds, got {}; set members=N"),
         ({"members": 3, **UNSEEDED}, "members=3 has nothing to vary: none of problem=linnerud, initial=balanced"),
         ({"members": {"problem": {"seed": [1]}}, "problem": {"name": "linnerud"}}, "this problem has no seed"),
+        ({"members": {"initial": {"seed": [2, 5, 2]}}}, "members must differ, got seed 2 twice; give each"),
+        (
+            {"members": {"problem": {"seed": [1, 1, 1]}, "initial": {"seed": [2, 1, 2]}}},
+            "members must differ, got problem.seed=1 initial.seed=2 twice",
+        ),
+        ({"members": {"problem": {"seed": [1]}}, "problem": TABLE}, "this problem has no seed that changes it"),
+        (
+            {"members": 3, "problem": TABLE, "initial": {"name": "detour", "twist": 0.0, "shift": 0.0, "detour": 0.0}},
+            "an effect with problem.held_out=0.0 and initial.twist=0.0 and initial.shift=0.0 and initial.detour=0.0",
+        ),
         ({"members": {"problem": {"scale": [1]}}}, "members differ in their seeds alone"),
         ({"members": {"problem": {"seed": [-1]}}}, r"members.problem.seed\[0\] must be at least 0"),
         ({"members": {"problem": {"seed": []}}}, "members.problem.seed must have from 1 to 1000000 seeds, got 0"),
@@ -274,6 +285,16 @@ UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
 def test_members_that_cannot_be_are_refused(changes, sentence):
     with pytest.raises(Exception, match=sentence):
         checked(PLAIN | changes)
+
+
+def test_the_seed_of_rows_that_are_held_out_is_varied_only_where_some_are():
+    job = checked(PLAIN | {"problem": TABLE, "members": 2})
+    assert job.ensemble.settings == {"initial.seed": range(2)}
+    said = dict(_stated(job.to_yaml()))
+    assert "seed = 0," in said["problem"]
+    assert said["start"].endswith("seed = 0 … 1")
+    job = checked(PLAIN | {"problem": TABLE | {"held_out": 0.2}, "members": 2})
+    assert job.ensemble.settings == {"problem.seed": range(2), "initial.seed": range(2)}
 
 
 def test_where_problem_and_start_have_no_seed_that_of_the_study_is_varied():
