@@ -198,7 +198,7 @@ def _layers_time(sigma: float, tau: float, L: int) -> float:
     gaps = 1 - w / roots
     if tau > 0:
         gaps[0] = abs(np.expm1(np.log(sigma / tau) / L))  # the positive root, which σ approaches
-    with np.errstate(divide="ignore"):  # σ = τ is reached at t = ∞
+    with np.errstate(divide="ignore", invalid="ignore"):  # σ = τ is reached at t = ∞
         logs = float((roots**2 * np.log(gaps)).sum().real) / (L * tau)
     return ((np.log(w) if L == 2 else w ** (2 - L) / (2 - L)) - logs) / tau
 

@@ -43,6 +43,12 @@ def test_saxe_at_target_zero_and_late_times():
     assert float(sigma[-1, 1]) == 1.0
 
 
+@pytest.mark.parametrize("L", [2, 3, 9])
+def test_layers_from_above_come_down_to_the_target_without_a_word(L):
+    sigma = nf.exact.aligned_layers(torch.tensor([0.0, 100.0, 1e9]), torch.tensor([2.5, 1e4]), torch.full((2,), 2.0), L)
+    assert float((sigma[1:] - 2).abs().max()) < 1e-15
+
+
 def test_many_layers_tend_to_the_limit_at_order_one():
     limit = exact.aligned_limit(TIMES, START, TARGET)
     errors = [float((exact.aligned_layers(TIMES / L, START, TARGET, L) - limit).abs().max()) for L in (64, 128, 256)]

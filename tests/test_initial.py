@@ -204,6 +204,20 @@ def test_a_remembered_profile_is_asked_for_known_depths_no_more():
     assert [len(part) for part in (*first, *again)] == [2, 1, 1, 2, 1]
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 2e-4)])
+def test_networks_of_relaxed_balanced_layers_have_their_product_or_are_refused(dtype, bound):
+    # W does not hold layers I + W/L that are far smaller than I, as large shifts make them.
+    z0 = positive_matrix(3, seed=1).to(dtype)
+    for L, size, held in ((5, 0.3, True), (50, 0.05, True), (50, 3.0, False), (1000, 1.0, False)):
+        shifts = size * torch.randn(L, generator=generator(L)).to(dtype)
+        if not held:
+            with pytest.raises(ValueError, match="no admissible root"):
+                nf.relaxed_balanced_layers(z0, shifts, generator(2))
+            continue
+        z = nf.FiniteFlow(L, nf.Quadratic(z0)).product(nf.relaxed_balanced_layers(z0, shifts, generator(2)))
+        assert float((z - z0).norm()) < bound * float(z0.norm())
+
+
 def test_relaxed_balanced_layers_of_an_ensemble():
     z0, shifts = torch.stack([positive_matrix(3, seed=s) for s in range(4)]), torch.tensor([0.0, 0.4, -0.3])
     for draws in (None, generator(0)):

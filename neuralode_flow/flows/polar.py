@@ -52,7 +52,8 @@ class LogPolarFlow:
     -----
     A state is `(..., 2, d, d)`, Q and S. Their changes are relative changes of z, so that all entries of a state have
     one absolute tolerance, (rtol + atol)/4d: with it z is at least as accurate as when z itself is integrated at rtol
-    and atol, in as many evaluations (DOP853, dopri5 and auto, rtol 1e-6 … 1e-11, d = 2 … 12).
+    and atol, in as many evaluations (DOP853, dopri5 and auto, rtol 1e-6 … 1e-11, d = 2 … 12). An atol above rtol counts
+    as rtol: it is an error of z, and of a large z, which a small start may become, a far smaller relative one.
     """
 
     keeps_orientation = True
@@ -264,7 +265,7 @@ class LogPolarFlow:
 
     def tolerances(self, state: Tensor, rtol: float, atol: float) -> tuple[float, float]:
         """The relative and absolute tolerance of the entries of a state that stand for those of z."""
-        return 100 * torch.finfo(state.dtype).eps, (rtol + atol) / (4 * state.shape[-1])
+        return 100 * torch.finfo(state.dtype).eps, (rtol + min(atol, rtol)) / (4 * state.shape[-1])
 
     def check(self, state: Tensor) -> None:
         """States are made by `enter`."""

@@ -79,13 +79,16 @@ class Ends:
         """`relaxed_balanced_layers` with these ends, of shifts `(L,)`, or `(..., L)` for each z₀ `(..., d, d)`."""
         with np.errstate(all="ignore"):
             layers = torch.as_tensor(self._layers(shifts, generator))
-        errors = torch.linalg.matrix_norm(chain.product(layers) - self.z0)
-        if not bool((errors <= 1e-8 * self.sigma.amax(-1)).all()):
+        W = chain.add_identity(layers, -1.0).mul_(shifts.shape[-1])
+        # Of I + W/L, as networks have it: W does not hold a layer that is far smaller than I.
+        errors = torch.linalg.matrix_norm(chain.product(chain.add_identity(W / shifts.shape[-1])) - self.z0)
+        bound = max(1e-8, 1e3 * torch.finfo(self.z0.dtype).eps)
+        if not bool((errors <= bound * self.sigma.amax(-1)).all()):
             raise ValueError(
                 f"shifts have no admissible root in {self.z0.dtype}: the layers miss z0 by {float(errors.max()):.3g}; "
                 f"got shifts from {shifts.min():.3g} to {shifts.max():.3g}, use smaller ones"
             )
-        return chain.add_identity(layers, -1.0).mul_(shifts.shape[-1])
+        return W
 
     def _layers(self, shifts: Tensor, generator: torch.Generator | None) -> Any:
         """U_k, in NumPy where they are small numbers, since its calls cost a third of those of torch."""

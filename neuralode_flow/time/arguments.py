@@ -23,6 +23,9 @@ from .trajectory import Trajectory
 
 _ATOL = 1e-10
 
+# Errors of so many tolerances are too large, as in `estimate`.
+_FAR_OFF = 10.0
+
 # Numbers of a state whose derivative is made as a matrix.
 _MOST_DERIVED = 1024
 
@@ -102,6 +105,30 @@ def checked_control(rtol: float, atol: float | None, step: float | None, start: 
     if raised and not fixed:
         warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
     return Control(**wanted, step=None if step is None else positive("step", step))
+
+
+def check_shared_atol(flow: Any, start: Tensor, control: Control, asked: float | None) -> None:
+    """Warns where the largest member of a batch raises atol far above what was asked of the smallest."""
+    own = max(_ATOL if asked is None else asked, torch.finfo(start.dtype).eps)
+    if control.atol <= _FAR_OFF * own:
+        return
+    try:
+        members = flow.loss(flow.product(start)).shape
+    except FAILURES:  # the run tells of them
+        return
+    if not members or start.shape[: len(members)] != members:
+        return
+    sizes = start.abs().reshape(members.numel(), -1).amax(-1)
+    least = float(sizes.min())
+    own = max(own, torch.finfo(start.dtype).eps * least)
+    if control.atol > _FAR_OFF * (own + control.rtol * least):
+        warnings.warn(
+            f"members of a batch have one atol, which the largest, with entries of {float(sizes.max()):.3g}, raises to "
+            f"{control.atol:.2g}; the smallest, with entries of at most {least:.3g}, would have {own:.2g} alone: "
+            f"integrate members of such different sizes one by one",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_derivative(flow: Any, start: Tensor, method: str, apart: bool) -> None:

@@ -23,6 +23,7 @@ from .arguments import (
     check_checks,
     check_derivative,
     check_options,
+    check_shared_atol,
     checked_control,
     checked_path,
     checked_start,
@@ -106,15 +107,16 @@ def integrate(
     rtol, atol : float
         Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
         100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
+        Members of a batch have one atol, and a warning says where the largest makes it too large for the smallest.
     control : str
         "shared": one step for all members of a batch. "member": each has steps, acceptance, events, a budget of
-        evaluations and an end of its own, and those that have come to the next output, or have ended, cost nothing.
-        Its numbers are those of a run of it alone: to the bit where the velocity of a member does not depend on the
-        others (the compiled engine's, of `ContinuousFlow` and `FiniteFlow`), else to round-off. One that ends stays
-        where it met an event, or before the step that failed: its later rows repeat that, and `stats["members"]` says
-        how, when, and in how many evaluations and steps each ended. Adaptive explicit methods have it, and rodas5p for
-        stiff members; dense, estimate and adapt go with shared steps. A loss with numbers of its own for the members
-        has to offer `select`.
+        evaluations and an end of its own, and those that have come to the next output, or have ended, cost nothing. Its
+        numbers are those of a run of it alone at these tolerances: to the bit where the velocity of a member does not
+        depend on the others (the compiled engine's, of `ContinuousFlow` and `FiniteFlow`), else to round-off. One that
+        ends stays where it met an event, or before the step that failed: its later rows repeat that, and
+        `stats["members"]` says how, when, and in how many evaluations and steps each ended. Adaptive explicit methods
+        have it, and rodas5p for stiff members; dense, estimate and adapt go with shared steps. A loss with numbers of
+        its own for the members has to offer `select`.
     step : float, optional
         Step size of fixed-step methods; by default one step per output interval. They do not look at the tolerances.
     stop : dict, optional
@@ -210,6 +212,8 @@ def integrate(
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
         kind = Apart if control == "member" and check_apart(*moving) else Run
         check_derivative(moving[0], moving[1], method, kind is Apart)
+        if carrier is None and not fixed_steps(METHODS[method]):
+            check_shared_atol(known.flow, known.start, accuracy, atol)
     with torch.no_grad(), one_blas_thread(), shown(progress) as report:
         budget = Budget(max_evaluations, max_seconds)
         course = _Course(flow, known, moving[0], kind, adapt, budget, float(every), report)

@@ -250,3 +250,16 @@ def test_a_part_that_was_put_in_place_of_its_own_is_the_one_that_is_asked(where,
     assert_close(moved("product", lambda state: 2 * state).z, 2 * known.z, rtol=1e-8, atol=1e-8)
     assert_close(moved("velocity", torch.zeros_like).z[-1], known.z[0], rtol=0, atol=0)
     assert float(moved("law", lambda state: state.det()[..., None, None, None]).drift[-1].min()) > 0.01
+
+
+@pytest.mark.parametrize(("start", "size", "atol"), [(1e8, 1e8, 1e-3), (1e10, 1e10, None), (1.0, 1e6, 1e-3)])
+def test_a_large_z_is_as_accurate_as_was_asked_for(start, size, atol):
+    # Errors of logarithms are relative ones, and the absolute one of z, which round-off raises too, is none.
+    known, tau, rtol = start * torch.tensor([0.5, 0.3]), size * torch.tensor([1.0, 2.0]), 1e-9
+    times = torch.tensor([0.0, 0.4, 1.0, 9.0]) / size
+    path = nf.integrate(
+        nf.IntrinsicFlow(nf.Quadratic(tau.diag()), nf.TwoLayer()), known.diag(), times, "DOP853", rtol, atol
+    )
+    off = torch.linalg.matrix_norm(path.z - torch.diag_embed(nf.exact.saxe(times, known, tau)))
+    assert path.status == "ok"
+    assert bool((off <= rtol * torch.linalg.matrix_norm(path.z) + (atol or 0.0)).all())

@@ -116,6 +116,22 @@ def test_members_in_float32_are_what_they_are_alone():
         assert_alone(path, runs)
 
 
+@pytest.mark.parametrize("control", ["shared", "member"])
+def test_a_large_member_that_spoils_the_tolerance_of_a_small_one_is_said(control):
+    def run(size, **options):
+        target = torch.stack((torch.eye(2) * 2, size * torch.eye(2)))
+        flow, start = nf.IntrinsicFlow(nf.Quadratic(target), nf.TwoLayer(0.5)), target - 0.5 * torch.eye(2)
+        start[1] = target[1]  # at rest
+        return nf.integrate(flow, start, [0.0, 1.0], "DOP853", control=control, **options).z[-1, 0]
+
+    small, exact = run(10.0), run(10.0, rtol=1e-13, atol=1e-14)  # no word of it
+    assert float((small - exact).norm()) < 1e-7
+    with pytest.warns(RuntimeWarning, match=r"one atol, which the largest, .*e\+14, raises to 0\.022; the smallest, "):
+        spoilt = run(1e14)
+    assert float((spoilt - exact).norm()) > 1e-7
+    run(1e14, rtol=0.1, atol=0.1)  # no more than was asked for
+
+
 @pytest.mark.parametrize("method", ["DOP853", "dopri5", "rodas5p"])
 def test_what_is_carried_in_logarithms_is_what_it_is_alone_to_round_off(method):
     target = targets(3)
