@@ -345,8 +345,7 @@ def checked(
     study = _choice("study", _needed("study", sections), STUDIES, maker="run")
     if isinstance(time, Descent) and not STUDIES[study.name].takes_steps:
         raise BadInput(_no_steps(study.name, STUDIES))
-    groups, reads = STUDIES[study.name].groups, STUDIES[study.name].reads
-    needed = groups | {"time", "study"}
+    needed = STUDIES[study.name].groups | {"time", "study"}
     registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
     for name in SECTIONS:
         if name in needed:
@@ -355,16 +354,6 @@ def checked(
             # A group that was chosen by name may come from the defaults; a lone field was set on purpose.
             key, value = next(iter(sections[name].items()))
             raise BadInput(_no_effect(f"{name}.{key}={value}", study.name, name))
-    for said in filter(None, map(_SETTING.match, lines)):
-        # Members have a budget of wall time together, also where each takes none.
-        budget = said["key"] == "time.max_seconds" and top.get("members") is not None
-        if said["section"] not in groups | {"study"} and not budget:
-            raise BadInput(_no_effect(said["setting"], study.name, said["section"]))
-        section, _, name = said["key"].partition(".")
-        if name and name not in reads.get(section, (name,)):
-            own = ", ".join(f"{section}.{field}" for field in reads[section])
-            only = f"study={study.name} uses of {section} only {own}"
-            raise BadInput(f"{said['setting']} has no effect: {only}; leave it out")
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
         for name, registry in registries.items()
@@ -377,16 +366,36 @@ def checked(
         machine=machine,
         ensemble=None,
     )
-    for said in filter(None, map(_SETTING.match, lines)):
-        choice = getattr(job, said["section"])
-        if isinstance(choice, Choice) and (others := _idle(said["section"], choice, said["key"].partition(".")[2])):
-            raise BadInput(f"{said['setting']} has no effect with {others}; change that, or leave it out")
     given = top.get("members")
-    return job if given is None else replace(job, ensemble=_ensemble(given, job))
+    if given is not None:
+        job = replace(job, ensemble=_ensemble(given, job))
+    for line in lines:
+        if (why := idle_setting(job, line)) is not None:
+            raise BadInput(why)
+    return job
 
 
 # What an override sets of a section: `time.horizon=2`, or `problem=digits`; with Hydra's signs or without.
 _SETTING = re.compile(rf"\+*(?P<setting>(?P<key>(?P<section>{'|'.join(SECTIONS)})(\.[^=]*)?)=(?!null$).*)", re.DOTALL)
+
+
+def idle_setting(job: Job, line: str) -> str | None:
+    """Why an override changes nothing of a job, in words; None where it does."""
+    from ..studies import STUDIES
+
+    if (said := _SETTING.match(line)) is None:
+        return None
+    setting, section, name = said["setting"], said["section"], said["key"].partition(".")[2]
+    study, choice = STUDIES[job.study.name], getattr(job, section)
+    if section not in study.groups | {"study"}:
+        # Members have a budget of wall time together, also where each takes none.
+        shared = said["key"] == "time.max_seconds" and job.ensemble is not None
+        return None if shared else _no_effect(setting, job.study.name, section)
+    if name and name not in study.reads.get(section, (name,)):
+        own = ", ".join(f"{section}.{field}" for field in study.reads[section])
+        return f"{setting} has no effect: study={job.study.name} uses of {section} only {own}; leave it out"
+    others = _idle(section, choice, name) if isinstance(choice, Choice) else ""
+    return f"{setting} has no effect with {others}; change that, or leave it out" if others else None
 
 
 def _no_effect(setting: str, study: str, section: str) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from .members import Member, find_folders, is_sweep
 from .points import Points, composed, own
 from .records import failure
 from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
-from .schema import DRAWN, Job, Machine, checked
+from .schema import DRAWN, Job, Machine, checked, idle_setting
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
 _OWN_SWEEPS = "${out}/sweeps/"  # where hydra.sweep.dir is, unless the user has another
@@ -68,7 +68,10 @@ class Folders(Callback):
         with _refused():
             launchers.prepare(str(config.hydra.launcher._target_))
             own_part = Points(config)
-            checked_points = {tuple(overrides): _job(config, own_part, overrides) for overrides in points(config)}
+            lines = [tuple(overrides) for overrides in points(config)]
+            common = frozenset.intersection(*map(frozenset, lines))
+            checked_points = {own: _job(config, own_part, own, common) for own in lines}
+            _check_effects(checked_points, common)
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
         compose_once(checked_points)
@@ -130,9 +133,17 @@ def _unresolved(config: DictConfig, name: str) -> str:
     return str(OmegaConf.to_container(config.hydra.sweep, resolve=False)[name])  # type: ignore[index, call-overload]
 
 
-def _job(config: DictConfig, own_part: Points, overrides: Sequence[str]) -> Job:
-    """The checked config of one point."""
-    job = checked(own_part(overrides), overrides)
+def _check_effects(jobs: Mapping[tuple[str, ...], Job], common: Collection[str]) -> None:
+    """Raises BadInput where what all points have in common changes none of them."""
+    for line in next(iter(jobs), ()):
+        whys = (idle_setting(job, line) for job in jobs.values()) if line in common else iter((None,))
+        if (first := next(whys)) is not None and None not in whys:
+            raise BadInput(first)
+
+
+def _job(config: DictConfig, own_part: Points, overrides: Sequence[str], common: Collection[str]) -> Job:
+    """The checked config of one point, which what is its own changes."""
+    job = checked(own_part(overrides), [line for line in overrides if line not in common])
     if job.machine.resume is True:
         raise BadInput("resume=true finds single runs; with -m give the folder of the sweep, resume=FOLDER")
     if job.machine.resume != config.resume:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+import neuralode_flow as nf
 from neuralode_flow.app import collect
 from neuralode_flow.app.runfolder import record_failure
 from neuralode_flow.files import locked
@@ -113,6 +114,13 @@ def test_members_are_known_by_their_settings_and_not_by_their_place_in_the_comma
     ended = command(*turned, "problem.seed=1,7", "resume=sweep", "study.depths=[4,8]", "threads=2")
     assert ended.status == 0, ended.err
     assert seeds("sweep") == {"0": 0, "1": 1, "2": 5, "3": 7}
+
+
+def test_what_one_of_the_members_uses_may_be_common_to_all(command, workplace):
+    line = ["-m", "study=trajectory", "study.model=continuous,finite", "study.network_depth=3", "study.estimate=false"]
+    line += ["problem=teacher", "problem.dimension=2", "time.samples=3"]
+    assert command(*line, "resume=sweep").status == 0
+    assert [nf.open(f"sweep/{name}").sizes["s"] == 3 for name in "01"] == [False, True]
 
 
 def test_alike_members_have_a_folder_each(command):
