@@ -11,6 +11,7 @@ import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.studies import (
     STUDIES,
+    deep_completion,
     lcn,
     learning_rate,
     perceptron,
@@ -18,6 +19,7 @@ from neuralode_flow.studies import (
     scalar_blocks,
     settling,
     spline_landscape,
+    square,
     unifying,
     volume_form,
     width,
@@ -220,6 +222,34 @@ def test_a_verdict_says_what_the_checks_beside_it_say():
     assert "training keeps its bounds" in verdict(found)
     slack = found.certified_bounds * 0 + 1.1
     assert "does not keep all of its bounds" in width._finding(found.assign(certified_bounds=slack), "").verdict
+
+
+def test_the_closed_flow_of_every_number_of_layers_is_that_of_its_factors(monkeypatch):
+    """That of two layers, with which all others are compared, is not the one whose factors are trained."""
+    kernel = deep_completion.kernel
+    assert failing(small("deep_completion")) == set()
+    monkeypatch.setattr(deep_completion, "kernel", lambda N: kernel(1 if N == 2 else N))
+    velocity = "velocity of z by balanced factors against that of the closed flow"
+    assert failing(small("deep_completion")) == {velocity}
+
+
+def test_the_intrinsic_flow_of_networks_is_that_of_their_layers(monkeypatch):
+    """The error of the left edge of the square was told, and held to nothing."""
+    kept = failing(small("convergence"))
+
+    class Slow(nf.DividedDifference):
+        def __init__(self, shifts, time_scale):
+            super().__init__(shifts, time_scale=0.99 * time_scale)
+
+    monkeypatch.setattr(square, "DividedDifference", Slow)
+    left = "relaxed balanced Euler network minus its intrinsic flow of L layers"
+    assert failing(small("convergence")) - kept == {left}
+
+
+def test_starts_that_have_one_λ_do_not_show_that_none_matters():
+    assert failing(small("initialisations")) == set()
+    spread = "spread of networks, relaxed balanced, each with its own λ, a control"
+    assert failing(small("initialisations", shift=0.0)) == {spread}
 
 
 @pytest.mark.slow
