@@ -214,7 +214,8 @@ def _finding(
             ]
         ),
         claim=Claim(
-            "deeper factorisations complete a low-rank matrix from fewer entries than two layers do",
+            f"deeper factorisations complete a low-rank matrix from fewer entries than "
+            f"{'two layers' if first == 2 else _name(first)} do",
             measured={_name(N): share for N, share in better.items()},
             published="deeper is better at few entries",
             figure="F6",
@@ -241,7 +242,7 @@ def _finding(
                     least=True,
                 )
                 for N, share in better.items()
-                if N
+                if N or not deeper[:-1]
             ),
             Check("errors from a turned start, where the straight one shoots up", worst, _ZEROS, "the largest"),
             Check("small matrices on which infinite depth shoots up, a control", shooting, 1, least=True),

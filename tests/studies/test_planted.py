@@ -233,6 +233,15 @@ def test_the_closed_flow_of_every_number_of_layers_is_that_of_its_factors(monkey
     assert failing(small("deep_completion")) == {velocity}
 
 
+@pytest.mark.parametrize(
+    ("depths", "than", "better"), [([2], "two layers", "infinite depth against 2"), ([3, 4], "3 layers", "4 layers")]
+)
+def test_deeper_is_better_than_what_it_is_compared_with(depths, than, better):
+    found = Finding.of(small("deep_completion", depths=depths))
+    assert found.claim.text.endswith(f"than {than} do")
+    assert any(check.name.startswith(better) and check.least for check in found.checks)
+
+
 def test_the_intrinsic_flow_of_networks_is_that_of_their_layers(monkeypatch):
     """The error of the left edge of the square was told, and held to nothing."""
     kept = failing(small("convergence"))
