@@ -166,7 +166,7 @@ SMALL = {
             "steps": 80,
         },
     ),
-    "unifying": lambda: ({}, {"size": 1e5, "seed": 3}),
+    "unifying": lambda: ({}, {"size": 1e5, "seed": 25}),
     "perceptron": lambda: ({}, {"pair": [4, 9], "rates": [0.01, 1.0, 100.0], "steps": 100, "sizes": [10, 30, 100]}),
     "delta_rewrite": lambda: (
         alone(100.0, 3, method="auto", rtol=1e-7, atol=1e-9),

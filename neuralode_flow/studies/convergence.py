@@ -28,7 +28,7 @@ from ..orders import Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
 from . import infimum
-from .axes import Axis, arranged, axis, depth, time
+from .axes import Axis, arranged, axis, depth, largest_of, time
 from .base import STUDIES, AnyClock, Progress, Start, Study, summarise
 from .heldout import LONG_NAME, along, numbers, verdict
 from .square import Reference, Square, check_depths, distance, solve_square
@@ -407,13 +407,17 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
         Check(f"reference: {found[name].attrs['long_name']}", error, bounds.get(name), sup)
         for name, error in errors.items()
     ]
+    names, left = LONG_NAMES | (IN_STEPS if "rate" in dataset.attrs else {}), "error_finite_square"
+    of_networks = Check(
+        names[left], largest_of(found[left].values), bounds.get("error_reference"), f"{sup}, largest over L"
+    )
     law = "0 in exact arithmetic" if dataset.attrs["law_holds"] else "which steps of this rule move"
     drift = Check("drift of the conserved quantity", float(found["drift_continuous"].values.max()), norm=law)
     of_orders = [
         Check(f"order of {order.rule} from {order.expected:g}", abs(order.value - order.expected), ORDER)
         for order in orders
     ]
-    return (*of_reference, drift, *of_orders)
+    return (*of_reference, of_networks, drift, *of_orders)
 
 
 def _tables(dataset: xr.Dataset, floor: float) -> tuple[ErrorTable, ...]:

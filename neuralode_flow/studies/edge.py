@@ -24,12 +24,15 @@ from ..parallel import side_by_side
 from ..problems import Problem
 from ..signatures import Count, Depths, Positive, Seed, Workers, above, below, known
 from . import settling
-from .axes import arranged, axis, time
+from .axes import arranged, axis, largest_of, time
 from .base import STUDIES, Clock, Progress, Study
 
 # How far the last two local orders may be from that of the layers, and the largest part of the distance of gradient
 # flow at which the central flow may be from gradient descent.
 _ORDER, _NEARER = 0.15, 0.95
+
+# How far the largest sharpness of the central flow may be from 2/η, and its velocity at the end from a projection.
+_HELD, _PROJECTED = 0.02, 0.02
 
 # Between the two routes to a sharpness: round-off, relatively, and in gradients of the loss what second derivatives of
 # z add where the minimiser is not quite reached.
@@ -57,6 +60,7 @@ LONG_NAMES = {
     "settled_after": "steps until the gradient of the loss was small enough",
     "error_grid": "error of final_sharpness that the depth grid makes at infinite depth",
     "error_central": "distance of W of the central flow from that in steps twice as long, L² norm; second half",
+    "unprojected": "|⟨V − v, V⟩| over ‖v‖², V and v the velocities of central and gradient flow; last central W",
     "routes": "distance of final_sharpness at infinite depth from that by Lanczos' method",
     "expected_order": "order of the layers in 1/L",
     "edge": "2/η",
@@ -231,7 +235,8 @@ def _limit(plan: _Plan, rate: float, _: int) -> dict[str, Any]:
         "flow": settling.flowed(plan.clock, flow, start, times, name),
         "central": settling.centred(plan.clock, flow, start, rate, times, name),
     }
-    return {
+    unprojected = settling.unprojected(flow, paths["central"].W[-1], rate)
+    return {"unprojected": unprojected} | {
         of: {
             "loss": path.loss[::2],
             "sharpness": settling.sharpness_along(flow, path.W[::2]),
@@ -286,6 +291,7 @@ def _dataset(
         # A method of order 2: half as long leaves a quarter.
         "error_central": ((), float(apart[late:].max()) * (1.0 if _may_be_longer(plan, at.rate) else 4 / 3)),
         "routes": ((), descent["routes"]),
+        "unprojected": ((), limit["unprojected"]),
         "expected_order": ((), float(LAYERS[plan.layer].order)),
         "edge": ((), at.value),
         "rate": ((), at.rate),
@@ -293,7 +299,8 @@ def _dataset(
         "least_sharpness": ((), at.least),
         "case_ratio": ("case", [case["central"] / case["flow"] for case in drawn]),
     }
-    for name, path in limit.items():
+    for name in ("flow", "central"):
+        path = limit[name]
         variables |= {
             f"sharpness_{name}": ("time", path["sharpness"]),
             f"loss_{name}": ("time", path["loss"]),
@@ -368,11 +375,17 @@ def _finding(dataset: xr.Dataset, plan: _Plan) -> Finding:
 def _checks(dataset: xr.Dataset, last: np.ndarray, expected: float, settled: float) -> tuple[Check, ...]:
     final, where = dataset.final_sharpness.values, "final sharpness"
     routes = _ROUTES * final[-1] + _SECOND * settled
+    held = abs(largest_of(dataset.sharpness_central) / float(dataset.edge) - 1)
     return (
         Check(f"the last two local orders from {expected:g}", _most(last - expected), _ORDER, f"{where}, in 1/L"),
         Check(
             "distance of the central flow from gradient descent over that of gradient flow",
             _most(dataset.case_ratio.values), _NEARER, "L² norm of W, sup over the second half, largest of the cases",
+        ),
+        Check("largest sharpness of the central flow from 2/η", held, _HELD, "relative, infinite depth"),
+        Check(
+            "velocity of the central flow from a projection of that of gradient flow", float(dataset.unprojected),
+            _PROJECTED, "inner product of what is taken out with what is left, relative, at the end",
         ),
         Check("final sharpness over 2/η", _most(final / float(dataset.edge)), 1.0, "largest over L and ∞"),
         Check("final sharpness − that by Lanczos' method", float(dataset.routes), routes, "infinite depth"),

@@ -39,7 +39,7 @@ from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
 from ..time.endings import REACHED
 from ..time.trajectory import Trajectory, at_times, stopped
-from .axes import arranged, axis, time
+from .axes import arranged, axis, largest_of, time
 from .base import STUDIES, AnyClock, Progress, Start, Study, check_matrices
 
 # What the starts of a family have in common besides z₀.
@@ -333,6 +333,13 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Findi
                     least,
                 )
                 for name, least in (("any_shift", False), ("detour", True))
+            ),
+            Check(
+                f"spread of networks, {FAMILIES['any_shift']}, a control",
+                largest_of(spread.sel(family="any_shift")[:-1]),
+                bound,
+                "sup over starts, layers and t, Frobenius norm",
+                least=True,
             ),
             Check("starts on which criterion B is wrong or undecided", _misjudged(verdicts), 0.0, "their number"),
             Check("drift of the conservation law", law_drift, norm=law),

@@ -25,6 +25,7 @@ from .base import STUDIES, Clock, Progress, Study
 _BOUND = 1e-8
 _MOVED = 100 * _BOUND  # z must move by this: a closed solution that is off by 1 % of it shows then
 _LAZY = 0.2  # how far the kernel may move at the largest |λ|, as a part of how far it moves at the smallest
+_RICH = 0.1  # how far it must move there, as a part of itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,8 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str, moved: f
         change = lazy / rich if rich else math.nan  # a network that did not move is neither
         name = "change of the tangent kernel at the largest |λ|, against that at the smallest"
         compared.append(Check(name, change, _LAZY, "Frobenius norm, relative"))
+        name = "change of the tangent kernel at the smallest |λ|"
+        compared.append(Check(name, rich, _RICH, "Frobenius norm, relative", least=True))
     return Finding(
         study="lazy_to_rich",
         problem=title,

@@ -24,7 +24,7 @@ from ..kernels import LogMean
 from ..laws import relaxed_balance_defect
 from ..losses import Loss
 from ..modes import gradient
-from ..orders import Order, observed_order, said
+from ..orders import ABOVE_FLOOR, Order, observed_order, said
 from ..parallel import side_by_side
 from ..problems import Problem
 from ..signatures import Depths, Workers, at_least, distinct, each, increasing, known
@@ -296,6 +296,11 @@ def _order(rates: Sequence[float], errors: np.ndarray, floor: float) -> Order:
     return found._replace(over="learning rates")
 
 
+def _misses(dataset: xr.Dataset) -> bool:
+    """Whether the flow closed on z misses anything of the modified one: where z decides W it does not, as in d = 1."""
+    return not bool(dataset.error_closed.values.max() <= ABOVE_FLOOR * dataset.error_time[-1])
+
+
 def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Finding:
     names = {L: f"L = {L}" if L else "L = ∞" for L in dataset.depth.values.tolist()}
     rates, floors = dataset.rate.values, dataset.error_time.values
@@ -306,7 +311,11 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
         ]
         for name, what, power in (("flow", "|GD − flow|", 1.0), ("modified", "|GD − modified flow|", 2.0))
     }
-    control = _order(rates, dataset.error_closed.values, floors[-1])._replace(rule="|modified flow − closed on z| in η")
+    control: Order | None = None
+    if balanced and _misses(dataset):
+        control = _order(rates, dataset.error_closed.values, floors[-1])
+        control = control._replace(rule="|modified flow − closed on z| in η")
+    missed = float(dataset.closed_missed.values.max()) if balanced else None
     off = {name: float(np.max([abs(order.value - order.expected) for order in orders[name]])) for name in orders}
     constants = {name: dataset[f"constant_{name}"].values for name in orders}
     away = {name: np.abs(line[:-1] / line[-1] - 1) for name, line in constants.items()}
@@ -315,7 +324,7 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
         study="learning_rate",
         problem=title,
         status="ok",
-        verdict=_verdict(dataset, orders, control if balanced else None),
+        verdict=_verdict(dataset, orders, control, balanced),
         claim=Claim(
             "gradient descent follows gradient flow to order 1 in η and W' = −∇(f + η/4 ‖∇f‖²) to order 2"
             f"{', uniformly in the number of layers' if len(networks) > 1 else ''}",
@@ -324,11 +333,11 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
         checks=(
             Check("the order of |GD − flow| from 1", off["flow"], _ORDER, "largest over L and ∞"),
             Check("the order of |GD − modified flow| from 2", off["modified"], _ORDER, "largest over L and ∞"),
-            *_further(networks, away, control if balanced else None, float(dataset.closed_missed.values.max())),
+            *_further(networks, away, control, missed),
             Check("error in time of both flows", error_time, norm="sup over t and L, Frobenius norm"),
             Check("error of the depth grid", float(dataset.depth_error), norm="sup over t, Frobenius norm"),
         ),
-        orders=(*orders["flow"], *orders["modified"], *([control] if balanced else [])),
+        orders=(*orders["flow"], *orders["modified"], *([control] if control else [])),
         tables=(
             ErrorTable(
                 "Constants by depth",
@@ -348,12 +357,15 @@ def _finding(dataset: xr.Dataset, title: str, layer: str, balanced: bool) -> Fin
     )
 
 
-def _further(networks: Sequence[int], away: dict[str, np.ndarray], control: Order | None, missed: float) -> list[Check]:
-    """Those that take several depths, or a relaxed balanced start."""
+def _further(
+    networks: Sequence[int], away: dict[str, np.ndarray], control: Order | None, missed: float | None
+) -> list[Check]:
+    """Those that take several depths, a relaxed balanced start, or one whose z does not decide W."""
     found = []
     if control is not None:
         name = "the order of |modified flow − closed on z|, a control"
         found.append(Check(name, control.value, _CONTROL, "in η, infinite depth"))
+    if missed is not None:
         name = "part of η in dz/dt that closed on z misses at the start"
         found.append(Check(name, missed, _OWN, "relative, largest over η"))
     if len(networks) > 1:
@@ -364,11 +376,11 @@ def _further(networks: Sequence[int], away: dict[str, np.ndarray], control: Orde
     return found
 
 
-def _verdict(dataset: xr.Dataset, orders: dict[str, list[Order]], control: Order | None) -> str:
+def _verdict(dataset: xr.Dataset, orders: dict[str, list[Order]], control: Order | None, balanced: bool) -> str:
     rates, networks = dataset.rate.values, dataset.depth.values[:-1].tolist()
     flow, modified = (dataset[f"constant_{name}"].values for name in orders)
     layers = ", ".join(map(str, networks))
-    alone = ""
+    alone = " A flow closed on z misses nothing of the modified flow here, and is no control of it." if balanced else ""
     if control is not None:
         missed = float(dataset.error_closed[-1]) / rates[-1]
         alone = f" A flow closed on z misses the modified flow by {missed:.2g} η (order {_said([control])})."

@@ -206,6 +206,18 @@ def centred(clock: Clock, flow: Flow, state: Tensor, rate: float, times: Tensor,
     return _seen(path, f"central flow of {name}")
 
 
+def unprojected(flow: Flow, state: Tensor, rate: float) -> float:
+    """|⟨V − v, V⟩| over ‖v‖², v the velocity of the flow and V that of the central flow.
+
+    0 at the edge, where V is what is left of v when the directions along which eigenvalues of the Hessian would rise
+    are taken out.
+    """
+    with torch.no_grad():
+        plain, held = flow.velocity(state), CentralFlow(gathered(flow, state), rate).velocity(state)
+    weights = inner_weights(flow).to(state)
+    return float((weights * (held - plain) * held).sum().abs() / (weights * plain.square()).sum())
+
+
 def means(flow: Flow, W: Tensor, rate: float) -> Tensor:
     """The means of iterates and their successors, (T, …): half a step later, without the oscillation."""
     return torch.stack([state + rate / 2 * flow.velocity(state) for state in W])

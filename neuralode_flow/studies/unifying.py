@@ -274,7 +274,7 @@ def _checks(
     dataset: xr.Dataset, missed: np.ndarray, small: np.ndarray, large: np.ndarray, direction: np.ndarray
 ) -> tuple[Check, ...]:
     first, tensors = dataset.isel(depth=0), dataset.sel(network=list(DECOMPOSABLE))
-    layers = dataset.singular_expected.values - _last(dataset.singular, dataset.margin)
+    layers = _last(dataset.singular, dataset.margin)
     spread = np.abs(_last(dataset.spread, dataset.margin) - 1)
     over = "largest of the networks"
     return (
@@ -298,8 +298,11 @@ def _checks(
               _SHORTFALL, f"in 1/margin, largest margins, {over}"),
         Check("the same order over the expected one", least_of(direction / dataset.expected.values), _NEARER,
               "the least of the networks; below ½ it is nearer to none", least=True),
-        Check("order of the layers to singular vectors, short of the expected one", float(layers.max()), _SHORTFALL,
+        Check("order of the layers to singular vectors, short of the expected one",
+              float((dataset.singular_expected.values - layers).max()), _SHORTFALL,
               f"in 1/margin, largest margins, {over}"),
+        Check("that order of the layers over the expected one", least_of(layers / dataset.singular_expected.values),
+              _NEARER, "the least of the networks; below ½ it is nearer to none", least=True),
         Check("conditions of Karush, Kuhn and Tucker at the stationary direction", largest_of(dataset.residual),
               _CONDITIONS, f"relative, {over}"),
         Check("duality gap of the ℓ₁ margin, two layers", largest_of(first.gap), _CONDITIONS, f"relative, {over}"),

@@ -33,10 +33,13 @@ _FACTORS, _UNBALANCED = (2, 4), 2.0
 # Round-off of an entropy; how far an order may be from its own; how far a control must be.
 _ROUND_OFF, _ORDER, _FAR = 1e-12, 0.05, 0.1
 
+_MOVED = 0.1  # how far z must move for a trajectory, as a part of its start
+
 # Gauss–Legendre nodes for the integral of the metric: exact to round-off for singular values within a factor of 1e6.
 _NODES = 40
 
 _LONG_NAMES = {
+    "moved": "how far z is from its start, over the size of that",
     "velocity_missed": "distance of the velocity of z from −g⁻¹∇f, over the largest velocity",
     "entropy_gap": "distance of the entropy from that of infinite depth, sup over time",
     "entropy_rest": "the same without the part of order 1 in 1/N",
@@ -145,6 +148,7 @@ def _dataset(
             "log_volume": ("time", formula, "log volume form, by its formula"),
             "log_volume_metric": ("time", numeric, "log volume form, from the metric"),
             "velocity_missed": ("time", missed),
+            "moved": ("time", torch.linalg.matrix_norm(path.z - path.z[0]) / torch.linalg.matrix_norm(path.z[0])),
             "effective_rank": ("time", torch.exp(torch.special.entr(energy).sum(-1)), "effective rank"),
             "loss": ("time", path.loss, "loss on the entries that are seen"),
             "unseen": ("time", unseen, "relative error of the entries that are not seen"),
@@ -194,6 +198,9 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
     missed = float(last.unseen)
     unseen = "" if np.isnan(missed) else f" and an error of {missed:.2g} on the entries that are not seen"
     along = "along the whole trajectory" if status == "ok" else "as far as the trajectory goes"
+    moved = float(dataset.moved.values.max())
+    if not moved >= _MOVED:
+        along = f"where z begins, and it moves by {moved:.1e} of its size only"
     return Finding(
         study="volume_form",
         problem=title,
@@ -220,6 +227,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str) -> Finding:
             Check(
                 "velocity of z from −g⁻¹∇f", float(dataset.velocity_missed.values.max()), _BOUND, "relative, sup over t"
             ),
+            Check("how far z moves", moved, _MOVED, "over the size of its start, sup over t", least=True),
             *(
                 Check(
                     f"order in 1/N, {order.rule}, off {order.expected:g}",

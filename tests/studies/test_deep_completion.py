@@ -42,7 +42,7 @@ def run(monkeypatch, **changes):
 def again(found, square=0.0, **changes):
     """What is found of a dataset with other numbers in it."""
     changed = found.assign(changes)
-    return failing(deep_completion._finding(changed, 64, 3, square, "", "ok", "").attached(changed))
+    return failing(deep_completion._finding(changed, 64, 3, square, 0.0, "", "ok", "").attached(changed))
 
 
 def rank_one(n, seed):
@@ -178,7 +178,7 @@ def test_a_pair_that_is_not_known_is_no_worse_one(monkeypatch):
     assert again(found, unseen=found.unseen.where(found.network != 0)) == set()
     few = xr.concat([found.unseen, found.unseen * np.nan], xr.DataArray([32, 40], dims="entries"))
     changed = found.drop_dims("entries").assign(unseen=few.transpose("network", "entries", "member"))
-    verdict = deep_completion._finding(changed, 64, 3, 0.0, "", "ok", "").verdict
+    verdict = deep_completion._finding(changed, 64, 3, 0.0, 0.0, "", "ok", "").verdict
     assert verdict.startswith("With 32 of 64 entries")
     assert "nan" not in verdict
 

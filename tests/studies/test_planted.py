@@ -5,18 +5,21 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from small import SMALL, failing
+from small import SMALL, clock, failing
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.studies import (
     STUDIES,
+    deep_completion,
     lcn,
     learning_rate,
     perceptron,
     residual_scaling,
     scalar_blocks,
+    settling,
     spline_landscape,
+    square,
     unifying,
     volume_form,
     width,
@@ -26,7 +29,7 @@ from neuralode_flow.studies.tensors import Convolution
 
 def small(study, **changes):
     inputs, options = SMALL[study]()
-    return STUDIES[study].run(**inputs, **(options | changes))
+    return STUDIES[study].run(**inputs | options | changes)
 
 
 def verdict(found):
@@ -122,6 +125,27 @@ def test_leaves_that_are_not_trained_have_not_survived_training():
     assert failing(small("leaves", horizon=1e-12)) == {moves}
 
 
+def test_a_trajectory_that_does_not_leave_its_start_is_none():
+    moves = "how far z moves"
+    assert failing(small("volume_form", clock=clock(1e-9))) == {moves}
+    assert "along the whole trajectory" in verdict(small("volume_form"))
+    assert "along the whole trajectory" not in verdict(small("volume_form", clock=clock(1e-9)))
+
+
+def test_a_kernel_that_stays_is_not_rich():
+    rich = "change of the tangent kernel at the smallest |λ|"
+    assert failing(small("lazy_to_rich")) == set()
+    assert failing(small("lazy_to_rich", width=1, balances=[0.01, 100.0])) == {rich}
+
+
+def test_in_one_dimension_no_flow_closed_on_z_is_a_control():
+    problem = nf.PROBLEMS["teacher"](dimension=1)
+    found = small("learning_rate", problem=problem, initial=nf.INITIALS["relaxed_balanced"](problem.z0))
+    assert failing(found) == set()
+    assert "misses nothing of the modified flow here" in verdict(found)
+    assert "a control" not in " ".join(check.name for check in Finding.of(found).checks)
+
+
 @pytest.mark.parametrize(
     ("strengths", "said"), [([0.0], ""), ([0.5], "order 1"), ([0.0, 1.0], "order 1; m = 1.0453 (ℓ = 1)")]
 )
@@ -133,20 +157,27 @@ def test_strong_imbalance_claims_nothing_of_strengths_that_it_does_not_have(stre
     assert "1.2549" not in claim.text
 
 
-def test_a_direction_that_does_not_move_is_none_that_it_slowly_tends_to(monkeypatch):
-    """The order that is expected may be small itself: of 0.04 none is short by much."""
+@pytest.mark.parametrize(
+    ("still", "sees"),
+    [
+        ("deviation", "the same order over the expected one"),
+        ("singular", "that order of the layers over the expected one"),
+    ],
+)
+def test_what_does_not_move_slowly_tends_to_nothing(still, sees, monkeypatch):
+    """The order that is expected may be small itself: of 0.14 or 0.07 none is short by much."""
     classified = unifying.classified
 
-    def still(one, *rest):
+    def planted(one, *rest):
         found = classified(one, *rest)
         if isinstance(one, Convolution) and one.depth == 2:
-            over, away = found["deviation"]
-            found["deviation"] = over, np.full_like(away, away[0])
+            over, away = found[still]
+            found[still] = over, np.full_like(away, away[0])
         return found
 
     assert failing(small("unifying")) == set()
-    monkeypatch.setattr(unifying, "classified", still)
-    assert failing(small("unifying")) == {"the same order over the expected one"}
+    monkeypatch.setattr(unifying, "classified", planted)
+    assert failing(small("unifying")) == {sees}
 
 
 def test_where_no_width_fits_none_is_said_to(monkeypatch):
@@ -191,3 +222,63 @@ def test_a_verdict_says_what_the_checks_beside_it_say():
     assert "training keeps its bounds" in verdict(found)
     slack = found.certified_bounds * 0 + 1.1
     assert "does not keep all of its bounds" in width._finding(found.assign(certified_bounds=slack), "").verdict
+
+
+def test_the_closed_flow_of_every_number_of_layers_is_that_of_its_factors(monkeypatch):
+    """That of two layers, with which all others are compared, is not the one whose factors are trained."""
+    kernel = deep_completion.kernel
+    assert failing(small("deep_completion")) == set()
+    monkeypatch.setattr(deep_completion, "kernel", lambda N: kernel(1 if N == 2 else N))
+    velocity = "velocity of z by balanced factors against that of the closed flow"
+    assert failing(small("deep_completion")) == {velocity}
+
+
+@pytest.mark.parametrize(
+    ("depths", "than", "better"), [([2], "two layers", "infinite depth against 2"), ([3, 4], "3 layers", "4 layers")]
+)
+def test_deeper_is_better_than_what_it_is_compared_with(depths, than, better):
+    found = Finding.of(small("deep_completion", depths=depths))
+    assert found.claim.text.endswith(f"than {than} do")
+    assert any(check.name.startswith(better) and check.least for check in found.checks)
+
+
+def test_the_intrinsic_flow_of_networks_is_that_of_their_layers(monkeypatch):
+    """The error of the left edge of the square was told, and held to nothing."""
+    kept = failing(small("convergence"))
+
+    class Slow(nf.DividedDifference):
+        def __init__(self, shifts, time_scale):
+            super().__init__(shifts, time_scale=0.99 * time_scale)
+
+    monkeypatch.setattr(square, "DividedDifference", Slow)
+    left = "relaxed balanced Euler network minus its intrinsic flow of L layers"
+    assert failing(small("convergence")) - kept == {left}
+
+
+def test_starts_that_have_one_λ_do_not_show_that_none_matters():
+    assert failing(small("initialisations")) == set()
+    spread = "spread of networks, relaxed balanced, each with its own λ, a control"
+    assert failing(small("initialisations", shift=0.0)) == {spread}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "speed", "sees"),
+    [
+        (1.2, 1.0, "largest sharpness of the central flow from 2/η"),
+        (0.8, 1.0, "largest sharpness of the central flow from 2/η"),
+        (1.0, 1.2, "velocity of the central flow from a projection of that of gradient flow"),
+    ],
+)
+def test_a_central_flow_of_another_rate_or_speed_is_not_that_of_descent(rate, speed, sees, monkeypatch):
+    """Both are nearer to gradient descent than gradient flow is."""
+
+    class Planted(settling.CentralFlow):
+        def __init__(self, flow, own):
+            super().__init__(flow, rate * own)
+
+        def velocity(self, state):
+            return speed * super().velocity(state)
+
+    monkeypatch.setattr(settling, "CentralFlow", Planted)
+    assert failing(small("edge")) == {sees}

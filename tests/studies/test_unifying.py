@@ -27,6 +27,7 @@ GROWTH = "growth of what vanishes in the direction, off its power"
 DIRECTION = "order of the direction, short of the expected one"
 SHARE = "the same order over the expected one"
 LAYERS = "order of the layers to singular vectors, short of the expected one"
+LAYERS_SHARE = "that order of the layers over the expected one"
 CONDITIONS = "conditions of Karush, Kuhn and Tucker at the stationary direction"
 GAP = "duality gap of the ℓ₁ margin, two layers"
 WIDEST_L2 = "distance from the widest ℓ₂ margin, diagonal and convolutional, a control"
@@ -222,7 +223,7 @@ def test_the_small_one_passes_and_every_check_of_numbers_can_fail():
     assert again(spread=found.spread**0.8) == {EQUAL}
     assert again(growth_missed=found.growth_missed + 0.2) == {GROWTH}
     assert again(deviation=found.deviation**0.0) == {DIRECTION, SHARE}
-    assert again(singular=found.singular**0.0) == {LAYERS}
+    assert again(singular=found.singular**0.0) == {LAYERS, LAYERS_SHARE}
     assert again(residual=found.residual + 1e-3) == {CONDITIONS}
     assert again(gap=found.gap + 1e-3) == {GAP}
     assert again(to_widest_l2=found.to_widest_l2 * 0) == {WIDEST_L2}
