@@ -162,11 +162,10 @@ class GridOfMembers(FixedGrid):
 
     def unresolved(self, z: Tensor) -> Tensor:
         """Which members the grid does not resolve W of, at their last z, `(...)`."""
-        maps = z.flatten(0, -3)
-        found = [
-            error > allowed(_norm(one), self.rtol, self.atol)
-            for error, one in zip(self.each or [0.0] * len(maps), maps, strict=True)
-        ]
+        if not self.each:
+            return torch.zeros(z.shape[:-2], dtype=torch.bool, device="cpu")
+        pairs = zip(self.each, z.flatten(0, -3), strict=True)
+        found = [error > allowed(_norm(one), self.rtol, self.atol) for error, one in pairs]
         return torch.tensor(found, device="cpu").reshape(z.shape[:-2])
 
     def verdict(self, z: Tensor, remedy: str | None = None) -> str | None:
