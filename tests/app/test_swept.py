@@ -66,7 +66,7 @@ def test_the_terminal_has_one_line_for_each_member(sweep: tuple[Path, str]) -> N
         told = [f"{o.rule} {'–' if o.reason else format(o.value, '.2f')}" for o in finding(sweep, i).orders]
         assert f"orders {', '.join(told)}; " in line
         checks = [check.holds for check in finding(sweep, i).checks if check.bound is not None]
-        assert f"; {sum(checks)} of 3 checks hold; " in line
+        assert f"; {sum(checks)} of 4 checks hold; " in line
     assert "; not reference: continuous model minus intrinsic limit" in lines[-1]
 
 
