@@ -184,8 +184,9 @@ def recovered(dag: ReluDag, x: Tensor, outputs: Tensor, start: Tensor) -> Tensor
         found: np.ndarray = jacobian(dag, torch.as_tensor(point).to(x), x).cpu().numpy()
         return found
 
+    # "lm" of SciPy takes other steps where its memory happens to lie otherwise, so that no two runs were the same.
     found = least_squares(
-        rest, start.cpu().numpy(), slope, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=_STEPS
+        rest, start.cpu().numpy(), slope, method="trf", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=_STEPS
     )
     return torch.as_tensor(found.x).to(x)
 

@@ -199,3 +199,14 @@ def test_samples_at_which_no_neuron_switches_are_refused():
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_other_draws_pass(seed):
     assert failing(STUDY.run(draws=5, searches=1, seed=seed)) == set()
+
+
+def test_searches_are_the_same_wherever_in_memory_they_are_made():
+    random, kept, found = torch.Generator().manual_seed(0), [], []
+    widths = list(NETWORKS.values())[3]
+    dag, x = ReluDag.layered(widths), normal(random, 300, widths[0])
+    theta, noise = drawn(random, widths, x, "plain"), normal(random, dag.parameters)
+    for k in range(8):
+        kept.append(np.empty(1001 + 37 * k))
+        found.append(recovered(dag, x, dag.forward(theta, x), theta * (1 + 0.1 * noise)))
+    assert all(torch.equal(found[0], one) for one in found)
