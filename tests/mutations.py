@@ -289,7 +289,7 @@ FAULTS = [
     Fault("parts of members do not know their tables", "app/ensemble.py",
           ", job.inputs()]", "]", "app/test_members.py"),
     Fault("a member of which the grid does not resolve W has ended well", "time/apart.py",
-          ', ("depth", self._unresolved())):', "):", "time/test_resolution.py"),
+          ', ("depth", unresolved)):', "):", "time/test_resolution.py"),
     Fault("a number that is not known is left out of a check", "studies/axes.py",
           "float(np.max(array(values)))", "float(np.nanmax(array(values)))", "studies/test_planted.py"),
     Fault("an absolute tolerance of z is one of its logarithms", "flows/polar.py",

@@ -255,17 +255,14 @@ class Apart(Run):
         if self.records.outputs < len(self.task.points):
             endings[going] = self._unfinished
         else:
-            which = None if self._beyond is None else self._beyond.which
-            for code, told in (("unreachable", which), ("depth", self._unresolved())):
+            beyond = None if self._beyond is None else self._beyond.which
+            unresolved = cast(GridOfMembers, self.grid).unresolved(self.records.columns["z"][-1])
+            for code, told in (("unreachable", beyond), ("depth", unresolved)):
                 if told is not None:
                     endings[going & told.reshape(-1).cpu().numpy()] = code
         if self.barrier is not None:
             endings[~self.barrier.when.reshape(-1).isnan().cpu().numpy()] = "escaped"
         return list(endings.tolist())
-
-    def _unresolved(self) -> Tensor | None:
-        grid = cast(GridOfMembers, self.grid)
-        return grid.unresolved(self.records.columns["z"][-1]) if grid.each else None
 
     def _trajectory(self, here: Snapshot, status: str, ending: str) -> Trajectory:
         own = self._begun()

@@ -116,10 +116,13 @@ class FixedGrid:
             return None
         if self.largest <= allowed(_norm(z), self.rtol, self.atol):
             return None
+        return self._sentence("", self.largest, remedy)
+
+    def _sentence(self, members: str, error: float, remedy: str | None) -> str:
         grid = self.flow.grid
         return (
-            f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W: z is off by about "
-            f"{self.largest:.2g}; {remedy or self.remedy}"
+            f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W{members}: z is off by about "
+            f"{error:.2g}; {remedy or self.remedy}"
         )
 
 
@@ -160,23 +163,20 @@ class GridOfMembers(FixedGrid):
             self.measured = True
         return largest
 
-    def unresolved(self, z: Tensor) -> Tensor:
-        """Which members the grid does not resolve W of, at their last z, `(...)`."""
+    def unresolved(self, z: Tensor) -> Tensor | None:
+        """Which members the grid does not resolve W of, at their last z, `(...)`; None where it is sure to be none."""
         if not self.each:
-            return torch.zeros(z.shape[:-2], dtype=torch.bool, device="cpu")
+            return None
         pairs = zip(self.each, z.flatten(0, -3), strict=True)
         found = [error > allowed(_norm(one), self.rtol, self.atol) for error, one in pairs]
         return torch.tensor(found, device="cpu").reshape(z.shape[:-2])
 
     def verdict(self, z: Tensor, remedy: str | None = None) -> str | None:
         which = self.unresolved(z)
-        if not bool(which.any()):
+        if which is None or not bool(which.any()):
             return None
-        grid, errors = self.flow.grid, [error for error, lost in zip(self.each, which.flatten(), strict=True) if lost]
-        return (
-            f"the depth grid of {grid.panels} × {grid.order} nodes does not resolve W{of_members(which)}: z is off by "
-            f"about {max(errors):.2g}; {remedy or self.remedy}"
-        )
+        error = max(error for error, lost in zip(self.each, which.flatten(), strict=True) if lost)
+        return self._sentence(of_members(which), error, remedy)
 
 
 class AdaptiveGrid(FixedGrid):
