@@ -174,7 +174,7 @@ def _errors(dataset: xr.Dataset, checks: Mapping[str, float]) -> dict[str, float
     """What must stay below the bound: the distance of the closed flow, the drift of the laws, further identities."""
     errors = {}
     if "distance_closed" in dataset:
-        errors[f"z against {dataset.attrs['route']}"] = float(dataset.distance_closed.max(skipna=False))
+        errors[f"z against {dataset.attrs['route']}"] = largest_of(dataset.distance_closed)
     return errors | {"drift of the conservation laws": largest_of(dataset.law_drift)} | dict(checks)
 
 
@@ -194,7 +194,7 @@ def _control_left(dataset: xr.Dataset) -> float | None:
     """By which part of ‖z‖ the control is left."""
     if "distance_control" not in dataset:
         return None
-    return float(dataset.distance_control.max(skipna=False)) / float(np.linalg.norm(dataset.z, axis=1).max())
+    return largest_of(dataset.distance_control) / float(np.linalg.norm(dataset.z, axis=1).max())
 
 
 def _status(path: Trajectory, beside: Mapping[str, Trajectory]) -> str:

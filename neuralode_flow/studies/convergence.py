@@ -407,10 +407,8 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
         Check(f"reference: {found[name].attrs['long_name']}", error, bounds.get(name), sup)
         for name, error in errors.items()
     ]
-    names, left = LONG_NAMES | (IN_STEPS if "rate" in dataset.attrs else {}), "error_finite_square"
-    of_networks = Check(
-        names[left], largest_of(found[left].values), bounds.get("error_reference"), f"{sup}, largest over L"
-    )
+    left, over = found["error_finite_square"], f"{sup}, largest over L"
+    of_networks = Check(left.attrs["long_name"], largest_of(left.values), bounds.get("error_reference"), over)
     law = "0 in exact arithmetic" if dataset.attrs["law_holds"] else "which steps of this rule move"
     drift = Check("drift of the conserved quantity", float(found["drift_continuous"].values.max()), norm=law)
     of_orders = [

@@ -397,7 +397,7 @@ def _checks(dataset: xr.Dataset, last: np.ndarray, expected: float, settled: flo
 
 def _most(values: np.ndarray) -> float:
     """The largest modulus; NaN where there is one."""
-    return float(np.max(np.abs(values)))
+    return largest_of(np.abs(values))
 
 
 def _verdict(dataset: xr.Dataset, order: Order, last: np.ndarray) -> str:

@@ -358,7 +358,7 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Findi
 
 def _from_closed(dataset: xr.Dataset) -> float:
     """The largest distance of a relaxed balanced start from its closed flow; NaN if not all came to the last time."""
-    return float(dataset.distance_closed.sel(family=_BALANCED).max(skipna=False))
+    return largest_of(dataset.distance_closed.sel(family=_BALANCED))
 
 
 def _misjudged(verdicts: dict[str, np.ndarray]) -> float:
@@ -370,13 +370,12 @@ def _misjudged(verdicts: dict[str, np.ndarray]) -> float:
 def _verdict(dataset: xr.Dataset) -> str:
     spread, limit = dataset.spread.max("time", skipna=False), {"depth": 0}
     closed = _from_closed(dataset)
-    balanced = float(spread.sel(family=_BALANCED, **limit).max(skipna=False))
+    balanced = largest_of(spread.sel(family=_BALANCED, **limit))
     finite = [depth for depth in dataset.depth.values.tolist() if depth]
     own = ", ".join(f"{float(spread.sel(family='any_shift', depth=L)):.1e} at L = {L}" for L in finite)
     said = {name: sorted({*dataset.metric.sel(family=name).values.flat} - {NOT_ASKED}) for name in FAMILIES}
     others, one = (
-        float(values.max(skipna=False))
-        for values in (spread.sel(family="detour", **limit), spread.sel(family="one_shift"))
+        largest_of(values) for values in (spread.sel(family="detour", **limit), spread.sel(family="one_shift"))
     )
     if not dataset.attrs["decided"]:
         return (
