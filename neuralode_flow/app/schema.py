@@ -332,21 +332,19 @@ def checked(
     # The registries import torch (2 s), so that they come last; then what adds to them.
     with uncollected():
         from ..depth import DEPTH_SOLVERS
-        from ..initial import INITIALS
-        from ..intrinsic.systems import SYSTEMS
-        from ..problems import PROBLEMS
-        from ..studies import STUDIES
+        from .groups import registries
         from .plugins import load
 
+        makers = registries()
+    studies = makers["study"]
     load(machine.plugins)
     if depth is not None:
         _keeps_to([known(DEPTH_SOLVERS)], "depth.name", depth.name)
     time = _looked_up(time, sections["time"])
-    study = _choice("study", _needed("study", sections), STUDIES, maker="run")
-    if isinstance(time, Descent) and not STUDIES[study.name].takes_steps:
-        raise BadInput(_no_steps(study.name, STUDIES))
-    needed = STUDIES[study.name].groups | {"time", "study"}
-    registries: dict[str, Registry[Any]] = {"problem": PROBLEMS, "initial": INITIALS, "system": SYSTEMS}
+    study = _choice("study", _needed("study", sections), studies, maker="run")
+    if isinstance(time, Descent) and not studies[study.name].takes_steps:
+        raise BadInput(_no_steps(study.name, studies))
+    needed = studies[study.name].groups | {"time", "study"}
     for name in SECTIONS:
         if name in needed:
             _needed(name, sections)
@@ -356,7 +354,8 @@ def checked(
             raise BadInput(_no_effect(f"{name}.{key}={value}", study.name, name))
     chosen = {
         name: _choice(name, sections[name], registry) if name in needed else None
-        for name, registry in registries.items()
+        for name, registry in makers.items()
+        if name != "study"
     }
     job = Job(
         **chosen,
