@@ -885,8 +885,8 @@ def limit_threads(threads: int) -> None:
 def main() -> None:
     chosen = arguments()
     limit_threads(chosen.threads)
-    if chosen.engine is not None and (library := compiled.library()) is not None:
-        library.set_level(ENGINES.index(chosen.engine))
+    if chosen.engine is not None and compiled.library() is not None:
+        compiled.set_level(ENGINES.index(chosen.engine))
     torch.set_default_dtype(torch.float64)
     results = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

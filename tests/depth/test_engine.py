@@ -40,10 +40,10 @@ def route(monkeypatch):
 def mode(request):
     """The best instruction set that is allowed, and the number of threads."""
     before = torch.get_num_threads()
-    compiled.library().set_level(request.param[0])
+    compiled.set_level(request.param[0])
     torch.set_num_threads(request.param[1])
     yield request.param
-    compiled.library().set_level(2)
+    compiled.set_level(2)
     torch.set_num_threads(before)
 
 
@@ -296,6 +296,19 @@ def test_a_chain_has_the_same_numbers_whichever_others_there_are(rule, mode):
         for map_of in (flow.velocity, flow.product):
             together = map_of(W)
             assert all(torch.equal(together[k], map_of(W[k])) for k in (0, n // 2, n - 1)), (d, L)
+
+
+def test_the_scratch_is_that_of_the_instruction_set():
+    # Eight parts side by side need more than four. One that was as large as a lower set needs was written over its end.
+    W, flow = model(3, 2, layers=500), nf.FiniteFlow(500, nf.Quadratic(2 * torch.eye(3)))
+    sizes = 2, 500, 3, compiled.EULER, 1
+    try:
+        for level in (0, 1, 2):
+            compiled.set_level(level)
+            assert compiled._size("chain_scratch", *sizes) * 8 >= compiled.loaded().chain_scratch(*sizes)
+            flow.velocity(W)
+    finally:
+        compiled.set_level(2)
 
 
 @pytest.mark.parametrize("d", [2, 4, 7])

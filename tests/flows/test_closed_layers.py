@@ -57,7 +57,7 @@ def assert_near(found, known, bound, said):
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8])
 def test_the_velocity_is_that_of_torch_and_each_state_has_its_own(d, level):
-    compiled.library().set_level(level)
+    compiled.set_level(level)
     try:
         for loss in losses(d):
             for L in (1, 2, 17, 64, 300) if level == 2 else (2, 70):
@@ -71,7 +71,7 @@ def test_the_velocity_is_that_of_torch_and_each_state_has_its_own(d, level):
                             alone = restricted(flow, (N,), torch.tensor([i])).velocity(z[i : i + 1])[0]
                             assert torch.equal(alone, found[i])
     finally:
-        compiled.library().set_level(2)
+        compiled.set_level(2)
 
 
 def states(d):

@@ -75,7 +75,7 @@ def without(monkeypatch):
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 9, 12, 13, 16, 20])
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_its_velocity_is_that_of_numpy(d, level):
-    compiled.library().set_level(level)
+    compiled.set_level(level)
     try:
         for name, loss in losses(d).items():
             flow = carrier(loss)
@@ -91,7 +91,7 @@ def test_its_velocity_is_that_of_numpy(d, level):
             for k in range(3):
                 assert torch.equal(carrier(of_one(loss, k)).velocity(states[k : k + 1])[0], found[k])
     finally:
-        compiled.library().set_level(2)
+        compiled.set_level(2)
 
 
 @pytest.mark.parametrize("d", range(2, 10))

@@ -91,6 +91,12 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def set_level(level: int) -> None:
+    """Holds the engine at an instruction set: 0 none, 1 AVX2, 2 AVX-512. What it needs of scratch memory depends on it."""
+    loaded().set_level(level)
+    _size.cache_clear()
+
+
 def _openmp() -> int | None:
     """The address of GOMP_parallel in the OpenMP library of torch, in whose threads the engine works as well."""
     function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
