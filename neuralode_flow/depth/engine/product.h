@@ -21,12 +21,16 @@ typedef REAL R(part) __attribute__((vector_size(BYTES / 2), aligned(sizeof(REAL)
 TILE(R(full8), R(full), 8, 1)
 TILE(R(full4), R(full), 4, 1)
 #if BYTES == 64
+#define TALL 8 /* rows of what is more than a vector wide */
 TILE(R(part8), R(part), 8, 1)
 TILE(R(part4), R(part), 4, 1)
+TILE(R(two8), R(full), 8, 2)
+TILE(R(three8), R(full), 8, 3)
 #else
-TILE(R(two), R(full), 4, 2)
-TILE(R(three), R(full), 4, 3)
+#define TALL 4
 #endif
+TILE(R(two4), R(full), 4, 2)
+TILE(R(three4), R(full), 4, 3)
 #undef TILE
 
 #if BYTES == 64
@@ -76,28 +80,30 @@ static void R(large)(int rows, int ld, int d, const REAL *A, long ar, long ak, c
         return;
     }
 #endif
-#define ALONG(STEP, TILE) for (int i = 0; i < rows; i += STEP)                                                         \
-        TILE(d, A + i * ar, ar, ak, B + j, alpha, S ? S + i * ld + j : 0, C + i * ld + j, ld)
+    /* The more vectors share a number of A the better, as far as there are registers: 16, or 32 with AVX-512. */
+#define ALONG(ROWS, NAME) for (int i = 0; i < rows; i += ROWS)                                                         \
+        (i + ROWS <= rows ? R(CAT(NAME, ROWS)) : R(CAT(NAME, 4)))(d, A + i * ar, ar, ak, B + j, alpha,                 \
+                                                                 S ? S + i * ld + j : 0, C + i * ld + j, ld)
     for (int j = 0; j < ld;) {
         const int left = (ld - j) / wide;
+        if (left > 2 && left != 4) {
+            ALONG(TALL, three);
+            j += 3 * wide;
+        } else if (left > 1) {
+            ALONG(TALL, two);
+            j += 2 * wide;
+        } else if (left) {
+            ALONG(8, full);
+            j += wide;
+        } else {
 #if BYTES == 64
-        if (!left) {
-            ALONG(8, (i + 8 <= rows ? R(part8) : R(part4)));
+            ALONG(8, part);
+#endif
             break;
         }
-#else
-        /* The more vectors share a number of A the better, as far as there are registers: 16 for 4 rows of 3. */
-        if (left > 1) {
-            const int three = left > 2 && left != 4;
-            ALONG(4, (three ? R(three) : R(two)));
-            j += (2 + three) * wide;
-            continue;
-        }
-#endif
-        ALONG(8, (i + 8 <= rows ? R(full8) : R(full4)));
-        j += wide;
     }
 #undef ALONG
+#undef TALL
 }
 
 INLINE void R(product)(int rows, int ld, int d, const REAL *A, long ar, long ak, const REAL *B, REAL alpha, const REAL *S, REAL *C) {
