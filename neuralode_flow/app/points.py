@@ -6,13 +6,17 @@ Hydra takes a tenth of a second for one, and most points differ in plain values 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from .runfolder import flat
 from .schema import SECTIONS
 
 GROUPS = (*SECTIONS, "experiment", "debug")
@@ -27,6 +31,27 @@ def own(config: DictConfig) -> DictConfig:
 def composed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """What Hydra makes of the overrides of a point."""
     return GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+
+
+def experiments_of(config: DictConfig, lines: Iterable[str]) -> dict[str, Path]:
+    """The experiments that overrides choose from folders of the user's, and their files."""
+    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+    chosen = [
+        line.lstrip("+").removeprefix("experiment=") for line in lines if line.lstrip("+").startswith("experiment=")
+    ]
+    files = {name: folder / "experiment" / f"{name}.yaml" for folder in reversed(folders) for name in chosen}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def set_by(file: Traversable) -> list[str]:
+    """The fields that an experiment file sets, as overrides."""
+    return _settings(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _settings(text: str) -> list[str]:
+    fields = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    return [f"{key}={value}" for key, value in flat(fields).items()]
 
 
 class _Set(NamedTuple):

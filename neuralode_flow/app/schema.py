@@ -499,10 +499,16 @@ def _time(section: Mapping[str, Any]) -> Time | Descent:
 def _looked_up(time: Time | Descent, section: Mapping[str, Any]) -> Time | Descent:
     """The same, with its method, or its rule and the options of that, looked up among what is registered."""
     from ..time import METHODS
+    from ..time.base import fixed_steps
     from ..time.steprule import STEP_RULES
 
     if isinstance(time, Time):
         _keeps_to([known(METHODS)], "time.method", time.method)
+        if time.step is not None and not fixed_steps(METHODS[time.method]):
+            raise BadInput(
+                f"time.step={time.step} is for methods of fixed steps, and time.method={time.method} chooses its own; "
+                f"set time.rtol and time.atol, or choose a method of fixed steps such as rk4"
+            )
         return time
     _keeps_to([known(STEP_RULES)], "time.rule", time.rule)
     common = settings(Descent)

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..garbage import uncollected
 from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, find_folders, is_sweep
-from .points import Points, composed, own
+from .points import Points, composed, experiments_of, own, set_by
 from .records import failure
 from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
 from .schema import DRAWN, Job, Machine, checked, idle_setting
@@ -51,7 +51,9 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Gives a single run its folder, hydra.run.dir; ends the program if it has run, or another one has it."""
         with _refused():
-            job = checked(own(config), config.hydra.overrides.task, partial(_before_torch, config))
+            lines = config.hydra.overrides.task
+            job = checked(own(config), lines, partial(_before_torch, config))
+            _check_experiment(config, lines, job)
             wanted = config.hydra.run.dir
             folder = place(job, wanted if wanted != "." or _overridden(config, "hydra.run.dir") else None)
             with uncollected():
@@ -72,6 +74,8 @@ class Folders(Callback):
             common = frozenset.intersection(*map(frozenset, lines))
             checked_points = {own: _job(config, own_part, own, common) for own in lines}
             _check_effects(checked_points, common)
+            for overrides, job in checked_points.items():
+                _check_experiment(config, overrides, job)
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
         compose_once(checked_points)
@@ -139,6 +143,24 @@ def _check_effects(jobs: Mapping[tuple[str, ...], Job], common: Collection[str])
         whys = (idle_setting(job, line) for job in jobs.values()) if line in common else iter((None,))
         if (first := next(whys)) is not None and None not in whys:
             raise BadInput(first)
+
+
+def _check_experiment(config: DictConfig, lines: Iterable[str], job: Job) -> None:
+    """Raises BadInput where an experiment file of the user's sets what changes nothing, here and by itself.
+
+    What else the command line chooses may well make it idle.
+    """
+    for name, file in experiments_of(config, lines).items():
+        idle = [line for line in set_by(file) if idle_setting(job, line) is not None]
+        if not idle:
+            continue
+        try:
+            alone = checked(own(composed(config, [f"experiment={name}"])))
+        except BadInput:  # the command line completes it
+            continue
+        for line in idle:
+            if (why := idle_setting(alone, line)) is not None:
+                raise BadInput(f"{file}: {why}")
 
 
 def _job(config: DictConfig, own_part: Points, overrides: Sequence[str], common: Collection[str]) -> Job:

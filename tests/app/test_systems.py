@@ -44,6 +44,8 @@ def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
         (["experiment=t1_marcotte2023", "time.horizon=3"], "conservation_laws uses of time only time.max_seconds;"),
         (["study=depth_heatmap", "time.rtol=1"], "uses of time only time.max_evaluations, time.max_seconds;"),
         (["experiment=delta_rewrite", "time.samples=9"], "study=delta_rewrite uses of time only time.horizon"),
+        (["study=trajectory", "time.step=0.1"], "time.step=0.1 is for methods of fixed steps, and time.method=DOP853"),
+        (["-m", "study=trajectory", "time.method=rk4,BDF", "time.step=0.1"], "and time.method=BDF chooses its own;"),
         (["study=trajectory", "study.rule=exp"], "study.rule=exp has no effect with study.model=continuous;"),
         (["-m", "study=trajectory", "study.kernel=logmean,two_layer"], "study.kernel=logmean has no effect with"),
         (["study=trajectory", "study.model=intrinsic", "study.network_depth=8"], "has no effect with study.model=in"),

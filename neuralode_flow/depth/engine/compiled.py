@@ -92,7 +92,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def set_level(level: int) -> None:
-    """Holds the engine at an instruction set: 0 none, 1 AVX2, 2 AVX-512. What it needs of scratch memory depends on it."""
+    """Holds the engine at an instruction set: 0 none, 1 AVX2, 2 AVX-512. Its scratch memory depends on it."""
     loaded().set_level(level)
     _size.cache_clear()
 
