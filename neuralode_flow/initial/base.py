@@ -64,7 +64,7 @@ def control(z0: Tensor) -> Profile:
     sigma = torch.linalg.svdvals(z0)
     if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
         raise ValueError(
-            f"z0 has no real logarithm: it is singular, with singular values from {float(sigma.min()):.3g} to "
+            f"z0 has no real logarithm: it is singular to round-off, with singular values of up to "
             f"{float(sigma.max()):.3g}; choose another matrix"
         )
     return Constant(real_log("z0", z0))

@@ -66,7 +66,9 @@ class Ends:
         self.z0 = square("z0", z0)
         self.U, sigma, self.Vh = torch.linalg.svd(z0)
         if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
-            raise ValueError(f"z0 must be invertible, got singular values from {sigma.min():.3g} to {sigma.max():.3g}")
+            raise ValueError(
+                f"z0 must be invertible: it is singular to round-off, with singular values of up to {sigma.max():.3g}"
+            )
         self.sigma = sigma
 
     @cached_property

@@ -64,7 +64,7 @@ def run(
     network_depth: Annotated[Layers, CountsWith(("model",), "finite")] = 64,
     rule: Annotated[str, known(LAYERS), CountsWith(("model",), "finite")] = "euler",
     kernel: Annotated[str, known(KERNELS), CountsWith(("model",), "intrinsic")] = "logmean",
-    adapt: bool = True,
+    adapt: Annotated[bool, CountsWith(("model",), "continuous")] = True,
     estimate: bool = True,
     stop_loss: Positive | None = None,
     stop_gradient: Positive | None = None,

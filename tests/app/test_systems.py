@@ -47,6 +47,7 @@ def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
         (["study=trajectory", "time.step=0.1"], "time.step=0.1 is for methods of fixed steps, and time.method=DOP853"),
         (["-m", "study=trajectory", "time.method=rk4,BDF", "time.step=0.1"], "and time.method=BDF chooses its own;"),
         (["study=trajectory", "study.rule=exp"], "study.rule=exp has no effect with study.model=continuous;"),
+        (["study=trajectory", "study.model=finite", "study.adapt=false"], "study.adapt=false has no effect with"),
         (["-m", "study=trajectory", "study.kernel=logmean,two_layer"], "study.kernel=logmean has no effect with"),
         (["study=trajectory", "study.model=intrinsic", "study.network_depth=8"], "has no effect with study.model=in"),
         (
