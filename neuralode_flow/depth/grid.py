@@ -391,17 +391,26 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If a value is not a finite floating-point square matrix, or the shape changes with s.
+        If a value is not a finite floating-point square matrix, or the shape changes with s; `at` has to give one for
+        each node.
     """
     at = getattr(W, "at", None)
     if at is not None:
-        return at(nodes)
+        return _at_all(f"{name}.at(s)", at(nodes), len(nodes))
     check_profile(name, W)
     values = [float_tensor(f"{name}({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
     shapes = {tuple(v.shape) for v in values}
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
         raise ValueError(f"{name}(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")
     return torch.stack(values, dim=-3)
+
+
+def _at_all(name: str, values: Any, n: int) -> Tensor:
+    """What a profile says of n depths at once, held to what it says of one."""
+    found = float_tensor(name, values, ndim=3)
+    if found.shape[-3] != n or found.shape[-1] != found.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., n, d, d) at n = {n} depths, got {tuple(found.shape)}")
+    return found
 
 
 def sample_each(W: Profile, *depths: Tensor) -> list[Tensor]:

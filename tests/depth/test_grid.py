@@ -183,3 +183,41 @@ def test_interpolation_panel_by_panel_is_that_by_the_lagrange_polynomials(points
     assert found.shape == (2, len(points), 3, 3)
     for k, value in enumerate(expected):
         assert torch.allclose(found[:, k].flatten(-2), value, rtol=0, atol=1e-14)
+
+
+class Many:
+    """A profile that is asked for many depths at once."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def __call__(self, s):
+        return torch.eye(2)
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "words"),
+    [
+        (lambda nodes: torch.eye(2), ValueError, r"W.at\(s\) must have at least 3 axes"),
+        (lambda nodes: torch.eye(2)[None], ValueError, "n = 1597 depths, got \\(1, 2, 2\\)"),
+        (lambda nodes: torch.zeros(len(nodes), 2, 3), ValueError, "must have shape"),
+        (lambda nodes: torch.full((len(nodes), 2, 2), math.nan), ValueError, "must be finite"),
+        (lambda nodes: [[1.0]], TypeError, "must be a torch tensor, got list"),
+        (lambda nodes: torch.zeros(len(nodes), 2, 2, dtype=torch.long), TypeError, "floating-point"),
+    ],
+)
+def test_what_a_profile_says_of_many_depths_is_held_to_what_it_says_of_one(at, error, words):
+    with pytest.raises(error, match=words):
+        nf.DepthGrid.auto(Many(at), 1e-4)
+
+
+def test_a_profile_that_is_not_a_number_between_the_nodes_is_no_state():
+    def hole(nodes):
+        values = torch.eye(2).repeat(len(nodes), 1, 1)
+        values[(nodes - 0.5).abs() < 1e-3] = math.nan
+        return values
+
+    grid = nf.DepthGrid.gauss(2, 6)
+    assert bool(hole(grid.nodes).isfinite().all())
+    with pytest.raises(ValueError, match=r"W.at\(s\) must be finite"):
+        nf.ContinuousFlow(grid, nf.Quadratic(2 * torch.eye(2))).sample(Many(hole))
