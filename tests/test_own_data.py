@@ -179,6 +179,18 @@ TABLES: dict[str, tuple[Callable[[Path], Path], np.ndarray | str]] = {
     "an amount of money": (
         write("t.csv", excel(ROUND).replace("\r\n", "\r\n5,00 €;1,5;a;2,5;\r\n", 1)), "'5,00 €' is not a number; write",
     ),
+    "a mark at the end of each line below the names": (
+        write("t.csv", '"length, cm",Größe,y,site\n1.5,2.5,3.5,4.5,\n2.5,3.5,1.5,0.5,\n'),
+        "the first column has no name, but line 2 has '1.5' there",
+    ),
+    "the same, and the first column counts": (
+        write("t.csv", '"length, cm",Größe,y,site\n1,2.5,3.5,4.5,\n2,3.5,1.5,0.5,\n'),
+        "all lines below the names end with an empty cell.*remove that mark",
+    ),
+    "the same, and the first column holds words": (
+        write("t.tsv", "site\tlength, cm\tGröße\ty\tz\nOslo\t1.5\t2.5\t3.5\t4\t\nRom\t2.5\t3.5\t1.5\t5\t\n"),
+        "all lines below the names end with an empty cell.*remove that mark",
+    ),
     "two lines of names": (
         write("t.csv", '"length, cm",Größe,y\n0,1,2\n1.5,2.5,3.5\n2.5,3.5,1.5\n'), "set problem.header=yes if it holds",
     ),

@@ -86,17 +86,22 @@ def has_row_names(label: str, names: Line, row: Line, delimiter: str) -> bool:
 
 
 class RowNames:
-    """Looks at the cells of a column that has no name: they must be names of rows and not data."""
+    """Looks at the cells of a column that has no name: they must be names of rows and not data.
 
-    def __init__(self, label: str, names: list[str]) -> None:
-        self._label = label
+    Where the line of names is one cell `short`, lines that all end with a mark between cells have no names of rows.
+    """
+
+    def __init__(self, label: str, names: list[str], *, short: bool) -> None:
+        self._label, self._open = label, short
         others = names[1:]
         counted = others == [str(i) for i in range(len(others))]  # as pandas numbers columns
         self._must_count = bool(others) and not counted and all(map(is_number, others))
         self._expected: tuple[int, ...] = (0, 1)
 
-    def check(self, line: int, cell: str) -> None:
+    def check(self, line: int, cells: list[str]) -> None:
+        cell = cells[0]
         whole = is_whole(cell)
+        self._open &= cells[-1] == ""
         if cell and not whole and not is_number(cell):
             return
         if whole and (not self._must_count or int(cell) in self._expected):
@@ -106,6 +111,13 @@ class RowNames:
             f"{self._label}: the first column has no name, but line {line} has {cell!r} there, which is no name of a "
             f"row; name the column if it is data, remove it if it is not"
         )
+
+    def check_end(self) -> None:
+        if self._open:
+            raise ValueError(
+                f"{self._label}: all lines below the names end with an empty cell, so that a first column may have no "
+                f"name, or each line ends with a mark between cells; remove that mark, or name the column"
+            )
 
 
 def check_second(label: str, body: Body) -> None:

@@ -88,8 +88,9 @@ def _columns(label: str, lines: Iterator[Line], delimiter: str, header: str, wan
         if any(cell == "" or is_number(cell) for cell in first.cells):
             raise ValueError(f"{error}; the first line must hold the names of the columns") from error
         raise
+    names = RowNames(label, first.cells, short=True) if left else None
     rows = chain([second], lines)
-    body = _numbers(label, rows, delimiter, width, None, wanted.missing, picks, [""] * left + first.cells)
+    body = _numbers(label, rows, delimiter, width, names, wanted.missing, picks, [""] * left + first.cells)
     if header == "auto":
         check_second(label, body)
     return body.table
@@ -101,7 +102,8 @@ def _table(label: str, lines: Iterator[Line], delimiter: str, header: str, missi
     if first is None or (named and second is None):
         raise ValueError(f"{label} is empty: no line of numbers; give at least one")
     if named and second is not None:
-        names = RowNames(label, first.cells) if has_row_names(label, first, second, delimiter) else None
+        short = len(first.cells) < len(second.cells)
+        names = RowNames(label, first.cells, short=short) if has_row_names(label, first, second, delimiter) else None
         body = _numbers(label, chain([second], lines), delimiter, len(second.cells), names, missing)
         if header == "auto":
             check_named(label, first.cells, body)
@@ -210,7 +212,7 @@ def _numbers(
                 "equally long"
             )
         if names is not None:
-            names.check(line, cells[0])
+            names.check(line, cells)
         cells = [cells[i] for i in picks]
         values.extend(
             numbers_of(cells)
@@ -220,6 +222,8 @@ def _numbers(
         cells = [cell for cell in cells if not is_missing(cell)]
         thousands.see(line, cells)
         points = points or any("." in cell for cell in cells)
+    if names is not None:
+        names.check_end()
     commas.check(points)
     thousands.check()
     if width == 1 and gap and close:  # else it is how lines end
