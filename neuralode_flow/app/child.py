@@ -36,11 +36,15 @@ class Killed(Exception):
     """The process was ended by a signal that it could not answer."""
 
 
+class Unrecorded(Exception):
+    """Why a member has failed could not be written into its folder; the text has both reasons."""
+
+
 def run_member(work: Work, folder: Path, overrides: Sequence[str]) -> None:
     """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
 
     One that is killed is tried once more (but not where processes cannot be forked); one that another run holds is
-    left to that.
+    left to that. Raises Unrecorded where the folder takes no record, as on a disk that is full.
     """
     (folder / FAILED).unlink(missing_ok=True)
     run = _in_a_child if hasattr(os, "fork") else _outcome
@@ -55,7 +59,10 @@ def run_member(work: Work, folder: Path, overrides: Sequence[str]) -> None:
     if status == _BUSY:
         complain(f"member {folder.name} is left alone: {reason}")
     elif status:
-        record_failure(folder, overrides, reason)
+        try:
+            record_failure(folder, overrides, reason)
+        except OSError as error:
+            raise Unrecorded(f"{reason} ; nor could that be recorded: {error.strerror or error}") from error
 
 
 def _outcome(work: Work) -> tuple[int, str]:

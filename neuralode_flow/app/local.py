@@ -21,7 +21,7 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig
 
 from ..compat import is_basic_launcher, said_by_launcher
-from .child import run_member
+from .child import Unrecorded, run_member
 from .members import Member
 from .runfolder import discard_if_empty
 from .schema import Job
@@ -78,5 +78,8 @@ def run_members(config: DictConfig, sweep: Path, members: Sequence[Member]) -> N
         folder = member.folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         work = partial(run, member.job, command_line(sources, lines), folder, sweep, member_name(folder, sweep, lines))
-        run_member(work, folder, lines)
+        try:
+            run_member(work, folder, lines)
+        except Unrecorded as error:
+            member.lost = str(error)
         discard_if_empty(folder)

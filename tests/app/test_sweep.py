@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import neuralode_flow as nf
-from neuralode_flow.app import collect
+from neuralode_flow.app import child, collect
 from neuralode_flow.app.runfolder import record_failure
 from neuralode_flow.files import locked
 
@@ -46,6 +46,20 @@ def test_a_member_whose_place_is_taken_leaves_the_others_alone(command):
     Path("sweep/1").unlink()
     Path("sweep/3").unlink()
     assert command(*FAKE, "resume=sweep", "problem.seed=0,1,2,3").status == 0
+
+
+@pytest.mark.parametrize("launcher", [(), ("+hydra.job.env_set.SOME=thing",)])  # the second: Hydra's own
+def test_a_failure_that_a_full_disk_keeps_from_being_recorded_leaves_the_others_alone(command, monkeypatch, launcher):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(child, "record_failure", full)
+    ended = command(*FAKE, "resume=sweep", "study.end=raise,ok", *launcher)
+    assert ended.status == 1
+    assert "was lost: the study stopped: RuntimeError: the sky fell" in ended.err
+    assert "; nor could that be recorded: No space left on device; it had saved nothing" in ended.err
+    assert "1 of 2 members have finished in sweep; the same command with resume=sweep runs the others" in ended.err
+    assert names("sweep", "summary.json") == {"1"}
 
 
 def test_a_member_that_is_killed_is_tried_once_more(command):
