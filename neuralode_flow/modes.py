@@ -57,12 +57,12 @@ def plain(tensor: Tensor) -> bool:
     return eager() and bare(tensor)
 
 
-def array_of(tensor: Tensor) -> np.ndarray | None:
+def array_of(tensor: Tensor, members: int = 1) -> np.ndarray | None:
     """The numbers of a tensor in NumPy, whose calls cost less; None where that would not be the same.
 
-    That is for small float64 tensors on the CPU, of `plain` ones.
+    That is for small float64 tensors on the CPU, of `plain` ones; of so many members where each is small.
     """
-    ours = tensor.dtype == torch.float64 and tensor.is_cpu and tensor.numel() <= _SMALL and plain(tensor)
+    ours = tensor.dtype == torch.float64 and tensor.is_cpu and tensor.numel() <= _SMALL * members and plain(tensor)
     return tensor.detach().numpy() if ours else None
 
 

@@ -161,7 +161,7 @@ def test_layers_in_numpy_are_those_in_torch(L, monkeypatch):
     z0 = torch.stack([positive_matrix(3, seed=seed) for seed in (1, 2)])
     shifts = torch.cumsum(randn(L, seed=3), 0) / L**1.5
     small = nf.relaxed_balanced_layers(z0, shifts)
-    monkeypatch.setattr("neuralode_flow.initial.layers.array_of", lambda tensor: None)
+    monkeypatch.setattr("neuralode_flow.initial.layers.array_of", lambda *_: None)
     assert float((small - nf.relaxed_balanced_layers(z0, shifts)).abs().max()) < 1e-13 * L
 
 
@@ -344,3 +344,13 @@ def test_networks_of_several_depths_with_the_same_ends_are_those_alone():
     with pytest.raises(ValueError, match="z0 must have det > 0"):
         reflected.layers(shifts)
     assert reflected.layers(shifts, generator(9)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(("n", "d", "depth"), [(3, 2, 8), (40, 4, 64), (600, 2, 4), (2, 2, 3000)])
+def test_layers_of_many_networks_are_to_the_bit_those_of_each_alone(n, d, depth):
+    random = torch.Generator().manual_seed(0)
+    z0 = torch.eye(d) + 0.1 * torch.randn(n, d, d, generator=random)
+    shifts = torch.randn(n, depth, generator=random) / depth**2
+    together = Ends(z0).layers(shifts)
+    for k in range(0, n, 7):
+        assert torch.equal(together[k : k + 1], Ends(z0[k : k + 1]).layers(shifts[k : k + 1]))

@@ -93,10 +93,15 @@ class Ends:
         return W
 
     def _layers(self, shifts: Tensor, generator: torch.Generator | None) -> Any:
-        """U_k, in NumPy where they are small numbers, since its calls cost a third of those of torch."""
+        """U_k, in NumPy where those of one network are few, since its calls cost a third of those of torch.
+
+        However many networks there are: torch rounds otherwise, and a member is to have the start that it has alone.
+        """
         z0, L = self.z0, shifts.shape[-1]
         given = self.U, self.sigma, self.Vh, shifts, torch.arange(1, L, dtype=z0.dtype, device=z0.device) / L
-        small: list[Any] = [array_of(part) for part in given]
+        axes = 2, 1, 2, 1, 1  # of one network
+        members = [part.shape[: part.ndim - own].numel() for part, own in zip(given, axes, strict=True)]
+        small: list[Any] = [array_of(part, some) for part, some in zip(given, members, strict=True)]
         xp: Any = torch if generator is not None or any(part is None for part in small) else np
         U, sigma, Vh, c, depths = given if xp is torch else small
         V = Vh.swapaxes(-1, -2)[..., None, :, :]
