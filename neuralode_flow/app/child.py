@@ -62,7 +62,7 @@ def run_member(work: Work, folder: Path, overrides: Sequence[str]) -> None:
         try:
             record_failure(folder, overrides, reason)
         except OSError as error:
-            raise Unrecorded(f"{reason} ; nor could that be recorded: {error.strerror or error}") from error
+            raise Unrecorded(f"{reason}; nor could that be recorded: {error.strerror or error}") from error
 
 
 def _outcome(work: Work) -> tuple[int, str]:

@@ -58,10 +58,12 @@ class Collocation:
 
     def product(self, W: Tensor) -> Tensor:
         """z = P(1, 0): `(..., N, d, d)` → `(..., d, d)`. Differentiable."""
+        self._check(W)
         return choose(W).flow(self.grid, W)
 
     def propagators(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """P(s_i, 0) and P(1, s_i) at the nodes, both `(..., N, d, d)`, and z `(..., d, d)`."""
+        self._check(W)
         d = W.shape[-1]
         if d > _BESIDE or not compiled.takes(W):
             return propagators(self.grid, W)
@@ -73,6 +75,7 @@ class Collocation:
 
     def gradient(self, W: Tensor, outer: Callable[[Tensor], Tensor]) -> Tensor:
         """P(1,s_i)ᵀ G P(s_i,0)ᵀ with G = outer(z): the L² gradient of f(z(W)), shape `(..., N, d, d)`."""
+        self._check(W)
         return choose(W).flow(self.grid, W, outer)
 
     def linearised(
@@ -83,6 +86,7 @@ class Collocation:
         The stages of W are kept; those of a direction solve the same equations with h A (V x) on the right, so that
         one product costs about as much as one gradient. `outer_derivative(z, dz)` is the derivative of `outer`.
         """
+        self._check(W)
         grid, matrix = self.grid, gauss_matrix(self.grid, W)
         solved, local = stages(grid, W), grid.panelled(W)
         both = doubled(local)
@@ -103,6 +107,13 @@ class Collocation:
             return (d_left @ solved.forward.mT + left @ d_forward.mT).flatten(-4, -3)
 
         return product
+
+    def _check(self, W: Tensor) -> None:
+        """Raises unless W has a square matrix on each node: cheap enough for every call."""
+        if W.ndim < 3 or W.shape[-3] != len(self.grid) or W.shape[-2] != W.shape[-1]:
+            raise ValueError(
+                f"W must have shape (..., N, d, d) with N = {len(self.grid)} depth nodes, got {tuple(W.shape)}"
+            )
 
 
 def _outside_derivative(

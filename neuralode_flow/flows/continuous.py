@@ -205,6 +205,7 @@ class ContinuousFlow:
     def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
         """Steps of states `(n, N, d, d)`, each on its way to a time."""
         kinds = ((ContinuousFlow, self), (Collocation, self.depth))
+        check_layers(states, len(self.grid), "depth nodes")
         own = all(unpatched(kind, "product") and "product" not in vars(part) for kind, part in kinds)
         return explicit.runs(explicit.on_grid(self.grid), states, slopes, legs, self.loss, tableau, maps=own)
 

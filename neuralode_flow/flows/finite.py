@@ -145,6 +145,7 @@ class FiniteFlow:
 
     def explicit_runs(self, states: Tensor, slopes: Tensor, legs: Legs, tableau: Tableau) -> Ran | None:
         """Steps of states `(n, L, d, d)`, each on its way to a time."""
+        check_layers(states, self.depth, "layers")
         own = unpatched(FiniteFlow, "product") and "product" not in vars(self)
         return explicit.runs(self._steps_of(states), states, slopes, legs, self.loss, tableau, maps=own)
 

@@ -10,7 +10,7 @@ import torch
 from cases import distance, randn
 
 import neuralode_flow as nf
-from neuralode_flow.depth.engine import by_torch, choose, compiled
+from neuralode_flow.depth.engine import by_torch, choose, compiled, divided, polar
 from neuralode_flow.depth.rules import LAYERS
 
 SIZES = [*range(1, 13), 15, 16, 17, 24, 31, 33, 64, 100]
@@ -29,11 +29,8 @@ def route(monkeypatch):
     def refuse(*arguments):
         raise HandedOver
 
-    monkeypatch.setattr(
-        compiled,
-        "by_torch",
-        SimpleNamespace(flow=refuse, chain=refuse, layered=refuse, descend_flow=refuse, multiply=refuse),
-    )
+    names = "flow", "chain", "layered", "descend_flow", "multiply", "grams", "stepped"
+    monkeypatch.setattr(compiled, "by_torch", SimpleNamespace(**dict.fromkeys(names, refuse)))
 
 
 @pytest.fixture(params=[(2, 1), (2, 2), (1, 1), (0, 2)], ids=["best", "two threads", "avx2", "plain"])
@@ -226,9 +223,33 @@ def test_steps_that_are_not_for_it_are_handed_over():
         (W, lambda z: z - followed, 0.1, V, added),
         (1e4 * W, outer, 0.1, V, added),
         (W, outer, 0.1, V.float(), added),
+        (W, outer, 0.1, V[:5], added),
+        (W, outer, 0.1, V[:, :3], added),
+        (W, outer, 0.1, V, added[:9]),
+        (W.expand(3, 10, d, d), outer, 0.1, V, added),
     ):
         with pytest.raises(HandedOver):
             compiled.descend_flow(grid, *arguments)
+
+
+def test_what_lies_in_shorter_memory_than_it_would_be_read_from_is_handed_over():
+    grid, d = nf.DepthGrid.gauss(2, 5), 6
+    V, W, outer = randn(d, 4, seed=1), model(d, layers=10), nf.Quadratic(torch.eye(d)).gradient
+    for other in (W[:5], W[:9], torch.cat((W, W))):
+        for arguments in ((grid, other), (grid, other, outer)):
+            with pytest.raises(HandedOver):
+                compiled.flow(*arguments)
+    for directions in (V[:2, :2], V[:3], torch.cat((V, V)), V[None]):
+        with pytest.raises(HandedOver):
+            compiled.grams(W, directions)
+    added, more = torch.zeros(10, 4, 4), W.expand(3, 10, d, d)
+    for state, *rest in (
+        (W, V[:3], added, 0), (W, V, added[:9], 0), (W, V, added, 1), (more, V, added, 0), (W, V, added[..., :3], 0),
+    ):  # fmt: skip
+        with pytest.raises(HandedOver):
+            compiled.stepped(state, state.clone(), 0.1, *rest)
+    with pytest.raises(HandedOver):
+        compiled.descend_chain(W, outer, LAYERS["euler"], 10, 0.1, V, added)
 
 
 def test_the_gradient_of_a_chain_is_that_of_torch(mode, monkeypatch):
@@ -427,8 +448,13 @@ def test_what_the_grid_does_not_resolve_is_refused(d):
 def test_what_the_engine_is_not_made_for_goes_to_torch():
     W, large = model(3, layers=4), torch.zeros(4, compiled.LARGEST + 1, compiled.LARGEST + 1)
     assert choose(W) is compiled
-    for other in (W.float(), W.clone().requires_grad_(), large, W[:0]):
+    for other in (W.float(), W.clone().requires_grad_(), large, W[:0], W[..., :2], W[..., :2, :]):
         assert choose(other) is by_torch
+    z, pair = torch.eye(3), torch.eye(3).expand(2, 3, 3)
+    assert divided.takes(z)
+    assert not divided.takes(z[:2])
+    assert polar.takes(pair)
+    assert not any(map(polar.takes, (z, W, pair[:1], pair[:, :2])))
 
 
 def test_what_is_handed_over_is_done_whole_by_torch(monkeypatch):

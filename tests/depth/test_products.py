@@ -98,3 +98,16 @@ def test_a_failing_depth_solve_says_so():
     grid = nf.DepthGrid.gauss(2, 3)
     with pytest.raises(FloatingPointError, match="depth solve with dopri8 failed"):
         nf.OdeintDepth(grid).product(torch.full((6, 2, 2), math.nan))
+
+
+def test_a_profile_on_other_nodes_is_refused():
+    solver, good = nf.Collocation(nf.DepthGrid.gauss(panels=2, order=4)), torch.zeros(8, 3, 3)
+    for W in (good[:4], good[:7], torch.cat((good, good)), good[..., :2], good[:, :2], good[0]):
+        for call in (
+            lambda W: solver.product(W),
+            lambda W: solver.propagators(W),
+            lambda W: solver.gradient(W, lambda z: z),
+            lambda W: solver.linearised(W, lambda z: z, lambda z, dz: dz),
+        ):
+            with pytest.raises(ValueError, match=r"W must have shape \(\.\.\., N, d, d\) with N = 8 depth nodes, got"):
+                call(W)

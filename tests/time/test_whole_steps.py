@@ -238,6 +238,26 @@ def test_steps_and_slopes_that_do_not_fit_the_states_are_refused():
     for slopes, h in ((W[:2], np.full(3, 0.1)), (W, np.full(1, 0.1))):
         with pytest.raises(ValueError, match="slopes and h must be those of 3 states"):
             flow.explicit_steps(W, slopes, h, tableau)
+    made, zero, h = formula("RK45"), np.zeros(3), np.full(3, 0.1)
+
+    def legs(h, left=10):
+        return explicit.Legs(zero, h, h, zero > 0, left, 1.0, made.pace, None)
+
+    for slopes, given in ((W[:2], legs(h)), (W, legs(h[:1]))):
+        with pytest.raises(ValueError, match="slopes and h must be those of 3 states"):
+            flow.explicit_runs(W, slopes, given, tableau)
+    with pytest.raises(ValueError, match="broadcast"):
+        flow.explicit_runs(W, W, legs(h, [10, 10]), tableau)
+    pair, loss = torch.eye(3).expand(3, 3, 3, 3), nf.Quadratic(torch.eye(3))
+    for other, what in ((flow, "6 layers"), (nf.ContinuousFlow(GRID, loss), "20 depth nodes")):
+        for run in (
+            lambda flow: flow.explicit_runs(pair, pair, legs(h), tableau),
+            lambda flow: flow.explicit_steps(pair, pair, h, tableau),
+        ):
+            with pytest.raises(ValueError, match=f"with {what}, got"):
+                run(other)
+    with pytest.raises(ValueError, match="states must be of 2 matrices, got shape"):
+        explicit.steps(explicit.CLOSED, pair, pair, h, loss, tableau)
     f = flow.velocity(W)
     known = flow.explicit_steps(W, f, np.full(3, 0.5), tableau)
     assert torch.equal(flow.explicit_steps(W, f, np.full(3, 0.5, dtype=np.float32), tableau).ahead, known.ahead)

@@ -106,7 +106,7 @@ def _openmp() -> int | None:
 def takes(W: Tensor) -> bool:
     """Whether the engine is there and W `(..., N, d, d)` is for it."""
     fits = plain(W) and W.is_cpu and W.dtype == torch.float64 and 0 < W.shape[-1] <= LARGEST and W.numel() > 0
-    return fits and library() is not None
+    return fits and W.shape[-2:] == 2 * W.shape[-1:] and library() is not None
 
 
 # What is made of G at z, a scratch that the forward pass has filled, and its W.
@@ -121,7 +121,7 @@ def flow(grid: DepthGrid, W: Tensor, outer: Outer | None = None) -> Tensor:
 
 def descend_flow(grid: DepthGrid, W: Tensor, outer: Outer, rate: float, V: Tensor, added: Tensor) -> Stepped:
     """As `Engine.descend_flow`; each matrix moves while it is in the cache."""
-    moves = _Moves.along(V, added)
+    moves = _Moves.along(W, V, added, apart=0)
     step = moves and _flow(grid, W, outer, moves.taken(rate, apart=0))
     return by_torch.descend_flow(grid, W, outer, rate, V, added) if step is None else step
 
@@ -130,6 +130,8 @@ def _flow(grid: DepthGrid, W: Tensor, outer: Outer | None, back: Back) -> Any:
     """What `back` makes of the gradient at z, or z itself without `outer`; None where C leaves it to torch."""
     W = W.contiguous()
     *batch, N, d, _ = W.shape
+    if len(grid) != N:
+        return None
     sizes = W.numel() // (N * d * d), grid.panels, grid.order, d, torch.get_num_threads()
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, _CPU)
     with _WORKSPACE.lend() as take:
@@ -157,7 +159,7 @@ def descend_chain(
     W: Tensor, outer: Outer, rule: LayerRule, depth: int, rate: float, V: Tensor, added: Tensor
 ) -> Stepped:
     """As `Engine.descend_chain`; each matrix moves while it is in the cache."""
-    moves, number = _Moves.along(V, added), number_of(rule)
+    moves, number = _Moves.along(W, V, added, apart=1), number_of(rule)
     step = None if number == PLAIN else moves and _chain(W, outer, number, depth, moves.taken(rate, apart=1))
     return stepped(W, chain(W, outer, rule, depth), rate, V, added, apart=1) if step is None else step
 
@@ -220,9 +222,9 @@ def _two_axes(matrices: Tensor) -> Tensor:
 
 def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """As `Engine.grams`, for up to four directions in one reading of X."""
-    d, k = V.shape
-    if k > _DIRECTIONS or not is_numbers(V):
+    if not _looks_along(X, V):
         return by_torch.grams(X, V)
+    d, k = V.shape
     X, V, shape = X.contiguous(), _four(V), (*X.shape[:-2], _DIRECTIONS, _DIRECTIONS)
     right, left = X.new_empty(shape), X.new_empty(shape)
     loaded().grams(X.data_ptr(), V.data_ptr(), X.numel() // d**2, d, right.data_ptr(), left.data_ptr())
@@ -231,7 +233,7 @@ def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
 def stepped(W: Tensor, X: Tensor, rate: float, V: Tensor, added: Tensor, apart: int) -> Stepped:
     """As `Engine.stepped`, along four directions in one reading of W and X; the step is written over X."""
-    if W.shape != X.shape or not is_numbers(X) or (moves := _Moves.along(V, added)) is None:
+    if W.shape != X.shape or not is_numbers(X) or (moves := _Moves.along(W, V, added, apart)) is None:
         return by_torch.stepped(W, X, rate, V, added, apart)
     W, X, N, d = W.contiguous(), X.contiguous(), *W.shape[-3:-1]
     members, seen = W.numel() // (N * d * d), moves.room(W, apart)
@@ -251,10 +253,11 @@ class _Moves(NamedTuple):
     k: int
 
     @classmethod
-    def along(cls, V: Tensor, added: Tensor) -> _Moves | None:
-        """Of directions V `(d, k)`; None where C cannot take them."""
+    def along(cls, W: Tensor, V: Tensor, added: Tensor, apart: int) -> _Moves | None:
+        """Of steps of W along directions V `(d, k)`; None where C cannot take them."""
+        *batch, N, _, _ = W.shape
         k = V.shape[-1]
-        if k > _DIRECTIONS or not (is_numbers(V) and is_numbers(added)):
+        if not (_looks_along(W, V) and is_numbers(added) and added.shape == (*batch, N - apart, k, k)):
             return None
         V, added = (_four(V), _four(_four(added).mT).mT) if k < _DIRECTIONS else (V, added)
         before = added.contiguous()
@@ -281,6 +284,11 @@ class _Moves(NamedTuple):
     def result(self, following: Tensor, spoiled: int) -> Stepped:
         after = self.after if self.k == _DIRECTIONS else self.after[..., : self.k, : self.k]
         return Stepped(following, after, not spoiled)
+
+
+def _looks_along(X: Tensor, V: Tensor) -> bool:
+    """Whether V are as many directions `(d, k)` of matrices X `(..., d, d)` as C looks along at once."""
+    return is_numbers(V) and V.ndim == 2 and len(V) == X.shape[-1] and V.shape[-1] <= _DIRECTIONS
 
 
 def _four(V: Tensor) -> Tensor:

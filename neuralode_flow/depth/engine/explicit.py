@@ -167,12 +167,22 @@ class Ran(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What C has to know of a flow: fields of its structure, and how many times twenty products a velocity costs.
+    """What C has to know of a flow.
 
-    What must live as long is `kept`.
+    Attributes
+    ----------
+    fields : dict
+        Of its structure.
+    matrices : int
+        N of states `(..., N, d, d)`.
+    products : int
+        How many times twenty products a velocity costs.
+    kept : object
+        What must live as long.
     """
 
     fields: dict[str, Any]
+    matrices: int
     products: int
     kept: Any = None
 
@@ -223,24 +233,25 @@ def takes(states: Tensor, rule: LayerRule | None = None) -> bool:
 def on_grid(grid: DepthGrid) -> Model:
     """The flow of W on the nodes of a grid, −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss."""
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, torch.device("cpu"))
-    return Model({"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}, len(grid))
+    return Model({"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}, *2 * [len(grid)])
 
 
 def of_layers(layers: int, rule: LayerRule, depth: int) -> Model | None:
     """That of layers: minus the gradient in all W_k/depth of U_k = rule(W_k/depth); None where C has not the rule."""
     number = compiled.number_of(rule)
-    return None if number == compiled.PLAIN else Model({"L": layers, "rule": number, "alpha": 1 / depth}, layers)
+    fields = {"L": layers, "rule": number, "alpha": 1 / depth}
+    return None if number == compiled.PLAIN else Model(fields, layers, layers)
 
 
 # The closed flow in logarithms `(..., 2, d, d)` with the kernel of infinite depth.
-CLOSED = Model({"polar": 1}, 3)
+CLOSED = Model({"polar": 1}, 2, 3)
 
 
 def closed_of_layers(shifts: Tensor, scale: float, states: Tensor) -> Model | None:
     """That of layers, on z `(..., 1, d, d)`; None where C does not take it."""
     if not divided.takes(states) or (known := divided.given(shifts, scale, tuple(states.shape[:-3]))) is None:
         return None
-    return Model({"layers": known[0]}, 3 + known[0].L // 6, known[1])
+    return Model({"layers": known[0]}, 1, 3 + known[0].L // 6, known[1])
 
 
 def steps(
@@ -253,11 +264,7 @@ def steps(
     shared, h = np.ndim(h) == 0, np.array(h, dtype=float, ndmin=1)
     if shared:
         states, slopes = states[None], slopes[None]
-    if states.shape != slopes.shape or h.shape != states.shape[:1]:
-        raise ValueError(
-            f"slopes and h must be those of {len(states)} states {tuple(states.shape)}, "
-            f"got shapes {tuple(slopes.shape)} and {h.shape}"
-        )
+    _check(model, states, slopes, h)
     if model is None or not takes(states) or not compiled.is_numbers(slopes):
         return None
     rows = _Rows(states.contiguous(), slopes.contiguous(), h)
@@ -275,6 +282,7 @@ def runs(
     Each is what it would be by `steps` and the rules of `legs.pace`, to the bit if the gradient of a state is the same
     whichever others are asked for with it. With `maps` the z of products of matrices is told.
     """
+    _check(model, states, slopes, legs.h)
     if model is None or tableau.solution is not None or not takes(states) or not compiled.is_numbers(slopes):
         return None
     n, kept = len(states), torch.contiguous_format
@@ -285,6 +293,17 @@ def runs(
     z = states.new_empty(*states.shape[:-3], *states.shape[-2:]) if maps else None
     way = _Way(rows, legs, max(1, rounds), z)
     return way.ran() if _taken(_task(model, rows.y, tableau), rows, loss, False, way) else None
+
+
+def _check(model: Model | None, states: Tensor, slopes: Tensor, h: np.ndarray) -> None:
+    """Raises unless these are states of the model, and slopes and sizes of steps are theirs."""
+    if states.shape != slopes.shape or h.shape != states.shape[:1]:
+        raise ValueError(
+            f"slopes and h must be those of {len(states)} states {tuple(states.shape)}, "
+            f"got shapes {tuple(slopes.shape)} and {h.shape}"
+        )
+    if model is not None and states.shape[-3] != model.matrices:
+        raise ValueError(f"states must be of {model.matrices} matrices, got shape {tuple(states.shape)}")
 
 
 class _Rows:
@@ -313,9 +332,9 @@ class _Way:
             self.stands[name] = getattr(legs, name)
         self.since, self.tries = self.stands.copy(), np.empty(n, dtype=_TRY)
         self.since_y, self.since_f = torch.empty_like(rows.y), torch.empty_like(rows.f)
-        self.left, self.tried, self.took = (np.array(part, dtype="l") for part in (legs.left, n * [0], n * [0]))
+        self.left, self.tried, self.took = (_each(n, part, "l") for part in (legs.left, 0, 0))
         self.going = np.ones(n, dtype=np.intc)
-        self.sign = None if legs.sign is None else np.array(legs.sign, dtype=float)
+        self.sign = None if legs.sign is None else _each(n, legs.sign, "d")
         self._task = _Legs(pace=_Pace(*legs.pace), goal=legs.goal, rounds=rounds)
 
     def given(self, some: slice) -> int:
@@ -334,6 +353,13 @@ class _Way:
             here["t"], here["h"], here["begun"], here["again"] != 0, rows.y, rows.f,
             since["t"], since["h"], self.since_y, self.since_f, self.tried, self.took, self.z,
         )  # fmt: skip
+
+
+def _each(n: int, given: Any, kind: str) -> np.ndarray:
+    """What each of n states has, in an array of its own."""
+    own = np.empty(n, dtype=kind)
+    own[:] = given
+    return own
 
 
 def _task(model: Model, states: Tensor, tableau: Tableau) -> _Steps:

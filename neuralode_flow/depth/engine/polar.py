@@ -91,7 +91,7 @@ class _Ndf(ctypes.Structure):
 
 def takes(state: Tensor) -> bool:
     """Whether states `(..., 2, d, d)` are for the engine."""
-    return compiled.takes(state) and state.shape[-1] <= LARGEST and _linked()
+    return state.shape[-3:-2] == (2,) and compiled.takes(state) and state.shape[-1] <= LARGEST and _linked()
 
 
 @cache
