@@ -188,7 +188,7 @@ class DepthGrid:
 
     def integrate(self, values: Tensor) -> Tensor:
         """∫₀¹ of a function given on the nodes: `(..., N, a, b)` → `(..., a, b)`."""
-        return torch.einsum("n,...nab->...ab", self.weights.to(values), self._check(values))
+        return along(self.weights[None], self._check(values).flatten(-2)).squeeze(-2).unflatten(-1, values.shape[-2:])
 
     def antiderivative(self, values: Tensor) -> Tensor:
         """∫₀^{s_i} of a function given on the nodes, at the nodes: `(..., N, a, b)` → the same shape."""

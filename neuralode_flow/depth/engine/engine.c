@@ -97,8 +97,8 @@ static long plan(Work *w, double *memory, long members, long panels, long L, int
     *w = (Work){.d = d, .ld = ld, .m = m, .pairs = (int)pairs, .odd = m & 1, .both = both, .beside = beside, .threads = threads,
                 .members = members, .parts = parts, .n = n, .L = L, .length = length, .cuts = threads > all ? threads : 1,
                 .rule = rule, .turned = turned, .rooms = m ? (int)flow_rooms : beside ? 12 * beside : turned ? 14 : 4};
-    w->rows = m ? (int)(STRIP / (2 * pairs * ld * (long)sizeof(float)) / 8 * 8) : ld;
-    if (w->rows < 8) w->rows = 8;
+    const long eight = 8 * 2 * pairs * ld * (long)sizeof(float); /* bytes of f in float, of 8 rows */
+    w->rows = !m ? ld : eight <= NARROW || eight > STRIP ? 8 : (int)(STRIP / eight * 8);
     /* Strips end where a CHUNK does: rows of 12 numbers, of small matrices, stay together. */
     if (w->rows > ld || ld % 8) w->rows = ld;
     w->room_size = (w->rooms + (m || keep ? 0 : beside ? 2 * beside * length : turned ? 2 * length : length)) * n;

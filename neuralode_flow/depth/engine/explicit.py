@@ -233,7 +233,8 @@ def takes(states: Tensor, rule: LayerRule | None = None) -> bool:
 def on_grid(grid: DepthGrid) -> Model:
     """The flow of W on the nodes of a grid, −P(1,s_i)ᵀ G P(s_i,0)ᵀ with the gradient G of the loss."""
     J, ends = picard.integrals(grid.panels, grid.order, torch.float64, torch.device("cpu"))
-    return Model({"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}, *2 * [len(grid)])
+    fields = {"panels": grid.panels, "m": grid.order, "J": J.data_ptr(), "ends": ends.data_ptr()}
+    return Model(fields, len(grid), len(grid))
 
 
 def of_layers(layers: int, rule: LayerRule, depth: int) -> Model | None:

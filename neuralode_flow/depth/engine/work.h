@@ -24,7 +24,8 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define TOLERANCE 3e-16 /* of J f */
 #define ROUGH 4e-8      /* of a solution in float that will be refined */
 #define REFINED 6e-8    /* a correction below it is as good in float */
-#define STRIP (1L << 18)   /* bytes of f in float, of all nodes of a panel, that are worked on together */
+#define NARROW (1L << 15)  /* bytes of f in float, of all nodes of a panel, that stay in the first cache; 8 rows at least */
+#define STRIP (1L << 18)   /* those that are worked on together where 8 rows are more */
 #define SEGMENT (1L << 18) /* bytes of a part of a long chain, whose products before each layer are made twice */
 #define SHORT (1L << 21)   /* bytes of a chain up to which they are stored */
 #define EIGHT 1024         /* products times d^2 of a chain from which on eight parts lie side by side, where vectors are so long */
