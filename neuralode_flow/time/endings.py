@@ -32,7 +32,7 @@ ENDINGS = MappingProxyType(
         "not_finite": "numbers left the finite range",
         "diverged": "steps of an optimiser have left the range of numbers, or let the loss grow without bound",
         "depth": "the depth grid does not resolve W",
-        "escaped": "errors of steps have carried z across det z = 0, which the exact flow does not cross",
+        "escaped": "errors of steps or round-off have carried z across det z = 0, or off it: the exact flow does not",
         "accuracy": "the measured error is above ten times the tolerance, or could not be measured",
         "checkpoint": "the checkpoint could not be written",
         "interrupted": "the run has not ended: its checkpoint was read before",

@@ -22,6 +22,7 @@ from .events import Stop
 from .lookout import Happened, Lookout
 from .members import advice, of_members
 from .progress import Progress, Throttled
+from .rank import risen
 from .reach import OutOfReach, out_of_reach
 from .records import Observer, Records, given
 from .resolution import AdaptiveGrid, FixedGrid
@@ -164,7 +165,7 @@ class Run:
             here, (ending, status) = self.settled, self._second_thoughts()
         except Stopped as stop:
             here, ending, status = self._stopped(stop)
-        escape = None if self.barrier is None else self.barrier.verdict()
+        escape = self._escape(here)
         if escape is not None:
             ending, status = "escaped", escape if status == "ok" else f"{escape}; {status}"
         result = self._trajectory(here, status, ending)
@@ -175,6 +176,12 @@ class Run:
             except Stopped as stop:
                 return self._trajectory(here, str(stop), stop.code)
         return result
+
+    def _escape(self, here: Snapshot) -> str | None:
+        """What is to be said of a z that has come across det z = 0, or off it, where the exact flow does not."""
+        crossed = None if self.barrier is None else self.barrier.verdict()
+        grown = risen(self.grid.flow, self.task.start, here.state) if crossed is None else None
+        return crossed if grown is None else grown.sentence
 
     def _start(self) -> None:
         """What comes before the first step: a grid that resolves the start, and events that have happened there."""
