@@ -59,7 +59,7 @@ def float_tensor(name: str, value: Any, ndim: int | None = None) -> Tensor:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if value.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
-    if not (hidden(value) or _finite(value)):
+    if not (value.is_meta or hidden(value) or _finite(value)):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {value.numel()}")
     return value

@@ -296,6 +296,20 @@ FAULTS = [
           "min(atol, rtol)", "atol", "flows/test_polar.py"),
     Fault("a velocity that a flow keeps is one of the run", "time/watch.py",
           "found.clone() if self._lent else found", "found", "time/test_buffers.py"),
+    Fault("the scratch of another instruction set is kept", "depth/engine/compiled.py",
+          "_size.cache_clear()", "pass", "depth/test_engine.py"),
+    Fault("an experiment file may set what has no effect", "app/sweep.py",
+          "            _check_experiment(config, lines, job)\n", "", "app/test_experiment_files.py"),
+    Fault("what a profile says of many depths is not looked at", "depth/grid.py",
+          'return _at_all(f"{name}.at(s)", at(nodes), len(nodes))', "return at(nodes)", "depth/test_grid.py"),
+    Fault("C reads as many nodes as its grid has", "depth/collocation.py",
+          "W.shape[-3] != len(self.grid) or ", "", "depth/test_engine.py"),
+    Fault("a singular value of zero may come out of its logarithm", "time/run.py",
+          "return crossed if grown is None else grown.sentence", "return crossed", "time/test_rank.py"),
+    Fault("marks at the ends of lines make names of rows", "problems/names.py",
+          'self._open &= cells[-1] == ""', "self._open = False", "test_own_data.py"),
+    Fault("many starts are made by torch", "initial/layers.py",
+          "array_of(part, some)", "array_of(part)", "initial/test_initial.py test_initial.py"),
 ]  # fmt: skip
 
 

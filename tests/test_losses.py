@@ -28,6 +28,32 @@ def test_gradient_and_hessian_are_the_derivatives_also_of_a_batch(name):
     torch.testing.assert_close(loss.hessian(z, v), bend, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [3, 12])
+@pytest.mark.parametrize("samples", [5, 40, 30_000])  # of the last a product is large
+def test_a_z_has_the_same_numbers_whichever_others_there_are(samples, size):
+    x, y, readin, readout = (
+        randn(*shape, seed=k) for k, shape in enumerate([(samples, 4), (samples, 2), (size, 4), (2, size)])
+    )
+    square = randn(samples, size, seed=5), randn(samples, size, seed=6)
+    few = min(samples, 400)
+    table = [
+        nf.Regression(x, y, readin, readout),
+        nf.Regression(*square),
+        nf.Separable(lambda r: r**4 / 4, x, y, readin, readout),  # torch's cosh, say, rounds by where a number lies
+        nf.Separable(lambda r: r**4 / 4, *square),
+        nf.LeastSquares(randn(few, size**2, seed=4), randn(few, seed=5), shape=(size, size)),
+    ]
+    z = randn(9, size, size, seed=6)
+    for loss in table:
+        hessian = loss.hessian(z, z.flip(0))
+        for many in (2, 9):
+            values, gradients = loss(z[:many]), loss.gradient(z[:many])
+            for k in (0, many - 1):
+                assert torch.equal(gradients[k], loss.gradient(z[k])), type(loss)
+                assert torch.equal(hessian[k], loss.hessian(z[k], z[8 - k])), type(loss)
+                assert torch.equal(values[k], loss(z[k])), type(loss)
+
+
 def test_a_separable_loss_of_half_squares_is_the_regression():
     x, y = randn(12, 3, seed=0), randn(12, 3, seed=1)
     half, whole, z = nf.Separable(lambda r: r.square() / 2, x, y), nf.Regression(x, y), randn(3, 3, seed=2)

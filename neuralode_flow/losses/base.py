@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import follows, unpatched
 from ..display import crossed, members_said, said
+from ..matrices import each_product
 from ..promises import Once
 from ..registry import Registry
 from ..signatures import known
@@ -67,10 +68,11 @@ class Squares(NamedTuple):
 
     def gradient(self, z: Tensor) -> Tensor:
         """That gradient, at z `(..., d, d)`."""
-        image = z if self.x is None else z @ self.x.mT
-        left = (image if self.readout is None else self.readout @ image) - (self.y if self.x is None else self.y.mT)
-        back = left if self.readout is None else self.readout.mT @ left
-        moved = back if self.x is None else back @ self.x
+        image = z if self.x is None else each_product(z, self.x.mT)
+        told = image if self.readout is None else each_product(self.readout, image)
+        left = told - (self.y if self.x is None else self.y.mT)
+        back = left if self.readout is None else each_product(self.readout.mT, left)
+        moved = back if self.x is None else each_product(back, self.x)
         return moved if self.weight is None else self.weight[..., None, None] * moved
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import count, float_tensor, same_kind
+from ..matrices import each_product
 from .base import PASSED, check_z, loss_said, side
 
 
@@ -50,16 +51,22 @@ class LeastSquares:
     def __repr__(self) -> str:
         return loss_said(self, f"{len(self.b)} observations")
 
-    def _flat(self, z: Tensor) -> Tensor:
-        return z.reshape(*z.shape[: z.ndim - len(self.shape)], self.A.shape[1])
+    def _observed(self, z: Tensor) -> Tensor:
+        flat = z.reshape(*z.shape[: z.ndim - len(self.shape)], 1, self.A.shape[1])
+        return each_product(flat, self.A.mT).squeeze(-2)
+
+    def _residual(self, z: Tensor) -> Tensor:
+        return self._observed(z) - self.b
+
+    def _pulled_back(self, slope: Tensor, shape: Sequence[int]) -> Tensor:
+        return (each_product(slope.unsqueeze(-2), self.A) / len(self.b)).reshape(shape)
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)
-        return (self._flat(z) @ self.A.mT - self.b).square().sum(-1) / (2 * len(self.b))
+        return self._residual(z).square().sum(-1) / (2 * len(self.b))
 
     def gradient(self, z: Tensor) -> Tensor:
-        residual = self._flat(z) @ self.A.mT - self.b
-        return (residual @ self.A / len(self.b)).reshape(z.shape)
+        return self._pulled_back(self._residual(z), z.shape)
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
-        return (self._flat(direction) @ self.A.mT @ self.A / len(self.b)).reshape(direction.shape)
+        return self._pulled_back(self._observed(direction), direction.shape)

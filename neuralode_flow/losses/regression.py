@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float_tensor, same_kind
+from ..matrices import each_product
 from .base import LOSSES, PASSED, Squares, check_z, loss_said
 from .quadratic import half_square, rests
 
@@ -116,8 +117,8 @@ class Regression:
         return loss_said(self)
 
     def _residual(self, z: Tensor) -> Tensor:
-        prediction = self._x @ z.mT
-        return (prediction if self.readout is None else prediction @ self.readout.mT) - self._y
+        prediction = each_product(self._x, z.mT)
+        return (prediction if self.readout is None else each_product(prediction, self.readout.mT)) - self._y
 
     def __call__(self, z: Tensor) -> Tensor:
         check_z(z, self.shape)
@@ -125,15 +126,17 @@ class Regression:
 
     def gradient(self, z: Tensor) -> Tensor:
         residual = self._residual(z)
-        return (residual if self.readout is None else residual @ self.readout).mT @ self._x
+        return each_product((residual if self.readout is None else each_product(residual, self.readout)).mT, self._x)
 
     def squares(self) -> Squares:
         """Half the square of the residual of the triangular factor."""
         return Squares(self._x, self._y, self.readout)
 
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
-        image = self._x @ direction.mT
-        return (image if self.readout is None else image @ self.readout.mT @ self.readout).mT @ self._x
+        image = each_product(self._x, direction.mT)
+        if self.readout is not None:
+            image = each_product(each_product(image, self.readout.mT), self.readout)
+        return each_product(image.mT, self._x)
 
     def boundary(self) -> Tensor | None:
         """The least loss on det z = 0 where the minimiser has det < 0, else NaN; None if there are several."""

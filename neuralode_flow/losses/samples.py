@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..display import first_of
+from ..matrices import each_product
 from .base import loss_said
 from .regression import Table, check_samples
 
@@ -48,12 +49,13 @@ class Samples:
         return one
 
     def _prediction(self, z: Tensor) -> Tensor:
-        prediction = self.x @ z.mT
-        return prediction if self.readout is None else prediction @ self.readout.mT
+        prediction = each_product(self.x, z.mT)
+        return prediction if self.readout is None else each_product(prediction, self.readout.mT)
 
     def _pulled_back(self, slope: Tensor) -> Tensor:
         """The gradient in z of ⟨slope, prediction⟩ / n."""
-        return (slope if self.readout is None else slope @ self.readout).mT @ self.x / len(self.x)
+        pulled = slope if self.readout is None else each_product(slope, self.readout)
+        return each_product(pulled.mT, self.x) / len(self.x)
 
 
 class Labelled(Samples):

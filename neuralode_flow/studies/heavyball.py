@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import all_finite
 from ..depth.grid import DepthGrid
 from ..time.base import FAILURES
+from ..time.descend import GROWN
 from ..time.steprule import STEP_RULES, Ground
 
 
@@ -19,20 +20,23 @@ def walk(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """States `(members, …)` and their last steps, from W and a last step V, after 0, 1, … `steps` steps of a rule.
 
-    `descend` starts at rest; this starts where it is told.
+    `descend` starts at rest; this starts where it is told. It ends where that does: with RuntimeError where a loss has
+    grown beyond what comes back, also to numbers at which the gradient is zero.
     """
     ground = Ground(flow, flow.velocity, _one_loss, 1, W)
     kind: Any = STEP_RULES[rule]
     taken = kind(ground, rate, momentum=momentum)
     taken.memory["V"] = V
+    most = GROWN * (1 + flow.loss(flow.product(W)).abs())
     yield W, V
     for n in range(steps):
         diverged = f"{rule} diverged at step {n + 1} of rate {rate:g}; choose a smaller study.rate"
         try:
             W = taken.step(n, W)
+            grown = not bool((flow.loss(flow.product(W)) <= most).all())  # NaN is not
         except FAILURES as error:
             raise RuntimeError(diverged) from error
-        if not all_finite(W):
+        if grown or not all_finite(W):
             raise RuntimeError(diverged)
         yield W, taken.memory["V"]
 

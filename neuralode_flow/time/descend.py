@@ -49,7 +49,7 @@ R = TypeVar("R")
 _RESOLVED = 1e-3
 
 # A loss that has grown to so many times 1 + its start does not come back: float64 has no digits left for it.
-_GROWN = 1e12
+GROWN = 1e12
 
 
 @uncompiled
@@ -279,7 +279,7 @@ class Descent:
             and itself_offers(task.flow, Descends)
         )
         self.records.drift_of = self.law.drift if self.law else None
-        self.records.most = _GROWN * (1 + self.records.columns["loss"][0].abs())
+        self.records.most = GROWN * (1 + self.records.columns["loss"][0].abs())
         if self.saved:
             device = task.start.device
             memory = {name: torch.as_tensor(value, device=device) for name, value in self.saved.memory.items()}
