@@ -86,6 +86,8 @@ LIBRARY = {
         "flow.sample(lambda s: torch.ones(2, 3))",
         "nf.DepthGrid.auto(lambda s: z * (s > 0.3), 1e-8)",
         "nf.DepthGrid.auto(None, 1e-8)",
+        "nf.Collocation(grid).product(torch.zeros(5, 2, 2))",
+        "nf.Collocation(grid).gradient(torch.zeros(4, 2, 3), lambda z: z)",
         "nf.DepthGrid.auto(lambda s: 1e200 * z, 1e-8)",
         "laws.commutator(torch.ones(2, 3))",
         "laws.euler_law(z)",
