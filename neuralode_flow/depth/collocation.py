@@ -110,7 +110,8 @@ class Collocation:
 
     def _check(self, W: Tensor) -> None:
         """Raises unless W has a square matrix on each node: cheap enough for every call."""
-        if W.ndim < 3 or W.shape[-3] != len(self.grid) or W.shape[-2] != W.shape[-1]:
+        shape = W.shape
+        if len(shape) < 3 or shape[-3] != len(self.grid) or shape[-2] != shape[-1]:
             raise ValueError(
                 f"W must have shape (..., N, d, d) with N = {len(self.grid)} depth nodes, got {tuple(W.shape)}"
             )

@@ -105,8 +105,11 @@ def _openmp() -> int | None:
 
 def takes(W: Tensor) -> bool:
     """Whether the engine is there and W `(..., N, d, d)` is for it."""
-    fits = plain(W) and W.is_cpu and W.dtype == torch.float64 and 0 < W.shape[-1] <= LARGEST and W.numel() > 0
-    return fits and W.shape[-2:] == 2 * W.shape[-1:] and library() is not None
+    if not (plain(W) and W.is_cpu and W.dtype == torch.float64):
+        return False
+    shape = W.shape
+    fits = len(shape) > 1 and shape[-2] == shape[-1] <= LARGEST and W.numel() > 0
+    return fits and library() is not None
 
 
 # What is made of G at z, a scratch that the forward pass has filled, and its W.
