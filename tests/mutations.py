@@ -305,7 +305,7 @@ FAULTS = [
     Fault("C reads as many nodes as its grid has", "depth/collocation.py",
           "shape[-3] != len(self.grid) or ", "", "depth/test_products.py"),
     Fault("a singular value of zero may come out of its logarithm", "time/run.py",
-          "return crossed if grown is None else grown.sentence", "return crossed", "time/test_rank.py"),
+          "return crossed if self.risen is None else self.risen.sentence", "return crossed", "time/test_rank.py"),
     Fault("marks at the ends of lines make names of rows", "problems/names.py",
           'self._open &= cells[-1] == ""', "self._open = False", "test_own_data.py"),
     Fault("many starts are made by torch", "initial/layers.py",

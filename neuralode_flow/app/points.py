@@ -36,9 +36,8 @@ def composed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def experiments_of(config: DictConfig, lines: Iterable[str]) -> dict[str, Path]:
     """The experiments that overrides choose from folders of the user's, and their files."""
     folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
-    chosen = [
-        line.lstrip("+").removeprefix("experiment=") for line in lines if line.lstrip("+").startswith("experiment=")
-    ]
+    set_to = (line.lstrip("+").partition("=") for line in lines)
+    chosen = [name for key, _, name in set_to if key == "experiment"]
     files = {name: folder / "experiment" / f"{name}.yaml" for folder in reversed(folders) for name in chosen}
     return {name: file for name, file in files.items() if file.is_file()}
 

@@ -17,7 +17,6 @@ from .endings import ENDINGS, EVENTS_ASKED, Stopped
 from .lookout import Lookout
 from .members import culprits, not_finite, of_members
 from .ownsteps import OwnSteps
-from .rank import risen
 from .reach import OutOfReach
 from .resolution import FixedGrid, GridOfMembers
 from .run import Run
@@ -263,8 +262,8 @@ class Apart(Run):
                     endings[going & told.reshape(-1).cpu().numpy()] = code
         if self.barrier is not None:
             endings[~self.barrier.when.reshape(-1).isnan().cpu().numpy()] = "escaped"
-        if (grown := risen(self.grid.flow, self.task.start, self.settled.state)) is not None:
-            endings[grown.which.reshape(-1).cpu().numpy()] = "escaped"
+        if self.risen is not None:
+            endings[self.risen.which.reshape(-1).cpu().numpy()] = "escaped"
         return list(endings.tolist())
 
     def _trajectory(self, here: Snapshot, status: str, ending: str) -> Trajectory:

@@ -22,7 +22,7 @@ from .events import Stop
 from .lookout import Happened, Lookout
 from .members import advice, of_members
 from .progress import Progress, Throttled
-from .rank import risen
+from .rank import Risen, risen
 from .reach import OutOfReach, out_of_reach
 from .records import Observer, Records, given
 from .resolution import AdaptiveGrid, FixedGrid
@@ -144,6 +144,7 @@ class Run:
         self.ends = array("d", here.ends)  # of the steps
         self.dense = Dense(task.points[0]) if task.dense else None
         self.history = here.history  # of the methods before the present one
+        self.risen: Risen | None = None  # known at the end
         self.stepper: Stepper | None = None  # none yet, or none on the present grid
         self.settled = self._snapshot(here.t, here.state, here.memory)
 
@@ -180,8 +181,8 @@ class Run:
     def _escape(self, here: Snapshot) -> str | None:
         """What is to be said of a z that has come across det z = 0, or off it, where the exact flow does not."""
         crossed = None if self.barrier is None else self.barrier.verdict()
-        grown = risen(self.grid.flow, self.task.start, here.state) if crossed is None else None
-        return crossed if grown is None else grown.sentence
+        self.risen = risen(self.grid.flow, self.task.start, here.state) if crossed is None else None
+        return crossed if self.risen is None else self.risen.sentence
 
     def _start(self) -> None:
         """What comes before the first step: a grid that resolves the start, and events that have happened there."""

@@ -333,9 +333,9 @@ class _Way:
             self.stands[name] = getattr(legs, name)
         self.since, self.tries = self.stands.copy(), np.empty(n, dtype=_TRY)
         self.since_y, self.since_f = torch.empty_like(rows.y), torch.empty_like(rows.f)
-        self.left, self.tried, self.took = (_each(n, part, "l") for part in (legs.left, 0, 0))
+        self.left, self.tried, self.took = (np.full(n, part, "l") for part in (legs.left, 0, 0))
         self.going = np.ones(n, dtype=np.intc)
-        self.sign = None if legs.sign is None else _each(n, legs.sign, "d")
+        self.sign = None if legs.sign is None else np.full(n, legs.sign, "d")
         self._task = _Legs(pace=_Pace(*legs.pace), goal=legs.goal, rounds=rounds)
 
     def given(self, some: slice) -> int:
@@ -354,13 +354,6 @@ class _Way:
             here["t"], here["h"], here["begun"], here["again"] != 0, rows.y, rows.f,
             since["t"], since["h"], self.since_y, self.since_f, self.tried, self.took, self.z,
         )  # fmt: skip
-
-
-def _each(n: int, given: Any, kind: str) -> np.ndarray:
-    """What each of n states has, in an array of its own."""
-    own = np.empty(n, dtype=kind)
-    own[:] = given
-    return own
 
 
 def _task(model: Model, states: Tensor, tableau: Tableau) -> _Steps:
