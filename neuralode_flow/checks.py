@@ -13,6 +13,8 @@ from torch import Tensor
 from .looks import current
 from .modes import followed, hidden
 
+_PRECISE = (torch.float64, torch.float32)  # no matrix of fewer digits can be factorised
+
 
 def no_derivatives(name: str, tensor: Tensor) -> None:
     """Raises TypeError where a derivative, or a transform of torch, is asked of what is only integrated."""
@@ -30,7 +32,7 @@ def no_derivatives(name: str, tensor: Tensor) -> None:
 
 
 def floating(name: str, value: Any) -> Tensor:
-    """`value` as a tensor of floating-point numbers: cheap enough for every call, since no entry is looked at.
+    """`value` as a tensor of float64 or float32 numbers: cheap enough for every call, since no entry is looked at.
 
     Raises
     ------
@@ -39,8 +41,9 @@ def floating(name: str, value: Any) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor(...)")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must hold floating-point numbers, got dtype {value.dtype}; use {name}.double()")
+    if value.dtype not in _PRECISE:
+        kind = "float64 or float32" if value.is_floating_point() else "floating-point"
+        raise TypeError(f"{name} must hold {kind} numbers, got dtype {value.dtype}; use {name}.double()")
     return value
 
 
@@ -155,8 +158,8 @@ def placed(dtype: Any, device: Any) -> None:
     """Raises unless tensors of floating-point `dtype` can be made on `device` here."""
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch dtype such as torch.float64, got {_shown(dtype)}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be one of floating-point numbers such as torch.float64, got {dtype}")
+    if dtype not in _PRECISE:
+        raise TypeError(f"dtype must be torch.float64 or torch.float32, got {dtype}")
     if not isinstance(device, (str, torch.device)):
         raise TypeError(f"device must be a name such as 'cpu' or a torch.device, got {_shown(device)}")
     try:

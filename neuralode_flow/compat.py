@@ -65,6 +65,8 @@ class TorchModes(NamedTuple):
         Whether a tensor is that of a transform, and that of `vmap`.
     unwrapped : callable
         The tensor inside that of a transform.
+    autocast : callable
+        Whether autocast is at work on any device.
     """
 
     transform: Callable[[], object]
@@ -74,6 +76,7 @@ class TorchModes(NamedTuple):
     is_wrapped: Callable[[Tensor], bool]
     is_batched: Callable[[Tensor], bool]
     unwrapped: Callable[[Tensor], Tensor]
+    autocast: Callable[[], bool]
 
 
 def torch_modes() -> TorchModes:
@@ -90,6 +93,7 @@ def torch_modes() -> TorchModes:
         functorch.is_functorch_wrapped_tensor,
         functorch.is_batchedtensor,
         functorch.get_unwrapped,
+        torch._C._is_any_autocast_enabled,
     )
 
 

@@ -7,6 +7,7 @@ a derivative, a transform of torch.func, a tracer or a compiler does not see wha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -23,7 +24,10 @@ R = TypeVar("R")
 _SMALL = 2048
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
-_transform, _dispatch_modes, _tracing_state, _forward_level, _is_wrapped, _is_batched, _unwrapped = torch_modes()
+_transform, _dispatch_modes, _tracing_state, _forward_level, _is_wrapped, _is_batched, _unwrapped, _autocast = (
+    torch_modes()
+)
+_CASTING = ("cpu", "cuda", "xpu", "mps")  # where autocast multiplies float32 matrices in half of their digits
 _is_compiling = torch.compiler.is_compiling
 
 
@@ -85,14 +89,21 @@ def hidden(tensor: Tensor) -> bool:
     return False
 
 
-def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that torch.compile leaves out of its graphs and calls as it is."""
+def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that torch.compile leaves out of its graphs, and autocast in the precision of its arguments."""
+
+    def precise(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for device in _CASTING:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if _is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
-        return function(*args, **kwargs)
+            return torch.compiler.disable(precise)(*args, **kwargs)
+        return precise(*args, **kwargs) if _autocast() else function(*args, **kwargs)
 
     return call
 

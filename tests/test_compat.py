@@ -165,6 +165,15 @@ def test_torch_tells_wrapped_tensors() -> None:
     assert found == [(False, False), (True, False), (True, True), (True, True)]
 
 
+def test_torch_tells_whether_autocast_is_at_work() -> None:
+    at_work = torch_modes().autocast
+    assert not at_work()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert at_work()
+        with torch.autocast("cpu", enabled=False):
+            assert not at_work()
+
+
 def test_torch_draws_gamma_variables_from_a_generator() -> None:
     shape = torch.full((20_000,), 2.5, dtype=torch.float64)
     one, other = (compat.standard_gamma(shape, torch.Generator().manual_seed(5)) for _ in range(2))

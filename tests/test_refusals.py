@@ -57,6 +57,7 @@ LIBRARY = {
         "nf.integrate(flow, torch.zeros(4, 0, 0), times)",
         "nf.integrate(flow, state * math.nan, times)",
         "nf.integrate(flow, state.long(), times)",
+        "nf.integrate(flow, state.half(), times)",
         "nf.integrate(flow, state.float(), times)",
         "nf.integrate(many, state, times)",
         "nf.integrate(many, torch.zeros(2, 4, 2, 2), times)",
@@ -436,6 +437,8 @@ LIBRARY = {
     "dtype": [
         "nf.DepthGrid.gauss(dtype=torch.int64)",
         "nf.DepthGrid.gauss(dtype=torch.complex128)",
+        "nf.DepthGrid.gauss(dtype=torch.bfloat16)",
+        "nf.DepthGrid.auto(lambda s: z.half(), 1e-4)",
         "nf.DepthGrid.gauss(dtype=float)",
         "nf.DepthGrid.gauss(dtype='float64')",
         "nf.identity(2, dtype=torch.int64)",

@@ -13,10 +13,11 @@ from ..display import named
 from ..flows.base import Flow, check_matrices
 from ..kernels import Kernel, LogMean, check_kernel
 from ..losses import Loss, check_square_loss
-from ..modes import uncompiled
+from ..modes import undisturbed
 from .hessian import compare, derivative_of, fixed_weights, plain_numbers
 
 
+@undisturbed
 def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Tensor:
     """The non-zero spectrum of the L² Hessian at a relaxed balanced minimiser with end-to-end map z.
 
@@ -64,7 +65,7 @@ def balanced_spectrum(loss: Loss, z: Tensor, kernel: Kernel | None = None) -> Te
     return _falling(half @ _loss_hessian(loss, z, z.ndim - 2) @ half.mT)
 
 
-@uncompiled
+@undisturbed
 def minimiser_spectrum(flow: Flow, state: Tensor) -> Tensor:
     """The non-zero spectrum of a flow's Hessian at a minimiser: that of M^½ A M^½ with A = D²f(z), on the space of z.
 
@@ -110,6 +111,7 @@ def minimiser_spectrum(flow: Flow, state: Tensor) -> Tensor:
     return _falling(square_root @ _loss_hessian(flow.loss, z.detach(), len(batch)) @ square_root)
 
 
+@undisturbed
 def least_sharpness(z: Tensor, depth: int | None = None) -> Tensor:
     """The least sharpness of all minimisers of ½‖z − T‖² with end-to-end map z = T: σ₁², or σ₁^{2−2/L} for L layers.
 

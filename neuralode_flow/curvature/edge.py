@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import positive
 from ..flows.base import Flow
-from ..modes import uncompiled
+from ..modes import undisturbed
 from .complementarity import coordinates, solve
 from .hessian import Hessian
 from .lanczos import SMALL, Eigenpairs
@@ -25,7 +25,7 @@ _REACH, _APART = 0.8, 0.05
 _ROUND_OFF = 1e-12
 
 
-@uncompiled
+@undisturbed
 def sharpness_gradient(flow: Flow, state: Tensor) -> Tensor:
     """The gradient of the sharpness in the flow's inner product, ∇⟨u, H u⟩ with the top eigenvector u: exact.
 
@@ -83,7 +83,7 @@ class Central(NamedTuple):
     covariance: Tensor
 
 
-@uncompiled
+@undisturbed
 def central_velocity(flow: Flow, state: Tensor, rate: float) -> Central:
     """W' = −∇f − ½∇⟨UXUᵀ, H⟩: the central flow of gradient descent of that rate (Cohen et al., arXiv 2410.24206).
 

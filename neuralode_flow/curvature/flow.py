@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checks import all_finite, positive
 from ..flows.base import Flow
 from ..flows.modified import FollowsSteps
-from ..modes import uncompiled
+from ..modes import undisturbed
 from .edge import central
 from .hessian import Hessian, fixed_weights, plain_numbers
 
@@ -62,7 +62,7 @@ class CentralFlow(FollowsSteps):
         """Raises TypeError or ValueError unless the flow has a Hessian at the state."""
         Hessian(self.flow, state)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """That of `central_velocity`, of the shape of the state."""
         state = plain_numbers("state", state)

@@ -17,7 +17,7 @@ from ..flows.capabilities import Linearises, inner_weights, offers
 from ..flows.continuous import ContinuousFlow
 from ..flows.factorization import FactorizationFlow
 from ..flows.finite import FiniteFlow
-from ..modes import followed, uncompiled
+from ..modes import followed, undisturbed
 from .lanczos import Apply, Eigenpairs, Solved, dense, largest
 
 # Entries of a state up to which the whole spectrum is computed: a matrix of 128 MiB.
@@ -185,7 +185,7 @@ class Hessian:
         return self._times(whole.reshape(self.state.shape)).reshape(-1, *self.one)[i]
 
 
-@uncompiled
+@undisturbed
 def hessian(flow: Flow, state: Tensor) -> Hessian:
     """The Hessian of a flow's loss at a state, matrix-free, in the inner product in which the flow descends.
 
@@ -239,7 +239,7 @@ class Sharpness(NamedTuple):
     error: Tensor
 
 
-@uncompiled
+@undisturbed
 def sharpness(flow: Flow, state: Tensor) -> Sharpness:
     """The algebraically largest eigenvalue of the Hessian, and the residual of its eigenvector.
 

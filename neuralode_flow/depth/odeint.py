@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import positive
 from ..display import said
-from ..modes import ordinary, uncompiled
+from ..modes import ordinary, undisturbed
 from ..registry import unknown_name
 from .grid import DepthGrid, check_grid, nodes_said
 from .products import identity_like
@@ -83,7 +83,7 @@ class OdeintDepth:
         forward, backward, z = self.propagators(W)
         return backward.mT @ outer(z).unsqueeze(-3) @ forward.mT
 
-    @uncompiled
+    @undisturbed
     def _solve(self, W: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """Values at the nodes and at the far end; in reverse, Y' = −Y W from Y(1) = I."""
         if not ordinary(W):

@@ -20,7 +20,7 @@ from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
-from ..modes import plain, uncompiled
+from ..modes import plain, undisturbed
 from .base import check_layers, check_matrices, factored, flow_said, own_velocity, place_of
 
 # Relative errors of z below this are not worth a warning: the same bound as in the verdict of a run.
@@ -185,7 +185,7 @@ class ContinuousFlow:
         check_layers(state, len(self.grid), "depth nodes")
         check_matrices("state", state, self.loss, 3)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """∂ₜW on the nodes, shape `(..., N, d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
@@ -212,7 +212,7 @@ class ContinuousFlow:
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)
 
-    @uncompiled
+    @undisturbed
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known.
 
@@ -256,7 +256,7 @@ class ContinuousFlow:
 
         return at
 
-    @uncompiled
+    @undisturbed
     def product(self, state: Tensor) -> Tensor:
         """z = P(1,0), shape `(..., d, d)`."""
         check_layers(state, len(self.grid), "depth nodes")
@@ -281,7 +281,7 @@ class ContinuousFlow:
         """state + rate · velocity, and `added` with the `step_law` of that step; the velocity is lost."""
         return choose(state).stepped(state, velocity, rate, directions, added, apart=0)
 
-    @uncompiled
+    @undisturbed
     def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """`stepped` along the velocity at the state: each node moves when its velocity is found."""
         if type(self.depth) is not Collocation or not own_velocity(self, ContinuousFlow):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import float_tensor, same_kind
 from ..display import named
 from ..losses import Loss, check_loss
-from ..modes import gradient, in_inference_mode, plain, uncompiled
+from ..modes import gradient, in_inference_mode, plain, undisturbed
 from .base import check_loss_kind, flow_said
 
 Map = Callable[[Tensor], Tensor]
@@ -79,7 +79,7 @@ class FactorizationFlow:
         if self.laws is not None:
             self.law(state)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """−∂φᵀ∇f(z), of the shape of the state."""
         return -self._pulled_back(state, self.loss.gradient)
@@ -97,7 +97,7 @@ class FactorizationFlow:
     def keeps_sign(self, state: Tensor) -> None:
         """Not known of any φ: whether the exact flow keeps the sign of det z is looked at where it changes."""
 
-    @uncompiled
+    @undisturbed
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The exact derivative of the velocity at a state, a function of a direction; None where it is not known."""
         hessian = getattr(self.loss, "hessian", None)
@@ -130,7 +130,7 @@ class FactorizationFlow:
 
         return product
 
-    @uncompiled
+    @undisturbed
     def product(self, state: Tensor) -> Tensor:
         """z = φ(θ)."""
         return self.phi(state)

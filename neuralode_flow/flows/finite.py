@@ -20,7 +20,7 @@ from ..display import counted
 from ..laws import euler_law, euler_momentum_law, relaxed_balance, symmetric_law
 from ..losses import Loss, check_square_loss
 from ..losses.base import repeats
-from ..modes import uncompiled
+from ..modes import undisturbed
 from ..registry import unknown_name
 from .base import check_layers, check_matrices, flow_said, own_velocity, place_of
 
@@ -127,7 +127,7 @@ class FiniteFlow:
         twice = (c - c.amin(-1, keepdim=True) <= small.unsqueeze(-1)).sum(-1) > 1
         return twice & (off <= small)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """−L ∂f/∂W_k, shape `(..., L, d, d)`: the exact gradient for every layer rule."""
         check_layers(state, self.depth, "layers")
@@ -155,7 +155,7 @@ class FiniteFlow:
     def _downhill(self, z: Tensor) -> Tensor:
         return -self.loss.gradient(z)
 
-    @uncompiled
+    @undisturbed
     def product(self, state: Tensor) -> Tensor:
         """z = U_L … U_1, shape `(..., d, d)`."""
         check_layers(state, self.depth, "layers")
@@ -175,7 +175,7 @@ class FiniteFlow:
         """state + rate · velocity, and `added` with the `step_law` of that step; the velocity is lost."""
         return choose(state).stepped(state, velocity, rate, directions, added, apart=1)
 
-    @uncompiled
+    @undisturbed
     def descended(self, state: Tensor, rate: float, directions: Tensor, added: Tensor) -> Stepped:
         """`stepped` along the velocity at the state: each layer moves when its velocity is found."""
         if not own_velocity(self, FiniteFlow):

@@ -16,7 +16,7 @@ from ..display import named
 from ..kernels import DividedDifference, Kernel, LogKernel, check_kernel
 from ..losses import Loss, check_square_loss
 from ..matrices import orientation_preserving
-from ..modes import hidden, plain, uncompiled
+from ..modes import hidden, plain, undisturbed
 from .base import MOST_RESOLVED, as_matrix, check_matrices, factored, flow_said, hessian_in_frame, own_velocity
 from .polar import LogPolarFlow
 
@@ -83,7 +83,7 @@ class IntrinsicFlow:
         if self.kernel.positive_determinant:
             orientation_preserving("state", state)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """ż, shape `(..., d, d)`. Differentiable where the singular values differ; ValueError where they do not.
 
@@ -144,7 +144,7 @@ class IntrinsicFlow:
         """The derivative of the velocity as a matrix `(n, n)` of the n numbers of a state."""
         return as_matrix(self.linearised(state), state)
 
-    @uncompiled
+    @undisturbed
     def linearised(self, state: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The derivative of the velocity at a state, a function of directions `(..., d, d)`; None where unknown.
 

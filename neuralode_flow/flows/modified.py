@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import positive
 from ..depth.grid import DepthGrid
 from ..display import said
-from ..modes import gradient, uncompiled
+from ..modes import gradient, undisturbed
 from ..promises import Once, Source, denied
 from .base import Around, Flow, missing
 from .capabilities import Linearises, offers
@@ -145,7 +145,7 @@ class ModifiedFlow(FollowsSteps):
             )
         _COMPARED.add(self.flow)
 
-    @uncompiled
+    @undisturbed
     def velocity(self, state: Tensor) -> Tensor:
         """v − (η/2) Dv[v], of the shape of the state."""
         v = self.flow.velocity(state)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
+from ..modes import undisturbed
 from .derivatives import Map, brackets
 from .place import Place
 from .ranks import Rank
@@ -124,6 +125,7 @@ def lie_nearby(phi: Map, place: Place, generator: torch.Generator) -> tuple[Map,
     return even, Lie(lie.fields, lie.rank.doubted(doubt), lie.level, joined)
 
 
+@undisturbed
 @torch.inference_mode(False)  # whose tensors take no part in derivatives
 def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     """The number of independent conservation laws of φ at a random θ, n − dim Lie, with the gap that decided it.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import count
+from ..modes import undisturbed
 from .derivatives import Map, gradients
 from .place import Place
 from .ranks import Rank
@@ -45,9 +46,11 @@ class QuadraticLaws:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """h(θ), `(..., n)` → `(..., k)`."""
-        return torch.einsum("...i,kij,...j->...k", theta, self.A, theta) / 2 + theta @ self.b.mT
+        half = torch.einsum("kij,...j->...ki", self.A, theta) / 2
+        return (half @ theta.unsqueeze(-1)).squeeze(-1) + theta @ self.b.mT
 
 
+@undisturbed
 @torch.inference_mode(False)  # whose tensors take no part in derivatives
 def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     """All quadratic laws of φ: the (A, b) with (Aθ + b)·∇φ_i(θ) = 0 at random θ, a null space.

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import float_tensor
 from ..display import counted, html_table, said
 from ..flows.factorization import check_map, checked_map
+from ..modes import undisturbed
 from .lie import SPREAD, Lie, lie_nearby, lie_span
 from .metric import Change, MetricDerivative, Verdict, largest_change
 from .place import Place
@@ -109,6 +110,7 @@ class Report:
         }
 
 
+@undisturbed
 @torch.inference_mode(False)  # whose tensors take no part in derivatives
 def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -> Report:
     """The intrinsic property of a factorisation z = φ(θ) at θ.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import count
 from ..display import named
-from ..modes import gradient, uncompiled
+from ..modes import gradient, undisturbed
 from .base import check_z, loss_said
 
 
@@ -53,11 +53,11 @@ class Custom:
         check_z(z, self.shape)
         return self._map(self._value, z)
 
-    @uncompiled
+    @undisturbed
     def gradient(self, z: Tensor) -> Tensor:
         return self._map(self._one_gradient, z)
 
-    @uncompiled
+    @undisturbed
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         return self._map(self._one_hessian, z, direction.expand_as(z))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..display import named
-from ..modes import gradient, uncompiled
+from ..modes import gradient, undisturbed
 from .base import LOSSES, check_z, loss_said
 from .samples import Samples
 
@@ -60,11 +60,11 @@ class Separable(Samples):
         check_z(z, self.shape)
         return self.rho(self._prediction(z) - self.y).sum((-2, -1)) / len(self.x)
 
-    @uncompiled
+    @undisturbed
     def gradient(self, z: Tensor) -> Tensor:
         return self._pulled_back(self._slope(self._prediction(z) - self.y))
 
-    @uncompiled
+    @undisturbed
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         bend = gradient(lambda residual: self._slope(residual).sum(), self._prediction(z) - self.y)
         return self._pulled_back(self._prediction(direction) * (0.0 if bend is None else bend))

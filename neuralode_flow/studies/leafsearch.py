@@ -154,7 +154,7 @@ def _linearised(network: TwoLayers, theta: Tensor) -> tuple[Tensor, Tensor]:
     rank = network.rank
     kernel = Vh[:, rank:].mT
     seen = (metric @ Vh[:, :rank].mT) / values[:, None, :rank] @ U[..., :rank].mT  # ∂M J⁺
-    turned = torch.einsum("bqj,jkl,bkc->bqcl", seen, second, kernel)
+    turned = torch.einsum("bqj,bjcl->bqcl", seen, torch.einsum("jkl,bkc->bjcl", second, kernel))
     slope = (torch.einsum("qkl,bkc->bqcl", second_metric, kernel) - turned).flatten(1, 2)
     along = slope - (slope @ theta[..., None]) @ theta[:, None, :]
     return (metric @ kernel).flatten(1), along

@@ -109,8 +109,9 @@ class Equation(NamedTuple):
         n = self.joint.shape[-1]
         unit = torch.eye(n).to(self.joint)
         rows = self.own[..., None, None, None] * unit[:, None] + self.other[..., None, None, None] * unit
-        normal = torch.einsum("...ij,...ijk,...ijl->...kl", self.joint, rows, rows)
-        return torch.linalg.solve(normal, torch.einsum("...ij,...ij,...ijk->...k", self.joint, self.outcome, rows))
+        weighted = self.joint.unsqueeze(-1) * rows
+        normal = torch.einsum("...ijk,...ijl->...kl", weighted, rows)
+        return torch.linalg.solve(normal, torch.einsum("...ij,...ijk->...k", self.outcome, weighted))
 
 
 def instruments(grid: Tensor, truth: Tensor) -> Equation:

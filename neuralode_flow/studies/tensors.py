@@ -97,7 +97,7 @@ class Network(ABC):
             along = c / sizes.unsqueeze(-1)
             radial = (along * pull).sum(-1, keepdim=True) * along
             moved = slope(sizes, shifts).unsqueeze(-1) * (self.share * pull + (1 - self.share) * radial)
-            return torch.einsum("g,gsd,gs->d", weights, R, moved)
+            return torch.einsum("gsd,gs->d", R, weights.unsqueeze(-1) * moved)
 
         return ClosedFlow(loss, velocity)
 

@@ -22,7 +22,7 @@ from ..flows.base import Flow, lends_velocity
 from ..flows.capabilities import Descends, itself_offers, replayed
 from ..interrupt import Request, postponed
 from ..looks import Looks, as_one
-from ..modes import uncompiled
+from ..modes import undisturbed
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
 from ..threads import one_blas_thread
@@ -52,7 +52,7 @@ _RESOLVED = 1e-3
 GROWN = 1e12
 
 
-@uncompiled
+@undisturbed
 def descend(
     flow: Flow,
     state: Tensor | Profile,

@@ -15,7 +15,7 @@ from ..depth.grid import Profile
 from ..flows.base import Flow
 from ..flows.capabilities import Carried, offers
 from ..interrupt import postponed
-from ..modes import uncompiled
+from ..modes import undisturbed
 from ..threads import one_blas_thread
 from .apart import Apart, check_apart, check_own_steps
 from .arguments import (
@@ -60,7 +60,7 @@ class IntegrationError(RuntimeError):
         self.trajectory = trajectory
 
 
-@uncompiled
+@undisturbed
 def integrate(
     flow: Flow,
     state: Tensor | Profile,

@@ -17,6 +17,7 @@ from .. import archive
 from ..checks import reals
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
+from ..modes import undisturbed
 from .endings import EVENTS_ASKED, REACHED
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class Trajectory:
             raise ValueError(f"path must end in .gif, the one format that movies are saved in, got {file}")
         return _room("figures.paths").movie(self.to_xarray(), file)
 
+    @undisturbed
     def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """z at any times between the first and the last.
 

@@ -284,7 +284,7 @@ class NeuronLoss:
         return torch.where(self._oriented(z)[0] @ self.network.x.mT > 0, z.new_ones(()), self.network.slope)
 
     def _residual(self, z: Tensor, gates: Tensor) -> Tensor:
-        return torch.einsum("...jn,...jmd,nd->...nm", gates, z, self.network.x) - self.network.y
+        return (gates.unsqueeze(-2) * (z @ self.network.x.mT)).sum(-3).mT - self.network.y
 
     def outputs(self, z: Tensor) -> Tensor:
         """y(x_i) (..., n, m)."""
@@ -299,7 +299,7 @@ class NeuronLoss:
         z_j = self.blocks(z)
         gates = self._gates(z_j)
         residual = self._residual(z_j, gates) / len(self.network.x)
-        return torch.einsum("...jn,...nm,nd->...jmd", gates, residual, self.network.x).reshape(z.shape)
+        return (gates.unsqueeze(-2) * residual.mT.unsqueeze(-3) @ self.network.x).reshape(z.shape)
 
 
 class NeuronFlow(ClosedFlow):
