@@ -138,6 +138,14 @@ def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     return number
 
 
+def seeded(name: str, seed: Any) -> torch.Generator:
+    """Random numbers of a seed, of which a generator of torch sees 32 bits: one beyond them would be another's copy."""
+    number = count(name, seed, least=0)
+    if number >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {_short(number)}")
+    return torch.Generator(device="cpu").manual_seed(number)
+
+
 def follows(name: str, value: Any, kind: str, example: str, promises: Iterable[str]) -> None:
     """Raises TypeError unless `value` has all that a protocol promises and is no class.
 

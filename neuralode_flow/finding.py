@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import xarray as xr
 
-from .display import html_table, said, shortened
+from .display import html_table, number_said, said, shortened
 from .orders import UNDECIDED, Order
 
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
@@ -63,7 +63,7 @@ class Check:
     least: bool = False
 
     def __repr__(self) -> str:
-        return said(self, f"{self.name} {self.error:.3g}", self.said_outcome)
+        return said(self, f"{self.name} {number_said(self.error, '.3g')}", self.said_outcome)
 
     @property
     def holds(self) -> bool:
@@ -166,7 +166,7 @@ class Finding:
             rows.append(("claim", self.claim.text))
         for check in self.checks:
             told = f" ({check.said_outcome})" if check.said_outcome else ""
-            rows.append((check.name, f"{check.error:.3g}{told}"))
+            rows.append((check.name, f"{number_said(check.error, '.3g')}{told}"))
         rows += [(f"order {order.rule}".strip(), str(order)) for order in self.orders[:MOST_ORDERS]]
         return html_table(self.study, [(name, value) for name, value in rows if value])
 

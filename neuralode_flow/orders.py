@@ -26,6 +26,7 @@ FLAT = 0.1
 LEAST_POINTS, LEAST_WITH_ONE_OUT = 3, 4
 
 UNDECIDED = float("nan")
+STRAIGHT_PART = "the straight part"  # of an error curve
 
 
 class Order(NamedTuple):
@@ -41,6 +42,7 @@ class Order(NamedTuple):
     rule : what it is the order of.
     expected : the order that theory says; NaN where it says none.
     over : what the errors are taken at, in the plural.
+    spread_of : over what the spread is taken; of a mean over members it is their standard deviation.
     """
 
     value: float
@@ -52,6 +54,7 @@ class Order(NamedTuple):
     rule: str = ""
     expected: float = UNDECIDED
     over: str = "depths"
+    spread_of: str = STRAIGHT_PART
 
     def __repr__(self) -> str:
         expected = "" if np.isnan(self.expected) else f", expected {self.expected:g}"
@@ -60,7 +63,8 @@ class Order(NamedTuple):
     def __str__(self) -> str:
         if self.reason:
             return f"undecided ({self.reason})"
-        return f"{with_error(self.value, self.spread, '.2f')} over {self.points} {self.over}"
+        told = "" if self.spread_of == STRAIGHT_PART or np.isnan(self.spread) else f" (± over {self.spread_of})"
+        return f"{with_error(self.value, self.spread, '.2f')} over {self.points} {self.over}{told}"
 
 
 def local_orders(depths: np.ndarray, errors: np.ndarray) -> np.ndarray:

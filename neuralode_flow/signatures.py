@@ -175,7 +175,8 @@ def increasing(key: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{key} must increase, got {values}; write {key}={sorted(values)}")
 
 
-Seed = Annotated[int, _must("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)]
+Seed = Annotated[int, _must("at least 0 and below 2**32", lambda value: 0 <= value < 2**32)]  # as checks.seeded has it
+MixedSeed = Annotated[int, _must("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)]  # all of it counts
 Positive = Annotated[float, above(0)]
 Count = Annotated[int, at_least(1)]
 Layers = Annotated[int, at_least(1), at_most(MOST_LAYERS)]  # a number of layers L

@@ -1,6 +1,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import generator, positive_matrix, randn, relaxed_profile
@@ -354,3 +355,34 @@ def test_layers_of_many_networks_are_to_the_bit_those_of_each_alone(n, d, depth)
     together = Ends(z0).layers(shifts)
     for k in range(0, n, 7):
         assert torch.equal(together[k : k + 1], Ends(z0[k : k + 1]).layers(shifts[k : k + 1]))
+
+
+@pytest.mark.parametrize("name", ["relaxed_balanced", "control", "smooth", "detour", "rough"])
+def test_each_seed_of_a_start_is_another_start_or_refused(name):
+    """A generator of torch sees 32 bits of a seed: 2³² was the start of 0, and −1 that of 2³² − 1."""
+    make = INITIALS[name]
+    depths = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    starts = [make(torch.eye(2), seed=seed) for seed in (0, 2**31, 2**32 - 1)]
+    values = [getattr(start, "layers", start.at)(depths) for start in starts]
+    assert not any(torch.equal(values[i], values[j]) for i in range(3) for j in range(i))
+    counted = make(torch.eye(2), seed=np.int64(2**31))
+    assert torch.equal(getattr(counted, "layers", counted.at)(depths), values[1])
+    for seed, said in ((2**32, "below 2..32"), (-1, "at least 0"), (10**30, "below 2..32")):
+        with pytest.raises(ValueError, match=f"seed must be {said}"):
+            make(torch.eye(2), seed=seed)
+    for seed in (1.0, True, None, "1"):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            make(torch.eye(2), seed=seed)
+
+
+def test_seeds_that_would_be_copies_of_others_are_refused_everywhere():
+    for make in (
+        lambda seed: nf.PROBLEMS["teacher"](dimension=2, seed=seed),
+        lambda seed: nf.SYSTEMS["diagonal"](seed=seed),
+        lambda seed: nf.intrinsic.count_laws(lambda theta: theta[:2] * theta[2:], 4, seed=seed),
+        lambda seed: nf.intrinsic.quadratic_laws(lambda theta: theta[:2] * theta[2:], 4, seed=seed),
+        lambda seed: nf.run("trajectory", {"members.initial.seed": [0, seed]}, problem="linnerud"),
+    ):
+        with pytest.raises(ValueError, match=r"seed.* must be (at least 0 and )?below 2\*\*32, got 4294967296"):
+            make(2**32)
+    assert nf.PROBLEMS["teacher"](dimension=2, seed=np.int64(3)).title.endswith("(seed 3)")

@@ -64,6 +64,7 @@ SAID = {
     "Check(drift 2e-12, bound 1e-09: holds)": lambda: Check("drift", 2e-12, 1e-9),
     "Check(gain 0.5, at least 2: fails)": lambda: Check("gain", 0.5, 2.0, least=True),
     "Check(size 0.5)": lambda: Check("size", 0.5),
+    "Check(order –, bound 0.1: fails)": lambda: Check("order", float("nan"), 0.1),
     "Order(exp: 2.00 ± 0.01 over 5 depths, expected 2)": lambda: Order(2.0, 0.01, 5, rule="exp", expected=2.0),
     "Finding(square, ran whole, 1 of 2 checks hold, 1 orders)": lambda: Finding(
         study="square",

@@ -383,7 +383,7 @@ LIBRARY = {
     "scale": ["nf.smooth(2, 0.0, torch.Generator())"],
     "initialisation": ["nf.INITIALS['contrl']"],
     "problem.dimension": ["nf.PROBLEMS['teacher'](dimension=0)"],
-    "problem.seed": ["nf.PROBLEMS['teacher'](seed=2**63)"],
+    "problem.seed": ["nf.PROBLEMS['teacher'](seed=2**32)"],
     "problem.x": [
         "nf.PROBLEMS['file']('missing.csv', 'good.csv')",
         "nf.PROBLEMS['file']('a' * 300 + '.csv', 'good.csv')",

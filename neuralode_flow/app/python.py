@@ -92,12 +92,14 @@ class StudyRun:
 def run(
     name: str, overrides: Mapping[str, Any] | None = None, /, *, folder: str | Path | None = None, **groups: Any
 ) -> StudyRun:
-    """Runs an experiment or a study by its name, as ``neuralode-flow experiment=NAME`` does, in this process.
+    """Runs a study or an experiment by its name, as the command does, in this process.
 
     Parameters
     ----------
     name : str
-        An experiment (a file of conf/experiment), or a study (a name in `STUDIES`, or of a plugin).
+        A study (a name in `STUDIES`, or of a plugin), or an experiment (a file of conf/experiment). Of a name that both
+        have, such as "momentum", it is the study, with the defaults of the command; ``experiment="momentum"`` among the
+        settings makes it the experiment, with its problem and tolerances.
     overrides : mapping, optional
         Settings by their dotted names, ``{"study.depths": [4, 8], "problem": "digits"}``.
     folder : path, optional

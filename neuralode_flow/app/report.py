@@ -251,18 +251,19 @@ def _key_numbers(summary: Mapping[str, Any], finding: Finding) -> list[list[str]
 
 
 def _order_row(order: Order) -> list[str]:
-    known = [f"± {number_said(order.spread)} over the straight part"] if math.isfinite(order.spread) else []
+    known = [f"± {number_said(order.spread)} over {order.spread_of}"] if math.isfinite(order.spread) else []
     known += [f"expected {order.expected:g}"] if math.isfinite(order.expected) else []
     return [f"order of {order.rule}", number_said(order.value, ".3f"), ", ".join(known)]
 
 
 def _error_rows(table: ErrorTable) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """Of each depth its errors, with the local order from the depth before unless an error is the solver's."""
+    """Of each depth its errors, with the local order from the depth before unless one of both is the solver's."""
     columns = []
     for column in table.errors.values():
         errors = np.array(column, dtype=float)  # None, as JSON has it for NaN, becomes that again
         orders = np.append(np.nan, local_orders(np.array(table.depths), errors))
-        orders[errors <= table.floor] = np.nan
+        solvers = errors <= table.floor
+        orders[solvers | np.append(False, solvers[:-1])] = np.nan
         said = ["" if math.isnan(order) else f"{order:.2f}" for order in orders]
         columns.append([*zip(map(number_said, errors), said, strict=True)])
     for depth, *cells in zip(table.depths, *columns, strict=True):

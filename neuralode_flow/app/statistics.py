@@ -197,6 +197,7 @@ def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> It
             reason="" if own.members else order.reason or "no member has one",
             falls=bool(falls.all()),
             over=f"{order.over}{some}",
+            spread_of=f"{counted(own.members, 'member')}, standard deviation",
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..display import counted
 from ..figures.overlay import overlay, points
 from ..figures.swept import MOST_CURVES as MOST_QUANTITIES
 from ..figures.swept import MOST_PANELS, Quantity, against, by_axis, differing, is_number
@@ -43,7 +44,8 @@ def sweep_page(folder: Path, sweep: Collected) -> bytes:
     own = {record["member"]: cells(record, sweep.settings) for record in sweep.records}
     broken = [[member, *own[member], *texts] for member, texts in swept.failing(found)]
     if broken:
-        verdict += f" {len(broken)} checks of {len({row[0] for row in broken})} members do not hold: see below."
+        checks, members = counted(len(broken), "check"), counted(len({row[0] for row in broken}), "member")
+        verdict += f" {checks} of {members} {'does' if len(broken) == 1 else 'do'} not hold: see below."
     damaged, command = _again(folder)
     return report.page(
         "sweep.html",

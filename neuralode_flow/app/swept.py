@@ -180,4 +180,4 @@ def failing(found: Mapping[str, Finding]) -> Iterator[tuple[str, list[str]]]:
         with suppress(TypeError, ValueError):  # of forged numbers
             for check in finding.checks:
                 if not check.holds:
-                    yield member, [f"{_number(check.error):.2e}", check.said_bound, printable(check.name, 200)]
+                    yield member, [number_said(_number(check.error)), check.said_bound, printable(check.name, 200)]

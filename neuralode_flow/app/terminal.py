@@ -82,7 +82,7 @@ def _found(console: Console, title: str, finding: Finding, everything: bool, mor
             if name != DATA:  # said above
                 console.print(Text(f"{name}: {value}"))
     if finding.verdict:
-        console.print(Text(finding.verdict, style="bold green" if finding.status == "ok" else "bold red"))
+        console.print(Text(finding.verdict, style="bold green" if finding.passed else "bold red"))
 
 
 def show_member(member: str, finding: Finding, folder: Path, seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..checks import count, positive, real
+from ..checks import count, positive, real, seeded
 from ..depth.grid import Profile
 from ..signatures import CountsWith, Members, Seed
 from .base import INITIALS, control, identity
@@ -45,7 +45,7 @@ def _relaxed_balanced(z0: Tensor, twist: float = 1.0, shift: float = 0.5, seed: 
     seed : int
         Of both.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded("seed", seed)
     omega = random_twist(z0.shape[-1], real("twist", twist), generator)
     return relaxed_balanced(z0, random_shift(real("shift", shift), generator), omega)
 
@@ -63,7 +63,7 @@ def _control(z0: Tensor, shear: float = 1.0, seed: Annotated[Seed, CountsWith(("
     seed : int
         Of the matrix.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded("seed", seed)
     d = z0.shape[-1]
     noise = torch.randn(d, d, dtype=torch.float64, generator=generator, device="cpu").to(z0) / math.sqrt(d)
     return control(
@@ -82,7 +82,7 @@ def _smooth(z0: Tensor, scale: float = 1.0, seed: Seed = 0) -> Profile:
     seed : int
         Of the profile.
     """
-    return smooth(z0.shape[-1], scale, torch.Generator().manual_seed(seed))
+    return smooth(z0.shape[-1], scale, seeded("seed", seed))
 
 
 @INITIALS.register("detour")
@@ -105,7 +105,7 @@ def _detour(
         Of the profile and of the direction.
     """
     base = _relaxed_balanced(z0, twist, shift, seed)
-    return Detour(base, random_direction(z0.shape[-1], real("detour", detour), torch.Generator().manual_seed(seed)))
+    return Detour(base, random_direction(z0.shape[-1], real("detour", detour), seeded("seed", seed)))
 
 
 @INITIALS.register("rough")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import count, positive
+from ..checks import count, positive, seeded
 from ..depth.grid import Profile, check_profile, sample
 
 
@@ -21,7 +21,7 @@ class Rough:
     Raises
     ------
     TypeError, ValueError
-        If profile is no function, noise is not above 0, networks is no integer of at least 1, or seed none in [0, 2⁶³).
+        If profile is no function, noise is not above 0, networks is no integer of at least 1, or seed none in [0, 2³²).
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Rough:
         check_profile("profile", self.profile)
         positive("noise", self.noise)
         count("networks", self.networks)
-        count("seed", self.seed, least=0, most=2**63 - 1)
+        seeded("seed", self.seed)
 
     def __call__(self, s: float) -> Tensor:
         return self.profile(s)
@@ -53,6 +53,6 @@ class Rough:
     def layers(self, nodes: Tensor) -> Tensor:
         """`(networks, L, d, d)`; other depths draw other noise from the same seed."""
         base = sample(self.profile, nodes)
-        generator = torch.Generator().manual_seed(self.seed + len(nodes))
+        generator = torch.Generator().manual_seed(int(self.seed) + len(nodes))
         noise = torch.randn(self.networks, *base.shape, dtype=torch.float64, generator=generator, device="cpu")
         return base + self.noise * noise.to(base)

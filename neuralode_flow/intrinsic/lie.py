@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import count
+from ..checks import count, seeded
 from ..modes import undisturbed
 from .derivatives import Map, brackets
 from .place import Place
@@ -150,6 +150,6 @@ def count_laws(phi: Map, dimension: int, seed: int = 0) -> Rank:
     3
     """
     n = count("dimension", dimension)
-    generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+    generator = seeded("seed", seed)
     theta = torch.randn(n, generator=generator, dtype=torch.float64, device="cpu")
     return lie_nearby(phi, Place.at(theta, phi, generator), generator)[1].rank.minus_from(n)

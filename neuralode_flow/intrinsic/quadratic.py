@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import count
+from ..checks import count, seeded
 from ..modes import undisturbed
 from .derivatives import Map, gradients
 from .place import Place
@@ -86,7 +86,7 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
             f"dimension = {n} means {unknowns} coefficients of a quadratic law, more than {MOST_UNKNOWNS}: use "
             f"count_laws, which only counts"
         )
-    generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+    generator = seeded("seed", seed)
     # One random combination of the gradients at each of many points says as much as all gradients at few points.
     points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64, device="cpu")
     m = phi(points[0]).numel()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from torch import Tensor
 
-from ..checks import count, square
+from ..checks import seeded, square
 from ..display import said
 from ..losses import Loss, check_loss
 from ..matrices import normal as normal
@@ -78,10 +78,8 @@ def identity(dimension: int) -> Tensor:
 
 
 def generator(seed: int) -> torch.Generator:
-    """The only source of random numbers of a problem, made from `problem.seed` (0 ≤ seed < 2⁶³)."""
-    if count("problem.seed", seed, least=0) >= 2**63:
-        raise ValueError(f"problem.seed must be below 2**63, got {seed}")
-    return torch.Generator(device="cpu").manual_seed(seed)
+    """The only source of random numbers of a problem, made from `problem.seed` (0 ≤ seed < 2³²)."""
+    return seeded("problem.seed", seed)
 
 
 def standardised(table: Tensor, rows: Tensor | None = None) -> Tensor:

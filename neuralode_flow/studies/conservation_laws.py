@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count
+from ..checks import count, seeded
 from ..finding import Check, Claim, Finding
 from ..intrinsic.lie import count_laws
 from ..intrinsic.paths import ReluDag
@@ -70,7 +70,7 @@ def run(
         undecided.
     """
     n = count("networks", networks)
-    generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+    generator = seeded("seed", seed)
     cases: list[_Case] = []
     for kind, (layers, widths) in SIZES.items():
         for i in range(n):

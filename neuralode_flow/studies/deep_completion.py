@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count, positive
+from ..checks import count, positive, seeded
 from ..finding import Check, Claim, Finding, sentence
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -105,7 +105,7 @@ def run(
     small = count("study.drawn_dimension", drawn_dimension, least=2)
     few = count("study.drawn_entries", drawn_entries, most=small * small - 1)
     size, end = positive("study.start", start), positive("study.fall", fall)
-    generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
+    generator = seeded("study.seed", seed)
     r = count("study.rank", rank, most=n)
     for j, number in enumerate(observations):
         count(f"study.observations[{j}]", number, most=n * n - 1)

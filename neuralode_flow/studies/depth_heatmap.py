@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count, positive
+from ..checks import count, positive, seeded
 from ..depth import DepthSolver
 from ..depth.grid import DepthGrid
 from ..finding import Check, Claim, Finding
@@ -69,7 +69,7 @@ def run(
     """
     steps, h = count("study.iterations", iterations), positive("study.rate", rate)
     loss, d = problem.loss, problem.z0.shape[-1]
-    generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
+    generator = seeded("study.seed", seed)
     profile = smooth(d, positive("study.scale", scale), generator)
     times = torch.arange(steps + 1, dtype=torch.float64) * h
     descent: dict[str, Any] = {"method": "euler", "step": h * (1 + 1e-9)} | clock.budgets()

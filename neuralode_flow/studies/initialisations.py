@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count, positive, real
+from ..checks import count, positive, real, seeded
 from ..depth import DepthSolver
 from ..depth.grid import sample
 from ..finding import Check, Claim, Finding, sentence
@@ -134,7 +134,7 @@ def run(
     sizes = {"twist": real("twist", twist), "shift": real("shift", shift), "detour": positive("detour", detour)}
     families: dict[tuple[str, int], _Family] = {}
     for depth in (*depths, 0):
-        generator = torch.Generator().manual_seed(count("seed", seed, least=0))
+        generator = seeded("seed", seed)
         make = (
             _networks(problem, depth, n, sizes, generator) if depth else _profiles(problem, solver, n, sizes, generator)
         )

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count, positive
+from ..checks import count, positive, seeded
 from ..finding import Check, Claim, Finding
 from ..flows.factorization import FactorizationFlow
 from ..flows.intrinsic import IntrinsicFlow
@@ -88,7 +88,7 @@ def run(
         raise ValueError(f"study.widths must be at least three widths, for an order, got {list(widths)}")
     for k, w in enumerate(widths):
         count(f"study.widths[{k}]", w, least=2 * d)
-    generator = torch.Generator().manual_seed(count("study.seed", seed, least=0))
+    generator = seeded("study.seed", seed)
     data, truth = _data(d, count("study.rank", rank, most=d), generator)
     loss = Quadratic(data)
     regimes: list[_Regime] = []

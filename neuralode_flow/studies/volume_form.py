@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import count, positive
+from ..checks import count, positive, seeded
 from ..finding import Check, Claim, Finding
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
@@ -90,7 +90,7 @@ def run(
     """
     d, generator = (
         count("study.dimension", dimension, least=2),
-        torch.Generator().manual_seed(count("study.seed", seed, least=0)),
+        seeded("study.seed", seed),
     )
     target, mask = _problem(d, count("study.rank", rank, most=d), positive("study.observed", observed), generator)
     noise = torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu")

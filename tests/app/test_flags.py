@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_the_levels_print_the_folder_the_verdict_and_all_that_is_known(capsys: p
     assert printed["quiet"] == "runs/x\n"
     for word, levels in (("All is well.", 2), ("First", 2), ("Second", 1), ("Frobenius", 1), ("device: cpu", 1)):
         assert [word in printed[level] for level in ("normal", "verbose")] == [levels == 2, True]
+
+
+def test_the_verdict_is_green_where_all_checks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    styles: list[str] = []
+    monkeypatch.setattr(terminal, "Text", lambda text, style="": (styles.append(f"{style}"), text)[1])
+    for error in (1.0, 3.0, math.nan):
+        checks = (Check("one", error, 2.0),)
+        terminal.show("", Finding(study="x", problem="", status="ok", verdict="Well.", checks=checks), Path("runs/x"))
+    assert [style for style in styles if "green" in style or "red" in style] == ["bold green", "bold red", "bold red"]
 
 
 @pytest.mark.parametrize(

@@ -428,7 +428,8 @@ def test_an_order_that_some_members_have_is_theirs_alone(workplace):
         found = nf.run("convergence", settings | seeds | {"at_once": size}, problem=TEACHER["problem"])
         (order,), record = found.finding.orders, found.finding.record()
         assert np.isfinite(found.dataset.order[:, 0]).values.tolist() == [False, True, True]
-        assert str(order).endswith("over 3 depths in 2 of 3 members")
+        assert str(order).endswith("over 3 depths in 2 of 3 members (± over 2 members, standard deviation)")
+        assert order.spread == pytest.approx(float(np.nanstd(found.dataset.order[:, 0], ddof=1)), rel=1e-12)
         assert (order.points, record["order_points"], record["order_reasons"]) == (3, {"exp": 3}, {})
         assert "over 2 of 3 members (" in found.finding.verdict
 

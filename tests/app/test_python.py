@@ -47,6 +47,20 @@ def test_it_is_what_the_command_computes_to_the_bit(workplace):
     assert found.config["problem"]["name"] == "linnerud"
 
 
+@pytest.mark.parametrize(
+    ("which", "problem", "rtol"),
+    [({}, "breast_cancer_white", 1e-10), ({"experiment": "momentum"}, "breast_cancer", 1e-12)],
+)
+def test_a_name_of_a_study_and_an_experiment_is_the_study_unless_the_experiment_is_asked_for(which, problem, rtol):
+    small = {"study.depths": [2], "study.refinements": [1, 2, 4], "study.steps": 2, "depth.panels": 1}
+    found = nf.run("momentum", small, time={"horizon": 0.5, "samples": 3}, **which)
+    assert (found.finding.study, found.config["problem"]["name"], found.config["time"]["rtol"]) == (
+        "momentum",
+        problem,
+        rtol,
+    )
+
+
 def test_a_run_says_what_it_is_and_draws_its_figures():
     found = nf.run("trajectory", problem={"name": "teacher", "dimension": 2}, time=SHORT)
     assert repr(found) == "StudyRun(trajectory, ran whole, problem=teacher)"

@@ -121,6 +121,21 @@ def test_plotly_is_what_its_makers_have_released() -> None:
     assert "MIT License" in (files("neuralode_flow.app") / "page" / "plotly-LICENSE.txt").read_text()
 
 
+def test_what_an_order_may_be_off_by_says_over_what_it_was_taken(tmp_path: Path) -> None:
+    mean = Order(1.0, 0.02, 4, rule="euler", spread_of="3 members, standard deviation")
+    _, outline = written(tmp_path, dataset(orders=(mean, Order(2.0, 0.01, 5, rule="exp"))), summary())
+    assert "± 2.00e-02 over 3 members, standard deviation" in outline.text
+    assert "± 1.00e-02 over the straight part" in outline.text
+    assert str(mean) == "1.00 ± 0.02 over 4 depths (± over 3 members, standard deviation)"
+
+
+def test_an_error_after_one_that_is_the_solvers_has_no_order(tmp_path: Path) -> None:
+    table = ErrorTable("Errors by depth", [4, 8, 16, 32], {"euler": [8e-3, 1e-12, 4e-12, 2e-12]}, 2e-12)
+    _, outline = written(tmp_path, dataset(tables=(table,)), summary())
+    assert "4.00e-12" in outline.text
+    assert "-2.00" not in outline.text
+
+
 @pytest.mark.parametrize("error", [1.0, math.nan])
 def test_a_verdict_whose_checks_fail_is_marked(error: float, tmp_path: Path) -> None:
     page, _ = written(tmp_path, dataset(checks=(Check("reference", error, 1e-8),)), summary())

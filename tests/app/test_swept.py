@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -158,6 +159,14 @@ def test_what_must_be_large_is_not_among_what_must_be_small(tmp_path: Path) -> N
     assert labels == {
         "Checks": "error (smaller is better)", "Checks of what must be large": "value (larger is better)"
     }  # fmt: skip
+
+
+def test_a_check_without_a_number_says_so_as_all_tables_do(tmp_path: Path) -> None:
+    text = sweep_page(tmp_path, sweep_of(stating(a=Check("order", math.nan, 0.1)), stating(a=Check("order", 0.0, 0.1))))
+    (_, *broken), (_, *checks) = (rows(text.decode(), title) for title in ("Checks that do not hold", "Checks"))
+    assert broken == [["0", "0", "–", "bound 0.1", "order"]]
+    assert checks[0][-1] == "– fails"
+    assert "1 check of 1 member does not hold" in text.decode()
 
 
 def test_each_member_is_a_point_also_where_its_number_is_not_positive(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_laws_of_random_networks_are_the_known_numbers(workplace, command):
         (["-m", "experiment=diagonal", "problem=digits,teacher"], "problem=digits has no effect: study=closure"),
         (["-m", "experiment=diagonal", "problem=digits", "system.seed=0,1"], "problem=digits has no effect: study="),
         (["-m", "experiment=minimax,quick", "time.samples=3,4"], "time.samples=3 has no effect: study=minimax"),
-        (["experiment=diagonal", "system.seed=-1"], "system.seed must be at least 0 and below 2**63, got -1"),
+        (["experiment=diagonal", "system.seed=-1"], "system.seed must be at least 0 and below 2**32, got -1"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(arguments, message, command, left_behind):

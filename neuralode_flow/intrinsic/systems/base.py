@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...checks import count, float_tensor, positive
+from ...checks import float_tensor, positive, seeded
 from ...flows.base import Flow
 from ...flows.factorization import check_map, checked_map
 from ...losses import Loss, check_loss
@@ -175,4 +175,4 @@ class ClosedFlow:
 
 def generator(seed: int) -> torch.Generator:
     """The only source of random numbers of a system."""
-    return torch.Generator(device="cpu").manual_seed(count("system.seed", seed, least=0, most=2**63 - 1))
+    return seeded("system.seed", seed)

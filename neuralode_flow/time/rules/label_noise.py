@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...signatures import Positive, Seed
+from ...signatures import MixedSeed, Positive
 from ..steprule import STEP_RULES, AlongGradient, Ground
 from .sgd import need_samples, source
 
@@ -14,7 +14,7 @@ from .sgd import need_samples, source
 class LabelNoise(AlongGradient):
     """W_{n+1} = W_n − η g_n with y + σ ξ_n for y, ξ_n normal; all members of a batch of states see the same noise."""
 
-    def __init__(self, ground: Ground, rate: float, *, sigma: Positive = 0.1, seed: Seed = 0) -> None:
+    def __init__(self, ground: Ground, rate: float, *, sigma: Positive = 0.1, seed: MixedSeed = 0) -> None:
         super().__init__(ground, rate)
         self.loss = need_samples("label_noise", ground)
         self.sigma, self.seed = sigma, seed

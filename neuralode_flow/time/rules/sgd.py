@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...signatures import Count, Seed, known
+from ...signatures import Count, MixedSeed, known
 from ..steprule import STEP_RULES, AlongGradient, Ground
 
 SAMPLING = ("replacement", "epochs")
@@ -29,7 +29,7 @@ class StochasticGradientDescent(AlongGradient):
         *,
         batch: Count = 1,
         sampling: Annotated[str, known(dict.fromkeys(SAMPLING), "sampling")] = "replacement",
-        seed: Seed = 0,
+        seed: MixedSeed = 0,
     ) -> None:
         super().__init__(ground, rate)
         self.loss = need_samples("sgd", ground)
