@@ -243,8 +243,8 @@ class Trajectory:
         outside = ~((wanted >= ends[0]) & (wanted <= ends[-1]))
         if bool(outside.any()):
             raise ValueError(
-                f"t must be between {float(ends[0]):.6g} and {float(ends[-1]):.6g}, the times of this run, got "
-                f"{float(wanted[outside][0]):.6g}"
+                f"t must be between {float(ends[0]):.15g} and {float(ends[-1]):.15g}, the times of this run, got "
+                f"{float(wanted[outside][0])!r}"
             )
         if len(ends) == 1:
             return self.z[0].expand(*wanted.shape, *self.z.shape[1:]).clone()
