@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.process import BaseProcess
 
     import numpy as np
     import torch
@@ -43,6 +45,11 @@ def end_at_once(status: int) -> NoReturn:
             sys.stderr.flush()
             os._exit(status)
     sys.exit(status)
+
+
+def pool_processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """The workers of a pool, which forgets them when it is shut down."""
+    return list((pool._processes or {}).values())
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

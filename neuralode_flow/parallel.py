@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
+from .compat import pool_processes
 from .parent import end_with_parent
 from .threads import libraries
 
@@ -23,8 +24,7 @@ _PATIENCE = 10.0  # seconds that a worker has for its last step
 # Python does not notice a signal that comes between its last look and a wait before that ends: nobody waits longer.
 LONGEST_WAIT = 1.0  # seconds
 
-# The workers inherit it when they are forked, so that a task may hold what cannot be pickled, such as a user's loss.
-_task: Callable[[Any], Any] | None = None
+_task: Callable[[Any], Any] | None = None  # of a worker
 
 
 def side_by_side(
@@ -41,18 +41,20 @@ def side_by_side(
         wait for the same memory, and those of the middle come last, so that no processor is idle for long.
     workers : int, optional
         Processes of one thread each; by default one per processor. With one, or where processes cannot be forked
-        (outside Linux, or with a GPU in use), the tasks run one after the other in this process.
+        (outside Linux, with a GPU in use, or in a worker of `multiprocessing.Pool`, which may have no children), the
+        tasks run one after the other in this process.
     """
-    global _task
     torch = sys.modules.get("torch")  # what draws figures need not import it
     if not hasattr(os, "sched_getaffinity") or (torch and torch.cuda.is_initialized()):
+        workers = 1
+    if multiprocessing.current_process().daemon:
         workers = 1
     workers = min(workers or processors(), len(keys))
     if workers <= 1:
         yield from ((key, task(key)) for key in keys)
         return
-    _task = task
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start_worker)
+    # The workers inherit the task when they are forked: it may hold what cannot be pickled, such as a user's loss.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (task,))
     try:
         waiting, running = deque(keys), dict[Future[tuple[Key, Result]], bool]()
 
@@ -72,15 +74,13 @@ def side_by_side(
                 yield future.result()
         pool.shutdown()
     except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
+        children = pool_processes(pool)  # others may be the user's own
         pool.shutdown(wait=False, cancel_futures=True)
-        children = multiprocessing.active_children()
         for child in children:
             child.terminate()  # an integration with a checkpoint saves itself first
         for child in children:
             child.join(_PATIENCE)
         raise
-    finally:
-        _task = None
 
 
 def processors() -> int:
@@ -88,7 +88,9 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker() -> None:
+def _start_worker(task: Callable[[Any], Any]) -> None:
+    global _task
+    _task = task
     end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

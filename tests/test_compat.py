@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import multiprocessing
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +117,18 @@ def test_python_ends_at_once_with_all_that_was_said(how: str) -> None:
     ended = subprocess.run([sys.executable, "-c", ENDING, how], capture_output=True, text=True)
     said = "said at exit\n" + ("" if how == "alone" else "taken down\n")
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, said, "")
+
+
+def test_python_tells_the_workers_of_a_pool() -> None:
+    pool = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
+    assert compat.pool_processes(pool) == []
+    pool.submit(abs, -1).result()
+    workers = compat.pool_processes(pool)
+    assert workers
+    assert all(worker.is_alive() for worker in workers)
+    pool.shutdown()
+    assert compat.pool_processes(pool) == []
+    assert not any(worker.is_alive() for worker in workers)
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

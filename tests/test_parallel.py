@@ -20,3 +20,47 @@ def test_an_interruption_that_wakes_nobody_is_noticed():
     timer.join()
     assert time.monotonic() < started + 30
     assert multiprocessing.active_children() == []
+
+
+def test_tasks_of_two_threads_are_not_mixed():
+    """Each worker has the task that it was forked for, also where the other thread has begun, or ended, since."""
+    found = {}
+
+    def call(factor):
+        found[factor] = [dict(side_by_side(lambda key: factor * key, range(20), workers=2)) for _ in range(4)]
+
+    threads = [threading.Thread(target=call, args=(factor,)) for factor in (1, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {factor: [{key: factor * key for key in range(20)}] * 4 for factor in (1, 100)}
+
+
+def test_a_task_may_have_tasks_of_its_own():
+    def outer(key):
+        return sum(result for _, result in side_by_side(lambda inner: key + inner, range(3), workers=2))
+
+    assert dict(side_by_side(outer, range(5), workers=2)) == {key: 3 * key + 3 for key in range(5)}
+
+
+def test_a_task_that_fails_ends_no_process_of_the_users():
+    own = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    own.start()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            list(side_by_side(lambda key: 1 / key, [0, 0], workers=2))
+        assert own.is_alive()
+        assert multiprocessing.active_children() == [own]
+    finally:
+        own.kill()
+        own.join()
+
+
+def pairs(keys):
+    return list(side_by_side(abs, keys, workers=2))
+
+
+def test_a_worker_of_a_pool_may_have_no_processes_and_works_by_itself():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(pairs, ([-1, -2],)).get(60) == [(-1, 1), (-2, 2)]

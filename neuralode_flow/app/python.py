@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import numpy as np
 import torch
 import xarray as xr
 from threadpoolctl import threadpool_limits
@@ -125,7 +130,9 @@ def run(
     Notes
     -----
     Torch's default dtype and device and the numbers of threads are those of the config while the study runs (float64,
-    ``device="cpu"``, ``threads=1``), and after it what they were.
+    ``device="cpu"``, ``threads=1``), and after it what they were. They are those of the whole process: runs that are
+    called from several threads wait for one another, and processes run side by side. What NumPy says of errors is its
+    default, whatever `numpy.seterr` was given.
 
     Examples
     --------
@@ -137,7 +144,11 @@ def run(
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be that of an experiment or a study, got {name!r}")
-    settings = {**_mapping(overrides), **groups}
+    with _alone():
+        return _run(name, {**_mapping(overrides), **groups}, folder)
+
+
+def _run(name: str, settings: Mapping[str, Any], folder: str | Path | None) -> StudyRun:
     for key in _PLACES:
         if key in settings:
             raise ValueError(f"{key}={settings[key]} is for the command line; give folder=FOLDER, which also goes on")
@@ -148,7 +159,7 @@ def run(
         check_arguments(lines)
         job = _composed(lines)
         command = shlex.join([PROGRAM, *lines])
-        with _restored(), _plainly():
+        with _restored(job.machine.device), _plainly():
             return _in_memory(job, command) if folder is None else _on_disk(job, command, as_path("folder", folder))
     except (BadInput, *_HYDRAS) as error:
         raise ValueError(sentence(error)) from error
@@ -210,13 +221,61 @@ def _composed(lines: list[str]) -> Job:
             return checked(hydra.compose("config", overrides=[forced(line) for line in lines]), lines)
 
 
+_turn = threading.Lock()
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)  # also in threads that the run itself starts
+
+
+def _forget_turns() -> None:
+    """In a process that is forked while another thread runs, that thread is not there to end its turn."""
+    global _turn
+    _turn = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turns)
+
+
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Puts back what a run sets in torch and in the libraries of threads."""
-    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
-    with threadpool_limits():
+def _alone() -> Iterator[None]:
+    """Runs of several threads one after the other: Hydra, torch and the standard streams are those of the process.
+
+    A study may call `run` itself.
+    """
+    if _has_turn.get():
+        yield
+        return
+    with _turn:
+        token = _has_turn.set(True)
         try:
             yield
+        finally:
+            _has_turn.reset(token)
+
+
+class _Hushed:
+    """A stream that takes what a run prints; what other threads print meanwhile goes where it would."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """The number of characters that were taken."""
+        return len(text) if _has_turn.get() else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _restored(wanted: str) -> Iterator[None]:
+    """Puts back what a run on that device sets in torch and in the libraries of threads."""
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    errors = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")
+    ours = torch.device("cpu") if wanted == "cpu" != device.type else nullcontext()
+    with threadpool_limits(), errors:
+        try:
+            with ours:
+                yield
         finally:
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
@@ -245,7 +304,7 @@ def _on_disk(job: Job, command: str, folder: Path) -> StudyRun:
     try:
         make(folder)
         job, command = jobs.told_horizons(folder, job, command)
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(_Hushed(sys.stdout or io.StringIO())):
             jobs.run(job, command, folder)
     except StudyFailed:
         if not (folder / results.FILE).exists():

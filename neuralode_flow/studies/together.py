@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from queue import Empty, SimpleQueue
@@ -118,7 +119,8 @@ class _Member(Generic[Result]):
         self._answers, self._back = SimpleQueue[Any](), SimpleQueue[None]()
         self._device = torch.get_default_device()
         self._given_up = self._at_work = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        # With what was set for the thread that starts it, such as what NumPy does with errors.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), daemon=True)
         self._thread.start()
 
     def go_on(self, answer: Any = None) -> None:

@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hydra
@@ -19,6 +21,8 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import neuralode_flow as nf
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Clock, Study
 
 SMALL = {"study.depths": (4, 8, 16), "study.workers": 1}
 SHORT = {"horizon": 0.5, "samples": 3}
@@ -110,6 +114,62 @@ def test_it_runs_beside_a_loop_of_events_and_without_a_main_file(workplace, fake
     ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=True)
     assert ended.stdout.startswith("StudyRun(convergence, ran whole")
     assert list(workplace.iterdir()) == []
+
+
+def test_runs_of_several_threads_are_those_that_each_is_alone(tmp_path, capsys):
+    """And torch is afterwards as it was; what another thread prints meanwhile is printed."""
+    settings = [{**SMALL, "problem": "teacher", "problem.dimension": 2, "problem.seed": seed} for seed in range(3)]
+    alone = [data(nf.run("quick", each, time=SHORT).dataset) for each in settings]
+    over = threading.Event()
+
+    def talk():
+        while not over.wait(0.01):
+            print("said")
+
+    def one(n):
+        folder = tmp_path / str(n) if n < 3 else None
+        return data(nf.run("quick", settings[n % 3], folder=folder, time=SHORT, figures="none").dataset)
+
+    torch.set_default_dtype(torch.float32)
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(one, range(6)))
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float64)
+        over.set()
+        talker.join()
+    for n, found in enumerate(together):
+        xr.testing.assert_identical(found, alone[n % 3])
+    assert set(capsys.readouterr().out.split()) == {"said"}
+
+
+def test_a_study_may_call_run_also_among_many_members(fake, monkeypatch):
+    def run(clock: Clock, *, seed: int = 0):
+        inner = nf.run("fake", time=SHORT)
+        numbers = {"inner": float(inner.finding.status == "ok"), "seed": seed}
+        return Finding(study="nested", problem="p", status="ok", verdict="v", numbers=numbers).attached(xr.Dataset())
+
+    monkeypatch.setitem(STUDIES._entries, "nested", Study(run))
+    assert nf.run("nested", time=SHORT).finding.numbers["inner"] == 1
+    assert nf.run("nested", time=SHORT, members=3, at_once=3).finding.status == "ok"
+
+
+def test_settings_of_torch_and_numpy_that_are_the_users_change_nothing():
+    settings = {**SMALL, "problem": "teacher", "problem.dimension": 2}
+    alone = data(nf.run("quick", settings, time=SHORT).dataset)
+    torch.set_default_device("meta")
+    try:
+        with np.errstate(all="raise"):
+            xr.testing.assert_identical(data(nf.run("quick", settings, time=SHORT).dataset), alone)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    with torch.device("meta"):
+        xr.testing.assert_identical(data(nf.run("quick", settings, time=SHORT).dataset), alone)
+        assert torch.empty(1).device.type == "meta"
 
 
 WRONG = {
