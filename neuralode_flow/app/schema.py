@@ -17,13 +17,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..files import digest
+from ..files import at_home, digest
 from ..garbage import uncollected
 from ..registry import Registry, nearest
 from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, idle, known, settings
@@ -285,7 +284,7 @@ class Job:
             if isinstance(value, str)
             and InputFile in (fields[key].annotation, *typing.get_args(fields[key].annotation))
         }
-        paths = {f"problem.{key}": Path(value).expanduser() for key, value in given.items()}
+        paths = {f"problem.{key}": at_home(value) for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
 

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
+from ..files import at_home
 from ..garbage import uncollected
 from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
@@ -84,7 +86,8 @@ class Folders(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Says how many members have finished and why the others have not; the status is 1 if one has not."""
         folder = Path(config.hydra.sweep.dir)
-        missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
+        with _refused():
+            missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
         if missing:
@@ -120,12 +123,18 @@ def _missing(member: Member) -> str | None:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What is bad ends the program with status 2."""
+    """What is bad ends the program with status 2; so does what is our own mistake, with status 1.
+
+    Hydra would warn of it, and go on in another folder and without a check.
+    """
     try:
         yield
     except (Stop, *HYDRA_ERRORS) as error:
         complain(error)
         sys.exit(error.status if isinstance(error, Stop) else BadInput.status)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(StudyFailed.status)
 
 
 def _overridden(config: DictConfig, key: str) -> bool:
@@ -179,7 +188,7 @@ def _sweep_folder(config: DictConfig) -> Path:
     """The folder of the sweep, which is that of `resume` if there is one; Hydra is told then."""
     if config.resume is False:
         return Path(config.hydra.sweep.dir)
-    folder, given = str(Path(config.resume).expanduser()), _unresolved(config, "dir")
+    folder, given = str(at_home(config.resume)), _unresolved(config, "dir")
     if not given.startswith(_OWN_SWEEPS) and Path(config.hydra.sweep.dir).absolute() != Path(folder).absolute():
         raise BadInput(
             f"hydra.sweep.dir={given} and resume={folder} are two folders for one sweep; leave one of them out"

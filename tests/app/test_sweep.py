@@ -327,3 +327,32 @@ def test_members_that_have_not_run_are_told_of(command, capfd):
     out = capfd.readouterr().out
     assert "1 of 3 members have finished, 2 unfinished" in out
     assert "it has not run" in Path("sweep/collected.json").read_text()
+
+
+def test_what_hydra_would_warn_of_ends_a_sweep(command, monkeypatch, left_behind):
+    """It took what a callback raises for a warning, and went on in another folder, without a check."""
+    monkeypatch.setattr("neuralode_flow.app.sweep._claim", lambda *given: {}["lost"])
+    ended = command(*FAKE, "resume=S")
+    assert ended.status == 1
+    assert ended.err.endswith("KeyError: 'lost'\n")
+    assert left_behind() == []
+
+
+def test_members_that_cannot_be_looked_at_are_no_success(command, monkeypatch):
+    def lost(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("neuralode_flow.app.sweep.failure", lost)
+    ended = command(*FAKE, "resume=S")
+    assert ended.status == 1
+    assert "Permission denied" in ended.err
+
+
+def test_the_home_of_nobody_is_a_name(command, workplace):
+    assert command(*FAKE, "resume=~no_such_user").status == 0
+    assert (workplace / "~no_such_user" / "0" / "summary.json").exists()
+    assert command("study=fake", "resume=~no_such_user/one").status == 0
+    assert (workplace / "~no_such_user" / "one" / "summary.json").exists()
+    ended = command("study=fake", "problem=file", "problem.x=~no_such_user/x.csv", "problem.y=y.csv")
+    assert ended.status == 2
+    assert "problem.x=~no_such_user/x.csv does not exist" in ended.err
