@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -215,8 +216,12 @@ def foreseen() -> None:
 
 
 def prepare(machine: Machine) -> None:
-    """Float64 everywhere, on the device and with the number of threads of the config."""
+    """Float64 everywhere, on the device and with the number of threads of the config.
+
+    What NumPy does about errors is its default: a plugin may have asked for exceptions, and what underflows is none.
+    """
     torch.set_default_dtype(torch.float64)
+    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     try:
         one = torch.eye(2, device=machine.device)
         torch.linalg.svdvals(one @ one).tolist()  # it is there, and computes
@@ -224,6 +229,8 @@ def prepare(machine: Machine) -> None:
         raise BadInput(f"device={machine.device} cannot be used here: {error}; set device=cpu") from error
     if machine.device != "cpu":  # a default device makes every call of torch slower
         torch.set_default_device(machine.device)
+    elif torch.get_default_device().type != "cpu":  # a plugin has chosen another one
+        torch.set_default_device(None)
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
         libraries().limit(limits=machine.threads)  # and of BLAS below NumPy and SciPy

@@ -268,11 +268,10 @@ class _Hushed:
 
 @contextmanager
 def _restored(wanted: str) -> Iterator[None]:
-    """Puts back what a run on that device sets in torch and in the libraries of threads."""
+    """Puts back what a run on that device sets in torch, in NumPy and in the libraries of threads."""
     dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
-    errors = np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")
     ours = torch.device("cpu") if wanted == "cpu" != device.type else nullcontext()
-    with threadpool_limits(), errors:
+    with threadpool_limits(), np.errstate():
         try:
             with ours:
                 yield

@@ -251,7 +251,7 @@ def _knots(law: str, draws: int, seed: int) -> np.ndarray:
         w, b = normal(torch.Generator().manual_seed(seed), 2, draws)
         return (-b / w).cpu().numpy()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of GPUs, which would stay so
         layer = torch.nn.Linear(1, draws, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         return (-layer.bias / layer.weight[:, 0]).numpy()

@@ -59,6 +59,29 @@ def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
     assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1
 
 
+def test_what_a_plugin_sets_for_its_process_changes_no_number(tmp_path):
+    sets = """
+import warnings
+
+import numpy as np
+import torch
+
+print("loaded")
+torch.set_default_dtype(torch.float32)
+torch.set_default_device("meta")
+torch.set_num_threads(2)
+torch.set_grad_enabled(False)
+np.seterr(all="raise")
+"""
+    (tmp_path / "loud.py").write_text(sets)
+    line = ("study=trajectory", "problem=linnerud", "time.horizon=0.5", "time.samples=4", "figures=none")
+    for folder, more in (("plain", ()), ("loud", ("plugins=[loud]",))):
+        ended = neuralode_flow(tmp_path, *line, *more, f"resume={folder}")
+        assert ended.returncode == 0, ended.stderr
+    plain, loud = (results.open(tmp_path / folder) for folder in ("plain", "loud"))
+    assert all(loud[name].identical(plain[name]) for name in plain.data_vars if name != "seconds")
+
+
 @pytest.mark.slow
 def test_an_installed_package_is_found_without_being_named(tmp_path):
     site = tmp_path / "site"

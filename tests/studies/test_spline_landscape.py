@@ -168,3 +168,15 @@ def test_drawing_knots_leaves_torch_where_it_was():
 @pytest.mark.parametrize(("seed", "width", "samples"), [(1, 4, 12), (2, 6, 24)])
 def test_other_noise_and_starts_pass(seed, width, samples):
     assert failing(STUDY.run(seed=seed, width=width, samples=samples)) == set()
+
+
+def test_no_generator_of_the_users_is_seeded(monkeypatch):
+    """Those of GPUs among them, which nothing would put back."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("GPUs were seeded"))
+    before = torch.get_rng_state()
+    drawn = spline_landscape._knots("uniform", 5, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        layer = torch.nn.Linear(1, 5, dtype=torch.float64)
+    assert (drawn == (-layer.bias / layer.weight[:, 0]).detach().numpy()).all()
