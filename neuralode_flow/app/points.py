@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from .runfolder import flat
 from .schema import SECTIONS
 
-GROUPS = (*SECTIONS, "experiment", "debug")
+_EXPERIMENTS = ("experiment", "debug")  # groups of files that set fields of all sections
+GROUPS = (*SECTIONS, *_EXPERIMENTS)
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -34,12 +35,13 @@ def composed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def experiments_of(config: DictConfig, lines: Iterable[str]) -> dict[str, Path]:
-    """The experiments that overrides choose from folders of the user's, and their files."""
+    """The experiments that overrides choose from folders of the user's: an override for each, and its file."""
     folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
     set_to = (line.lstrip("+").partition("=") for line in lines)
-    chosen = [name for key, _, name in set_to if key == "experiment"]
-    files = {name: folder / "experiment" / f"{name}.yaml" for folder in reversed(folders) for name in chosen}
-    return {name: file for name, file in files.items() if file.is_file()}
+    lists = ((key, names.strip("[]").split(",")) for key, _, names in set_to if key in _EXPERIMENTS)
+    chosen = [(key, name.strip(" '\"")) for key, names in lists for name in names]
+    files = {f"{key}={name}": folder / key / f"{name}.yaml" for folder in reversed(folders) for key, name in chosen}
+    return {line: file for line, file in files.items() if file.is_file()}
 
 
 def set_by(file: Traversable) -> list[str]:

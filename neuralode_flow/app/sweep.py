@@ -159,12 +159,12 @@ def _check_experiment(config: DictConfig, lines: Iterable[str], job: Job) -> Non
 
     What else the command line chooses may well make it idle.
     """
-    for name, file in experiments_of(config, lines).items():
+    for chosen, file in experiments_of(config, lines).items():
         idle = [line for line in set_by(file) if idle_setting(job, line) is not None]
         if not idle:
             continue
         try:
-            alone = checked(own(composed(config, [f"experiment={name}"])))
+            alone = checked(own(composed(config, [chosen])))
         except BadInput:  # the command line completes it
             continue
         for line in idle:

@@ -13,11 +13,10 @@ OF_LAYERS = "study:\n  {}\n  network_depth: 8\ntime:\n  horizon: 0.1\n  samples:
 @pytest.fixture
 def experiment(config_dir):
     """A function that writes an experiment file of the user's, of a study and with what else it sets."""
-    folder = config_dir / "experiment"
-    folder.mkdir()
 
-    def write(name, study, text):
-        file = folder / f"{name}.yaml"
+    def write(name, study, text, group="experiment"):
+        file = config_dir / group / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
         file.write_text(f"# @package _global_\ndefaults:\n  - override /study: {study}\n{text}")
         return file
 
@@ -27,15 +26,18 @@ def experiment(config_dir):
 def test_what_has_no_effect_is_refused_by_the_name_of_the_file(experiment, command, left_behind):
     idle = experiment("idle", "trajectory", OF_LAYERS.format("rule: exp"))
     timed = experiment("timed", "trajectory", OF_LAYERS.format("model: finite"))
-    for arguments in (["experiment=idle"], ["experiment=idle", "time.horizon=1"], ["-m", "experiment=timed,idle"]):
+    alone = (["experiment=idle"], ["experiment='idle'"], ["experiment=[idle]"], ["experiment=idle", "time.horizon=1"])
+    for arguments in (*alone, ["-m", "experiment=timed,idle"], ["-m", "experiment=[idle],timed"]):
         ended = command(*arguments)
-        assert ended.status == 2
+        assert ended.status == 2, arguments
         assert f"{idle}: study.rule=exp has no effect with study.model=continuous; change that, or" in ended.err
     timed.write_text(
         timed.read_text().replace("trajectory", "minimax").partition("study:\n")[0] + "time: {samples: 2}\n"
     )
     ended = command("experiment=timed")
     assert ended.status == 2
+    short = experiment("short", "trajectory", OF_LAYERS.format("rule: exp"), "debug")
+    assert f"{short}: study.rule=exp has no effect" in command("debug=short").err
     assert f"{timed}: time.samples=2 has no effect: study=minimax uses no time; leave it out" in ended.err
     assert left_behind() == []
 
