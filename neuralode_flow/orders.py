@@ -79,7 +79,7 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
     Errors within a factor 30 of `floor` are dropped. Of the rest the order is the slope of the longest straight part
     that reaches to the finest depth: at least three errors, their local slopes within 0.1 (0.05 if there are only two,
     more where the errors are noisy). One error anywhere may be left out where four others agree, so that a single one
-    that is spoilt neither decides the order nor hides it.
+    that is spoilt, or no number, neither decides the order nor hides it.
 
     Parameters
     ----------
@@ -91,24 +91,29 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
         Relative standard errors of the errors, where they are means over members.
     """
     errors = np.asarray(errors, dtype=float)
+    unknown = int((~np.isfinite(errors)).sum())
+    if unknown > 1:
+        return _undecided(f"{unknown} of {len(errors)} errors are no numbers")
+    least, beside = (LEAST_WITH_ONE_OUT, " beside one that is no number") if unknown else (LEAST_POINTS, "")
     trusted = np.isfinite(errors) & (errors > max(ABOVE_FLOOR * floor, 0.0))
     L, e = np.asarray(depths, dtype=float)[trusted], errors[trusted]
     s = np.zeros(len(e)) if noise is None else np.asarray(noise, dtype=float)[trusted]
-    if len(e) < LEAST_POINTS:
+    if len(e) < least:
         return _undecided(
             f"{len(e)} of {len(errors)} errors are above {ABOVE_FLOOR:g} times the floor {floor:.1g}, "
-            f"and it takes {LEAST_POINTS}"
+            f"and it takes {least}{beside}"
         )
     everything, logs = np.arange(len(e)), (np.log(L), np.log(e))
     part = _straight_part(everything, *logs, s)
-    if len(e) - 1 > max(len(part), LEAST_WITH_ONE_OUT - 1):
+    if not unknown and len(e) - 1 > max(len(part), LEAST_WITH_ONE_OUT - 1):
         without_one = max((_straight_part(np.delete(everything, k), *logs, s) for k in everything[::-1]), key=len)
         if len(without_one) > max(len(part), LEAST_WITH_ONE_OUT - 1):
             part = without_one
     # With two standard errors of a slope on top.
     last = float((_slopes(*logs) + 2 * np.hypot(s[1:], s[:-1]) / _steps(logs[0]))[-2:].max())
-    if len(part) < LEAST_POINTS:
-        return _undecided("no three errors at the fine end lie on a line")._replace(last=last)
+    if len(part) < least:
+        number = "four" if unknown else "three"
+        return _undecided(f"no {number} errors at the fine end lie on a line{beside}")._replace(last=last)
     log_L, log_e = (log[part] for log in logs)
     x = log_L - log_L.mean()
     value = -float(x @ log_e / (x @ x))

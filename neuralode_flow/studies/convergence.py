@@ -218,7 +218,7 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
     reference, L = square.reference, np.array(square.depths)
     path, modes = reference.path, reference.path.stats["law_modes"] or {"drift": [], "bound": []}
     left, bottom = square.sides.T
-    richardson = _richardson(square)
+    richardson, doubled = _richardson(square), np.isin(2 * L, L)
     matrix, edge = ("time", "row", "column"), ("rule", "depth")
     variables = {
         "z_finite": ((*edge, "member", *matrix), square.table("z")),
@@ -241,7 +241,7 @@ def _dataset(square: Square, orders: _Orders, clock: AnyClock) -> xr.Dataset:
         "order_reason": ("rule", [order.reason for order in orders.z]),
         "order_profile": ("rule", [order.value for order in orders.profile]),
         "order_profile_spread": ("rule", [order.spread for order in orders.profile]),
-        "order_richardson": ((), observed_order(L, richardson, orders.floor).value),
+        "order_richardson": ((), observed_order(L[doubled], richardson[doubled], orders.floor).value),
         "order_intrinsic_depth": ((), observed_order(L, bottom, orders.floor).value),
         "loss_continuous": ("time", path.loss),
         "loss_finite": ((*edge, "member", "time"), square.table("loss")),

@@ -35,7 +35,7 @@ def test_too_few_errors_leave_the_order_undecided():
     assert local_orders(DEPTHS[:2], np.array([0.1, 0.05])) == pytest.approx([1])
 
 
-@pytest.mark.parametrize("factor", [10, 0.1])
+@pytest.mark.parametrize("factor", [10, 0.1, np.inf, np.nan])
 @pytest.mark.parametrize("spoilt", range(7))
 def test_one_error_that_is_spoilt_does_not_decide(spoilt, factor):
     errors = DEPTHS**-2.0
@@ -45,12 +45,27 @@ def test_one_error_that_is_spoilt_does_not_decide(spoilt, factor):
     assert order.points == 6
 
 
-@pytest.mark.parametrize("factor", [10, 0.1])
+@pytest.mark.parametrize("factor", [10, 0.1, np.inf, np.nan])
 @pytest.mark.parametrize("number", [3, 4])
 def test_of_few_errors_with_one_spoilt_at_the_end_nothing_is_said(number, factor):
     errors = DEPTHS[:number] ** -2.0
     errors[-1] *= factor
     assert np.isnan(observed_order(DEPTHS[:number], errors, floor=0.0).value)
+
+
+@pytest.mark.parametrize("lost", [(5, 6), (0, 6), (2, 3)])
+def test_of_several_errors_that_are_no_numbers_nothing_is_said(lost):
+    errors = DEPTHS**-2.0
+    errors[list(lost)] = np.inf, np.nan
+    assert observed_order(DEPTHS, errors, floor=0.0).reason == "2 of 7 errors are no numbers"
+
+
+def test_beside_one_that_is_no_number_no_other_is_left_out():
+    errors = DEPTHS[:5] ** -2.0
+    errors[3] = np.nan
+    assert observed_order(DEPTHS[:5], errors, floor=0.0).value == pytest.approx(2, abs=1e-9)
+    errors[1] *= 10
+    assert "no four errors" in observed_order(DEPTHS[:5], errors, floor=0.0).reason
 
 
 def test_the_last_slopes_bound_an_order_that_is_undecided():
@@ -106,7 +121,7 @@ def test_the_orders_of_several_curves_are_said_with_those_that_are_undecided():
     one, two = (observed_order(DEPTHS, DEPTHS**-p, 0.0) for p in (1.0, 2.0))
     none = observed_order(DEPTHS, np.full(7, np.nan), 0.0)
     assert said([one, two]) == "1.000 to 2.000"
-    assert said([one, none]).startswith("1.000 to 1.000, undecided for 1 of 2 (0 of 7 errors are above")
+    assert said([one, none]).startswith("1.000 to 1.000, undecided for 1 of 2 (7 of 7 errors are no numbers)")
     assert said([none]).startswith("undecided for 1 of 1")
 
 
