@@ -310,6 +310,18 @@ FAULTS = [
           'self._open &= cells[-1] == ""', "self._open = False", "test_own_data.py"),
     Fault("many starts are made by torch", "initial/layers.py",
           "array_of(part, some)", "array_of(part)", "test_initial.py"),
+    Fault("autocast multiplies in half of the digits", "modes.py",
+          "precise(*args, **kwargs) if _autocast() else ", "", "test_autocast.py"),
+    Fault("a seed beyond 32 bits is that of another start", "checks.py",
+          "if number >= 2**32:", "if number >= 2**63:", "test_initial.py"),
+    Fault("errors that are no numbers are left out of an order", "orders.py",
+          "if unknown > 1:", "if unknown > 99:", "studies/test_orders.py"),
+    Fault("runs of several threads do not wait for one another", "app/python.py",
+          "if _has_turn.get():\n        yield", "if True:\n        yield", "app/test_python.py"),
+    Fault("a worker that fails ends all children of the program", "parallel.py",
+          "children = pool_processes(pool)", "children = multiprocessing.active_children()", "test_parallel.py"),
+    Fault("what goes wrong before a sweep is no more than a warning", "app/sweep.py",
+          "        traceback.print_exc()\n        sys.exit(StudyFailed.status)", "        raise", "app/test_sweep.py"),
 ]  # fmt: skip
 
 
