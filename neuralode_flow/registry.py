@@ -42,11 +42,15 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files an entry under `name`; a name can be taken once."""
+        """Decorator that files an entry under `name`.
+
+        A name can be taken once, or again by the function or class of the same module and name: a cell of a notebook
+        that is run again, a module that is imported again.
+        """
 
         def file_entry(entry: T) -> T:
             self._import_own(name)
-            if name in self._entries:
+            if name in self._entries and (_origin(entry) is None or _origin(entry) != _origin(self._entries[name])):
                 raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
             self._entries[name] = entry
             return entry
@@ -102,6 +106,14 @@ def _first_line(entry: Any) -> str:
     """What an entry is: the question of a study, else the first line of its docstring; empty without one."""
     made = entry.func if isinstance(entry, partial) else entry
     return str(getattr(made, "question", "")) or (inspect.getdoc(made) or "").partition("\n")[0]
+
+
+def _origin(entry: Any) -> tuple[str, str] | None:
+    """Module and name of the function or class that an entry is, or holds; None of a lambda, or of what has neither."""
+    if not inspect.isroutine(entry) and not isinstance(entry, type):
+        entry = next((getattr(entry, part) for part in ("func", "run", "draw") if hasattr(entry, part)), None)
+    name = getattr(entry, "__qualname__", "<lambda>")
+    return None if name.endswith("<lambda>") else (entry.__module__, name)
 
 
 def import_modules(package: ModuleType) -> None:

@@ -111,6 +111,38 @@ def test_a_stranger_stands_among_them_and_takes_no_name_of_a_module_that_nobody_
     assert list(kinds) == sorted([*ALL, "bee"])
 
 
+CELL = """
+from functools import partial
+
+@kinds.register("function")
+def mine(): return {number}
+
+@kinds.register("class")
+class Mine: number = {number}
+
+def made(number): return number
+
+kinds.register("partial")(partial(made, {number}))
+kinds.register("study")(Study(made, question="{number}"))
+"""
+
+
+def test_a_cell_of_a_notebook_may_be_run_again(kinds):
+    for number in (1, 2):
+        exec(CELL.format(number=number), {"kinds": kinds, "Study": nf.studies.Study, "__name__": "cell"})
+        assert (kinds["function"](), kinds["class"].number, kinds["partial"](), kinds["study"].question) == (
+            number, number, number, str(number),
+        )  # fmt: skip
+    other = "def {}(): return 3\nkinds.register('function')({})"
+    for module, name in (("other", "mine"), ("cell", "another"), ("cell", "(lambda: 3)")):
+        text = other.format(name, name) if name.isidentifier() else f"kinds.register('function')({name})"
+        with pytest.raises(ValueError, match="kind 'function' is registered already"):
+            exec(text, {"kinds": kinds, "__name__": module})
+    kinds.register("lambda")(lambda: 1)
+    with pytest.raises(ValueError, match="kind 'lambda' is registered already"):
+        kinds.register("lambda")(lambda: 2)
+
+
 def test_a_broken_module_is_told_where_it_is_asked_for_and_each_time(kinds, tmp_path):
     tmp_path.joinpath("strangers_home", "broken.py").write_text("raise ImportError('no such part')", encoding="utf-8")
     importlib.invalidate_caches()
