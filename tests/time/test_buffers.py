@@ -37,7 +37,7 @@ class Buffered(nf.FiniteFlow):
 def test_a_flow_may_put_what_it_gives_where_the_last_one_was(method, control):
     if control == "member" and own_steps(METHODS[method]) is None:
         pytest.skip("it has no steps of a member's own")
-    options = {"rtol": 1e-6, "control": control, "step": 0.05 if fixed_steps(METHODS[method]) else None}
+    options = {"rtol": 1e-4, "control": control, "step": 0.05 if fixed_steps(METHODS[method]) else None}
     options |= {"dense": control == "shared", "stop": {"loss": 0.1}}
     seen = torch.empty_like(START)
     known = nf.integrate(nf.FiniteFlow(4, LOSS), START, [0.0, 0.3, 1.0], method, **options)
