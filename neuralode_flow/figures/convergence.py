@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from . import style
 from .base import FIGURES, Figures, FigureSet, Movie
 from .weights import Model, singular_values, weights
 
-LOOKS = [(style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.VERMILION, "D"), (style.BLACK, "v")]
+COLOURS, MARKERS = (style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.BLACK), "os^Dv"
 MOST_SINGULAR_VALUES = 12
 CURVES = f" {style.CURVES}"
 RMS = "root mean square over"
@@ -91,8 +92,8 @@ def _profile(dataset: xr.Dataset) -> Figure:
 
 
 def _rule_curves(dataset: xr.Dataset, errors: str, order: str) -> Iterator[Curve]:
-    for index, rule in enumerate(dataset["rule"].values.tolist()):
-        colour, marker = LOOKS[index % len(LOOKS)]
+    rules = dataset["rule"].values.tolist()
+    for rule, colour, marker in zip(rules, style.apart(COLOURS, len(rules)), cycle(MARKERS), strict=False):
         at = {"rule": rule}
         measured, spread = float(dataset[order].sel(at)), float(dataset[f"{order}_spread"].sel(at))
         label = _label(dataset, rule)

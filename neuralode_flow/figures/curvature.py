@@ -51,7 +51,8 @@ def _layers(dataset: xr.Dataset) -> Figure:
     left.set_ylabel(r"norm of the block, $\|H_k\|$")
     expected, power = dataset["power_expected"].values, dataset["power"].values
     for i, (L, colour) in enumerate(zip(dataset["deep"].values, style.fade(len(power)), strict=True)):
-        right.plot(expected[i], power[i], "o", color=colour, ms=10 - 2 * i, fillstyle="none", label=f"$L$ = {L}")
+        size = 10 - 8 * i / max(4, len(power) - 1)  # they lie over one another
+        right.plot(expected[i], power[i], "o", color=colour, ms=size, fillstyle="none", label=f"$L$ = {L}")
     ends = [np.nanmin(expected), np.nanmax(expected)]
     right.plot(ends, ends, color=style.BLACK, lw=0.6, gid="of no entry")
     right.set_xlabel("$2k-L$")
@@ -113,9 +114,10 @@ def _depth(dataset: xr.Dataset) -> Figure:
     for kind, look in zip(dataset["limit"].values, ("-", "--"), strict=True):
         left.plot(dataset["s"].values, dataset["curve"].sel(limit=kind).values, look, color=style.BLACK, label=kind)
     depths = dataset["depth"].values
-    colours = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SKY)
-    for i, rule in enumerate(dataset["rule"].values):
-        one, colour = dataset.sel(rule=rule), colours[i % len(colours)]
+    palette = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SKY)
+    rules = dataset["rule"].values
+    for rule, colour in zip(rules, style.apart(palette, len(rules)), strict=True):
+        one = dataset.sel(rule=rule)
         _blocks(left, one, int(depths[0]), colour, "o", f"{rule}, $L$ = {depths[0]}")
         _blocks(left, one, int(depths[-1]), colour, "x", f"{rule}, $L$ = {depths[-1]}")
         right.plot(depths, one["error"].values, "o-", color=colour, label=rule)

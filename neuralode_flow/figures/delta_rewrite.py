@@ -21,7 +21,7 @@ _TARGETS = {
     "partial": (style.GREEN, r"to the block of $\beta = 3/2$"),
     "beyond": (style.VERMILION, "to 1.2 reflections"),
 }
-_GATES = {"sigmoid": (style.BLUE, r"$\beta = 2\sigma(c)$"), "limit": (style.VERMILION, "gates of the limit")}
+_GATES = {"sigmoid": (style.PURPLE, r"$\beta = 2\sigma(c)$"), "limit": (style.ORANGE, "gates of the limit")}
 
 
 @style.house()

@@ -239,11 +239,12 @@ def _painted(artist: Any) -> Record:
             "width": float(np.ravel(artist.get_linewidth())[0]),
         }
     if isinstance(artist, Patch):
-        face = np.asarray(artist.get_facecolor())
+        face, edge = np.asarray(artist.get_facecolor()), np.asarray(artist.get_edgecolor())
+        bare = not edge[-1]  # as bars are: they are known by what fills them
         return {
-            "color": to_hex(artist.get_edgecolor()),
+            "color": _first([face if bare else edge]),
             "dash": [],
-            "width": float(artist.get_linewidth()),
+            "width": 0.0 if bare else float(artist.get_linewidth()),
             "fill": _first([face]) if face[-1] else None,
         }
     raise NotDescribed

@@ -16,7 +16,7 @@ from . import style
 from .base import FIGURES, Figures, FigureSet
 from .swept import PALETTE
 
-_MOST_PANELS, _MOST_CURVES, _MOST_BINS = 4, len(PALETTE), 60
+_MOST_PANELS, _MOST_BINS = 4, 60
 _LONGEST = 40  # signs in a line of a label
 # An axis is logarithmic where the largest value is so many times the least, or all are small and not as near.
 _FAR, _SMALL, _NEAR = 30, 1e-3, 1.01
@@ -57,9 +57,11 @@ def members(dataset: xr.Dataset) -> Figures:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _title(dataset: xr.Dataset) -> str:
+def _title(dataset: xr.Dataset, drawn: int, found: int, what: str) -> str:
+    """Of how many members, and, where panels have no room for all, how many of what was found are drawn."""
     shown, number = dataset.sizes["seed"], dataset.attrs[MEMBERS]
-    return f"{f'{shown} of ' if shown < number else ''}{counted(number, 'member')}: {style.problem(dataset)}"
+    some = "" if drawn == found else f"\n{drawn} of {found} {what}; results.nc has all"
+    return f"{f'{shown} of ' if shown < number else ''}{counted(number, 'member')}: {style.problem(dataset)}{some}"
 
 
 def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, np.ndarray]]:
@@ -78,10 +80,12 @@ def _scalars(dataset: xr.Dataset) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _histograms(dataset: xr.Dataset) -> Figure | None:
-    shown = [(label, values) for label, values in _scalars(dataset) if _varies(values)][:_MOST_PANELS]
+    found = [(label, values) for label, values in _scalars(dataset) if _varies(values)]
+    shown = found[:_MOST_PANELS]
     if not shown:
         return None
-    figure, panels = style.blank(_title(dataset), panels=len(shown))
+    title = _title(dataset, len(shown), len(found), "numbers that differ between members")
+    figure, panels = style.blank(title, panels=len(shown))
     for axes, (label, values) in zip(panels, shown, strict=True):
         _histogram(axes, label, values[np.isfinite(values)])
     return figure
@@ -112,22 +116,24 @@ def _wrapped(label: str) -> str:
 
 def _bands(dataset: xr.Dataset, kind: str, along: str) -> Figure | None:
     """Quantiles over the members of variables of a kind that lie along one axis, for each layer rule or for none."""
-    shown = [
+    found = [
         str(name)
         for name, variable in dataset.data_vars.items()
         if str(name).startswith(kind) and {"seed", along} <= {*variable.dims} <= {"seed", "rule", along}
-    ][:_MOST_PANELS]
+    ]
+    shown = found[:_MOST_PANELS]
     if not shown:
         return None
     if along == "depth":  # a depth of 0 stands for the limit, which has no place on a logarithmic axis
         dataset = dataset.isel(depth=np.flatnonzero(dataset["depth"].values > 0))
         if not dataset.sizes["depth"]:
             return None
-    figure, panels = style.blank(_title(dataset), panels=len(shown))
+    title = _title(dataset, len(shown), len(found), {"error": "errors", "loss": "losses"}[kind])
+    figure, panels = style.blank(title, panels=len(shown))
     for axes, name in zip(panels, shown, strict=True):
         variable = dataset[name]
         rules = dataset["rule"].values.tolist() if "rule" in variable.dims else [None]
-        for rule, colour in zip(rules[:_MOST_CURVES], PALETTE, strict=False):
+        for rule, colour in zip(rules, style.apart(PALETTE, len(rules)), strict=True):
             own = variable if rule is None else variable.sel(rule=rule)
             _band(axes, dataset[along].values, own.transpose("seed", along).values, colour, str(rule or ""))
         axes.set_yscale("log")
@@ -150,8 +156,9 @@ def _band(axes: Axes, places: np.ndarray, values: np.ndarray, colour: str, label
     some = (known > 0).any(0)
     if not some.any():
         return
-    known, places = known[:, some], places[some]
-    low, first, median, third, high = lines = np.nanquantile(known, [0, 0.25, 0.5, 0.75, 1], axis=0)
+    lines = np.full((5, len(places)), np.nan)  # where no member has one, the median and the bands are broken
+    lines[:, some] = np.nanquantile(known[:, some], [0, 0.25, 0.5, 0.75, 1], axis=0)
+    low, first, median, third, high = lines
     bottom = lines[lines > 0].min()
     for least, most, alpha in ((low, high, 0.12), (first, third, 0.3)):
         axes.fill_between(places, np.maximum(least, bottom), style.positive(most), color=colour, alpha=alpha, lw=0)

@@ -13,9 +13,9 @@ from .base import FIGURES, FigureSet
 def mixed_regime(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
     figure, (left, right) = style.blank(style.problem(dataset), panels=2)
-    widths, colours = dataset["width"].values, (style.BLUE, style.GREEN, style.ORANGE, style.VERMILION, style.PURPLE)
-    for i, product in enumerate(dataset["product"].values):
-        colour = colours[i % len(colours)]
+    widths, products = dataset["width"].values, dataset["product"].values
+    palette = (style.BLUE, style.GREEN, style.ORANGE, style.VERMILION, style.PURPLE)
+    for i, (product, colour) in enumerate(zip(products, style.apart(palette, len(products)), strict=True)):
         label = rf"$\sigma^2 w = {product:g}$"
         style.smooth(left, dataset["time"].values, dataset["test_error"].values[i], color=colour, label=label)
         right.plot(widths, dataset["error_z"].values[i], "o-", color=colour)

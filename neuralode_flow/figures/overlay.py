@@ -65,8 +65,7 @@ def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: b
     figure, panels = style.blank(title, panels=max(1, len(rules)))
     shown: list[str | None] = [*rules] or [None]
     for axes, rule in zip(panels, shown, strict=True):
-        for i, (label, run) in enumerate(runs.items()):
-            look = {"color": PALETTE[i % len(PALETTE)], "ls": _DASHES[i // len(PALETTE) % len(_DASHES)]}
+        for (label, run), look in zip(runs.items(), _looks(len(runs)), strict=True):
             for k, curve in enumerate(_curves(run, name, axis, rule)):
                 values = style.positive(curve) if logarithmic else curve
                 axes.plot(run[axis], values, label=style.plain(label) if k == 0 else None, **look)
@@ -80,6 +79,12 @@ def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: b
 
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":")
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Colours and dashes, no two alike: all colours first, then again in the next dashes."""
+    colours = style.apart(PALETTE, max(len(PALETTE), -(-count // len(_DASHES))))
+    return [{"color": colour, "ls": dash} for dash in _DASHES for colour in colours][:count]
 
 
 def _rules(run: xr.Dataset) -> list[str]:

@@ -13,9 +13,9 @@ from .base import FIGURES, FigureSet
 def strong_imbalance(dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of the study, drawn from its dataset alone."""
     figure, (left, right) = style.blank(style.problem(dataset), panels=2)
-    depths, colours = dataset["depth"].values, (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE)
-    for i, strength in enumerate(dataset["strength"].values):
-        colour = colours[i % len(colours)]
+    depths, strengths = dataset["depth"].values, dataset["strength"].values
+    palette = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE)
+    for i, (strength, colour) in enumerate(zip(strengths, style.apart(palette, len(strengths)), strict=True)):
         label = rf"$\lambda = {strength:g}/L$, $m = {float(dataset['factor'][i]):.4f}$"
         left.plot(depths, dataset["error_z"].values[i], "o-", color=colour, label=label)
         if strength > 0:

@@ -190,6 +190,13 @@ def fade(count: int) -> list[tuple[float, ...]]:
     return [tuple(shade) for shade in shades]
 
 
+def apart(colours: Sequence[str], count: int) -> list[str]:
+    """`count` colours, no two alike: the first of these, or, where there are too few, from violet to red."""
+    if count <= len(colours):
+        return list(colours[:count])
+    return [matplotlib.colors.to_hex(shade) for shade in matplotlib.colormaps["turbo"](np.linspace(0.03, 0.93, count))]
+
+
 def positive(values: np.ndarray) -> np.ndarray:
     """`values` with NaN wherever a logarithmic axis has no place for them."""
     values = np.asarray(values, dtype=float)

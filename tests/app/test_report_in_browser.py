@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from browser import CHROMIUM, DRIVER, Browser, chromium
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from reported import write_page
 
 from neuralode_flow.app.report import Drawn
@@ -200,7 +201,7 @@ def test_play_runs_to_the_last_time(browser: Browser) -> None:
 def test_depths_can_be_hidden(browser: Browser) -> None:
     before = shapes(browser, "singular_values")
     press(browser, "singular_values", "L = 8")
-    assert len(shapes(browser, "singular_values")) == len(before) - 2  # two singular values
+    assert len(shapes(browser, "singular_values")) == len(before) - 4  # two singular values, with their points
     press(browser, "singular_values", "none")
     assert shapes(browser, "singular_values") == []
     press(browser, "singular_values", "all")
@@ -570,11 +571,43 @@ def test_words_steps_and_curves_are_drawn_as_such(window: Browser, tmp_path: Pat
     steps, curve = window.run(f"return {lines}.map((line) => line.getAttribute('d'))")
     assert {"H", "V"} <= set(steps)  # along and up, and never slanting
     assert not {"L", "C", "Q"} & set(steps)
-    assert {"C", "Q"} & set(curve)
+    assert curve.count("L") >= 16
     window.run("document.querySelector('.chart summary').click()")
     window.wait(0.3)
     cells = "[...document.querySelector('.chart details table').querySelectorAll('td')]"
     assert window.run(f"return {cells}.map((cell) => cell.textContent)") == ["<b>one</b>", "1", "two words", "2"]
+    assert window.log() == []
+
+
+def test_curves_are_those_of_the_figure_and_stay_between_their_points(window: Browser, tmp_path: Path) -> None:
+    at = np.cumsum([0.0, 1.0, 0.1, 0.3, 0.1, 2.0])
+    figure, panels = style.blank("Curves", panels=2)
+    panels[1].set_yscale("log")
+    for panel, x, y in (
+        (0, at, [1.0, 1.0, 0.9, 0.1, 0.1, 0.2]),  # from one plateau to another
+        (0, [0.0, 1.0, 0.5, -1.0], [0.0, 1.0, 3.0, 2.0]),  # back over itself
+        (1, at, [1.0, 1e-1, 1e-7, 1e-8, 1e-8, 1e-3]),
+        (1, at[:2], [1.0, 2.0]),
+        (1, at, [1.0, np.nan, 0.1, 0.1, 0.1, 0.2]),
+    ):
+        style.smooth(panels[panel], np.array(x), np.array(y))
+    seen: dict[Line2D, np.ndarray] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Line2D, "draw", lambda self, renderer: seen.update({self: self.get_xydata().copy()}))
+        figure.draw_without_rendering()
+    expected = [seen[line] for axes in panels for line in axes.get_lines()]
+    record = {"study": "convergence", "status": "ok", "verdict": "All is well."}
+    window.open(write_page(tmp_path, record, xr.Dataset(), "a: 1\n", "again", {"curves": Drawn(figure)}))
+    script = """return [...document.querySelectorAll(".plot")].flatMap((plot) => plot.data)
+        .filter((trace) => trace.mode === "lines").map((trace) => [trace.x, trace.y, trace.line.shape]);"""
+    drawn = window.run(script)
+    assert [len(points) for points in expected] == [41, 25, 41, 2, 6]
+    for (x, y, shape), points in zip(drawn, expected, strict=True):
+        assert shape == "linear"
+        np.testing.assert_allclose(np.array([x, y], dtype=float), points.T, rtol=1e-6, atol=1e-9)
+    told = """return [...document.querySelectorAll(".plot")].flatMap((plot) => plot.data)
+        .filter((trace) => trace.mode === "markers").map((trace) => trace.customdata.length);"""
+    assert window.run(told) == [6, 4, 6, 2, 6]  # a reader is told the points and no others
     assert window.log() == []
 
 

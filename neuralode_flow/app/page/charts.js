@@ -79,6 +79,55 @@
 
   const dashes = (look) => (look.dash && look.dash.length ? look.dash.map((on) => `${on * look.width}px`).join(",") : "solid");
 
+  // The slopes of a monotone cubic curve through points (Fritsch, Butland), as SciPy's PchipInterpolator has them.
+  function slopes(x, y) {
+    const h = x.slice(1).map((v, k) => v - x[k]), m = h.map((step, k) => (y[k + 1] - y[k]) / step), n = h.length;
+    const end = (h0, h1, m0, m1) => {
+      const d = ((2 * h0 + h1) * m0 - h0 * m1) / (h0 + h1);
+      if (Math.sign(d) !== Math.sign(m0)) return 0;
+      return Math.sign(m0) !== Math.sign(m1) && Math.abs(d) > 3 * Math.abs(m0) ? 3 * m0 : d;
+    };
+    const inner = m.slice(1).map((next, k) => {
+      const [before, after] = [h[k] + 2 * h[k + 1], 2 * h[k] + h[k + 1]];
+      return m[k] * next > 0 ? (before + after) / (before / m[k] + after / next) : 0;
+    });
+    return [end(h[0], h[1], m[0], m[1]), ...inner, end(h[n - 1], h[n - 2], m[n - 1], m[n - 2])];
+  }
+
+  // The curve that Smooth of figures/style.py draws through the points of a mark: Plotly's own spline goes beyond them.
+  function curved({ x, y }, logarithmic) {
+    const known = [...x, ...y].every((v) => v !== null) && !(logarithmic && y.some((v) => v <= 0));
+    if (x.length < 3 || !known) return { x, y };
+    const number = [...x.keys()], forward = number.every((k) => k === 0 || x[k] > x[k - 1]);
+    const along = (places, values) => {
+      const d = slopes(places, values), dense = [];
+      for (let i = 0; i + 1 < values.length; i++) {
+        const h = places[i + 1] - places[i];
+        for (let part = 0; part < 1; part += 0.125) {
+          const [u, w] = [part, 1 - part];
+          dense.push(w * w * ((1 + 2 * u) * values[i] + u * h * d[i]) + u * u * ((1 + 2 * w) * values[i + 1] - w * h * d[i + 1]));
+        }
+      }
+      return [...dense, values[values.length - 1]];
+    };
+    const places = forward ? x : number, across = along(forward ? x : number, x);
+    const up = along(places, logarithmic ? y.map(Math.log) : y);
+    return { x: across, y: logarithmic ? up.map(Math.exp) : up };
+  }
+
+  // What Plotly draws of a mark: one trace, or the curve through its points, which tells nothing, and these points.
+  function drawn(mark, panel, name) {
+    const whole = trace(mark, panel, name);
+    if (mark.shape !== "spline") return [whole];
+    const { x, y } = curved(mark, panel.y.scale === "log");
+    const path = { x: x.map((v) => placed(panel.x, v)), y: y.map((v) => placed(panel.y, v)) };
+    const points = mark.marker ? whole : { ...whole, opacity: 0 };
+    return [
+      { ...whole, ...path, customdata: undefined, mode: "lines", hoverinfo: "skip", hovertemplate: undefined },
+      { ...points, mode: "markers" },
+    ];
+  }
+
   function trace(mark, panel, name) {
     const thin = /thin|line/.test(SYMBOLS[mark.marker]);
     const parts = [mark.width > 0 && "lines", mark.marker && "markers"].filter(Boolean);
@@ -89,7 +138,7 @@
       x: mark.x.map((v) => placed(panel.x, v)),
       y: mark.y.map((v) => placed(panel.y, v)),
       customdata: mark.x.map((v, k) => [told(worded(panel.x, v)), short(mark.y[k])]),
-      line: { color: mark.color, width: mark.width, dash: dashes(mark), shape: mark.shape || "linear" },
+      line: { color: mark.color, width: mark.width, dash: dashes(mark), shape: mark.shape === "spline" ? "linear" : mark.shape || "linear" },
       marker: {
         color: mark.color, symbol: (SYMBOLS[mark.marker] || "circle") + (mark.hollow && !thin ? "-open" : ""),
         size: mark.marker === "." ? 0.6 * mark.size : mark.size,
@@ -192,9 +241,8 @@
 
     traces(i) {
       const panel = this.record.panels[i];
-      return panel.marks.filter((mark) => mark.kind === "curve").map((mark) => ({
-        ...trace(mark, panel, this.name(mark)), visible: this.visible(mark),
-      }));
+      const marks = panel.marks.filter((mark) => mark.kind === "curve");
+      return marks.flatMap((mark) => drawn(mark, panel, this.name(mark)).map((one) => ({ ...one, visible: this.visible(mark) })));
     }
 
     layout(i) {
@@ -309,12 +357,13 @@
 
   // What stands for a look in the legend.
   function sample(look) {
-    const line = look.width > 0
+    const area = look.fill ? `<rect x="4" y="1" width="18" height="10" fill="${look.fill}"/>` : "";
+    const line = look.width > 0 && !look.fill
       ? `<path d="M1,6.5H25" stroke="${look.color}" stroke-width="${look.width}" stroke-dasharray="${(look.dash || []).map((on) => on * look.width)}"/>`
       : "";
     const signs = look.hollow ? { ...SIGNS, ...HOLLOW } : SIGNS;
     const sign = look.marker ? `<text x="13" y="10" text-anchor="middle" fill="${look.color}">${signs[look.marker] || "●"}</text>` : "";
-    return `<svg width="26" height="12" opacity="${look.opacity ?? 1}" aria-hidden="true">${line}${sign}</svg>`;
+    return `<svg width="26" height="12" opacity="${look.opacity ?? 1}" aria-hidden="true">${area}${line}${sign}</svg>`;
   }
 
   document.querySelectorAll("figure.chart").forEach((figure, i) => new Chart(figure, i));
