@@ -120,12 +120,14 @@ class Stepper(ABC):
     7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
        None; a class does not inherit it.
     8. `differentiates`: it asks for the derivative of the velocity as a matrix, of any flow.
-    9. `z`: the end-to-end map of `state`, where the step has told it; else None.
-    10. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
+    9. `iterates`: a step solves equations, and no more accurately than the tolerances ask.
+    10. `z`: the end-to-end map of `state`, where the step has told it; else None.
+    11. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """
 
     one_step: ClassVar[bool] = True
     differentiates: ClassVar[bool] = False
+    iterates: ClassVar[bool] = False
     formula: ClassVar[Callable[..., Any] | None] = None
     z: Tensor | None = None
 
@@ -213,6 +215,11 @@ def one_step(method: Method) -> bool:
     """Whether a method is known to end its steps where it is told to."""
     kind = _kind(method)
     return issubclass(kind, Stepper) and kind.one_step
+
+
+def iterates(method: Method) -> bool:
+    """Whether the steps of a method are known to depend on the tolerances by more than their size."""
+    return getattr(_kind(method), "iterates", False)
 
 
 def differentiates(method: Method) -> bool:

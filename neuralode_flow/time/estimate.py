@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..matrices import frobenius
-from .base import METHODS, Control, fixed_steps, one_step
+from .base import METHODS, Control, fixed_steps, iterates, one_step
 from .members import of_members
 from .resolution import MARGIN, round_off
 from .trajectory import Trajectory, common_times
 
-# A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them.
+# A method whose steps cannot be halved, or are solved to the tolerances, runs at that much smaller ones, as far as the
+# dtype holds them.
 _TIGHTER = 30.0
 _ROUND_OFF = 100
 
@@ -79,12 +80,12 @@ class Companion:
     @cached_property
     def control(self) -> Control:
         """That of the companion."""
-        if self.halves:
-            return replace(self.main, step=None)
+        halved = replace(self.main, step=None) if self.halves else self.main
+        if self.halves and not iterates(METHODS[self.method]):
+            return halved
         least = 1.03 * _ROUND_OFF * torch.finfo(self.result.z.dtype).eps
-        return replace(
-            self.main, rtol=min(self.main.rtol, max(self.main.rtol / _TIGHTER, least)), atol=self.main.atol / _TIGHTER
-        )
+        rtol = min(self.main.rtol, max(self.main.rtol / _TIGHTER, least))
+        return replace(halved, rtol=rtol, atol=self.main.atol / _TIGHTER)
 
     def measured(self, tight: Trajectory) -> Trajectory:
         """The trajectory of the run with its error in time, from that of the companion."""

@@ -57,6 +57,19 @@ def test_the_error_of_fixed_steps_is_measured_at_all_distances_of_outputs(method
         check(path)
 
 
+@pytest.mark.parametrize("method", ["Radau", "rodas5p", "DOP853", "RK23", "dopri5"])
+def test_the_error_of_a_one_step_method_is_bounded_by_what_is_said(method):
+    """Also where it solves equations, which a companion of the same tolerances solves as badly."""
+    for seed in range(12):
+        target = torch.eye(3) + 0.5 * randn(3, 3, seed=seed)
+        flow = nf.IntrinsicFlow(nf.Quadratic(target), [nf.LogMean(), nf.TwoLayer(0.5)][seed % 2])
+        start, times, rtol = torch.eye(3) + 0.2 * randn(3, 3, seed=100 + seed), [0.0, 0.5, 1.0], 10.0 ** -(3 + seed % 5)
+        path = nf.integrate(flow, start, times, method, rtol=rtol, atol=rtol / 100, estimate=True)
+        truth = nf.integrate(flow, start, times, "DOP853", rtol=1e-12, atol=1e-14)
+        true = torch.linalg.matrix_norm(path.z - truth.z)
+        assert (true <= 1.02 * path.time_error + 1e-11).all()
+
+
 def test_an_iteration_that_the_companion_cannot_solve_leaves_the_error_unknown_and_says_so():
     path = run("implicit_adams", torch.linspace(0, 1, 3))
     assert path.ending == "accuracy"

@@ -109,6 +109,8 @@ class EndingStepper(ScipyStepper):
 class RadauStepper(EndingStepper):
     """Radau IIA: it also remembers its Jacobian, the factors, and the last polynomial, where the next one starts."""
 
+    iterates = True
+
     _NUMBERS = ("h_abs_old", "error_norm_old")
     _OPTIONAL = (*_NUMBERS, "jac_factor")  # the latter is of Jacobians by differences
     _ARRAYS = ("LU_real", "LU_complex")
