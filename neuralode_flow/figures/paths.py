@@ -29,14 +29,15 @@ def plot(dataset: xr.Dataset) -> Figure:
     times, measured = dataset["time"].values, "time_error" in dataset
     curves, name = _curves(dataset)
     members, chosen = curves.shape[1], evenly(curves.shape[1], MOST_MEMBERS)
+    shown = evenly(curves.shape[2], MOST_CURVES)
     figure, panels = style.blank(_title(dataset, len(chosen), members), panels=3 if measured else 2)
     loss = dataset["loss"].values.reshape(len(times), -1)
     colours = style.fade(len(chosen)) if members > 1 else [style.BLUE]
     for member, colour in zip(chosen, colours, strict=True):
-        for i in evenly(curves.shape[2], MOST_CURVES):
+        for i in shown:
             panels[0].plot(times, curves[:, member, i], color=colour)
         panels[1].plot(times, loss[:, member], color=colour)
-    panels[0].set_ylabel(name)
+    panels[0].set_ylabel(name if len(shown) == curves.shape[2] else f"{name}\n{len(shown)} of {curves.shape[2]}")
     panels[1].set_ylabel("loss $f(z(t))$")
     if measured:
         _errors(panels[2], dataset)

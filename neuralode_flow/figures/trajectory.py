@@ -41,7 +41,8 @@ def _path(dataset: xr.Dataset) -> Figure:
         style.smooth(left, times, sigma[:, i], color=style.BLUE, label=model if i == shown[0] else None)
         label = style.limit(dataset) if i == shown[0] else None
         style.smooth(left, times, limit[:, i], color=style.BLACK, ls=(0, (4, 2)), lw=1.0, label=label)
-    left.set_ylabel(r"singular values $\sigma_a(t)$")
+    some = "" if len(shown) == sigma.shape[1] else f"\n{len(shown)} of {sigma.shape[1]}"
+    left.set_ylabel(rf"singular values $\sigma_a(t)${some}")
     left.legend()
     held_out = dataset.get("loss_held_out")
     style.smooth(

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from small import SMALL, dataset
 
+import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, describe
 from neuralode_flow.figures.overlay import overlay
 from neuralode_flow.finding import MEMBERS
@@ -84,6 +86,18 @@ def test_what_has_no_panel_is_said():
     assert figures["bands"].get_suptitle().splitlines()[-1] == "4 of 5 errors; results.nc has all"
     said = "4 of 6 numbers that differ between members; results.nc has all"
     assert figures["histograms"].get_suptitle().splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(("size", "said"), [(2, ""), (12, ""), (13, "\n12 of 13"), (64, "\n12 of 64")])
+def test_singular_values_that_have_no_room_are_counted(size, said):
+    data = dataset("trajectory").isel(row=[0] * size, column=[0] * size, mode=[0] * size).drop_dims("s")
+    axes = FIGURES["trajectory"](data)["path"].axes[0]
+    assert len(axes.get_lines()) == 2 * min(size, 12)
+    assert axes.get_ylabel() == rf"singular values $\sigma_a(t)${said}"
+    flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(size)), nf.LogMean())
+    axes = nf.integrate(flow, torch.eye(size), [0.0, 0.1]).plot().axes[0]
+    assert len(axes.get_lines()) == min(size, 12)
+    assert axes.get_ylabel() == rf"singular values $\sigma_a(z(t))${said}"
 
 
 def test_no_line_goes_over_a_place_where_no_member_has_a_number():
