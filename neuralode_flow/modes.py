@@ -108,6 +108,21 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def unraised(function: Callable[P, R]) -> Callable[P, R]:
+    """A function in which NumPy raises no error of floating point, nor speaks of numbers that underflow.
+
+    Methods of integration look at such numbers themselves, and take steps that are too long to find out that they are.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        kept = {kind: "warn" for kind, answer in np.geterr().items() if answer == "raise"}
+        with np.errstate(**(kept | {"under": "ignore"})):  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+
+    return call
+
+
 def in_inference_mode(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A function that needs autograd, to be called in inference mode."""
 

@@ -58,6 +58,8 @@ LIBRARY = {
         "nf.integrate(flow, state * math.nan, times)",
         "nf.integrate(flow, state.long(), times)",
         "nf.integrate(flow, state.half(), times)",
+        "nf.integrate(flow, state.to_sparse(), times)",
+        "nf.integrate(flow, state.to('meta'), times)",
         "nf.integrate(flow, state.float(), times)",
         "nf.integrate(many, state, times)",
         "nf.integrate(many, torch.zeros(2, 4, 2, 2), times)",
@@ -211,6 +213,7 @@ LIBRARY = {
         "nf.Quadratic([[1.0]])",
         "nf.Quadratic(z * math.inf)",
         "nf.Quadratic(z.int())",
+        "nf.Quadratic(z.to_sparse())",
         "exact.two_layer(torch.ones(1), z, z, torch.eye(3))",
     ],
     "mask": [

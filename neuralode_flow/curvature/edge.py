@@ -183,7 +183,7 @@ def _slopes(H: Hessian, directions: Tensor, near: Tensor) -> Tensor:
     """∇⟨u_i, H u_j⟩ times the weights, in the order and scale of `coordinates`: (p, …) of k directions (k, …)."""
     slopes, k = _Slopes(H), len(directions)
     images = [slopes.image(u) for u in directions]
-    found = torch.zeros(k * (k + 1) // 2, *H.state.shape).to(H.state)
+    found = H.state.new_zeros(k * (k + 1) // 2, *H.state.shape)
     for a, (i, j) in enumerate(combinations_with_replacement(range(k), 2)):
         weight = near[..., i, j] * (1 if i == j else math.sqrt(2))
         if bool((weight > 0).any()):

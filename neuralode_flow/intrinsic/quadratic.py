@@ -94,11 +94,11 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     sizes = Place.at(points[0], phi, generator).jacobian(phi).scales[0]
     combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64, device="cpu")
     X = gradients(phi, points, combinations)
-    i, j = torch.triu_indices(n, n)
+    i, j = torch.triu_indices(n, n, device="cpu")
     # The coefficient of A_ij = A_ji in θᵀA X.
     products = X[:, i] * points[:, j] + torch.where(i == j, 0.0, 1.0) * X[:, j] * points[:, i]
     rows = torch.cat((products, X), dim=1)
     basis, rank = Measured(rows, torch.finfo(rows.dtype).eps * rows.abs()).null_space()
-    A = torch.zeros(basis.shape[1], n, n, dtype=torch.float64)
+    A = torch.zeros(basis.shape[1], n, n, dtype=torch.float64, device="cpu")
     A[:, i, j] = A[:, j, i] = basis[: len(i)].mT
     return QuadraticLaws(A, basis[len(i) :].mT.contiguous(), rank.minus_from(unknowns))

@@ -56,7 +56,7 @@ class Regression:
     """f(z) = 1/(2n) Σ_i ‖R z P x_i − y_i‖², with fixed readin P and readout R around z.
 
     The data enter through the triangular factor of [x Pᵀ, y] (QR), at most d + d_out rows whatever n, so that value
-    and gradient are exact and cost nothing in n.
+    and gradient are exact and cost nothing in n. What is written into x or y afterwards does not change the loss.
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ class Regression:
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
         self._x, self._y = factor[:, :d].contiguous(), factor[:, d:].contiguous()
         self.readout = readout
-        self.samples = Table(inputs, y)
+        # Copies, as the factor is one: what is later written into x or y changes neither the whole nor a part.
+        self.samples = Table(inputs.clone(), y.clone())
         self.dimension: int | None = d
         self.shape = (d, d)
 

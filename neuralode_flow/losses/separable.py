@@ -80,4 +80,8 @@ class Separable(Samples):
 @LOSSES.register("log_cosh")
 def log_cosh(x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> Separable:
     """ρ(r) = log cosh r: quadratic near 0 and |r| far from it, smooth between."""
-    return Separable(lambda r: r + torch.nn.functional.softplus(-2 * r) - math.log(2), x, y, readin, readout)
+    return Separable(_log_cosh, x, y, readin, readout)
+
+
+def _log_cosh(r: Tensor) -> Tensor:
+    return r + torch.nn.functional.softplus(-2 * r) - math.log(2)

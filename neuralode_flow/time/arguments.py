@@ -67,6 +67,9 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
         raise TypeError(f"state must be a tensor for {type(flow).__name__}, which samples no function of depth")
     if isinstance(start, Tensor):
         no_derivatives("state", start)
+        if start.is_meta:
+            raise TypeError("state must hold numbers, got a tensor on the device meta, which has none")
+        start = start.resolve_neg()  # NumPy does not read numbers up to a sign
     _check_numbers(flow)
     if profile is None:
         flow.check(start)

@@ -22,7 +22,7 @@ from ..flows.base import Flow, lends_velocity
 from ..flows.capabilities import Descends, itself_offers, replayed
 from ..interrupt import Request, postponed
 from ..looks import Looks, as_one
-from ..modes import undisturbed
+from ..modes import undisturbed, unraised
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
 from ..threads import one_blas_thread
@@ -53,6 +53,7 @@ GROWN = 1e12
 
 
 @undisturbed
+@unraised
 def descend(
     flow: Flow,
     state: Tensor | Profile,
@@ -542,4 +543,5 @@ class Descent:
             "law_in_steps": self.law is not None,
         }
         state = self.state if state is None else state
+        state = state if self.n else state.clone()  # that of a run without a step is still the caller's
         return Trajectory(**self.records.tensors(), state=state, stats=stats, status=status, ending=ending)

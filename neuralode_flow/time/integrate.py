@@ -15,7 +15,7 @@ from ..depth.grid import Profile
 from ..flows.base import Flow
 from ..flows.capabilities import Carried, offers
 from ..interrupt import postponed
-from ..modes import undisturbed
+from ..modes import undisturbed, unraised
 from ..threads import one_blas_thread
 from .apart import Apart, check_apart, check_own_steps
 from .arguments import (
@@ -61,6 +61,7 @@ class IntegrationError(RuntimeError):
 
 
 @undisturbed
+@unraised
 def integrate(
     flow: Flow,
     state: Tensor | Profile,

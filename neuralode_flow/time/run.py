@@ -381,4 +381,7 @@ class Run:
         columns = self.records.tensors()
         if self.dense is not None:
             columns |= self.dense.tensors(columns["z"])
-        return Trajectory(**columns, state=given(flow, here.state), stats=stats, status=status, ending=ending)
+        state = given(flow, here.state)
+        # That of a run without a step is still the caller's, who may write into it.
+        state = state if here.steps else state.clone()
+        return Trajectory(**columns, state=state, stats=stats, status=status, ending=ending)

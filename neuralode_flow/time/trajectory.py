@@ -17,7 +17,7 @@ from .. import archive
 from ..checks import reals
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
-from ..modes import undisturbed
+from ..modes import undisturbed, unraised
 from .endings import EVENTS_ASKED, REACHED
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ class Trajectory:
         return _room("figures.paths").movie(self.to_xarray(), file)
 
     @undisturbed
+    @unraised
     def __call__(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """z at any times between the first and the last.
 
