@@ -7,7 +7,6 @@ at all of it once. Where something was, the work is done again, with a look wher
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -15,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .caution import warn
 from .garbage import uncollected
 
 R = TypeVar("R")
@@ -66,11 +66,7 @@ class Looks:
             try:
                 replay = self._replays[key] = self._recorded(function, argument)
             except RuntimeError as error:
-                warnings.warn(
-                    f"the operations of a velocity could not be recorded, and will be named each time: {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                warn(f"the operations of a velocity could not be recorded, and will be named each time: {error}")
                 self._records = False
                 return function(argument)
         replay.argument.copy_(argument)

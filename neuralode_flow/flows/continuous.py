@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..caution import warn
 from ..checks import unpatched
 from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
@@ -109,12 +109,11 @@ class ContinuousFlow:
             allowed = NOTICEABLE * float(torch.linalg.matrix_norm(self.product(state)).max())
             missed = self._misfit(state, W0, allowed)
             if missed > allowed and missed > 10 * self.depth_error(state):
-                warnings.warn(
+                warn(
                     f"the depth grid of {self.grid.panels} × {self.grid.order} nodes does not resolve W0: the "
                     f"end-to-end map z of the state is off by about {missed:.2g}; use more nodes, "
                     f"DepthGrid.auto(W0, tol), or W0 itself in integrate(flow, W0, times, adapt=True)",
                     Unresolved,
-                    stacklevel=2,
                 )
         return state
 

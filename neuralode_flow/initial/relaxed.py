@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..caution import warn
 from ..checks import goes_with, real
 from ..depth.collocation import Collocation
 from ..depth.engine import multiply
@@ -256,9 +256,7 @@ def _warn_unresolved(profile: RelaxedBalanced, unresolved: dict[str, float]) -> 
     z = Collocation(fine).product(profile.at(fine.nodes))
     missed = float(torch.linalg.matrix_norm(z - profile.end_to_end).max())
     reasons = " and ".join(f"{name}(s) is resolved to {error:.1e} only" for name, error in unresolved.items())
-    warnings.warn(
+    warn(
         f"{reasons} by {profile.grid.panels} panels of {_ORDER} nodes (it is rough, or oscillates fast in s): P(1,0) "
-        f"misses z0 by about {missed:.1e}, and relaxed balance holds to no more than that",
-        RuntimeWarning,
-        stacklevel=3,
+        f"misses z0 by about {missed:.1e}, and relaxed balance holds to no more than that"
     )

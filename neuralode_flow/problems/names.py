@@ -6,11 +6,11 @@ Where text alone cannot tell names from numbers, the table is refused with a sen
 from __future__ import annotations
 
 import re
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from ..caution import warn
 from ..display import first_of
 from .cells import is_number, is_spoilt, is_whole
 
@@ -142,7 +142,7 @@ def check_named(label: str, names: list[str], body: Body) -> None:
             f"problem.header=yes if it is data"
         )
     if counting:
-        _warn(
+        warn(
             f"{label}: its first column, {first!r}, counts the lines and is taken as data; remove it if it is an index"
         )
 
@@ -167,7 +167,7 @@ def without_names(label: str, line: Line, body: Body, delimiter: str) -> np.ndar
     first = table[0]
     if len(table) > 1 and whole[0].all() and _may_be_names(body):
         if len(first) > 1 and _is_range(first) and not whole[1:].any() and not _is_even(table[:, 0]):
-            _warn(
+            warn(
                 f"{label}: its first line (0 to {len(first) - 1}) is taken as the names of its columns; set "
                 f"problem.header=no if it holds numbers"
             )
@@ -239,10 +239,6 @@ def _may_be_marks(table: np.ndarray) -> bool:
     if not (np.diff(table[0]) > 0).all() or not _is_even(table[0]):
         return False
     return not any(row[0] != row[1] and _is_even(row) for row in table[1:])
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _is_range(values: np.ndarray) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..caution import warn
 from ..checks import count, float_tensor, no_derivatives, positive, real, reals
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
@@ -106,7 +106,7 @@ def checked_control(rtol: float, atol: float | None, step: float | None, start: 
                 raised.append(f"{name} = {wanted[name]:g} to {floor:.2g}")
             wanted[name] = floor
     if raised and not fixed:
-        warnings.warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", stacklevel=3)
+        warn(f"tolerances below what {start.dtype} can hold are raised: {' and '.join(raised)}", UserWarning)
     return Control(**wanted, step=None if step is None else positive("step", step))
 
 
@@ -125,12 +125,10 @@ def check_shared_atol(flow: Any, start: Tensor, control: Control, asked: float |
     least = float(sizes.min())
     own = max(own, torch.finfo(start.dtype).eps * least)
     if control.atol > _FAR_OFF * (own + control.rtol * least):
-        warnings.warn(
+        warn(
             f"members of a batch have one atol, which the largest, with entries of {float(sizes.max()):.3g}, raises to "
             f"{control.atol:.2g}; the smallest, with entries of at most {least:.3g}, would have {own:.2g} alone: "
-            f"integrate members of such different sizes one by one",
-            RuntimeWarning,
-            stacklevel=3,
+            f"integrate members of such different sizes one by one"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import archive
+from ..caution import warn
 from ..checks import reals
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
@@ -265,11 +265,9 @@ class Trajectory:
             if "rule" in self.stats:
                 raise ValueError("t must be among the times of this run: training in steps has no z between them")
             error = float((finer - coarser).abs().max())
-            warnings.warn(
+            warn(
                 f"z is interpolated between outputs, with an error of up to about {error:.0e}: "
-                "integrate(…, dense=True) keeps what is between them",
-                RuntimeWarning,
-                stacklevel=3,
+                "integrate(…, dense=True) keeps what is between them"
             )
         return finer
 
