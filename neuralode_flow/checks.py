@@ -14,7 +14,6 @@ from .looks import current
 from .modes import followed, hidden
 
 _PRECISE = (torch.float64, torch.float32)  # no matrix of fewer digits can be factorised
-_STRIDED = torch.strided
 
 
 def no_derivatives(name: str, tensor: Tensor) -> None:
@@ -45,7 +44,7 @@ def floating(name: str, value: Any) -> Tensor:
     if value.dtype not in _PRECISE:
         kind = "float64 or float32" if value.is_floating_point() else "floating-point"
         raise TypeError(f"{name} must hold {kind} numbers, got dtype {value.dtype}; use {name}.double()")
-    if value.layout is not _STRIDED or value.is_nested:
+    if value.layout is not torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         cure = "torch.stack(...)" if value.is_nested else f"{name}.to_dense()"
         raise TypeError(f"{name} must be a dense tensor, got {got}; use {cure}")

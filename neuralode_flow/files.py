@@ -174,7 +174,7 @@ def as_path(name: str, value: Any) -> Path:
     return path
 
 
-def at_home(location: str | os.PathLike[str]) -> Path:
+def expanded(location: str | os.PathLike[str]) -> Path:
     """A path whose `~` is the home directory; as in a shell, that of a user who is not known stays what it is."""
     return Path(os.path.expanduser(location))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..display import shortened
-from ..files import CONFIG, RESULTS, InUse, at_home, atomic_write, locked, remove_remains
+from ..files import CONFIG, RESULTS, InUse, atomic_write, expanded, locked, remove_remains
 from ..untrusted import LONGEST_CONFIG, parse_yaml, read_json, read_yaml
 from .errors import BadInput
 from .records import FAILED, SUMMARY, read_summary, status
@@ -367,7 +367,7 @@ def place(job: Job, wanted: str | None = None) -> Path:
     given = resume if isinstance(resume, str) else wanted
     try:
         if given is not None:
-            folder = at_home(given)
+            folder = expanded(given)
             make(folder)
             return folder
         return (unfinished(parent, job.to_yaml()) if resume else None) or claim(parent)

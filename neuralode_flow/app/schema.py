@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..files import at_home, digest
+from ..files import digest, expanded
 from ..garbage import uncollected
 from ..registry import Registry, nearest
 from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, idle, known, settings
@@ -284,7 +284,7 @@ class Job:
             if isinstance(value, str)
             and InputFile in (fields[key].annotation, *typing.get_args(fields[key].annotation))
         }
-        paths = {f"problem.{key}": at_home(value) for key, value in given.items()}
+        paths = {f"problem.{key}": expanded(value) for key, value in given.items()}
         return {key: digest(path) for key, path in paths.items() if path.is_file()}
 
 

@@ -27,7 +27,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ..compat import completed, compose_once, is_basic_sweeper, overrides_name, returned, sweep_points
-from ..files import at_home
+from ..files import expanded
 from ..garbage import uncollected
 from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
@@ -188,7 +188,7 @@ def _sweep_folder(config: DictConfig) -> Path:
     """The folder of the sweep, which is that of `resume` if there is one; Hydra is told then."""
     if config.resume is False:
         return Path(config.hydra.sweep.dir)
-    folder, given = str(at_home(config.resume)), _unresolved(config, "dir")
+    folder, given = str(expanded(config.resume)), _unresolved(config, "dir")
     if not given.startswith(_OWN_SWEEPS) and Path(config.hydra.sweep.dir).absolute() != Path(folder).absolute():
         raise BadInput(
             f"hydra.sweep.dir={given} and resume={folder} are two folders for one sweep; leave one of them out"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import at_home, check_regular, opened
+from ..files import check_regular, expanded, opened
 from .binary import read_numpy
 from .netcdf import read_netcdf
 from .parquet import read_parquet
@@ -141,7 +141,7 @@ def _existing_file(name: str, location: str | os.PathLike[str]) -> Path:
     if not isinstance(location, (str, os.PathLike)) or not str(location):
         raise TypeError(f"{name} must be the path of a file ({', '.join(READERS)}), got {location!r}; set {name}=PATH")
     try:
-        path = at_home(location)
+        path = expanded(location)
         path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(

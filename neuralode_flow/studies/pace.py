@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from ctypes import c_bool
 from functools import cache
 from multiprocessing import RLock, Value
 from typing import Any
 
+from ..caution import warn
 from ..time.base import METHODS, fixed_steps
 from ..time.progress import Progress, Report
 
@@ -56,12 +56,10 @@ class Pace:
             if left < LONG or self._told.value:
                 return
             self._told.value = True
-        warnings.warn(
+        warn(
             f"{method} has come to t = {now.t:.3g} of {now.end:g} in {now.seconds:.0f} s and needs {_about(left)} "
             "more at this pace. Where stability limits its steps, time.method=auto takes far longer ones; "
-            "time.max_seconds=SECONDS ends the run in time",
-            RuntimeWarning,
-            stacklevel=2,
+            "time.max_seconds=SECONDS ends the run in time"
         )
 
 

@@ -219,7 +219,8 @@ def one_step(method: Method) -> bool:
 
 def iterates(method: Method) -> bool:
     """Whether the steps of a method are known to depend on the tolerances by more than their size."""
-    return getattr(_kind(method), "iterates", False)
+    kind = _kind(method)
+    return issubclass(kind, Stepper) and kind.iterates
 
 
 def differentiates(method: Method) -> bool:

@@ -204,10 +204,7 @@ def test_what_is_wrong_is_said_as_the_command_says_it(command, line, left_behind
     assert left_behind() == []
 
 
-def test_a_study_of_a_plugin_is_found_by_its_name_alone(workplace):
-    """In a process of its own, where nothing has imported it; the command that is told does the same."""
-    (workplace / "mine.py").write_text(
-        """
+PLUGIN = """
 import xarray as xr
 from neuralode_flow.finding import Finding
 from neuralode_flow.studies import STUDIES, Clock, Study
@@ -217,7 +214,26 @@ def run(clock: Clock, *, seed: int = 0, progress: object = None):
 
 STUDIES.register("mine")(Study(run))
 """
-    )
+
+
+def test_a_plugin_that_failed_after_it_registered_can_be_mended(workplace):
+    """In one process, as in a notebook: it fails with its own error each time, and then is what it has become."""
+    file = workplace / "mine.py"
+    file.write_text(f"{PLUGIN}\nraise RuntimeError('not yet')")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="plugin mine .* cannot be imported: RuntimeError: not yet"):
+            nf.run("mine", plugins=["mine"], time=SHORT)
+    file.write_text(PLUGIN.replace('verdict="v"', 'verdict="mended"'))
+    try:
+        assert nf.run("mine", plugins=["mine"], time=SHORT).finding.verdict == "mended"
+    finally:
+        STUDIES._entries.pop("mine")
+        sys.modules.pop("mine", None)
+
+
+def test_a_study_of_a_plugin_is_found_by_its_name_alone(workplace):
+    """In a process of its own, where nothing has imported it; the command that is told does the same."""
+    (workplace / "mine.py").write_text(PLUGIN)
     code = "import neuralode_flow as nf\nprint(nf.run('mine', plugins=['mine'], study={'seed': 3}).command)"
     ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=False)
     assert ended.stdout == "neuralode-flow study=mine 'plugins=[mine]' study.seed=3\n", ended.stderr
