@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing.process import BaseProcess
 
     import numpy as np
     import torch
@@ -47,9 +46,18 @@ def end_at_once(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def pool_processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
-    """The workers of a pool, which forgets them when it is shut down."""
-    return list((pool._processes or {}).values())
+def end_pool(pool: ProcessPoolExecutor, patience: float) -> None:
+    """Ends the workers of a pool by SIGTERM, and waits for them and its thread, seconds of patience at most.
+
+    The thread alone joins them: of two that wait for one process, the one that comes second takes it for running.
+    """
+    workers = list((pool._processes or {}).values())  # forgotten when it is shut down, as the thread is
+    thread: threading.Thread | None = vars(pool)["_executor_manager_thread"]
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    if thread:
+        thread.join(patience)
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

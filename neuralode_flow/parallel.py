@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
-from .compat import pool_processes
+from .compat import end_pool
 from .parent import end_with_parent
 from .threads import libraries
 
@@ -20,6 +20,7 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 _PATIENCE = 10.0  # seconds that a worker has for its last step
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Python does not notice a signal that comes between its last look and a wait before that ends: nobody waits longer.
 LONGEST_WAIT = 1.0  # seconds
@@ -64,8 +65,12 @@ def side_by_side(
         with warnings.catch_warnings():
             # Python warns of forks beside threads; the workers use none of those that torch has.
             warnings.simplefilter("ignore", DeprecationWarning)
-            for worker in range(workers):
-                submit(worker % 2 == 0)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the workers have handlers of their own
+            try:
+                for worker in range(workers):
+                    submit(worker % 2 == 0)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         while running:
             for future in wait(running, LONGEST_WAIT, FIRST_COMPLETED).done:
                 front = running.pop(future)
@@ -74,12 +79,7 @@ def side_by_side(
                 yield future.result()
         pool.shutdown()
     except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
-        children = pool_processes(pool)  # others may be the user's own
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.terminate()  # an integration with a checkpoint saves itself first
-        for child in children:
-            child.join(_PATIENCE)
+        end_pool(pool, _PATIENCE)  # an integration with a checkpoint saves itself first
         raise
 
 
@@ -97,6 +97,7 @@ def _start_worker(task: Callable[[Any], Any]) -> None:
     libraries().limit(limits=1)  # BLAS below NumPy and SciPy too: idle threads of two workers would be in the way
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _call(key: Any) -> tuple[Any, Any]:

@@ -319,7 +319,9 @@ FAULTS = [
     Fault("runs of several threads do not wait for one another", "app/python.py",
           "if _has_turn.get():\n        yield", "if True:\n        yield", "app/test_python.py"),
     Fault("a worker that fails ends all children of the program", "parallel.py",
-          "children = pool_processes(pool)", "children = multiprocessing.active_children()", "test_parallel.py"),
+          "end_pool(pool, _PATIENCE)",
+          "end_pool(pool, _PATIENCE), [(own.kill(), own.join()) for own in multiprocessing.active_children()]",
+          "test_parallel.py"),
     Fault("what goes wrong before a sweep is no more than a warning", "app/sweep.py",
           "        traceback.print_exc()\n        sys.exit(StudyFailed.status)", "        raise", "app/test_sweep.py"),
 ]  # fmt: skip

@@ -119,16 +119,21 @@ def test_python_ends_at_once_with_all_that_was_said(how: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, said, "")
 
 
-def test_python_tells_the_workers_of_a_pool() -> None:
-    pool = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
-    assert compat.pool_processes(pool) == []
-    pool.submit(abs, -1).result()
-    workers = compat.pool_processes(pool)
-    assert workers
-    assert all(worker.is_alive() for worker in workers)
-    pool.shutdown()
-    assert compat.pool_processes(pool) == []
-    assert not any(worker.is_alive() for worker in workers)
+def test_python_ends_the_workers_of_a_pool() -> None:
+    context = multiprocessing.get_context("fork")
+    own = context.Process(target=time.sleep, args=(60,))
+    own.start()
+    pool = ProcessPoolExecutor(2, context)
+    started = time.monotonic()
+    compat.end_pool(pool, 30.0)  # it has no workers yet
+    pool = ProcessPoolExecutor(2, context)
+    for _ in range(2):
+        pool.submit(time.sleep, 60.0)
+    compat.end_pool(pool, 30.0)
+    assert time.monotonic() < started + 20
+    assert multiprocessing.active_children() == [own]
+    own.kill()
+    own.join()
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Tasks in processes beside each other."""
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
 
 import pytest
 
+from neuralode_flow import parallel
 from neuralode_flow.parallel import side_by_side
 
 
@@ -55,6 +57,36 @@ def test_a_task_that_fails_ends_no_process_of_the_users():
     finally:
         own.kill()
         own.join()
+
+
+def test_a_worker_that_has_just_been_forked_ends_without_what_its_parent_would_do(monkeypatch):
+    """A signal that comes before it has handlers of its own waits for them."""
+    said, says = os.pipe()
+    os.set_blocking(said, False)
+    arrived = multiprocessing.get_context("fork").Value("i", 0)
+
+    def late(number):
+        with arrived:
+            arrived.value += 1
+            second = arrived.value == 2
+        time.sleep(1.0 if second else 0.0)
+
+    monkeypatch.setattr(parallel, "end_with_parent", late)
+    handlers = {number: signal.signal(number, lambda *_: os.write(says, b"!")) for number in parallel._SIGNALS}
+    try:
+        with pytest.raises(ZeroDivisionError):
+            list(side_by_side(lambda key: 1 / key, [0, 0], workers=2))
+        with pytest.raises(BlockingIOError):
+            os.read(said, 1)
+        signal.raise_signal(signal.SIGTERM)  # this process listens as before
+        assert os.read(said, 9) == b"!"
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os.close(said)
+        os.close(says)
 
 
 def pairs(keys):
