@@ -37,7 +37,7 @@ FAULTS = [
     Fault("integrations that are not to be measured are, in a batch", "studies/together.py",
           "        checks=first.checks,\n", "", "studies/test_together.py"),
     Fault("the companion that measures the error in time asks for the law", "time/integrate.py",
-          "checks=self.adapt", "checks=True", "time/test_checks.py"),
+          "better.goals, checks=self.adapt", "better.goals, checks=True", "time/test_checks.py"),
     Fault("members are recorded with the z of where they stood before", "time/ownsteps.py",
           "self._here, self.z = stand, None", "self._here = stand", "time/test_own_runs.py time/test_own_steps.py"),
     Fault("who multiplies in another way is told the z of C", "flows/finite.py",
@@ -171,7 +171,7 @@ FAULTS = [
     Fault("the measured error in time is zero", "time/estimate.py",
           "            return _HALVED * gap + floor\n", "            return 0 * gap\n", "time/test_estimate.py"),
     Fault("the companion takes the same steps", "time/estimate.py",
-          "return sorted({*ends, *middles})", "return sorted({*ends})", "time/test_estimate.py"),
+          "return sorted({*self.steps, *middles})", "return self.steps", "time/test_estimate.py"),
     Fault("the drift projects the upper modes away", "laws.py",
           "kept = (1 - bounds.unsqueeze(-2) / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(min=0.0)",
           "kept = torch.zeros_like(sizes)", "test_laws.py"),
@@ -324,6 +324,10 @@ FAULTS = [
           "test_parallel.py"),
     Fault("what goes wrong before a sweep is no more than a warning", "app/sweep.py",
           "        traceback.print_exc()\n        sys.exit(StudyFailed.status)", "        raise", "app/test_sweep.py"),
+    Fault("what a coarse grid does on the way is guessed from where it leads", "time/estimate.py",
+          "_WAY = 20.0", "_WAY = 0.0", "time/test_estimate.py"),
+    Fault("a worker that has just been forked does what its parent would", "parallel.py",
+          "pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)", "pthread_sigmask(signal.SIG_BLOCK, ())", "test_parallel.py"),
 ]  # fmt: skip
 
 

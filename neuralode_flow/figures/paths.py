@@ -100,9 +100,10 @@ def _title(dataset: xr.Dataset, shown: int, members: int) -> str:
 
 def _errors(axes: Axes, dataset: xr.Dataset) -> None:
     times = dataset["time"].values
+    measured = "rate" not in dataset.attrs and np.isfinite(dataset["time_error"].values).any()
     for name, label, colour in (
         ("time_error", "in time, measured", style.VERMILION),
-        ("depth_error", "in depth, estimated", style.BLUE),
+        ("depth_error", "in depth" if measured else "in depth, estimated", style.BLUE),
     ):
         values = style.positive(dataset[name].values)
         if np.isfinite(values).any():

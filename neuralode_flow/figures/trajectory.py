@@ -58,13 +58,14 @@ def _path(dataset: xr.Dataset) -> Figure:
 
 
 def _errors(dataset: xr.Dataset) -> Figure:
+    measured = "time_error" in dataset and "rate" not in dataset.attrs
     curves = {
         "distance_from_limit": (f"distance from {style.limit(dataset)}", style.BLACK),
         "time_error": (
             "after one rounding of the start" if "rate" in dataset.attrs else "error in time, measured",
             style.VERMILION,
         ),
-        "depth_error": ("error in depth, estimated", style.BLUE),
+        "depth_error": ("error in depth" if measured else "error in depth, estimated", style.BLUE),
         "drift": ("drift of the conservation law", style.GREEN),
     }
     times = dataset["time"].values

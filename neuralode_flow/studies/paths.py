@@ -21,7 +21,7 @@ LONG_NAMES = {
     "log_sigma": "logarithms of the singular values of z, as the run carried them",
     "loss": "loss",
     "drift": "drift of the conservation law",
-    "depth_error": "estimated error of z from the depth grid, largest so far",
+    "depth_error": "error of z from the depth grid, largest so far",
     "time_error": "measured error of z from the steps in time",
     "error": "distance of z from the exact flow: depth error plus time error",
     "observed": "what the observer returned",

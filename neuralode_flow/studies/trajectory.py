@@ -93,8 +93,8 @@ def run(
     adapt : bool
         Whether the depth grid of the continuous model follows W, as in `integrate`. In steps it stays the same.
     estimate : bool
-        Whether a second, more accurate run measures the error in time, as in `integrate`. In steps it starts one
-        rounding away.
+        Whether a second, more accurate run measures the error in time, and another one that of a coarse depth grid, as
+        in `integrate`. In steps it starts one rounding away.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run, as in `integrate`.
     progress : callable, optional
@@ -218,6 +218,8 @@ IN_STEPS = {
     "time_error": "distance of z from the same steps from a start that is one rounding away",
     "distance_from_limit": "Frobenius distance of z from infinite depth in the same steps",
 }
+# With `estimate`, which measures it where the estimate may fall short.
+MEASURED = {"depth_error": "error of z from the depth grid, largest so far"}
 MOVED_LAW = {"drift": "change of what gradient flow conserves, which steps of this rule move"}
 ERRORS = ("distance_from_limit", "time_error", "depth_error", "drift")
 
@@ -238,7 +240,7 @@ def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory |
     }
     if path.time_error is not None:
         variables["time_error"] = ("time", path.time_error)
-    names = LONG_NAMES | (IN_STEPS if clock.in_steps else {})
+    names = LONG_NAMES | (IN_STEPS if clock.in_steps else {} if path.time_error is None else MEASURED)
     if not path.stats.get("law_in_steps", True):
         names = names | MOVED_LAW
     return arranged(variables, [time(path.times)], names).assign_attrs(

@@ -1,4 +1,4 @@
-"""The error in time, measured by a companion run that is surely another one."""
+"""The errors of a run in time and in depth, measured by companions that are surely other runs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ _ROUND_OFF = 100
 # one-step method.
 _FEW, _ONE_STEP = 30, "DOP853"
 
-# Half the steps leave at most half of the error, whatever the order; what is left of it is added to the gap.
+# Half the steps, or twice the nodes, leave at most half of the error, whatever the order; what is left of it is added
+# to the gap.
 _HALVED = 2.0
+
+# The error in depth is also that of the way that W took, of which the last W does not know: up to 12 times the estimate
+# (benchmarks/accuracy.py: 7.4 times). Where so much may be a part of the error, it is measured.
+_WAY = 20.0
 
 # Where tolerances cannot be made this much smaller the companion is no better than the run, and both are off by up to
 # this multiple of the tolerance (measured: 3.5, docs/choosing-a-solver.md).
@@ -68,43 +73,77 @@ class Companion:
         return _ONE_STEP if not self.halves and len(self.ends) <= _FEW else self.method
 
     @property
+    def steps(self) -> list[float]:
+        """Ends of the steps of the run, outputs among them; none where steps cannot be prescribed."""
+        times = self.result.times.tolist()
+        return sorted({*times, *(end for end in self.ends if end < times[-1])}) if self.halves else []
+
+    @property
     def goals(self) -> list[float]:
         """Ends and middles of the steps of the run."""
-        if not self.halves:
-            return []
-        times = self.result.times.tolist()
-        ends = sorted({*times, *(end for end in self.ends if end < times[-1])})
-        middles = [a + (b - a) / 2 for a, b in zip(ends, ends[1:], strict=False)]
-        return sorted({*ends, *middles})
+        middles = [a + (b - a) / 2 for a, b in zip(self.steps, self.steps[1:], strict=False)]
+        return sorted({*self.steps, *middles})
+
+    @property
+    def same(self) -> Control:
+        """That of the run, for given steps."""
+        return replace(self.main, step=None) if self.halves else self.main
 
     @cached_property
     def control(self) -> Control:
         """That of the companion."""
-        halved = replace(self.main, step=None) if self.halves else self.main
+        halved = self.same
         if self.halves and not iterates(METHODS[self.method]):
             return halved
         least = 1.03 * _ROUND_OFF * torch.finfo(self.result.z.dtype).eps
         rtol = min(self.main.rtol, max(self.main.rtol / _TIGHTER, least))
         return replace(halved, rtol=rtol, atol=self.main.atol / _TIGHTER)
 
-    def measured(self, tight: Trajectory) -> Trajectory:
-        """The trajectory of the run with its error in time, from that of the companion."""
-        result = self.result
-        stats = result.stats | {"estimate_evaluations": tight.stats["evaluations"]}
+    def depth_matters(self, tight: Trajectory) -> bool:
+        """Whether the grid may have a part in the error, beside that in time, which the companion tells of."""
+        result, n = self.result, common_times(self.result.times, tight.times)
+        errors = self._errors(tight.z[:n], n).reshape(n, -1).amax(-1)
+        seen = result.depth_error[:n] > 1.01 * self._floor(n)
+        return bool((seen & (_WAY * result.depth_error[:n] > errors)).any())
+
+    def measured(self, tight: Trajectory, fine: Trajectory | None = None) -> Trajectory:
+        """The trajectory of the run with its error in time, from that of the companion.
+
+        And that in depth, from a run of the same steps on a finer grid.
+        """
+        known = [part for part in (tight, fine) if part is not None]
+        evaluations = sum(part.stats["evaluations"] for part in known)
+        result = replace(self.result, stats=self.result.stats | {"estimate_evaluations": evaluations})
         n = common_times(result.times, tight.times)
         # (T, …) over members; what the companion did not reach is not known.
         errors = torch.full_like(result.loss, torch.nan, dtype=torch.float64)
         errors[:n] = self._errors(tight.z[:n], n)
         time_error = errors.reshape(len(errors), -1).amax(-1)
-        result = replace(result, stats=stats, time_error=time_error)
-        sentence = None if fixed_steps(METHODS[self.method]) else self._excess(errors[:n])
-        if sentence is None and n < len(result.times):
-            sentence = f"the error in time is known up to t = {float(result.times[n - 1]):.6g} only: {tight.status}"
+        depth_error = result.depth_error if fine is None else self._depth_errors(fine)
+        result = replace(result, time_error=time_error, depth_error=depth_error)
+        sentence = None if fixed_steps(METHODS[self.method]) else self._excess(result, errors[:n])
+        for part, known_as in ((tight, "time is known"), (fine, "depth is measured, and not guessed,")):
+            if sentence is None and part and (reached := common_times(result.times, part.times)) < len(result.times):
+                until = f"t = {float(result.times[reached - 1]):.6g}"
+                sentence = f"the error in {known_as} up to {until} only: {part.status}"
         if sentence is None:
             return result
         if result.ending == "ok":
             return replace(result, status=sentence, ending="accuracy")
         return replace(result, status=f"{result.status}; {sentence}")
+
+    def _depth_errors(self, fine: Trajectory) -> Tensor:
+        """The largest so far; no less than that of the start, of which may be known what no grid sees."""
+        n, errors = common_times(self.result.times, fine.times), self.result.depth_error.clone()
+        gap = frobenius(fine.z[:n] - self.result.z[:n], self.result.loss.ndim).double().reshape(n, -1).amax(-1)
+        at_start = errors[0].clone()
+        errors[:n] = _HALVED * gap + self._floor(n)
+        return torch.maximum(errors, at_start).cummax(0).values
+
+    def _floor(self, n: int) -> Tensor:
+        """The round-off of the first n z, the largest so far, (n,)."""
+        size = frobenius(self.result.z[:n], self.result.loss.ndim).double().reshape(n, -1).amax(-1)
+        return round_off(self.flow, self.result.z.dtype) * size.cummax(0).values
 
     def _errors(self, z: Tensor, n: int) -> Tensor:
         """Of the first n outputs, (n, …), from those of the companion."""
@@ -118,9 +157,9 @@ class Companion:
             return gap + _OFF * (self.main.atol + self.main.rtol * size)
         return gap / (1 - 1 / max(worth, _WORTH)) + floor
 
-    def _excess(self, errors: Tensor) -> str | None:
+    def _excess(self, result: Trajectory, errors: Tensor) -> str | None:
         """What is to be said of an error above the tolerance; None of one below."""
-        result, control = self.result, self.main
+        control = self.main
         n = len(errors)
         size = frobenius(result.z[:n], result.loss.ndim).double()
         allowed = MARGIN * (control.atol + control.rtol * size.reshape(n, -1).amax(-1))

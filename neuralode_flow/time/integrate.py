@@ -29,14 +29,14 @@ from .arguments import (
     checked_start,
     output_times,
 )
-from .base import METHODS, fixed_steps
+from .base import METHODS, Control, fixed_steps
 from .checkpoint import Checkpoint, description
 from .endings import EVENTS_ASKED
 from .estimate import Companion
 from .events import checked as checked_events
 from .progress import Report, Throttled, shown
 from .records import Observer
-from .resolution import AdaptiveGrid, FixedGrid, Sampled, sampled
+from .resolution import SMALLER, AdaptiveGrid, FixedGrid, Sampled, sampled
 from .run import Run, Surroundings, Task, carried_out
 from .trajectory import Trajectory
 from .watch import Budget
@@ -133,17 +133,19 @@ def integrate(
     max_evaluations : int
         Budget of velocity evaluations in the whole run; a step that is repeated after a resumption counts again.
     max_seconds : float, optional
-        Budget of wall time in the whole run, with the second one of `estimate`, in seconds; counted on when a run is
+        Budget of wall time in the whole run, with the others of `estimate`, in seconds; counted on when a run is
         resumed.
     adapt : bool
         Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z reaches a tenth
         of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
     estimate : bool
         Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
-        methods, which choose their steps anew, run at 30 times smaller tolerances instead. A status "ok" of an adaptive
-        method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of fixed
-        steps have no tolerance, and `time_error` is all that is said. Where the second run did not get, `time_error` is
-        NaN, and the status says so. A multistep run of at most 30 steps is measured by DOP853.
+        methods, which choose their steps anew, run at 30 times smaller tolerances instead. Where the depth grid may
+        have a part in the error, a third run of the same steps on twice the nodes measures that, with all that the grid
+        did on the way. A status "ok" of an adaptive method then says that depth and time error together are at most
+        ten times atol + rtol ‖z‖; methods of fixed steps have no tolerance, and the errors are all that is said. Where
+        the second run did not get, `time_error` is NaN, where the third did not, `depth_error` is estimated as without
+        it, and the status says so. A multistep run of at most 30 steps is measured by DOP853.
     dense : bool
         Keeps z inside the steps too, so that the trajectory can be called, ``path(t)``, at any time between the first
         and the last: see `Trajectory`. One-step methods take a step to each of six times inside every step for it, five
@@ -246,6 +248,8 @@ class _Course:
     every : float
         Seconds between two savings.
     report : callable or None
+    grid_tolerance : float
+        What a depth grid that follows W is held to, in tolerances of the steps.
     """
 
     given: Any
@@ -256,6 +260,7 @@ class _Course:
     budget: Budget
     every: float
     report: Report | None
+    grid_tolerance: float = 1.0
 
     def run(
         self, task: Task, path: Path | None, stop: Mapping[str, Any], spent: float = 0.0
@@ -263,7 +268,8 @@ class _Course:
         """A trajectory and when its steps ended, after `spent` seconds of the budget."""
         control = task.control
         kind = AdaptiveGrid if self.adapt else self.kind.grid_kind
-        grid = kind(self.flow, control.rtol, control.atol, self.known.misfit)
+        scale = self.grid_tolerance
+        grid = kind(self.flow, control.rtol * scale, control.atol * scale, self.known.misfit)
         if self.adapt and task.observe is not None:
             task = replace(task, observe=self._on_given_grid(task.observe, grid))
         most, seconds = self.budget
@@ -277,17 +283,35 @@ class _Course:
             return carried_out(task, grid, budget, Surroundings(checkpoint, request, Throttled(self.report)), self.kind)
 
     def measured(self, task: Task, result: Trajectory, ends: list[float], path: Path | None) -> Trajectory:
-        """The trajectory with its error in time, from a companion, which has neither events nor an observer."""
+        """The trajectory with its error in time, from a companion, which has neither events nor an observer.
+
+        Where the grid may have a part in the error as well, another one on a finer grid measures that.
+        """
         better = Companion(self.flow, task.method, task.control, result, ends)
         # A run that can go on will have another companion.
         ended = result.ending in EVENTS_ASKED or float(result.times[-1]) == task.points[-1]
+        file = path if ended else None
+        times, spent = result.times.tolist(), result.stats["seconds"]
         # A run of few steps that is made longer may have another method for it.
         by = "" if better.stand_in == task.method else f".{better.stand_in}"
-        file = path.with_name(f"{path.stem}.tight{by}{path.suffix}") if path and ended else None
-        companion = Task(
-            task.start, result.times.tolist(), better.stand_in, better.control, better.goals, checks=self.adapt
-        )
-        return better.measured(self.run(companion, file, {}, result.stats["seconds"])[0])
+        companion = Task(task.start, times, better.stand_in, better.control, better.goals, checks=self.adapt)
+        tight = self.run(companion, _beside(file, f".tight{by}"), {}, spent)[0]
+        finer = self._finer(task.control) if better.depth_matters(tight) else None
+        if finer is None:
+            return better.measured(tight)
+        same_steps = Task(finer.known.start, times, task.method, better.same, better.steps, checks=self.adapt)
+        fine = finer.run(same_steps, _beside(file, ".fine"), {}, spent + tight.stats["seconds"])[0]
+        return better.measured(tight, fine)
+
+    def _finer(self, control: Control) -> _Course | None:
+        """The same on a grid that makes less of an error; None of a flow that has no grid."""
+        known = self.known.finer()
+        if known is None:
+            return None
+        if self.adapt:
+            flow, start, profile, _ = known
+            known = sampled(flow, start, profile, True, control.rtol * SMALLER, control.atol * SMALLER)
+        return replace(self, known=known, flow=known.flow, grid_tolerance=SMALLER)
 
     def _on_given_grid(self, observe: Observer, grid: FixedGrid) -> Observer:
         """An observer that is shown the state on the grid of the given flow, whatever grid it is on."""
@@ -310,3 +334,8 @@ class _Course:
         }
         own = {"control": "member"} if self.kind is Apart else {}
         return settings | own | ({"dense": True} if task.dense else {}) | ({} if task.checks else {"checks": False})
+
+
+def _beside(path: Path | None, name: str) -> Path | None:
+    """The file of a companion, beside that of its run."""
+    return path and path.with_name(f"{path.stem}{name}{path.suffix}")

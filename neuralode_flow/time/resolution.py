@@ -22,6 +22,9 @@ _SHARE = 0.1
 # ... and is coarsened when a coarser one would make far less than that.
 _WASTE = 1e-3
 
+# The grid that measures another one is held to so much of its tolerance.
+SMALLER = 1 / 30
+
 # The error is estimated again when the last Legendre coefficients of W have grown by this factor.
 _GROWTH = 1.5
 
@@ -230,7 +233,8 @@ class AdaptiveGrid(FixedGrid):
         return self._move(t, state, coarse)
 
     def _allowed(self, state: Tensor) -> float:
-        return _SHARE * (self.atol + self.rtol * _norm(self.flow.product(state)))
+        z = self.flow.product(state)
+        return max(_SHARE * (self.atol + self.rtol * _norm(z)), round_off(self.flow, z.dtype) * _norm(z))
 
     def _refined(self, t: float, state: Tensor) -> Tensor | None:
         allowed = self._allowed(state)
@@ -262,11 +266,24 @@ class AdaptiveGrid(FixedGrid):
 
 
 class Sampled(NamedTuple):
-    """A flow, its initial state, and the error of z that sampling a profile makes; None without a profile."""
+    """A flow, its initial state, and the profile that it was sampled from with the error of z that this makes, if any.
+
+    The error is None where it is not known.
+    """
 
     flow: Any
     start: Tensor
+    profile: Profile | None
     misfit: float | None
+
+    def finer(self) -> Sampled | None:
+        """The same on a grid of twice the order, W itself where the profile is known; None where there is no grid."""
+        flow = self.flow
+        if not (offers(flow, EstimatesDepth) and offers(flow, ChangesGrid)):
+            return None
+        fine = flow.on(_like(flow.grid, flow.grid.panels, 2 * flow.grid.order))
+        start = flow.transfer(self.start, fine.grid) if self.profile is None else unwarned(fine, self.profile)
+        return Sampled(fine, start, self.profile, None)
 
 
 def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol: float, atol: float) -> Sampled:
@@ -277,7 +294,7 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
     """
     compares = offers(flow, KnowsMisfit)
     if profile is None or not compares:
-        return Sampled(flow, start, None)
+        return Sampled(flow, start, profile, None)
     misfit = flow.misfit(start, profile)
     allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
     grid = flow.grid
@@ -285,7 +302,7 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
         flow = flow.on(grid)
         start = unwarned(flow, profile)
         misfit = flow.misfit(start, profile)
-    return Sampled(flow, start, misfit)
+    return Sampled(flow, start, profile, misfit)
 
 
 def unwarned(flow: Any, profile: Profile) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import distance, randn
+from cases import distance, generator, randn
 
 import neuralode_flow as nf
 from neuralode_flow import exact
@@ -164,3 +164,90 @@ def test_the_error_on_a_depth_grid_that_follows_W_is_measured():
     assert path.status == "ok"
     assert distance(path.z, truth.z) <= 3 * float(path.error.max())
     assert math.isfinite(float(path.time_error.max()))
+
+
+def coarse(seed, panels=2, order=4, d=2):
+    """A flow on a coarse grid, what it starts from, and the truth at given times."""
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(panels, order), nf.Quadratic(1.5 * randn(d, d, seed=seed)))
+    start = nf.smooth(d, 2.0, generator(seed))
+    fine = flow.on(nf.DepthGrid.gauss(4, 16))
+    return flow, start, lambda times: nf.integrate(fine, start, times, "DOP853", rtol=1e-12, atol=1e-14).z
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_the_error_of_a_coarse_grid_is_measured_with_all_that_it_did_on_the_way(adapt):
+    """What the grid makes of the last W is a part of it: the guess falls short, the measured one does not."""
+    short, times = 0, torch.linspace(0, 1, 3)
+    for seed in range(8):
+        flow, start, truth = coarse(seed, 2, 3 + seed // 2 % 2)
+        rtol = 1e-4 if adapt else 1e-7
+        options = {"method": "DOP853", "rtol": rtol, "atol": rtol / 10, "adapt": adapt}
+        guessed, path = (nf.integrate(flow, start, times, **options, estimate=say) for say in (False, True))
+        true = torch.linalg.matrix_norm(path.z - truth(times))
+        assert torch.equal(path.z, guessed.z)
+        assert (true <= path.error).all()
+        assert (path.error <= 3 * true.cummax(0).values + 2 * path.time_error).all()
+        short += bool((true > 2 * guessed.depth_error + path.time_error).any())
+    assert short >= 1
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "LSODA", "auto", "Radau", "CVODE_BDF"])
+def test_the_error_of_a_coarse_grid_is_measured_by_all_methods_and_for_a_batch(method):
+    flow, start, truth = coarse(3, 1, 4)
+    options = {"step": 0.02} if method in FIXED else {"rtol": 1e-4, "atol": 1e-6}
+    times = [0.0, 0.5, 1.0]
+    path = nf.integrate(flow, start, times, method, estimate=True, **options)
+    assert (torch.linalg.matrix_norm(path.z - truth(times)) <= 1.1 * path.error).all()
+    state = flow.sample(start)  # of which W alone is known, a polynomial on each panel
+    one, both = (
+        nf.integrate(flow, states, times, method, estimate=True, **options)
+        for states in (state, torch.stack([0.1 * state, state]))
+    )
+    assert float(both.depth_error[-1]) == pytest.approx(float(one.depth_error[-1]), rel=0.1)
+
+
+def test_a_grid_that_resolves_W_costs_no_further_run():
+    flow, start, _ = coarse(1, 4, 12)
+    path = nf.integrate(flow, start, [0.0, 1.0], "DOP853", estimate=True)
+    assert path.status == "ok"
+    assert path.stats["estimate_evaluations"] < 3 * path.stats["evaluations"]
+    coarser = nf.integrate(flow.on(nf.DepthGrid.gauss(1, 4)), start, [0.0, 1.0], "DOP853", estimate=True)
+    assert coarser.stats["estimate_evaluations"] > 2.5 * coarser.stats["evaluations"]
+
+
+def test_a_coarse_grid_is_the_reason_where_it_makes_most_of_the_error():
+    """The guess is below ten tolerances, and what was measured is not."""
+    flow, start, truth = coarse(2, 2, 4)
+    options = {"method": "DOP853", "rtol": 1e-6, "atol": 1.5e-5}
+    times = torch.linspace(0, 1, 3)
+    assert nf.integrate(flow, start, times, **options).status == "ok"
+    path = nf.integrate(flow, start, times, **options, estimate=True)
+    assert (
+        torch.linalg.matrix_norm(path.z - truth(times)) > 10 * (1.5e-5 + 1e-6 * torch.linalg.matrix_norm(path.z))
+    ).any()
+    assert path.ending == "accuracy"
+    assert path.status.endswith("most of it is that of the depth grid; use more nodes, or larger tolerances")
+
+
+def test_what_a_coarse_grid_makes_is_the_same_after_a_resumption(tmp_path):
+    flow, start, _ = coarse(3, 1, 4)
+    file, times = tmp_path / "run.npz", [0.0, 1.0, 2.0]
+    whole = nf.integrate(flow, start, times, "DOP853", estimate=True)
+    budget = whole.stats["evaluations"] - 20
+    early = nf.integrate(flow, start, times, "DOP853", estimate=True, checkpoint=file, max_evaluations=budget)
+    assert early.ending == "evaluations"
+    for _ in range(2):  # the second one reads all
+        again = nf.integrate(flow, start, times, "DOP853", estimate=True, checkpoint=file)
+        assert torch.equal(again.depth_error, whole.depth_error)
+        assert torch.equal(again.time_error, whole.time_error)
+    assert {path.name for path in tmp_path.glob("*.npz")} > {"run.fine.npz", "run.npz", "run.tight.npz"}
+
+
+def test_a_finer_grid_that_does_not_get_there_leaves_the_guess_and_says_so(monkeypatch):
+    flow, start, _ = coarse(3, 1, 4)
+    velocity = nf.ContinuousFlow.velocity
+    monkeypatch.setattr(nf.ContinuousFlow, "velocity", lambda self, W: velocity(self, W) / (len(self.grid) < 8))
+    path = nf.integrate(flow, start, [0.0, 1.0], "DOP853", 0.1, estimate=True)
+    assert path.ending == "accuracy"
+    assert "the error in depth is measured, and not guessed, up to t = 0 only: " in path.status
+    assert path.depth_error.isfinite().all()
