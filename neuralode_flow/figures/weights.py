@@ -89,7 +89,7 @@ def _chosen(W: np.ndarray) -> list[Any]:
     """The entries that vary most over depth and time; of singular values the largest."""
     if W.ndim == 3:
         return list(range(min(W.shape[-1], MOST_ENTRIES)))
-    spread = np.ptp(W, axis=(0, 1))
+    spread = np.nanmax(W, axis=(0, 1)) - np.nanmin(W, axis=(0, 1))
     return [divmod(int(k), W.shape[-1]) for k in np.argsort(-spread, axis=None)[:MOST_ENTRIES]]
 
 

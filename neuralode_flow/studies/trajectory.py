@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
-from ..depth import DepthSolver
+from ..depth import DepthGrid, DepthSolver
 from ..depth.grid import Profile
 from ..depth.rules import LAYERS
 from ..finding import Check, Finding, sentence
@@ -131,9 +131,8 @@ def run(
     if model == "intrinsic":
         dataset.attrs["kernel"] = kernel
     if path.observed is not None:
-        dataset = dataset.merge(
-            weights(_all_weights(path), flow.nodes if offers(flow, AtDepths) else solver.grid.nodes)
-        )
+        seen = _all_weights(path, flow, len(clock.times))
+        dataset = dataset.merge(weights(seen, flow.nodes if offers(flow, AtDepths) else solver.grid.nodes))
     return _finding(dataset, clock, path, limit, problem.title).attached(dataset)
 
 
@@ -171,14 +170,20 @@ def _first_weights(times: int, _: int, state: Tensor) -> Tensor | None:
     return kept(times, state.reshape(-1, *state.shape[-3:])[0])
 
 
-def _all_weights(path: Trajectory) -> Tensor:
-    """The weights at all times; also at the end of a run between two outputs, unless the grid has changed by then."""
+def _all_weights(path: Trajectory, flow: Any, times: int) -> Tensor:
+    """What was kept of the weights at so many times, and the same at the end of a run between two of them.
+
+    All on the grid of the flow, whatever grid the run has ended on.
+    """
     assert path.observed is not None
     if len(path.observed) == len(path.times):
         return path.observed
-    last = _first_weights(len(path.times), -1, path.state)
-    if last is None or last.shape != path.observed.shape[1:]:
-        last = torch.full_like(path.observed[0], torch.nan)
+    state, grid = path.state, path.stats["grid"]
+    if grid is not None and (*grid,) != (flow.grid.panels, flow.grid.order):
+        ended_on = DepthGrid.gauss(*grid, dtype=state.dtype, device=state.device)
+        state = flow.on(ended_on).transfer(state, flow.grid)
+    last = _first_weights(times, -1, state)
+    assert last is not None
     return torch.cat((path.observed, last.unsqueeze(0)))
 
 

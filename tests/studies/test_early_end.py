@@ -125,3 +125,29 @@ def test_a_column_at_the_times_asked_for_has_no_end_between_them():
         assert bool(column[3:].isnan().all())
         assert at_times(whole, times, name) is getattr(whole, name)
         assert column.shape == getattr(whole, name).shape
+
+
+def test_weights_at_an_event_are_on_the_grid_of_the_others_and_kept_as_they_are():
+    """The depth grid has become coarser by the event, and its last profile has the map of that time."""
+    settings = {"problem": "teacher", "problem.dimension": 3, "time.samples": 9, "time.horizon": 2.0}
+    found = nf.run("trajectory", settings | {"study.stop_loss": 0.3})
+    dataset, grid = found.dataset, nf.DepthGrid.gauss(*(found.config["depth"][name] for name in ("panels", "order")))
+    assert dataset.history.startswith("depth grid at t = 0.")
+    assert torch.tensor(dataset.s.values) == pytest.approx(grid.nodes, abs=1e-15)
+    z = nf.Collocation(grid).product(torch.tensor(dataset.W.values))
+    assert np.abs(z.numpy() - dataset.z.values).max() < 1e-9
+    movie = found.figures["weights"]
+    shown = {line.get_label().split("$")[1] for line in movie.figure.axes[0].lines}
+    spread = np.ptp(dataset.W.values, axis=(0, 1))
+    most = np.argsort(-spread, axis=None)[:6]
+    assert shown == {f"W_{{{k // 3 + 1}{k % 3 + 1}}}" for k in most}
+
+
+def test_weights_at_an_event_are_singular_values_where_the_others_are(monkeypatch):
+    settings = {"problem": "teacher", "problem.dimension": 3, "time.samples": 9, "time.horizon": 2.0}
+    # As many numbers as five of the nine times would have, before the event at the fourth.
+    monkeypatch.setattr("neuralode_flow.studies.weights.MOST_NUMBERS", 5 * 8 * 3 * 3)
+    network = {"study.model": "finite", "study.network_depth": 8, "study.stop_loss": 0.3}
+    dataset = nf.run("trajectory", settings | network).dataset
+    assert dataset.sizes["time"] == 4
+    assert np.isfinite(dataset.W_singular_values.values).all()
