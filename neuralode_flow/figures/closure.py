@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..display import evenly
 from . import style
 from .base import FIGURES, FigureSet
 
@@ -66,8 +67,9 @@ def _flow(dataset: xr.Dataset) -> Figure:
 def _spline(dataset: xr.Dataset) -> Figure:
     times = dataset["time"].values
     figure, (left, right) = style.blank(f"{style.problem(dataset)}\n{style.plain(dataset.attrs['source'])}", panels=2)
-    for i, shade in zip(np.linspace(0, len(times) - 1, 6).astype(int), style.fade(6), strict=True):
-        left.plot(dataset["grid"], dataset["function"][i], color=shade, label=f"t = {times[i]:.2g}")
+    shown = evenly(len(times), 6)
+    for i, shade in zip(shown, style.fade(len(shown)), strict=True):
+        left.plot(dataset["grid"], dataset["function"][i], color=shade, label=f"t = {times[i]:.4g}")
     _samples(left, dataset)
     right.plot(times, dataset["knots"].values, color=style.BLUE, lw=1.0)
     right.set_ylim(*_range(dataset))
@@ -109,7 +111,7 @@ def _movie(dataset: xr.Dataset) -> style.Movie:
         half = heights[i] * margin / 2
         foot, top, gap = low - margin - half, low - margin + half, np.full(knots.shape[1], np.nan)
         marks.set_data(np.column_stack((knots[i], knots[i], gap)).ravel(), np.column_stack((foot, top, gap)).ravel())
-        time.set_text(f"t = {times[i]:.2f}")
+        time.set_text(f"t = {times[i]:.4g}")
 
     return style.Movie(figure, frame, times)
 

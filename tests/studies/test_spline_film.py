@@ -78,3 +78,14 @@ def test_imbalance_changes_the_laws_and_not_the_function(knots):
 def test_bad_starts_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         SYSTEMS["relu_spline"](**options)
+
+
+def test_frames_and_curves_say_their_times_however_short_the_run():
+    figures = nf.run("relu_spline", {"time.horizon": 0.004, "time.samples": 3, "system.width": 4}).figures
+    movie, told = figures["training"], []
+    for i in range(movie.frames):
+        movie.frame(i)
+        told += [text.get_text() for text in movie.figure.axes[0].texts]
+    assert told == ["t = 0", "t = 0.002", "t = 0.004"]
+    labels = [line.get_label() for line in figures["spline"].axes[0].lines]
+    assert labels == [*told, "samples"]
