@@ -131,9 +131,9 @@ def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _own(record: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The settings of a member that are shown, by their short names; what is no number, as a text."""
-    named = told(record, settings).items()
-    return {name: value if is_number(value) else printable(value, 60) for name, value in named}
+    """All settings of a member, whole, by their short names; what is no number, as a text."""
+    named = {name: record[key] for key, name in short_names(settings).items() if key in record}
+    return {name: value if is_number(value) else printable(value, LONGEST_CONFIG) for name, value in named.items()}
 
 
 def _numbers(records: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> Iterator[Quantity]:

@@ -17,6 +17,7 @@ PALETTE = [style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE,
 MOST_CURVES = len(PALETTE) * len(MARKERS)  # as many as looks
 MOST_PANELS = 4
 _MOST_TICKS = 8
+_LONGEST = 60  # signs of a category
 _LOGARITHMIC = 30  # the ratio of the largest to the least value from which an axis is logarithmic
 
 
@@ -129,7 +130,7 @@ def _places(axes: Axes, values: Sequence[Any]) -> tuple[np.ndarray, float]:
     known = [value for value in values if value is not None]
     if not all(is_number(value) for value in known):
         names = [*dict.fromkeys(str(value) for value in known)]
-        style.category_axis(axes, [style.plain(name) for name in names])
+        style.category_axis(axes, [style.plain(name) for name in _cut(names)])
         return np.array([np.nan if value is None else names.index(str(value)) for value in values]), 0.5
     places = np.array([np.nan if value is None else value for value in values], dtype=float)
     ticks = np.unique(places[np.isfinite(places)])
@@ -138,6 +139,13 @@ def _places(axes: Axes, values: Sequence[Any]) -> tuple[np.ndarray, float]:
     elif len(ticks) <= _MOST_TICKS:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return places, 0.0
+
+
+def _cut(names: Sequence[str]) -> list[str]:
+    """Names without the middle of long ones, as far as they are still told apart."""
+    half = _LONGEST // 2
+    cut = [name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}" for name in names]
+    return [name if cut.count(short) > 1 else short for name, short in zip(names, cut, strict=True)]
 
 
 def is_number(value: Any) -> bool:

@@ -196,6 +196,26 @@ def test_a_figure_says_of_how_many_settings_it_shows_the_first() -> None:
     assert "against each of the settings;" in _caption([{"a": 1, "b": 0}, {"a": 2, "b": 0}])
 
 
+@pytest.mark.parametrize("other", ["a long path", "a ninth setting"])
+def test_lines_join_no_members_that_differ_in_a_setting_without_room(tmp_path: Path, other: str) -> None:
+    """In the 61st sign of a text, or in a setting that no table has a column for."""
+    long = other == "a long path"
+    known = ["size", "problem.table"] if long else ["size", *(f"fixed.x{k}" for k in range(7)), "ninth"]
+    sweep = sweep_of(*(stating(a=Check("error", 1.0 + i)) for i in range(4)))
+    for i, record in enumerate(sweep.records):
+        record |= dict.fromkeys(known, 0) | {"size": 1 + i // 2, known[-1]: f"{'x' * 70}{i % 2}" if long else i % 2}
+    text = sweep_page(tmp_path, sweep._replace(settings=known)).decode()
+    size, last = charts(text)["Checks"]["panels"]
+    assert [(mark["x"], mark["y"]) for mark in size["marks"] if mark["dash"] == [] and None not in mark["x"]] == [
+        ([1, 2], [1, 3]),
+        ([1, 2], [2, 4]),
+    ]
+    if long:
+        assert [name.replace("\n", "") for name in last["x"]["names"]] == [
+            f"{'x' * 30}…{'x' * 29}{i}" for i in range(2)
+        ]
+
+
 def test_joined_results_say_how_each_member_has_run() -> None:
     datasets = {
         str(i): xr.Dataset({"loss": ("time", losses)}, {"time": times}, {"study": "x", "problem": f"seed {i}"})
