@@ -99,8 +99,9 @@ def _charts(sweep: Collected, groups: Sequence[swept.Group]) -> Iterator[tuple[F
             figure = against(group.title, group.label, runs, some, logarithmic)
             if figure is not None:
                 bars = "" if group.logarithmic else " Bars: spreads; dotted: what is expected."
+                deepest = " Each error is that at the largest depth where it is known." if group.by_depth else ""
                 more = f" Not drawn: {group.left_out}" if group.left_out else ""
-                yield figure, f"{_caption(runs)}{bars}{more}"
+                yield figure, f"{_caption(runs)}{bars}{deepest}{more}"
     if not groups:
         runs = [_own(record, sweep.settings) for record in good]
         for logarithmic, some in by_axis([*_numbers(good, sweep.settings)], True):

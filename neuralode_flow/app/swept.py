@@ -16,6 +16,7 @@ from ..finding import Finding
 from ..untrusted import printable
 
 MOST_NAMES = 12  # columns of a table
+_DEPTH = " at L = "
 
 
 class Value(NamedTuple):
@@ -70,6 +71,11 @@ class Group(NamedTuple):
     def names(self) -> list[str]:
         """The quantities, the first `MOST_NAMES`."""
         return self.everything[:MOST_NAMES]
+
+    @property
+    def by_depth(self) -> bool:
+        """Whether its numbers are those at several depths, which a table has beside each of them."""
+        return any(value.note.startswith(_DEPTH) for own in self.values.values() for value in own.values())
 
     @property
     def left_out(self) -> str:
@@ -157,7 +163,7 @@ def _stated(finding: Finding) -> Iterator[tuple[Group, str, Value]]:
     for table in finding.tables:
         for name, column in table.errors.items():
             last = max(range(len(column)), key=lambda i: (math.isfinite(_number(column[i])), table.depths[i]))
-            value = Value(_number(column[last]), note=f" at L = {table.depths[last]}")
+            value = Value(_number(column[last]), note=f"{_DEPTH}{table.depths[last]}")
             yield Group(table.title, smaller, {}), name, value
     for check in finding.checks:
         bound = math.nan if check.bound is None else _number(check.bound)

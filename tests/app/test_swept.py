@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from neuralode_flow.app import collect, swept
 from neuralode_flow.app.collected import Collected
 from neuralode_flow.app.joined import joined
 from neuralode_flow.app.sweeppage import _caption, sweep_page
-from neuralode_flow.finding import Check, Finding
+from neuralode_flow.finding import Check, ErrorTable, Finding
 
 SWEEP = (
     "-m", "problem=teacher", "problem.scale=0.3", "initial=relaxed_balanced,control", "problem.seed=0,1",
@@ -194,6 +195,17 @@ def test_a_figure_says_of_how_many_settings_it_shows_the_first() -> None:
     runs = [{f"setting {k}": i for k in range(6)} for i in range(2)]
     assert "against each of the first 4 of 6 settings;" in _caption(runs)
     assert "against each of the settings;" in _caption([{"a": 1, "b": 0}, {"a": 2, "b": 0}])
+
+
+@pytest.mark.parametrize("depths", [(4, 8), (8, 8)])
+def test_a_chart_of_errors_says_at_which_depth_they_are(tmp_path: Path, depths: tuple[int, int]) -> None:
+    found = [
+        replace(stating(), tables=(ErrorTable("Errors by depth", [2, L], {"euler": [0.5, 1 / L]}),)) for L in depths
+    ]
+    text = sweep_page(tmp_path, sweep_of(*found)).decode()
+    several = depths[0] != depths[1]
+    assert ("Each error is that at the largest depth where it is known." in text) == several
+    assert [*charts(text)] == ["Errors by depth" if several else "Errors by depth at L = 8"]
 
 
 @pytest.mark.parametrize("other", ["a long path", "a ninth setting"])
