@@ -78,7 +78,8 @@ def weights(title: str, times: np.ndarray, s: np.ndarray, models: list[Model]) -
         for line, values in drawn:
             line.set_ydata(values[shown[i]])
 
-    return style.Movie(figure, frame, times[shown], film=False)
+    some = "" if len(shown) == len(times) else f", {len(shown)} of {len(times)} outputs"
+    return style.Movie(figure, frame, times[shown], f"training time $t${some}", film=False)
 
 
 def _reference(models: list[Model]) -> np.ndarray:

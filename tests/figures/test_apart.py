@@ -1,5 +1,7 @@
 """Curves that a reader is to tell apart look apart, and belong to their own entry of a legend."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from small import SMALL, dataset
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, describe
 from neuralode_flow.figures.overlay import overlay
+from neuralode_flow.figures.weights import Model, weights
 from neuralode_flow.finding import MEMBERS
 from neuralode_flow.studies import STUDIES
 
@@ -106,3 +109,14 @@ def test_no_line_goes_over_a_place_where_no_member_has_a_number():
     (axes,) = FIGURES[MEMBERS](data)["losses"].axes
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.0, 1.0, 2.0])
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1.5, np.nan, 0.15000000000000002])
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(101, ""), (251, ", 101 of 251 outputs")])
+def test_a_slider_says_how_many_of_many_outputs_it_has(outputs, said):
+    times, rng = np.linspace(0, 5, outputs), np.random.default_rng(0)
+    W, sigma = rng.normal(size=(outputs, 4, 2, 2)), rng.normal(size=(outputs, 2))
+    movie = weights("", times, np.linspace(0.1, 0.9, 4), [Model("one", {"color": "#000000"}, W, sigma)])
+    slider = describe(movie)["slider"]
+    assert re.sub("<.*?>", "", slider["label"]) == f"training time t{said}"
+    assert len(slider["values"]) == 101
+    assert [slider["values"][i] for i in (0, -1)] == [0, 5]
