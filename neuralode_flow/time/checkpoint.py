@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from inspect import ismemberdescriptor, signature
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,30 +29,85 @@ from .trajectory import MEMORY, Trajectory, pack, unpack
 # What every run remembers beside its method: when its steps ended.
 _ENDS = "ends"
 
+# Of what a function closes over, and of its defaults, only these are looked at: others may change while it is called.
+_GIVEN = (
+    bool, int, float, complex, str, bytes, tuple, np.generic, np.ndarray, Tensor, partial, torch.nn.Module,
+    FunctionType, MethodType,
+)  # fmt: skip
+
 
 def digest(state: Tensor) -> str:
     """A short hash of the bits of a tensor."""
-    return hashlib.sha256(np.ascontiguousarray(state.detach().cpu().numpy()).tobytes()).hexdigest()[:16]
+    own = state.detach().resolve_conj().resolve_neg().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return hashlib.sha256(own.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def description(value: Any, depth: int = 4) -> Any:
-    """An object in plain values: kinds, numbers, names, and hashes of tensors; of a function only its name is known."""
+    """An object in plain values: kinds, numbers, names, and hashes of tensors.
+
+    Of a function its name is known, and values that it is given: its defaults, what it is bound to, and numbers,
+    tensors and functions that it closes over.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, (complex, bytes, range, torch.dtype)):
+        return repr(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value) if value.dtype.kind in "fiub" else str(value)
+        value = torch.from_numpy(value) if value.dtype.kind in "fiubc" else str(value)
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {digest(value)}"
+        return f"{tuple(value.shape)} {digest(value) if _in_memory(value) else value.layout}"
     if isinstance(value, (list, tuple)):
         return [description(item, depth) for item in value]
+    if isinstance(value, dict):
+        return {str(key): description(item, depth) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((description(item, depth) for item in value), key=repr)
     if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
-    if depth == 0 or not hasattr(value, "__dict__"):
-        return type(value).__name__
-    parts = {name.lstrip("_"): description(item, depth - 1) for name, item in sorted(vars(value).items())}
-    return {"kind": type(value).__name__, **parts}
+        name, parts = value.__qualname__, _given_to(value)
+    else:
+        name, parts = type(value).__name__, _attributes(value)
+    if depth == 0 or parts is None:
+        return name
+    return {"kind": name, **{key.lstrip("_"): description(item, depth - 1) for key, item in sorted(parts.items())}}
+
+
+def _in_memory(value: Tensor) -> bool:
+    """Whether a tensor has numbers that lie in memory one beside the other."""
+    return value.layout == torch.strided and value.device.type != "meta" and not value.is_quantized
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """What an object has been given, by name; None of one that keeps nothing under a name."""
+    if isinstance(value, partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if isinstance(value, ModuleType):
+        return None
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    if isinstance(value, torch.nn.Module):  # however deep its parts lie in one another
+        own = {name: item for name, item in own.items() if not name.startswith("_")}
+        return own | {"parameters": dict(value.named_parameters()), "buffers": dict(value.named_buffers())}
+    classes = [vars(kind) for kind in type(value).__mro__ if "__slots__" in vars(kind)]
+    slots = (name for own_class in classes for name, item in own_class.items() if ismemberdescriptor(item))
+    kept = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return {**kept, **own} if kept or hasattr(value, "__dict__") else None
+
+
+def _given_to(function: Any) -> dict[str, Any] | None:
+    """What a function has been given, by name, but for objects and for names that it binds anew, such as a counter."""
+    if isinstance(function, MethodType):
+        return (_given_to(function.__func__) or {}) | {"self": function.__self__}
+    if not isinstance(function, FunctionType):
+        return None
+    parameters = signature(function, follow_wrapped=False).parameters
+    given = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+    bound_anew = {i.argval for i in dis.get_instructions(function) if i.opname == "STORE_DEREF"}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # one that is still empty
+            if name not in bound_anew:
+                given[name] = cell.cell_contents
+    return {name: item for name, item in given.items() if isinstance(item, _GIVEN)} or None
 
 
 def described(name: str, times: Sequence[float]) -> str:
@@ -67,6 +126,8 @@ def _differences(saved: Any, now: Any, name: str) -> Iterator[str]:
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*now, *saved]):
             yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(now, dict) and saved is not None and saved == now.get("kind"):
+        return  # of a run from before, which knew of a function no more than its name
     elif repr(saved) != repr(now):  # two NaN are equal here
         yield f"{name} = {saved!r}, now it is {now!r}"
 

@@ -207,7 +207,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 
 def _settings(task: Task, stop: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is; all of it must be the same for a checkpoint to be taken up."""
-    loss = task.flow.loss(task.flow.product(task.start))  # of a function in the flow only the name is known
+    loss = task.flow.loss(task.flow.product(task.start))  # of a function in the flow it is not known what it does
     return {
         "flow": description(task.flow),
         "state": f"{task.start.dtype} {description(task.start)}",
