@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from .compat import end_pool
@@ -44,6 +45,11 @@ def side_by_side(
         Processes of one thread each; by default one per processor. With one, or where processes cannot be forked
         (outside Linux, with a GPU in use, or in a worker of `multiprocessing.Pool`, which may have no children), the
         tasks run one after the other in this process.
+
+    Raises
+    ------
+    RuntimeError
+        If a process has ended before its task; beside that whatever a task raises.
     """
     torch = sys.modules.get("torch")  # what draws figures need not import it
     if not hasattr(os, "sched_getaffinity") or (torch and torch.cuda.is_initialized()):
@@ -55,7 +61,7 @@ def side_by_side(
         yield from ((key, task(key)) for key in keys)
         return
     # The workers inherit the task when they are forked: it may hold what cannot be pickled, such as a user's loss.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (task,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (task, os.getpid()))
     try:
         waiting, running = deque(keys), dict[Future[tuple[Key, Result]], bool]()
 
@@ -78,8 +84,13 @@ def side_by_side(
                     submit(front)
                 yield future.result()
         pool.shutdown()
-    except BaseException:  # an error, or the user's Ctrl-C: nobody waits for the rest
+    except BaseException as error:  # also the user's Ctrl-C: nobody waits for the rest
         end_pool(pool, _PATIENCE)  # an integration with a checkpoint saves itself first
+        if isinstance(error, BrokenProcessPool):
+            raise RuntimeError(
+                f"one of the {workers} processes that compute was ended from outside, as Linux does where memory is "
+                "short, or by a fault in compiled code; fewer of them take less memory (study.workers=1)"
+            ) from error
         raise
 
 
@@ -88,10 +99,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(task: Callable[[Any], Any]) -> None:
+def _start_worker(task: Callable[[Any], Any], parent: int) -> None:
     global _task
     _task = task
     end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
+    if os.getppid() != parent:  # which has ended already: nobody else would end this one
+        os._exit(1)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     libraries().limit(limits=1)  # BLAS below NumPy and SciPy too: idle threads of two workers would be in the way

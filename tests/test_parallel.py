@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,56 @@ def test_a_worker_that_has_just_been_forked_ends_without_what_its_parent_would_d
             worker.kill()
         os.close(said)
         os.close(says)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_ended_from_outside_is_told_in_a_sentence(number):
+    def task(key):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    with pytest.raises(RuntimeError, match=r"^one of the 2 processes .* was ended from outside"):
+        list(side_by_side(task, range(4), workers=2))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_whose_parent_is_killed_before_it_has_begun_ends_too(monkeypatch):
+    """It asks for a signal at the end of a parent that has ended already."""
+    told, tells = os.pipe()
+    usual = parallel.end_with_parent
+
+    def late(number):
+        os.write(tells, f"{os.getpid()}\n".encode())
+        parent = os.getppid()
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        usual(number)
+
+    monkeypatch.setattr(parallel, "end_with_parent", late)
+    parent = multiprocessing.get_context("fork").Process(target=pairs, args=([-1, -2],))
+    parent.start()
+    parent.join(60)
+    assert parent.exitcode == -signal.SIGKILL
+    time.sleep(0.2)
+    workers = [int(line) for line in os.read(told, 99).split()]
+    os.close(told)
+    os.close(tells)
+    assert workers
+    last = time.monotonic() + 20
+    while (left := [worker for worker in workers if lives(worker)]) and time.monotonic() < last:
+        time.sleep(0.05)
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert left == []
+
+
+def lives(process):
+    """Whether a process runs: one that has ended, and that nobody has asked for, is still listed."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def pairs(keys):
