@@ -59,7 +59,7 @@ class Custom:
 
     @undisturbed
     def hessian(self, z: Tensor, direction: Tensor) -> Tensor:
-        return self._map(self._one_hessian, z, direction.expand_as(z))
+        return self._map(self._one_hessian, *torch.broadcast_tensors(z, direction))
 
     def _one_hessian(self, z: Tensor, direction: Tensor) -> Tensor:
         """The gradient of ⟨∇f(z), direction⟩."""
