@@ -65,9 +65,16 @@ class LogPolarFlow:
         self.rate_of = rate_of
 
     def enter(self, z: Tensor) -> Tensor:
-        """Q and S of z `(..., d, d)`; a singular value of zero counts as the smallest positive number."""
+        """Q and S of z `(..., d, d)`; a singular value of zero counts as the smallest positive number.
+
+        A kernel of which that is not small enough says by `log_nought` what is.
+        """
         U, sigma, Vh = torch.linalg.svd(z)
         ell = torch.log(sigma.clamp(min=torch.finfo(z.dtype).tiny))
+        nought = getattr(self.kernel, "log_nought", None)
+        if nought is not None and bool((sigma == 0).any()):
+            least = nought(sigma)
+            ell = torch.where((sigma == 0) & least.isfinite(), torch.minimum(ell, least), ell)
         return torch.stack((U @ Vh, Vh.mT @ (ell.unsqueeze(-1) * Vh)), dim=-3)
 
     def product(self, state: Tensor) -> Tensor:

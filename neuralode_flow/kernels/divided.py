@@ -91,6 +91,19 @@ class DividedDifference:
         terms = torch.log(layers.to(ell))[:, None, None] - log_logmean(logs)
         return torch.logsumexp(terms, dim=-3) + math.log(self.time_scale / 2)
 
+    def log_nought(self, sigma: Tensor) -> Tensor:
+        """ℓ of a singular value that moves others `(..., d)` as 0 does: `(..., 1)`, -inf where all are 0.
+
+        Its root is below the round-off of theirs, and of the other factors; that of the smallest number is not where
+        many layers become singular together.
+        """
+        gaps = (self.shifts - self.shifts.min()).to(sigma)
+        others = torch.log(gaps[gaps > 0])
+        largest = log_factors(sigma.amax(-1, keepdim=True), self.shifts.to(sigma)).amin(-1)
+        root = torch.cat((largest, others.expand(*largest.shape[:-1], -1)), -1).amin(-1, keepdim=True)
+        root = root + math.log(torch.finfo(sigma.dtype).eps)
+        return ((len(gaps) - len(others)) * root + others.sum()) / 2
+
     def __call__(self, sigma: Tensor) -> Tensor:
         check_values(sigma)
         _, before, after = self._products(sigma)
@@ -111,14 +124,21 @@ class DividedDifference:
     def _products(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(x_a + c_k), and the products of the factors before k at x_a and after k at x_b: `(..., d, L)` each."""
         logs = log_factors(sigma, self.shifts.to(sigma))
+        none = torch.isneginf(logs)  # factors that are 0, of singular values that are
+        logs = logs.clamp(min=_NOUGHT)
         top = logs.amax(-2, keepdim=True)
         # Σ_k Π_{j<k}(x_a + c_j) Π_{j>k}(x_b + c_j), each factor divided by that of the largest singular value, so that
         # no partial product leaves [0, 1].
         relative, total = _relative(logs, top, sigma)
-        with_own = _running_sum(relative)
+        relative = relative.masked_fill(none, 0.0)  # they are not summed: a product with one of them is 0
+        with_own, number = _running_sum(relative), torch.cumsum(none, -1)
         before, after = with_own - relative, with_own[..., -1:] - with_own
-        return logs, torch.exp(before - top + total), torch.exp(after)
+        before = torch.exp(before - top + total).masked_fill(number > none, 0.0)
+        return logs, before, torch.exp(after).masked_fill(number[..., -1:] > number, 0.0)
 
+
+# In place of the logarithm of 0.
+_NOUGHT = -2e3
 
 # Up to so many layers L round-offs are few, and the plain formulas cost two thirds of the careful ones.
 _SHALLOW = 64
@@ -133,6 +153,7 @@ def _relative(logs: Tensor, top: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]
     if logs.shape[-1] <= _SHALLOW:
         return logs - top, top.sum(-1, keepdim=True)
     goal = 2 * torch.log(sigma.clamp(min=torch.finfo(sigma.dtype).tiny)).unsqueeze(-1)
+    goal = torch.where(sigma.unsqueeze(-1) == 0, logs.sum(-1, keepdim=True), goal)
     total = goal.amax(-2, keepdim=True)
     smallest, largest = logs.amin(-1, keepdim=True), top.amin(-1, keepdim=True)  # log(x_a + min c), log(x + min c)
     q = torch.exp(largest - top) * -torch.expm1(smallest - largest)
@@ -164,7 +185,8 @@ def log_factors(sigma: Any, shifts: Any) -> Any:
     Parameters
     ----------
     sigma : (..., d)
-        Singular values, a tensor or an array of NumPy; zero is moved to the smallest positive number.
+        Singular values, a tensor or an array of NumPy. Of zero the root is −min c, so that the least factors are 0:
+        the smallest positive number would not do, whose L-th root is of size 1 in deep networks.
     shifts : (..., L)
         Of the same kind.
 
@@ -174,8 +196,10 @@ def log_factors(sigma: Any, shifts: Any) -> Any:
     """
     xp: Any = np if isinstance(sigma, np.ndarray) else torch
     goal = 2 * xp.log(xp.clip(sigma, xp.finfo(sigma.dtype).tiny, None))
+    gaps = shifts - xp.amin(shifts, axis=-1, keepdims=True)
     with np.errstate(all="ignore"):
-        return _log_factors(goal, shifts[..., None, :], xp.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
+        logs = _log_factors(goal, shifts[..., None, :], xp.ones_like(shifts[(0,) * (shifts.ndim - 1)]))
+        return xp.where((sigma == 0)[..., None], xp.log(gaps)[..., None, :], logs)
 
 
 def _log_factors(goal: Any, shifts: Any, layers: Any) -> Any:

@@ -200,6 +200,40 @@ def test_divided_difference_keeps_its_digits_at_any_depth(L, kind):
             assert abs(float(K[i, j] / exact) - 1) < 4e-13
 
 
+@pytest.mark.parametrize("L", [1, 2, 64, 65, 1000])
+@pytest.mark.parametrize("kind", ["equal", "one", "halves"])
+def test_divided_difference_at_zero_is_what_the_root_at_zero_says(L, kind):
+    # p(x) = Π (x + c_k) has at 0 the root −min c, whatever else there is; K is a sum of products without cancellation.
+    k = torch.arange(L)
+    shifts = {"equal": k * 0.0, "one": (k != L // 3) * 0.5, "halves": (k < L // 2) * 0.5}[kind]
+    sigma = torch.tensor([2.5, 0.0, 0.3, 0.0])
+    kernel = nf.DividedDifference(shifts)
+    factors = torch.exp(kernels.log_factors(sigma, shifts))
+    assert bool((factors[sigma == 0] == shifts - shifts.min()).all())
+    ones = torch.ones(4, 1)
+    before = torch.cumprod(torch.cat((ones, factors[:, :-1]), 1), 1)
+    after = torch.cumprod(torch.cat((ones, factors.flip(1)[:, :-1]), 1), 1).flip(1)
+    exact = before @ after.mT
+    assert torch.allclose(kernel(sigma), exact, rtol=1e-11, atol=0)
+    G = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    z = torch.diag(sigma)
+    assert torch.allclose(nf.IntrinsicFlow(nf.Quadratic(z - G), kernel).velocity(z), -exact * G, rtol=1e-11, atol=0)
+    assert torch.allclose(kernel(0 * sigma), exact[1, 1].expand(4, 4), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("L", [8, 1000])
+def test_the_closed_flow_of_a_singular_z_is_that_of_its_layers(L):
+    loss = nf.Quadratic(torch.tensor([[1.5, 0.7], [-0.4, 0.3]]))
+    z = torch.diag(torch.tensor([1.0, 0.0]))
+    W, times = L * (z.expand(L, 2, 2) - torch.eye(2)), [0.0, 0.5, 2.0]
+    accuracy = {"method": "DOP853", "rtol": 1e-9, "atol": 1e-11}
+    layers = nf.integrate(nf.FiniteFlow(L, loss), W, times, **accuracy)
+    kernel = nf.DividedDifference(torch.zeros(L), time_scale=1 / L)
+    closed = nf.integrate(nf.IntrinsicFlow(loss, kernel), z, times, **accuracy)
+    assert closed.status == "ok"
+    assert torch.allclose(closed.z, layers.z, rtol=0, atol=1e-8)
+
+
 def test_kernels_of_two_layers_do_not_vanish_where_squares_do():
     sigma = torch.tensor([3e-300, 1e-300])
     expected = sigma[:, None] + sigma

@@ -208,7 +208,7 @@ INLINE int T(rooted)(int d, int ld, const Layers *layers, const double *shifts, 
     for (int i = 0; i < ld; i++) {
         const double own = i < d && sigma[i] > DBL_MIN ? sigma[i] : DBL_MIN, ratio = own / largest;
         goals[i] = i >= d ? 0 : ratio > LEAST ? 2 * log(ratio) : 2 * log(own) - goal;
-        D[i] = goals[i] / sum;
+        D[i] = i < d && sigma[i] == 0 ? -INFINITY : goals[i] / sum; /* of 0 the root is known: u = 0 */
     }
     for (int sweep = 0, near = 0;; sweep++) {
         for (int i = 0; i < ld; i++) {
@@ -230,6 +230,7 @@ INLINE int T(rooted)(int d, int ld, const Layers *layers, const double *shifts, 
         }
         near = 1;
         for (int i = 0; i < d; i++) {
+            if (sigma[i] == 0) continue;
             const double slope = m + r.u[i] * N[i] / P[i];
             const double change = (m * D[i] + (log(P[i]) + exponents[i] * M_LN2) - goals[i]) / slope;
             D[i] = D[i] - change < 0 ? D[i] - change : 0;
