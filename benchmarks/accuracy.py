@@ -1,6 +1,7 @@
 """Measures the accuracy that README.md states, and prints it as the table there: python benchmarks/accuracy.py
 
-python benchmarks/accuracy.py grids measures how near the grids of `DepthGrid.auto` are to what was asked for.
+python benchmarks/accuracy.py grids measures how near the grids of `DepthGrid.auto` are to what was asked for;
+python benchmarks/accuracy.py steps how near the errors in time that ``estimate=True`` states are to the true ones.
 """
 
 from __future__ import annotations
@@ -135,6 +136,38 @@ def random_depth_ratios(problems: int = 60) -> tuple[list[float], list[float]]:
             path = nf.integrate(flow, W0, times, "DOP853", rtol=1e-11, atol=1e-13, estimate=estimate)
             found.append(float((path.depth_error / matrix_norm(path.z - true.z)).min()))
     return ratios
+
+
+STATED = ("dopri5", "DOP853", "RK23", "Radau", "rodas5p", "LSODA", "BDF", "CVODE_Adams", "CVODE_BDF", "auto")
+
+
+def closed_run(seed: int) -> tuple[Flow, Tensor, Tensor, float]:
+    """A random closed flow of d ≤ 4, its z₀, 2 to 20 output times up to 0.3 … 100, and a tolerance, 1e-8 … 1e-3."""
+    generator = torch.Generator().manual_seed(seed)
+    d, between = 1 + seed % 4, torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    loss, z0 = Quadratic(2 * randn(d, d, generator=generator) / math.sqrt(d)), start(d, generator)
+    kernel = (nf.LogMean(), nf.TwoLayer(0.5))[seed // 4 % 2]
+    times = torch.linspace(0, 10 ** (2.5 * between[0] - 0.5), (2, 3, 6, 20)[seed // 8 % 4], dtype=torch.float64)
+    return nf.IntrinsicFlow(loss, kernel), z0, times, 10 ** (5 * between[1] - 8)
+
+
+def study_of_steps(problems: int = 64) -> None:
+    """True over stated error at the worst output of each run, and evaluations of the estimate over those of the run."""
+    print("| method | median | 9 of 10 | largest | evaluations of the estimate |")
+    for method in STATED:
+        ratios, costs = [], []
+        for seed in range(problems):
+            flow, z0, times, rtol = closed_run(seed)
+            true = nf.integrate(flow, z0, times, "DOP853", rtol=1e-13, atol=1e-15, checks=False)
+            path = nf.integrate(flow, z0, times, method, rtol=rtol, atol=rtol / 100, estimate=True)
+            if path.time_error is None or len(path.times) < len(times):
+                raise RuntimeError(path.status)
+            off = matrix_norm(path.z - true.z)
+            told = off > 1e-11  # what the reference itself may be off by
+            ratios.append(float((off / path.time_error)[told].max()) if told.any() else 0.0)
+            costs.append(path.stats["estimate_evaluations"] / path.stats["evaluations"])
+        low, high = np.quantile(ratios, (0.5, 0.9))
+        print(f"| {method} | {low:.2f} | {high:.2f} | {max(ratios):.2f} | {np.median(costs):.1f} |", flush=True)
 
 
 KINDS = ("entire", "wiggly", "piecewise", "large")
@@ -337,9 +370,9 @@ def claims() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", nargs="?", default="claims", choices=("claims", "grids"))
+    parser.add_argument("section", nargs="?", default="claims", choices=("claims", "grids", "steps"))
     torch.set_num_threads(1)
-    {"claims": claims, "grids": study_of_grids}[parser.parse_args().section]()
+    {"claims": claims, "grids": study_of_grids, "steps": study_of_steps}[parser.parse_args().section]()
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from .members import of_members
 from .resolution import MARGIN, round_off
 from .trajectory import Trajectory, common_times
 
-# A method whose steps cannot be halved, or are solved to the tolerances, runs at that much smaller ones, as far as the
-# dtype holds them.
-_TIGHTER = 30.0
+# A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them: at 30 times
+# smaller ones one in ten was off by a quarter or more. One that is solved to the tolerances halves its steps as well.
+_TIGHTER, _SOLVED = 1000.0, 30.0
 _ROUND_OFF = 100
 
 # The first steps of a multistep method are much the same at all tolerances: a run of no more steps is measured by a
-# one-step method.
-_FEW, _ONE_STEP = 30, "DOP853"
+# one-step method, whose errors may be a few tens of its tolerances.
+_FEW, _ONE_STEP, _TIGHTEST = 30, "DOP853", 1e5
 
 # Half the steps, or twice the nodes, leave at most half of the error, whatever the order; what is left of it is added
 # to the gap.
@@ -32,9 +32,9 @@ _HALVED = 2.0
 # (benchmarks/accuracy.py: 7.4 times). Where so much may be a part of the error, it is measured.
 _WAY = 20.0
 
-# Where tolerances cannot be made this much smaller the companion is no better than the run, and both are off by up to
-# this multiple of the tolerance (measured: 3.5, docs/choosing-a-solver.md).
-_WORTH, _OFF = 2.0, 4.0
+# A multistep run is off by up to this multiple of its tolerance (measured: 3.5, docs/choosing-a-solver.md), its companion
+# by that of the smaller one.
+_OFF = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,9 @@ class Companion:
         if self.halves and not iterates(METHODS[self.method]):
             return halved
         least = 1.03 * _ROUND_OFF * torch.finfo(self.result.z.dtype).eps
-        rtol = min(self.main.rtol, max(self.main.rtol / _TIGHTER, least))
-        return replace(halved, rtol=rtol, atol=self.main.atol / _TIGHTER)
+        smaller = _SOLVED if self.halves else _TIGHTER if self.stand_in == self.method else _TIGHTEST
+        rtol = min(self.main.rtol, max(self.main.rtol / smaller, least))
+        return replace(halved, rtol=rtol, atol=self.main.atol / smaller)
 
     def depth_matters(self, tight: Trajectory) -> bool:
         """Whether the grid may have a part in the error, beside that in time, which the companion tells of."""
@@ -152,10 +153,8 @@ class Companion:
         floor = round_off(self.flow, self.result.z.dtype) * size
         if self.halves:
             return _HALVED * gap + floor
-        worth = self.main.rtol / self.control.rtol
-        if worth < _WORTH and self.stand_in == self.method:
-            return gap + _OFF * (self.main.atol + self.main.rtol * size)
-        return gap / (1 - 1 / max(worth, _WORTH)) + floor
+        off = _OFF * (self.control.atol + self.control.rtol * size) if self.stand_in == self.method else 0
+        return gap + off + floor
 
     def _excess(self, result: Trajectory, errors: Tensor) -> str | None:
         """What is to be said of an error above the tolerance; None of one below."""

@@ -140,7 +140,7 @@ def integrate(
         of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
     estimate : bool
         Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
-        methods, which choose their steps anew, run at 30 times smaller tolerances instead. Where the depth grid may
+        methods, which choose their steps anew, run at 1000 times smaller tolerances instead. Where the depth grid may
         have a part in the error, a third run of the same steps on twice the nodes measures that, with all that the grid
         did on the way. A status "ok" of an adaptive method then says that depth and time error together are at most
         ten times atol + rtol ‖z‖; methods of fixed steps have no tolerance, and the errors are all that is said. Where
