@@ -15,8 +15,8 @@ from .members import of_members
 from .resolution import MARGIN, round_off
 from .trajectory import Trajectory, common_times
 
-# A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them: at 30 times
-# smaller ones one in ten was off by a quarter or more. One that is solved to the tolerances halves its steps as well.
+# A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them (at 30 times
+# smaller ones one in ten was off by a quarter or more). One that is solved to the tolerances halves its steps as well.
 _TIGHTER, _SOLVED = 1000.0, 30.0
 _ROUND_OFF = 100
 
@@ -32,8 +32,8 @@ _HALVED = 2.0
 # (benchmarks/accuracy.py: 7.4 times). Where so much may be a part of the error, it is measured.
 _WAY = 20.0
 
-# A multistep run is off by up to this multiple of its tolerance (measured: 3.5, docs/choosing-a-solver.md), its companion
-# by that of the smaller one.
+# A multistep run is off by up to this multiple of its tolerance (measured: 3.5, docs/choosing-a-solver.md), and its
+# companion by that of the smaller one.
 _OFF = 4.0
 
 
