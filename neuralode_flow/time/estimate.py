@@ -15,7 +15,7 @@ from .members import of_members
 from .resolution import MARGIN, round_off
 from .trajectory import Trajectory, common_times
 
-# A method whose steps cannot be halved runs at that much smaller tolerances, as far as the dtype holds them (at 30 times
+# A method whose steps cannot be halved runs at so much smaller tolerances, as far as the dtype holds them (at 30 times
 # smaller ones one in ten was off by a quarter or more). One that is solved to the tolerances halves its steps as well.
 _TIGHTER, _SOLVED = 1000.0, 30.0
 _ROUND_OFF = 100
