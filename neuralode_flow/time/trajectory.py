@@ -148,11 +148,12 @@ class Trajectory:
         yield "z", f"shape {tuple(self.z.shape[self.loss.ndim :])}, {self.z.dtype}"
         if "rule" not in stats:  # steps of a rule have no error in time
             yield "error of z", self._error_said() or "not measured; estimate=True measures it"
+        estimated = ", estimated" if self.time_error is None else ""
         yield (
             "of it in depth" if "rule" not in stats else "error of z in depth",
             "not measured"
             if bool(self.depth_error.isnan().any())
-            else f"{float(self.depth_error.max()):.2g}, estimated",
+            else f"{float(self.depth_error.max()):.2g}{estimated}",
         )
         yield "drift of the law", "not measured" if bool(self.drift.isnan().any()) else f"{float(self.drift.max()):.2g}"
         control = ("rate", "record") if "rate" in stats else ("rtol", "atol")
