@@ -118,3 +118,14 @@ def test_no_module_imports_itself_through_others():
     assert len(graph) > 100
     assert sum(map(len, graph.values())) > 500
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_each_section_of_a_page_says_each_thing_once(page):
+    """A merge may leave a paragraph beside the one that took its place, or below another heading."""
+    text = re.sub(r"^```.*?^```$", "code", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"[^\n]\n(#+ .*)", text) == []
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+        begun = re.findall(r"^\*\*(.*?)\*\*", section, re.MULTILINE)
+        assert sorted(begun) == sorted(set(begun)), section.partition("\n")[0]
+        assert re.findall(r"[.)] [A-Z]{5,}$", section, re.MULTILINE) == []  # what was to be filled in
