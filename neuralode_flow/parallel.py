@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import warnings
@@ -49,7 +50,8 @@ def side_by_side(
     Raises
     ------
     RuntimeError
-        If a process has ended before its task; beside that whatever a task raises.
+        If a process has ended before its task; beside that whatever a task raises, by its name and words where it
+        cannot be taken from one process to another.
     """
     torch = sys.modules.get("torch")  # what draws figures need not import it
     if not hasattr(os, "sched_getaffinity") or (torch and torch.cuda.is_initialized()):
@@ -116,4 +118,11 @@ def _start_worker(task: Callable[[Any], Any], parent: int) -> None:
 def _call(key: Any) -> tuple[Any, Any]:
     if _task is None:
         raise RuntimeError("the worker was not forked from the study")
-    return key, _task(key)
+    try:
+        return key, _task(key)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # the pool would take the worker for ended
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise

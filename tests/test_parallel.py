@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import neuralode_flow as nf
 from neuralode_flow import parallel
 from neuralode_flow.parallel import side_by_side
 
@@ -147,3 +149,40 @@ def pairs(keys):
 def test_a_worker_of_a_pool_may_have_no_processes_and_works_by_itself():
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(pairs, ([-1, -2],)).get(60) == [(-1, 1), (-2, 2)]
+
+
+class TwoWords(Exception):
+    """It takes more than its message, so that pickle cannot make it anew."""
+
+    def __init__(self, one, other):
+        super().__init__(one)
+        self.other = other
+
+
+def test_an_error_that_cannot_go_to_another_process_is_told_by_its_name_and_words():
+    """The pool takes a worker for ended whose error it cannot read, as if memory were short."""
+
+    def fail(key):
+        raise TwoWords(f"the {key} failed", "other")
+
+    with pytest.raises(RuntimeError, match="^TwoWords: the key failed$"):
+        list(side_by_side(fail, ["key", "key"], workers=2))
+    assert multiprocessing.active_children() == []
+
+
+def test_the_error_of_a_run_comes_from_a_worker_with_its_trajectory():
+    flow = nf.IntrinsicFlow(nf.Quadratic(2 * torch.eye(2)), kernel=nf.LogMean())
+
+    def short(budget):
+        return nf.integrate(flow, torch.eye(2), [0.0, 1.0], max_evaluations=budget, dense=True, throw=True)
+
+    with pytest.raises(nf.IntegrationError, match="the budget of 200 velocity") as caught:
+        list(side_by_side(short, [200, 200], workers=2))
+    with pytest.raises(nf.IntegrationError) as here:
+        short(200)
+    reached, alone = caught.value.trajectory, here.value.trajectory
+    assert reached.ending == "evaluations"
+    assert reached.status == alone.status == str(caught.value)
+    assert torch.equal(reached.z, alone.z)
+    assert len(reached.times) == 2
+    assert torch.equal(reached(0.5 * reached.times[-1]), alone(0.5 * alone.times[-1]))

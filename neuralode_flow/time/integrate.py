@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class IntegrationError(RuntimeError):
     def __init__(self, trajectory: Trajectory) -> None:
         super().__init__(trajectory.status)
         self.trajectory = trajectory
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Trajectory]]:
+        """So that a process that raises it can hand it to another."""
+        return type(self), (self.trajectory,)
 
 
 @undisturbed
