@@ -209,6 +209,14 @@ def test_the_error_of_a_coarse_grid_is_measured_by_all_methods_and_for_a_batch(m
     assert float(both.depth_error[-1]) == pytest.approx(float(one.depth_error[-1]), rel=0.1)
 
 
+def test_a_trajectory_says_whether_its_error_in_depth_is_a_guess():
+    flow, start, _ = coarse(3, 1, 4)
+    guessed, path = (nf.integrate(flow, start, [0.0, 0.5], estimate=say)._repr_html_() for say in (False, True))
+    assert "estimated" in guessed
+    assert "of it in depth" in path
+    assert "estimated" not in path
+
+
 def test_a_grid_that_resolves_W_costs_no_further_run():
     flow, start, _ = coarse(1, 4, 12)
     path = nf.integrate(flow, start, [0.0, 1.0], "DOP853", estimate=True)
