@@ -129,3 +129,9 @@ def test_each_section_of_a_page_says_each_thing_once(page):
         begun = re.findall(r"^\*\*(.*?)\*\*", section, re.MULTILINE)
         assert sorted(begun) == sorted(set(begun)), section.partition("\n")[0]
         assert re.findall(r"[.)] [A-Z]{5,}$", section, re.MULTILINE) == []  # what was to be filled in
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heads, line, *others = table.splitlines()
+        assert set(line) <= set("|-: "), heads  # rows below a blank line are of no table
+        claims = [row.split(" | ")[:2] for row in others]
+        claims = [claim for claim in claims if len(claim[-1]) > 40]
+        assert [claim for claim in claims if claims.count(claim) > 1] == []

@@ -140,8 +140,8 @@ def integrate(
         Budget of wall time in the whole run, with the others of `estimate`, in seconds; counted on when a run is
         resumed.
     adapt : bool
-        Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z reaches a tenth
-        of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
+        Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z, estimated from
+        W, reaches a tenth of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
     estimate : bool
         Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
         methods, which choose their steps anew, run at 1000 times smaller tolerances instead. Where the depth grid may

@@ -183,7 +183,7 @@ class GridOfMembers(FixedGrid):
 
 
 class AdaptiveGrid(FixedGrid):
-    """A flow whose grid follows W: the depth error of z stays below a tenth of the tolerance in time."""
+    """A flow whose grid follows W, refined where the error of z, by its estimate, reaches a tenth of the tolerance."""
 
     def __init__(self, flow: Any, rtol: float, atol: float, misfit: float | None = None) -> None:
         super().__init__(flow, rtol, atol, misfit)
