@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -79,8 +80,11 @@ class ContinuousFlow:
         self.grid = grid
         self.loss = loss
         self.depth: DepthSolver = DEPTH_SOLVERS[depth](grid) if isinstance(depth, str) else depth
+        self._check_depth()
+
+    def _check_depth(self) -> None:
         check_solver("depth", self.depth)
-        if self.depth.grid is not grid:
+        if self.depth.grid is not self.grid:
             raise ValueError("depth must be a solver made on the flow's own grid; pass the same DepthGrid to both")
 
     def __repr__(self) -> str:
@@ -146,10 +150,13 @@ class ContinuousFlow:
         correction, uncertain = integral(depths, multiply(multiply(left, missed), right))
         return float(torch.maximum(torch.linalg.matrix_norm(gap + correction) + uncertain, least).max())
 
-    def on(self, grid: DepthGrid) -> ContinuousFlow:
-        """The same flow on another grid."""
+    def on(self, grid: DepthGrid) -> Self:
+        """The same flow on another grid: of its own class, with all else that it holds."""
         check_grid("grid", grid)
-        return ContinuousFlow(grid, self.loss, self.depth.on(grid))
+        moved = copy.copy(self)
+        moved.grid, moved.depth = grid, self.depth.on(grid)
+        moved._check_depth()
+        return moved
 
     def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
         """The panel polynomials of a state on the nodes of another grid, `(..., N', d, d)`."""

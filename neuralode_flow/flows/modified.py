@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any, Self
 
@@ -60,7 +61,9 @@ class FollowsSteps(Around):
 
     def _on(self, grid: DepthGrid) -> Self:
         """The same flow on another grid."""
-        return type(self)(self.flow.on(grid), self.learning_rate)
+        moved = copy.copy(self)
+        moved.flow = self.flow.on(grid)
+        return moved
 
     def product(self, state: Tensor) -> Tensor:
         """z of the flow."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -109,9 +110,11 @@ class MomentumFlow(Around):
         """V = W_t of a state."""
         return state.select(-1 - self.axes, 1)
 
-    def on(self, grid: DepthGrid) -> MomentumFlow:
+    def on(self, grid: DepthGrid) -> Self:
         """The same flow on another depth grid, for ``adapt=True``."""
-        return MomentumFlow(self.flow.on(grid), self.friction, self.axes)
+        moved = copy.copy(self)
+        moved.flow = self.flow.on(grid)
+        return moved
 
     def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
         """A state on the nodes of another grid."""

@@ -262,3 +262,54 @@ def test_a_finer_grid_that_does_not_get_there_leaves_the_guess_and_says_so(monke
     assert path.ending == "accuracy"
     assert "the error in depth is measured, and not guessed, up to t = 0 only: " in path.status
     assert path.depth_error.isfinite().all()
+
+
+class Decaying(nf.ContinuousFlow):
+    """Weights decay, at a rate of its own."""
+
+    def __init__(self, grid, loss, *, rate):
+        super().__init__(grid, loss)
+        self.decay = rate
+
+    def velocity(self, state):
+        return super().velocity(state) - self.decay * state
+
+    def law(self, state):
+        return state.new_empty(0, 2, 2)
+
+
+class Driven(nf.MomentumFlow):
+    """Inertia, and a push of its own."""
+
+    def velocity(self, state):
+        return super().velocity(state) + 0.3 * torch.ones_like(state)
+
+
+class Doubled(nf.ModifiedFlow):
+    """Another flow of steps, whose rate has a default."""
+
+    def __init__(self, flow, scale=1.0):
+        super().__init__(flow, 0.02)
+        self.scale = scale
+
+    def velocity(self, state):
+        return self.scale * super().velocity(state)
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize(
+    "own",
+    [lambda flow: flow, lambda flow: Driven(flow, 0.5), lambda flow: Doubled(flow, 2.0)],
+    ids=["plain", "momentum", "steps"],
+)
+def test_a_flow_of_ones_own_class_stays_itself_on_another_grid(own, adapt):
+    """A grid that follows W, and the one that measures another, go on with the velocity of that class."""
+    _, start, _ = coarse(3)
+    loss, times = nf.Quadratic(1.5 * randn(2, 2, seed=3)), [0.0, 0.5, 1.0]
+    few, many = (own(Decaying(nf.DepthGrid.gauss(*size), loss, rate=0.5)) for size in ((1, 6), (4, 16)))
+    assert type(few.on(nf.DepthGrid.gauss(2, 8))) is type(few)
+    truth = nf.integrate(many, start, times, "DOP853", 1e-12, 1e-14)
+    path = nf.integrate(few, start, times, "DOP853", 1e-6, 1e-8, adapt=adapt, estimate=True)
+    true = torch.linalg.matrix_norm(path.z - truth.z)
+    assert (true <= path.error).all()
+    assert (path.error <= 3 * true.cummax(0).values + 2 * path.time_error + 1e-12).all()
