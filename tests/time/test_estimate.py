@@ -240,6 +240,13 @@ def test_a_coarse_grid_is_the_reason_where_it_makes_most_of_the_error():
     assert path.status.endswith("most of it is that of the depth grid; use more nodes, or larger tolerances")
 
 
+def test_a_status_that_guesses_what_a_grid_makes_has_what_was_measured_beside_it():
+    flow, start, _ = coarse(2, 2, 4)
+    path = nf.integrate(flow, start, [0.0, 0.5, 1.0], "DOP853", estimate=True)
+    assert path.ending == "depth"
+    assert path.status.endswith(f"; as a finer grid measures it, by up to {float(path.depth_error.max()):.2g}")
+
+
 def test_what_a_coarse_grid_makes_is_the_same_after_a_resumption(tmp_path):
     flow, start, _ = coarse(3, 1, 4)
     file, times = tmp_path / "run.npz", [0.0, 1.0, 2.0]
