@@ -17,6 +17,9 @@ from .units import Measured
 # Unknowns beyond which the null space would take minutes.
 MOST_UNKNOWNS = 2500
 
+# By how many units in the last place random θ are shaken, and how often, to see what is only round-off there.
+_SHAKEN, _TIMES = 4, 3
+
 
 @dataclass(frozen=True, eq=False)
 class QuadraticLaws:
@@ -90,15 +93,25 @@ def quadratic_laws(phi: Map, dimension: int, seed: int = 0) -> QuadraticLaws:
     # One random combination of the gradients at each of many points says as much as all gradients at few points.
     points = torch.randn(unknowns + 20, n, generator=generator, dtype=torch.float64, device="cpu")
     m = phi(points[0]).numel()
-    # In a combination of gradients of all sizes the small ones would drown.
-    sizes = Place.at(points[0], phi, generator).jacobian(phi).scales[0]
+    # In a combination of gradients of all sizes the small ones would drown, as in one that is only round-off.
+    J = Place.at(points[0], phi, generator).jacobian(phi)
+    sizes = torch.where(J.values.any(1), J.scales[0], 0.0)
     combinations = sizes * torch.randn(len(points), m, generator=generator, dtype=torch.float64, device="cpu")
-    X = gradients(phi, points, combinations)
     i, j = torch.triu_indices(n, n, device="cpu")
-    # The coefficient of A_ij = A_ji in θᵀA X.
-    products = X[:, i] * points[:, j] + torch.where(i == j, 0.0, 1.0) * X[:, j] * points[:, i]
-    rows = torch.cat((products, X), dim=1)
-    basis, rank = Measured(rows, torch.finfo(rows.dtype).eps * rows.abs()).null_space()
+    twice = torch.where(i == j, 0.0, 1.0)
+
+    def products(near: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients of A_ij = A_ji in θᵀA X and of b in b·X, and the sizes of the terms that they sum."""
+        X = gradients(phi, near, combinations)
+        one, other = X[:, i] * near[:, j], twice * X[:, j] * near[:, i]
+        return torch.cat((one + other, X), dim=1), torch.cat((one.abs() + other.abs(), X.abs()), dim=1)
+
+    # Of u v, where z is u² − v², a coefficient is nothing but the round-off of two terms: it is 0, and must not be
+    # brought to the size of the others.
+    shaken = _SHAKEN * torch.finfo(points.dtype).eps * points
+    rows, terms = products(points)
+    samples = [rows, *(products(points + shaken * points.roll(k, 0))[0] for k in range(1, _TIMES + 1))]
+    basis, rank = Measured.of(torch.stack(samples), terms).null_space()
     A = torch.zeros(basis.shape[1], n, n, dtype=torch.float64, device="cpu")
     A[:, i, j] = A[:, j, i] = basis[: len(i)].mT
     return QuadraticLaws(A, basis[len(i) :].mT.contiguous(), rank.minus_from(unknowns))

@@ -135,6 +135,24 @@ def test_quadratic_laws_are_conserved_and_include_linear_ones():
     assert float(path.drift.max()) < 1e-11
 
 
+@pytest.mark.parametrize("units", [1.0, 1e-8, 1e8])
+def test_a_quadratic_law_whose_terms_cancel_at_every_point_is_found(units):
+    """Of u v, where z is u² − v², and of both where θ has an entry of z that is nothing but round-off."""
+    n = 3
+    found = quadratic_laws(lambda theta: units * (theta[:n] ** 2 - theta[n:] ** 2), 2 * n)
+    assert (found.evidence.verdict, len(found)) == (n, n)
+    theta = randn(2 * n, seed=1)
+    known = torch.func.jacrev(lambda theta: theta[:n] * theta[n:])(theta)
+    both = torch.cat((known, torch.func.jacrev(found)(theta)))
+    assert int(torch.linalg.matrix_rank(both, rtol=1e-10)) == n
+
+    def with_nothing(theta):  # the first two are seen by round-off alone
+        x, y, u, v = theta
+        return torch.stack((units * ((x + y) ** 3 - x**3 - 3 * x**2 * y - 3 * x * y**2 - y**3), u * v))
+
+    assert quadratic_laws(with_nothing, 4).evidence.verdict == 6  # any of x and y, and u² − v²
+
+
 def test_a_doubtful_rank_is_called_undecided():
     def nearly_parallel(angle):
         return lambda x: torch.stack([x[0] + x[1], x[0] + (1 + angle) * x[1]])
