@@ -24,7 +24,7 @@ from ..finding import ERRORS_OF_Z, Check, Claim, ErrorTable, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import SAMPLING_ORDERS, SAMPLINGS
 from ..laws import relaxed_balance_defect
-from ..orders import Order, observed_order
+from ..orders import STRAIGHT_PART, Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
 from . import infimum
@@ -483,6 +483,7 @@ def _numbers(dataset: xr.Dataset) -> dict[str, object]:
         "depths": found["depth"].values,
         "orders": by_rule("order"),
         "order_spreads": by_rule("order_spread"),
+        "order_spreads_of": f"{STRAIGHT_PART} of each fit",  # of many members their mean, which is no spread over them
         "order_points": {rule: points or None for rule, points in by_rule("order_points").items()},
         "order_reasons": by_rule("order_reason"),
         "expected_orders": by_rule("order_expected"),

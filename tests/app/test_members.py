@@ -141,6 +141,11 @@ def test_the_numbers_of_all_members_are_summed_up():
     assert told["deviation"] == pytest.approx(orders.std(ddof=1), rel=1e-12) == found.finding.orders[0].spread
     assert told["error"] == pytest.approx(orders.std(ddof=1) / 2, rel=1e-12)
     assert (told["least"], told["most"]) == (orders.min(), orders.max())
+    # Beside it, and not to be taken for it: the spreads of the members' own fits.
+    assert record["observed_orders"][0]["spread_of"] == "4 members, standard deviation"
+    own = found.dataset.order_spread.sel(rule="euler").values
+    assert record["order_spreads"]["euler"] == pytest.approx(own.mean(), rel=1e-13)
+    assert record["order_spreads_of"] == "the straight part of each fit"
     errors = found.dataset.error_z.sel(rule="euler")
     assert found.finding.tables[0].errors["euler"] == pytest.approx(errors.mean("seed").values, rel=1e-13)
     worst = found.finding.checks[0]
