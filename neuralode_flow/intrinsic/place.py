@@ -82,12 +82,14 @@ class Place:
 def _steps(theta: Tensor, J: Tensor) -> Tensor:
     columns = equilibrated(J)[1].log2()
     live = (J != 0).any(0)
-    known = live & (theta != 0)
-    # θ is so many units in size, in the mean; one that φ does not feel to first order gets the mean unit.
-    size = (theta.abs().log2() - columns)[known].median() if known.any() else -columns[live].mean()
     mean = columns[live].mean() if live.any() else columns.new_zeros(())
-    units = torch.where(live, columns, mean) + (size if live.any() else 0.0)
-    return torch.where(theta != 0, theta.abs(), torch.exp2(units))
+    units = torch.where(live, columns, mean)
+    # θ is so many units in size, in the median of those that φ feels to first order, else of all that are not zero; one
+    # that φ does not feel gets the mean unit.
+    known = live & (theta != 0)
+    known = known if known.any() else theta != 0
+    size = (theta.abs().log2() - units)[known].median() if known.any() else -mean
+    return torch.where(theta != 0, theta.abs(), torch.exp2(units + size))
 
 
 def _normals(like: Tensor, generator: torch.Generator) -> Tensor:

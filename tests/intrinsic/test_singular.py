@@ -75,3 +75,17 @@ def test_a_switch_nearby_is_not_taken_for_a_singular_point():
     on_it = report(phi, torch.tensor([0.0, 1.0, 2.0]))
     assert on_it.laws == "undecided"
     assert "not smooth" in str(on_it)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**27, 2.0**-27])
+def test_where_phi_feels_zeros_alone_to_first_order_the_unit_of_theta_is_that_of_the_others(unit):
+    """The step of a zero had no unit: a point nearby was nearer than round-off, or far away."""
+
+    def phi(theta):
+        a, b, c, d, e, f = theta / unit
+        return torch.stack(((a * c + b * d) * e, (a * c + b * d) * f))
+
+    found = report(phi, unit * torch.tensor([0.5, -1.0, 1.5, 2.0, 0.0, 0.0], dtype=torch.float64))
+    assert (found.rank, found.laws, found.singular, found.recoverable) == (2, 4, False, True)
+    nothing = report(phi, unit * torch.tensor([0.5, 0.0, 0.0, 2.0, 0.0, 0.0], dtype=torch.float64))
+    assert (nothing.rank, nothing.laws, nothing.singular, nothing.recoverable) == (0, 4, True, False)
