@@ -13,6 +13,18 @@ class Stopped(Exception):
         self.code = code
 
 
+class UsedUp(Stopped):
+    """A budget is used up; what was begun then is dropped, so that the run knows alone what time it has reached."""
+
+    def __init__(self, code: str, budget: str, after: str = "") -> None:
+        super().__init__(code, f"{budget} was used up{after}")
+        self._budget, self._after = budget, after
+
+    def at(self, t: float) -> str:
+        """The sentence of a run that holds its trajectory up to t."""
+        return f"{self._budget} was used up at t = {t:.6g}{self._after}"
+
+
 ENDINGS = MappingProxyType(
     {
         "ok": "the last time was reached",

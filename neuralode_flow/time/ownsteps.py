@@ -241,7 +241,7 @@ class OwnSteps:
         flow = restricted(self.watch.grid.flow, self.members, torch.from_numpy(rows).to(here.y.device))
         if not runs_explicitly(flow, states[0]):
             return moved
-        self.watch.check_seconds(self.t)
+        self.watch.check_seconds()
         left = min(self.watch.budget.evaluations, LONGEST) - self.evaluations[rows]
         signs = None if sign is None else sign[rows]
         legs = Legs(here.t, here.h, self.begun[rows], self.again[rows], left, goal, formula.pace, signs)
@@ -317,7 +317,7 @@ class OwnSteps:
         states, stages = self._states(y), len(tableau.weights)
         if not steps_explicitly(flow, states[0]):
             return None
-        self.watch.check_seconds(self.t)
+        self.watch.check_seconds()
         try:
             tried = flow.explicit_steps(states, self._states(f), h, tableau)
         except FAILURES:

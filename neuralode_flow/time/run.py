@@ -17,7 +17,7 @@ from .base import FAILURES, METHODS, Control, Memory, Start, Stepper
 from .byformula import in_motion
 from .checkpoint import Checkpoint, Saved
 from .dense import Dense
-from .endings import EVENTS_ASKED, Stopped
+from .endings import EVENTS_ASKED, Stopped, UsedUp
 from .events import Stop
 from .lookout import Happened, Lookout
 from .members import advice, of_members
@@ -320,6 +320,8 @@ class Run:
                 self.records.add(here.t, here.state, self.watch.good)
             except Stopped:
                 here = replace(here, t=here.last[0], state=here.last[1])
+        if isinstance(stop, UsedUp):
+            status = stop.at(here.t)
         beyond = self._out_of_reach(here) if isinstance(stop, Happened) else None
         return here, stop.code, status if beyond is None else f"{status}; {beyond.sentence}"
 

@@ -27,7 +27,7 @@ from ..flows.capabilities import (
     steps_explicitly,
 )
 from .base import FAILURES, Control
-from .endings import Stopped
+from .endings import Stopped, UsedUp
 from .members import advice, culprits, not_finite, of_members
 from .resolution import FixedGrid
 
@@ -96,7 +96,7 @@ class Watch:
         return time.perf_counter() - self._started
 
     def __call__(self, t: float, state: Tensor) -> Tensor:
-        self._spend(t)
+        self._spend()
         self.evaluations += 1
         if abs(t - self._last) > 8 * _EPS * abs(t):
             self._stuck, self._last = 0, t
@@ -119,7 +119,7 @@ class Watch:
         `flow` is theirs, `restricted` to them; `good` makes states `(n, ...)` at which it can be computed, and without
         it members are tried one by one; endings are by their places.
         """
-        self.check_seconds(t)
+        self.check_seconds()
         try:
             value = work(flow, states)
         except FAILURES:
@@ -152,7 +152,7 @@ class Watch:
         stages = len(tableau.weights)
         if self.evaluations + stages > self.budget.evaluations or not self.knows_steps(state):
             return None
-        self.check_seconds(t)
+        self.check_seconds()
         try:
             tried = self.grid.flow.explicit_steps(state, slope, h, tableau)
         except FAILURES:
@@ -170,7 +170,7 @@ class Watch:
             return None
 
         def product(direction: Tensor) -> Tensor:
-            self._spend(t)
+            self._spend()
             self.evaluations += 1
             self.products += 1
             value = self._derived(t, lambda _: derivative(direction), state, lambda at: flow.linearised(at)(direction))
@@ -187,7 +187,7 @@ class Watch:
 
     def jacobian(self, t: float, state: Tensor) -> Tensor:
         """See Velocity; it counts as one product, and costs about twenty velocities where the flow knows it."""
-        self._spend(t)
+        self._spend()
         self.evaluations += 1
         self.products += 1
         flow = self.grid.flow
@@ -204,7 +204,7 @@ class Watch:
 
     def resolvent(self, t: float, state: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
         """See Velocity; it counts as one product, as a Jacobian does."""
-        self._spend(t)
+        self._spend()
         self.evaluations += 1
         self.products += 1
         found = self._derived(t, self.grid.flow.resolvent, state)
@@ -238,7 +238,7 @@ class Watch:
 
     def implicit_step(self, steps: NdfSteps, here: Place, end: float) -> Place | None:
         """See Velocity; what the budget has no place for, or fails, is left to velocities, which tell of it."""
-        self.check_seconds(here.t)
+        self.check_seconds()
         ahead = steps.step(here, end, self.budget.evaluations - self.evaluations)
         if ahead is not None:
             self.evaluations += steps.evaluations
@@ -258,19 +258,17 @@ class Watch:
         name = of_members(which).removeprefix(" of ")
         return f"; at t = {t:.6g} {name} moves fastest{advice(which)}" if name else ""
 
-    def _spend(self, t: float) -> None:
+    def _spend(self) -> None:
         most = self.budget.evaluations
         if self.evaluations >= most:
-            raise Stopped("evaluations", f"the budget of {most} velocity evaluations was used up at t = {t:.6g}")
-        self.check_seconds(t)
+            raise UsedUp("evaluations", f"the budget of {most} velocity evaluations")
+        self.check_seconds()
 
-    def check_seconds(self, t: float) -> None:
+    def check_seconds(self) -> None:
         """Raises Stopped where the budget of wall time is used up."""
         seconds = self.budget.seconds
         if seconds is not None and self.seconds > seconds:
-            raise Stopped(
-                "seconds", f"the budget of wall time was used up at t = {t:.6g}, after {self.seconds:.3g} seconds"
-            )
+            raise UsedUp("seconds", "the budget of wall time", f", after {self.seconds:.3g} seconds")
 
     def _computed(self, t: float, work: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
         try:

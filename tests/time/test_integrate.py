@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from time import sleep
 
 import numpy as np
 import pytest
@@ -156,6 +157,28 @@ def test_the_evaluation_budget_holds_in_total():
         path = nf.integrate(LIMIT, torch.eye(2), torch.linspace(0, 3, 31), method, rtol=1e-10, max_evaluations=57)
         assert path.stats["evaluations"] == 57
         assert path.status.startswith("the budget of 57 velocity evaluations was used up at t = ")
+
+
+@pytest.mark.parametrize(
+    "method", ["dopri5", "DOP853", "BDF", "LSODA", "auto", "CVODE_BDF", "rodas5p", "dopri8", "rk4"]
+)
+def test_a_budget_is_used_up_where_the_trajectory_ends_and_not_inside_a_step_that_is_dropped(method):
+    start, times = 0.9 * torch.eye(2), torch.linspace(0, 3, 31)
+    path = nf.integrate(LIMIT, start, times, method, rtol=1e-10, max_evaluations=25)
+    assert path.ending == "evaluations"
+    assert path.status.endswith(f"was used up at t = {float(path.times[-1]):.6g}")
+
+
+@pytest.mark.parametrize("control", ["shared", "member"])
+def test_a_budget_of_wall_time_is_used_up_where_the_trajectory_ends(control):
+    def slow(z):
+        sleep(0.002)
+        return (z - 2).square().sum((-2, -1))
+
+    flow, start = nf.IntrinsicFlow(nf.Custom(slow), nf.DividedDifference(torch.tensor([0.0, 0.5]))), torch.eye(2)
+    path = nf.integrate(flow, start.expand(2, 2, 2), [0.0, 3.0], rtol=1e-10, max_seconds=0.2, control=control)
+    assert path.ending == "seconds"
+    assert path.status.startswith(f"the budget of wall time was used up at t = {float(path.times[-1]):.6g}, after 0.")
 
 
 def test_a_loss_that_turns_nan_is_a_status():
