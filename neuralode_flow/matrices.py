@@ -49,6 +49,17 @@ def orientation_preserving(name: str, z: Tensor) -> Tensor:
     return z
 
 
+def round_off(z: Tensor, sigma: Tensor) -> Tensor:
+    """Which singular values `(..., d)` of z `(..., d, d)` are its round-off, and might as well be 0.
+
+    Those of a matrix with at most one entry in each row and column, such as a diagonal one, are exact.
+    """
+    entries = z != 0
+    exact = torch.maximum(entries.sum(-1).amax(-1), entries.sum(-2).amax(-1)) <= 1
+    small = sigma <= z.shape[-1] * torch.finfo(sigma.dtype).eps * sigma.amax(-1, keepdim=True)
+    return (sigma > 0) & small & ~exact.unsqueeze(-1)
+
+
 def solve(A: Tensor, B: Tensor, left: bool = True) -> Tensor:
     """X of A X = B, or of X A = B, for batches `(..., d, d)` and `(..., d, n)`.
 

@@ -17,7 +17,7 @@ from ..depth.collocation import Collocation
 from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
-from ..matrices import Turning, orientation_preserving, polar, skew_log
+from ..matrices import Turning, orientation_preserving, polar, round_off, skew_log, slogdet
 from .random import Smooth, SmoothNumber
 
 # Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
@@ -93,7 +93,8 @@ def relaxed_balanced(
     resolved to 1e-11 by polynomials on up to 256 panels of 16 nodes, or 2048 where the twist is fast (up to about 4000
     radians). They are looked at in 1597 depths beside the nodes, at most 7e-4 apart, and in fewer for d > 36, unless
     they are made of a few cosines, as those of `INITIALS` are; what is narrower can be missed. Where they are not
-    resolved, as with a jump, a RuntimeWarning says by how much P(1,0) misses z₀.
+    resolved, as with a jump, a RuntimeWarning says by how much P(1,0) misses z₀. Another one tells of a z₀ that is
+    singular up to round-off: the logarithm of its least singular value, which W holds, is then that of round-off.
 
     Examples
     --------
@@ -113,7 +114,13 @@ def relaxed_balanced(
                 f"{name} must be a function of a float s that returns a {returned}, got {type(function).__name__}; "
                 f"for a constant one use lambda s: {name}"
             )
+    _warn_singular(z0.detach())
     wanted, stretch = polar(z0.double().cpu())
+    if not bool((slogdet(wanted)[0] > 0).all()):
+        raise ValueError(
+            "z0 must have det > 0, and is singular up to round-off, so that its det has no sign: start from a z0 that "
+            "is not singular"
+        )
     frame = _frame(z0, shift, twist)
     stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(
         z0.shape[-1], dtype=torch.float64, device="cpu"
@@ -138,6 +145,19 @@ def balanced(z0: Tensor) -> Profile:
     True
     """
     return relaxed_balanced(z0)
+
+
+def _warn_singular(z0: Tensor) -> None:
+    """Warns of a z₀ whose least singular value, of which W has the logarithm, is round-off."""
+    sigma = torch.linalg.svdvals(z0)
+    lost = round_off(z0, sigma)
+    if bool(lost.any()):
+        ratio = float((torch.where(lost, sigma, 0.0).amax(-1) / sigma[..., 0]).max())
+        warn(
+            f"z0 is singular up to round-off: the ratio {ratio:.2g} of its least singular value to its largest has no "
+            f"true digit, the sign of det z0 neither, and W and its training depend on the logarithm: start from a z0 "
+            f"that is not singular"
+        )
 
 
 class _Frame(NamedTuple):

@@ -24,7 +24,8 @@ class Kernel(Protocol):
     This is measured when a flow is made of it, once for each kernel.
 
     Where it is known, `slope(sigma)` is ∂K_ab/∂σ_a `(..., d, d)`: with it stiff methods have the Jacobian of a flow
-    that is integrated in z itself.
+    that is integrated in z itself. `near_zero` says in words as what a singular value near 0 counts in K; without it a
+    warning of one that is round-off does without these words.
     """
 
     positive_determinant: bool

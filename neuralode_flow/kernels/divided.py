@@ -67,7 +67,16 @@ class DividedDifference:
     @property
     def keeps_sign(self) -> bool:
         """Whether the least c_k is attained at least twice: those layers become singular together."""
-        return self.shifts.ndim == 1 and bool((self.shifts == self.shifts.min()).sum() > 1)
+        return self.shifts.ndim == 1 and self._least() > 1
+
+    @property
+    def near_zero(self) -> str:
+        """As what a singular value near 0 counts in K."""
+        return f"its power 2/{self._least()}"
+
+    def _least(self) -> int:
+        """How many layers have the least c_k, and become singular together."""
+        return int((self.shifts == self.shifts.amin(-1, keepdim=True)).sum(-1).max())
 
     @classmethod
     def together(cls, kernels: Sequence[DividedDifference]) -> DividedDifference:
@@ -113,13 +122,39 @@ class DividedDifference:
     def slope(self, sigma: Tensor) -> Tensor:
         """∂K_ab/∂σ_a `(..., d, d)`: the same sum with Σ_{j<k} 1/(x_a + c_j) in each term, times dx_a/dσ_a.
 
-        From p(x_a) = σ_a² the latter is 2 / (σ_a Σ_j 1/(x_a + c_j)); again all terms are positive.
+        From p(x_a) = σ_a² the latter is 2 / (σ_a Σ_j 1/(x_a + c_j)); again all terms are positive. At σ_a = 0 it is the
+        limit, which is infinite where three layers or more become singular together and σ_b is not 0.
         """
         logs, before, after = self._products(sigma)
         shares = torch.softmax(-logs, dim=-1)  # of 1/(x_a + c_j) in their sum
         earlier = torch.nn.functional.pad(_running_sum(shares[..., :-1]), (1, 0))
-        root = sigma.clamp(min=torch.finfo(sigma.dtype).tiny ** 0.5).unsqueeze(-1)
-        return self.time_scale * 2 * ((before * earlier / root) @ after.mT)
+        root = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).unsqueeze(-1)
+        slope = self.time_scale * 2 * ((before * earlier / root) @ after.mT)
+        zero = (sigma == 0).unsqueeze(-1)
+        return torch.where(zero, self._slope_at_zero(sigma, after), slope) if bool(zero.any()) else slope
+
+    def _slope_at_zero(self, sigma: Tensor, after: Tensor) -> Tensor:
+        """∂K_ab/∂σ_a at σ_a = 0: with m least c_k and P the product of the other c_j − c, x_a − x is (σ_a²/P)^{1/m}.
+
+        It grows as σ_a² for m = 1, and as σ_a/√P for m = 2, where the terms that count have one factor of 0 less.
+        """
+        gaps = (self.shifts - self.shifts.amin(-1, keepdim=True)).to(sigma).unsqueeze(-2)
+        least, m = gaps == 0, self._least()
+        if m == 1:
+            return torch.zeros_like(after @ after.mT)
+        if m > 2:
+            both = (sigma == 0).unsqueeze(-1) & (sigma == 0).unsqueeze(-2)
+            return torch.zeros_like(after @ after.mT).masked_fill(~both, torch.inf)
+        logs = torch.where(least, 0.0, torch.log(torch.where(least, 1.0, gaps)))  # (..., 1, L)
+        tops = log_factors(sigma, self.shifts.to(sigma)).amax(-2, keepdim=True)
+        before, number = torch.cumsum(logs, -1) - logs, torch.cumsum(least, -1) - least.to(torch.int64)
+        others = torch.cumsum(torch.where(least, 0.0, 1 / torch.where(least, 1.0, gaps)), -1)
+        others = torch.nn.functional.pad(others[..., :-1], (1, 0))
+        # Of the factors before k one that is 0 is left out, or one of the others where none is.
+        factor = torch.where(number == 0, others, (number == 1).to(sigma))
+        later = tops.sum(-1, keepdim=True) - torch.cumsum(tops, -1)  # `after` is relative to them
+        scaled = torch.exp(before + later - logs.sum(-1, keepdim=True) / 2) * factor
+        return self.time_scale * (scaled @ after.mT).expand(*sigma.shape, sigma.shape[-1])
 
     def _products(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(x_a + c_k), and the products of the factors before k at x_a and after k at x_b: `(..., d, L)` each."""

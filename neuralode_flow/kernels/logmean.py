@@ -42,6 +42,7 @@ class LogMean:
 
     positive_determinant = True
     keeps_sign = True
+    near_zero = "the inverse of its logarithm"
 
     def __repr__(self) -> str:
         return said(self)

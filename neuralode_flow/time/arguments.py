@@ -16,12 +16,15 @@ from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow, jacobians, missing, restricted
 from ..flows.capabilities import Samples, offers
+from ..flows.intrinsic import IntrinsicFlow
 from ..losses import check_derivatives
+from ..matrices import round_off
 from .base import FAILURES, METHODS, Control, differentiates, fixed_steps
+from .members import of_members
 from .resolution import unwarned
 from .trajectory import Trajectory
 
-_ATOL = 1e-10
+_RTOL, _ATOL = 1e-8, 1e-10
 
 # Errors of so many tolerances are too large, as in `estimate`.
 _FAR_OFF = 10.0
@@ -130,6 +133,39 @@ def check_shared_atol(flow: Any, start: Tensor, control: Control, asked: float |
             f"{control.atol:.2g}; the smallest, with entries of at most {least:.3g}, would have {own:.2g} alone: "
             f"integrate members of such different sizes one by one"
         )
+
+
+def check_round_off(flow: Any, start: Tensor, rtol: float = _RTOL, atol: float = _ATOL) -> None:
+    """Warns where the velocity of a closed flow depends on singular values that are round-off, above the tolerance.
+
+    A z that is singular up to round-off has others than 0, of which K may have a root; no error that is measured knows.
+    """
+    if not isinstance(flow, IntrinsicFlow):
+        return
+    sigma = torch.linalg.svdvals(start)
+    lost = round_off(start, sigma)
+    if not bool(lost.any()):
+        return
+    K, without = flow.kernel(sigma), flow.kernel(sigma.masked_fill(lost, 0.0))
+    part = (K - without).abs().amax((-2, -1)) / K.abs().amax((-2, -1))
+    part = torch.where(lost.any(-1), part, 0.0)
+    # Of K; paths were off by up to six times as much.
+    doubtful = _FAR_OFF * part > rtol + atol / sigma[..., 0]
+    if not bool(doubtful.any()):
+        return
+    ratio = float((torch.where(lost, sigma, 0.0).amax(-1) / sigma[..., 0])[doubtful].max())
+    counts = getattr(flow.kernel, "near_zero", None)
+    instead = (
+        ""
+        if flow.kernel.positive_determinant
+        else (", or one that is exactly singular: a diagonal z0 with entries 0 (turn the problem), or singular layers")
+    )
+    warn(
+        f"state{of_members(doubtful)} is singular up to round-off: the ratio {ratio:.2g} of its least singular value "
+        f"to its largest has no true digit{f', and counts as {counts}' if counts else ''}. The kernel differs by "
+        f"{float(part[doubtful].max()):.2g} (relative) from that at 0, and errors that are measured do not include "
+        f"what this does to z: start from a z0 that is not singular{instead}"
+    )
 
 
 def check_derivative(flow: Any, start: Tensor, method: str, apart: bool) -> None:

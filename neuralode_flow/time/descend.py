@@ -26,7 +26,7 @@ from ..modes import undisturbed, unraised
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
 from ..threads import one_blas_thread
-from .arguments import check_options, checked_path, checked_start
+from .arguments import check_options, check_round_off, checked_path, checked_start
 from .base import FAILURES
 from .checkpoint import Checkpoint, Saved, description
 from .endings import EVENTS_ASKED, REACHED, Stopped
@@ -148,6 +148,7 @@ def descend(
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
+        check_round_off(flow, start)
         known = sampled(flow, start, profile, False, 0.0, 0.0)
         task = Task(
             known.flow, start, rule, rate, number, record, chosen, events, observe, max_evaluations, max_seconds

@@ -23,6 +23,7 @@ from .arguments import (
     check_checks,
     check_derivative,
     check_options,
+    check_round_off,
     check_shared_atol,
     checked_control,
     checked_path,
@@ -214,6 +215,7 @@ def integrate(
     check_checks(checks, adapt=adapt, estimate=estimate)
     check_own_steps(control, method, adapt=adapt, estimate=estimate, dense=dense)
     with torch.no_grad():
+        check_round_off(flow, start, accuracy.rtol, accuracy.atol)
         known = sampled(flow, start, profile, adapt, accuracy.rtol, accuracy.atol)
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,107 @@ def test_the_closed_flow_of_a_singular_z_is_that_of_its_layers(L):
     closed = nf.integrate(nf.IntrinsicFlow(loss, kernel), z, times, **accuracy)
     assert closed.status == "ok"
     assert torch.allclose(closed.z, layers.z, rtol=0, atol=1e-8)
+
+
+def singular(d: int) -> torch.Tensor:
+    """A z of rank d − 1 whose least singular value, in floats, is the round-off of its entries, with det z > 0."""
+    values = torch.linspace(1, 0, d)
+    for seed in range(100):
+        Q, R = torch.linalg.qr(randn(d, d, seed=seed)).Q, torch.linalg.qr(randn(d, d, seed=100 + seed)).Q
+        z = Q @ torch.diag(values) @ R.mT
+        if 0 < float(torch.linalg.svdvals(z)[-1]) < 2e-16 and float(torch.linalg.det(z)) > 0:
+            return z
+    raise AssertionError("no such z")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "power"),
+    [
+        (nf.DividedDifference(torch.zeros(4), time_scale=1 / 4), "its power 2/4"),
+        (nf.DividedDifference(torch.tensor([0.0, 0.5, 0.0, 0.0, 0.0])), "its power 2/4"),
+        (nf.DividedDifference(torch.zeros(64), time_scale=1 / 64), "its power 2/64"),
+        (nf.LogMean(), "the inverse of its logarithm"),
+    ],
+)
+def test_a_start_that_is_singular_up_to_round_off_is_told_where_the_kernel_has_a_root_of_it(kernel, power):
+    z, loss = singular(3), nf.Quadratic(randn(3, 3, seed=5))
+    flow, accuracy = nf.IntrinsicFlow(loss, kernel), {"method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
+    with pytest.warns(RuntimeWarning, match=f"singular up to round-off: .* counts as {power}"):
+        nf.integrate(flow, z, [0.0, 0.1], **accuracy)
+    with pytest.warns(RuntimeWarning, match="^state of member 1 of 2 is singular up to round-off"):
+        nf.integrate(flow, torch.stack((torch.eye(3), z)), [0.0, 0.1], **accuracy)
+    with pytest.warns(RuntimeWarning, match="singular up to round-off"):
+        nf.descend(flow, z, steps=1, rate=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "z", "rtol"),
+    [
+        # A root that is below the tolerance, or none.
+        (nf.DividedDifference(torch.zeros(4)), singular(3), 1e-6),
+        (nf.DividedDifference(torch.zeros(2)), singular(3), 1e-12),
+        (nf.DividedDifference(torch.arange(8.0)), singular(3), 1e-12),
+        (nf.TwoLayer(0.0), singular(3), 1e-12),
+        (nf.TwoLayer(1.0), singular(3), 1e-12),
+        # Small and meant: the singular values of a diagonal matrix are exact.
+        (nf.DividedDifference(torch.zeros(8)), torch.diag(torch.tensor([1.0, 1e-18])), 1e-12),
+        (nf.DividedDifference(torch.zeros(8)), torch.tensor([[0.0, 1e-18], [1.0, 0.0]]), 1e-12),
+        (nf.LogMean(), torch.diag(torch.tensor([1.0, 1e-18])), 1e-12),
+        (nf.DividedDifference(torch.zeros(8)), torch.diag(torch.tensor([1.0, 0.0])), 1e-12),
+        (nf.DividedDifference(torch.zeros(8)), torch.zeros(2, 2), 1e-12),
+    ],
+)
+def test_no_other_start_is_called_singular_up_to_round_off(kernel, z, rtol):
+    flow = nf.IntrinsicFlow(nf.Quadratic(z.clone()), kernel)  # warnings are errors
+    assert nf.integrate(flow, z, [0.0, 0.1], "DOP853", rtol=rtol, atol=rtol / 100).status == "ok"
+
+
+@pytest.mark.parametrize("L", [4, 8, 16])
+def test_what_is_said_of_a_singular_start_is_of_the_size_of_what_it_does(L):
+    # In the bases in which z0 is diagonal its least singular value is 0, and the flow is that of singular layers.
+    U, sigma, Vh = torch.linalg.svd(singular(3))
+    sigma[-1] = 0.0
+    target, kernel = randn(3, 3, seed=5), nf.DividedDifference(torch.zeros(L), time_scale=1 / L)
+    accuracy = {"method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
+    with pytest.warns(RuntimeWarning) as caught:
+        path = nf.integrate(nf.IntrinsicFlow(nf.Quadratic(target), kernel), singular(3), [0.0, 0.5, 1.0], **accuracy)
+    exact = nf.IntrinsicFlow(nf.Quadratic(U.mT @ target @ Vh.mT), kernel)
+    turned = nf.integrate(exact, torch.diag(sigma), [0.0, 0.5, 1.0], **accuracy)
+    distance = float(torch.linalg.matrix_norm(path.z - U @ turned.z @ Vh).max())
+    said = float(str(caught[0].message).split("differs by ")[1].split(" ")[0])
+    assert said / 10 < distance < 10 * said
+
+
+def test_a_profile_of_a_z_that_is_singular_up_to_round_off_is_told():
+    for seed in range(10):
+        U, sigma, Vh = torch.linalg.svd(randn(3, 3, seed=seed))
+        z = U @ torch.diag(sigma * torch.tensor([1.0, 1.0, 0.0])) @ Vh
+        z = z * torch.linalg.det(z).sign()
+        rank = torch.linalg.svd(z)
+        sure = float(torch.linalg.det(rank.U @ rank.Vh)) > 0
+        refused = nullcontext() if sure else pytest.raises(ValueError, match="its det has no sign")
+        with pytest.warns(RuntimeWarning, match="^z0 is singular up to round-off"), refused:
+            nf.relaxed_balanced(z)
+    nf.relaxed_balanced(torch.diag(torch.tensor([1.0, 1e-18])))
+
+
+@pytest.mark.parametrize("shifts", [[0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0, 0.3], [0.0, 0.5], [0.0]])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_slope_of_layers_at_zero_is_that_of_their_kernel(shifts, scale):
+    kernel, sigma, h = nf.DividedDifference(torch.tensor(shifts), time_scale=scale), torch.tensor([2.0, 0.7, 0.0]), 1e-8
+    moved = sigma + torch.tensor([0.0, 0.0, h])
+    expected = (kernel(moved)[2, :2] - kernel(sigma)[2, :2]) / h
+    assert torch.allclose(kernel.slope(sigma)[2, :2], expected, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(kernel.slope(sigma)[2], kernel.slope(moved)[2], rtol=1e-6, atol=1e-6)
+    assert torch.equal(kernel.slope(sigma)[:2], kernel.slope(sigma.flip(0)).flip(0, 1)[:2])
+
+
+def test_the_slope_of_two_layers_is_one_down_to_the_least_number():
+    sigma = torch.tensor([2.0, 1e-200, 0.0])
+    assert torch.allclose(nf.DividedDifference(torch.zeros(2)).slope(sigma), torch.ones(3, 3), rtol=1e-13)
+    three = nf.DividedDifference(torch.zeros(3)).slope(sigma)[2]
+    assert bool(three[:2].isinf().all())
+    assert float(three[2]) == 0
 
 
 def test_kernels_of_two_layers_do_not_vanish_where_squares_do():
