@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,8 +30,15 @@ _MOST_READ = 2**32  # … that those of attributes may, each as long as the long
 _LONGEST_CONFIG = 2**22
 
 
-def write(path: Path, dataset: xr.Dataset) -> None:
+def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None = None) -> None:
     """Writes a dataset, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    dataset : xarray.Dataset
+    before : callable, optional
+        Called when all is written, just before it takes the place of what is there.
 
     Raises
     ------
@@ -49,6 +56,8 @@ def write(path: Path, dataset: xr.Dataset) -> None:
         finally:
             if stream.failure is not None:
                 raise stream.failure
+        if before is not None:
+            before()
 
 
 class _Kept(io.FileIO):

@@ -352,9 +352,11 @@ def write(
     draw = _drawing(folder, job, dataset, Finding.of(dataset, summary).problem)
     if not longer and dataset.nbytes < _MOST_SENT:
         draw = begun(draw)
-    results.write(folder / results.FILE, dataset)
-    if longer:  # from here on it is a run that has not ended, which the same command goes on with
-        (folder / SUMMARY).unlink(missing_ok=True)
+    # Without the summary of the shorter one it is a run that has not ended, which the same command goes on with: at no
+    # time does that stand beside the longer results.
+    results.write(
+        folder / results.FILE, dataset, (lambda: (folder / SUMMARY).unlink(missing_ok=True)) if longer else None
+    )
     atomic_write(folder / CONFIG, config.encode())  # it may have begun with another budget
     if not member or job.machine.figures in ("all", "png"):
         try:

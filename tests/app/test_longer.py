@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 import re
 import resource
 import signal
@@ -176,6 +177,53 @@ def test_where_the_longer_results_cannot_be_written_the_old_ones_are_whole(run):
     assert {path: now[path] for path in before} == before
     assert command(*LONG, f"resume={run}")[0] == 0
     assert nf.open(run).sizes["time"] == 8
+
+
+def killed_before(step, folder, *settings):
+    """A run in a process that is killed just before its `step`-th change of a file of results; whether it was."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def dying(change):
+            def changed(path, *rest, **options):
+                nonlocal count
+                if "checkpoints" not in str(path):
+                    count += 1
+                    if count == step:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return change(path, *rest, **options)
+
+            return changed
+
+        os.replace, pathlib.Path.unlink = dying(os.replace), dying(pathlib.Path.unlink)
+        study(folder, *settings)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+def test_killed_at_any_instant_no_summary_stands_beside_results_that_are_not_its_own(run, tmp_path):
+    step, seen = 1, set()
+    while True:
+        copy = tmp_path / f"killed before {step}"
+        subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+        killed = killed_before(step, copy, "time.horizon=3.3", "keep_checkpoints=true")
+        with xr.open_dataset(copy / "results.nc", engine="h5netcdf") as dataset:  # `nf.open` says where configs differ
+            end = float(dataset.time[-1])
+        asked = read_yaml(copy / "config.yaml")["time"]["horizon"]
+        finished = (copy / "summary.json").exists()
+        seen.add((finished, end, asked))
+        if finished:
+            assert end == asked
+        if not killed:
+            assert (finished, end) == (True, 3.3)
+            break
+        assert study(copy, "time.horizon=3.3").dataset.sizes["time"] == 8  # whatever there is, it goes on
+        assert nf.open(copy).sizes["time"] == 8
+        step += 1
+    assert {(True, 2.0, 2.0), (False, 2.0, 2.0), (False, 3.3, 2.0), (False, 3.3, 3.3), (True, 3.3, 3.3)} <= seen
 
 
 def test_other_data_is_refused(tmp_path):
