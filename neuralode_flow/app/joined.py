@@ -158,13 +158,22 @@ def _along_members(
     }
     dataset = dataset.assign_coords(values)
     for name in dataset.variables:
-        if name in first.variables:
-            dataset[name].attrs = dict(first[name].attrs)
+        theirs = [own[name].attrs for own in datasets.values() if name in own.variables]
+        if theirs:
+            dataset[name].attrs = _common(theirs)
     problems = {str(dataset.attrs.get("problem", "")) for dataset in datasets.values()}
     # What members differ in does not stand for all.
     problem = problems.pop() if len(problems) == 1 else ""
     dataset.attrs = {"study": str(first.attrs.get("study", "")), "sweep": 1, "problem": problem}
     return dataset
+
+
+def _common(attributes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all say alike, such as a name: one that is true of the first member alone is none of all."""
+    first = attributes[0]
+    return {
+        key: value for key, value in first.items() if all(repr(own.get(key)) == repr(value) for own in attributes[1:])
+    }
 
 
 def _coordinate(values: Sequence[Any]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,8 @@ def points(run: xr.Dataset) -> int:
 
 def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: bool) -> Figure:
     """One panel for each layer rule, where a curve has rules, with each run in its own colour."""
-    first = next(iter(runs.values()))[name]
     rules = [*dict.fromkeys(rule for run in runs.values() if "rule" in run[name].dims for rule in _rules(run))]
-    title = sentence(style.plain(first.attrs.get("long_name", name.replace("_", " "))))
+    title = sentence(style.plain(_common_name([run[name] for run in runs.values()])))
     figure, panels = style.blank(title, panels=max(1, len(rules)))
     shown: list[str | None] = [*rules] or [None]
     for axes, rule in zip(panels, shown, strict=True):
@@ -76,6 +75,12 @@ def _common(runs: Mapping[str, xr.Dataset], name: str, axis: str, logarithmic: b
     named = [handles[label] for label in map(style.plain, runs) if label in handles]
     style.legend_below(figure, *named, columns=2)
     return figure
+
+
+def _common_name(curves: Sequence[xr.DataArray]) -> str:
+    """What all curves are called; that of the variable where runs mean other things by it."""
+    names = {str(curve.attrs.get("long_name", "")) for curve in curves}
+    return names.pop() if len(names) == 1 and "" not in names else str(curves[0].name).replace("_", " ")
 
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (3, 1, 1, 1)), ":")
