@@ -171,7 +171,7 @@ def integrate(
         Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
         Called as observe(i, state) at every output time i = 0, 1, … in turn (for the outputs after a checkpoint only,
-        which holds whole steps: an output of a step that did not end is observed again).
+        which holds whole steps: an output of a step that did not end is observed again), with a copy of the state.
         Tensors that it returns are kept in `Trajectory.observed`, also through a checkpoint. With `adapt` it is given
         the state on the flow's own grid.
     progress : bool or callable

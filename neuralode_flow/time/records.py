@@ -108,7 +108,9 @@ class Records:
         """Records the next output, with z of the state where that is known."""
         self.add(t, state, good, z)
         if self.observe is not None:
-            seen = self.observe(self.outputs, given(self.grid.flow, state))
+            shown = given(self.grid.flow, state)
+            # The state is the caller's own at the start, the method's where a step ends: an observer may write into it.
+            seen = self.observe(self.outputs, shown.clone() if shown is state else shown)
             if seen is not None:
                 self._check_observed(seen)
                 self.observed.append(seen.clone())

@@ -39,7 +39,8 @@ class Trajectory:
     loss : Tensor (T, ...)
     drift : Tensor (T, ...)
         Largest Frobenius distance over depth of the conserved quantity from its start; zero for flows without one, NaN
-        with ``checks=False``.
+        with ``checks=False``. On a depth grid it leaves out what the grid itself accounts for (`laws.LawChange`): on
+        coarse ones it is less than the plain change of J, up to 30 times at 4 × 4 nodes.
     state : Tensor
         The last state.
     stats : dict

@@ -52,6 +52,30 @@ def test_a_flow_may_put_what_it_gives_where_the_last_one_was(method, control):
         assert_close(found(0.2), known(0.2), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("control", ["shared", "member"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_observer_may_write_into_what_it_is_given(method, control):
+    if control == "member" and own_steps(METHODS[method]) is None:
+        pytest.skip("it has no steps of a member's own")
+    options = {"rtol": 1e-4, "control": control, "step": 0.1 if fixed_steps(METHODS[method]) else None}
+    flow, start, times = nf.FiniteFlow(4, LOSS), START.clone(), [0.0, 0.1, 0.3, 0.5]
+    known = nf.integrate(flow, start, times, method, **options)
+    found = nf.integrate(flow, start, times, method, observe=lambda i, state: state.zero_(), **options)
+    assert torch.equal(start, START)
+    for name in ("times", "z", "loss", "drift", "state"):
+        assert torch.equal(getattr(found, name), getattr(known, name)), name
+
+
+def test_an_observer_of_steps_may_write_into_what_it_is_given():
+    start = START.clone()
+    known = nf.descend(nf.FiniteFlow(4, LOSS), start, steps=6, rate=0.05, record=2)
+    found = nf.descend(
+        nf.FiniteFlow(4, LOSS), start, steps=6, rate=0.05, record=2, observe=lambda i, state: state.zero_()
+    )
+    assert torch.equal(start, START)
+    assert torch.equal(found.z, known.z)
+
+
 class Drifting(nf.FiniteFlow):
     """Of weights that drift at a velocity of their own."""
 
