@@ -1,6 +1,8 @@
 """Hessians of flows: exact products, spectra at minimisers, the least sharpness, and gradient descent there."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -235,6 +237,23 @@ def test_products_of_all_routes_agree_with_each_other_and_with_differences(make,
     assert float((given - differences).abs().max()) < 1e-7 * size
     assert float((given - forward).abs().max()) < 1e-12 * size
     assert float((given - backward).abs().max()) < 1e-12 * size
+
+
+def tanh_product(theta):
+    return torch.tanh(theta[..., :3, :]) @ theta[..., 3:, :].mT
+
+
+def test_a_hessian_can_be_pickled():
+    networks = nf.FiniteFlow(3, nf.Quadratic(positive_matrix(2, seed=1)))
+    limit = nf.ContinuousFlow(GRID, nf.Quadratic(positive_matrix(2, seed=1)))
+    products = nf.FactorizationFlow(tanh_product, nf.Quadratic(randn(3, 3, seed=0)))
+    starts = randn(2, 3, 2, 2, seed=1), limit.sample(nf.balanced(torch.eye(2))), randn(6, 4, seed=1)
+    for flow, state in zip((networks, limit, products), starts, strict=True):
+        H, direction = hessian(flow, state), torch.ones_like(state)
+        again = pickle.loads(pickle.dumps(H))
+        assert torch.equal(again.product(direction), H.product(direction))
+        assert repr(again) == repr(H)
+        assert torch.equal(copy.deepcopy(H).product(direction), H.product(direction))
 
 
 def test_the_hessian_of_a_factorisation_is_that_of_autograd():

@@ -403,6 +403,13 @@ def test_a_location_must_be_a_path(location: object) -> None:
         PROBLEMS["file"](x=location, y="y.npy")
 
 
+@pytest.mark.parametrize("name", ["teacher", "linnerud", "breast_cancer", "breast_cancer_white"])
+def test_what_looks_at_numbers_is_not_made_where_there_are_none(name: str) -> None:
+    with torch.device("meta"), pytest.raises(TypeError, match="the default device is meta"):
+        PROBLEMS[name]()
+    assert not PROBLEMS[name]().z0.is_meta
+
+
 def test_everything_is_on_the_default_device(tmp_path: Path) -> None:
     """The meta device stands in for a GPU: it holds shapes, and refuses to meet tensors of the CPU."""
     np.save(tmp_path / "x.npy", np.eye(3))

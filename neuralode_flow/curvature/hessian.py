@@ -76,6 +76,10 @@ class Hessian:
         self.one = tuple(state.shape[len(self.batch) :])
         self._times = derivative(flow, state, self.weights)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The product is a function of the flow and the state, which it is made of again.
+        return type(self).unchecked, (self.flow, self.state)
+
     def __repr__(self) -> str:
         members = f", members of shape {self.batch}" if self.batch else ""
         return f"Hessian({type(self.flow).__name__}, {self.size} entries{members})"

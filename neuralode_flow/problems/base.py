@@ -82,6 +82,15 @@ def generator(seed: int) -> torch.Generator:
     return seeded("problem.seed", seed)
 
 
+def numbers(name: str, made: Tensor) -> None:
+    """Raises TypeError where what a problem is made of has no numbers, since the default device is meta."""
+    if made.is_meta:
+        raise TypeError(
+            f"{name} must hold numbers, and the default device is meta, on which tensors have none: make the problem "
+            f"on another device"
+        )
+
+
 def standardised(table: Tensor, rows: Tensor | None = None) -> Tensor:
     """Columns of `table` (n, k) with mean 0 and variance 1 (over n); constant columns become exactly 0.
 

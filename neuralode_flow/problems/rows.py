@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..display import first_of
-from .base import generator, standardised
+from .base import generator, numbers, standardised
 
 MISSING = {"refuse": False, "drop": True}
 
@@ -25,6 +25,9 @@ class Rows:
     train: Tensor | None = None
     held: Tensor | None = None
     said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        numbers("x", self.x)
 
     def drop_missing(self) -> None:
         """Leaves out the rows with a NaN; raises ValueError if none is left."""

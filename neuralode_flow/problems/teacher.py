@@ -7,7 +7,7 @@ import torch
 from ..checks import count, positive
 from ..losses import Quadratic
 from ..signatures import Dimension, Seed
-from .base import PROBLEMS, Problem, generator, identity, normal
+from .base import PROBLEMS, Problem, generator, identity, normal, numbers
 
 LEAST_DETERMINANT = 0.05
 
@@ -36,6 +36,7 @@ def teacher(dimension: Dimension = 8, seed: Seed = 0, scale: float = 0.5) -> Pro
     d = count("problem.dimension", dimension)
     width = positive("problem.scale", scale)
     random = generator(seed)
+    numbers("the target", identity(d))
     while True:
         target = identity(d) + width * normal(random, d, d)
         if torch.linalg.det(target) > LEAST_DETERMINANT:
