@@ -56,8 +56,11 @@ def end_pool(pool: ProcessPoolExecutor, patience: float) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.terminate()
-    if thread:
+    if thread and thread.ident:
         thread.join(patience)
+        return
+    for worker in workers:  # a fork has failed, or the start of the thread: nobody else waits for those that there are
+        worker.join(patience)
 
 
 # --- torch ----------------------------------------------------------------------------------------------------------

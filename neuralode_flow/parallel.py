@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from .compat import end_pool
-from .parent import end_with_parent
+from .parent import end_with_parent, forking
 from .threads import libraries
 
 Key = TypeVar("Key")
@@ -70,15 +69,9 @@ def side_by_side(
         def submit(front: bool) -> None:
             running[pool.submit(_call, waiting.popleft() if front else waiting.pop())] = front
 
-        with warnings.catch_warnings():
-            # Python warns of forks beside threads; the workers use none of those that torch has.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the workers have handlers of their own
-            try:
-                for worker in range(workers):
-                    submit(worker % 2 == 0)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with forking(_SIGNALS):
+            for worker in range(workers):
+                submit(worker % 2 == 0)
         while running:
             for future in wait(running, LONGEST_WAIT, FIRST_COMPLETED).done:
                 front = running.pop(future)
@@ -88,7 +81,7 @@ def side_by_side(
         pool.shutdown()
     except BaseException as error:  # also the user's Ctrl-C: nobody waits for the rest
         end_pool(pool, _PATIENCE)  # an integration with a checkpoint saves itself first
-        if isinstance(error, BrokenProcessPool):
+        if isinstance(error, BrokenProcessPool) and error.__cause__ is None:  # else it is of a result
             raise RuntimeError(
                 f"one of the {workers} processes that compute was ended from outside, as Linux does where memory is "
                 "short, or by a fault in compiled code; fewer of them take less memory (study.workers=1)"

@@ -327,7 +327,7 @@ FAULTS = [
     Fault("what a coarse grid does on the way is guessed from where it leads", "time/estimate.py",
           "_WAY = 20.0", "_WAY = 0.0", "time/test_estimate.py"),
     Fault("a worker that has just been forked does what its parent would", "parallel.py",
-          "pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)", "pthread_sigmask(signal.SIG_BLOCK, ())", "test_parallel.py"),
+          "with forking(_SIGNALS):", "with forking(()):", "test_parallel.py"),
 ]  # fmt: skip
 
 

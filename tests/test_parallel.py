@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,65 @@ def lives(process):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_signal_that_comes_as_others_are_blocked_leaves_none_blocked(monkeypatch):
+    """It acts where they are blocked, after they are: Python looks for signals then."""
+    block, times = signal.pthread_sigmask, []
+
+    def interrupted(how, numbers):
+        before = block(how, numbers)
+        if how == signal.SIG_BLOCK and numbers and not times:
+            times.append(how)
+            raise KeyboardInterrupt
+        return before
+
+    before = block(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(abs, [1, 2], workers=2))
+    after = block(signal.SIG_SETMASK, before)
+    assert times
+    assert after == before
+
+
+@pytest.mark.parametrize("part", ["fork", "thread"])
+def test_where_the_system_has_no_room_for_all_processes_none_is_left(monkeypatch, part):
+    fork, start, forks = os.fork, threading.Thread.start, []
+
+    def no_second():
+        forks.append(1)
+        if len(forks) == 2:
+            raise BlockingIOError("no room")
+        return fork()
+
+    def no_thread(self):
+        if "Executor" in type(self).__name__:
+            raise RuntimeError("no room")
+        start(self)
+
+    if part == "fork":
+        monkeypatch.setattr(os, "fork", no_second)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises((BlockingIOError, RuntimeError), match="no room"):
+        list(side_by_side(abs, [1, 2, 3], workers=2))
+    assert multiprocessing.active_children() == []
+
+
+def unreadable():
+    raise ZeroDivisionError("cannot be read")
+
+
+class Unreadable:
+    def __reduce__(self):
+        return unreadable, ()
+
+
+def test_a_result_that_cannot_be_read_is_no_want_of_memory():
+    with pytest.raises(BrokenProcessPool) as told:
+        list(side_by_side(lambda key: Unreadable(), [1, 2], workers=2))
+    assert "cannot be read" in str(told.value.__cause__)
 
 
 def pairs(keys):

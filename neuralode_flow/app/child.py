@@ -8,12 +8,11 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..parent import end_with_parent
+from ..parent import end_with_parent, forking
 from .errors import Stop, complain
 from .records import FAILED
 from .runfolder import InUseElsewhere, record_failure
@@ -91,13 +90,10 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the child has handlers of its own
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the child uses none of them
+    with forking(signal.valid_signals()) as mask:
         parent, child = os.getpid(), os.fork()
-    if child == 0:
-        _be_child(work, writer, parent, mask)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if child == 0:
+            _be_child(work, writer, parent, mask)
     os.close(writer)
     try:
         with os.fdopen(reader, "rb") as pipe:

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import xarray as xr
 
 from ..garbage import uncollected
 from ..parallel import processors, side_by_side
-from ..parent import end_with_parent
+from ..parent import end_with_parent, forking
 from .report import Described, Drawn, Shown, all_drawn
 
 _PATIENCE = 60.0  # seconds that the process waits: a longer run would keep its memory for nothing
@@ -98,11 +97,8 @@ def prepare(study: str, formats: Sequence[str], configure: Callable[[], None]) -
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
     process = fork.Process(target=_wait, args=(os.getpid(), ours, theirs, study, formats, configure))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C reaches both: this one ends the other
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: it uses none of them
+    with forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other
         process.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     _other = process, ours
     atexit.register(dismiss)
