@@ -162,6 +162,8 @@ class IntrinsicFlow:
         U, sigma, Vh = torch.linalg.svd(state)
         K, E = self.kernel(sigma), U.mT @ self.loss.gradient(state) @ Vh.mT
         divided = _divided(sigma, K, cast(Any, self.kernel).slope(sigma))
+        # Infinite at a singular value of 0 that three layers or more have: what moves it is left out.
+        divided = divided.masked_fill(divided.isinf(), 0.0)
         a, b = sigma.unsqueeze(-1), sigma.unsqueeze(-2)
         both = (a + b).clamp(min=torch.finfo(sigma.dtype).tiny)
         of_rows, of_columns = divided * E.unsqueeze(-3), divided * E.mT.unsqueeze(-3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import float_tensor, positive
 from ..display import said
-from ..modes import hidden
+from ..modes import hidden, plain
 from .base import PASSED, check_values
 from .logmean import log_logmean
 
@@ -131,7 +131,9 @@ class DividedDifference:
         root = sigma.clamp(min=torch.finfo(sigma.dtype).tiny).unsqueeze(-1)
         slope = self.time_scale * 2 * ((before * earlier / root) @ after.mT)
         zero = (sigma == 0).unsqueeze(-1)
-        return torch.where(zero, self._slope_at_zero(sigma, after), slope) if bool(zero.any()) else slope
+        if plain(sigma) and not bool(zero.any()):
+            return slope
+        return torch.where(zero, self._slope_at_zero(sigma, after), slope)
 
     def _slope_at_zero(self, sigma: Tensor, after: Tensor) -> Tensor:
         """∂K_ab/∂σ_a at σ_a = 0: with m least c_k and P the product of the other c_j − c, x_a − x is (σ_a²/P)^{1/m}.
@@ -139,12 +141,9 @@ class DividedDifference:
         It grows as σ_a² for m = 1, and as σ_a/√P for m = 2, where the terms that count have one factor of 0 less.
         """
         gaps = (self.shifts - self.shifts.amin(-1, keepdim=True)).to(sigma).unsqueeze(-2)
-        least, m = gaps == 0, self._least()
-        if m == 1:
-            return torch.zeros_like(after @ after.mT)
-        if m > 2:
-            both = (sigma == 0).unsqueeze(-1) & (sigma == 0).unsqueeze(-2)
-            return torch.zeros_like(after @ after.mT).masked_fill(~both, torch.inf)
+        least = gaps == 0
+        m = least.sum(-1, keepdim=True)
+        both = (sigma == 0).unsqueeze(-1) & (sigma == 0).unsqueeze(-2)
         logs = torch.where(least, 0.0, torch.log(torch.where(least, 1.0, gaps)))  # (..., 1, L)
         tops = log_factors(sigma, self.shifts.to(sigma)).amax(-2, keepdim=True)
         before, number = torch.cumsum(logs, -1) - logs, torch.cumsum(least, -1) - least.to(torch.int64)
@@ -154,7 +153,9 @@ class DividedDifference:
         factor = torch.where(number == 0, others, (number == 1).to(sigma))
         later = tops.sum(-1, keepdim=True) - torch.cumsum(tops, -1)  # `after` is relative to them
         scaled = torch.exp(before + later - logs.sum(-1, keepdim=True) / 2) * factor
-        return self.time_scale * (scaled @ after.mT).expand(*sigma.shape, sigma.shape[-1])
+        of_two = self.time_scale * (scaled @ after.mT).expand(*sigma.shape, sigma.shape[-1])
+        of_more = torch.where(both, 0.0, torch.inf).to(sigma)
+        return torch.where(m == 1, 0.0, torch.where(m == 2, of_two, of_more))
 
     def _products(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(x_a + c_k), and the products of the factors before k at x_a and after k at x_b: `(..., d, L)` each."""

@@ -14,7 +14,7 @@ from ..caution import warn
 from ..checks import count, float_tensor, no_derivatives, positive, real, reals
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
-from ..flows.base import Flow, jacobians, missing, restricted
+from ..flows.base import Flow, jacobians, missing, own_velocity, restricted
 from ..flows.capabilities import Samples, offers
 from ..flows.intrinsic import IntrinsicFlow
 from ..losses import check_derivatives
@@ -140,7 +140,7 @@ def check_round_off(flow: Any, start: Tensor, rtol: float = _RTOL, atol: float =
 
     A z that is singular up to round-off has others than 0, of which K may have a root; no error that is measured knows.
     """
-    if not isinstance(flow, IntrinsicFlow):
+    if not (isinstance(flow, IntrinsicFlow) and own_velocity(flow, IntrinsicFlow)):
         return
     sigma = torch.linalg.svdvals(start)
     lost = round_off(start, sigma)

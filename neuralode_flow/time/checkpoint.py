@@ -30,10 +30,8 @@ from .trajectory import MEMORY, Trajectory, pack, unpack
 _ENDS = "ends"
 
 # Of what a function closes over, and of its defaults, only these are looked at: others may change while it is called.
-_GIVEN = (
-    bool, int, float, complex, str, bytes, tuple, np.generic, np.ndarray, Tensor, partial, torch.nn.Module,
-    FunctionType, MethodType,
-)  # fmt: skip
+_CONSTANT = (bool, int, float, complex, str, bytes, tuple, np.generic, partial, FunctionType, MethodType)
+_GIVEN = (*_CONSTANT, np.ndarray, Tensor, torch.nn.Module)
 
 
 def digest(state: Tensor) -> str:
@@ -55,15 +53,19 @@ def description(value: Any, depth: int = 4) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value) if value.dtype.kind in "fiubc" else str(value)
+        value = _tensor(value)
+        if isinstance(value, str):
+            return value
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {digest(value) if _in_memory(value) else value.layout}"
     if isinstance(value, (list, tuple)):
         return [description(item, depth) for item in value]
+    if isinstance(value, (dict, set, frozenset)) and depth == 0:
+        return type(value).__name__
     if isinstance(value, dict):
-        return {str(key): description(item, depth) for key, item in value.items()}
+        return {_key(key): description(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((description(item, depth) for item in value), key=repr)
+        return sorted((description(item, depth - 1) for item in value), key=repr)
     if callable(value) and hasattr(value, "__qualname__"):
         name, parts = value.__qualname__, _given_to(value)
     else:
@@ -71,6 +73,19 @@ def description(value: Any, depth: int = 4) -> Any:
     if depth == 0 or parts is None:
         return name
     return {"kind": name, **{key.lstrip("_"): description(item, depth - 1) for key, item in sorted(parts.items())}}
+
+
+def _tensor(value: np.ndarray) -> Tensor | str:
+    """The numbers of an array, whatever their order in memory; a text of what torch has no dtype for."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
+    except TypeError:
+        return str(value)
+
+
+def _key(key: object) -> str:
+    """What a value is filed under, in words that are the same in another process."""
+    return str(key) if key is None or isinstance(key, (str, bool, int, float, tuple)) else type(key).__name__
 
 
 def _in_memory(value: Tensor) -> bool:
@@ -95,19 +110,29 @@ def _attributes(value: Any) -> dict[str, Any] | None:
 
 
 def _given_to(function: Any) -> dict[str, Any] | None:
-    """What a function has been given, by name, but for objects and for names that it binds anew, such as a counter."""
+    """What a function has been given, by name, but for objects and for what it binds or writes itself: a counter."""
     if isinstance(function, MethodType):
-        return (_given_to(function.__func__) or {}) | {"self": function.__self__}
+        written = _written_by(function.__func__, "STORE_ATTR")
+        own = {name: item for name, item in (_attributes(function.__self__) or {}).items() if name not in written}
+        return (_given_to(function.__func__) or {}) | {"self": own}
     if not isinstance(function, FunctionType):
         return None
+    kinds = _GIVEN if not _written_by(function, "STORE_SUBSCR") else _CONSTANT
     parameters = signature(function, follow_wrapped=False).parameters
     given = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
-    bound_anew = {i.argval for i in dis.get_instructions(function) if i.opname == "STORE_DEREF"}
+    bound_anew = _written_by(function, "STORE_DEREF")
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # one that is still empty
             if name not in bound_anew:
                 given[name] = cell.cell_contents
-    return {name: item for name, item in given.items() if isinstance(item, _GIVEN)} or None
+    return {name: item for name, item in given.items() if isinstance(item, kinds)} or None
+
+
+def _written_by(function: Any, instruction: str) -> set[Any]:
+    """The names that instructions of a kind write to in a function."""
+    if not hasattr(function, "__code__"):
+        return set()
+    return {i.argval for i in dis.get_instructions(function) if i.opname == instruction}
 
 
 def described(name: str, times: Sequence[float]) -> str:

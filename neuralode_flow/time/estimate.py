@@ -127,7 +127,8 @@ class Companion:
             if sentence is None and part and (reached := common_times(result.times, part.times)) < len(result.times):
                 until = f"t = {float(result.times[reached - 1]):.6g}"
                 sentence = f"the error in {known_as} up to {until} only: {part.status}"
-        if result.ending == "depth" and float(depth_error.max()) > 1.1 * float(self.result.depth_error.max()):
+        guessed = float(self.result.depth_error.max())
+        if result.ending == "depth" and not guessed / 2 <= float(depth_error.max()) <= 1.1 * guessed:
             measured = f"as a finer grid measures it, by up to {float(depth_error.max()):.2g}"
             sentence = measured if sentence is None else f"{measured}; {sentence}"
         if sentence is None:

@@ -42,6 +42,9 @@ from .run import Run, Surroundings, Task, carried_out
 from .trajectory import Trajectory
 from .watch import Budget
 
+# What a flow may end in on a grid that it was not made for.
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
+
 
 class IntegrationError(RuntimeError):
     """A run did not end as it should; the message is its status and `trajectory` what it reached.
@@ -147,10 +150,11 @@ def integrate(
         Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
         methods, which choose their steps anew, run at 1000 times smaller tolerances instead. Where the depth grid may
         have a part in the error, a third run of the same steps on twice the nodes measures that, with all that the grid
-        did on the way. A status "ok" of an adaptive method then says that depth and time error together are at most
-        ten times atol + rtol ‖z‖; methods of fixed steps have no tolerance, and the errors are all that is said. Where
-        the second run did not get, `time_error` is NaN, where the third did not, `depth_error` is estimated as without
-        it, and the status says so. A multistep run of at most 30 steps is measured by DOP853.
+        did on the way; of a class of one's own that is for its grid alone the estimate stays. A status "ok" of an
+        adaptive method then says that depth and time error together are at most ten times atol + rtol ‖z‖; methods of
+        fixed steps have no tolerance, and the errors are all that is said. Where the second run did not get,
+        `time_error` is NaN, where the third did not, `depth_error` is estimated as without it, and the status says so.
+        A multistep run of at most 30 steps is measured by DOP853.
     dense : bool
         Keeps z inside the steps too, so that the trajectory can be called, ``path(t)``, at any time between the first
         and the last: see `Trajectory`. One-step methods take a step to each of six times inside every step for it, five
@@ -301,7 +305,8 @@ class _Course:
         # A run of few steps that is made longer may have another method for it.
         by = "" if better.stand_in == task.method else f".{better.stand_in}"
         companion = Task(task.start, times, better.stand_in, better.control, better.goals, checks=self.adapt)
-        tight = self.run(companion, _beside(file, f".tight{by}"), {}, spent)[0]
+        name = ".tight" if better.halves else ".tighter"  # a former version had it at other tolerances
+        tight = self.run(companion, _beside(file, f"{name}{by}"), {}, spent)[0]
         finer = self._finer(task.control) if better.depth_matters(tight) else None
         if finer is None:
             return better.measured(tight)
@@ -310,8 +315,13 @@ class _Course:
         return better.measured(tight, fine)
 
     def _finer(self, control: Control) -> _Course | None:
-        """The same on a grid that makes less of an error; None of a flow that has no grid."""
-        known = self.known.finer()
+        """The same on a grid that makes less of an error; None of a flow that has no grid, or is for this one alone."""
+        try:
+            known = self.known.finer()
+            if known is not None:
+                known.flow.velocity(known.start)
+        except _UNFIT:  # a user's class or object may hold what is for its own grid alone
+            known = None
         if known is None:
             return None
         if self.adapt:

@@ -337,6 +337,45 @@ def test_the_slope_of_two_layers_is_one_down_to_the_least_number():
     assert float(three[2]) == 0
 
 
+def test_the_slopes_of_many_kernels_at_zero_are_those_of_each_alone():
+    kernels = [nf.DividedDifference(torch.tensor(shifts)) for shifts in ([0.0, 0.5, 1.0], [0.0, 0.0, 1.0], [0.0] * 3)]
+    sigma = torch.tensor([2.0, 1.0, 0.0])
+    together = nf.DividedDifference.together(kernels).slope(sigma.expand(3, 3))
+    for own, kernel in zip(together, kernels, strict=True):
+        assert torch.allclose(own, kernel.slope(sigma), rtol=1e-13)
+        mapped = torch.func.vmap(kernel.slope)(torch.stack([sigma, sigma + 1]))
+        assert torch.allclose(mapped, torch.stack([kernel.slope(sigma), kernel.slope(sigma + 1)]), rtol=1e-13)
+
+
+def test_the_derivative_where_three_layers_are_singular_is_a_number():
+    flow = nf.IntrinsicFlow(nf.Quadratic(torch.tensor([[2.0, 0.3], [0.1, 1.0]])), nf.DividedDifference(torch.zeros(3)))
+    z = torch.diag(torch.tensor([1.0, 0.0]))
+    assert flow.jacobian(z).isfinite().all()
+    path = nf.integrate(nf.ModifiedFlow(flow, 0.01), z, [0.0, 1.0], "DOP853")
+    assert path.status == "ok"
+
+
+def test_a_class_of_ones_own_may_have_a_state_that_is_no_matrix():
+    class Flat(nf.IntrinsicFlow):
+        def check(self, state):
+            pass
+
+        def product(self, state):
+            return state.unflatten(-1, (2, 2))
+
+        def velocity(self, state):
+            return super().velocity(self.product(state)).flatten(-2)
+
+        def law(self, state):
+            return super().law(self.product(state))
+
+        def carrier(self):
+            return None
+
+    flow = Flat(nf.Quadratic(2 * torch.eye(2)), nf.LogMean())
+    assert nf.integrate(flow, torch.eye(2).flatten(), [0.0, 0.5], "DOP853").status == "ok"
+
+
 def test_kernels_of_two_layers_do_not_vanish_where_squares_do():
     sigma = torch.tensor([3e-300, 1e-300])
     expected = sigma[:, None] + sigma

@@ -320,3 +320,19 @@ def test_a_flow_of_ones_own_class_stays_itself_on_another_grid(own, adapt):
     true = torch.linalg.matrix_norm(path.z - truth.z)
     assert (true <= path.error).all()
     assert (path.error <= 3 * true.cummax(0).values + 2 * path.time_error + 1e-12).all()
+
+
+def test_a_flow_that_is_for_its_own_grid_alone_keeps_the_guess():
+    class Weighted(nf.ContinuousFlow):
+        def __init__(self, grid, loss):
+            super().__init__(grid, loss)
+            self.weight = 1 + 0.1 * grid.nodes[:, None, None]
+
+        def velocity(self, W):
+            return self.weight * super().velocity(W)
+
+    flow, start, _ = coarse(2, 2, 4)
+    own = Weighted(flow.grid, flow.loss)
+    guessed, path = (nf.integrate(own, start, [0.0, 1.0], "DOP853", estimate=say) for say in (False, True))
+    assert torch.equal(path.depth_error, guessed.depth_error)
+    assert path.time_error.isfinite().all()

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,3 +130,41 @@ def test_a_run_from_before_whose_functions_were_known_by_name_alone_goes_on(tmp_
 )
 def test_any_tensor_can_be_described(held):
     assert checkpoint.description(lambda: held)["held"] == checkpoint.description(held.clone())
+
+
+def counted(target):
+    n = np.zeros(1)
+
+    def loss(z):
+        n[0] += 1
+        return distance(z, target=target)
+
+    return loss
+
+
+class Counting:
+    def __init__(self, target):
+        self.target, self.calls = target, 0
+
+    def loss(self, z):
+        self.calls += 1
+        return distance(z, target=self.target)
+
+
+@pytest.mark.parametrize("made", [counted, lambda target: Counting(target).loss], ids=["array", "method"])
+def test_what_a_function_counts_by_itself_is_no_part_of_a_run(made, tmp_path):
+    flow, path = nf.IntrinsicFlow(nf.Custom(made(TARGET)), nf.LogMean()), tmp_path / "run.npz"
+    assert nf.integrate(flow, **RUN, checkpoint=path, max_evaluations=50).ending == "evaluations"
+    assert nf.integrate(flow, **RUN, checkpoint=path).ending == "ok"
+
+
+def test_arrays_and_mappings_of_all_kinds_are_described():
+    numbers = np.arange(4.0)
+    own = {"again": {}}
+    own["again"]["own"] = own
+    described = checkpoint.description
+    assert described(numbers[::-1]) == described(numbers[::-1].copy()) != described(numbers)
+    assert described(numbers.astype(">f8")) == described(numbers)
+    assert described(numbers.astype(np.longdouble)) != described(numbers[::-1].astype(np.longdouble))
+    assert described(own) == described(dict(own))
+    assert described({counted: 1.0}) == {"function": 1.0}
