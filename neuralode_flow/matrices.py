@@ -49,7 +49,7 @@ def orientation_preserving(name: str, z: Tensor) -> Tensor:
     return z
 
 
-def round_off(z: Tensor, sigma: Tensor) -> Tensor:
+def lost_values(z: Tensor, sigma: Tensor) -> Tensor:
     """Which singular values `(..., d)` of z `(..., d, d)` are its round-off, and might as well be 0.
 
     Those of a matrix with at most one entry in each row and column, such as a diagonal one, are exact.

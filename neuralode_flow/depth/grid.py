@@ -340,6 +340,11 @@ def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(matrices), torch.from_numpy(panel * counts.max() + within)
 
 
+def like(grid: DepthGrid, panels: int, order: int) -> DepthGrid:
+    """A Gauss grid of the dtype of another one, where that is."""
+    return DepthGrid.gauss(panels, order, dtype=grid.nodes.dtype, device=grid.nodes.device)
+
+
 def nodes_said(grid: DepthGrid) -> str:
     """The nodes of a grid in words: "4×12 nodes"."""
     return f"{crossed((grid.panels, grid.order))} nodes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from scipy.linalg.lapack import dgetrf, dgetrs
 from torch import Tensor
 
 from ..checks import all_finite, floating, goes_with, same_kind, square, unpatched
+from ..depth.grid import DepthGrid
 from ..losses import Loss, loss_said
 
 # Numbers of z up to which closed flows factorise Newton's systems, d = 32: beyond, products with directions cost less.
@@ -67,6 +68,12 @@ class Around:
     def loss(self, loss: Loss) -> None:
         self.flow = copy.copy(self.flow)
         self.flow.loss = loss
+
+    def _on(self, grid: DepthGrid) -> Self:
+        """The same around that flow on another grid, where it can be put on one."""
+        moved = copy.copy(self)
+        moved.flow = self.flow.on(grid)
+        return moved
 
 
 def restricted(flow: Any, members: Sequence[int], index: Tensor) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import positive
-from ..depth.grid import DepthGrid
 from ..display import said
 from ..modes import gradient, undisturbed
 from ..promises import Once, Source, denied
@@ -58,12 +56,6 @@ class FollowsSteps(Around):
     def keeps_orientation(self) -> bool:
         """det z > 0 for all time: of the continuous model, whatever way its W goes; not known of others."""
         return isinstance(self.flow, ContinuousFlow)
-
-    def _on(self, grid: DepthGrid) -> Self:
-        """The same flow on another grid."""
-        moved = copy.copy(self)
-        moved.flow = self.flow.on(grid)
-        return moved
 
     def product(self, state: Tensor) -> Tensor:
         """z of the flow."""

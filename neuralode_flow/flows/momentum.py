@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -112,9 +111,7 @@ class MomentumFlow(Around):
 
     def on(self, grid: DepthGrid) -> Self:
         """The same flow on another depth grid, for ``adapt=True``."""
-        moved = copy.copy(self)
-        moved.flow = self.flow.on(grid)
-        return moved
+        return self._on(grid)
 
     def transfer(self, state: Tensor, grid: DepthGrid) -> Tensor:
         """A state on the nodes of another grid."""

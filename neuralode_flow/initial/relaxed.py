@@ -17,7 +17,7 @@ from ..depth.collocation import Collocation
 from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
 from ..depth.probes import probes
-from ..matrices import Turning, orientation_preserving, polar, round_off, skew_log, slogdet
+from ..matrices import Turning, lost_values, orientation_preserving, polar, skew_log, slogdet
 from .random import Smooth, SmoothNumber
 
 # Twist and shift are integrated once on panels of this order: 16 of them, more while they are not resolved, up to 256,
@@ -150,7 +150,7 @@ def balanced(z0: Tensor) -> Profile:
 def _warn_singular(z0: Tensor) -> None:
     """Warns of a z₀ whose least singular value, of which W has the logarithm, is round-off."""
     sigma = torch.linalg.svdvals(z0)
-    lost = round_off(z0, sigma)
+    lost = lost_values(z0, sigma)
     if bool(lost.any()):
         ratio = float((torch.where(lost, sigma, 0.0).amax(-1) / sigma[..., 0]).max())
         warn(

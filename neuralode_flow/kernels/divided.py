@@ -67,7 +67,7 @@ class DividedDifference:
     @property
     def keeps_sign(self) -> bool:
         """Whether the least c_k is attained at least twice: those layers become singular together."""
-        return self.shifts.ndim == 1 and bool((self.shifts == self.shifts.min()).sum() > 1)
+        return self.shifts.ndim == 1 and self._least() > 1
 
     @property
     def near_zero(self) -> str:

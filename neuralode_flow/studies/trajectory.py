@@ -12,8 +12,8 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
-from ..depth import DepthGrid, DepthSolver
-from ..depth.grid import Profile
+from ..depth import DepthSolver
+from ..depth.grid import Profile, like
 from ..depth.rules import LAYERS
 from ..finding import Check, Finding, sentence
 from ..flows.capabilities import AtDepths, offers
@@ -180,8 +180,7 @@ def _all_weights(path: Trajectory, flow: Any, times: int) -> Tensor:
         return path.observed
     state, grid = path.state, path.stats["grid"]
     if grid is not None and (*grid,) != (flow.grid.panels, flow.grid.order):
-        ended_on = DepthGrid.gauss(*grid, dtype=state.dtype, device=state.device)
-        state = flow.on(ended_on).transfer(state, flow.grid)
+        state = flow.on(like(flow.grid, *grid)).transfer(state, flow.grid)
     last = _first_weights(times, -1, state)
     assert last is not None
     return torch.cat((path.observed, last.unsqueeze(0)))

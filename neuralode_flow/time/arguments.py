@@ -18,7 +18,7 @@ from ..flows.base import Flow, jacobians, missing, own_velocity, restricted
 from ..flows.capabilities import Samples, offers
 from ..flows.intrinsic import IntrinsicFlow
 from ..losses import check_derivatives
-from ..matrices import round_off
+from ..matrices import lost_values
 from .base import FAILURES, METHODS, Control, differentiates, fixed_steps
 from .members import of_members
 from .resolution import unwarned
@@ -143,7 +143,7 @@ def check_round_off(flow: Any, start: Tensor, rtol: float = _RTOL, atol: float =
     if not (isinstance(flow, IntrinsicFlow) and own_velocity(flow, IntrinsicFlow)):
         return
     sigma = torch.linalg.svdvals(start)
-    lost = round_off(start, sigma)
+    lost = lost_values(start, sigma)
     if not bool(lost.any()):
         return
     K, without = flow.kernel(sigma), flow.kernel(sigma.masked_fill(lost, 0.0))

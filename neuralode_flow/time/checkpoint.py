@@ -37,7 +37,7 @@ _GIVEN = (*_CONSTANT, np.ndarray, Tensor, torch.nn.Module)
 def digest(state: Tensor) -> str:
     """A short hash of the bits of a tensor."""
     own = state.detach().resolve_conj().resolve_neg().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
-    return hashlib.sha256(own.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(own.view(torch.uint8).numpy().data).hexdigest()[:16]
 
 
 def description(value: Any, depth: int = 4) -> Any:

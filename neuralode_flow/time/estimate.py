@@ -92,18 +92,17 @@ class Companion:
     @cached_property
     def control(self) -> Control:
         """That of the companion."""
-        halved = self.same
         if self.halves and not iterates(METHODS[self.method]):
-            return halved
+            return self.same
         least = 1.03 * _ROUND_OFF * torch.finfo(self.result.z.dtype).eps
         smaller = _SOLVED if self.halves else _TIGHTER if self.stand_in == self.method else _TIGHTEST
         rtol = min(self.main.rtol, max(self.main.rtol / smaller, least))
-        return replace(halved, rtol=rtol, atol=self.main.atol / smaller)
+        return replace(self.same, rtol=rtol, atol=self.main.atol / smaller)
 
     def depth_matters(self, tight: Trajectory) -> bool:
         """Whether the grid may have a part in the error, beside that in time, which the companion tells of."""
         result, n = self.result, common_times(self.result.times, tight.times)
-        errors = self._errors(tight.z[:n], n).reshape(n, -1).amax(-1)
+        errors = _largest(self._errors(tight.z[:n], n))
         seen = result.depth_error[:n] > 1.01 * self._floor(n)
         return bool((seen & (_WAY * result.depth_error[:n] > errors)).any())
 
@@ -119,7 +118,7 @@ class Companion:
         # (T, …) over members; what the companion did not reach is not known.
         errors = torch.full_like(result.loss, torch.nan, dtype=torch.float64)
         errors[:n] = self._errors(tight.z[:n], n)
-        time_error = errors.reshape(len(errors), -1).amax(-1)
+        time_error = _largest(errors)
         depth_error = result.depth_error if fine is None else self._depth_errors(fine)
         result = replace(result, time_error=time_error, depth_error=depth_error)
         sentence = None if fixed_steps(METHODS[self.method]) else self._excess(result, errors[:n])
@@ -140,14 +139,14 @@ class Companion:
     def _depth_errors(self, fine: Trajectory) -> Tensor:
         """The largest so far; no less than that of the start, of which may be known what no grid sees."""
         n, errors = common_times(self.result.times, fine.times), self.result.depth_error.clone()
-        gap = frobenius(fine.z[:n] - self.result.z[:n], self.result.loss.ndim).double().reshape(n, -1).amax(-1)
+        gap = _largest(frobenius(fine.z[:n] - self.result.z[:n], self.result.loss.ndim).double())
         at_start = errors[0].clone()
         errors[:n] = _HALVED * gap + self._floor(n)
         return torch.maximum(errors, at_start).cummax(0).values
 
     def _floor(self, n: int) -> Tensor:
         """The round-off of the first n z, the largest so far, (n,)."""
-        size = frobenius(self.result.z[:n], self.result.loss.ndim).double().reshape(n, -1).amax(-1)
+        size = _largest(frobenius(self.result.z[:n], self.result.loss.ndim).double())
         return round_off(self.flow, self.result.z.dtype) * size.cummax(0).values
 
     def _errors(self, z: Tensor, n: int) -> Tensor:
@@ -165,8 +164,8 @@ class Companion:
         control = self.main
         n = len(errors)
         size = frobenius(result.z[:n], result.loss.ndim).double()
-        allowed = MARGIN * (control.atol + control.rtol * size.reshape(n, -1).amax(-1))
-        time_error = errors.reshape(n, -1).amax(-1)
+        allowed = MARGIN * (control.atol + control.rtol * _largest(size))
+        time_error = _largest(errors)
         told = result.ending == "depth"  # then the status speaks of the grid, and that of the steps is looked at alone
         excess = (time_error + (0 if told else result.depth_error[:n])) / allowed
         worst = int(excess.argmax())
@@ -189,3 +188,8 @@ class Companion:
         if depth > time:
             return "most of it is that of the depth grid; use more nodes, or larger tolerances"
         return f"use smaller tolerances than rtol = {self.main.rtol:g}, atol = {self.main.atol:g}"
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Of numbers (T, …) the largest over members, (T,)."""
+    return values.reshape(len(values), -1).amax(-1)

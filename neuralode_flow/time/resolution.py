@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..depth.grid import DepthGrid, Profile
+from ..depth.grid import DepthGrid, Profile, like
 from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
 from .endings import Stopped
@@ -216,7 +216,7 @@ class AdaptiveGrid(FixedGrid):
         super().resume(grid, memory)
         self._tail = memory[1]
         if grid is not None and tuple(grid) != (self.flow.grid.panels, self.flow.grid.order):
-            self.flow = self.flow.on(_like(self.flow.grid, *grid))
+            self.flow = self.flow.on(like(self.flow.grid, *grid))
 
     def coarsened(self, t: float, state: Tensor) -> Tensor | None:
         """The state on a coarser grid, where that keeps it; asked for at output times."""
@@ -224,7 +224,7 @@ class AdaptiveGrid(FixedGrid):
         position = _ORDERS.index(grid.order) if grid.order in _ORDERS else 0
         if position == 0:
             return None
-        coarse = self.flow.on(_like(grid, grid.panels, _ORDERS[position - 1]))
+        coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
         small = self.flow.transfer(state, coarse.grid)
         lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
         # The part of W that a grid loses enters z squared: Gauss quadrature.
@@ -281,7 +281,7 @@ class Sampled(NamedTuple):
         flow = self.flow
         if not (offers(flow, EstimatesDepth) and offers(flow, ChangesGrid)):
             return None
-        fine = flow.on(_like(flow.grid, flow.grid.panels, 2 * flow.grid.order))
+        fine = flow.on(like(flow.grid, flow.grid.panels, 2 * flow.grid.order))
         start = flow.transfer(self.start, fine.grid) if self.profile is None else unwarned(fine, self.profile)
         return Sampled(fine, start, self.profile, None)
 
@@ -317,11 +317,7 @@ def _finer(grid: DepthGrid) -> DepthGrid | None:
     """The next grid to try: of higher order, then of more panels; None at the end."""
     larger = [m for m in _ORDERS if m > grid.order]
     panels, order = (grid.panels, larger[0]) if larger else (2 * grid.panels, grid.order)
-    return _like(grid, panels, order) if panels * order <= _MAX_NODES else None
-
-
-def _like(grid: DepthGrid, panels: int, order: int) -> DepthGrid:
-    return DepthGrid.gauss(panels, order, dtype=grid.nodes.dtype, device=grid.nodes.device)
+    return like(grid, panels, order) if panels * order <= _MAX_NODES else None
 
 
 def _norm(z: Tensor) -> float:
