@@ -328,6 +328,8 @@ FAULTS = [
           "_WAY = 20.0", "_WAY = 0.0", "time/test_estimate.py"),
     Fault("a worker that has just been forked does what its parent would", "parallel.py",
           "with forking(_SIGNALS):", "with forking(()):", "test_parallel.py"),
+    Fault("a run may be anywhere beside the intrinsic limit", "studies/trajectory.py",
+          "return 2 * errors", "return 1 + 2 * errors", "studies/test_trajectory.py"),
 ]  # fmt: skip
 
 

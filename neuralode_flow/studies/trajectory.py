@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -12,8 +13,8 @@ import xarray as xr
 from torch import Tensor
 
 from ..checks import count
-from ..depth import DepthSolver
-from ..depth.grid import Profile, like
+from ..depth import DepthGrid, DepthSolver
+from ..depth.grid import Profile, like, sample
 from ..depth.rules import LAYERS
 from ..finding import Check, Finding, sentence
 from ..flows.capabilities import AtDepths, offers
@@ -22,6 +23,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import balanced
 from ..kernels import KERNELS, LogMean
+from ..laws import relaxed_balance_defect
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import CountsWith, Layers, Positive, known
@@ -34,6 +36,9 @@ from .heldout import LONG_NAME, along, numbers, verdict
 from .weights import kept, weights
 
 _MOST = 10_000_000  # evaluations of a run that is left alone
+
+# Relative to the size of W²: up to here a start is relaxed balanced, and the defect is that of a derivative in s.
+_BALANCED = 1e-6
 
 # What is trained: each makes a flow and what it starts from.
 MODELS: Registry[Callable[[ContinuousFlow, Profile, int, str, str], Start]] = Registry("model")
@@ -94,7 +99,8 @@ def run(
         Whether the depth grid of the continuous model follows W, as in `integrate`. In steps it stays the same.
     estimate : bool
         Whether a second, more accurate run measures the error in time, and another one that of a coarse depth grid, as
-        in `integrate`. In steps it starts one rounding away.
+        in `integrate`. In steps it starts one rounding away. The continuous model is then held to the intrinsic limit
+        from a relaxed balanced start: they may differ by what is measured of both.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run, as in `integrate`.
     progress : callable, optional
@@ -124,7 +130,9 @@ def run(
         adapt=adapt and model == "continuous",
         estimate=estimate,
     )
-    limit = _limit(problem, solver, clock, path)
+    held = model == "continuous" and estimate and not clock.in_steps
+    defect = _defect(solver.grid, initial) if held else math.nan
+    limit = _limit(problem, solver, clock, path, estimate=defect <= _BALANCED)
     dataset = _dataset(clock, model, path, limit)
     if problem.held_out is not None:
         dataset["loss_held_out"] = (dataset.loss.dims, along(problem.held_out, path.z), {"long_name": LONG_NAME})
@@ -133,7 +141,7 @@ def run(
     if path.observed is not None:
         seen = _all_weights(path, flow, len(clock.times))
         dataset = dataset.merge(weights(seen, flow.nodes if offers(flow, AtDepths) else solver.grid.nodes))
-    return _finding(dataset, clock, path, limit, problem.title).attached(dataset)
+    return _finding(dataset, clock, path, limit, problem.title, defect).attached(dataset)
 
 
 def trained(
@@ -186,7 +194,15 @@ def _all_weights(path: Trajectory, flow: Any, times: int) -> Tensor:
     return torch.cat((path.observed, last.unsqueeze(0)))
 
 
-def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory) -> Trajectory | None:
+def _defect(grid: DepthGrid, initial: Profile) -> float:
+    """How far a start is from relaxed balance, relative to the size of W²."""
+    W = sample(initial, grid.nodes, "initial")
+    return float(relaxed_balance_defect(grid, W).max()) / (1 + float(torch.linalg.matrix_norm(W).max()) ** 2)
+
+
+def _limit(
+    problem: Problem, solver: DepthSolver, clock: AnyClock, path: Trajectory, estimate: bool
+) -> Trajectory | None:
     """What z₀ decides at infinite depth, until the same time; None where there is no such thing."""
     if path.z.ndim != 3 or not clock.decides(path.z[0]):
         return None
@@ -194,7 +210,7 @@ def _limit(problem: Problem, solver: DepthSolver, clock: AnyClock, path: Traject
     # One that has not ended may go on, and then the limit is that at other times.
     unsaved = {} if stopped([path]) == "ok" else {"checkpoint": None}
     closed = IntrinsicFlow(problem.loss, LogMean())
-    return clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, **unsaved)
+    return clock.by_z(closed, z0, lambda: (flow, balanced(z0)), "limit", path.times, estimate=estimate, **unsaved)
 
 
 def _missing(clock: AnyClock, path: Trajectory, limit: Trajectory | None) -> list[str]:
@@ -214,6 +230,7 @@ LONG_NAMES = {
     "drift": "drift of the conservation law",
     "depth_error": "estimated error of z from the depth grid, largest so far",
     "time_error": "measured error of z from the steps in time",
+    "limit_error": "measured error of the intrinsic limit from the steps in time",
     "distance_from_limit": "Frobenius distance of z from the intrinsic limit",
 }
 # What these names stand for in steps, and where the rule moves the law as nobody has written down.
@@ -225,7 +242,7 @@ IN_STEPS = {
 # With `estimate`, which measures it where the estimate may fall short.
 MEASURED = {"depth_error": "error of z from the depth grid, largest so far"}
 MOVED_LAW = {"drift": "change of what gradient flow conserves, which steps of this rule move"}
-ERRORS = ("distance_from_limit", "time_error", "depth_error", "drift")
+ERRORS = ("distance_from_limit", "time_error", "depth_error", "limit_error", "drift")
 
 
 def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory | None) -> xr.Dataset:
@@ -244,6 +261,8 @@ def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory |
     }
     if path.time_error is not None:
         variables["time_error"] = ("time", path.time_error)
+    if beside is not None and beside.time_error is not None:
+        variables["limit_error"] = ("time", at_times(beside, path.times, "time_error"))
     names = LONG_NAMES | (IN_STEPS if clock.in_steps else {} if path.time_error is None else MEASURED)
     if not path.stats.get("law_in_steps", True):
         names = names | MOVED_LAW
@@ -257,11 +276,14 @@ def _dataset(clock: AnyClock, model: str, path: Trajectory, beside: Trajectory |
     )
 
 
-def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Trajectory | None, problem: str) -> Finding:
+def _finding(
+    dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Trajectory | None, problem: str, defect: float
+) -> Finding:
     attrs, missing = dataset.attrs, _missing(clock, path, limit)
     early = [] if stopped([path]) == "ok" else [path.status]
     names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
+    bounds = {"distance_from_limit": _allowed(dataset, defect)} if "limit_error" in dataset else {}
     norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
     if path.stats.get("law_in_steps", True):
         norms["drift"] = "0 in exact arithmetic"
@@ -271,7 +293,8 @@ def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Traj
         status="; ".join([*early, *missing]) or "ok",
         verdict=" ".join([_verdict(dataset), *(f"{sentence(why)}." for why in missing)]),
         checks=tuple(
-            Check(dataset[name].attrs["long_name"], error, norm=norms[name]) for name, error in largest.items()
+            Check(dataset[name].attrs["long_name"], error, bounds.get(name), norms[name])
+            for name, error in largest.items()
         ),
         numbers={
             **{name: attrs[name] for name in (*names, "kernel") if name in attrs},
@@ -281,10 +304,23 @@ def _finding(dataset: xr.Dataset, clock: AnyClock, path: Trajectory, limit: Traj
             "reference_error": largest["distance_from_limit"],
             "depth_error": largest["depth_error"],
             "time_error": largest.get("time_error"),
+            "limit_error": largest.get("limit_error"),
             "law_drift": largest["drift"],
             **numbers(dataset, "loss"),
         },
     )
+
+
+def _allowed(dataset: xr.Dataset, defect: float) -> float | None:
+    """How far z may be from the intrinsic limit where its start is relaxed balanced, up to that defect.
+
+    None where an error could not be measured at some time.
+    """
+    errors = (dataset.time_error + dataset.depth_error + dataset.limit_error).values
+    if not np.isfinite(errors[np.isfinite(dataset.distance_from_limit)]).all():
+        return None
+    size = float(np.nanmax(np.linalg.norm(dataset.z_limit, axis=(-2, -1))))
+    return 2 * float(np.nanmax(errors)) + (10 * defect + 1e-12) * size
 
 
 def _verdict(dataset: xr.Dataset) -> str:
