@@ -194,7 +194,7 @@ def closed() -> None:
     generator, takes = torch.Generator().manual_seed(0), divided.takes
     print("| d | layers | µs by torch | in C | ratio |")
     print("|---|---|---|---|---|")
-    for d in (2, 4, 8):
+    for d in (2, 4, 8, 10, 16, 32):
         for L in (4, 16, 64, 256, 1024):
             shifts = torch.cumsum(torch.randn(MEMBERS, L, generator=generator), 1) / L**2
             z = torch.eye(d) + 0.5 * torch.randn(MEMBERS, d, d, generator=generator)

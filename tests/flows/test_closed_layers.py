@@ -55,7 +55,7 @@ def assert_near(found, known, bound, said):
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 10, 13, 17, 32])
 def test_the_velocity_is_that_of_torch_and_each_state_has_its_own(d, level):
     compiled.set_level(level)
     try:
@@ -87,7 +87,7 @@ def states(d):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("d", [2, 3, 4, 7])
+@pytest.mark.parametrize("d", [2, 3, 4, 7, 10, 19])
 def test_states_of_any_rank_and_size_have_their_velocity(d):
     for L in (1, 2, 6, 64):
         flow = nf.IntrinsicFlow(nf.Quadratic(randn(d, d, seed=3)), nf.DividedDifference(0.3 + shifts(L, 1), 1 / L))
@@ -126,10 +126,11 @@ def test_the_kernel_keeps_its_digits_up_to_the_depth_that_the_engine_takes(L, ki
             assert abs(float(K[i, j] / exact) - 1) < 3e-13, (sigma, i, j)
 
 
-@pytest.mark.parametrize("d", [1, 4, 6])
+@pytest.mark.parametrize("d", [1, 4, 6, 10, 17])
 @pytest.mark.parametrize("method", ["DOP853", "dopri5", "fehlberg2"])
 def test_a_whole_step_is_the_one_by_its_stages(method, d):
-    made, h = formula(method), np.linspace(0.0005, 0.005, N)
+    made, short = formula(method), min(1, (4 / d) ** 3)  # large maps are fast
+    h = short * np.linspace(0.0005, 0.005, N)
     for loss in losses(d):
         for flow in flow_of(loss, 12):
             z = 0.3 * randn(N, d, d, seed=6)
@@ -139,10 +140,10 @@ def test_a_whole_step_is_the_one_by_its_stages(method, d):
             assert_close(whole.ahead.flatten(1), known.y, rtol=1e-13, atol=1e-14)
             if made.tableau.solution is None:
                 assert torch.equal(whole.slope, flow.velocity(whole.ahead))
-            assert_close(whole.slope.flatten(1), known.f, rtol=1e-12, atol=1e-13)
+            assert_near(whole.slope, known.f.reshape(N, d, d), 1e-13, type(loss).__name__)
             assert_close(torch.from_numpy(whole.error), torch.as_tensor(known.error), rtol=1e-6, atol=1e-6)
-            shared = flow.explicit_steps(z, f, np.array(0.002), made.tableau)
-            single = flow.explicit_steps(z, f, np.full(N, 0.002), made.tableau)
+            shared = flow.explicit_steps(z, f, np.array(0.002 * short), made.tableau)
+            single = flow.explicit_steps(z, f, np.full(N, 0.002 * short), made.tableau)
             assert torch.equal(shared.ahead, single.ahead)
 
 

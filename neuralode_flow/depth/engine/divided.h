@@ -1,4 +1,4 @@
-/* The closed flow of L layers on z (flows/intrinsic.py, kernels/divided.py), d <= SMALL: its velocity, around the gradient at z.
+/* The closed flow of L layers on z (flows/intrinsic.py, kernels/divided.py), d <= LAYERED: its velocity, around the gradient at z.
    Matrices have rows of ld numbers, filled up with zeros. */
 
 /* Where z = Ut^T diag(sigma) Vt, K and what it is made of are in a room. */
@@ -18,7 +18,7 @@ static T(Factors) T(factors_in)(int d, const Layers *layers, double *room) {
 /* The inner product of two rows. */
 INLINE double T(inner)(int ld, const double *x, const double *y) {
     four sum = *(const four *)x * *(const four *)y;
-    if (ld == 8) sum += *(const four *)(x + 4) * *(const four *)(y + 4);
+    UNROLL for (int k = 4; k < ld; k += 4) sum += *(const four *)(x + k) * *(const four *)(y + k);
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
@@ -37,8 +37,8 @@ INLINE int T(turned_apart)(int d, int ld, double *A, double *Ut) {
     for (int sweep = 0; sweep < 30; sweep++) {
         int wide = 0;
         for (int round = 0; round < n - 1; round++) {
-            int p[SMALL / 2], q[SMALL / 2], count = 0, turns = 0;
-            double c[SMALL / 2], s[SMALL / 2];
+            int p[LAYERED / 2], q[LAYERED / 2], count = 0, turns = 0;
+            double c[LAYERED / 2], s[LAYERED / 2];
             for (int i = 0; i < n / 2; i++) {
                 opposed(n, round, i, p + count, q + count);
                 if (p[count] < d) count++;
@@ -66,7 +66,7 @@ INLINE int T(turned_apart)(int d, int ld, double *A, double *Ut) {
 static void T(completed)(int d, int ld, double *X, const int *known, int row) {
     double most = 0;
     for (int k = 0; k < d; k++) {
-        double x[SMALL] = {0};
+        double x[LAYERED] = {0};
         x[k] = 1;
         for (int i = 0; i < 2 * d; i++) { /* twice, for their round-off */
             const double *other = X + i % d * ld, share = known[i % d] ? T(inner)(ld, x, other) : 0;
@@ -85,7 +85,7 @@ static int T(singular)(const T(Factors) *f, const double *z) {
     double largest = 0, sum = 0;
     for (int q = 0; q < d * d; q++) largest = fabs(z[q]) > largest ? fabs(z[q]) : largest, sum += 0 * z[q];
     if (sum != 0) return 1;
-    int exponent, known[SMALL];
+    int exponent, known[LAYERED];
     frexp(largest, &exponent);
     if (exponent < -1000) exponent = -1000;
     const double scale = ldexp(1, exponent), inverse = ldexp(1, -exponent);
@@ -96,7 +96,7 @@ static int T(singular)(const T(Factors) *f, const double *z) {
         const double square = T(inner)(ld, f->Vt + i * ld, f->Vt + i * ld);
         if (square != 0 && square <= LEAST) return 1;
     }
-    if (ld == 4 ? T(turned_apart)(d, 4, f->Vt, f->Ut) : T(turned_apart)(d, 8, f->Vt, f->Ut)) return 1;
+    if (BY_ROWS(T(turned_apart), d, ld, f->Vt, f->Ut)) return 1;
     for (int i = 0; i < d; i++) {
         const double square = T(inner)(ld, f->Vt + i * ld, f->Vt + i * ld), length = sqrt(square);
         known[i] = square > LEAST, f->sigma[i] = known[i] ? length * scale : 0;
@@ -134,7 +134,7 @@ static double T(logarithm)(double t, const double *gaps, long n, double *inverse
 /* Roots of all a beside the largest one x: with u = t_a/t and q = 1 - u factors are r = (x_a + c)/(x + c) = u s + 1 - s = 1 - q s
    for s = t/(x + c), by the second where q is small: then 1 - r keeps its digits. That is base + w, w = slope s + rest (1 - s). */
 typedef struct {
-    double u[SMALL], base[SMALL], slope[SMALL], rest[SMALL];
+    double u[LAYERED], base[LAYERED], slope[LAYERED], rest[LAYERED];
 } T(Roots);
 
 /* P becomes the product of it and some factors r, and N its derivative by u. */
@@ -153,8 +153,8 @@ INLINE void T(multiplied)(int ld, const T(Roots) *r, const double *s, const doub
 
 /* The divided differences of the product of all factors: that of the first k + 1 from that of the first k. */
 INLINE void T(differences)(int ld, const T(Roots) *r, const double *s, const double *bar, long L, double *K) {
-    four rows[SMALL][SMALL / 4] = {0}, p[SMALL / 4];
-    double P[SMALL];
+    four rows[LAYERED][LAYERED / 4] = {0}, p[LAYERED / 4];
+    double P[LAYERED];
     for (int h = 0; h < ld / 4; h++) p[h] = (four){1, 1, 1, 1};
     for (long k = 0; k < L; k++) {
         for (int h = 0; h < ld / 4; h++) *(four *)(P + 4 * h) = p[h] * s[k];
@@ -204,7 +204,7 @@ INLINE int T(rooted)(int d, int ld, const Layers *layers, const double *shifts, 
     }
     /* The same in D of each, from 0 on. */
     T(Roots) r;
-    double D[SMALL], goals[SMALL], P[SMALL], N[SMALL], sums[SMALL * SMALL];
+    double D[LAYERED], goals[LAYERED], P[LAYERED], N[LAYERED], sums[LAYERED * LAYERED];
     for (int i = 0; i < ld; i++) {
         const double own = i < d && sigma[i] > DBL_MIN ? sigma[i] : DBL_MIN, ratio = own / largest;
         goals[i] = i >= d ? 0 : ratio > LEAST ? 2 * log(ratio) : 2 * log(own) - goal;
@@ -217,7 +217,7 @@ INLINE int T(rooted)(int d, int ld, const Layers *layers, const double *shifts, 
             r.u[i] = r.base[i] + r.slope[i];
         }
         if (near) break;
-        int exponents[SMALL] = {0};
+        int exponents[LAYERED] = {0};
         for (int i = 0; i < ld; i++) P[i] = 1, N[i] = 0;
         for (long first = m; first < L; first += 16) {
             T(multiplied)(ld, &r, s, bar, first, first + 16 < L ? first + 16 : L, P, N);
@@ -250,8 +250,7 @@ static int T(divided_forward)(int d, const Layers *layers, const double *shifts,
     const T(Factors) f = T(factors_in)(d, layers, room);
     memcpy(z, state, d * d * sizeof(double));
     if (T(singular)(&f, state)) return 1;
-    return f.ld == 4 ? T(rooted)(d, 4, layers, shifts, f.sigma, f.shares, f.K)
-                     : T(rooted)(d, 8, layers, shifts, f.sigma, f.shares, f.K);
+    return BY_ROWS(T(rooted), d, f.ld, layers, shifts, f.sigma, f.shares, f.K);
 }
 
 /* Minus the velocity there, from the gradient G (d, d) at z. */

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import compiled
 
 # d up to which the engine has singular values of its own; work.h has the same bound.
-LARGEST = 8
+LARGEST = 32
 
 # Layers up to which round-offs of the sums in C stay below 3e-13.
 DEEPEST = 2**12

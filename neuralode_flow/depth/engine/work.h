@@ -16,7 +16,8 @@ enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS
 enum { COLUMN = 8 }; /* rows of both halves of a panel of matrices of at most 4 x 4 */
 enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
-#define SMALL 8         /* d up to which rotations diagonalise */
+#define SMALL 8         /* d up to which rotations diagonalise a symmetric matrix */
+#define LAYERED 32      /* d up to which divided.h works; divided.py has the same bound */
 #define LARGEST 3.0     /* h|W|, as seen in the first sweep */
 #define FAR 1e3         /* I + J f */
 #define NEAR 0.25       /* the largest sum of a row or column of |C - I| */
@@ -40,6 +41,11 @@ enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as th
 #define LOG_LARGEST 87.49823353377374 /* log 1e38: singular values are as large at most (flows/polar.py) */
 
 typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
+
+/* A function of (d, ld, ...) for each ld up to LAYERED, which it unrolls. */
+#define BY_ROWS(f, d, ld, ...)                                                                                        \
+    ((ld) == 4 ? f(d, 4, __VA_ARGS__) : (ld) == 8 ? f(d, 8, __VA_ARGS__) : (ld) == 12 ? f(d, 12, __VA_ARGS__)         \
+     : (ld) == 16 ? f(d, 16, __VA_ARGS__) : (ld) == 24 ? f(d, 24, __VA_ARGS__) : f(d, 32, __VA_ARGS__))
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
