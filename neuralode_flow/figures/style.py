@@ -283,6 +283,13 @@ def ready(formats: Sequence[str]) -> None:
     Image.preinit()
 
 
+# Without dates; a PNG that is 5 % larger than the smallest takes a tenth less of the time.
+_WRITTEN: dict[str, dict[str, Any]] = {
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+
+
 def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Writes `stem`.png and `stem`.pdf, each whole or not at all, and without dates: equal data give equal files.
 
@@ -300,12 +307,11 @@ def save(figure: Figure | Movie, stem: Path, formats: Sequence[str] = ("png", "p
             return [path]
         figure.frame(figure.frames - 1)
         figure = figure.figure
-    metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = []
     for suffix in formats:
         image = io.BytesIO()
         with house():
-            figure.savefig(image, format=suffix, metadata=metadata[suffix])
+            figure.savefig(image, format=suffix, **_WRITTEN[suffix])
             figure.set_layout_engine(None)  # it takes as long as the drawing, and has its result
         path = stem.with_name(f"{stem.name}.{suffix}")
         atomic_write(path, image.getvalue())
