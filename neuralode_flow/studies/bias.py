@@ -20,10 +20,18 @@ class Sparse(NamedTuple):
 
     certificate : float
         The largest |xᵀη|_i over the entries where b is 0; below 1 where b is the only solution.
+    bound : float
+        Of the dual solution alone: ‖b‖₁ of all b that the constraints allow is at least that, and of b it is that.
     """
 
     b: np.ndarray
     certificate: float
+    bound: float = np.nan
+
+    @property
+    def gap(self) -> float:
+        """How far ‖b‖₁ is from the bound, relative to it."""
+        return float(abs(np.abs(self.b).sum() / self.bound - 1))
 
 
 def least_l1(x: np.ndarray, y: np.ndarray) -> Sparse:
@@ -37,7 +45,7 @@ def least_l1(x: np.ndarray, y: np.ndarray) -> Sparse:
     found = _programme(A_eq=np.hstack([x, -x]), b_eq=y)
     b, on = _split(found.x)
     b[on] = np.linalg.lstsq(x[:, on], y, rcond=None)[0]  # the programme itself is solved to about 1e-9
-    return Sparse(b, _certificate(x.T @ found.eqlin.marginals, on))
+    return Sparse(b, _certificate(x.T @ found.eqlin.marginals, on), _bound(x, y, found.eqlin.marginals))
 
 
 def widest_l1(z: np.ndarray) -> Sparse:
@@ -50,7 +58,8 @@ def widest_l1(z: np.ndarray) -> Sparse:
     """
     found = _programme(A_ub=-np.hstack([z, -z]), b_ub=-np.ones(len(z)))
     b, on = _split(found.x)
-    return Sparse(b, _certificate(z.T @ found.ineqlin.marginals, on))
+    eta = -found.ineqlin.marginals
+    return Sparse(b, _certificate(z.T @ eta, on), _bound(z, np.ones(len(z)), eta))
 
 
 def _programme(**constraints: np.ndarray) -> Any:
@@ -65,6 +74,11 @@ def _programme(**constraints: np.ndarray) -> Any:
 def _split(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     b = both[: len(both) // 2] - both[len(both) // 2 :]
     return b, np.abs(b) > _ZERO * np.abs(b).max()
+
+
+def _bound(x: np.ndarray, y: np.ndarray, eta: np.ndarray) -> float:
+    """yᵀη / ‖xᵀη‖_∞, which no ‖b‖₁ with xb = y is below, nor, where η ≥ 0, one with xb ≥ y."""
+    return float(y @ eta / np.abs(x.T @ eta).max())
 
 
 def _certificate(correlations: np.ndarray, on: np.ndarray) -> float:

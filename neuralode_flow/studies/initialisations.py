@@ -144,7 +144,7 @@ def run(
         if progress is not None:
             progress(i / len(families), f"{FAMILIES[name]}, {f'L = {depth}' if depth else 'infinite depth'}")
         found[name, depth] = _followed(clock, f"{name}-{depth}", family)
-    dataset = _dataset(clock, found).assign_attrs(_how(clock, found))
+    dataset = _dataset(clock, problem.z0.double().cpu().numpy(), found).assign_attrs(_how(clock, found))
     early = next((family for family in reversed(found.values()) if family.status != "ok"), None)
     status, ending = ("ok", "ok") if early is None else (early.status, early.ending)
     return _finding(dataset, problem.title, status, ending).attached(dataset)
@@ -269,7 +269,7 @@ def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     return L * (layers - identity)
 
 
-def _dataset(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
+def _dataset(clock: AnyClock, z0: np.ndarray, found: dict[tuple[str, int], _Found]) -> xr.Dataset:
     depths = list(dict.fromkeys(depth for _, depth in found))
     of = ("family", "depth")
 
@@ -283,6 +283,11 @@ def _dataset(clock: AnyClock, found: dict[tuple[str, int], _Found]) -> xr.Datase
     return arranged(
         {
             "z": ((*of, "time", "start", "row", "column"), z, "end-to-end map"),
+            "start_off": (
+                (*of, "start"),
+                np.linalg.norm(z[:, :, 0] - z0, axis=(-2, -1)),
+                "Frobenius distance of z of a start from z₀",
+            ),
             "spread": ((*of, "time"), gaps, "largest Frobenius distance between two starts of a family"),
             "distance_closed": (
                 (*of, "time", "start"),
@@ -323,6 +328,12 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Findi
                 _from_closed(dataset),
                 bound,
                 "sup over starts, layers and t, Frobenius norm",
+            ),
+            Check(
+                "z of each start from z₀",
+                largest_of(dataset.start_off),
+                bound,
+                "the largest of all starts, Frobenius norm",
             ),
             *(
                 Check(

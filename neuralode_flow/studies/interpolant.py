@@ -29,6 +29,9 @@ Shapes = Annotated[Sequence[float], distinct, each(at_least(0.0), below(1.0))]
 _FLOW, _ORDER = 1e-8, 0.05
 _APART, _MARGIN, _TELLS = 10.0, 0.1, 2.0
 
+# Of a linear programme, whose constraints are kept to 1e-7.
+_GAP = 1e-6
+
 # Errors below it have no digits left for an order: the linear programme and Newton's method stand behind them.
 _RESOLVED = 1e-8
 
@@ -254,6 +257,8 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
               for name, end in ends.items()),
             Check("distance from the other end over that from its own, a control", apart, _APART,
                   "at the smallest and at the largest scale", least=True),
+            Check("least ℓ₁ norms off the bound by their dual solution", float(np.max([sparse.gap, widest.gap])), _GAP,
+                  "relative, of the interpolant and of the widest margin"),
             Check("what the classifier misses of the widest ℓ₁ margin", margin, _MARGIN, "relative"),
             Check("what the widest ℓ₂ margin misses of it, a control", control / margin, _TELLS,
                   "over what the classifier misses", least=True),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from ..finding import Check, Claim, Finding
@@ -21,6 +22,7 @@ from .margin import Margin, largest_margin
 THRESHOLD, _BELOW, _LOW, _HIGH = 40.0, 4.0, 12.0, 24.0
 
 _ROUND_OFF, _APART, _RATE, _GAP, _BEYOND = 1e-12, 1e-8, 0.05, 1e-10, 2.0
+_PRODUCT = 1e-4  # round-off of a margin, up to 1e-13, over the least that is allowed
 _NOISE = 0.1  # of the start of the two layers, around 1
 _FAMILY_BOUND, _LARGE = 5.0, 40  # R²/μ² of the family: R² = 5/4 and μ = ½; the least n of the largest
 
@@ -28,6 +30,7 @@ LONG_NAMES = {
     "deviation": "largest distance of θ/c of gradient descent from θ̂ of the perceptron, over ‖θ̂‖",
     "scale": "c: step size of the linear model, scale of the start of the two layers",
     "least_margin": "margin nearest to 0 by which a step of the perceptron was decided",
+    "product_off": "the product that c makes with that margin of the model that is trained, off the one asked for",
     "perceptron_steps": "steps of the perceptron until the classes are separated",
     "loss": "logistic loss of gradient descent, linear model",
     "mistakes": "share of samples on the wrong side, linear model",
@@ -158,8 +161,21 @@ def _limit(runs: dict[str, tuple[Model, Separated, float]], products: Sequence[f
         "deviation": (("model", "product"), apart),
         "scale": (("model", "product"), scales),
         "least_margin": ("model", [found.least for _, found, _ in runs.values()]),
+        "product_off": (
+            "model",
+            [
+                float(np.abs(np.array(line) ** model.degree * _nearest(model, found) / np.array(products) - 1).max())
+                for (model, found, _), line in zip(runs.values(), scales, strict=True)
+            ],
+        ),
         "perceptron_steps": ("model", [found.steps for _, found, _ in runs.values()]),
     }
+
+
+def _nearest(model: Model, found: Separated) -> float:
+    """`Separated.least` by the margins that gradient descent derives, along the path of the perceptron."""
+    decided = [torch.as_tensor(theta) for theta in found.path[:-1] if theta.any()]
+    return float(torch.stack([model.margins(theta) for theta in decided]).abs().min())
 
 
 def _beside(model: Model, found: Separated, rates: Sequence[float], steps: int) -> dict[str, Any]:
@@ -269,6 +285,12 @@ def _checks(
             float(np.abs(decay - 1).max()),
             _RATE,
             "largest of both models",
+        ),
+        Check(
+            "γ·min|margin| of the models that are trained off that of the perceptron",
+            largest_of(dataset.product_off),
+            _PRODUCT,
+            "relative, the largest of both models",
         ),
         Check("steps of the perceptron over nR²/μ²", int(dataset.perceptron_steps[0]) / bound, 1.0),
         Check("steps on the family of n samples off their number", family, 0.0, "largest over n and both algorithms"),

@@ -1,12 +1,14 @@
 """Relaxed balanced starts share a curve, others do not, and criterion B tells them apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small import clock
+from small import SMALL, clock, failing
 
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, save
-from neuralode_flow.studies import STUDIES
+from neuralode_flow.studies import STUDIES, initialisations
 from neuralode_flow.studies.base import Clock
 
 STUDY = STUDIES["initialisations"]
@@ -43,6 +45,21 @@ def test_criterion_b_tells_the_families_apart(dataset):
 def test_all_starts_have_one_z0(dataset):
     start = dataset.z.isel(time=0)
     assert float(abs(start - start.isel(family=0, depth=0, start=0)).max()) < 1e-12
+
+
+@pytest.mark.parametrize("family", ["_profiles", "_networks"])
+def test_starts_led_astray_from_another_z0_tell_nothing(family, monkeypatch):
+    """Those that are not relaxed balanced would fan out whatever they did."""
+    made = getattr(initialisations, family)
+
+    def off(*arguments):
+        families = made(*arguments)
+        detour = families["detour"]
+        return families | {"detour": replace(detour, states=1.01 * detour.states)}
+
+    monkeypatch.setattr(initialisations, family, off)
+    inputs, options = SMALL["initialisations"]()
+    assert failing(STUDY.run(**inputs, **options)) == {"z of each start from z₀"}
 
 
 def test_the_summary_and_the_figures_tell_it(dataset, tmp_path):

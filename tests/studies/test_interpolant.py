@@ -12,7 +12,7 @@ from neuralode_flow.studies import STUDIES, interpolant
 from neuralode_flow.studies.bias import Sparse, least_l1, reached, widest_l1
 
 SLOW = pytest.mark.slow
-FAULTS = ["k", "model", *(pytest.param(name, marks=SLOW) for name in ("start", "certificate"))]
+FAULTS = ["k", "model", "widest", "narrower", *(pytest.param(name, marks=SLOW) for name in ("start", "certificate"))]
 
 X, Y = interpolant._samples(nf.PROBLEMS["breast_cancer_white"](), 4, 0, 4)
 
@@ -47,15 +47,17 @@ def test_the_formula_is_where_an_independent_solver_of_the_bias_ends():
 
 
 def test_least_norms_and_widest_margins_have_the_value_of_their_duals():
-    b, certificate = least_l1(X, Y)
+    b, certificate, bound = least_l1(X, Y)
     dual = linprog(-Y, A_ub=np.vstack([X.T, -X.T]), b_ub=np.ones(2 * X.shape[1]), bounds=(None, None))
     assert np.abs(b).sum() == pytest.approx(-dual.fun, rel=1e-9)
+    assert bound == pytest.approx(-dual.fun, rel=1e-9)
     assert np.abs(X @ b - Y).max() < 1e-13
     assert 0 < certificate < 1
     Z = np.sign(Y)[:, None] * X
-    wide = widest_l1(Z).b
+    wide, _, bound = widest_l1(Z)
     dual = linprog(-np.ones(4), A_ub=np.vstack([Z.T, -Z.T]), b_ub=np.ones(2 * X.shape[1]))
     assert np.abs(wide).sum() == pytest.approx(-dual.fun, rel=1e-9)
+    assert bound == pytest.approx(-dual.fun, rel=1e-9)
     assert (Z @ wide).min() > 1 - 1e-9
 
 
@@ -71,6 +73,12 @@ def test_planted_faults_are_seen(fault, monkeypatch):
     elif fault == "certificate":
         monkeypatch.setattr(interpolant, "least_l1", lambda x, y: Sparse(least_l1(x, y).b, 0.7))
         seen = "order to least ℓ₁ norm, off the expected one"
+    elif fault in ("widest", "narrower"):  # a margin that is 1 % off
+        factor = {"widest": 0.99, "narrower": 1.01}[fault]
+        off = widest_l1(np.sign(Y)[:, None] * X)
+        off = off._replace(b=factor * off.b)
+        monkeypatch.setattr(interpolant, "widest_l1", lambda z: off)
+        seen = "least ℓ₁ norms off the bound by their dual solution"
     else:  # one layer, which is led to the widest ℓ₂ margin
         monkeypatch.setattr(interpolant, "phi", lambda theta: theta[: len(theta) // 4] - start(10, 1.0, 0.0)[0])
         monkeypatch.setattr(interpolant, "_trained", lambda *arguments: {"missed": 0.0, "loss": 0.0, "left": 0.0})

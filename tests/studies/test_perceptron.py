@@ -22,10 +22,11 @@ from neuralode_flow.studies.homogeneous import Linear, TwoLayer
 from neuralode_flow.studies.margin import largest_margin
 
 STUDY = STUDIES["perceptron"]
-PULL_BACK = TwoLayer.pull_back
+PULL_BACK, READ = TwoLayer.pull_back, Linear.read
 LIMIT = "gradient descent from the perceptron, γ·min|margin| above 40"
 CONTROL = "the same at most 4, a control"
 RATE = "the rate at which it falls with γ·min|margin| from 1"
+PRODUCT = "γ·min|margin| of the models that are trained off that of the perceptron"
 BOUND = "steps of the perceptron over nR²/μ²"
 FAMILY = "steps on the family of n samples off their number"
 WITHOUT = "steps on 100 of them over R²/μ² without n, a control"
@@ -139,13 +140,16 @@ def other_loss(slope):
     ("where", "name", "fault", "sees"),
     [
         (homogeneous, "indicator", lambda m: np.heaviside(-m, 1.0), LIMIT),  # a whole first step
+        (Linear, "read", lambda s, t: 1.01 * READ(s, t), PRODUCT),
+        (TwoLayer, "read", lambda s, t: 1.01 * s.signed @ (t[:65] ** 2 - t[65:] ** 2) / 2, PRODUCT),
+        (perceptron, "scale", lambda m, r, p: 1.01 * homogeneous.scale(m, r, p), PRODUCT),
         (TwoLayer, "pull_back", lambda s, t, w: 0.999 * PULL_BACK(s, t, w), LIMIT),
         pytest.param(TwoLayer, "degree", 3, LIMIT, marks=pytest.mark.slow),
         pytest.param(homogeneous, "MeanLogistic", other_loss(lambda m: torch.relu(-m)), LIMIT, marks=pytest.mark.slow),
         (homogeneous, "MeanLogistic", other_loss(lambda m: -logsigmoid(2 * m) / 2), RATE),
         (homogeneous, "MeanLogistic", other_loss(lambda m: (m.abs() - m) / 2), CONTROL),  # the perceptron's own
     ],
-    ids=["first", "factor", "degree", "hinge", "twice", "perceptron"],
+    ids=["first", "margins", "squares", "scale", "factor", "degree", "hinge", "twice", "perceptron"],
 )
 def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, sees):
     monkeypatch.setattr(where, name, fault)
@@ -159,6 +163,7 @@ def test_every_check_of_counts_can_fail():
     assert again() == set()
     assert again(perceptron_steps=("model", [10**6, 10])) == {BOUND}
     assert again(family_descent_steps=found.family_descent_steps + 1) == {FAMILY}
+    assert again(product_off=found.product_off * 0 + 0.01) == {PRODUCT}
     assert again(family_steps=found.family_steps * 0 + 3) == {FAMILY, WITHOUT}
     assert again(deviation=found.deviation * np.nan) == {LIMIT, CONTROL, RATE}
 
