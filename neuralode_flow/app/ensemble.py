@@ -370,18 +370,12 @@ def _alike(
         if others and whole[place] and job.ensemble is not None:
             raise ValueError(
                 f"members of one run must have one shape, but {', '.join(others)} at "
-                f"{job.ensemble.name(members[first])} and {job.ensemble.name(i)}; run them as a sweep, {_sweep(job)}"
+                f"{job.ensemble.name(members[first])} and {job.ensemble.name(i)}; run them as a sweep, "
+                f"{job.ensemble.swept}"
             )
         if not others:
             alike.append(place)
     return alike
-
-
-def _sweep(job: Job) -> str:
-    assert job.ensemble is not None
-    return "-m " + " ".join(
-        f"{name}={','.join(map(str, seeds[:3]))},…" for name, seeds in job.ensemble.settings.items()
-    )
 
 
 def _others(first: Variables, dataset: Variables, axes: Any) -> list[str]:

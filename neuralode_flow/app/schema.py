@@ -222,6 +222,14 @@ class Ensemble:
         """The same, by the names of the settings."""
         return {f"{section}.seed": seeds for section, seeds in self.seeds.items()}
 
+    @property
+    def swept(self) -> str:
+        """The overrides of a sweep of them, in words."""
+        return "-m " + " ".join(
+            f"{name}={','.join(map(str, seeds[:3]))}{',…' if len(seeds) > 3 else ''}"
+            for name, seeds in self.settings.items()
+        )
+
     def name(self, i: int) -> str:
         """The seeds of a member in words."""
         own = {seeds[i] for seeds in self.seeds.values()}
@@ -367,6 +375,7 @@ def checked(
     given = top.get("members")
     if given is not None:
         job = replace(job, ensemble=_ensemble(given, job))
+        _check_axes(job)
     for line in lines:
         if (why := idle_setting(job, line)) is not None:
             raise BadInput(why)
@@ -440,6 +449,20 @@ def _ensemble(given: Any, job: Job) -> Ensemble:
         return ensemble
     number = typed("members", given, Annotated[int, at_least(1), at_most(_MOST_MEMBERS)])
     return Ensemble(number, dict.fromkeys(varied(seeded), range(number)))
+
+
+def _check_axes(job: Job) -> None:
+    """Raises BadInput if members of the study have axes of their own, so that no dataset can hold them."""
+    from .groups import registries
+
+    assert job.ensemble is not None
+    for name, sections in registries()["study"][job.study.name].own_axes.items():
+        of = [section for section, seeds in job.ensemble.seeds.items() if section in sections and len({*seeds}) > 1]
+        if of:
+            raise BadInput(
+                f"members of study={job.study.name} have no one axis {name}, which follows from "
+                f"{' and '.join(f'{section}.seed' for section in of)}; run them as a sweep, {job.ensemble.swept}"
+            )
 
 
 def has_seed(section: str, choice: Choice) -> bool:

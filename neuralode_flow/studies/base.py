@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args, get_origin
 
 import xarray as xr
@@ -72,6 +72,9 @@ class Study:
         any work is done.
     steps : str
         What of its settings tells the steps that it takes by itself, for the sentence that refuses others.
+    own_axes : mapping of str to tuple of str
+        Axes whose values follow from what is drawn, and the groups of the config whose seeds change them: members that
+        differ in one of these are no one run.
     """
 
     run: Callable[..., xr.Dataset]
@@ -80,6 +83,7 @@ class Study:
     accepts: tuple[str, ...] = ()
     trained: Callable[..., Start] | None = None
     steps: str = ""
+    own_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def takes_steps(self) -> bool:

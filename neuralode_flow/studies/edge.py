@@ -419,5 +419,6 @@ STUDIES.register("edge")(
         run,
         question="Where does gradient descent settle that the edge of stability holds, does its sharpness have a limit "
         "in depth, and does the central flow tell where it goes?",
+        own_axes={"time": ("problem", "initial")},  # in whole steps, of a rate that follows from the start
     )
 )

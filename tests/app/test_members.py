@@ -256,6 +256,7 @@ PLAIN = {
     "time": {"horizon": 1.0}, "study": {"name": "convergence"},
 }  # fmt: skip
 TABLE = {"name": "file", "table": "t.csv", "x": ["a"], "y": ["b"]}
+UNREAD = {"initial": None, "depth": None}
 UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
 
 
@@ -285,11 +286,27 @@ UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
             {"members": {"problem": {"seed": [1, 2]}, "initial": {"seed": [1]}}},
             "got 2 in members.problem.seed and 1 in members.initial.seed; make the lists equally long",
         ),
+        (
+            {"members": 4, "study": {"name": "interpolant"}, "problem": {"name": "linnerud"}} | UNREAD,
+            r"members of study=interpolant have no one axis scale, which follows from study\.seed; run them as a "
+            "sweep, -m study.seed=0,1,2,…$",
+        ),
+        (
+            {"members": {"problem": {"seed": [3, 3]}, "initial": {"seed": [1, 2]}}, "study": {"name": "edge"}},
+            r"study=edge have no one axis time, which follows from initial\.seed; run them as a sweep, "
+            "-m problem.seed=3,3 initial.seed=1,2$",
+        ),
     ],
 )
 def test_members_that_cannot_be_are_refused(changes, sentence):
     with pytest.raises(Exception, match=sentence):
         checked(PLAIN | changes)
+
+
+def test_members_that_share_what_an_axis_follows_from_are_one_run():
+    seeds = {"problem": {"seed": [3, 3]}, "study": {"seed": [1, 2]}}
+    assert len(checked(PLAIN | {"study": {"name": "edge"}, "members": seeds}).ensemble) == 2
+    assert len(checked(PLAIN | {"study": {"name": "edge"}, "members": 1}).ensemble) == 1
 
 
 def test_the_seed_of_rows_that_are_held_out_is_varied_only_where_some_are():
@@ -368,8 +385,8 @@ def test_where_no_member_ran_whole_nothing_holds():
     given = {"study": {"draws": 2, "depths": [2]}, "time": {"samples": 3, "max_evaluations": 100}}
     found = nf.run("initialisations", {"members": 2}, problem=TEACHER["problem"], **given).finding
     assert found.verdict.startswith("0 of 2 members verified (not seed 0, seed 1).")
-    assert [check.said_outcome for check in found.checks][:3] == [
-        "bound 1e-08: fails", "bound 1e-08: fails", "at least 1e-08: fails"
+    assert [check.said_outcome for check in found.checks][:4] == [
+        "bound 1e-08: fails", "bound 1e-08: fails", "bound 1e-08: fails", "at least 1e-08: fails"
     ]  # fmt: skip
     assert all(np.isnan(check.error) for check in found.checks)
     assert (found.passed, found.record()["verified"]) == (False, 0)
