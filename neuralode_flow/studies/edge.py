@@ -18,6 +18,7 @@ from ..depth.rules import LAYERS
 from ..finding import Check, Claim, ErrorTable, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
+from ..initial import balanced
 from ..initial.base import INITIALS
 from ..orders import ABOVE_FLOOR, Order, local_orders, observed_order
 from ..parallel import side_by_side
@@ -62,6 +63,8 @@ LONG_NAMES = {
     "error_central": "distance of W of the central flow from that in steps twice as long, L² norm; second half",
     "unprojected": "|⟨V − v, V⟩| over ‖v‖², V and v the velocities of central and gradient flow; last central W",
     "routes": "distance of final_sharpness at infinite depth from that by Lanczos' method",
+    "end_routes": "distance of end_sharpness from that by Lanczos' method",
+    "least_routes": "distance of least_sharpness from that by Lanczos' method, at balanced weights",
     "expected_order": "order of the layers in 1/L",
     "edge": "2/η",
     "rate": "learning rate η",
@@ -291,6 +294,7 @@ def _dataset(
         # A method of order 2: half as long leaves a quarter.
         "error_central": ((), float(apart[late:].max()) * (1.0 if _may_be_longer(plan, at.rate) else 4 / 3)),
         "routes": ((), descent["routes"]),
+        **{name: ((), value) for name, value in _ends(flow, at).items()},
         "unprojected": ((), limit["unprojected"]),
         "expected_order": ((), float(LAYERS[plan.layer].order)),
         "edge": ((), at.value),
@@ -314,6 +318,15 @@ def _dataset(
         axis("case", range(cases), "drawn start"),
     ]
     return arranged(variables, axes, LONG_NAMES, {"rate": "flow time"})
+
+
+def _ends(flow: Any, at: settling.Edge) -> dict[str, float]:
+    """How far both sharpnesses between which 2/η lies are from those by Lanczos' method."""
+    least = flow.sample(balanced(flow.product(at.state)))
+    return {
+        "end_routes": abs(float(sharpness(flow, at.state).value) - at.flow),
+        "least_routes": abs(float(sharpness(flow, least).value) - at.least),
+    }
 
 
 def _floor(dataset: xr.Dataset) -> float:
@@ -389,6 +402,10 @@ def _checks(dataset: xr.Dataset, last: np.ndarray, expected: float, settled: flo
         ),
         Check("final sharpness over 2/η", _most(final / float(dataset.edge)), 1.0, "largest over L and ∞"),
         Check("final sharpness − that by Lanczos' method", float(dataset.routes), routes, "infinite depth"),
+        Check("sharpness in which gradient flow ends − that by Lanczos' method", float(dataset.end_routes),
+              _ROUTES * float(dataset.end_sharpness) + _SECOND * settled, "infinite depth"),
+        Check("least sharpness − that of balanced weights by Lanczos' method", float(dataset.least_routes),
+              _ROUTES * float(dataset.least_sharpness) + _SECOND * settled, "infinite depth"),
         Check("error of the depth grid", float(dataset.error_grid), norm=f"{where}, infinite depth"),
         Check("what is left of training", _most(dataset.left.values), norm=f"{where}, largest over L and ∞"),
         Check("error in time of the central flow", float(dataset.error_central), norm="at most; L² norm, second half"),

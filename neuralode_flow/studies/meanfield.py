@@ -164,6 +164,7 @@ class Averages(NamedTuple):
     last: Tensor  # that itself at the last T, without the first axis
     floor: Tensor  # that of the saddle point, (E, penalties)
     lost: Tensor  # by the Lyapunov function of the linear limit up to the last T, (E, penalties)
+    begun: Tensor  # that function at the start, (E, penalties)
 
 
 def averages(
@@ -192,6 +193,7 @@ def averages(
         residual[-1],
         _floor(setting, penalties),
         lyapunov[0] - lyapunov[-1],
+        lyapunov[0],
     )
 
 

@@ -25,7 +25,7 @@ _LONG = 3  # scales α that are also run for a long time, from the first on
 _FIRST, _LEAST = 1.0, 5  # the first scale α, which is a control; how many there must be
 
 _ORDER, _QUADRATURE, _KERNEL, _FAR, _COARSE = 0.1, 0.1, 1e-6, 0.05, 2.0
-_IDENTITY, _BEYOND, _FLOOR, _BELOW = 1e-3, 1.2, 0.1, 0.5
+_IDENTITY, _BEYOND, _FLOOR, _BELOW, _SIZE = 1e-3, 1.2, 0.1, 0.5, 1e-12
 
 LONG_NAMES = {
     "moved": "how far parameters move, root mean square over particles, sup over t",
@@ -44,6 +44,7 @@ LONG_NAMES = {
     "last_residual": "E|E[Φ | Z]|² at the last T",
     "floor": "E|E[Φ | Z]|² of the saddle point",
     "lost": "what the Lyapunov function of the limit α → ∞ loses up to the last T",
+    "begun": "the Lyapunov function of the limit α → ∞ at the start, f = g = 0",
     "half_square": "½‖f*‖², in the space of the kernel",
     "truth": "f* with E[Φ | Z] = 0",
     "blind": "f of the least E[Φ²]",
@@ -210,6 +211,7 @@ def _averaged(found: Averages) -> dict[str, Any]:
         "last_residual": (axes, found.last),
         "floor": (axes[:2], found.floor),
         "lost": (axes[:2], found.lost),
+        "begun": (axes[:2], found.begun),
     }
 
 
@@ -318,6 +320,12 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order], rates: dict[str, np.nd
             float(dataset.kernel_error.values.max()),
             _KERNEL,
             "largest",
+        ),
+        Check(
+            "Lyapunov function of f = g = 0 from ½‖f*‖²",
+            float(np.abs(dataset.begun / dataset.half_square - 1).values.max()),
+            _SIZE,
+            "relative, α = ∞",
         ),
         Check(
             "running average of E g² over ½‖f*‖²(1/T + 1/α), λ = 0",

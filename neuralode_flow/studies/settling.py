@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -45,12 +45,15 @@ class Edge:
         end: the least there is, where the loss has the Hessian I in z.
     between : float
         Where 2/η lies from `least`, 0, to `flow`, 1.
+    state : Tensor
+        Weights in which gradient flow ends.
     """
 
     start: float
     flow: float
     least: float
     between: float
+    state: Tensor = field(repr=False, compare=False)
 
     @property
     def value(self) -> float:
@@ -139,7 +142,7 @@ def edge(clock: Clock, flow: Flow, state: Tensor, between: float, settled: float
             f"with det z > 0, raise study.settled, or set time.method=auto"
         )
     least = float(balanced_spectrum(flow.loss, path.z[-1])[0])
-    return Edge(float(sharpness(flow, state).value), at_rest(flow, path.state), least, between)
+    return Edge(float(sharpness(flow, state).value), at_rest(flow, path.state), least, between, path.state)
 
 
 def settle(clock: Clock, flow: Flow, state: Tensor, rate: float, settled: float, steps: int, name: str) -> Rest:

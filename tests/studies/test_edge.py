@@ -55,6 +55,23 @@ def test_the_final_sharpness_tends_to_that_of_infinite_depth_at_order_two():
     assert summary["reference_error"] < 1e-2 * float(found.error[-2])
 
 
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [
+        ("flow", "sharpness in which gradient flow ends − that by Lanczos' method"),
+        ("least", "least sharpness − that of balanced weights by Lanczos' method"),
+    ],
+)
+@pytest.mark.parametrize("factor", [0.999, 1.01])
+def test_an_end_of_the_range_of_the_edge_that_is_off_is_seen(name, sees, factor):
+    inputs, settings = SMALL["edge"]()
+    flow = plan().flow(0)
+    at = settling.edge(inputs["clock"], flow, flow.sample(inputs["initial"]), 0.4, settings["settled"], "here")
+    assert failing(again(**edge._ends(flow, at))) == []
+    off = replace(at, **{name: factor * getattr(at, name)})
+    assert failing(again(**edge._ends(flow, off))) == [sees]
+
+
 def test_it_is_where_descent_by_hand_comes_to_rest_by_a_spectrum_of_the_whole_hessian():
     inputs, settings = SMALL["edge"]()
     found = dataset("edge")

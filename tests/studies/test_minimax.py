@@ -24,6 +24,7 @@ EXACT = "orders in the step of steps with expectations from 1"
 QUADRATURE = "error of the quadrature over the distance from the linear limit"
 CLOSED = "kernel of the quadrature from its closed form"
 BOUND = "running average of E g² over ½‖f*‖²(1/T + 1/α), λ = 0"
+SIZE = "Lyapunov function of f = g = 0 from ½‖f*‖²"
 IDENTITY = "T times that average over what the Lyapunov function loses, from 1, α = ∞, T = 128"
 FLOOR = "E|E[Φ|Z]|² at T = 128 over that of the saddle point, from 1, the largest λ"
 BELOW = "the same at λ = 0 over that of the largest λ, T = 128"
@@ -368,6 +369,8 @@ def test_every_check_of_numbers_can_fail():
     assert again(kernel_error=found.kernel_error + 1e-5) == {CLOSED}
     assert BOUND in again(dual=found.dual * 1.2)
     assert again(lost=found.lost * 1.01) == {IDENTITY}
+    assert again(half_square=found.half_square * 1.01) == {SIZE}
+    assert again(begun=found.begun * 1.01) == {SIZE}
     assert again(last_residual=found.last_residual * 1.3) >= {FLOOR}
     assert again(last_residual=found.last_residual + found.floor.isel(penalty=-1)) >= {BELOW}
     assert FAR in again(size=found["size"] * 100)
@@ -391,7 +394,7 @@ def test_what_is_blind_to_z_is_far_from_the_solution_only_where_there_is_noise()
 def test_the_finding_is_in_the_dataset():
     found = Finding.of(dataset("minimax"))
     assert found.passed
-    assert len(found.checks) == 16
+    assert len(found.checks) == 17
     assert {order.over for order in found.orders} == {"scales", "widths", "steps"}
 
 
@@ -399,3 +402,11 @@ def test_the_finding_is_in_the_dataset():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_solutions_and_draws_pass(seed):
     assert failing(STUDY.run(**SMALL["minimax"]()[1] | {"seed": seed})) == set()
+
+
+@pytest.mark.parametrize("size", [0.99, 1.01])
+def test_a_solution_of_another_size_is_seen(monkeypatch, size):
+    """By which ½‖f*‖² of the bound, and of what is said of it, would be off."""
+    truth = minimax._truth
+    monkeypatch.setattr(minimax, "_truth", lambda grid, *rest: size * truth(grid, *rest))
+    assert failing(STUDIES["minimax"].run(**SMALL["minimax"]()[1])) == {SIZE}
