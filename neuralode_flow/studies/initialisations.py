@@ -329,12 +329,6 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Findi
                 bound,
                 "sup over starts, layers and t, Frobenius norm",
             ),
-            Check(
-                "z of each start from z₀",
-                largest_of(dataset.start_off),
-                bound,
-                "the largest of all starts, Frobenius norm",
-            ),
             *(
                 Check(
                     f"spread at infinite depth, {FAMILIES[name]}",
@@ -351,6 +345,12 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str) -> Findi
                 bound,
                 "sup over starts, layers and t, Frobenius norm",
                 least=True,
+            ),
+            Check(
+                "z of each start from z₀",
+                largest_of(dataset.start_off),
+                bound,
+                "the largest of all starts, Frobenius norm",
             ),
             Check("starts on which criterion B is wrong or undecided", _misjudged(verdicts), 0.0, "their number"),
             Check("drift of the conservation law", law_drift, norm=law),
