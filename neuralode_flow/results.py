@@ -48,7 +48,8 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
     with atomic_path(path) as temporary, _Kept(temporary, "w+") as stream:
         try:
             with postponed(True):  # what is only half made complains when it is forgotten
-                dataset.drop_encoding().to_netcdf(stream, engine="h5netcdf")  # plain: no compression, in one piece
+                plain = _without_truth_values(dataset.drop_encoding())  # no compression, in one piece
+                plain.to_netcdf(stream, engine="h5netcdf")
             size = stream.seek(0, io.SEEK_END)
             line = f"\nneuralode_flow results {VERSION} {seal(stream, 0, size)}\n"
             stream.seek(size)
@@ -58,6 +59,21 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
                 raise stream.failure
         if before is not None:
             before()
+
+
+def _without_truth_values(dataset: xr.Dataset) -> xr.Dataset:
+    """The same with 1 and 0 for the True and False among its attributes, which netCDF does not have."""
+    told = dataset.copy()
+    owners: list[Any] = [told, *told.variables.values()]
+    for owner in owners:
+        owner.attrs = {name: _as_number(value) for name, value in owner.attrs.items()}
+    return told
+
+
+def _as_number(value: Any) -> Any:
+    if not isinstance(value, (bool, np.bool_, np.ndarray, list, tuple)) or np.asarray(value).dtype.kind != "b":
+        return value
+    return np.asarray(value).astype(np.int64)[()]
 
 
 class _Kept(io.FileIO):
@@ -192,7 +208,8 @@ def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -
     for name in file:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise _Trick(f"{name!r} leads elsewhere")
-        if file.get(name, getclass=True) is not h5py.Dataset:
+        kind = file.get(name, getclass=True)
+        if kind is not h5py.Dataset and not (kind is h5py.Datatype and _is_complex(file[name].id)):
             raise _Trick(f"{name!r} is no variable")
     owners = [("the file", file["/"]), *((repr(name), file[name]) for name in file)]
     longest, most = _longest(texts), max(_MOST_TEXT, size)
@@ -201,7 +218,8 @@ def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -
     if most < sum(text for _, text in told) <= _MOST_READ:  # not many are so long: the config, and the finding
         told = [sizes for name, owner in owners for sizes in _told(name, owner, longest, most)]
     _refuse_excess(told, size, most)  # one of the attributes is read for what follows
-    _refuse_excess([*told, *(_held(repr(name), file[name], stream, texts) for name in file)], size, most)
+    held = [_held(repr(name), file[name], stream, texts) for name in file if isinstance(file[name], h5py.Dataset)]
+    _refuse_excess([*told, *held], size, most)
 
 
 def _refuse_excess(sizes: list[tuple[int, int]], size: int, most: int) -> None:
@@ -277,6 +295,8 @@ def _size(name: str, values: Any, *, attribute: bool) -> tuple[int, int]:
         parts = [kind.get_member_type(i) for i in range(kind.get_nmembers())]
     elif attribute and kind.get_class() == h5py.h5t.VLEN:  # … and which axes a variable has
         parts = [kind.get_super()]
+    elif _is_complex(kind):
+        parts = [kind.get_member_type(0)]
     plain = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM} | (
         {h5py.h5t.REFERENCE} if attribute else set()
     )
@@ -284,6 +304,15 @@ def _size(name: str, values: Any, *, attribute: bool) -> tuple[int, int]:
     if any(part.get_class() not in plain or (part is not kind and _is_text(part)) for part in parts):
         raise _Trick(f"{name} is of a kind that is never written")
     return count * (16 if loose else kind.get_size()), count if loose else 0
+
+
+def _is_complex(kind: Any) -> bool:
+    """Whether a kind of values is that of complex numbers, which has a name of its own in a file that has any."""
+    if kind.get_class() != h5py.h5t.COMPOUND or kind.get_nmembers() != 2:
+        return False
+    parts = [kind.get_member_type(i) for i in range(2)]
+    named = [kind.get_member_name(i) for i in range(2)] == [b"r", b"i"]
+    return named and all(part.get_class() == h5py.h5t.FLOAT for part in parts)
 
 
 def _is_text(kind: Any) -> bool:

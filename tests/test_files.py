@@ -322,6 +322,9 @@ TRICKS = {
     "objects": (lambda f: f.create_dataset("a", data=[f.ref], dtype=h5py.ref_dtype), "of a kind that is never"),
     "nested": (lambda f: f.create_dataset("a", (3,), h5py.vlen_dtype(h5py.vlen_dtype("f8"))), "of a kind that is"),
     "a committed type": (lambda f: f.__setitem__("a", np.dtype("f8")), "'a' is no variable"),
+    "a committed pair": (lambda f: f.__setitem__("a", np.dtype([("r", "f8"), ("i", "i8")])), "'a' is no variable"),
+    "pairs": (lambda f: f.create_dataset("a", (3,), np.dtype([("r", "f8"), ("s", "f8")])), "of a kind that is never"),
+    "complex chunks": (lambda f: f.create_dataset("a", (2**20,), "c16", chunks=(2**16,)), "elsewhere, or in pieces"),
 }  # fmt: skip
 
 
@@ -430,6 +433,29 @@ def test_results_with_every_kind_of_value_are_read(tmp_path: Path) -> None:
     again = nf.open(tmp_path)
     assert list(again.attrs["names"]) == ["a", "b"]
     xr.testing.assert_equal(again, dataset)
+
+
+@pytest.mark.parametrize("kind", ["complex128", "complex64"])
+def test_results_with_complex_numbers_are_read(kind: str, tmp_path: Path) -> None:
+    values = np.array([[1 + 2j, np.nan], [3, -1j]], kind)
+    dataset = xr.Dataset({"roots": (("time", "mode"), values), "none": ("nobody", values[0, :0]), "one": 2j})
+    results.write(tmp_path / "results.nc", dataset.assign_attrs(last=1 - 1j))
+    again = nf.open(tmp_path)
+    xr.testing.assert_identical(again, dataset.assign_attrs(last=1 - 1j))
+    assert again.roots.dtype == kind
+
+
+def test_truth_values_among_attributes_are_read_as_numbers(tmp_path: Path) -> None:
+    told = {"settled": True, "each": [True, False], "array": np.array([False, True]), "one": np.bool_(False)}
+    dataset = xr.Dataset({"a": ("s", [True, False], {"measured": True})}, attrs=told)
+    results.write(tmp_path / "results.nc", dataset)
+    assert all(value is True for value in (dataset.attrs["settled"], dataset.a.attrs["measured"])), (
+        "what is written is as it was"
+    )
+    again = nf.open(tmp_path)
+    assert (again.attrs["settled"], again.attrs["one"], again.a.attrs["measured"]) == (1, 0, 1)
+    assert (again.attrs["each"].tolist(), again.attrs["array"].tolist()) == ([1, 0], [0, 1])
+    assert again.a.values.tolist() == [True, False]
 
 
 # --- equality -------------------------------------------------------------------------------------------------------
