@@ -91,7 +91,9 @@ class Folders(Callback):
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
         if missing:
-            others = "; " + going_on(folder, "runs the others") if any(not m.refused for m, _ in missing) else ""
+            # A run that has ended is not computed again, though it did not run whole.
+            again = any(not member.refused and ended(member.folder) is None for member, _ in missing)
+            others = "; " + going_on(folder, "runs the others") if again else ""
             complain(f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}{others}")
             sys.exit(StudyFailed.status)
 

@@ -589,6 +589,14 @@ def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(s
     assert "no member could be computed; seed 0: it could not be computed: RuntimeError: this seed is" in ended.err
 
 
+def test_a_sweep_of_members_does_not_offer_to_compute_again_what_has_ended(study, command):
+    line = ["-m", "study=picky", "problem=teacher", "problem.dimension=2", "members=3", "resume=s", "problem.scale=1,2"]
+    for _ in range(2):
+        ended = command(*line, "study.failing=1")
+        assert ended.status == 1
+        assert ended.err.rstrip().endswith("0 of 2 members have finished in s")
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_members_of_several_shapes_are_sent_to_a_sweep(study, size):
     with pytest.raises(
