@@ -29,6 +29,14 @@ _MOST_TEXT = 2**26  # bytes that all texts may take
 _MOST_READ = 2**32  # … that those of attributes may, each as long as the longest, where they are read to be measured
 _LONGEST_CONFIG = 2**22
 
+# Attributes by which netCDF and its readers say how values are to be read, or which they keep to themselves.
+_MEANINGS = {
+    "scale_factor", "add_offset", "missing_value", "dtype", "calendar", "coordinates", "grid_mapping", "_FillValue",
+    "_Unsigned", "_Encoding", "_nc3_strict", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties", "NAME", "CLASS",
+    "DIMENSION_LIST", "REFERENCE_LIST",
+}  # fmt: skip
+_OURS = "neuralode_flow_"  # before the name of one that somebody has given that name
+
 
 def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None = None) -> None:
     """Writes a dataset, whole or not at all.
@@ -48,7 +56,7 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
     with atomic_path(path) as temporary, _Kept(temporary, "w+") as stream:
         try:
             with postponed(True):  # what is only half made complains when it is forgotten
-                plain = _without_truth_values(dataset.drop_encoding())  # no compression, in one piece
+                plain = _with_attributes(dataset.drop_encoding(), _written)  # no compression, in one piece
                 plain.to_netcdf(stream, engine="h5netcdf")
             size = stream.seek(0, io.SEEK_END)
             line = f"\nneuralode_flow results {VERSION} {seal(stream, 0, size)}\n"
@@ -61,19 +69,45 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
             before()
 
 
-def _without_truth_values(dataset: xr.Dataset) -> xr.Dataset:
-    """The same with 1 and 0 for the True and False among its attributes, which netCDF does not have."""
-    told = dataset.copy()
-    owners: list[Any] = [told, *told.variables.values()]
+Attributes = dict[Any, Any]
+
+
+def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes], Attributes]) -> xr.Dataset:
+    """The same with other attributes, of itself and of each variable."""
+    other = dataset.copy()
+    owners: list[Any] = [other, *other.variables.values()]
     for owner in owners:
-        owner.attrs = {name: _as_number(value) for name, value in owner.attrs.items()}
-    return told
+        owner.attrs = change(owner.attrs)
+    return other
 
 
-def _as_number(value: Any) -> Any:
-    if not isinstance(value, (bool, np.bool_, np.ndarray, list, tuple)) or np.asarray(value).dtype.kind != "b":
+def _written(attributes: Attributes) -> Attributes:
+    """Attributes as netCDF can hold them, those that have a meaning to its readers under another name."""
+    return {_OURS + name if _means(name, value) else name: _as_written(value) for name, value in attributes.items()}
+
+
+def _read(attributes: Attributes) -> Attributes:
+    """The same under the names that they had."""
+    return {str(name).removeprefix(_OURS): value for name, value in attributes.items()}
+
+
+def _means(name: Any, value: Any) -> bool:
+    """Whether readers of netCDF would take an attribute for how values are to be read, or refuse it."""
+    name = str(name)
+    return name in _MEANINGS or name.startswith(_OURS) or (name == "units" and " since " in str(value))
+
+
+def _as_written(value: Any) -> Any:
+    """Numbers for truth values, and text for what is neither numbers nor text: netCDF has neither."""
+    if isinstance(value, (str, bytes)):
         return value
-    return np.asarray(value).astype(np.int64)[()]
+    try:
+        kind = np.asarray(value).dtype.kind
+    except ValueError:  # of lists of different lengths
+        kind = "O"
+    if kind == "b":
+        return np.asarray(value).astype(np.int64)[()]
+    return repr(value) if kind not in "iufcSU" else value
 
 
 class _Kept(io.FileIO):
@@ -168,7 +202,7 @@ def _dataset(path: Path, stream: BinaryIO, size: int) -> xr.Dataset:
     stream.seek(0)
     try:
         with postponed(True), xr.open_dataset(_Store.open(stream)) as stored:
-            return _with_texts(stored.load(), max(_MOST_TEXT, size))
+            return _with_attributes(_with_texts(stored.load(), max(_MOST_TEXT, size)), _read)
     except Exception as error:  # the decoders as well
         raise ValueError(f"{path} cannot be read as netCDF ({type(error).__name__}); run the study again") from error
 

@@ -435,6 +435,42 @@ def test_results_with_every_kind_of_value_are_read(tmp_path: Path) -> None:
     xr.testing.assert_equal(again, dataset)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale_factor", 2.0), ("add_offset", 1.0), ("missing_value", 1.0), ("_FillValue", 2.0), ("_Unsigned", "true"),
+        ("units", "days since 2000-01-01"), ("units", "hours"), ("coordinates", "a b"), ("calendar", "noleap"),
+        ("dtype", "bool"), ("_Encoding", "utf-8"), ("NAME", "a"), ("CLASS", "DIMENSION_SCALE"), ("_nc3_strict", 1),
+        ("grid_mapping", "b"), ("neuralode_flow_NAME", "b"),
+    ],
+)  # fmt: skip
+def test_attributes_that_mean_something_to_readers_change_no_number(name: str, value: object, tmp_path: Path) -> None:
+    """They came back as other numbers, or as times, with nothing said."""
+    dataset = xr.Dataset(
+        {"a": ("s", [1.0, 2.0], {name: value}), "b": ("s", [1, 2], {name: value, "x": 3})},
+        {"s": ("s", [0.0, 1.0], {name: value})},
+        {name: value},
+    )
+    results.write(tmp_path / "results.nc", dataset)
+    assert results.open(tmp_path).identical(dataset)
+    with xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf") as others:  # to other readers it is another name
+        assert others.a.values.tolist() == [1.0, 2.0]
+        assert others.b.values.tolist() == [1, 2]
+
+
+def test_attributes_that_are_neither_numbers_nor_text_are_written_as_text(tmp_path: Path) -> None:
+    told = {"none": None, "mapping": {"a": 1}, "path": Path("x"), "mixed": [[1], [2, 3]], "few": (1, 2), "no": []}
+    results.write(tmp_path / "results.nc", xr.Dataset({"a": ("s", [1.0], {"kind": None})}, attrs=told))
+    again = results.open(tmp_path)
+    assert again.a.attrs == {"kind": "None"}
+    assert {name: again.attrs[name] for name in ("none", "mapping", "mixed")} == {
+        "none": "None", "mapping": "{'a': 1}", "mixed": "[[1], [2, 3]]",
+    }  # fmt: skip
+    assert again.attrs["path"] == repr(Path("x"))
+    assert again.attrs["few"].tolist() == [1, 2]
+    assert len(again.attrs["no"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["complex128", "complex64"])
 def test_results_with_complex_numbers_are_read(kind: str, tmp_path: Path) -> None:
     values = np.array([[1 + 2j, np.nan], [3, -1j]], kind)

@@ -34,7 +34,7 @@ _CENTRAL_METHOD, CUT = "heun2", 2
 _SMALL = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edge:
     """A rate whose 2/η lies between the least sharpness of minimisers and the one in which gradient flow ends.
 
@@ -53,7 +53,7 @@ class Edge:
     flow: float
     least: float
     between: float
-    state: Tensor = field(repr=False, compare=False)
+    state: Tensor = field(repr=False)
 
     @property
     def value(self) -> float:
