@@ -1,14 +1,13 @@
 """Rows that training does not see, and what the command says of what was done to the data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked import forked
 
 import neuralode_flow as nf
 from neuralode_flow.problems import PROBLEMS
@@ -106,9 +105,7 @@ def test_without_rows_held_out_nothing_changes(table: Path) -> None:
 def run(folder: Path, *settings: str) -> tuple[str, Path]:
     """The command in a process of its own: what it prints, and its folder."""
     words = ["problem=file", "problem.table=data.csv", "problem.x=[a,b]", "time.samples=5", "figures=none", *settings]
-    ended = subprocess.run(
-        [sys.executable, "-m", "neuralode_flow", *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    ended = forked(folder, *words)
     assert ended.returncode == 0, ended.stderr
     return " ".join(ended.stdout.split()), folder / ended.stdout.strip().splitlines()[-1]
 

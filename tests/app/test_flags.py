@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 from neuralode_flow.app import terminal
 from neuralode_flow.app.main import with_flags
@@ -18,8 +17,7 @@ SMALL = ["problem=linnerud", "study.depths=[4,8]", "study.layers=[euler]", "time
 
 
 def said(folder: Path, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "neuralode_flow", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = forked(folder, *arguments)
     assert done.returncode == status, done.stderr
     assert done.stderr == "" or status
     return done.stdout
@@ -92,8 +90,7 @@ def test_flags_stand_where_they_like(given: list[str], read: list[str]) -> None:
 
 
 def test_a_level_that_is_none_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "neuralode_flow", *SMALL, "verbosity=loud"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = forked(tmp_path, *SMALL, "verbosity=loud")
     assert done.returncode == 2
     assert "quiet, normal, verbose" in done.stderr
 
@@ -118,8 +115,7 @@ def test_a_quiet_sweep_says_only_what_is_wrong(tmp_path: Path) -> None:
     sweep = ("-m", "problem=teacher", "problem.dimension=2", *study, "resume=sweep")
 
     def ended(*arguments: str) -> tuple[int, str, list[str]]:
-        command = [sys.executable, "-m", "neuralode_flow", *sweep, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = forked(tmp_path, *sweep, *arguments)
         return done.returncode, done.stdout, done.stderr.splitlines()
 
     assert ended("problem.seed=0,1", "study.layers=[euler]", "-q") == (0, "", [])

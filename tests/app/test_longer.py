@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from forked import forked
 
 import neuralode_flow as nf
 from neuralode_flow import archive
@@ -65,7 +66,7 @@ def assert_begins_with(longer, short):
 def short(tmp_path_factory):
     """A run that has ended, and its dataset; its checkpoints are kept."""
     folder = tmp_path_factory.mktemp("short") / "run"
-    assert command(*SHORT, "keep_checkpoints=true", f"resume={folder}")[0] == 0
+    assert forked(folder.parent, *SHORT, "keep_checkpoints=true", f"resume={folder}").returncode == 0
     return folder, nf.open(folder)
 
 
@@ -77,8 +78,8 @@ def run(short, tmp_path):
 
 
 def test_the_old_times_stay_and_new_ones_follow_at_the_same_distance(short, run, tmp_path):
-    status, out, err = command(*LONG, f"resume={run}", "-v")
-    assert (status, err) == (0, "")
+    ended = forked(tmp_path, *LONG, f"resume={run}", "-v")
+    assert (ended.returncode, ended.stderr) == (0, "")
     longer = nf.open(run)
     assert longer.time.values.tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.3]
     assert_begins_with(longer, short[1])
@@ -86,7 +87,7 @@ def test_the_old_times_stay_and_new_ones_follow_at_the_same_distance(short, run,
     assert "time.extends=[2.0]" in (run / "report.html").read_text()
 
     # What the report says repeats it from the start, with the same numbers.
-    assert command(*LONG, "time.extends=[2.0]", f"resume={tmp_path / 'whole'}")[0] == 0
+    assert forked(tmp_path, *LONG, "time.extends=[2.0]", f"resume={tmp_path / 'whole'}").returncode == 0
     whole = nf.open(tmp_path / "whole")
     assert_begins_with(whole, longer)
     assert json.loads((run / "summary.json").read_text())["status"] == "ok"

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from forked import forked
 
 from neuralode_flow import results
+from neuralode_flow.app import plot
 
 OWN = """
 import torch
@@ -53,7 +55,7 @@ def neuralode_flow(folder, *arguments, path=""):
 
 def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
     (tmp_path / "own_rules.py").write_text(OWN)
-    ended = neuralode_flow(tmp_path, *RUN, "plugins=[own_rules]")
+    ended = neuralode_flow(tmp_path, *RUN, "plugins=[own_rules]", "figures=none")
     assert ended.returncode == 0, ended.stderr
     (path,) = tmp_path.glob("runs/convergence/*/summary.json")
     assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1
@@ -75,8 +77,8 @@ np.seterr(all="raise")
 """
     (tmp_path / "loud.py").write_text(sets)
     line = ("study=trajectory", "problem=linnerud", "time.horizon=0.5", "time.samples=4", "figures=none")
-    for folder, more in (("plain", ()), ("loud", ("plugins=[loud]",))):
-        ended = neuralode_flow(tmp_path, *line, *more, f"resume={folder}")
+    for start, folder, more in ((forked, "plain", ()), (neuralode_flow, "loud", ("plugins=[loud]",))):
+        ended = start(tmp_path, *line, *more, f"resume={folder}")
         assert ended.returncode == 0, ended.stderr
     plain, loud = (results.open(tmp_path / folder) for folder in ("plain", "loud"))
     assert all(loud[name].identical(plain[name]) for name in plain.data_vars if name != "seconds")
@@ -102,15 +104,15 @@ def test_an_installed_package_is_found_without_being_named(tmp_path):
 )
 def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(tmp_path, text, reason):
     (tmp_path / "broken.py").write_text(text)
-    ended = neuralode_flow(tmp_path, "plugins=[broken]")
+    ended = forked(tmp_path, "plugins=[broken]")
     assert ended.returncode == 2
     assert f"the plugin broken named in plugins cannot be imported: {reason}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 def test_a_missing_plugin_and_an_unknown_loss_are_refused(tmp_path):
-    assert "the plugin mine named in plugins cannot be imported" in neuralode_flow(tmp_path, "plugins=[mine]").stderr
-    unknown = neuralode_flow(tmp_path, "problem.loss=quadrtic").stderr
+    assert "the plugin mine named in plugins cannot be imported" in forked(tmp_path, "plugins=[mine]").stderr
+    unknown = forked(tmp_path, "problem.loss=quadrtic").stderr
     assert "problem.loss: unknown loss 'quadrtic'; did you mean 'quadratic'?" in unknown
 
 
@@ -143,7 +145,7 @@ LAYERS.register("spoilt")(Spoilt())
 def test_a_rule_that_does_not_do_what_it_declares_ends_with_status_1_and_its_name(tmp_path, body, words):
     (tmp_path / "spoilt.py").write_text(SPOILT.format(body=body))
     arguments = ["problem.dimension=2", "study.layers=[spoilt]", "study.depths=[16,32,64]", "time.samples=3"]
-    ended = neuralode_flow(tmp_path, "problem=teacher", *arguments, "plugins=[spoilt]")
+    ended = forked(tmp_path, "problem=teacher", *arguments, "plugins=[spoilt]", "figures=none")
     assert ended.returncode == 1
     assert words in ended.stderr
 
@@ -198,7 +200,7 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
 """
     )
     command = ["study=mine", "study.seed=3", "plugins=[mine]", "resume=out"]
-    ended = neuralode_flow(tmp_path, *command)
+    ended = forked(tmp_path, *command)
     assert ended.returncode == 1
     assert "the results are whole, in out, but a figure could not be drawn: AttributeError" in ended.stderr
     assert "mend it, and run neuralode-flow-plot --plugins mine out" in ended.stderr
@@ -206,12 +208,10 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
     assert (summary["seed"], summary["status"]) == (3, "ok")
     assert "a figure could not be drawn" in summary["warnings"][0]
     assert "a figure could not be drawn" in (tmp_path / "out/report.html").read_text()
-    assert neuralode_flow(tmp_path, *command).returncode == 0  # it has ended
+    assert forked(tmp_path, *command).returncode == 0  # it has ended
 
     def drawn(*arguments):
-        plot = "import sys; from neuralode_flow.app.plot import main; main(sys.argv[1:])"
-        call = [sys.executable, "-c", plot, *arguments]
-        return subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+        return forked(tmp_path, *arguments, program=lambda: plot.main(list(arguments)))
 
     for arguments, words in ((("out",), "--plugins names modules of your own"), (("--plugins", "mine", "out"), "'y'")):
         ended = drawn(*arguments)
@@ -240,7 +240,7 @@ def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, wor
     imports = "import xarray as xr; from neuralode_flow.finding import Finding"
     module = f"{imports}; from neuralode_flow.studies import STUDIES, Study\ndef run():\n    return {returned}\n"
     (tmp_path / "mine.py").write_text(f'{module}STUDIES.register("mine")(Study(run))\n')
-    ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "resume=out")
+    ended = forked(tmp_path, "study=mine", "plugins=[mine]", "resume=out")
     assert ended.returncode == 1
     assert "study=mine has ended, but cannot be summed up: " in ended.stderr
     assert words in ended.stderr
@@ -284,13 +284,13 @@ def bare(z0):
 )
 def test_a_study_of_ones_own_says_what_it_lacks(tmp_path, parameters, returned, status, words):
     (tmp_path / "mine.py").write_text(STUDY.format(parameters=parameters, returned=returned))
-    ended = neuralode_flow(tmp_path, "study=mine", "plugins=[mine]", "figures=none")
+    ended = forked(tmp_path, "study=mine", "plugins=[mine]", "figures=none")
     assert ended.returncode == status, ended.stderr
     assert words in ended.stderr
 
 
 def test_an_initialisation_is_told_that_z0_is_no_setting_of_it(tmp_path):
     (tmp_path / "mine.py").write_text(STUDY.format(parameters="seed: int = 0", returned="FOUND"))
-    ended = neuralode_flow(tmp_path, "initial=bare", "plugins=[mine]")
+    ended = forked(tmp_path, "initial=bare", "plugins=[mine]")
     assert ended.returncode == 2
     assert "z0: Tensor, z0: Problem of what the program gives" in ended.stderr

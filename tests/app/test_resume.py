@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from forked import forked
 
 import neuralode_flow as nf
 from neuralode_flow.files import locked
@@ -34,10 +35,9 @@ def start(*arguments, **options):
     )
 
 
-def finish(*arguments, **options):
-    child = start(*arguments, **options)
-    out, err = child.communicate(timeout=200)
-    return child.returncode, out, err
+def finish(*arguments, cwd="."):
+    ended = forked(cwd, *arguments)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def saved(folder):
@@ -235,18 +235,25 @@ def left_in_the_middle(place):
     return not list(place.glob("runs/trajectory/*/summary.json"))
 
 
-def started(folder):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
     """A folder with a run that was killed after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
     child = start(*LONG, f"resume={folder}")
     wait_for_a_checkpoint(child, folder)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     time.sleep(0.1)
+    return folder
 
 
-def test_another_config_is_refused_and_what_changed_is_named(tmp_path):
-    folder = tmp_path / "run"
-    started(folder)
+@pytest.fixture
+def folder(killed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(killed, tmp_path / "run")
+
+
+def test_another_config_is_refused_and_what_changed_is_named(folder):
     before = [path.read_bytes() for path in saved(folder)]
     status, _, err = finish(*LONG, f"resume={folder}", "time.rtol=1e-8", "problem.seed=5", "threads=2")
     assert status == 2
@@ -255,9 +262,7 @@ def test_another_config_is_refused_and_what_changed_is_named(tmp_path):
     assert [path.read_bytes() for path in saved(folder)] == before
 
 
-def test_a_second_run_on_a_folder_is_refused(tmp_path):
-    folder = tmp_path / "run"
-    started(folder)
+def test_a_second_run_on_a_folder_is_refused(folder):
     with locked(folder / ".lock"):
         status, _, err = finish(*LONG, f"resume={folder}")
     assert status == 2
@@ -282,9 +287,7 @@ def test_a_users_empty_folder_stays_when_nothing_comes_of_the_run(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_damaged_checkpoint_is_refused_with_a_sentence(tmp_path):
-    folder = tmp_path / "run"
-    started(folder)
+def test_a_damaged_checkpoint_is_refused_with_a_sentence(folder):
     path = folder / "checkpoints" / "finite.npz"  # the run that measures the error may have begun its own
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
