@@ -476,7 +476,7 @@ def test_runs_in_modes_of_torch_are_the_same():
     for name, flow, start in flows(loss):
 
         def run(flow=flow, start=start):
-            return nf.integrate(flow, start, TIMES, "DOP853", 1e-7, control="member")
+            return nf.integrate(flow, start, [0.0, 0.1, 0.3], "DOP853", 1e-7, control="member")
 
         path = run()
         with torch.inference_mode():

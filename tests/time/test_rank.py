@@ -27,16 +27,15 @@ def test_it_is_told_of_the_members_that_it_happens_to():
         path = nf.integrate(FLOW, starts, [0.0, 500.0], "DOP853", control=control)
         assert path.ending == "escaped"
         assert "of members 0 and 2 of 3" in path.status
-    assert nf.integrate(FLOW, starts, [0.0, 500.0], "DOP853", control="member").stats["members"]["endings"] == [
-        "escaped",
-        "ok",
-        "escaped",
-    ]
+        if control == "member":
+            assert path.stats["members"]["endings"] == ["escaped", "ok", "escaped"]
 
 
 def test_small_and_lasting_ones_are_not():
     small = torch.diag(torch.tensor([1.0, 1e-200]))  # it grows, as it shall
-    assert nf.integrate(FLOW, small, [0.0, 500.0], "DOP853").ending == "ok"
+    path = nf.integrate(FLOW, small, [0.0, 300.0], "DOP853")
+    assert path.ending == "ok"
+    assert float(torch.linalg.svdvals(path.z[-1])[-1]) > 0.1
     three = nf.IntrinsicFlow(FLOW.loss, nf.DividedDifference(torch.zeros(3)))  # where the rate falls with the value
     assert nf.integrate(three, RANKS["one"], [0.0, 500.0], "DOP853").ending == "ok"
 
