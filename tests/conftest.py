@@ -18,6 +18,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _studies_are_run_once_for_all_workers(tmp_path_factory):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import small
+
+        small.shared = tmp_path_factory.getbasetemp().parent / "studies"
+        small.shared.mkdir(exist_ok=True)
+
+
 def pytest_runtest_setup(item):
     """Starts no slow test after the deadline of .ci/run, if there is one: on a machine that is too slow it says so."""
     deadline = float(os.environ.get("NEURALODE_FLOW_DEADLINE", "inf"))

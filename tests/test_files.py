@@ -366,6 +366,7 @@ def test_texts_of_many_members_beside_a_long_finding_are_read(tmp_path: Path) ->
     xr.testing.assert_identical(nf.open(tmp_path), dataset)
 
 
+@pytest.mark.slow
 def test_more_than_a_million_texts_are_read(tmp_path: Path) -> None:
     """As 10⁵ members have them whose study says eleven words of each."""
     texts = {f"label_{k}": ("seed", np.array([f"{k} {i}" for i in range(100_000)], dtype=object)) for k in range(11)}

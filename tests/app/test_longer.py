@@ -205,6 +205,7 @@ def killed_before(step, folder, *settings):
     return status != 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_no_summary_stands_beside_results_that_are_not_its_own(run, tmp_path):
     step, seen = 1, set()
     while True:

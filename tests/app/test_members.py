@@ -89,9 +89,9 @@ def squares(monkeypatch):
 @pytest.mark.parametrize(
     ("problem", "networks", "budget", "endings"),
     [
-        ("teacher", 1, 260, {"failed", "early", "whole"}),
+        pytest.param("teacher", 1, 260, {"failed", "early", "whole"}, marks=pytest.mark.slow),
         ("teacher", 3, 260, {"failed", "early", "whole"}),
-        ("linnerud", 3, 10_000, {"whole"}),
+        pytest.param("linnerud", 3, 10_000, {"whole"}, marks=pytest.mark.slow),
     ],
 )
 def test_squares_are_solved_side_by_side_and_end_as_alone(squares, problem, networks, budget, endings):

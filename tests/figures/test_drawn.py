@@ -31,6 +31,7 @@ def test_the_heat_map_of_one_iteration_shows_it_once(drawn):
 
 def test_more_depths_than_dashes_have_dashes_of_their_own(drawn):
     settings = {"problem": "teacher", "problem.dimension": 2, "debug": "quick", "study.draws": 2, "time.samples": 3}
+    settings |= {"time.horizon": 0.1, "time.rtol": 1e-6, "time.atol": 1e-8}
     depths = [2, 3, 4, 5, 6, 7]
     dataset = nf.run("initialisations", settings | {"study.depths": depths}).dataset
     drawn.clear()

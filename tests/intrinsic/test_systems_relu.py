@@ -53,7 +53,7 @@ def compare(system, T=3.0):
         ("relu_two_layer", {"outputs": 3, "inputs": 2}),
         ("relu_two_layer", {"biases": False, "seed": 2}),
         ("leaky_relu", {}),
-        ("relu_spline", {}),
+        pytest.param("relu_spline", {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_closed_flow_is_the_parameter_flow_through_the_switches(name, options):

@@ -44,10 +44,10 @@ def verdict(found):
         ("lcn", "flow_apart"),
         ("leaky_rank", "digits_stationarity"),
         ("spline_landscape", "p"),
-        ("identifiability", "rescaled"),
+        pytest.param("identifiability", "rescaled", marks=pytest.mark.slow),
         ("leaves", "chain_change"),
-        ("unifying", "closed"),
-        ("curvature", "dropped"),
+        pytest.param("unifying", "closed", marks=pytest.mark.slow),
+        pytest.param("curvature", "dropped", marks=pytest.mark.slow),
         ("width", "narrow"),
         ("delta_rewrite", "norm"),
     ],
@@ -158,6 +158,7 @@ def test_strong_imbalance_claims_nothing_of_strengths_that_it_does_not_have(stre
     assert "1.2549" not in claim.text
 
 
+@pytest.mark.slow
 def test_what_does_not_move_slowly_tends_to_nothing(monkeypatch):
     """The order that is expected may be small itself: of 0.14 or 0.07 none is short by much."""
     classified, known = unifying.classified, []
@@ -225,6 +226,7 @@ def test_a_verdict_says_what_the_checks_beside_it_say():
     assert "does not keep all of its bounds" in width._finding(found.assign(certified_bounds=slack), "").verdict
 
 
+@pytest.mark.slow
 def test_the_closed_flow_of_every_number_of_layers_is_that_of_its_factors(monkeypatch):
     """That of two layers, with which all others are compared, is not the one whose factors are trained."""
     kernel = deep_completion.kernel
@@ -235,7 +237,11 @@ def test_the_closed_flow_of_every_number_of_layers_is_that_of_its_factors(monkey
 
 
 @pytest.mark.parametrize(
-    ("depths", "than", "better"), [([2], "two layers", "infinite depth against 2"), ([3, 4], "3 layers", "4 layers")]
+    ("depths", "than", "better"),
+    [
+        ([2], "two layers", "infinite depth against 2"),
+        pytest.param([3, 4], "3 layers", "4 layers", marks=pytest.mark.slow),
+    ],
 )
 def test_deeper_is_better_than_what_it_is_compared_with(depths, than, better):
     found = Finding.of(small("deep_completion", depths=depths))
