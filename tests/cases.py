@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,6 +13,11 @@ from neuralode_flow.initial import random_shift, random_twist
 from neuralode_flow.time.base import Control
 from neuralode_flow.time.formulas import ScipyFormula, TorchFormula
 from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
+
+
+def slow(*values):
+    """Parameters of a test that are left to the slow tests: others are cheaper and show the same."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def generator(seed):

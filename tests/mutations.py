@@ -341,7 +341,7 @@ def planted(fault: Fault, home: Path) -> tuple[bool, str]:
     try:
         tests = [f"tests/{name}" for name in fault.tests.split()]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests],
+            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "", *tests],
             cwd=home, env=os.environ | {"PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip

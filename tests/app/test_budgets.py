@@ -60,6 +60,7 @@ def test_members_that_a_budget_has_ended_go_on_with_another(line, command):
     assert found.status == "ok"
 
 
+@pytest.mark.slow
 def test_members_that_wall_time_has_cut_are_computed_again_by_the_same_command(command):
     """A part that was in work when the time was up had stayed as it was, beside others that ran whole."""
     line = [

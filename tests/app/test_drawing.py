@@ -96,6 +96,7 @@ def test_there_is_no_other_process_where_it_gains_nothing(monkeypatch, instead):
     assert drawing._other is None
 
 
+@pytest.mark.slow
 def test_only_a_single_run_that_nobody_adds_to_has_one(command, monkeypatch, config_dir, workplace):
     asked = []
     monkeypatch.setattr(drawing, "prepare", lambda study, formats, configure: asked.append((study, formats)))

@@ -42,6 +42,7 @@ def test_what_has_no_effect_is_refused_by_the_name_of_the_file(experiment, comma
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_what_the_command_line_makes_idle_or_completes_is_not(experiment, command, workplace):
     experiment("timed", "trajectory", OF_LAYERS.format("model: finite"))
     experiment("open", "trajectory", OF_LAYERS.format("rule: euler"))

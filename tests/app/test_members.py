@@ -205,6 +205,7 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
 
 
+@pytest.mark.slow
 def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypatch):
     def cut_off(job, parts):
         raise RuntimeError("the lights went out")
@@ -235,6 +236,7 @@ def test_the_problem_of_all_names_the_first_and_the_last_seed_whole(seeds, said)
     assert _common([f"a map (seed {seed})" for seed in seeds]) == f"a map (seed {said})"
 
 
+@pytest.mark.slow
 def test_lists_of_seeds_by_section(command):
     ended = command(
         *LINE, "members.problem.seed=range(3,5)", "members.initial.seed=[7,7]", "study.workers=1", "resume=k"
@@ -428,6 +430,7 @@ def test_members_that_meet_an_event_are_whole_and_have_nan_after_it():
     assert found.finding.record()["statistics"]["drift of the conservation law"]["members"] == 3
 
 
+@pytest.mark.slow
 def test_texts_that_members_differ_in_do_not_stand_for_all(workplace):
     given = {"problem": {**TEACHER["problem"], "scale": 2}, "time": {"horizon": 200, "samples": 3, "method": "auto"}}
     alone = [
@@ -544,6 +547,7 @@ def test_a_list_of_one_member_does_not_stand_for_all(size, monkeypatch):
     assert list(attributes["names"]) == ["x", "y"]
 
 
+@pytest.mark.slow
 def test_parts_of_another_format_are_computed_again(command, monkeypatch):
     """They may lack what others have: mixed in silence they would say so of their members."""
     computed, first = ensemble._computed, []
@@ -616,6 +620,7 @@ def test_the_largest_variables_are_left_out_where_they_would_fill_the_memory(mon
     assert "left out, since they would fill the memory: W_finite" in found.finding.notes["Members"]
 
 
+@pytest.mark.slow
 def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(study, monkeypatch):
     """The word of the first member has two signs in one part and three in the other."""
     for most in range(100, 500, 50):

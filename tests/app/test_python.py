@@ -106,6 +106,7 @@ def test_nothing_is_left_of_it_and_a_program_of_the_users_with_hydra_goes_on(tmp
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_it_runs_beside_a_loop_of_events_and_without_a_main_file(workplace, fake):
     async def cell():
         return nf.run("fake", time=SHORT)
@@ -232,6 +233,7 @@ def test_a_plugin_that_failed_after_it_registered_can_be_mended(workplace):
         sys.modules.pop("mine", None)
 
 
+@pytest.mark.slow
 def test_a_study_of_a_plugin_is_found_by_its_name_alone(workplace):
     """In a process of its own, where nothing has imported it; the command that is told does the same."""
     (workplace / "mine.py").write_text(PLUGIN)

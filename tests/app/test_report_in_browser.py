@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from browser import CHROMIUM, DRIVER, Browser, chromium
+from cases import slow
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from reported import write_page
@@ -160,6 +161,7 @@ WALK = """const chart = document.querySelectorAll(".chart")[arguments[0]];
     return seen;"""
 
 
+@pytest.mark.slow
 def test_a_film_of_which_moments_were_left_out_goes_over_those_that_are_kept(window: Browser, tmp_path: Path) -> None:
     data = dataset(samples=201, nodes=400)
     moments = set(data.time.values[::2])  # at most 101 frames are drawn; not all of them fit on the page
@@ -184,6 +186,7 @@ def test_a_film_of_which_moments_were_left_out_goes_over_those_that_are_kept(win
     assert window.log() == []
 
 
+@pytest.mark.slow
 def test_play_runs_to_the_last_time(browser: Browser) -> None:
     press(browser, "weights", "play")
     browser.run("window.seen = new Set()")
@@ -351,7 +354,7 @@ def looks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(folder, record, xr.Dataset(), "a: 1\n", "again", {"looks": Drawn(all_looks())})
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, *slow(True)])
 def test_a_pointer_changes_nothing_but_the_found_point_and_its_values(window: Browser, looks: Path, dark: bool) -> None:
     window.screen(1280, 720, dark)
     window.open(looks)
@@ -460,6 +463,7 @@ def test_an_axis_that_is_linear_around_zero(window: Browser, tmp_path: Path) -> 
     assert window.log() == []
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_is_enough(browser: Browser) -> None:
     before = shapes(browser, "loss")
     for title, back in (("Zoom in", False), ("Reset axes", True), ("Zoom out", False), ("Reset axes", True)):

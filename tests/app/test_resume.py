@@ -209,6 +209,7 @@ def test_a_run_that_has_used_up_a_budget_goes_on_with_another(whole, tmp_path):
     assert not saved(folder)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_no_bad_input(tmp_path):
     code = (
         "import resource, sys, torch; from neuralode_flow.app.main import main; import neuralode_flow.app.job;"
@@ -299,6 +300,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(folder):
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_small_disk_ends_the_run_with_a_sentence(tmp_path):
     # A limit on the size of files stands for a disk that is full.
     code = (

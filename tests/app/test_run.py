@@ -142,6 +142,7 @@ def two_figures(dataset):
     return figures
 
 
+@pytest.mark.slow
 def test_figures_that_are_drawn_side_by_side_are_those_that_one_process_draws(command, monkeypatch, tmp_path):
     monkeypatch.setitem(FIGURES._entries, "fake", FigureSet(two_figures))
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
@@ -202,6 +203,7 @@ def test_the_home_directory_is_known_in_values(command, workplace, monkeypatch):
     assert not (workplace / "~").exists()
 
 
+@pytest.mark.slow
 def test_the_setting_decides_whether_a_table_has_names(command, workplace):
     (workplace / "x.csv").write_text("0,1\n5,3\n2,7\n")
     files = ["study=fake", "problem=file", "problem.x=x.csv", "problem.y=x.csv"]

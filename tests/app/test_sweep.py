@@ -195,6 +195,7 @@ def test_a_launcher_that_is_not_installed_says_how_to_install_it(command, monkey
     assert "JoblibLauncher is not installed; run pip install 'neuralode_flow[local]'" in ended.err
 
 
+@pytest.mark.slow
 def test_a_member_that_another_run_holds_has_not_failed(command):
     command(*FAKE, "resume=sweep", "problem.seed=0", "study.end=raise")
     assert names("sweep", "failed.json") == {"0"}
@@ -220,7 +221,14 @@ def test_a_member_that_succeeds_leaves_no_failure_behind(command):
 SPELLINGS = ("resume=sweep", "++resume=sweep", "resume='sweep'")
 
 
-@pytest.mark.parametrize(("mode", "first"), [*zip([("-m",), ("hydra.mode=MULTIRUN",), ("own=sweep",)], SPELLINGS)])
+@pytest.mark.parametrize(
+    ("mode", "first"),
+    [
+        (("-m",), SPELLINGS[0]),
+        pytest.param(("hydra.mode=MULTIRUN",), SPELLINGS[1], marks=pytest.mark.slow),
+        pytest.param(("own=sweep",), SPELLINGS[2], marks=pytest.mark.slow),
+    ],
+)
 def test_a_sweep_goes_on_however_it_is_asked_for(command, config_dir, mode, first):
     (config_dir / "own").mkdir()
     (config_dir / "own" / "sweep.yaml").write_text(

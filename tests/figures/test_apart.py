@@ -51,6 +51,7 @@ def test_each_of_many_rules_has_a_look_of_its_own():
     assert len(set(found)) == len(found) == 9
 
 
+@pytest.mark.slow
 def test_points_of_all_depths_are_seen():
     inputs, options = SMALL["curvature"]()
     figure = FIGURES["curvature"](STUDIES["curvature"].run(**inputs, **options | {"deep": [*range(3, 11)]}))["layers"]

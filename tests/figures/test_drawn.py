@@ -29,6 +29,7 @@ def test_the_heat_map_of_one_iteration_shows_it_once(drawn):
     np.testing.assert_array_equal(shown, dataset.distance.sel(iteration=1))
 
 
+@pytest.mark.slow
 def test_more_depths_than_dashes_have_dashes_of_their_own(drawn):
     settings = {"problem": "teacher", "problem.dimension": 2, "debug": "quick", "study.draws": 2, "time.samples": 3}
     settings |= {"time.horizon": 0.1, "time.rtol": 1e-6, "time.atol": 1e-8}

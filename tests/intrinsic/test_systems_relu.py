@@ -52,7 +52,7 @@ def compare(system, T=3.0):
         ("relu_two_layer", {}),
         ("relu_two_layer", {"outputs": 3, "inputs": 2}),
         ("relu_two_layer", {"biases": False, "seed": 2}),
-        ("leaky_relu", {}),
+        pytest.param("leaky_relu", {}, marks=pytest.mark.slow),
         pytest.param("relu_spline", {}, marks=pytest.mark.slow),
     ],
 )

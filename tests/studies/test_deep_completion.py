@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from cases import slow
 from small import SMALL, failing
 
 from neuralode_flow.finding import Finding
@@ -152,7 +153,7 @@ def test_a_run_that_ends_early_is_told(monkeypatch):
     assert not found.passed
 
 
-@pytest.mark.parametrize("horizon", [1e-6, 100.0])
+@pytest.mark.parametrize("horizon", [1e-6, *slow(100.0)])
 def test_where_no_loss_has_fallen_nothing_is_said_of_what_is_missed(horizon):
     """At 100 the loss of larger matrices has, and no infinite depth of the small ones has shot up by then."""
     inputs, options = SMALL["deep_completion"]()

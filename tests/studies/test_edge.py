@@ -230,6 +230,7 @@ def test_two_workers_find_what_one_does():
         np.testing.assert_allclose(side[name].values, found[name].values, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_error_in_time_is_measured_where_outputs_are_as_near_as_steps():
     """Steps end at outputs: twice as long would be the same steps."""
     inputs, settings = SMALL["edge"]()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import distance, relaxed_profile
+from cases import distance, relaxed_profile, slow
 from small import SMALL, clock, dataset
 from test_examples import run as run_examples
 
@@ -79,7 +79,7 @@ def test_distances_are_those_of_trajectories_made_by_hand():
         np.testing.assert_allclose(found[f"gap_{name}"].values, expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("factor", [-1.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 0.5, 2.0))])
+@pytest.mark.parametrize("factor", [-1.0, *slow(0.0, 0.5, 2.0)])
 def test_a_wrong_sign_or_factor_of_the_modified_term_fails(monkeypatch, factor):
     class Wrong(nf.ModifiedFlow):
         def velocity(self, state):

@@ -26,6 +26,7 @@ def test_strong_imbalance_is_asked_for_what_its_strengths_have(strength, asked):
     assert ("times as far" in finding.verdict) == (APART in asked)
 
 
+@pytest.mark.slow
 def test_one_product_says_nothing_of_smaller_ones():
     rising = "values of σ²w from which on the least test error does not rise"
     small = {"study.dimension": 4, "study.widths": [100, 400, 1600], "study.repeats": 2, "time.samples": 3}

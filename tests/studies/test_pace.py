@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import forked
 
 from neuralode_flow.studies import pace
 from neuralode_flow.studies.pace import Pace
@@ -61,8 +62,7 @@ def stiff(folder: Path) -> list[str]:
 
 
 def command(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "neuralode_flow", *stiff(folder), *settings]
-    return subprocess.run(line, cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    return forked(folder, *stiff(folder), *settings)
 
 
 def test_a_budget_ends_a_run_which_goes_on_with_another_one(tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def test_a_rough_profile_is_refused_by_an_adaptive_grid():
     assert path.ending == "depth"
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_did():
     x = randn(50, 4, seed=1) @ torch.diag(torch.tensor([6.0, 2.0, 1.0, 0.3]))
     loss, times = nf.Regression(x, x @ positive_matrix(4, seed=2).mT), torch.linspace(0, 100, 5)

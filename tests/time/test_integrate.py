@@ -208,6 +208,7 @@ def test_a_start_that_has_no_end_to_end_map_is_an_error():
         nf.integrate(flow, 2 * torch.eye(2)[None], [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_a_stagnating_step_is_a_status_also_without_asserts():
     code = """
 import torch, neuralode_flow as nf

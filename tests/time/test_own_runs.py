@@ -471,6 +471,7 @@ def test_a_member_of_several_z_ends_where_one_of_them_leaves_the_range(monkeypat
     assert path.stats["members"]["endings"] == ["ok", "not_finite"]
 
 
+@pytest.mark.slow
 def test_runs_in_modes_of_torch_are_the_same():
     loss = losses()[0]
     for name, flow, start in flows(loss):

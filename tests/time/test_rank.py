@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import slow
 
 import neuralode_flow as nf
 
@@ -11,7 +12,7 @@ SIGMA = {"none": "2.3", "one": "0.87"}  # the largest and the smallest of the ta
 
 
 @pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("method", ["auto", "DOP853", "rodas5p"])
+@pytest.mark.parametrize("method", ["auto", "DOP853", *slow("rodas5p")])
 def test_a_singular_value_of_zero_that_comes_into_sight_ends_ok(rank, method):
     early, late = (nf.integrate(FLOW, RANKS[rank], [0.0, end], method) for end in (50.0, 500.0))
     assert early.ending == "ok"

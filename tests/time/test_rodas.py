@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import Passing, randn
+from cases import Passing, randn, slow
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -129,6 +129,7 @@ MODELS = {
     "passing": (Passing(nf.ContinuousFlow(GRID, LOSS)), 0.3 * randn(3, 4, 2, 2, seed=1)),
 }
 LOGARITHMS = LogPolarFlow(LOSS, nf.LogMean(), None)
+HEAVY = "passing", "cayley"
 
 
 @pytest.mark.parametrize("name", [*MODELS, "logarithms"])
@@ -140,7 +141,7 @@ def test_the_derivatives_of_members_are_those_of_differences(name):
     assert_close(found.reshape(v.shape), expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in HEAVY] + slow(*HEAVY))
 def test_runs_are_as_accurate_as_was_asked(name):
     flow, states = MODELS[name]
     reference = nf.integrate(flow, states[0], [0.0, 0.5, 2.0], "DOP853", 1e-12, 1e-13).z

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from cases import ByVelocities, Passing, Rated, Weighted, formula, positive_matrix, randn, restricted
+from cases import ByVelocities, Passing, Rated, Weighted, formula, positive_matrix, randn, restricted, slow
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -281,7 +281,7 @@ def accurate_runs():
     return runs
 
 
-@pytest.mark.parametrize("method", ["DOP853", "RK45", "dopri5", "dopri8"])
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", *slow("RK45", "dopri8")])
 def test_a_run_in_whole_steps_is_the_one_by_velocities(method, monkeypatch):
     times = torch.linspace(0, 1, 4)
     for name, flow, W, known in accurate_runs():
