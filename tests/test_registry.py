@@ -185,6 +185,7 @@ def test_a_run_imports_what_it_uses(tmp_path):
     assert {name for name in nf.SYSTEMS if f"neuralode_flow.intrinsic.systems.{name}" in found} == set()
 
 
+@pytest.mark.slow
 def test_the_criteria_of_a_system_need_no_compiler(tmp_path):
     """Which torch.func imports for derivatives, and torch.autograd.grad sympy beside a dual vector."""
     settings = ["study=closure", "system=scalar_chain", "time=closure", "time.samples=3", "figures=none", "-q"]

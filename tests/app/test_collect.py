@@ -401,6 +401,7 @@ def test_an_axis_that_is_called_member_in_the_runs_is_kept(command):
     np.testing.assert_array_equal(joined, draws)
 
 
+@pytest.mark.slow
 def test_settings_of_any_kind_are_stored_and_shown(command):
     command(*SWEEP, "problem.seed=0,1", "study.depths=[4,8],[4,8,16]")
     for i, text in enumerate(["${oc.env:HOME}", '"a\\0b\\nc"', ".nan", "2024-01-01"]):

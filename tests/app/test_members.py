@@ -383,6 +383,7 @@ def test_members_that_ended_early_are_in_no_mean_and_hold_nothing(study, workpla
     np.testing.assert_array_equal(found.dataset.number[:, 0], [0, 1 if uneven < 0 else np.nan, 2, 3])
 
 
+@pytest.mark.slow
 def test_where_no_member_ran_whole_nothing_holds():
     given = {"study": {"draws": 2, "depths": [2]}, "time": {"samples": 3, "max_evaluations": 100}}
     found = nf.run("initialisations", {"members": 2}, problem=TEACHER["problem"], **given).finding
@@ -401,6 +402,7 @@ def test_where_no_check_has_a_bound_no_member_is_verified():
     assert "member_passed" not in found.dataset
 
 
+@pytest.mark.slow
 def test_members_that_run_out_of_a_budget_have_nan_at_the_times_that_they_have_not_come_to(workplace):
     """What they have ended with between two output times is in the row of neither."""
     given = {"time.samples": 5, "time.max_evaluations": 190, "study.estimate": False}

@@ -118,6 +118,7 @@ def test_it_runs_beside_a_loop_of_events_and_without_a_main_file(workplace, fake
     assert list(workplace.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_runs_of_several_threads_are_those_that_each_is_alone(tmp_path, capsys):
     """And torch is afterwards as it was; what another thread prints meanwhile is printed."""
     settings = [{**SMALL, "problem": "teacher", "problem.dimension": 2, "problem.seed": seed} for seed in range(3)]

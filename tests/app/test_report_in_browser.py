@@ -413,6 +413,7 @@ def test_focus_grid_and_bands_are_seen_on_the_paper(window: Browser, looks: Path
     assert contrast(np.median(outline, axis=0), paper) > 3  # WCAG, of what is no text
 
 
+@pytest.mark.slow
 def test_a_box_zooms_and_a_double_click_shows_all(browser: Browser) -> None:
     before = shapes(browser, "square")
     (left, top, _, _), _ = browser.run(POINTS, 0, 0)

@@ -345,6 +345,7 @@ def test_another_config_on_a_finished_folder_is_refused(command, end):
     assert Path("run/summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_other_data_on_a_finished_folder_is_refused(command):
     np.savetxt("x.csv", np.eye(2), delimiter=",", header="a,b", comments="")
     np.savetxt("y.csv", 2 * np.eye(2), delimiter=",", header="a,b", comments="")

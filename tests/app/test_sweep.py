@@ -144,6 +144,7 @@ def test_alike_members_have_a_folder_each(command):
 
 
 @pytest.mark.usefixtures("finished")
+@pytest.mark.slow
 def test_a_finished_sweep_of_before_is_taken_up_without_a_ledger(command):
     Path("sweep/members.json").unlink()
     assert command(*FAKE, "resume=sweep", "problem.seed=3,1").status == 0
@@ -154,6 +155,7 @@ def test_a_finished_sweep_of_before_is_taken_up_without_a_ledger(command):
     collect.main(["sweep"])
 
 
+@pytest.mark.slow
 def test_a_changed_config_file_is_noticed_in_the_folder_of_its_member(command, config_dir):
     (config_dir / "problem").mkdir()
     own = config_dir / "problem" / "own.yaml"

@@ -110,6 +110,7 @@ def test_the_network_on_a_dag_keeps_its_laws_and_is_the_sum_over_its_paths():
         assert error(torch.linspace(0, 3, len(path)), path) < 1e-12, name
 
 
+@pytest.mark.slow
 def test_a_switch_with_velocities_towards_it_on_both_sides_ends_the_flow():
     system = SYSTEMS["relu_two_layer"](outputs=3, inputs=2, seed=2)
     network = system.loss.network

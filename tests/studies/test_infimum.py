@@ -83,8 +83,9 @@ def test_a_convergence_study_says_how_far_training_has_come():
 
 @pytest.mark.parametrize(
     ("problem", "least", "most"),
-    [([], 0.85, 1.0), pytest.param(["problem=breast_cancer"], 0.5, 0.7, marks=pytest.mark.slow)],
+    [([], 0.85, 1.0), (["problem=breast_cancer"], 0.5, 0.7)],
 )
+@pytest.mark.slow
 def test_the_main_job_is_one_where_training_comes_near_the_infimum(problem, least, most, tmp_path):
     settings = [*problem, "study.depths=[4]", "study.layers=[euler]", "figures=none"]
     subprocess.run(

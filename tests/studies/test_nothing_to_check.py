@@ -76,6 +76,7 @@ def test_layers_that_did_not_come_to_the_last_time_are_neither_lazy_nor_rich():
     assert "smallest" not in finding.verdict
 
 
+@pytest.mark.slow
 def test_a_diagonal_network_that_was_not_trained_ends_nowhere():
     flow = "the trained b against k sinh(2xᵀν)"
     finding, checks = found("interpolant", {"study.shapes": [0.0], "time.samples": 3})

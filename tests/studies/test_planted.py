@@ -208,6 +208,7 @@ def test_rules_that_are_not_tried_are_not_claimed(rule, alone):
     assert rule in claim.measured
 
 
+@pytest.mark.slow
 def test_a_flow_on_z_that_is_not_the_modified_one_is_no_control(monkeypatch):
     closed = learning_rate.closed_on_z
     assert failing(dataset("learning_rate")) == set()

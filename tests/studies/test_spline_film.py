@@ -27,6 +27,7 @@ def off_target(dataset):
     return float(abs(y - np.sin(np.pi * x)).max())
 
 
+@pytest.mark.slow
 def test_the_last_frame_of_the_film_is_on_the_target():
     found = nf.run("relu_spline")
     dataset = found.dataset

@@ -32,6 +32,7 @@ def test_it_is_told_of_the_members_that_it_happens_to():
             assert path.stats["members"]["endings"] == ["escaped", "ok", "escaped"]
 
 
+@pytest.mark.slow
 def test_small_and_lasting_ones_are_not():
     small = torch.diag(torch.tensor([1.0, 1e-200]))  # it grows, as it shall
     path = nf.integrate(FLOW, small, [0.0, 300.0], "DOP853")
