@@ -907,18 +907,14 @@ def _never(run):
 
 @cache
 def commanded(line: str) -> Refusal:
-    """How `neuralode-flow LINE` ends, run in this process.
-
-    With hydra.mode Hydra composes the config once; to find out whether it is a sweep it would compose it before.
-    """
+    """How `neuralode-flow LINE` ends, run in this process."""
     studies = {name: replace(study, run=_never(study.run)) for name, study in STUDIES.items()}
-    words = shlex.split(line)
     at_terminate, status, out, err = signal.getsignal(signal.SIGTERM), 0, io.StringIO(), io.StringIO()
     with (
         current_folder() as folder,
         mock.patch.dict(STUDIES._entries, studies),
         mock.patch.dict(os.environ),
-        mock.patch.object(sys, "argv", [PROGRAM, *words, *([] if "-m" in words else ["hydra.mode=RUN"])]),
+        mock.patch.object(sys, "argv", [PROGRAM, *shlex.split(line)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
