@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from hydra.core.utils import JobReturn
     from matplotlib.lines import Line2D
+    from omegaconf import DictConfig
     from scipy.integrate import DenseOutput
     from torch import Tensor
 
@@ -237,6 +238,52 @@ def hydra_alone() -> Iterator[None]:
     finally:
         Singleton._instances = before
         BaseContainer._resolvers = resolvers
+
+
+@contextmanager
+def composed_for_mode() -> Iterator[None]:
+    """Lets Hydra run the config that it has composed to find hydra.mode, which it would compose again for a command.
+
+    Where no mode was found, none but that one is set in between. Sweeps among the overrides of a single run, and groups
+    without a choice, are for Hydra to refuse: that the command line has none of the former is not looked at again.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from omegaconf import OmegaConf
+
+    find, load = Hydra.get_mode, ConfigLoaderImpl.load_configuration
+    kept: list[tuple[Any, list[str], DictConfig]] = []
+    finding = False
+
+    def get_mode(self: Any, config_name: str | None, overrides: list[str]) -> Any:
+        nonlocal finding
+        finding = True
+        try:
+            return find(self, config_name, overrides)
+        finally:
+            finding = False
+
+    def load_configuration(
+        self: Any, config_name: str | None, overrides: list[str], run_mode: Any, *others: Any, **options: Any
+    ) -> DictConfig:
+        if kept:
+            loader, before, config = kept.pop()
+            whole = config.hydra.mode is None and not OmegaConf.missing_keys(config.hydra.runtime.choices)
+            *own, last = overrides or [""]
+            if whole and loader is self and own == before and last == f"hydra.mode={run_mode.name}":
+                config.hydra.mode = run_mode
+                config.hydra.overrides.hydra.append(last)
+                return config
+        config = load(self, config_name, overrides, run_mode, *others, **options)
+        if finding:
+            kept.append((self, list(overrides), config))
+        return config
+
+    Hydra.get_mode, ConfigLoaderImpl.load_configuration = get_mode, load_configuration  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode, ConfigLoaderImpl.load_configuration = find, load  # type: ignore[method-assign]
 
 
 def hydra_arguments() -> ArgumentParser:

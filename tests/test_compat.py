@@ -10,9 +10,11 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hydra
 import numpy as np
@@ -22,7 +24,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from matplotlib.lines import Line2D
+from omegaconf import OmegaConf
 from torch.autograd import forward_ad
 
 import neuralode_flow as nf
@@ -312,6 +317,62 @@ def test_hydra_parses_its_command_line() -> None:
     parser.error = said.append
     parser.parse_known_args(["--cfg", "nonsense"])
     assert said
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [
+        (("problem=linnerud",), 1),
+        (("experiment=quick", "++time.rtol=1e-8", "hydra.job.chdir=true"), 1),
+        (("-m", "problem=linnerud,reflection", "time.samples=3"), 1),
+        (("hydra.mode=RUN", "problem=linnerud"), 2),
+        (("hydra.mode=MULTIRUN", "time.samples=3,4"), 2),
+        (("+other=swept", "time.samples=3"), 2),
+        (("-m", "+other=single", "time.samples=3"), 2),
+        (("+other=open",), 2),
+    ],
+)
+def test_hydra_runs_the_config_that_it_has_composed_to_find_the_mode(
+    words: tuple[str, ...], times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is what Hydra composes twice, also where a file sets a mode, or a group has no choice."""
+    from hydra._internal import hydra as internal
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "third").mkdir()
+    for name, mode in (("swept", "MULTIRUN"), ("single", "RUN")):
+        (tmp_path / "other" / f"{name}.yaml").write_text(f"# @package _global_\nhydra:\n  mode: {mode}\n")
+    (tmp_path / "other" / "open.yaml").write_text("# @package _global_\ndefaults:\n  - /third: ???\n")
+    monkeypatch.chdir(tmp_path)
+    composed, seen = [], []
+    whole = ConfigLoaderImpl._load_configuration_impl
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "_load_configuration_impl", lambda *a, **k: composed.append(1) or whole(*a, **k)
+    )
+    for name in ("run", "multirun"):
+        monkeypatch.setattr(internal.Hydra, name, lambda self, **given: seen.append(config(self, given)))
+
+    def config(self: Any, given: dict[str, Any]) -> str:
+        mode = RunMode.RUN if "hydra.mode=RUN" in given["overrides"] else RunMode.MULTIRUN
+        try:
+            return OmegaConf.to_yaml(self.compose_config(given["config_name"], given["overrides"], mode))
+        except HydraException as error:
+            return str(error)
+
+    def start() -> None:
+        monkeypatch.setattr(sys, "argv", ["neuralode-flow", f"--config-dir={tmp_path}", *words])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Hydra's own of -m beside a mode
+            hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(print)()
+
+    with compat.composed_for_mode():
+        start()
+    assert len(composed) == times
+    start()
+    assert len(composed) == times + 2
+    assert seen[0] == seen[1]
+    assert "mode: null" not in seen[0]
 
 
 def test_hydra_can_be_used_beside_a_use_of_it(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..compat import end_at_once, hydra_arguments
+from ..compat import composed_for_mode, end_at_once, hydra_arguments
 from ..parent import ENDING
 from . import local
 from .child import run_member
@@ -89,7 +89,8 @@ def _main() -> None:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     offer(sys.argv[1:])
     try:
-        hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
+        with composed_for_mode():
+            hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
     except SystemExit as stop:
         if not stop.code and HELP & set(sys.argv):  # after Hydra's own page
             print("Experiments (experiment=NAME):", *experiments(), "", sep="\n")
