@@ -25,7 +25,7 @@ from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
 from ..time.trajectory import SAME_TIME, common_times
-from .errors import first_line
+from .errors import Stop, first_line
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, by_name, leaves, listed, summed_up
@@ -234,7 +234,8 @@ def _changed(part: Any, company: Any, shared: dict[str, Any] | None, started: fl
 def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     """What a member has found: how it ended, and its numbers by their places in its finding."""
     if isinstance(dataset, Exception):
-        reason = f"it could not be computed: {type(dataset).__name__}: {first_line(dataset)}"
+        kind = "" if isinstance(dataset, Stop) else f"{type(dataset).__name__}: "
+        reason = f"it could not be computed: {kind}{first_line(dataset)}"
         return {"status": reason, "passed": False, "problem": "", "parts": {}, "numbers": {}}
     parts = Finding.parts_in(dataset)
     if parts is None:

@@ -584,6 +584,15 @@ def test_what_one_member_says_at_length_is_not_room_for_all(monkeypatch):
     assert [*map(len, found.member_status.values)] == [2, 10_000, *[2] * 6]
 
 
+def test_a_member_whose_input_is_bad_says_so_without_a_name_of_a_class(monkeypatch):
+    def refuse(problem: Problem, clock: Clock) -> xr.Dataset:
+        raise BadInput("this seed is bad")
+
+    monkeypatch.setitem(STUDIES._entries, "refuse", Study(refuse))
+    with pytest.raises(RuntimeError, match="seed 0: it could not be computed: this seed is bad"):
+        nf.run("refuse", {"members": 2}, problem=TEACHER["problem"])
+
+
 def test_one_member_that_fails_ends_the_command_with_1_and_all_with_a_sentence(study, command):
     line = ["study=picky", "problem=teacher", "problem.dimension=2", "figures=none"]
     ended = command(*line, "members=3", "study.failing=1", "resume=k")
