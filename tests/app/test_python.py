@@ -68,7 +68,7 @@ def test_a_name_of_a_study_and_an_experiment_is_the_study_unless_the_experiment_
 
 def test_a_run_says_what_it_is_and_draws_its_figures():
     found = nf.run("trajectory", problem={"name": "teacher", "dimension": 2}, time=SHORT)
-    assert repr(found) == "StudyRun(trajectory, ran whole, problem=teacher)"
+    assert repr(found) == "StudyRun(trajectory, ran whole, 1 of 1 checks hold, problem=teacher)"
     html = found._repr_html_()
     assert found.finding.verdict in html
     assert "problem=teacher problem.dimension=2 time.horizon=0.5 time.samples=3" in html
