@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..checks import count, real
 from ..finding import Check, Claim, Finding
@@ -19,7 +20,7 @@ from ..intrinsic.systems.balanced_two_layer import balanced_two_layer
 from ..signatures import Seed
 from ..time.integrate import integrate
 from ..time.trajectory import at_times
-from .axes import arranged, axis, time
+from .axes import arranged, axis, largest_of, time
 from .base import STUDIES, Clock, Progress, Study
 
 _BOUND = 1e-8
@@ -36,6 +37,7 @@ class _Trained:
     error_z: float
     moved: float
     kernel_change: float
+    kernel_off: float
     status: str
     ending: str
 
@@ -74,7 +76,7 @@ def run(
         lam = real(f"study.balances[{k}]", balance)
         if progress is not None:
             progress(k / len(balances), f"λ = {lam:g}")
-        trained.append(_trained(clock, balanced_two_layer(size, size, size, lam, seed), f"lambda-{k}"))
+        trained.append(_trained(clock, balanced_two_layer(size, size, size, lam, seed), lam, f"lambda-{k}"))
     dataset = _dataset(clock, balances, trained)
     title = f"Dominé et al. 2025: two λ-balanced layers {size}-{size}-{size} (seed {seed})"
     early = next((network for network in reversed(trained) if network.status != "ok"), None)
@@ -83,23 +85,43 @@ def run(
     return _finding(dataset, title, status, ending, moved).attached(dataset)
 
 
-def _trained(clock: Clock, system: System, name: str) -> _Trained:
+def _trained(clock: Clock, system: System, lam: float, name: str) -> _Trained:
     flow = FactorizationFlow(system.phi, system.loss, system.laws)
     path = integrate(flow, system.theta, clock.times, **clock.options(name), observe=lambda i, th: th.clone())
     (solution,) = system.checks.values()
     assert path.observed is not None
     loss = at_times(path, clock.times, "loss").numpy()
     if path.ending != "ok":  # what it has come to says nothing of the last time
-        return _Trained(loss, math.nan, math.nan, math.nan, path.status, path.ending)
+        return _Trained(loss, math.nan, math.nan, math.nan, math.nan, path.status, path.ending)
     first, last = (J @ J.mT for J in (jacobian(system.phi, path.observed[i]) for i in (0, -1)))
+    change = float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first))
     return _Trained(
         loss=loss,
         error_z=solution(path.times, path.observed),
         moved=float(torch.linalg.matrix_norm(path.z - path.z[0]).max()),
-        kernel_change=float(torch.linalg.matrix_norm(last - first) / torch.linalg.matrix_norm(first)),
+        kernel_change=change,
+        kernel_off=abs(change - _closed_change(path.z[0], path.z[-1], lam)),
         status="ok",
         ending="ok",
     )
+
+
+def _closed_change(first: Tensor, last: Tensor, lam: float) -> float:
+    """The relative change of the tangent kernel of two square layers from z and λ alone.
+
+    It is A ⊗ I + I ⊗ B with A² − λA = zzᵀ and B² + λB = zᵀz, so that ‖·‖² = n‖A‖² + n‖B‖² + 2 tr A tr B.
+    """
+
+    def parts(z: Tensor) -> Tensor:
+        left, sigma, right = torch.linalg.svd(z)
+        middle = torch.sqrt(sigma.square() + lam**2 / 4)
+        return torch.stack((left * (middle + lam / 2) @ left.mT, right.mT * (middle - lam / 2) @ right))
+
+    def size(both: Tensor) -> float:
+        traces = both.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return float((both.shape[-1] * both.square().sum() + 2 * traces.prod()).sqrt())
+
+    return size(parts(last) - parts(first)) / size(parts(first))
 
 
 def _dataset(clock: Clock, balances: Sequence[float], trained: list[_Trained]) -> xr.Dataset:
@@ -109,6 +131,11 @@ def _dataset(clock: Clock, balances: Sequence[float], trained: list[_Trained]) -
             "loss": (("balance", "time"), [network.loss for network in trained], "loss"),
             "error_z": ("balance", errors, "sup over t of the distance of z from the closed solution"),
             "kernel_change": ("balance", moved, "relative change of the tangent kernel M"),
+            "kernel_off": (
+                "balance",
+                [network.kernel_off for network in trained],
+                "distance of that change from the one of the closed kernel, from z and λ alone",
+            ),
         },
         [axis("balance", list(balances), "λ"), time(clock.times)],
     )
@@ -140,6 +167,12 @@ def _finding(dataset: xr.Dataset, title: str, status: str, ending: str, moved: f
                 "z of the trained layers against the closed solution", worst, _BOUND, "sup over λ and t, Frobenius norm"
             ),
             *compared,
+            Check(
+                "change of the tangent kernel from that of its closed form",
+                largest_of(dataset.kernel_off),
+                _BOUND,
+                "largest over λ, relative to the kernel",
+            ),
         ),
         numbers={"ending": ending},
     )

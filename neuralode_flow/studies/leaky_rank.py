@@ -35,6 +35,7 @@ LONG_NAMES = {
     "spread": "largest minus smallest margin, over their mean",
     "third": "third singular value of W over the first",
     "stable_rank": "stable rank of W",
+    "rank_off": "its relative distance from that by singular values",
     "beyond": "share of random points that are not on their side of the limit's hyperplane",
     "near": "least squared norm over R²n times the largest product of two samples",
     "stationarity": "distance of the closed limit from the conditions of Karush, Kuhn and Tucker",
@@ -43,6 +44,7 @@ LONG_NAMES = {
     "digits_stationarity": "the same distance of their closed limit",
     "digits_dual": "its λ",
     "step_rank": "stable rank after each step of gradient descent",
+    "step_rank_off": "its largest relative distance from that by singular values",
     "start": "standard deviation of the entries of W at the start",
 }
 
@@ -155,7 +157,11 @@ def run(
     deviations = np.array(scales) * rate / (samples * width * features) ** 0.5
     unit = (normal(generator, width, samples), wishart_factor(width, features - samples, generator).numpy())
     ranks = [_descent(network, one * unit[0], one * unit[1], rate, steps) for one in deviations]
-    variables |= {"step_rank": (("scale", "step"), ranks), "start": ("scale", deviations)}
+    variables |= {
+        "step_rank": (("scale", "step"), [rank for rank, _ in ranks]),
+        "step_rank_off": ("scale", [off for _, off in ranks]),
+        "start": ("scale", deviations),
+    }
     axes = [
         axis("loss", list(LOSSES), "loss"),
         axis("case", list(CASES), "case"),
@@ -211,12 +217,14 @@ def _flow(setting: Setting, loss: str, times: np.ndarray, seed: int) -> dict[str
     W, margins = kept[1:].cpu().numpy().swapaxes(0, 1), path.z[1:].cpu().numpy().swapaxes(0, 1)
     values = np.linalg.svd(W, compute_uv=False)
     points = np.random.default_rng(seed).standard_normal((_POINTS, W.shape[-1]))
+    rank = stable_rank(W @ W.swapaxes(-2, -1))
     cases = list(zip(setting.networks.values(), setting.limits.values(), W, strict=True))
     return {
         "deviation": np.array([deviation(one, closed.weights(network)) for network, closed, one in cases]),
         "spread": np.ptp(margins, axis=-1) / margins.mean(-1),
         "third": values[..., 2] / values[..., 0],
-        "stable_rank": stable_rank(W @ W.swapaxes(-2, -1)),
+        "stable_rank": rank,
+        "rank_off": _off(rank, values),
         "beyond": np.array([[_beyond(network, closed, at, points) for at in one] for network, closed, one in cases]),
     }
 
@@ -227,8 +235,10 @@ def _beyond(network: Network, closed: Limit, W: np.ndarray, points: np.ndarray) 
     return float((outputs * (points @ closed.normal(network)) <= 0).mean())
 
 
-def _descent(network: Network, within: Tensor, beside: np.ndarray, rate: float, steps: int) -> np.ndarray:
+def _descent(network: Network, within: Tensor, beside: np.ndarray, rate: float, steps: int) -> tuple[np.ndarray, float]:
     """Stable rank before and after each step of gradient descent, (steps + 1,), in all dimensions of the data.
+
+    Beside it the largest relative distance from that by singular values.
 
     Of W at the start, `within` is the part in the span of the samples; the rest stays, and `beside` (m, m) has the
     products of its rows.
@@ -238,7 +248,15 @@ def _descent(network: Network, within: Tensor, beside: np.ndarray, rate: float, 
     kept = whole(path, "gradient descent").observed
     assert kept is not None
     W = kept.cpu().numpy()
-    return stable_rank(W @ W.swapaxes(-2, -1) + beside @ beside.T)
+    rank = stable_rank(W @ W.swapaxes(-2, -1) + beside @ beside.T)
+    whole_of = np.concatenate((W, np.broadcast_to(beside, (len(W), *beside.shape))), axis=-1)
+    return rank, largest_of(_off(rank, np.linalg.svd(whole_of, compute_uv=False)))
+
+
+def _off(rank: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How far a stable rank is from Σσ²/σ₁², relative, (...)."""
+    gap: np.ndarray = abs(rank / ((values / values[..., :1]) ** 2).sum(-1) - 1)
+    return gap
 
 
 def _orders(dataset: xr.Dataset) -> list[Order]:
@@ -316,6 +334,12 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
         Check("the closed limit from the conditions of Karush, Kuhn and Tucker", stationary[0], _ROUND_OFF),
         Check("the closed limit from the quadratic program", program, _PROGRAM, "of directions"),
         Check("points beyond the hyperplane over the distance from the limit", largest_of(beyond), 1.0, over),
+        Check(
+            "stable rank from that by singular values",
+            largest_of([largest_of(dataset.rank_off), largest_of(dataset.step_rank_off)]),
+            _ROUND_OFF,
+            "relative, of all flows and steps",
+        ),
         Check("stable rank from the first step on, small starts", small, _RANK, "sup over steps and starts"),
         Check(
             "stable rank after one step over that before, large starts, a control",

@@ -163,6 +163,7 @@ class Averages(NamedTuple):
     residual: Tensor  # of E|E[Φ | Z]|²
     last: Tensor  # that itself at the last T, without the first axis
     floor: Tensor  # that of the saddle point, (E, penalties)
+    floor_by_dual: Tensor  # E g² there, which is the same, (E, penalties)
     lost: Tensor  # by the Lyapunov function of the linear limit up to the last T, (E, penalties)
     begun: Tensor  # that function at the start, (E, penalties)
 
@@ -191,7 +192,7 @@ def averages(
         _running(dual, times)[at],
         _running(residual, times)[at],
         residual[-1],
-        _floor(setting, penalties),
+        *_floor(setting, penalties),
         lyapunov[0] - lyapunov[-1],
         lyapunov[0],
     )
@@ -203,7 +204,8 @@ def _running(values: Tensor, times: Tensor) -> Tensor:
     return torch.cat((values[:1], integral))
 
 
-def _floor(setting: Setting, penalties: Sequence[float]) -> Tensor:
-    """E|E[Φ | Z]|² at the saddle points, 0 without a penalty."""
+def _floor(setting: Setting, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """E|E[Φ | Z]|² at the saddle points, 0 without a penalty, and E g² there."""
     problem = setting.equations.beside(1).saddle(setting.grid.new_tensor(penalties))
-    return problem.residual(problem.point())
+    point = problem.point()
+    return problem.residual(point), (problem.dual * point[..., 1, :].square()).sum(-1)

@@ -29,6 +29,7 @@ from .overparametrised import (
     rate_bound,
     samples_of,
     wide_ends,
+    wide_start,
 )
 
 # α of the entries N(0, width^(−2α)): at ¼ the distance from the least norm does not fall with the width, a control.
@@ -192,6 +193,8 @@ def _random(
         "bound_over_fall": _bound_over_fall(losses, c, horizon).amax(-1),
     }
     norm = samples.least.norm()
+    squares_of_start = (start.square().sum((-3, -2, -1)) / factor).sum()
+    entries = len(EXPONENTS) * draws * (samples.x.shape[1] + m) * sum(widths)
     return {name: (("exponent", "width"), values) for name, values in variables.items()}, {
         "law": float(((law - law[0]).norm(dim=(-2, -1)) / law[0].norm(dim=(-2, -1))).max()),
         "sum": float(((sum_of[-1] - sum_of[0]).norm(dim=(-2, -1)) / sum_of[0].norm(dim=(-2, -1)))[0].min()),
@@ -200,7 +203,23 @@ def _random(
         "inside": float((reached[0] @ reached[1].mT - samples.least).norm(dim=(-2, -1)).max() / norm),
         "inside_orthogonal": float(samples.parts(inside)[1].norm(dim=(-2, -1)).min()),
         "unmoved": float((m / size[0, 0] - 1).abs()),
+        "wide_off": _wide_off(samples, torch.tensor(scales, dtype=torch.float64).to(w), limits, rates, horizon),
+        "start_off": float((squares_of_start - entries).abs() / (2 * entries) ** 0.5),
     }
+
+
+def _wide_off(
+    samples: Samples, scales: Tensor, limits: list[list[tuple[Tensor, Tensor]]], rates: Tensor, horizon: float
+) -> float:
+    """How far training from the starts that infinite width has in its limit ends from `wide_ends`, relative."""
+    theta = scales.sqrt()[..., None, None] * wide_start(samples)
+    U1, _, V = samples.parts(_trained(samples, theta, rates, horizon)[0][-1])
+    off = [
+        ((factor @ factor.mT - wanted).norm(dim=(-2, -1)) / wanted.norm(dim=(-2, -1))).max()
+        for k, factor in enumerate((U1, V))
+        for wanted in [torch.stack([torch.stack([one[k] for one in row]) for row in limits])]
+    ]
+    return float(torch.stack(off).max())
 
 
 def _family(
@@ -345,6 +364,13 @@ def _checks(
         ),
         Check("distance that U₂Vᵀ and what is not fitted leave unsaid", numbers["unsaid"], _KEPT, "relative"),
         Check("distance from a start in the invariant set", numbers["inside"], _EXACT, "relative to the least norm"),
+        Check("where a start of infinite width ends, from closed", numbers["wide_off"], _EXACT, "relative"),
+        Check(
+            "mean square of the entries of random starts off that of N(0, width^(−2α))",
+            numbers["start_off"],
+            _ERRORS,
+            "in standard errors, all starts together",
+        ),
         Check("U₂ of that start, a control", numbers["inside_orthogonal"], _APART, least=True),
     )
 

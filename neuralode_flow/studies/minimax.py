@@ -43,6 +43,9 @@ LONG_NAMES = {
     "residual": "running average of E|E[Φ | Z]|²",
     "last_residual": "E|E[Φ | Z]|² at the last T",
     "floor": "E|E[Φ | Z]|² of the saddle point",
+    "floor_off": "its distance from E g(Z)² there, over the largest of them",
+    "masses_off": "largest distance of the total probability of X or of Z from 1",
+    "truth_off": "(E|E[Φ | Z]|²)^½ of f*, over 1 + its norm",
     "lost": "what the Lyapunov function of the limit α → ∞ loses up to the last T",
     "begun": "the Lyapunov function of the limit α → ∞ at the start, f = g = 0",
     "half_square": "½‖f*‖², in the space of the kernel",
@@ -188,9 +191,18 @@ def _truth(grid: Tensor, size: float, generator: torch.Generator) -> Tensor:
 
 def _solutions(setting: Setting, answer: Tensor) -> dict[str, Any]:
     """f* beside the f of the least E[Φ²], which does not condition on Z."""
-    primal, blind = setting.problem().primal[:, 0], setting.equations.blind()
+    problem, blind = setting.problem(), setting.equations.blind()
+    primal, solved = problem.primal[:, 0], torch.stack((answer, torch.zeros_like(answer)))
+    masses = torch.stack((problem.primal, problem.dual)).sum(-1)[..., 0]
+    norm = (primal * answer.square()).sum(-1).sqrt()
     apart = ((primal * (blind - answer).square()).sum(-1) / (primal * answer.square()).sum(-1)).sqrt()
-    return {"truth": ("x", answer), "blind": (("equation", "x"), blind), "apart": ("equation", apart)}
+    return {
+        "truth": ("x", answer),
+        "blind": (("equation", "x"), blind),
+        "apart": ("equation", apart),
+        "masses_off": ("equation", (masses - 1).abs().amax(0)),
+        "truth_off": ("equation", problem.residual(solved)[:, 0].sqrt() / (1 + norm)),
+    }
 
 
 def _limits(scaled: Sequence[dict[str, Tensor]], found: dict[str, Tensor]) -> dict[str, Any]:
@@ -210,6 +222,7 @@ def _averaged(found: Averages) -> dict[str, Any]:
         "residual": (("horizon", *axes), found.residual),
         "last_residual": (axes, found.last),
         "floor": (axes[:2], found.floor),
+        "floor_off": (axes[:2], (found.floor - found.floor_by_dual).abs() / found.floor_by_dual.max()),
         "lost": (axes[:2], found.lost),
         "begun": (axes[:2], found.begun),
     }
@@ -320,6 +333,15 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order], rates: dict[str, np.nd
             float(dataset.kernel_error.values.max()),
             _KERNEL,
             "largest",
+        ),
+        Check(
+            "total probabilities of X and Z from 1, and E[Φ|Z] of f* from 0",
+            float(np.max([dataset.masses_off.values.max(), dataset.truth_off.values.max()])),
+            _SIZE,
+            "the larger, both equations",
+        ),
+        Check(
+            "E|E[Φ|Z]|² of the saddle points from E g² there", float(dataset.floor_off.values.max()), _SIZE, "relative"
         ),
         Check(
             "Lyapunov function of f = g = 0 from ½‖f*‖²",

@@ -137,6 +137,13 @@ def wide_ends(w: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     )
 
 
+def wide_start(samples: Samples) -> Tensor:
+    """θ (D + m, n + m) of such a start with scale 1 and U₂ = 0."""
+    n, m = samples.y.shape
+    rows = torch.eye(n + m).to(samples.x)
+    return torch.cat((samples.span @ rows[:n], rows[n:]))
+
+
 def _of_symmetric(A: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     values, Q = torch.linalg.eigh(A)
     return (Q * function(values.clamp(min=0)).unsqueeze(-2)) @ Q.mT

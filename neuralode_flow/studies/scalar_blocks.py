@@ -122,7 +122,7 @@ def _network(clock: Clock, S: int) -> np.ndarray:
         u, v = theta.chunk(2, dim=-1)
         return (1 + u * v / S).prod(-1)
 
-    start = torch.cat((torch.full((S,), 2**0.5), torch.zeros(S))).double()
+    start = torch.cat((torch.full((S,), 2**0.5, dtype=torch.float64), torch.zeros(S, dtype=torch.float64)))
     flow = FactorizationFlow(phi, Quadratic(-torch.ones((), dtype=torch.float64)))
     path = integrate(flow, start, S * clock.times, **clock.options("network"), observe=lambda i, theta: theta.clone())
     seen = whole(path, "network").observed

@@ -25,6 +25,7 @@ from .wide import (
     problem,
     searched_width,
     start,
+    width_by_roots,
 )
 
 # Dimensions of the samples that are a control: few, so that the kernel of many samples is nearly singular.
@@ -34,13 +35,14 @@ _DATA, _NARROW, _FITS, _MOST_FITTED = 4, 32, 3, 8  # draws of samples; of narrow
 _HORIZON, _PARTS, _EVALUATIONS = 8.0, 8, 50_000  # in 1/λ_min of the kernel at the start; outputs; a budget
 _LONG, _FIT = 100.0, 1e-4  # time in which a network fits, and the part of the loss that is left then
 _SLOPE, _ORDER, _CLOSE, _LINEAR, _RATE, _HALF, _TRAINED = 0.15, 0.3, 0.1, 0.05, 1e-3, 0.5, 0.9
-_TWO, _MISSES = 2.0, 1e-2
+_TWO, _MISSES, _ROOT = 2.0, 1e-2, 1e-8
 
 LONG_NAMES = {
     "certified": "certified width, closed, geometric mean of draws of the samples",
     "searched": "certified width of one draw, by growing a network, over the closed one",
     "enough": "least width at which most networks fit",
     "eigenvalue": "least eigenvalue of the limit of FᵀF/width",
+    "routes": "closed certified width and eigenvalue off those of a second route, n dimensions, least n",
     "movement": "‖W − W₀‖ at the end of training",
     "linear_movement": "the same of the network linearised at the start",
     "kernel_change": "relative distance of the tangent kernel at the end from that at the start",
@@ -172,18 +174,24 @@ def run(
 def _certificates(sizes: Sequence[int], features: int, entries: float, generator: torch.Generator) -> dict[str, Any]:
     """Certified widths (family, size) in closed form, and those of growing networks where they are affordable."""
     found: dict[str, list[list[float]]] = {"certified": [], "searched": [], "eigenvalue": []}
+    second: list[tuple[float, float]] = []
     for family in ("equal", "fixed", "few"):
         line: dict[str, list[float]] = {name: [] for name in found}
         for n in sizes:
             d = {"equal": n, "fixed": features, "few": _FEW}[family]
             networks = [problem(n, d, generator) for _ in range(_DATA)]
             widths = [closed_width(network) for network in networks]
+            second = second or [width_by_roots(network) for network in networks]  # of the first n, in n dimensions
             line["certified"].append(float(np.exp(np.mean(np.log(widths)))))
             line["eigenvalue"].append(float(np.mean([network.eigenvalue for network in networks])))
             line["searched"].append(_ratio(networks[0], generator) if widths[0] * n < entries else np.nan)
         for name, values in line.items():
             found[name].append(values)
-    return {name: (("family", "size"), values) for name, values in found.items()}
+    widths, values = np.array(second).T
+    again = {"certified": np.exp(np.log(widths).mean()), "eigenvalue": values.mean()}
+    return {name: (("family", "size"), values) for name, values in found.items()} | {
+        "routes": ((), float(np.max([abs(found[name][0][0] / value - 1) for name, value in again.items()])))
+    }
 
 
 def _ratio(network: Network, generator: torch.Generator) -> float:
@@ -374,6 +382,12 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
             float(abs(dataset.searched - 1).max()),
             _CLOSE,
             "relative, the largest of those that are affordable",
+        ),
+        Check(
+            "closed certified width from that by its roots",
+            float(dataset.routes),
+            _ROOT,
+            "relative, and its least eigenvalue by the trapezoidal rule, n dimensions, the least n",
         ),
         Check("certified rate over that of the loss", float(bounds.sel(bound="rate")), 1.0, over),
         Check("movement of W over its bound", float(bounds.sel(bound="movement")), 1.0, over),

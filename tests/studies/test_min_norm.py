@@ -26,12 +26,14 @@ MOVED = "order in 1/width of ‖V‖² to its closed limit from ½"
 MOVED_CONTROL = "‖V‖² if it did not move, from that limit, a control"
 UNSAID = "distance that U₂Vᵀ and what is not fitted leave unsaid"
 INSIDE = "distance from a start in the invariant set"
+WIDE = "where a start of infinite width ends, from closed"
+START = "mean square of the entries of random starts off that of N(0, width^(−2α))"
 INSIDE_CONTROL = "U₂ of that start, a control"
 
 BOUNDED, GAUSSIAN, ONE_SIDED, ENDS = (
     getattr(min_norm, name) for name in ("rate_bound", "gaussian", "one_sided", "ends")
 )
-PARTS, FLOW = Samples.parts, Samples.flow
+PARTS, FLOW, WIDE_ENDS = Samples.parts, Samples.flow, overparametrised.wide_ends
 
 
 def run(**changes):
@@ -92,6 +94,7 @@ def test_ends_of_one_sided_starts_are_where_training_leads(size):
 def test_ends_of_infinite_width_are_those_of_orthonormal_rows():
     data, scale = samples(), 0.7
     theta = torch.cat((data.span @ torch.eye(3, 5).double(), torch.eye(5, dtype=torch.float64)[3:])) * scale**0.5
+    torch.testing.assert_close(overparametrised.wide_start(data) * scale**0.5, theta)
     U1, _, V = data.parts(trained(data, theta))
     over, under = overparametrised.wide_ends(data.span.mT @ data.least, scale)
     torch.testing.assert_close(U1 @ U1.mT, over, rtol=1e-6, atol=1e-6)
@@ -123,6 +126,8 @@ FAULTS = {
     "law": (min_norm, "imbalance", lambda U1, V: U1.mT @ U1 - 1.01 * V.mT @ V, {LAW, BALANCED}),
     "ends": (min_norm, "ends", lambda w, size: ENDS(1.01 * w, size), {RATE, KERNEL}),
     "wide": (min_norm, "wide_ends", lambda w, scale: ENDS(w, scale), {MOVED, LIMIT}),
+    "wider": (min_norm, "wide_ends", lambda w, scale: tuple(1.01 * part for part in WIDE_ENDS(w, scale)), {WIDE}),
+    "larger": (min_norm, "gaussian", lambda *given: 1.01 * GAUSSIAN(*given), {START}),
     "unmoved": (min_norm, "wide_ends", lambda w, scale: ENDS(0 * w, scale)[:1] + (scale * torch.eye(1).double(),),
                 {MOVED_CONTROL}),
     "exponent": (min_norm, "gaussian", lambda s, h, a, n, g: GAUSSIAN(s, h, a - 0.1, n, g), {ORDER, LIMIT}),
@@ -135,12 +140,12 @@ FAULTS = {
 }  # fmt: skip
 
 
+QUICK = ("bound", "ends", "exponent", "decay", "wider", "larger")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("bound", "ends", "exponent", "decay") else pytest.param(name, marks=pytest.mark.slow)
-        for name in FAULTS
-    ],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS],
 )
 def test_a_planted_fault_is_seen(monkeypatch, name):
     where, what, fault, sees = FAULTS[name]
@@ -153,10 +158,8 @@ def test_a_planted_fault_is_seen(monkeypatch, name):
 def again(numbers=None, **changes):
     """What fails of the small dataset with other numbers in it."""
     found = dataset("min_norm")
-    kept = {
-        name: Finding.of(found).numbers[name]
-        for name in ("law", "sum", "kernel", "unsaid", "inside", "inside_orthogonal", "unmoved")
-    }
+    names = "law", "sum", "kernel", "unsaid", "inside", "inside_orthogonal", "unmoved", "wide_off", "start_off"
+    kept = {name: Finding.of(found).numbers[name] for name in names}
     changed = found.assign(changes)
     return failing(min_norm._finding(changed, "", kept | (numbers or {})).attached(changed))
 
@@ -165,6 +168,8 @@ def test_every_check_of_numbers_can_fail():
     found = dataset("min_norm")
     assert again() == set()
     assert again({"sum": 0.0}) == {LAW_CONTROL}
+    assert again({"wide_off": float("nan")}) == {WIDE}
+    assert again({"start_off": 5.0}) == {START}
     assert again(loss=found.loss + 1e-3) == {LEFT}
     assert again(rate=found.rate * 1.1) == {RATE, SHARP}
     assert again(rate_closed=found.rate_bound * (1 + 1 / found.imbalance)) >= {EXCESS, RATE}

@@ -24,6 +24,8 @@ EXACT = "orders in the step of steps with expectations from 1"
 QUADRATURE = "error of the quadrature over the distance from the linear limit"
 CLOSED = "kernel of the quadrature from its closed form"
 BOUND = "running average of E g² over ½‖f*‖²(1/T + 1/α), λ = 0"
+MASSES = "total probabilities of X and Z from 1, and E[Φ|Z] of f* from 0"
+DUAL = "E|E[Φ|Z]|² of the saddle points from E g² there"
 SIZE = "Lyapunov function of f = g = 0 from ½‖f*‖²"
 IDENTITY = "T times that average over what the Lyapunov function loses, from 1, α = ∞, T = 128"
 FLOOR = "E|E[Φ|Z]|² at T = 128 over that of the saddle point, from 1, the largest λ"
@@ -225,7 +227,8 @@ def test_the_saddle_point_is_the_least_of_the_largest():
         rows = np.vstack((M / np.sqrt(pz)[:, None], np.diag(np.sqrt(0.1 * px))))
         least = np.linalg.lstsq(rows, np.concatenate((beta / np.sqrt(pz), np.zeros(12))), rcond=None)[0]
         np.testing.assert_allclose(point[k, 0].numpy(), least, rtol=1e-8)
-    floor = meanfield._floor(setting(), [0.1])
+    floor, by_dual = meanfield._floor(setting(), [0.1])
+    assert torch.allclose(floor, by_dual, rtol=1e-10)
     assert torch.allclose(floor[:, 0], (problem.dual * point[:, 1] ** 2).sum(-1), rtol=1e-10)  # E g² there
 
 
@@ -371,6 +374,9 @@ def test_every_check_of_numbers_can_fail():
     assert again(lost=found.lost * 1.01) == {IDENTITY}
     assert again(half_square=found.half_square * 1.01) == {SIZE}
     assert again(begun=found.begun * 1.01) == {SIZE}
+    assert again(masses_off=found.masses_off + 1e-3) == {MASSES}
+    assert again(truth_off=found.truth_off * np.nan) == {MASSES}
+    assert again(floor_off=found.floor_off * np.nan) == {DUAL}
     assert again(last_residual=found.last_residual * 1.3) >= {FLOOR}
     assert again(last_residual=found.last_residual + found.floor.isel(penalty=-1)) >= {BELOW}
     assert FAR in again(size=found["size"] * 100)
@@ -394,7 +400,7 @@ def test_what_is_blind_to_z_is_far_from_the_solution_only_where_there_is_noise()
 def test_the_finding_is_in_the_dataset():
     found = Finding.of(dataset("minimax"))
     assert found.passed
-    assert len(found.checks) == 17
+    assert len(found.checks) == 19
     assert {order.over for order in found.orders} == {"scales", "widths", "steps"}
 
 
@@ -410,3 +416,23 @@ def test_a_solution_of_another_size_is_seen(monkeypatch, size):
     truth = minimax._truth
     monkeypatch.setattr(minimax, "_truth", lambda grid, *rest: size * truth(grid, *rest))
     assert failing(STUDIES["minimax"].run(**SMALL["minimax"]()[1])) == {SIZE}
+
+
+def test_equations_that_are_no_longer_what_they_say_are_seen():
+    """Probabilities that add up to 1.01, rewards of another f*: no order feels them."""
+    answer = torch.sin(GRID)
+
+    def off(changed):
+        equations = stacked([changed(instruments(GRID, answer)), policy(GRID, answer, 0.8)])
+        found = minimax._solutions(Setting(GRID, equations, 0.1, 4.0, 15), answer)
+        return {name: found[name] for name in ("masses_off", "truth_off")}
+
+    assert again(**off(lambda equation: equation)) == set()
+    assert again(**off(lambda equation: equation._replace(joint=1.01 * equation.joint))) == {MASSES}
+    assert again(**off(lambda equation: equation._replace(outcome=1.01 * equation.outcome))) == {MASSES}
+
+
+def test_a_floor_that_is_off_is_seen(monkeypatch):
+    floor = meanfield._floor
+    monkeypatch.setattr(meanfield, "_floor", lambda *given: (1.01 * (found := floor(*given))[0], found[1]))
+    assert DUAL in failing(STUDIES["minimax"].run(**SMALL["minimax"]()[1]))

@@ -72,7 +72,11 @@ def test_layers_that_did_not_come_to_the_last_time_are_neither_lazy_nor_rich():
     assert "of 3 values of λ" in finding.verdict
     assert "not known at the largest" in finding.verdict
     finding, checks = found("lazy_to_rich", small | {"study.balances": [-0.5, 0.5]})
-    assert [*checks] == ["z of the trained layers against the closed solution", "how far z moves"]
+    assert [*checks] == [
+        "z of the trained layers against the closed solution",
+        "how far z moves",
+        "change of the tangent kernel from that of its closed form",
+    ]
     assert "smallest" not in finding.verdict
 
 

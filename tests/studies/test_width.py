@@ -15,6 +15,7 @@ EQUAL = "exponent of the certified width in n, n dimensions, from 1"
 FIXED = "exponent of the certified width in n, fixed dimension"
 FEW = "the same in few dimensions, a control"
 SEARCHED = "certified width of growing networks from the closed one"
+ROUTES = "closed certified width from that by its roots"
 RATE = "certified rate over that of the loss"
 MOVEMENT = "movement of W over its bound"
 LEAST = "certified σ_min(F) over the least in training"
@@ -149,7 +150,8 @@ def test_layers_on_digits_are_scaled_against_each_other():
     assert scaled_layers.SCALES[6] == pytest.approx(0.0456 / 0.04472, rel=1e-4)
 
 
-CERTIFICATE, KERNEL, SQUARES = Bounds.certificate.fget, Network.kernel, wide.squares
+CERTIFICATE, EIGENVALUE = Bounds.certificate.fget, Network.eigenvalue.fget
+KERNEL, SQUARES, WIDTH = Network.kernel, wide.squares, wide.closed_width
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,10 @@ CERTIFICATE, KERNEL, SQUARES = Bounds.certificate.fget, Network.kernel, wide.squ
         (Bounds, "certificate", property(lambda s: CERTIFICATE(s) * s.least), "certificates", {EQUAL}),
         (Bounds, "certificate", property(lambda s: CERTIFICATE(s) * s.residual**3), "certificates", {EQUAL, FIXED}),
         (wide, "squares", lambda: 1.2 * SQUARES(), "certificates", {SEARCHED}),
+        (wide, "squares", lambda: 1.01 * SQUARES(), "certificates", {ROUTES}),
+        (width, "closed_width", lambda network, *given: 1.01 * WIDTH(network, *given), "certificates", {ROUTES}),
+        (Bounds, "certificate", property(lambda s: 1.01 * CERTIFICATE(s)), "certificates", {ROUTES}),
+        (Network, "eigenvalue", property(lambda s: 1.01 * EIGENVALUE(s)), "certificates", {ROUTES}),
         (width, "_FEW", 1024, "certificates", {FEW}),
         (Bounds, "rate", property(lambda s: 2 * s.largest**2), "held", {RATE}),
         (Bounds, "movement", property(lambda s: s.certificate * s.least / (200 * s.norm)), "held", {MOVEMENT}),
@@ -165,7 +171,8 @@ CERTIFICATE, KERNEL, SQUARES = Bounds.certificate.fget, Network.kernel, wide.squ
         (Network, "kernel", lambda s, theta: 1.01 * KERNEL(s, theta), "growing", {LATE}),
         (scaled_layers, "_last", lambda flow, theta, *_: theta, "digits", {DIGITS}),
     ],
-    ids=["power", "residual", "kernel", "few", "rate", "movement", "sigma", "tangent", "untrained"],
+    ids=["power", "residual", "kernel", "slightly", "width", "certificate", "eigenvalue"]
+    + ["few", "rate", "movement", "sigma", "tangent", "untrained"],
 )
 def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, what, sees):
     dataset("width")  # without the fault
@@ -184,6 +191,7 @@ def test_every_check_of_numbers_can_fail():
     assert again(certified=found.certified * found["size"] ** 1.5) == {EQUAL, FIXED}
     assert again(certified_bounds=found.certified_bounds * np.nan) == {RATE, MOVEMENT, LEAST}
     assert again(searched=found.searched * np.nan) == {SEARCHED}
+    assert again(routes=found.routes * np.nan) == {ROUTES}
 
 
 def test_what_cannot_be_certified_is_said():
