@@ -33,6 +33,13 @@ def edge(kind: str, layers: int) -> float:
     return float(minimize_scalar(logarithm, bounds=(-20.0, 10.0), method="bounded", options={"xatol": 1e-10}).fun)
 
 
+def edge_by_root(kind: str, layers: int) -> float:
+    """`edge` by the root of the derivative: pau² + (p − 1)au = 1."""
+    p, a = layers - 1, {"linear": 1.0, "relu": 2.0}[kind]
+    u = ((p - 1) ** 2 * a**2 + 4 * p * a) ** 0.5 / (2 * p * a) - (p - 1) / (2 * p)
+    return float(np.log((1 + u) * (1 + a * u) ** p / u))
+
+
 def _squared(width: int, repeats: int, random: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
     """log ‖H_1‖/‖x‖² and log tr H_1/(n‖x‖²) at the critical gain, one sample: (kind, layers, draw), both."""
     norms, traces = [], []
@@ -75,11 +82,13 @@ def growth(
     norms, traces = _squared(width, repeats, random)
     real, out = _softmax(data, width, deep, draws, random)
     edges = [[edge(kind, L) for L in NUMBERS] for kind in HOMOGENEOUS]
+    roots = [[edge_by_root(kind, L) for L in NUMBERS] for kind in HOMOGENEOUS]
     over, beside = ("homogeneous", "number", "repeat"), ("kind", "gain_factor", "deep", "draw")
     return {
         "log_norm": (over, norms),
         "log_trace": (over, traces),
         "log_edge": (over[:2], edges),
+        "edge_off": (over[:2], np.abs(np.subtract(edges, roots))),
         "log_real": (beside, real),
         "log_out": (beside, out),
     }

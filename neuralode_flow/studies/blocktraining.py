@@ -18,6 +18,7 @@ from .blocks import ACTIVATIONS, CLASSES, PIXELS, Digits, Network, SquaredError,
 RATIOS = (0.9, 0.98, 1.02, 1.1)  # of step sizes over 2/λ_max
 LAYERS_TRAINED = 4
 _STEPS, _AWAY, _RECORDS, _SETTLE = 10, 1e-6, 8, 100
+_NEAR = 1e-5  # of central differences: about the cube root of round-off, which leaves 1e-10
 
 
 def training(data: Digits, width: int, rate: float, steps: int, random: torch.Generator) -> dict[str, Any]:
@@ -40,10 +41,12 @@ def training(data: Digits, width: int, rate: float, steps: int, random: torch.Ge
     exact, kept, dropped = np.moveaxis(np.array(found), -1, 0)
     settled = _descent(flow, states[-1], _SETTLE, rate / 2)[-1]  # what oscillates near 2/λ goes at half the rate
     measured, theory = _stability(flow, settled)
+    sharp = [float(sharpness(flow, state).value) for state in states]
     return {
         "mark": np.concatenate(([0], marks)),
         "loss": ("mark", [float(flow.loss(flow.product(state))) for state in states]),
-        "sharpness": ("mark", [float(sharpness(flow, state).value) for state in states]),
+        "sharpness": ("mark", sharp),
+        "sharpness_off": ((), abs(sharp[-1] / _slope(flow, states[-1]) - 1)),
         "trained": (("mark", "inner"), exact),
         "trained_dropped": (("mark", "inner"), dropped / kept),
         "factor": ("ratio", measured),
@@ -67,6 +70,13 @@ def _look(network: Network, weights: list[Tensor]) -> list[tuple[float, float, f
     """Norms of the exact block, of that of the chain rule and of what it drops, for each layer."""
     now = Network(network.inputs, network.activation, network.loss, weights)
     return [block_norms(now, k) for k in range(len(weights))]
+
+
+def _slope(flow: FactorizationFlow, theta: Tensor) -> float:
+    """How fast the gradient grows along the leading eigenvector, by central differences."""
+    vector = hessian(flow, theta).top(1).vectors[0]
+    behind, ahead = (flow.velocity(theta + sign * _NEAR * vector) for sign in (-1, 1))
+    return float((behind - ahead) @ vector) / (2 * _NEAR)
 
 
 def _stability(flow: FactorizationFlow, theta: Tensor) -> tuple[list[float], list[float]]:

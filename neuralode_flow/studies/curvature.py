@@ -30,6 +30,8 @@ _STEP, _END, _START, _ORDER, _OTHER, _APART = 0.01, 0.05, 0.1, 0.15, 0.1, 0.04
 
 # A critical gain is off by the first correction in 1/width, about 2.5/width, and by its standard error.
 _FINITE, _ERRORS = 3.0, 3.0
+_CLOSED = 1e-9  # of a minimum to half the digits in its place
+_SLOPE = 1e-6  # of central differences and of Lanczos' method
 _EDGE = 2.5  # times width^(−2/3), the size of fluctuations at the edge of a spectrum
 
 LONG_NAMES = {
@@ -40,11 +42,13 @@ LONG_NAMES = {
     "power_expected": "2k − L",
     "log_norm": "log ‖H_1‖/‖x‖² of one sample, squared loss, at the critical gain",
     "log_edge": "the same at infinite width",
+    "edge_off": "distance of that from the same by the root of the derivative",
     "log_trace": "log tr H_1/(n‖x‖²) of one sample, squared loss, at the critical gain",
     "log_real": "log ‖H_1‖, digits, cross-entropy",
     "log_out": "log of the mean trace of the Hessian in the outputs, digits, cross-entropy",
     "loss": "loss of gradient descent",
     "sharpness": "largest eigenvalue of the whole Hessian",
+    "sharpness_off": "relative distance of the last one from the growth of the gradient along its eigenvector",
     "trained": "spectral norm of the block of a layer along training",
     "trained_dropped": "dropped over kept along training",
     "factor": "growth of a disturbance in a step of gradient descent",
@@ -279,8 +283,8 @@ def _norm_gap(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def _exactness(dataset: xr.Dataset) -> float:
-    """‖H_k − G_k‖/‖H_k‖, the largest over layers and draws of linear and ReLU networks."""
-    return largest_of((dataset.dropped / dataset.exact)[:2])
+    """‖H_k − G_k‖ and ‖G_k‖ − ‖H_k‖ over ‖H_k‖, the largest over layers and draws of linear and ReLU networks."""
+    return largest_of([largest_of((dataset.dropped / dataset.exact)[:2]), largest_of(_norm_gap(dataset)[:2])])
 
 
 def _checks(
@@ -335,6 +339,7 @@ def _checks_of_growth(dataset: xr.Dataset, width: int, gains: dict[str, list[Gai
             finite["edge"],
             two,
         ),
+        Check("that edge from its closed form", largest_of(dataset.edge_off), _CLOSED, "its logarithm, all layers"),
         Check("log norm of two layers from its edge", two_layers, _EDGE * width ** (-2 / 3), two),
         Check(
             "gain without growth of the norm itself from the critical one, a control",
@@ -366,6 +371,12 @@ def _checks_of_training(dataset: xr.Dataset) -> tuple[Check, ...]:
     above, over = float(factor[unstable].min()), "largest over layers"
     return (
         Check("growth of a disturbance in a step from |1 − ηλ|", off, _STEP, "relative, largest over the step sizes"),
+        Check(
+            "sharpness where training ends from the growth of the gradient along its eigenvector",
+            float(dataset.sharpness_off),
+            _SLOPE,
+            "relative",
+        ),
         Check("that growth at step sizes below 2/λ", float(factor[~unstable].max()), 1.0, "largest"),
         Check("that growth at step sizes above 2/λ, a control", above, 1.0, "least", least=True),
         Check("dropped over kept where training ends", float(along[-1]), _END, over),

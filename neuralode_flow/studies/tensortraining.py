@@ -16,7 +16,7 @@ from ..time.trajectory import Trajectory
 from .base import whole
 from .margin import largest_margin
 from .tensorlimits import Stationary, stationary
-from .tensors import FullyConnected, Network, network
+from .tensors import Basis, FullyConnected, Network, network
 
 # Margins at which a classifier is looked at, over the last.
 _PARTS = tuple(4.0**-j for j in range(5, -1, -1))
@@ -65,11 +65,18 @@ def classified(one: Network, z: Tensor, theta: Tensor, size: float) -> dict[str,
         "singular_expected": singular,
         "residual": limit.residual,
         "gap": limit.gap,
+        "pulls_off": _pulls_off(basis, depth, limit),
         "least_margin": float((points @ limit.b).min()),
         "to_widest_l2": float(far(_unit(b[-1]), largest_margin(points).direction)),
         "direction": (("entry",), _unit(b[-1])),
         "excess": float(norms[0] / norms[1] - 1),
     }
+
+
+def _pulls_off(basis: Basis, depth: int, limit: Stationary) -> float:
+    """How far ‖Σ λ_i u_gi‖ is from ‖c_g‖^{2/L−1} on the groups that do not vanish, over the largest of them."""
+    wanted = np.linalg.norm(basis.of(limit.b), axis=-1)[limit.on] ** (2 / depth - 1)
+    return float(np.abs(limit.pulls_size[limit.on] - wanted).max() / wanted.max())
 
 
 def to_diagonal(depth: int, z: Tensor, trained: np.ndarray) -> float:

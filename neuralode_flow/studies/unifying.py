@@ -54,6 +54,8 @@ LONG_NAMES = {
     "growth_missed": "distance of the growth of what vanishes in the direction from its power of the margin",
     "expected": "order in 1/margin that is expected of the direction",
     "residual": "what is left of the conditions of Karush, Kuhn and Tucker at the stationary direction, relative",
+    "least_margin": "least margin of the stationary direction, 1",
+    "pulls_off": "distance of ‖Σ λ_i u_gi‖ from ‖c_g‖^{2/L−1} there, on groups that do not vanish, relative",
     "to_widest_l2": "distance of the trained direction from that of the widest ℓ₂ margin",
 }
 
@@ -304,6 +306,9 @@ def _checks(
         Check("that order of the layers over the expected one", least_of(layers / dataset.singular_expected.values),
               _NEARER, "the least of the networks; below ½ it is nearer to none", least=True),
         Check("conditions of Karush, Kuhn and Tucker at the stationary direction", largest_of(dataset.residual),
+              _CONDITIONS, f"relative, {over}"),
+        Check("margin of the stationary direction, and its pulls by the size of each group, from what they must be",
+              float(np.max([np.abs(dataset.least_margin.values - 1).max(), largest_of(dataset.pulls_off)])),
               _CONDITIONS, f"relative, {over}"),
         Check("duality gap of the ℓ₁ margin, two layers", largest_of(first.gap), _CONDITIONS, f"relative, {over}"),
         Check("distance from the widest ℓ₂ margin, diagonal and convolutional, a control",

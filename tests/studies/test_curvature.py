@@ -13,6 +13,7 @@ from neuralode_flow.studies.blocks import ACTIVATIONS, Activation, Network, Soft
 
 STUDY = STUDIES["curvature"]
 OUTER, PARTS, EDGE_LAW, LIMIT = blocks._outer, Network.parts, blockgrowth.edge, blockdepth.limit
+NORMS, SHARPNESS = blocks.block_norms, blocktraining.sharpness
 
 EXACT = "blocks of the chain rule from exact ones, linear and ReLU"
 LAST = "the same at the last layer, tanh"
@@ -20,6 +21,8 @@ FIRST = "norm that the chain rule misses at the first layer, tanh of the least g
 POWER = "power of the gain in dropped over kept from 2k − L, tanh"
 TRACE = "gain without growth of the trace from the critical one"
 EDGE = "gain without growth of the norm over its edge from the critical one"
+CLOSED = "that edge from its closed form"
+SLOPE = "sharpness where training ends from the growth of the gradient along its eigenvector"
 TWO = "log norm of two layers from its edge"
 PLAIN = "gain without growth of the norm itself from the critical one, a control"
 REAL = "gain without growth of the norm on digits, cross-entropy, from the critical one"
@@ -77,7 +80,7 @@ def growth():
 def training():
     data = blocks.digits(6, generator(1))
     found = values({n: v for n, v in blocktraining.training(data, 6, 0.12, 1000, generator(2)).items() if n != "mark"})
-    return {name: found[name] for name in ("factor", "factor_expected", "trained_dropped")}
+    return {name: found[name] for name in ("factor", "factor_expected", "trained_dropped", "sharpness_off")}
 
 
 def in_depth():
@@ -225,6 +228,11 @@ def of_the_next_layer(network):
     return signals, [jacobians[1], *jacobians[1:]]
 
 
+def at_the_top(flow, state, size):
+    found = SHARPNESS(flow, state)
+    return found._replace(value=size * found.value)
+
+
 def nothing(V):
     return torch.zeros_like(V)
 
@@ -242,13 +250,16 @@ def nothing(V):
         (ACTIVATIONS, "relu", ACTIVATIONS["relu"]._replace(gain=1.0), growth, {TRACE, EDGE, TWO, REAL}),
         (blockgrowth, "edge", lambda kind, L: EDGE_LAW(kind, L + 1), growth, {TWO}),
         (blockgrowth, "edge", lambda kind, L: EDGE_LAW("linear", L), growth, {TWO}),
+        (blockgrowth, "edge", lambda kind, L: 1.01 * EDGE_LAW(kind, L), growth, {CLOSED}),
+        (blocks, "block_norms", lambda network, k: np.multiply(NORMS(network, k), (1, 1.01, 1)), chain, {EXACT}),
+        (blocktraining, "sharpness", lambda flow, at: at_the_top(flow, at, 1.01), training, {SLOPE}),
         (blocktraining, "_descent", lambda f, t, n, r: DESCENT(f, t, n, r / 2), training, {STEP, UNSTABLE}),
         (blockdepth, "limit", lambda f, w, s, c, **p: LIMIT(f, w, s, not c, **p), in_depth, {ORDERS, OTHER}),
         (blockdepth, "limit", lambda f, w, s, c, **p: 1.01 * LIMIT(f, w, s, c, **p), in_depth, {ORDERS}),
     ],
     ids=[
         "no mean", "no inputs", "next layer", "no ppᵀ", "linear", "no φ'", "other power", "relu gain", "a layer more",
-        "linear edge", "half steps", "other kind", "1 %",
+        "linear edge", "edge", "kept", "sharpness", "half steps", "other kind", "1 %",
     ],
 )  # fmt: skip
 def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, part, sees):
@@ -281,6 +292,9 @@ def test_every_check_of_numbers_can_fail():
     assert again(log_real=found.log_real + 0.45 * found.deep) == {REAL, DECAYS}
     assert again(log_real=found.log_real * 0) == {REAL, DECAYS, GROWS}
     assert again(factor=1.0 + found.factor * 0) == {STEP}
+    assert again(kept=found.kept * 1.01) == {EXACT}
+    assert again(edge_off=found.edge_off * np.nan) == {CLOSED}
+    assert again(sharpness_off=found.sharpness_off * np.nan) == {SLOPE}
     assert again(factor=found.factor + 0.1) == {STEP, STABLE}
     assert again(factor=found.factor - 0.1) == {STEP, UNSTABLE}
     assert again(trained_dropped=found.trained_dropped * 0 + 0.07) == {END, START}

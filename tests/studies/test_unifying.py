@@ -29,6 +29,7 @@ SHARE = "the same order over the expected one"
 LAYERS = "order of the layers to singular vectors, short of the expected one"
 LAYERS_SHARE = "that order of the layers over the expected one"
 CONDITIONS = "conditions of Karush, Kuhn and Tucker at the stationary direction"
+POINT = "margin of the stationary direction, and its pulls by the size of each group, from what they must be"
 GAP = "duality gap of the ℓ₁ margin, two layers"
 WIDEST_L2 = "distance from the widest ℓ₂ margin, diagonal and convolutional, a control"
 BASIS = "distance from the direction of the diagonal formula, convolutional, a control"
@@ -225,6 +226,8 @@ def test_the_small_one_passes_and_every_check_of_numbers_can_fail():
     assert again(deviation=found.deviation**0.0) == {DIRECTION, SHARE}
     assert again(singular=found.singular**0.0) == {LAYERS, LAYERS_SHARE}
     assert again(residual=found.residual + 1e-3) == {CONDITIONS}
+    assert again(least_margin=found.least_margin * 1.01) == {POINT}
+    assert again(pulls_off=found.pulls_off * np.nan) == {POINT}
     assert again(gap=found.gap + 1e-3) == {GAP}
     assert again(to_widest_l2=found.to_widest_l2 * 0) == {WIDEST_L2}
     assert again(to_diagonal=found.to_diagonal * 0) == {BASIS}
@@ -241,3 +244,23 @@ def test_what_does_not_fit_is_said():
 @pytest.mark.slow
 def test_more_layers_and_another_size_pass():
     assert failing(STUDY.run(dimension=7, depths=(2, 4), seed=3)) == set()
+
+
+@pytest.mark.parametrize("part", ["b", "pulls"])
+def test_a_stationary_direction_of_another_size_is_seen(monkeypatch, part):
+    """Neither the conditions that it states itself nor an order feels it."""
+    stationary = tensortraining.stationary
+
+    def off(*given):
+        found = stationary(*given)
+        return found._replace(**{part: 1.01 * getattr(found, part)})
+
+    one, z, random = network("diagonal", 2, D), normal(drawn(), 3, D), drawn(1)
+
+    def point():
+        found = tensortraining.classified(one, z, one.start(random, 1.0), 1e3)
+        return abs(found["least_margin"] - 1), found["pulls_off"]
+
+    assert max(point()) < 1e-10
+    monkeypatch.setattr(tensortraining, "stationary", off)
+    assert max(point()) > 5e-3
