@@ -32,9 +32,15 @@ _ZEROS = 1.0  # the error of zeros in place of the entries that are not seen
 
 @dataclass(frozen=True, eq=False)
 class _Completed:
-    """Where one completion ended: `unseen` is NaN, and `time` 0, where the loss has not fallen to what ends it."""
+    """Where one completion ended: `unseen` is NaN, and `time` 0, where the loss has not fallen to what ends it.
+
+    squared : unseen² by a second route, the square of all errors less twice the loss.
+    all_squared : the square of all errors, in its unit.
+    """
 
     unseen: float
+    squared: float
+    all_squared: float
     effective_rank: float
     loss: float
     time: float
@@ -155,8 +161,14 @@ def _completed(clock: Clock, N: int, loss: Completion, z0: Tensor, fall: float, 
     hidden = torch.where(loss.mask, 0.0, path.z[-1] - loss.target)
     shares = torch.linalg.svdvals(path.z[-1])
     fallen = path.ending == "loss"
+    every, size = (
+        (float((z - loss.target).square().sum()), 2 * float(loss(z))) for z in (path.z[-1], torch.zeros_like(z0))
+    )
+    unit = size[0] - size[1]
     return _Completed(
         unseen=float(hidden.norm() / torch.where(loss.mask, 0.0, loss.target).norm()) if fallen else np.nan,
+        squared=(every[0] - every[1]) / unit,
+        all_squared=every[0] / unit,
         effective_rank=float(torch.exp(torch.special.entr(shares / shares.sum()).sum())),
         loss=float(path.loss[-1] / path.loss[0]),
         time=float(path.times[-1]) if fallen else 0.0,
@@ -171,8 +183,10 @@ def _dataset(networks: list[int], observations: Sequence[int], runs: list[_Compl
         "effective_rank": "effective rank of z",
         "loss": "loss at the end, relative",
     }
+    off = [abs(run.unseen**2 - run.squared) / run.all_squared for run in runs]
     return arranged(
-        {name: (dims, np.reshape([getattr(run, name) for run in runs], shape), what) for name, what in said.items()},
+        {name: (dims, np.reshape([getattr(run, name) for run in runs], shape), what) for name, what in said.items()}
+        | {"unseen_off": (dims, np.reshape(off, shape), "distance of its square from all errors less the loss")},
         [
             axis("network", networks, "layers N; 0 is infinite depth"),
             axis("entries", list(observations), "entries that are seen"),
@@ -243,6 +257,12 @@ def _finding(
                 )
                 for N, share in better.items()
                 if N or not deeper[:-1]
+            ),
+            Check(
+                "square of the unseen errors from that of all errors less the loss",
+                largest_of(dataset.unseen_off),
+                _BOUND,
+                "over that of all errors",
             ),
             Check("errors from a turned start, where the straight one shoots up", worst, _ZEROS, "the largest"),
             Check("small matrices on which infinite depth shoots up, a control", shooting, 1, least=True),

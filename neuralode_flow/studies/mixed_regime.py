@@ -20,10 +20,11 @@ from ..matrices import wishart_factor
 from ..orders import LEAST_POINTS, Order, observed_order, relative_noise, said
 from ..signatures import Dimension, Seed
 from ..time.integrate import integrate
-from .axes import arranged, axis, time
+from .axes import arranged, axis, largest_of, time
 from .base import STUDIES, Clock, Progress, Study, whole
 
 _ORDER = 0.1
+_EXACT = 1e-12  # of what is known
 _LAZY = 0.05  # how near the laziest flow must come to the lazy limit
 
 
@@ -100,8 +101,8 @@ def run(
             weights = (c / w) ** 0.5 * torch.stack([_bartlett(w, d, generator) for _ in range(number)])
             gaps.append(_distances(clock, loss, c, weights, f"{k}-{w}"))
         regimes.append(_regime(clock, loss, truth, c, widths, gaps, str(k)))
-    lazy = 1 - float((data * truth).sum() ** 2 / (data.square().sum() * truth.square().sum()))
-    dataset = _dataset(clock, products, widths, regimes, lazy)
+    lazy = _lazy(data, truth)
+    dataset = _dataset(clock, products, widths, regimes, lazy, abs(lazy - _best_multiple(data, truth)))
     title = f"Tu, Aranguri, Jacot 2024, figure 1: d = {d}, rank {rank} and noise (seed {seed})"
     scaled_down = "" if d >= 500 else f"d = {d}, rank {rank} in place of 500 and 5"
     return _finding(dataset, [regime.order for regime in regimes], title, scaled_down).attached(dataset)
@@ -142,7 +143,7 @@ def _regime(
 
 
 def _dataset(
-    clock: Clock, products: Sequence[float], widths: Sequence[int], regimes: list[_Regime], lazy: float
+    clock: Clock, products: Sequence[float], widths: Sequence[int], regimes: list[_Regime], lazy: float, lazy_off: float
 ) -> xr.Dataset:
     errors, losses, tests = ([getattr(r, name) for r in regimes] for name in ("error_z", "loss", "test_error"))
     return arranged(
@@ -151,6 +152,7 @@ def _dataset(
             "loss": (("product", "time"), losses, "loss of the closed flow from z = 0"),
             "test_error": (("product", "time"), tests, "‖z − A*‖²/‖A*‖² of the closed flow from z = 0"),
             "test_error_lazy": ((), lazy, "least test error along the lazy limit, a line to Y"),
+            "lazy_off": ((), lazy_off, "distance of that from the test error of the multiple of Y by least squares"),
             "effective_rank": (
                 "product",
                 [r.effective_rank for r in regimes],
@@ -208,11 +210,28 @@ def _finding(dataset: xr.Dataset, orders: list[Order], title: str, scaled_down: 
                 _LAZY,
                 "relative",
             ),
+            Check(
+                "test error of z = 0 from 1, and of the lazy limit from the best multiple of Y",
+                largest_of([largest_of(abs(dataset.test_error[:, 0] - 1)), float(dataset.lazy_off)]),
+                _EXACT,
+                "the largest",
+            ),
             Check("error in time of the closed flow", error_time, norm="sup over σ²w and t, Frobenius norm"),
         ),
         orders=tuple(orders),
         numbers={"reference_error": error_time, "scaled_down": scaled_down},
     )
+
+
+def _lazy(data: Tensor, truth: Tensor) -> float:
+    """The least test error along the line to Y."""
+    return 1 - float((data * truth).sum() ** 2 / (data.square().sum() * truth.square().sum()))
+
+
+def _best_multiple(data: Tensor, truth: Tensor) -> float:
+    """‖sY − A*‖²/‖A*‖² of the s of least squares."""
+    s = torch.linalg.lstsq(data.reshape(-1, 1), truth.reshape(-1, 1)).solution.squeeze()
+    return float((s * data - truth).square().sum() / truth.square().sum())
 
 
 def _data(d: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

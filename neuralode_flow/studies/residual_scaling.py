@@ -20,7 +20,7 @@ from ..orders import LEAST_POINTS, Order, observed_order, said
 from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis, depth, least_of, time
+from .axes import arranged, axis, depth, largest_of, least_of, time
 from .base import STUDIES, Clock, Progress, Study, whole
 
 # Errors of one target in the paper's setting, at n = 25, 50, 100, 200.
@@ -83,6 +83,11 @@ def run(
             "loss_within": (("network", "time", "target"), losses[0], "loss, det T > 0"),
             "loss_beyond": (("network", "time", "target"), losses[1], "loss, det T < 0"),
             "stall": ("target", stall, "½σ_min(T)², the least loss on det z = 0"),
+            "stall_off": (
+                "target",
+                abs(stall - _closed_stall(beyond)) / beyond.square().sum((-2, -1)),
+                "its distance from that by ‖T‖ and det T, over ‖T‖²",
+            ),
         },
         [depth(depths, "layers n"), axis("network", [0, *depths], "layers n; 0 is the limit"), time(clock.times)],
     )
@@ -118,6 +123,9 @@ def _finding(dataset: xr.Dataset, found: Sequence[Order]) -> Finding:
             Check(
                 "loss of the limit below ½σ_min(T)², det T < 0", beneath, _ROUND_OFF, "largest over t and the targets"
             ),
+            Check(
+                "½σ_min(T)² from that by ‖T‖ and det T", largest_of(dataset.stall_off), _ROUND_OFF, "over ‖T‖², largest"
+            ),
             Check("error in time of the limit", error_time, norm="sup over t and the targets, Frobenius norm"),
         ),
         orders=orders,
@@ -128,6 +136,12 @@ def _finding(dataset: xr.Dataset, found: Sequence[Order]) -> Finding:
 def _at(depths: Sequence[int]) -> np.ndarray:
     """The published errors at other n, by their 1/n."""
     return PUBLISHED[1] * 50 / np.array(depths)
+
+
+def _closed_stall(T: Tensor) -> Tensor:
+    """½σ_min(T)² of T (..., 2, 2) by the quadratic equation of σ², without cancellation."""
+    square, det = T.square().sum((-2, -1)), torch.linalg.det(T).square()
+    return det / (square + torch.sqrt((square**2 - 4 * det).clamp(min=0)))
 
 
 def _targets(number: int, seed: int) -> tuple[Tensor, Tensor]:

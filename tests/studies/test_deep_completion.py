@@ -18,6 +18,7 @@ COMPLETED, TRAINED, KEPT = deep_completion._completed, deep_completion._trained,
 SQUARE = "3 trained factors against their closed flow, relative"
 DEEPER = "3 layers against 2 on the same entries"
 TURNED = "errors from a turned start, where the straight one shoots up"
+UNSEEN = "square of the unseen errors from that of all errors less the loss"
 SHOOTING = "small matrices on which infinite depth shoots up, a control"
 
 
@@ -144,7 +145,9 @@ def test_the_default_type_of_numbers_draws_no_other_entries():
 
 
 def test_a_run_that_ends_early_is_told(monkeypatch):
-    stopped = _Completed(unseen=np.nan, effective_rank=1.0, loss=1.0, time=1.0, status="stopped")
+    stopped = _Completed(
+        unseen=np.nan, squared=1.0, all_squared=1.0, effective_rank=1.0, loss=1.0, time=1.0, status="stopped"
+    )
     inputs, options = SMALL["deep_completion"]()
     monkeypatch.setattr(deep_completion, "_completed", lambda *given: stopped)
     monkeypatch.setattr(deep_completion, "_trained", lambda *given, **more: 0.0)
@@ -189,3 +192,15 @@ def test_entries_that_are_all_seen_leave_nothing_to_complete(monkeypatch):
         run(monkeypatch, observations=[32, 64])
     with pytest.raises(ValueError, match=r"study\.drawn_entries must be at most 8, got 9"):
         run(monkeypatch, drawn_entries=9)
+
+
+def test_an_error_of_the_unseen_entries_that_is_off_is_seen(monkeypatch):
+    run(monkeypatch)  # without the fault
+
+    def off(*given):
+        found = completed(*given)
+        return replace(found, unseen=1.01 * found.unseen)
+
+    inputs, options = SMALL["deep_completion"]()
+    monkeypatch.setattr(deep_completion, "_completed", off)
+    assert failing(STUDIES["deep_completion"].run(**inputs, **options)) == {UNSEEN}

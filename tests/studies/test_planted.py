@@ -1,6 +1,7 @@
 """A fault that is planted in the mathematics of a study is seen by its checks, and its verdict does not deny it."""
 
 import importlib
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from neuralode_flow.studies import (
     lazy_to_rich,
     lcn,
     learning_rate,
+    mixed_regime,
     perceptron,
     residual_scaling,
     scalar_blocks,
@@ -128,6 +130,27 @@ def test_a_change_of_the_tangent_kernel_that_is_off_is_seen(monkeypatch, size):
 
     monkeypatch.setattr(lazy_to_rich, "jacobian", off)
     assert failing(small("lazy_to_rich")) == {"change of the tangent kernel from that of its closed form"}
+
+
+@pytest.mark.parametrize("part", ["_regime", "_lazy"])
+def test_a_test_error_that_is_off_is_seen(monkeypatch, part):
+    """The largest σ²w is held to the lazy limit to 5 % only, and the claim has the numbers."""
+    right = getattr(mixed_regime, part)
+
+    def off(*given):
+        found = right(*given)
+        return 1.01 * found if part == "_lazy" else replace(found, test_error=1.01 * found.test_error)
+
+    monkeypatch.setattr(mixed_regime, part, off)
+    known = "test error of z = 0 from 1, and of the lazy limit from the best multiple of Y"
+    assert known in failing(small("mixed_regime", widths=[200, 400, 800], repeats=2))
+
+
+def test_a_least_loss_that_is_off_is_seen(monkeypatch):
+    """On det z = 0: no flow of a short horizon comes near enough to it to fall below."""
+    right = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda T: right(T) * 1.005 if T.shape[-2:] == (2, 2) else right(T))
+    assert failing(small("residual_scaling")) == {"½σ_min(T)² from that by ‖T‖ and det T"}
 
 
 def test_a_flow_that_falls_below_the_least_loss_of_its_side_is_said(monkeypatch):
