@@ -257,7 +257,7 @@ def _networks(
 def _shifts(lam: Callable[[float], float], L: int, like: Tensor) -> Tensor:
     """c_k = λ_1 + … + λ_{k−1} with λ_k = λ(k/L)/L²."""
     steps = [0.0, *(lam(k / L) / L**2 for k in range(1, L))]
-    return torch.tensor(steps).to(like).cumsum(0)
+    return torch.tensor(steps, dtype=like.dtype, device=like.device).cumsum(0)
 
 
 def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:

@@ -110,7 +110,7 @@ def run(
 
 def _distances(clock: Clock, loss: Loss, c: float, weights: Tensor, name: str) -> Tensor:
     """Of networks with `weights` at σ²w = c from the closed flow, sup over t: `(n, 2, d, w)` → `(n,)`."""
-    times, flow = clock.times / max(1.0, c), IntrinsicFlow(loss, TwoLayer(2 * c))
+    times, flow = clock.times.double() / max(1.0, c), IntrinsicFlow(loss, TwoLayer(2 * c))
     network = integrate(FactorizationFlow(_product, loss), weights, times, **clock.options(f"network-{name}"))
     closed = integrate(flow, network.z[0], times, **clock.options(f"closed-{name}"))
     gap = whole(network, f"networks at σ²w = {c:g}").z - whole(closed, f"flow at σ²w = {c:g}").z
@@ -122,8 +122,8 @@ def _regime(
 ) -> _Regime:
     """What the distances `gaps` of networks by width say, and the closed flow from z = 0 itself."""
     flow, zero, tight, unit = IntrinsicFlow(loss, TwoLayer(2 * c)), torch.zeros_like(truth), clock.tight(), max(1.0, c)
-    limit = integrate(flow, zero, clock.times / unit, **clock.options(f"zero-{name}"))
-    again = integrate(flow, zero, tight.times / unit, **tight.options(f"tight-{name}"))
+    limit = integrate(flow, zero, clock.times.double() / unit, **clock.options(f"zero-{name}"))
+    again = integrate(flow, zero, tight.times.double() / unit, **tight.options(f"tight-{name}"))
     what = f"flow at σ²w = {c:g}"
     gap = clock.time_error(whole(limit, what).z, whole(again, what).z)
     error_time = float(torch.linalg.matrix_norm(gap).max())

@@ -124,7 +124,9 @@ def _network(clock: Clock, S: int) -> np.ndarray:
 
     start = torch.cat((torch.full((S,), 2**0.5, dtype=torch.float64), torch.zeros(S, dtype=torch.float64)))
     flow = FactorizationFlow(phi, Quadratic(-torch.ones((), dtype=torch.float64)))
-    path = integrate(flow, start, S * clock.times, **clock.options("network"), observe=lambda i, theta: theta.clone())
+    path = integrate(
+        flow, start, S * clock.times.double(), **clock.options("network"), observe=lambda i, theta: theta.clone()
+    )
     seen = whole(path, "network").observed
     assert seen is not None
     return (seen[:, 0] * seen[:, S]).numpy()

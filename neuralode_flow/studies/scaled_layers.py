@@ -48,7 +48,7 @@ def trained(
     drawn = torch.randperm(len(digits), generator=generator, device="cpu")[: 2 * images].numpy()
     X = torch.as_tensor((pictures[drawn] - pictures.mean()) / pictures.std()).to(torch.get_default_device())
     truth = torch.as_tensor(digits[drawn], device=X.device)
-    he = torch.tensor([(2 / X.shape[1]) ** 0.5] * X.shape[1] + [(2 / hidden) ** 0.5] * _CLASSES).to(X)
+    he = X.new_tensor([(2 / X.shape[1]) ** 0.5] * X.shape[1] + [(2 / hidden) ** 0.5] * _CLASSES)
     unit = normal(generator, 2, hidden, len(he)) * he
     labels = outputs(_teacher(unit[0], X[:images], truth[:images]), X).argmax(-1)
     found = [_one(_scaled(unit[1], scale, X.shape[1]), X, labels, images, steps) for scale in scales]

@@ -217,7 +217,7 @@ def _shifts(lam: float, L: int) -> Tensor:
 def _limit(problem: Problem, clock: Clock, m: float, name: str, what: str = "limit") -> Trajectory:
     """The flow of m · logmean, at the times of the clock."""
     flow = IntrinsicFlow(problem.loss, LogMean())
-    return whole(integrate(flow, problem.z0, m * clock.times, **clock.options(name)), what)
+    return whole(integrate(flow, problem.z0, m * clock.times.double(), **clock.options(name)), what)
 
 
 def _trained(problem: Problem, clock: Clock, ell: float, L: int, seed: int, name: str) -> Tensor:

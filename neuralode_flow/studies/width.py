@@ -277,7 +277,7 @@ def _measured(network: Network, theta: Tensor) -> dict[str, np.ndarray]:
         "rate_of_the_end": rate(decayed(after, residual, gone)),
         "rate_of_the_start": rate(decayed(before, residual, gone)),
         "twice_eigenvalue": 2 * torch.linalg.eigvalsh(after)[..., 0],
-        "certificate": torch.tensor([network.bounds(one).certificate for one in theta]),
+        "certificate": torch.tensor([network.bounds(one).certificate for one in theta], dtype=torch.float64),
     }
     return {name: values.cpu().numpy() for name, values in found.items()}
 
