@@ -259,16 +259,19 @@ def composed_for_mode() -> Iterator[None]:
         nonlocal finding
         finding = True
         try:
-            return find(self, config_name, overrides)
+            mode = find(self, config_name, overrides)
         finally:
             finding = False
+        if mode is not None:
+            kept.clear()
+        return mode
 
     def load_configuration(
         self: Any, config_name: str | None, overrides: list[str], run_mode: Any, *others: Any, **options: Any
     ) -> DictConfig:
         if kept:
             loader, before, config = kept.pop()
-            whole = config.hydra.mode is None and not OmegaConf.missing_keys(config.hydra.runtime.choices)
+            whole = not OmegaConf.missing_keys(config.hydra.runtime.choices)
             *own, last = overrides or [""]
             if whole and loader is self and own == before and last == f"hydra.mode={run_mode.name}":
                 config.hydra.mode = run_mode

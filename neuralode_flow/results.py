@@ -69,7 +69,7 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
             before()
 
 
-Attributes = dict[Any, Any]
+Attributes = dict[str, Any]
 
 
 def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes], Attributes]) -> xr.Dataset:
@@ -83,17 +83,17 @@ def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes], Attribu
 
 def _written(attributes: Attributes) -> Attributes:
     """Attributes as netCDF can hold them, those that have a meaning to its readers under another name."""
-    return {_OURS + name if _means(name, value) else name: _as_written(value) for name, value in attributes.items()}
+    named = {str(name): value for name, value in attributes.items()}
+    return {_OURS + name if _means(name, value) else name: _as_written(value) for name, value in named.items()}
 
 
 def _read(attributes: Attributes) -> Attributes:
     """The same under the names that they had."""
-    return {str(name).removeprefix(_OURS): value for name, value in attributes.items()}
+    return {name.removeprefix(_OURS): value for name, value in attributes.items()}
 
 
-def _means(name: Any, value: Any) -> bool:
+def _means(name: str, value: Any) -> bool:
     """Whether readers of netCDF would take an attribute for how values are to be read, or refuse it."""
-    name = str(name)
     return name in _MEANINGS or name.startswith(_OURS) or (name == "units" and " since " in str(value))
 
 
@@ -107,7 +107,8 @@ def _as_written(value: Any) -> Any:
         kind = "O"
     if kind == "b":
         return np.asarray(value).astype(np.int64)[()]
-    return repr(value) if kind not in "iufcSU" else value
+    words = kind == "U" and all(isinstance(word, str) for word in np.ravel(np.asarray(value, dtype=object)))
+    return value if words or kind in "iufc" else repr(value)
 
 
 class _Kept(io.FileIO):

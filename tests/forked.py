@@ -5,6 +5,7 @@ What it imports, registers and sets dies with it. Where an interpreter of its ow
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ import neuralode_flow.figures
 import neuralode_flow.studies  # noqa: F401
 from neuralode_flow.app.main import main as command
 
+_PATIENCE = 200  # seconds
+
 
 def forked(
     folder: str | os.PathLike, *arguments: str, program: Callable[[], None] = command
@@ -36,6 +39,7 @@ def forked(
             status = 120
             try:
                 _become_new(folder, paths)
+                signal.alarm(_PATIENCE)  # its end, where it hangs
                 sys.argv[1:] = arguments
                 program()
                 status = 0

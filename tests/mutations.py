@@ -329,7 +329,7 @@ FAULTS = [
     Fault("a worker that has just been forked does what its parent would", "parallel.py",
           "with forking(_SIGNALS):", "with forking(()):", "test_parallel.py"),
     Fault("a run may be anywhere beside the intrinsic limit", "studies/trajectory.py",
-          "return 2 * float", "return 1 + 2 * float", "studies/test_trajectory.py"),
+          "return _OF_ERRORS *", "return 1 + _OF_ERRORS *", "studies/test_trajectory.py"),
 ]  # fmt: skip
 
 

@@ -330,6 +330,7 @@ def test_hydra_parses_its_command_line() -> None:
         (("+other=swept", "time.samples=3"), 2),
         (("-m", "+other=single", "time.samples=3"), 2),
         (("+other=open",), 2),
+        (("+other=unknown",), 1),
     ],
 )
 def test_hydra_runs_the_config_that_it_has_composed_to_find_the_mode(
@@ -341,7 +342,7 @@ def test_hydra_runs_the_config_that_it_has_composed_to_find_the_mode(
 
     (tmp_path / "other").mkdir()
     (tmp_path / "third").mkdir()
-    for name, mode in (("swept", "MULTIRUN"), ("single", "RUN")):
+    for name, mode in (("swept", "MULTIRUN"), ("single", "RUN"), ("unknown", "${oc.env:NO_SUCH_MODE}")):
         (tmp_path / "other" / f"{name}.yaml").write_text(f"# @package _global_\nhydra:\n  mode: {mode}\n")
     (tmp_path / "other" / "open.yaml").write_text("# @package _global_\ndefaults:\n  - /third: ???\n")
     monkeypatch.chdir(tmp_path)

@@ -460,7 +460,16 @@ def test_attributes_that_mean_something_to_readers_change_no_number(name: str, v
 
 
 def test_attributes_that_are_neither_numbers_nor_text_are_written_as_text(tmp_path: Path) -> None:
-    told = {"none": None, "mapping": {"a": 1}, "path": Path("x"), "mixed": [[1], [2, 3]], "few": (1, 2), "no": []}
+    told = {
+        "none": None,
+        "mapping": {"a": 1},
+        "path": Path("x"),
+        "mixed": [[1], [2, 3]],
+        "few": (1, 2),
+        "no": [],
+        7: [1, "a"],
+        "own": ["a", "b"],
+    }
     results.write(tmp_path / "results.nc", xr.Dataset({"a": ("s", [1.0], {"kind": None})}, attrs=told))
     again = results.open(tmp_path)
     assert again.a.attrs == {"kind": "None"}
@@ -470,6 +479,8 @@ def test_attributes_that_are_neither_numbers_nor_text_are_written_as_text(tmp_pa
     assert again.attrs["path"] == repr(Path("x"))
     assert again.attrs["few"].tolist() == [1, 2]
     assert len(again.attrs["no"]) == 0
+    assert again.attrs["7"] == "[1, 'a']"
+    assert list(again.attrs["own"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["complex128", "complex64"])

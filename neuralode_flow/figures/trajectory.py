@@ -65,6 +65,7 @@ def _errors(dataset: xr.Dataset) -> Figure:
             "after one rounding of the start" if "rate" in dataset.attrs else "error in time, measured",
             style.VERMILION,
         ),
+        "limit_error": (f"error in time of {style.limit(dataset)}", style.PURPLE),
         "depth_error": ("error in depth" if measured else "error in depth, estimated", style.BLUE),
         "drift": ("drift of the conservation law", style.GREEN),
     }

@@ -291,7 +291,7 @@ def _checks(
     dataset: xr.Dataset, width: int, orders: Sequence[Order], gains: dict[str, list[Gain]]
 ) -> tuple[Check, ...]:
     return (
-        *_checks_ofagainst_chain_rule(dataset),
+        *_checks_of_chain_rule(dataset),
         *_checks_of_growth(dataset, width, gains),
         *_checks_of_training(dataset),
         Check(
@@ -310,7 +310,7 @@ def _checks(
     )
 
 
-def _checks_ofagainst_chain_rule(dataset: xr.Dataset) -> tuple[Check, ...]:
+def _checks_of_chain_rule(dataset: xr.Dataset) -> tuple[Check, ...]:
     over, last = "largest over layers and draws", largest_of((dataset.dropped / dataset.exact)[2:, -1])
     return (
         Check("blocks of the chain rule from exact ones, linear and ReLU", _exactness(dataset), _ROUND_OFF, over),

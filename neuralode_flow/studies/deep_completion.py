@@ -183,10 +183,16 @@ def _dataset(networks: list[int], observations: Sequence[int], runs: list[_Compl
         "effective_rank": "effective rank of z",
         "loss": "loss at the end, relative",
     }
-    off = [abs(run.unseen**2 - run.squared) / run.all_squared for run in runs]
+    off = [0.0 if np.isnan(run.unseen) else abs(run.unseen**2 - run.squared) / run.all_squared for run in runs]
     return arranged(
         {name: (dims, np.reshape([getattr(run, name) for run in runs], shape), what) for name, what in said.items()}
-        | {"unseen_off": (dims, np.reshape(off, shape), "distance of its square from all errors less the loss")},
+        | {
+            "unseen_off": (
+                dims,
+                np.reshape(off, shape),
+                "distance of its square from all errors less the loss, 0 where it is not known",
+            )
+        },
         [
             axis("network", networks, "layers N; 0 is infinite depth"),
             axis("entries", list(observations), "entries that are seen"),

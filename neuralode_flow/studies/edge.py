@@ -294,7 +294,7 @@ def _dataset(
         # A method of order 2: half as long leaves a quarter.
         "error_central": ((), float(apart[late:].max()) * (1.0 if _may_be_longer(plan, at.rate) else 4 / 3)),
         "routes": ((), descent["routes"]),
-        **{name: ((), value) for name, value in _ends(flow, at).items()},
+        **{name: ((), value) for name, value in _ends(plan, at).items()},
         "unprojected": ((), limit["unprojected"]),
         "expected_order": ((), float(LAYERS[plan.layer].order)),
         "edge": ((), at.value),
@@ -320,12 +320,16 @@ def _dataset(
     return arranged(variables, axes, LONG_NAMES, {"rate": "flow time"})
 
 
-def _ends(flow: Any, at: settling.Edge) -> dict[str, float]:
-    """How far both sharpnesses between which 2/η lies are from those by Lanczos' method."""
-    least = flow.sample(balanced(flow.product(at.state)))
+def _ends(plan: _Plan, at: settling.Edge) -> dict[str, float]:
+    """How far both sharpnesses between which 2/η lies are from those by Lanczos' method.
+
+    The least one knows no grid, and is looked at on the finer one.
+    """
+    flow, fine = plan.flow(_INFINITE), plan.finer()
+    least = fine.sample(balanced(flow.product(at.state)))
     return {
         "end_routes": abs(float(sharpness(flow, at.state).value) - at.flow),
-        "least_routes": abs(float(sharpness(flow, least).value) - at.least),
+        "least_routes": abs(float(sharpness(fine, least).value) - at.least),
     }
 
 

@@ -40,6 +40,9 @@ _MOST = 10_000_000  # evaluations of a run that is left alone
 # Relative to the size of W²: up to here a start is relaxed balanced, and the defect is that of a derivative in s.
 _BALANCED = 1e-6
 
+# What the distance from the limit may be of the errors that are measured of both, which are bounds, and of that defect.
+_OF_ERRORS, _OF_DEFECT = 2.0, 10.0
+
 # What is trained: each makes a flow and what it starts from.
 MODELS: Registry[Callable[[ContinuousFlow, Profile, int, str, str], Start]] = Registry("model")
 
@@ -100,7 +103,7 @@ def run(
     estimate : bool
         Whether a second, more accurate run measures the error in time, and another one that of a coarse depth grid, as
         in `integrate`. In steps it starts one rounding away. The continuous model is then held to the intrinsic limit
-        from a relaxed balanced start: they may differ by what is measured of both.
+        from a relaxed balanced start: they may differ by twice what is measured of both.
     stop_loss, stop_gradient, stop_steady, stop_sigma_min, stop_norm : float, optional
         Events that end the run, as in `integrate`.
     progress : callable, optional
@@ -132,7 +135,7 @@ def run(
     )
     held = model == "continuous" and estimate and not clock.in_steps
     defect = _defect(solver.grid, initial) if held else math.nan
-    limit = _limit(problem, solver, clock, path, estimate=defect <= _BALANCED)
+    limit = _limit(problem, solver, clock, path, estimate=held)
     dataset = _dataset(clock, model, path, limit)
     if problem.held_out is not None:
         dataset["loss_held_out"] = (dataset.loss.dims, along(problem.held_out, path.z), {"long_name": LONG_NAME})
@@ -283,7 +286,9 @@ def _finding(
     early = [] if stopped([path]) == "ok" else [path.status]
     names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
-    bounds = {"distance_from_limit": _allowed(dataset, defect)} if "limit_error" in dataset else {}
+    bounds = (
+        {"distance_from_limit": _allowed(dataset, defect)} if "limit_error" in dataset and defect <= _BALANCED else {}
+    )
     norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
     if path.stats.get("law_in_steps", True):
         norms["drift"] = "0 in exact arithmetic"
@@ -320,7 +325,7 @@ def _allowed(dataset: xr.Dataset, defect: float) -> float | None:
     if not np.isfinite(errors[np.isfinite(dataset.distance_from_limit)]).all():
         return None
     size = float(np.nanmax(np.linalg.norm(dataset.z_limit, axis=(-2, -1))))
-    return 2 * float(np.nanmax(errors)) + (10 * defect + 1e-12) * size
+    return _OF_ERRORS * float(np.nanmax(errors)) + (_OF_DEFECT * defect + 1e-12) * size
 
 
 def _verdict(dataset: xr.Dataset) -> str:

@@ -236,7 +236,7 @@ def test_a_plugin_that_failed_after_it_registered_can_be_mended(workplace):
 
 @pytest.mark.slow
 def test_a_study_of_a_plugin_is_found_by_its_name_alone(workplace):
-    """In a process of its own, where nothing has imported it; the command that is told does the same."""
+    """In a process of its own, where nothing has imported it; the command that is told finds it, too."""
     (workplace / "mine.py").write_text(PLUGIN)
     code = "import neuralode_flow as nf\nprint(nf.run('mine', plugins=['mine'], study={'seed': 3}).command)"
     ended = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120, check=False)

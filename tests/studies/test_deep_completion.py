@@ -181,7 +181,9 @@ def test_a_pair_that_is_not_known_is_no_worse_one(monkeypatch):
     assert again(found, unseen=found.unseen.where(found.member > 0)) == {DEEPER}
     assert again(found, unseen=found.unseen.where(found.network != 0)) == set()
     few = xr.concat([found.unseen, found.unseen * np.nan], xr.DataArray([32, 40], dims="entries"))
-    changed = found.drop_dims("entries").assign(unseen=few.transpose("network", "entries", "member"))
+    changed = found.drop_dims("entries").assign(
+        unseen=few.transpose("network", "entries", "member"), unseen_off=0 * few
+    )
     verdict = deep_completion._finding(changed, 64, 3, 0.0, 0.0, "", "ok", "").verdict
     assert verdict.startswith("With 32 of 64 entries")
     assert "nan" not in verdict

@@ -67,9 +67,17 @@ def test_an_end_of_the_range_of_the_edge_that_is_off_is_seen(name, sees, factor)
     inputs, settings = SMALL["edge"]()
     flow = plan().flow(0)
     at = settling.edge(inputs["clock"], flow, flow.sample(inputs["initial"]), 0.4, settings["settled"], "here")
-    assert failing(again(**edge._ends(flow, at))) == []
+    assert failing(again(**edge._ends(plan(), at))) == []
     off = replace(at, **{name: factor * getattr(at, name)})
-    assert failing(again(**edge._ends(flow, off))) == [sees]
+    assert failing(again(**edge._ends(plan(), off))) == [sees]
+
+
+def test_the_least_sharpness_has_no_error_of_a_coarse_grid():
+    inputs, settings = SMALL["edge"]()
+    coarse = replace(plan(), solver=nf.Collocation(nf.DepthGrid.gauss(1, 6)))
+    flow = coarse.flow(0)
+    at = settling.edge(inputs["clock"], flow, flow.sample(inputs["initial"]), 0.4, settings["settled"], "here")
+    assert failing(again(**edge._ends(coarse, at))) == []
 
 
 def test_it_is_where_descent_by_hand_comes_to_rest_by_a_spectrum_of_the_whole_hessian():

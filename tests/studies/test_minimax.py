@@ -432,6 +432,12 @@ def test_equations_that_are_no_longer_what_they_say_are_seen():
     assert again(**off(lambda equation: equation._replace(outcome=1.01 * equation.outcome))) == {MASSES}
 
 
+@pytest.mark.parametrize("penalty", [1e-2, 1e-5, 1e-8])
+def test_a_floor_is_known_however_small_its_penalty_is(penalty):
+    settings = SMALL["minimax"]()[1] | {"penalties": [0.0, penalty]}
+    assert DUAL not in failing(STUDIES["minimax"].run(**settings))
+
+
 def test_a_floor_that_is_off_is_seen(monkeypatch):
     floor = meanfield._floor
     monkeypatch.setattr(meanfield, "_floor", lambda *given: (1.01 * (found := floor(*given))[0], found[1]))

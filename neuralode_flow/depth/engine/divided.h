@@ -153,9 +153,12 @@ INLINE void T(multiplied)(int ld, const T(Roots) *r, const double *s, const doub
 
 /* The divided differences of the product of all factors: that of the first k + 1 from that of the first k. */
 INLINE void T(differences)(int ld, const T(Roots) *r, const double *s, const double *bar, long L, double *K) {
-    four rows[LAYERED][LAYERED / 4] = {0}, p[LAYERED / 4];
+    four rows[LAYERED][LAYERED / 4], p[LAYERED / 4];
     double P[LAYERED];
-    for (int h = 0; h < ld / 4; h++) p[h] = (four){1, 1, 1, 1};
+    for (int h = 0; h < ld / 4; h++) {
+        p[h] = (four){1, 1, 1, 1};
+        for (int a = 0; a < ld; a++) rows[a][h] = (four){0};
+    }
     for (long k = 0; k < L; k++) {
         for (int h = 0; h < ld / 4; h++) *(four *)(P + 4 * h) = p[h] * s[k];
         for (int h = 0; h < ld / 4; h++) {
