@@ -17,7 +17,7 @@ from neuralode_flow.time.methods.scipy import RUNGE_KUTTA
 
 def slow(*values):
     """Parameters of a test that are left to the slow tests: others are cheaper and show the same."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [pytest.param(*(v if isinstance(v, tuple) else [v]), marks=pytest.mark.slow) for v in values]
 
 
 def generator(seed):

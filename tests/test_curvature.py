@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from cases import Weighted, all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
+from cases import Weighted, all_losses, generator, positive_matrix, randn, relaxed_profile, slow, smooth_profile
 
 import neuralode_flow as nf
 from neuralode_flow.curvature import (
@@ -111,6 +111,7 @@ def test_the_map_on_the_space_of_z_is_the_integral_over_depth():
 # The least sharpness.
 
 
+@pytest.mark.slow
 def test_no_minimiser_is_flatter_than_the_square_of_the_largest_singular_value():
     excess = []
     for seed in range(100):
@@ -474,7 +475,7 @@ def test_the_central_flow_is_the_flow_below_the_edge_and_holds_the_sharpness_at_
         assert float(together.variance[i]) == pytest.approx(float(alone.variance), rel=1e-10)
 
 
-@pytest.mark.parametrize(("factors", "target"), [([2.5, 0.5, 0.7], 3.0), ([2.0, 0.8, 0.7, 0.9], 4.0)])
+@pytest.mark.parametrize(("factors", "target"), [([2.5, 0.5, 0.7], 3.0), *slow(([2.0, 0.8, 0.7, 0.9], 4.0))])
 def test_the_central_flow_is_nearer_to_gradient_descent_at_the_edge_than_the_flow(factors, target):
     L = len(factors)
     flow = nf.FiniteFlow(L, nf.Quadratic(torch.tensor([[target]])))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import slow
 
 import neuralode_flow as nf
 
@@ -23,9 +24,10 @@ SMALL = {
         120,
     ),
 }  # fmt: skip
+HEAVY = "initialisations", "lazy_to_rich"
 
 
-@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("case", [*sorted(SMALL.keys() - HEAVY), *slow(*HEAVY)])
 def test_the_same_command_with_another_budget_goes_on(case, command):
     settings, budget = SMALL[case]
     line = [f"study={case.split(',')[0]}", *settings, "figures=none"]

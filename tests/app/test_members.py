@@ -447,6 +447,7 @@ def test_texts_that_members_differ_in_do_not_stand_for_all(workplace):
         assert found.finding.record()["ending"] == found.dataset.attrs["ending"] == "ok"
 
 
+@pytest.mark.slow
 def test_an_order_that_some_members_have_is_theirs_alone(workplace):
     """Seed 5 has no order of exp."""
     settings = {"study.depths": [4, 8, 16], "study.layers": ["exp"], "study.workers": 1, "time.samples": 3}

@@ -61,6 +61,7 @@ def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
     assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_what_a_plugin_sets_for_its_process_changes_no_number(tmp_path):
     sets = """
 import warnings

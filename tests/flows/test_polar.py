@@ -205,6 +205,7 @@ def test_a_flow_with_a_velocity_of_its_own_is_integrated_as_it_is():
         assert distance(half.z[-1], whole.z[-1]) < 1e-7
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_form(tmp_path):
     flow, run = (
         nf.IntrinsicFlow(completion(), nf.TwoLayer(0.0)),

@@ -88,6 +88,7 @@ def test_a_control_that_fits_fails_the_check():
     assert STUDY.summarise(study(replace(square, control=other)))["control_left"] > 0.01
 
 
+@pytest.mark.slow
 def test_where_no_formula_is_known_theta_is_recovered():
     system = nf.SYSTEMS["convolution"](kernels=(2, 2, 2), strides=(1, 1))
     summary = STUDY.summarise(study(system))

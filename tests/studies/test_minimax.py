@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import slow
 from scipy.integrate import dblquad, solve_ivp
 from small import SMALL, dataset, failing
 
@@ -410,7 +411,7 @@ def test_other_solutions_and_draws_pass(seed):
     assert failing(STUDY.run(**SMALL["minimax"]()[1] | {"seed": seed})) == set()
 
 
-@pytest.mark.parametrize("size", [0.99, 1.01])
+@pytest.mark.parametrize("size", [1.01, *slow(0.99)])
 def test_a_solution_of_another_size_is_seen(monkeypatch, size):
     """By which ½‖f*‖² of the bound, and of what is said of it, would be off."""
     truth = minimax._truth
@@ -432,7 +433,7 @@ def test_equations_that_are_no_longer_what_they_say_are_seen():
     assert again(**off(lambda equation: equation._replace(outcome=1.01 * equation.outcome))) == {MASSES}
 
 
-@pytest.mark.parametrize("penalty", [1e-2, 1e-5, 1e-8])
+@pytest.mark.parametrize("penalty", [1e-8, *slow(1e-2, 1e-5)])
 def test_a_floor_is_known_however_small_its_penalty_is(penalty):
     settings = SMALL["minimax"]()[1] | {"penalties": [0.0, penalty]}
     assert DUAL not in failing(STUDIES["minimax"].run(**settings))

@@ -247,6 +247,7 @@ def test_what_does_not_move_slowly_tends_to_nothing(monkeypatch):
         assert next(again, None) is None
 
 
+@pytest.mark.slow
 def test_where_no_width_fits_none_is_said_to(monkeypatch):
     assert "a width of" in verdict(small("width", fitted=[16]))
     monkeypatch.setattr(width, "_FIT", 0.0)
