@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from processes import end_after
 
 # What a run imports, imported before it is forked.
 import neuralode_flow.app.job
@@ -36,22 +36,14 @@ def forked(
             warnings.simplefilter("ignore")  # where pytest has threads
             child = os.fork()
         if child == 0:
-            status = 120
-            try:
+
+            def work() -> None:
                 _become_new(folder, paths)
                 signal.alarm(_PATIENCE)  # its end, where it hangs
                 sys.argv[1:] = arguments
                 program()
-                status = 0
-            except SystemExit as stop:
-                status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+
+            end_after(work)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out, err = (path.read_text(encoding="utf-8") for path in paths)
     return subprocess.CompletedProcess(arguments, code, out, err)

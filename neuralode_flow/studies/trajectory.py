@@ -286,9 +286,8 @@ def _finding(
     early = [] if stopped([path]) == "ok" else [path.status]
     names = ("model", "ending", "history", *clock.control, "evaluations", "products", "steps")
     largest = {name: float(dataset[name].max()) for name in ERRORS if name in dataset}
-    bounds = (
-        {"distance_from_limit": _allowed(dataset, defect)} if "limit_error" in dataset and defect <= _BALANCED else {}
-    )
+    held = "limit_error" in dataset and defect <= _BALANCED
+    bounds = {"distance_from_limit": _allowed(dataset, defect)} if held else {}
     norms = dict.fromkeys(largest, "largest over time, Frobenius norm")
     if path.stats.get("law_in_steps", True):
         norms["drift"] = "0 in exact arithmetic"

@@ -8,13 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from processes import end_after
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -48,7 +48,7 @@ def ran(command: Callable[[list[str]], None], *arguments: str, folder: Path) -> 
         with (folder / "said").open("w+b", buffering=0) as said:
             for stream in (1, 2):
                 os.dup2(said.fileno(), stream)
-        _be_command(command, list(arguments), folder)
+        end_after(lambda: _be_command(command, list(arguments), folder))
     _, status, usage = os.wait4(child, 0)
     megabytes = int((folder / "peak").read_text()) / 1024
     said = (folder / "said").read_text(errors="replace")
@@ -56,7 +56,6 @@ def ran(command: Callable[[list[str]], None], *arguments: str, folder: Path) -> 
 
 
 def _be_command(command: Callable[[list[str]], None], arguments: list[str], folder: Path) -> None:
-    status = 0
     try:
         os.chdir(folder)
         os.environ |= {"SECRET": SECRET, "COLUMNS": "200"}
@@ -64,17 +63,9 @@ def _be_command(command: Callable[[list[str]], None], arguments: list[str], fold
             setattr(sys, name, open(handle, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
         Path("/proc/self/clear_refs").write_text("5")  # the largest resident set begins anew
         command(arguments)
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        status = 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
         (folder / "peak").write_text(peak)
-        os._exit(status)
 
 
 @pytest.fixture(scope="module")
