@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -97,6 +98,7 @@ def processors() -> int:
 def _start_worker(task: Callable[[Any], Any], parent: int) -> None:
     global _task
     _task = task
+    gc.freeze()  # nobody need look through what the parent has
     end_with_parent(signal.SIGKILL)  # one that is killed leaves no workers behind
     if os.getppid() != parent:  # which has ended already: nobody else would end this one
         os._exit(1)

@@ -76,8 +76,9 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     given = job.study.parameters.get("workers")
     workers = given if isinstance(given, int) else processors()
     size = at_once(job, workers)
-    found = {(first, stop): _cut(part) for first, stop, part in _saved(folder, job)}
-    done = {members for members, cut in found.items() if not cut}
+    wanted = _digest(job)
+    parts = {name: part for name in _names(folder) if (part := _saved(folder, name, job, wanted)) is not None}
+    cut = [name for name, part in parts.items() if _cut(part)]
     seconds = math.inf if job.time.max_seconds is None else job.time.max_seconds
 
     def used_up() -> bool:
@@ -86,23 +87,28 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     def part(members: range) -> None:
         if used_up():
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
-        path = folder / _PART.format(members.start, members.stop)
+        path = folder / _PART.format(*_ends(members))
         computed = _computed(job, one, members, times, started)
         results.write(path, computed.assign_attrs(told, **{_BEYOND: int(used_up())}))
 
-    told = {"of": _digest(job), "budgets": _budgets(job)}
-    missing = [*_missing(number, size, done)]
+    told = {"of": wanted, "budgets": _budgets(job)}
+    missing = [*_missing(number, size, {*parts} - {*cut})]
     finished = number - sum(map(len, missing))
+    for name in cut:
+        del parts[name]
     for members, _ in side_by_side(part, missing, workers):
+        computed = _saved(folder, _ends(members), job, wanted)  # while the next ones are computed
+        if computed is not None:
+            parts[_ends(members)] = computed
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
-    for first, stop in {*found} - done - {(members.start, members.stop) for members in missing}:
-        (folder / _PART.format(first, stop)).unlink()  # its members are in other parts now
-    parts = [dataset for _, _, dataset in sorted(_saved(folder, job), key=lambda part: part[0])]
-    if sum(part.sizes[DIMENSION] for part in parts) != number:
+    for first, stop in {*cut} - {*parts}:
+        (folder / _PART.format(first, stop)).unlink(missing_ok=True)  # its members are in other parts now
+    datasets = [parts.pop(name) for name in sorted(parts)]
+    if sum(part.sizes[DIMENSION] for part in datasets) != number:
         raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
-    ending = "seconds" if any(map(_cut, parts)) else None
-    return summed_up(_joined(job, parts), job.ensemble, size, ending)
+    ending = "seconds" if any(map(_cut, datasets)) else None
+    return summed_up(_joined(job, datasets), job.ensemble, size, ending)
 
 
 def at_once(job: Job, workers: int) -> int:
@@ -151,19 +157,31 @@ def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[ran
             part.append(i)
 
 
-def _saved(folder: Path, job: Job) -> Iterator[tuple[int, int, xr.Dataset]]:
-    """The parts of a run that lie in a folder: first member, stop, dataset. What is no whole part is removed."""
-    wanted = _digest(job)
+def _ends(members: range) -> tuple[int, int]:
+    """The first member of a part, and the first after it."""
+    return members.start, members.stop
+
+
+def _names(folder: Path) -> Iterator[tuple[int, int]]:
+    """The parts that lie in a folder, by first member and stop. What has no name of a part is removed."""
     for path in sorted(folder.glob("members-*.nc")):
-        name = _NAMED.fullmatch(path.name)
-        try:
-            dataset = results.open(path)
-        except (OSError, ValueError):
-            dataset = xr.Dataset()
-        if name is None or dataset.attrs.get("of") != wanted or _may_go_on(job, dataset):
+        if (name := _NAMED.fullmatch(path.name)) is None:
             path.unlink()
-            continue
-        yield int(name[1]), int(name[2]), dataset
+        else:
+            yield int(name[1]), int(name[2])
+
+
+def _saved(folder: Path, name: tuple[int, int], job: Job, wanted: str) -> xr.Dataset | None:
+    """A part of this run; what is no whole part of it, or may go on, is removed."""
+    path = folder / _PART.format(*name)
+    try:
+        dataset = results.open(path)
+    except (OSError, ValueError):
+        dataset = xr.Dataset()
+    if dataset.attrs.get("of") == wanted and not _may_go_on(job, dataset):
+        return dataset
+    path.unlink(missing_ok=True)
+    return None
 
 
 # --- the members of a part ------------------------------------------------------------------------------------------

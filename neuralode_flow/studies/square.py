@@ -354,7 +354,9 @@ class _Beside:
         if not all(own._looks_like(first) for own in observers):
             raise ValueError("observers of one batch must look at the same depths")
         if all(own._states is first._states for own in observers):
-            references = first._states[i, [own._member for own in observers]]
+            members = [own._member for own in observers]
+            everybody = members == [*range(len(first._states[i]))]
+            references = first._states[i] if everybody else first._states[i, members]
         else:  # of squares that are solved one by one
             references = torch.stack([own._states[i, own._member] for own in observers])
         limits = first._limit(references)
