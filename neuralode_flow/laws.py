@@ -39,7 +39,7 @@ def commutator(W: Tensor) -> Tensor:
     [[-1.0, 0.0], [0.0, 1.0]]
     """
     _check("W", W, "d, d")
-    return multiply(W.mT, W) - multiply(W, W.mT)
+    return multiply(W.mT, W).sub_(multiply(W, W.mT))
 
 
 def continuous_law(grid: DepthGrid, W: Tensor) -> Tensor:
@@ -210,6 +210,12 @@ def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
     return torch.sqrt((deviation.square().sum((-2, -1)) * grid.weights.to(W)).sum(-1))
 
 
+def _steps(W: Tensor) -> Tensor:
+    """L(S_{k+1} − S_k), S = W + Wᵀ, `(..., L−1, d, d)`: a tensor that may be written to."""
+    D = W[..., 1:, :, :] - W[..., :-1, :, :]
+    return (D + D.mT).mul_(W.shape[-3])
+
+
 def euler_law(W: Tensor) -> Tensor:
     """L²(U_{k+1}ᵀU_{k+1} − U_kU_kᵀ) for Euler layers U_k = I + W_k/L, conserved exactly; `(..., L−1, d, d)`.
 
@@ -224,9 +230,8 @@ def euler_law(W: Tensor) -> Tensor:
     True
     """
     _check("W", W, "L, d, d")
-    S, after, before = W + W.mT, W[..., 1:, :, :], W[..., :-1, :, :]
-    linear = W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :])
-    return linear + multiply(after.mT, after) - multiply(before, before.mT)
+    after, before = W[..., 1:, :, :], W[..., :-1, :, :]
+    return _steps(W).add_(multiply(after.mT, after)).sub_(multiply(before, before.mT))
 
 
 def relaxed_balance(U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,8 +347,8 @@ def symmetric_law(W: Tensor) -> Tensor:
     0.0
     """
     _check("W", W, "L, d, d")
-    S, C = W + W.mT, commutator(W)
-    return W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :]) + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
+    C = commutator(W)
+    return _steps(W).add_((C[..., 1:, :, :] + C[..., :-1, :, :]).div_(2))
 
 
 def drift(law: Tensor, start: Tensor) -> Tensor:

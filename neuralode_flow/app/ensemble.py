@@ -77,8 +77,8 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     workers = given if isinstance(given, int) else processors()
     size = at_once(job, workers)
     wanted = _digest(job)
-    parts = {name: part for name in _names(folder) if (part := _saved(folder, name, job, wanted)) is not None}
-    cut = [name for name, part in parts.items() if _cut(part)]
+    parts = {name: own for name in _names(folder) if (own := _saved(folder, name, job, wanted)) is not None}
+    cut = [name for name, own in parts.items() if _cut(own)]
     seconds = math.inf if job.time.max_seconds is None else job.time.max_seconds
 
     def used_up() -> bool:
@@ -97,9 +97,9 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     for name in cut:
         del parts[name]
     for members, _ in side_by_side(part, missing, workers):
-        computed = _saved(folder, _ends(members), job, wanted)  # while the next ones are computed
-        if computed is not None:
-            parts[_ends(members)] = computed
+        own = _saved(folder, _ends(members), job, wanted)  # while the next ones are computed
+        if own is not None:
+            parts[_ends(members)] = own
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
     for first, stop in {*cut} - {*parts}:

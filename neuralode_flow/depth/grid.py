@@ -277,10 +277,12 @@ class DepthGrid:
         rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
         return lambda values: self._interpolated(rows, columns, weights, self._check(values))
 
-    def _by_panels(self, matrices: Tensor, places: Tensor, values: Tensor) -> Tensor:
-        """The same by a matrix for each panel `(panels, k, order)`, of whose rows some stand for the points."""
+    def _by_panels(self, matrices: Tensor, places: Tensor | None, values: Tensor) -> Tensor:
+        """The same by a matrix for each panel `(panels, k, order)`, whose rows, or some of them, are of the points."""
         found = along(matrices, self.panelled(values).flatten(-2)).flatten(-3, -2)
-        return found.index_select(-2, places.to(values.device)).unflatten(-1, values.shape[-2:])
+        if places is not None:
+            found = found.index_select(-2, places.to(values.device))
+        return found.unflatten(-1, values.shape[-2:])
 
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
@@ -326,10 +328,11 @@ def _lagrange(panels: int, order: int, points: np.ndarray) -> tuple[np.ndarray, 
 
 
 @lru_cache(maxsize=32)
-def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
+def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor | None]:
     """What interpolates at points (M,), panel by panel: a study asks for the same at every output time.
 
-    Matrices `(panels, k, order)`, where at most k points lie in a panel, and which of their rows are those of points.
+    Matrices `(panels, k, order)`, where at most k points lie in a panel, and which of their rows are those of points,
+    None where these are all of them, one after the other.
     """
     panel, weights = _lagrange(panels, order, np.frombuffer(points))
     counts = np.bincount(panel, minlength=panels)
@@ -337,7 +340,9 @@ def _blocks(panels: int, order: int, points: bytes) -> tuple[Tensor, Tensor]:
     within[sorted_] = np.arange(len(panel)) - np.repeat(np.cumsum(counts) - counts, counts)
     matrices = np.zeros((panels, counts.max(), order))
     matrices[panel, within] = weights
-    return torch.from_numpy(matrices), torch.from_numpy(panel * counts.max() + within)
+    places = panel * counts.max() + within
+    everyone = np.array_equal(places, np.arange(panels * counts.max()))
+    return torch.from_numpy(matrices), None if everyone else torch.from_numpy(places)
 
 
 def like(grid: DepthGrid, panels: int, order: int) -> DepthGrid:
