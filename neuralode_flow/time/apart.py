@@ -48,40 +48,58 @@ def check_own_steps(control: Any, method: str, **options: bool) -> None:
             )
 
 
-def check_apart(flow: Any, start: Tensor) -> bool:
-    """Whether there are members; ValueError where one cannot be taken out of the batch."""
+def check_apart(flow: Any, start: Tensor, *, singly: bool) -> bool:
+    """Whether there are members; ValueError where they cannot be taken out of the batch, for events one `singly`."""
     try:
         members = flow.loss(flow.product(start)).shape
         if not members:
             return False
-        apart = _apart(flow, start, members)
+        other = _other(flow, start, members, singly)
     except FAILURES:  # the run tells of them
         return True
-    if not apart:
+    if other:
         raise ValueError(
             f"control='member' takes members out of the batch, and {type(flow.loss).__name__} in {type(flow).__name__} "
-            f"has numbers of their own for them: give the loss select(members, index), which makes that of some of "
-            f"them, or use control='shared'"
+            f"has numbers of their own for them: {other}; give the loss select(members, index), which makes that of "
+            f"some of them, or use control='shared'"
         )
     return True
 
 
-def _apart(flow: Any, start: Tensor, members: torch.Size) -> bool:
-    """Whether the last member has the same velocity when it is taken out."""
+def _other(flow: Any, start: Tensor, members: torch.Size, singly: bool) -> str:
+    """What of members differs when they are taken out: the last one, and all but one; "" where nothing does."""
     if start.shape[: len(members)] != members:
-        return False
-    whole = flow.velocity(start).flatten(0, len(members) - 1)[-1:]
-    try:
-        last = restricted(flow, members, torch.tensor([members.numel() - 1], device=start.device))
-        alone = last.velocity(start.flatten(0, len(members) - 1)[-1:])
-    except FAILURES:
-        raise
-    except (RuntimeError, ValueError):  # shapes that do not fit
-        return False
-    if alone.shape != whole.shape:
-        return False
-    bound = torch.finfo(start.dtype).eps ** 0.5 * float(whole.abs().max())
-    return not float((alone - whole).abs().max()) > bound
+        return "the state has none of their axes"
+    number, axes = members.numel(), len(members) - 1
+    states, device = start.flatten(0, axes), start.device
+    # A copy: the flow may put its next velocity where this one is.
+    whole = flow.velocity(start).flatten(0, axes).clone()
+    values = flow.loss(flow.product(start)).flatten()
+    everyone = torch.arange(number, device=device)
+    # Not all in a row: by the first place alone, or the number, these could not be found.
+    taken = [everyone[-1:], *([everyone[everyone != 1]] if number > 1 else [])]
+    for index in (*taken, everyone[-1]) if singly else taken:
+        named = f"the index {index.tolist()}" if index.numel() == 1 else "an index of several"
+        try:
+            some = restricted(flow, members, index)
+            pairs = {
+                "velocity": (some.velocity(states[index]), whole[index]),
+                "loss": (some.loss(some.product(states[index])), values[index]),
+            }
+        except FAILURES:
+            raise
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:  # shapes that do not fit
+            return f"with {named} there is no velocity or loss ({error})"
+        for name, (found, known) in pairs.items():
+            if found.shape != known.shape or _apart(found, known, index.numel(), torch.finfo(start.dtype).eps):
+                return f"with {named} the {name} is another"
+    return ""
+
+
+def _apart(found: Tensor, known: Tensor, number: int, eps: float) -> bool:
+    """Whether numbers of a member differ by more than round-off; of those that are NaN nothing is said."""
+    gap, size = (one.reshape(number, -1).abs().amax(-1) for one in (found - known, known))
+    return bool((gap > eps**0.5 * size + 100 * eps * size.max().clamp(min=1.0)).any())
 
 
 class Apart(Run):

@@ -167,8 +167,9 @@ def integrate(
     checkpoint : path, optional
         A file that holds the run: written every `every` seconds of wall time, at the end, and when SIGINT or SIGTERM
         comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
-        whatever stopped it; one-step methods then give the same numbers to the bit as an uninterrupted run. One that
-        reached its last time or an event is not run again; with more output times after the same ones it goes on from
+        whatever stopped it; one-step methods then give the same numbers to the bit as an uninterrupted run. Members
+        with steps of their own that have ended stay so, also where their budget of evaluations was used up and is now
+        a larger one: later rows of theirs are kept. A run that reached its last time or an event is not run again; with more output times after the same ones it goes on from
         its last time: what was kept stays, and drift, errors, statistics and budgets are those of the whole run. `load`
         reads what it has reached.
     every : float
@@ -223,7 +224,7 @@ def integrate(
         known = sampled(flow, start, profile, adapt, accuracy.rtol, accuracy.atol)
         carrier = known.flow.carrier() if not adapt and offers(known.flow, Carried) else None
         moving = (known.flow, known.start) if carrier is None else (carrier, carrier.enter(known.start))
-        kind = Apart if control == "member" and check_apart(*moving) else Run
+        kind = Apart if control == "member" and check_apart(*moving, singly=bool(events)) else Run
         check_derivative(moving[0], moving[1], method, kind is Apart)
         if carrier is None and not fixed_steps(METHODS[method]):
             check_shared_atol(known.flow, known.start, accuracy, atol)

@@ -460,6 +460,9 @@ def test_a_member_of_several_z_ends_where_one_of_them_leaves_the_range(monkeypat
         def __call__(self, z):
             return super().__call__(z).sum(-1)
 
+        def select(self, members, index):
+            return Summed(self.c[index])
+
     flow = nf.IntrinsicFlow(Summed(torch.tensor([[0.1, 0.2], [1.0, 0.1]])), nf.LogMean())
     start = torch.diag(torch.tensor([1.0, 0.3])).expand(2, 2, 2, 2).clone()
 

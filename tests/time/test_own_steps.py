@@ -1,5 +1,6 @@
 """Members with steps of their own are what they are alone: numbers, work, events, ends; and they can be taken up."""
 
+import copy
 import math
 
 import pytest
@@ -153,7 +154,7 @@ def test_only_members_that_run_cost_anything():
     Counts.computed = 0
     path = nf.integrate(flow, start, TIMES, "DOP853", control="member")
     looked_at = Counts.computed - sum(path.stats["members"]["evaluations"])
-    assert 0 <= looked_at <= 7 + 1  # the look at the start: all, and one taken out
+    assert 0 <= looked_at <= 6 + 1 + 5  # the look at the start: all, one taken out, and all but one
     most = max(path.stats["members"]["evaluations"])
     assert path.stats["evaluations"] == most
     assert sum(path.stats["members"]["evaluations"]) < 0.7 * 6 * most
@@ -366,6 +367,89 @@ def test_what_cannot_be_is_refused():
     unknown = nf.IntrinsicFlow(Unselected(torch.zeros(3)), nf.LogMean())
     with pytest.raises(ValueError, match="give the loss select"):
         nf.integrate(unknown, torch.eye(2).expand(3, 2, 2).clone(), TIMES, control="member")
+
+
+class Picked(Growing):
+    """Takes the numbers of some members from `places` of them."""
+
+    places = None
+
+    def select(self, members, index):
+        some = copy.copy(self)
+        some.c = self.c[self.places(index)]
+        return some
+
+
+def of_the_first(index):
+    return slice(len(index))
+
+
+def of_the_last(index):
+    return slice(-len(index), None)
+
+
+def of_those_in_a_row(index):
+    return slice(int(index[0]), int(index[0]) + len(index))
+
+
+def of_one(index):
+    return index[-1:].expand(len(index))
+
+
+@pytest.mark.parametrize("places", [of_the_first, of_the_last, of_those_in_a_row, of_one])
+def test_a_selection_of_other_members_is_refused(places):
+    loss = Picked(torch.tensor([-0.5, -1.0, -2.0, -3.0]))
+    start = torch.eye(2).expand(4, 2, 2).clone()
+
+    def run():
+        return nf.integrate(nf.IntrinsicFlow(loss, nf.LogMean()), start, [0.0, 0.5], "DOP853", control="member")
+
+    loss.places = lambda index: index
+    assert run().status == "ok"
+    loss.places = places
+    with pytest.raises(ValueError, match=r"numbers of their own for them: with .* the velocity is another; give the"):
+        run()
+
+
+class Lifted(Growing):
+    """With an offset of each member, which the gradient does not know of."""
+
+    select = None
+
+    def __init__(self, offset):
+        super().__init__(torch.tensor(-1.0))
+        self.offset = offset
+
+    def __call__(self, z):
+        return super().__call__(z) + self.offset
+
+
+def test_a_loss_whose_values_alone_are_of_the_members_is_refused_without_a_selection():
+    flow, start = nf.IntrinsicFlow(Lifted(torch.arange(3.0)), nf.LogMean()), torch.eye(2).expand(3, 2, 2).clone()
+    with pytest.raises(ValueError, match=r"with the index \[2\] the loss is another; give the loss select"):
+        nf.integrate(flow, start, TIMES, "DOP853", control="member", stop={"loss": 1.0})
+
+
+def test_a_flow_with_numbers_by_the_places_of_members_is_refused():
+    class Paced(nf.FiniteFlow):
+        def velocity(self, state):
+            return super().velocity(state) * self.rates[: len(state), None, None, None]
+
+    flow, start = Paced(depth=5, loss=nf.Quadratic(targets(1)[0]), layer="euler"), layers(4)
+    flow.rates = torch.ones(4)
+    assert nf.integrate(flow, start, [0.0, 0.1], "DOP853", control="member").status == "ok"
+    flow.rates = torch.tensor([1.0, 5.0, 5.0, 1.0])
+    with pytest.raises(ValueError, match="in Paced has numbers of their own for them: with an index of several"):
+        nf.integrate(flow, start, [0.0, 0.1], "DOP853", control="member")
+
+
+def test_a_selection_of_one_without_an_axis_is_asked_for_where_events_are():
+    loss = Picked(torch.tensor([-0.5, -1.0]))
+    loss.places = lambda index: torch.tensor([int(i) for i in index])
+    flow, start = nf.IntrinsicFlow(loss, nf.LogMean()), torch.eye(2).expand(2, 2, 2).clone()
+    assert nf.integrate(flow, start, [0.0, 0.5], "DOP853", control="member").status == "ok"
+    with pytest.raises(ValueError, match="with the index 1 there is no velocity or loss .*0-d tensor"):
+        nf.integrate(flow, start, [0.0, 0.5], "DOP853", control="member", stop={"norm": 9.0})
 
 
 def test_losses_of_some_members_are_those_of_all_at_their_places():
