@@ -169,9 +169,9 @@ def integrate(
         comes (which then act as ever). If it exists the run goes on from it, from the end of its last whole step
         whatever stopped it; one-step methods then give the same numbers to the bit as an uninterrupted run. Members
         with steps of their own that have ended stay so, also where their budget of evaluations was used up and is now
-        a larger one: later rows of theirs are kept. A run that reached its last time or an event is not run again; with more output times after the same ones it goes on from
-        its last time: what was kept stays, and drift, errors, statistics and budgets are those of the whole run. `load`
-        reads what it has reached.
+        a larger one: later rows of theirs are kept. A run that reached its last time or an event is not run again; with
+        more output times after the same ones it goes on from its last time: what was kept stays, and drift, errors,
+        statistics and budgets are those of the whole run. `load` reads what it has reached.
     every : float
         Seconds of wall time between two savings; 0 saves after every step.
     observe : callable, optional
