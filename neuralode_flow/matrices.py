@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from .checks import square
+from .checks import of_members, square
 from .compat import standard_gamma
 from .looks import current
 from .modes import forward_mode, plain
@@ -40,11 +40,12 @@ def orientation_preserving(name: str, z: Tensor) -> Tensor:
     """`z` as square matrices `(..., d, d)` with det z > 0; raises ValueError otherwise."""
     square(name, z)
     sign, logarithm = slogdet(z)
-    if not bool((sign > 0).all()):
+    kept = sign > 0
+    if not bool(kept.all()):
         det = (sign * torch.exp(logarithm)).min()
         raise ValueError(
-            f"{name} must have det > 0, got det = {float(det):.6g}: the continuous model cannot reach det <= 0; "
-            f"flip the sign of one column, or start from another matrix"
+            f"{name}{of_members(~kept)} must have det > 0, got det = {float(det):.6g}: the continuous model cannot "
+            f"reach det <= 0; flip the sign of one column, or start from another matrix"
         )
     return z
 

@@ -347,6 +347,43 @@ def test_networks_of_several_depths_with_the_same_ends_are_those_alone():
     assert reflected.layers(shifts, generator(9)).shape == (2, 3, 3)
 
 
+SINGULAR = torch.diag(torch.tensor([1.0, 0.0]))
+LAYERS = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("one", "use", "words"),
+    [
+        (
+            torch.diag(torch.tensor([1.0, -2.0])),
+            lambda z: nf.integrate(nf.IntrinsicFlow(nf.Quadratic(torch.eye(2)), nf.LogMean()), z, [0.0, 1.0]),
+            "state of member 3 of 5 must have det > 0, got det = -2:",
+        ),
+        (torch.diag(torch.tensor([1.0, -2.0])), nf.relaxed_balanced, "z0 of member 3 of 5 must have det > 0, got"),
+        (
+            torch.diag(torch.tensor([1.0, -2.0])),
+            lambda z: nf.relaxed_balanced_layers(z, LAYERS),
+            "z0 of member 3 of 5 must have det > 0, got det = -2",
+        ),
+        (SINGULAR, nf.balanced, "z0 of member 3 of 5 must have det > 0, got det = 0"),
+        (SINGULAR, lambda z: nf.relaxed_balanced_layers(z, LAYERS), "z0 of member 3 of 5 must be invertible: .* to 1$"),
+    ],
+)
+def test_a_member_that_no_continuous_model_reaches_is_named(one, use, words):
+    z = 3 * torch.eye(2).repeat(5, 1, 1)
+    use(z)
+    z[3] = one
+    with pytest.raises(ValueError, match=words):
+        use(z)
+
+
+def test_a_member_that_is_singular_up_to_round_off_is_named():
+    z0 = torch.eye(2).repeat(3, 1, 1)
+    z0[1] = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2**-52]])
+    with pytest.warns(RuntimeWarning, match="z0 of member 1 of 3 is singular up to round-off"):
+        nf.relaxed_balanced(z0)
+
+
 @pytest.mark.parametrize(("n", "d", "depth"), [(3, 2, 8), (40, 4, 64), (600, 2, 4), (2, 2, 3000)])
 def test_layers_of_many_networks_are_to_the_bit_those_of_each_alone(n, d, depth):
     random = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import float_tensor, random_source, same_kind, square
+from ..checks import float_tensor, of_members, random_source, same_kind, square
 from ..depth import chain
 from ..kernels import log_factors
 from ..matrices import Turning, orientation_preserving, random_orthogonal, skew_log
@@ -65,9 +65,11 @@ class Ends:
     def __init__(self, z0: Tensor) -> None:
         self.z0 = square("z0", z0)
         self.U, sigma, self.Vh = torch.linalg.svd(z0)
-        if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
+        singular = sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)
+        if bool(singular.any()):
             raise ValueError(
-                f"z0 must be invertible: it is singular to round-off, with singular values of up to {sigma.max():.3g}"
+                f"z0{of_members(singular)} must be invertible: it is singular to round-off, with singular values of up "
+                f"to {sigma[singular].max():.3g}"
             )
         self.sigma = sigma
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..caution import warn
-from ..checks import goes_with, real
+from ..checks import goes_with, of_members, real
 from ..depth.collocation import Collocation
 from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
@@ -116,10 +116,11 @@ def relaxed_balanced(
             )
     _warn_singular(z0.detach())
     wanted, stretch = polar(z0.double().cpu())
-    if not bool((slogdet(wanted)[0] > 0).all()):
+    lost = ~(slogdet(wanted)[0] > 0)
+    if bool(lost.any()):
         raise ValueError(
-            "z0 must have det > 0, and is singular up to round-off, so that its det has no sign: start from a z0 that "
-            "is not singular"
+            f"z0{of_members(lost)} must have det > 0, and is singular up to round-off, so that its det has no sign: "
+            f"start from a z0 that is not singular"
         )
     frame = _frame(z0, shift, twist)
     stretch = stretch - frame.grid.integrate(frame.height) / 2 * torch.eye(
@@ -154,9 +155,9 @@ def _warn_singular(z0: Tensor) -> None:
     if bool(lost.any()):
         ratio = float((torch.where(lost, sigma, 0.0).amax(-1) / sigma[..., 0]).max())
         warn(
-            f"z0 is singular up to round-off: the ratio {ratio:.2g} of its least singular value to its largest has no "
-            f"true digit, the sign of det z0 neither, and W and its training depend on the logarithm: start from a z0 "
-            f"that is not singular"
+            f"z0{of_members(lost.any(-1))} is singular up to round-off: the ratio {ratio:.2g} of its least singular "
+            f"value to its largest has no true digit, the sign of det z0 neither, and W and its training depend on the "
+            f"logarithm: start from a z0 that is not singular"
         )
 
 

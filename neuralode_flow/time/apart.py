@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import of_members
 from ..flows.base import restricted
 from ..flows.capabilities import KnowsFinite, offers
 from ..registry import did_you_mean
 from .base import FAILURES, METHODS, own_steps
 from .endings import ENDINGS, EVENTS_ASKED, Stopped
 from .lookout import Lookout
-from .members import culprits, not_finite, of_members
+from .members import culprits, not_finite
 from .ownsteps import OwnSteps
 from .reach import OutOfReach
 from .resolution import FixedGrid, GridOfMembers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..caution import warn
-from ..checks import count, float_tensor, no_derivatives, positive, real, reals
+from ..checks import count, float_tensor, no_derivatives, of_members, positive, real, reals
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
 from ..flows.base import Flow, jacobians, missing, own_velocity, restricted
@@ -20,7 +20,6 @@ from ..flows.intrinsic import IntrinsicFlow
 from ..losses import check_derivatives
 from ..matrices import lost_values
 from .base import FAILURES, METHODS, Control, differentiates, fixed_steps
-from .members import of_members
 from .resolution import unwarned
 from .trajectory import Trajectory
 

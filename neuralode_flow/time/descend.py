@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import all_finite, count, positive, real
+from ..checks import all_finite, count, of_members, positive, real
 from ..depth.grid import Profile
 from ..flows.base import Flow, lends_velocity
 from ..flows.capabilities import Descends, itself_offers, replayed
@@ -34,7 +34,7 @@ from .events import Point, Stop
 from .events import checked as checked_events
 from .integrate import IntegrationError
 from .lookout import value
-from .members import advice, culprits, not_finite, of_members
+from .members import advice, culprits, not_finite
 from .progress import Progress, Report, Throttled, shown
 from .records import Observer, Records
 from .resolution import FixedGrid, sampled

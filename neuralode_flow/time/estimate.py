@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import of_members
 from ..matrices import frobenius
 from .base import METHODS, Control, fixed_steps, iterates, one_step
-from .members import of_members
 from .resolution import MARGIN, round_off
 from .trajectory import Trajectory, common_times
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import positive, real
+from ..checks import of_members, positive, real
 from ..flows.base import Flow
 from ..flows.capabilities import KnowsLogSigma, KnowsRate, Leaves, offers
 from ..matrices import frobenius
 from ..registry import Registry
-from .members import of_members
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,22 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_NAMED = 4
-
-
-def of_members(which: Tensor) -> str:
-    """As in " of member 3 of 8", from booleans over the leading axes `(...)`; empty without any, or without a True."""
-    if which.ndim == 0 or not bool(which.any()):
-        return ""
-    shape = tuple(which.shape)
-    indices = [tuple(index) for index in which.nonzero().tolist()]
-    names = [str(index[0] if len(shape) == 1 else index) for index in indices[:_NAMED]]
-    if len(indices) > _NAMED:
-        names.append(f"{len(indices) - _NAMED} more")
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    whole = shape[0] if len(shape) == 1 else shape
-    return f" of member{'s' if len(indices) > 1 else ''} {listed} of {whole}"
-
 
 def advice(which: Tensor) -> str:
     """What to do about members that end the run of all; empty where all of them do, or there is but one."""

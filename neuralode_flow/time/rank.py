@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import of_members
 from ..flows.capabilities import KnowsLogSigma, offers
-from .members import of_members
 
 
 class Risen(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import of_members
 from ..flows.capabilities import KeepsOrientation, offers
 from ..matrices import slogdet
 from .base import FAILURES
-from .members import of_members
 
 # A loss within this part of its whole way from the least value that is left, at a z whose smallest singular value is
 # this part of its largest, counts as having arrived there ...

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import all_finite
+from ..checks import all_finite, of_members
 from ..flows.capabilities import KnowsLogSigma, Leaves, TellsLawChange, offers
 from ..laws import drift
 from .base import FAILURES, Stepper
 from .endings import Stopped
-from .members import advice, culprits, not_finite, of_members
+from .members import advice, culprits, not_finite
 from .resolution import FixedGrid
 from .trajectory import Trajectory
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import of_members
 from ..depth.grid import DepthGrid, Profile, like
 from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
 from .endings import Stopped
-from .members import of_members
 
 _ORDERS = (4, 6, 8, 12, 16)
 _MAX_NODES = 1024

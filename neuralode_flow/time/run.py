@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..checks import of_members
 from ..flows.capabilities import ChoosesTolerances, KnowsFinite, offers
 from ..interrupt import Request
 from .barrier import Barrier, barrier_of
@@ -20,7 +21,7 @@ from .dense import Dense
 from .endings import EVENTS_ASKED, Stopped, UsedUp
 from .events import Stop
 from .lookout import Happened, Lookout
-from .members import advice, of_members
+from .members import advice
 from .progress import Progress, Throttled
 from .rank import Risen, risen
 from .reach import OutOfReach, out_of_reach

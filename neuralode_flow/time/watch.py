@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import all_finite
+from ..checks import all_finite, of_members
 from ..depth.engine.explicit import Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps, Place
 from ..flows.base import jacobians, lends_velocity, restricted
@@ -28,7 +28,7 @@ from ..flows.capabilities import (
 )
 from .base import FAILURES, Control
 from .endings import Stopped, UsedUp
-from .members import advice, culprits, not_finite, of_members
+from .members import advice, culprits, not_finite
 from .resolution import FixedGrid
 
 # With one time asked for more often than this the step size has shrunk to nothing: torchdiffeq guards that by `assert`

@@ -8,9 +8,9 @@ from cases import Growing
 from scipy.integrate import solve_ivp
 
 import neuralode_flow as nf
+from neuralode_flow.checks import of_members
 from neuralode_flow.depth.engine import compiled
 from neuralode_flow.time.endings import Stopped
-from neuralode_flow.time.members import of_members
 from neuralode_flow.time.resolution import FixedGrid
 from neuralode_flow.time.watch import Budget, Spent, Watch
 
