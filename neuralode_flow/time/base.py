@@ -73,7 +73,7 @@ class Control:
     Attributes
     ----------
     rtol, atol : float
-        Relative and absolute tolerance of adaptive methods, per entry of the state.
+        Relative and absolute tolerance of adaptive methods, per entry of the state; of any method, of the depth grid.
     step : float or None
         Step size of fixed-step methods (the last step of an interval is shortened); None: one step per output interval.
     """

@@ -114,8 +114,9 @@ def integrate(
         rule), explicit_adams, implicit_adams (torchdiffeq), implicit_midpoint, carpenter_kennedy (order 4, in the
         memory of two states).
     rtol, atol : float
-        Tolerances of adaptive methods; atol is 1e-10 by default. What the state's dtype cannot hold (rtol below
-        100 ε, atol below ε times the largest entry of the state or 1) is raised, with a warning where it was asked for.
+        Tolerances of adaptive methods, and with any method what the depth grid is held to, whether it stays or adapts;
+        atol is 1e-10 by default. What the state's dtype cannot hold (rtol below 100 ε, atol below ε times the largest
+        entry of the state or 1) is raised, with a warning where it was asked for.
         Members of a batch have one atol, and a warning says where the largest makes it too large for the smallest.
     control : str
         "shared": one step for all members of a batch. "member": each has steps, acceptance, events, a budget of

@@ -224,3 +224,15 @@ def test_each_member_is_told_whether_the_grid_resolves_it(given, tmp_path):
     ):
         assert path.stats["members"]["endings"] == [run.ending for run in alone]
         assert path.ending == ("depth" if "depth" in path.stats["members"]["endings"] else "ok")
+
+
+def test_tolerances_hold_the_depth_grid_of_steps_of_a_given_size_too():
+    """They are no settings without effect there: the steps are the same, the verdict and the grid are not."""
+    flow, W = nf.ContinuousFlow(nf.DepthGrid.gauss(2, 4), LOSS), smooth_profile(2, seed=0, scale=1.5)
+    loose, tight, adapted = (
+        nf.integrate(flow, W, [0.0, 0.5, 1.0], "rk4", rtol, rtol / 100, step=0.1, adapt=adapt)
+        for rtol, adapt in ((1e-2, False), (1e-10, False), (1e-10, True))
+    )
+    assert torch.equal(loose.z, tight.z)
+    assert (loose.ending, tight.ending, adapted.ending) == ("ok", "depth", "ok")
+    assert adapted.stats["grid"][1] > 4
