@@ -210,6 +210,17 @@ def relaxed_balance_defect(grid: DepthGrid, W: Tensor) -> Tensor:
     return torch.sqrt((deviation.square().sum((-2, -1)) * grid.weights.to(W)).sum(-1))
 
 
+def defect_scale(W: Tensor) -> float:
+    """1 + the largest ‖W‖² of depths and members: what a distance from relaxed balance is small or large against.
+
+    Examples
+    --------
+    >>> nf.laws.defect_scale(torch.stack((torch.eye(4), -2 * torch.eye(4))))  # ‖2I‖² = 16
+    17.0
+    """
+    return 1 + float(torch.linalg.matrix_norm(W).max()) ** 2
+
+
 def _steps(W: Tensor) -> Tensor:
     """L(S_{k+1} − S_k), S = W + Wᵀ, `(..., L−1, d, d)`: a tensor that may be written to."""
     D = W[..., 1:, :, :] - W[..., :-1, :, :]

@@ -23,7 +23,7 @@ from ..depth.rules import LAYERS, label
 from ..finding import ERRORS_OF_Z, Check, Claim, ErrorTable, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import SAMPLING_ORDERS, SAMPLINGS
-from ..laws import relaxed_balance_defect
+from ..laws import defect_scale, relaxed_balance_defect
 from ..orders import STRAIGHT_PART, Order, observed_order
 from ..problems import Problem
 from ..signatures import Depths, Workers, distinct, each, known
@@ -301,7 +301,7 @@ def _attributes(square: Square, orders: _Orders, sampling: str, clock: AnyClock)
         "floor": orders.floor,
         "floor_profile": orders.floor_profile,
         "relaxed_balance_defect": float(relaxed_balance_defect(reference.flow.grid, W0)),
-        "defect_scale": 1 + float(torch.linalg.matrix_norm(W0).max()) ** 2,
+        "defect_scale": defect_scale(W0),
         "intrinsic_gap": distance(z, limit) / float(torch.linalg.matrix_norm(limit).max()),
     }
 

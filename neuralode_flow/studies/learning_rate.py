@@ -21,7 +21,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.modified import ModifiedFlow
 from ..intrinsic.systems import ClosedFlow
 from ..kernels import LogMean
-from ..laws import relaxed_balance_defect
+from ..laws import defect_scale, relaxed_balance_defect
 from ..losses import Loss
 from ..modes import gradient
 from ..orders import ABOVE_FLOOR, Order, observed_order, said
@@ -229,8 +229,7 @@ def closed_on_z(loss: Loss, rate: float) -> ClosedFlow:
 
 
 def _is_balanced(grid: DepthGrid, W: Tensor) -> bool:
-    scale = 1 + float(torch.linalg.matrix_norm(W).max()) ** 2
-    return float(relaxed_balance_defect(grid, W).max()) <= _UNBALANCED * scale
+    return float(relaxed_balance_defect(grid, W).max()) <= _UNBALANCED * defect_scale(W)
 
 
 def _apart(z: Tensor, other: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import balanced
 from ..kernels import KERNELS, LogMean
-from ..laws import relaxed_balance_defect
+from ..laws import defect_scale, relaxed_balance_defect
 from ..problems import Problem
 from ..registry import Registry
 from ..signatures import CountsWith, Layers, Positive, known
@@ -200,7 +200,7 @@ def _all_weights(path: Trajectory, flow: Any, times: int) -> Tensor:
 def _defect(grid: DepthGrid, initial: Profile) -> float:
     """How far a start is from relaxed balance, relative to the size of W²."""
     W = sample(initial, grid.nodes, "initial")
-    return float(relaxed_balance_defect(grid, W).max()) / (1 + float(torch.linalg.matrix_norm(W).max()) ** 2)
+    return float(relaxed_balance_defect(grid, W).max()) / defect_scale(W)
 
 
 def _limit(
