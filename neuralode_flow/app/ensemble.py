@@ -199,7 +199,7 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
     first = datasets[_first(whole)] if datasets else xr.Dataset()
     left_out = _left_out(first, len(job.ensemble or ()))
     dropped = [*left_out, *_unused(first, left_out)]
-    first, own = first.drop_vars(dropped), [_with_attributes(dataset, dropped) for dataset in datasets]
+    first, own = first.drop_vars(dropped), [_variables_and_attributes(dataset, dropped) for dataset in datasets]
     places, told = [*ran], [dataset.attrs for dataset in datasets]
     del found, ran, datasets  # what is joined is let go
     alike = _alike(job, [members[place] for place in places], own, whole, first.coords)
@@ -324,7 +324,7 @@ Variables = dict[Any, xr.Variable]
 _STATED = {*Finding(study="", problem="", status="", verdict="").attached(xr.Dataset()).attrs}
 
 
-def _with_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
+def _variables_and_attributes(dataset: xr.Dataset, dropped: Sequence[Any]) -> Variables:
     """The variables of a member but for those, and its attributes as more of them: members may differ."""
     kept = {name: variable for name, variable in dataset.variables.items() if name not in dropped}
     numbers: dict[Any, Any] = {
