@@ -256,7 +256,7 @@ FAULTS = [
     Fault("networks that did not come to the last time are lazy", "studies/lazy_to_rich.py",
           'if path.ending != "ok":', "if False:", "studies/test_nothing_to_check.py"),
     Fault("members that wall time has cut stay as they are", "app/ensemble.py",
-          "for members, cut in found.items() if not cut}", "for members, cut in found.items()}", "app/test_budgets.py"),
+          "cut = [name for name, own in parts.items() if _cut(own)]", "cut = []", "app/test_budgets.py"),
     Fault("a budget of wall time ends no member", "app/ensemble.py",
           "carried_out=company, started=started)", "carried_out=company, max_seconds=None)", "app/test_members.py"),
     Fault("a figure that raises costs the summary", "app/job.py",
