@@ -122,6 +122,13 @@ def observed_order(depths: np.ndarray, errors: np.ndarray, floor: float, noise: 
     return Order(value, float(np.ptp(_slopes(log_L, log_e))) / 2, len(part), last=last)
 
 
+def extrapolated(depths: Sequence[int], values: np.ndarray, order: int) -> np.ndarray:
+    """The limit of `values` `(n, …)` in which errors are sums of powers of 1/L^order, L of `depths`: Richardson's."""
+    x = np.asarray(depths, dtype=float) ** -order
+    weights = [np.prod([other / (other - own) for other in np.delete(x, i)]) for i, own in enumerate(x)]
+    return np.tensordot(weights, values, 1)
+
+
 def relative_noise(gaps: Tensor) -> float:
     """The relative standard error of the root mean square of the distances of members, `(members,)`; 0 of one."""
     if len(gaps) == 1:

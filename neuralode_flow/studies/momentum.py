@@ -20,7 +20,7 @@ from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
 from ..flows.momentum import MomentumFlow
 from ..initial.random import smooth
-from ..orders import Order, observed_order, said
+from ..orders import LEAST_POINTS, Order, extrapolated, observed_order, said
 from ..problems import Problem
 from ..signatures import Count, Depths, Positive, Seed
 from ..time.descend import descend
@@ -36,6 +36,7 @@ SCHEMES = ("plain", "centred")  # how rate and momentum follow from the time h o
 _EXPECTED = (1.0, 2.0)
 
 _LAW, _EULER, _ORDER = 1e-9, 1e-12, 0.1  # the largest distances from the laws, and from the orders
+_APART = 5e-3  # of distances from the flow, by two routes
 _VISIBLE, _CONTROL = 1e-3, 1e-3  # the least that must be seen of what is no law
 
 
@@ -173,7 +174,7 @@ def _measured(plan: _Plan, flow: Any, W: Tensor, V: Tensor, L: int) -> dict[str,
         "drive": drive_misses(flow, plan.gauss, plan.span, states[gauss], moves[gauss], friction),
         "steps": trained,
         "gd": _descent(plan, flow, W[0]),
-        "distance": _distances(plan, flow, W, V, path.z[out]),
+        **_distances(plan, flow, W, V, path.z[out]),
     }
 
 
@@ -186,15 +187,18 @@ def _descent(plan: _Plan, flow: Any, W: Tensor) -> dict[str, Tensor]:
     return {"law": path.drift / largest, "moved": size(law - law[0]) / largest}
 
 
-def _distances(plan: _Plan, flow: Any, W: Tensor, V: Tensor, z: Tensor) -> Tensor:
+def _distances(plan: _Plan, flow: Any, W: Tensor, V: Tensor, z: Tensor) -> dict[str, Tensor | np.ndarray]:
     """sup over t of ‖z_n − z(t_n)‖ of heavy ball, by scheme, start and steps in an output interval: `(2, 2, n)`.
+
+    "extrapolated": the same with the limit of the steps themselves, extrapolated to h = 0, in the place of the flow;
+    "unsure", `(2, 2)`: about how far that limit is from the true one.
 
     plain: β = 1 − αh, η = h², from V_0 = hW_t. centred: β = (2 − αh)/(2 + αh), η = 2h²/(2 + αh), from the step before
     the start, V_0 = hW_t − h²W_tt/2: then (W_{n+1} − W_{n−1})/2h stands for W_t, and all is symmetric in time.
     """
     alpha, intervals = plan.friction, len(plan.clock.times) - 1
     curvature = flow.velocity(W) - alpha * V
-    found = []
+    found, walks = [], []
     for refinement in plan.refinements:
         h = plan.span / intervals / refinement
         schemes = (
@@ -204,8 +208,33 @@ def _distances(plan: _Plan, flow: Any, W: Tensor, V: Tensor, z: Tensor) -> Tenso
         for beta, eta, before in schemes:
             walked = walk(flow, "heavy_ball", W, before, intervals * refinement, eta, beta)
             seen = [flow.product(state) for n, (state, _) in enumerate(walked) if n % refinement == 0]
-            found.append(torch.linalg.matrix_norm(torch.stack(seen) - z).amax(0))
-    return torch.stack(found).unflatten(0, (len(plan.refinements), 2)).permute(1, 2, 0)
+            walks.append(torch.stack(seen))
+            found.append(torch.linalg.matrix_norm(walks[-1] - z).amax(0))
+    extrapolations = []
+    for walked_z, order in zip((walks[::2], walks[1::2]), (1, 2), strict=True):  # in powers of h, and of h²
+        extrapolations.append(_extrapolation(plan.refinements, torch.stack(walked_z).cpu().numpy(), order))
+    return {
+        "distance": torch.stack(found).unflatten(0, (len(plan.refinements), 2)).permute(1, 2, 0),
+        "extrapolated": np.stack([errors.T for errors, _ in extrapolations]),
+        "unsure": np.stack([unsure for _, unsure in extrapolations]),
+    }
+
+
+def _extrapolation(refinements: Sequence[int], z: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far z `(n, T, members, d, d)` is from its limit, `(n, members)`, and the error of that, `(members,)`.
+
+    Each further step that is used makes the limit better by about the same factor as the one before.
+    """
+    if len(refinements) < LEAST_POINTS:
+        return np.full((len(z), z.shape[2]), np.nan), np.full(z.shape[2], np.nan)
+    limit, without_one, without_two = (extrapolated(refinements[k:], z[k:], order) for k in range(3))
+    last, before = _sup(limit - without_one), _sup(without_one - without_two)
+    return np.stack([_sup(walked - limit) for walked in z]), last**2 / before
+
+
+def _sup(gap: np.ndarray) -> np.ndarray:
+    """The largest Frobenius norm over time of `(T, members, d, d)`."""
+    return np.asarray(np.sqrt(np.square(gap).sum((-2, -1))).max(0))
 
 
 def _dataset(plan: _Plan, models: Sequence[int], found: list[dict[str, Any]], error_time: float) -> xr.Dataset:
@@ -241,6 +270,16 @@ def _dataset(plan: _Plan, models: Sequence[int], found: list[dict[str, Any]], er
                 torch.stack([model["distance"] for model in found]),
                 "sup over t of ‖z_n − z(t_n)‖, heavy ball against the momentum flow",
             ),
+            "error_extrapolated": (
+                ("model", "scheme", "start", "steps"),
+                np.stack([model["extrapolated"] for model in found]),
+                "the same against heavy ball extrapolated to steps of no length",
+            ),
+            "error_extrapolation": (
+                ("model", "scheme", "start"),
+                np.stack([model["unsure"] for model in found]),
+                "error of that limit, estimated",
+            ),
             "error_time": ((), error_time, "error in time of the flow of infinite depth"),
         },
         [
@@ -271,7 +310,9 @@ def _orders(dataset: xr.Dataset, floor: float) -> list[Order]:
 def _finding(dataset: xr.Dataset, title: str, floor: float) -> Finding:
     orders = _orders(dataset, floor)
     checks = _checks(dataset, orders)
-    kept, drive, skewed, law, euler, descent, moved, _turning, control, _off, error_time = (c.error for c in checks)
+    kept, drive, skewed, law, euler, descent, moved, _turning, control, _off, _apart, error_time = (
+        c.error for c in checks
+    )
     plain, centred = (said([order for order in orders if order.expected == p]) for p in _EXPECTED)
     return Finding(
         study="momentum",
@@ -301,6 +342,8 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
     control = least_of(nesterov.skew_error.max("step", skipna=False))
     euler = largest_of([largest_of(layers.skew_error), largest_of(layers.law_error)])
     off = float(np.max([abs(order.value - order.expected) for order in orders]))
+    unsure = dataset.error_extrapolation + dataset.error_time
+    apart = (abs(dataset.error_extrapolated - dataset.error_z) - unsure).clip(min=0) / dataset.error_z
     along, norm = "sup over t, depth, models, starts, relative", "sup over steps, depth, models, starts, relative"
     return (
         Check("change of exp(αt) skew N along the momentum flow", largest_of(dataset.flow_kept), _LAW, along),
@@ -313,6 +356,12 @@ def _checks(dataset: xr.Dataset, orders: Sequence[Order]) -> tuple[Check, ...]:
         Check("skew N at the moving start", turning, _VISIBLE, "least over models, relative to N", least=True),
         Check("Nesterov's steps against the law of heavy ball", control, _CONTROL, "least, relative", least=True),
         Check("the orders of heavy ball against 1 and 2", off, _ORDER, "largest over schemes, models and starts"),
+        Check(
+            "distance of heavy ball from the flow against that from its own limit",
+            largest_of(apart),
+            _APART,
+            "largest over schemes, models, starts and steps, relative, beyond their errors",
+        ),
         Check("error in time of the flow of infinite depth", float(dataset.error_time), norm="sup over t"),
     )
 

@@ -15,13 +15,13 @@ import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES, save
 from neuralode_flow.finding import Finding
 from neuralode_flow.flows.momentum import MomentumFlow
-from neuralode_flow.studies import STUDIES, heavyball
+from neuralode_flow.studies import STUDIES, heavyball, momentum
 from neuralode_flow.time.rules.gd import GradientDescent
 from neuralode_flow.time.rules.heavy_ball import HeavyBall
 from neuralode_flow.time.steprule import STEP_RULES
 
 # The checks by what they are about.
-FLOW, DRIVE, SKEW, LAW, EULER, GD, MOVES, TURNS, NESTEROV, ORDERS = range(10)
+FLOW, DRIVE, SKEW, LAW, EULER, GD, MOVES, TURNS, NESTEROV, ORDERS, APART = range(11)
 
 
 def failing(finding):
@@ -87,7 +87,7 @@ def test_friction_that_is_wrong_by_one_percent_shows(monkeypatch):
         return torch.stack((V, self.flow.velocity(W) - 1.01 * self.friction * V), dim=-1 - self.axes)
 
     monkeypatch.setattr(MomentumFlow, "velocity", velocity)
-    assert failing(found()) == {FLOW, DRIVE, ORDERS}
+    assert failing(found()) == {FLOW, DRIVE, ORDERS, APART}
 
 
 def test_a_control_that_is_heavy_ball_itself_shows(monkeypatch):
@@ -99,6 +99,26 @@ def test_descent_that_is_not_along_the_gradient_shows(monkeypatch):
     step = GradientDescent.step
     monkeypatch.setattr(GradientDescent, "step", lambda self, n, state: step(self, n, state) - 1e-6 * state)
     assert failing(found()) == {GD}
+
+
+@pytest.mark.parametrize("scheme", [0, 1, slice(None)])
+@pytest.mark.parametrize("steps", [0, -1, slice(None)])
+@pytest.mark.parametrize("size", [0.99, 1.01])
+def test_a_distance_from_the_flow_that_is_off_shows(monkeypatch, scheme, steps, size):
+    """Of one scheme or both, at the largest or the smallest step or all: the orders hold to 0.1 only."""
+    right = momentum._distances
+
+    def off(*given):
+        found = right(*given)
+        found["distance"][scheme, :, steps] *= size
+        return found
+
+    monkeypatch.setattr(momentum, "_distances", off)
+    assert failing(found()) == {APART}
+
+
+def test_two_steps_have_no_limit_that_is_known():
+    assert {ORDERS, APART} <= failing(found(refinements=[2, 4]))
 
 
 def test_what_hardly_moves_is_told():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuralode_flow.orders import local_orders, observed_order, said, said_each, said_one
+from neuralode_flow.orders import extrapolated, local_orders, observed_order, said, said_each, said_one
 
 DEPTHS = np.array([4, 8, 16, 32, 64, 128, 256])
 
@@ -11,6 +11,15 @@ def test_a_power_law_gives_its_exponent():
     assert order.value == pytest.approx(2)
     assert order.spread == pytest.approx(0, abs=1e-12)
     assert order.points == 7
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_limit_is_that_of_as_many_powers_as_there_are_values(order):
+    h = 1.0 / DEPTHS[:4] ** order
+    values = np.stack((2 + h - 3 * h**2 + 5 * h**3, -1 + 7 * h), axis=-1)
+    np.testing.assert_allclose(extrapolated(DEPTHS[:4], values, order), [2, -1], rtol=1e-13)
+    assert abs(extrapolated(DEPTHS[:3], values[:3], order)[0] - 2) > 1e-6
+    assert extrapolated(DEPTHS[:1], values[:1], order) == pytest.approx(values[0])
 
 
 def test_points_near_the_floor_are_dropped():
