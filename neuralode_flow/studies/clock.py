@@ -210,7 +210,7 @@ class Clock(Schedule):
         Errors of its own in time are in it where the steps follow the tolerances. Steps of a given size are the same on
         both sides: their error is that of both flows, and the sequence of the one tends to that of the other.
         """
-        return max(1e-14, *others, *([] if self.fixed_steps else [error_time]))
+        return max([1e-14, *others, *([] if self.fixed_steps else [error_time])])
 
     @property
     def fixed_steps(self) -> bool:

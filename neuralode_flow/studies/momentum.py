@@ -115,7 +115,8 @@ def run(
     tight = plan.path(continuous, clock.tight(), found[0]["W"], found[0]["V"], "tight", clock.tight().times)
     error_time = float(torch.linalg.matrix_norm(clock.time_error(found[0]["z"], tight.z)).max())
     dataset = _dataset(plan, (0, *depths), found, error_time)
-    return _finding(dataset, problem.title, clock.floor(error_time)).attached(dataset)
+    # Heavy ball has no part in the error in time of the flow, in steps of a given size neither.
+    return _finding(dataset, problem.title, clock.floor(error_time, error_time)).attached(dataset)
 
 
 @dataclass(frozen=True, eq=False)
