@@ -164,7 +164,7 @@ def _classifier(clock: Clock, z: np.ndarray, widest: Sparse) -> np.ndarray:
     margins, d, size = torch.as_tensor(z), z.shape[1], float(np.abs(widest.b).sum())
     flow = FactorizationFlow(phi, Custom(lambda b: torch.logsumexp(-(margins @ b), 0), axes=1))
     times = torch.linspace(0, size / 2 * float(np.log(1e2 * _NORMS[-1])), 200, dtype=torch.float64)
-    timed = replace(clock, times=times, method="auto")
+    timed = replace(clock, times=times, method="auto", step=None)
     path = whole(integrate(flow, start(d, 1.0, 0.0), times, **timed.options("classifier")), "classifier")
     norms = path.z.abs().sum(-1).numpy()
     if not norms[-1] >= _NORMS[-1]:

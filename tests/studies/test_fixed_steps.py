@@ -33,6 +33,10 @@ def test_they_come_to_a_finding(study, changes):
     assert len(finding.checks) > 1
 
 
+def test_what_a_study_integrates_by_a_method_of_its_own_has_no_step():
+    assert Finding.of(found("interpolant", "rk4", 0.1)).status == "ok"
+
+
 def test_orders_of_steps_beside_a_flow_have_the_error_of_that_flow_as_floor():
     """Heavy ball takes no step of the method, whose error is in each of its distances from the flow."""
     data = found("momentum", "euler", 0.01, depths=[2])
