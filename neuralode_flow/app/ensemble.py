@@ -89,6 +89,10 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
             raise RuntimeError(f"the budget of wall time was used up: time.max_seconds={seconds:g}")
         path = folder / _PART.format(*_ends(members))
         computed = _computed(job, one, members, times, started)
+        if _digest(job) != wanted:  # each member has read it for itself: these may have read another one
+            raise RuntimeError(
+                "a file that its problem is read from has changed since; the same command computes all again"
+            )
         results.write(path, computed.assign_attrs(told, **{_BEYOND: int(used_up())}))
 
     told = {"of": wanted, "budgets": _budgets(job)}
@@ -163,7 +167,12 @@ def _ends(members: range) -> tuple[int, int]:
 
 
 def _names(folder: Path) -> Iterator[tuple[int, int]]:
-    """The parts that lie in a folder, by first member and stop. What has no name of a part is removed."""
+    """The parts that lie in a folder, by first member and stop. What has no name of a part is removed.
+
+    So is what a process that was killed had begun to write: on a disk that is full it would take the room of the next.
+    """
+    for path in folder.glob(".members-*.writing-*"):
+        path.unlink(missing_ok=True)
     for path in sorted(folder.glob("members-*.nc")):
         if (name := _NAMED.fullmatch(path.name)) is None:
             path.unlink()
@@ -453,7 +462,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     joined: dict[str, Any] = {NUMBERS: ((DIMENSION, NUMBER), _numbers(parts, names))}
     axes = dict(first.coords)
     attributes = _shared(first.attrs, [parts[k].attrs for k in alike])
-    attributes = {name: value for name, value in attributes.items() if name not in ("of", _BEYOND)}
+    attributes = {name: value for name, value in attributes.items() if name not in ("of", "budgets", _BEYOND)}
     kinds = {
         str(name): (own.dims, own.attrs, np.array(own.values[0], own.dtype))
         for part in [first, *(parts[k] for k in alike)]

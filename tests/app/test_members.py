@@ -225,6 +225,41 @@ def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypat
     assert unlike(nf.open("w"), nf.open("k")) == set()
 
 
+def test_a_table_that_changes_while_members_are_computed_ends_them_and_all_are_of_one_table(command, monkeypatch):
+    """Each member reads it for itself: those of both tables were joined, under the digest of the first."""
+    line = [
+        "study=trajectory", "problem=file", "problem.table=t.csv", "problem.x=[a]", "problem.y=[b]", "time.samples=3",
+        "figures=none", "members.initial.seed=[0,1,2]", "at_once=1", "study.estimate=false",
+    ]  # fmt: skip
+    tables = ["a,b\n1.5,2.5\n2.5,3.5\n3.5,-1.5\n", "a,b\n1.5,2.5\n2.5,-3.5\n3.5,1.5\n"]
+    table, computed = Path("t.csv"), ensemble._computed
+    table.write_text(tables[0])
+
+    def changed_after_the_first(job, one, members, *others):
+        found = computed(job, one, members, *others)
+        if members.start == 1:
+            table.write_text(tables[1])
+        return found
+
+    monkeypatch.setattr(ensemble, "processors", lambda: 1)
+    monkeypatch.setattr(ensemble, "_computed", changed_after_the_first)
+    ended = command(*line, "resume=k")
+    assert ended.status == 1
+    assert "a file that its problem is read from has changed since" in ended.err
+    assert not Path("k/results.nc").exists()
+    assert command(*line, "resume=k").status == command(*line, "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+
+
+def test_what_a_killed_process_had_begun_to_write_does_not_stay_beside_parts(tmp_path):
+    """It stayed until the run was whole, and on a full disk each start left more of it."""
+    left = tmp_path / ".members-000001-000002.writing-0123.nc"
+    for path in (left, tmp_path / "members-000000-000001.nc", tmp_path / "members-old.nc"):
+        path.touch()
+    assert [*ensemble._names(tmp_path)] == [(0, 1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["members-000000-000001.nc"]
+
+
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
