@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from ..parent import ENDING
 from ..registry import unknown_name
 
 
@@ -41,6 +42,11 @@ def is_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return re.search("allocate memory|out of memory|not enough memory", str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def told_to_end(stop: SystemExit) -> bool:
+    """Whether it answers a signal; else a module of the user's has called sys.exit, maybe with 0, and all is lost."""
+    return stop.code in {128 + number for number in ENDING}
 
 
 def complain(error: BaseException | str) -> None:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from ..compat import is_basic_launcher, said_by_launcher
 from .child import Unrecorded, run_member
+from .errors import StudyFailed, told_to_end
 from .members import Member
 from .runfolder import discard_if_empty
 from .schema import Job
@@ -38,7 +39,12 @@ def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") ->
         gc.freeze()  # what is there now stays: nobody need look through it again
     quiet = member and job.machine.verbosity == "quiet"
     with redirect_stdout(io.StringIO()) if quiet else nullcontext():  # thousands of folders are no news
-        carry_out(job, command, folder, resume, member)
+        try:
+            carry_out(job, command, folder, resume, member)
+        except SystemExit as stop:
+            if told_to_end(stop):
+                raise
+            raise StudyFailed(f"the study did not run whole: it asked Python to end ({stop})") from stop
 
 
 def member_name(folder: Path, sweep: Path, overrides: Sequence[str]) -> str:

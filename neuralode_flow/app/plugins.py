@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from .errors import BadInput
+from .errors import BadInput, told_to_end
 
 GROUP = "neuralode_flow"
 
@@ -49,3 +49,7 @@ def _imported(module: str, where: str) -> None:
         importlib.import_module(module)
     except Exception as error:  # whatever a user's module raises is the user's to mend
         raise BadInput(f"the plugin {module} {where} cannot be imported: {type(error).__name__}: {error}") from error
+    except SystemExit as stop:
+        if told_to_end(stop):
+            raise
+        raise BadInput(f"the plugin {module} {where} asked Python to end ({stop}) when it was imported") from stop

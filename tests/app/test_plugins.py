@@ -111,6 +111,28 @@ def test_a_plugin_that_cannot_be_imported_is_named_with_the_reason(tmp_path, tex
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("code", ["0", "", "3"])
+def test_a_plugin_that_asks_python_to_end_is_no_run_that_went_well(tmp_path, code):
+    """A script without a guard ends so: with 0 nothing was said, and the status was that of a run that is whole."""
+    (tmp_path / "script.py").write_text(f"import sys\n\nsys.exit({code})\n")
+    for sweep in ((), ("-m",)):
+        ended = forked(tmp_path, *sweep, "plugins=[script]")
+        assert ended.returncode == 2
+        assert f"the plugin script named in plugins asked Python to end ({code})" in ended.stderr
+    quits = (
+        "from neuralode_flow.studies import STUDIES, Clock, Study\nfrom neuralode_flow.problems import Problem\n\n\n"
+    )
+    quits += f"def quits(problem: Problem, clock: Clock):\n    raise SystemExit({code})\n\n\n"
+    (tmp_path / "quits.py").write_text(quits + 'STUDIES.register("quits")(Study(quits))\n')
+    line = ["study=quits", "plugins=[quits]", "problem=teacher", "problem.dimension=2"]
+    ended = forked(tmp_path, *line)
+    assert ended.returncode == 1
+    assert f"it asked Python to end ({code})" in ended.stderr
+    ended = forked(tmp_path, "-m", *line, "resume=s")
+    assert ended.returncode == 1
+    assert f"failed: the study did not run whole: it asked Python to end ({code})" in ended.stderr
+
+
 def test_a_missing_plugin_and_an_unknown_loss_are_refused(tmp_path):
     assert "the plugin mine named in plugins cannot be imported" in forked(tmp_path, "plugins=[mine]").stderr
     unknown = forked(tmp_path, "problem.loss=quadrtic").stderr
