@@ -54,10 +54,14 @@ def member_name(folder: Path, sweep: Path, overrides: Sequence[str]) -> str:
     return f"{name} ({' '.join(own)})"
 
 
-def command_line(sources: Iterable[Any], overrides: Sequence[str]) -> str:
-    """The command line that repeats a run, or a point of a sweep alone, with configs from such sources of Hydra's."""
+def command_line(sources: Iterable[Any], overrides: Sequence[str], *, member: bool) -> str:
+    """The command line that repeats a run, or a point of a sweep alone, with configs from such sources of Hydra's.
+
+    What `resume` says in a sweep is the folder of that, which is none of a run.
+    """
     own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-    return shlex.join([PROGRAM, *own, *(line.removeprefix("++") for line in overrides)])
+    lines = [line.removeprefix("++") for line in overrides]
+    return shlex.join([PROGRAM, *own, *(line for line in lines if not (member and line.startswith("resume=")))])
 
 
 def takes(config: DictConfig, launcher: Any) -> bool:
@@ -83,7 +87,8 @@ def run_members(config: DictConfig, sweep: Path, members: Sequence[Member]) -> N
         lines = [line for line in member.overrides if not line.lstrip("+~").startswith("hydra.")]
         folder = member.folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        work = partial(run, member.job, command_line(sources, lines), folder, sweep, member_name(folder, sweep, lines))
+        command = command_line(sources, lines, member=True)
+        work = partial(run, member.job, command, folder, sweep, member_name(folder, sweep, lines))
         try:
             run_member(work, folder, lines)
         except Unrecorded as error:

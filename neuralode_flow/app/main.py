@@ -214,8 +214,9 @@ def _task(config: DictConfig) -> None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     lines = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False)))  # type: ignore[arg-type]
-    command = local.command_line(settings.runtime.config_sources, lines)
-    if settings.mode == RunMode.MULTIRUN:
+    several = settings.mode == RunMode.MULTIRUN
+    command = local.command_line(settings.runtime.config_sources, lines, member=several)
+    if several:
         sweep = Path(settings.sweep.dir)
         name = local.member_name(folder, sweep, lines)
         run_member(lambda: local.run(checked(config), command, folder, sweep, name), folder, lines)

@@ -401,6 +401,9 @@ def idle_setting(job: Job, line: str) -> str | None:
     if name and name not in study.reads.get(section, (name,)):
         own = ", ".join(f"{section}.{field}" for field in study.reads[section])
         return f"{setting} has no effect: study={job.study.name} uses of {section} only {own}; leave it out"
+    if name == "seed" and job.ensemble is not None and section in job.ensemble.seeds:
+        lists = " ".join(f"members.{other}=[...]" for other in job.ensemble.settings)
+        return f"{setting} has no effect: members have seeds of their own; leave it out, or list them, {lists}"
     others = _idle(section, choice, name) if isinstance(choice, Choice) else ""
     return f"{setting} has no effect with {others}; change that, or leave it out" if others else None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -338,6 +339,22 @@ UNSEEDED = {"problem": {"name": "linnerud"}, "initial": {"name": "balanced"}}
 def test_members_that_cannot_be_are_refused(changes, sentence):
     with pytest.raises(Exception, match=sentence):
         checked(PLAIN | changes)
+
+
+def test_a_seed_that_members_have_of_their_own_is_refused_beside_them(command):
+    """It was accepted and changed nothing: a sweep over it had copies of one run, and counted them as draws."""
+    line = ["study=trajectory", "problem=teacher", "problem.dimension=2", "time.samples=3", "figures=none"]
+    said = "problem.seed=5 has no effect: members have seeds of their own; leave it out, or list them, members.problem."
+    for sweep, seeds in (((), "5"), (("-m",), "5,6")):
+        ended = command(*sweep, *line, "members=2", f"problem.seed={seeds}")
+        assert ended.status == 2
+        assert said in ended.err
+    with pytest.raises(ValueError, match=re.escape(said)):
+        nf.run("trajectory", {"members": 2, "problem.seed": 5, "time.samples": 3}, problem=TEACHER["problem"])
+    assert command(*line, "members.initial.seed=[1,2]", "problem.seed=5", "resume=one").status == 0  # all have it
+    alone = nf.run("trajectory", {"initial.seed": 2, "problem.seed": 5, "time.samples": 3}, problem=TEACHER["problem"])
+    np.testing.assert_array_equal(nf.open("one").loss[1], alone.dataset.loss)
+    assert command("-m", *line, "members=2,null", "problem.seed=5", "resume=s").status == 0  # one of the points has it
 
 
 def test_members_that_share_what_an_axis_follows_from_are_one_run():

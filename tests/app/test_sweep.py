@@ -1,7 +1,10 @@
 """Sweeps go on when members fail, say why, and run what is missing when they are repeated."""
 
 import json
+import re
+import shlex
 import shutil
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,21 @@ def test_members_that_fail_or_are_killed_leave_the_others_alone(command):
     record = json.loads(Path("sweep/1/failed.json").read_text())
     assert "RuntimeError: the sky fell" in record["reason"]
     assert "++study.end=raise" in record["overrides"]
+
+
+@pytest.mark.parametrize("launcher", [(), ("+hydra.job.env_set.SOME=thing",)])  # the second: Hydra's own
+def test_the_command_of_a_member_repeats_it_alone(command, launcher):
+    """It had the folder of the sweep, which a run by itself refuses as none of its own."""
+    line = (*FAKE, "resume=sweep", "problem.seed=3,4", "figures=png", *launcher)
+    assert command(*line).status == 0
+    page = unescape(Path("sweep/1/report.html").read_text())
+    (said,) = {found for found in re.findall(r"neuralode-flow [^<\n]*", page) if "study=fake" in found}
+    _, *settings = shlex.split(said)
+    assert not [setting for setting in settings if "resume" in setting]
+    assert command(*settings, "out=alone").status == 0
+    (alone,) = Path("alone").glob("*/*/config.yaml")
+    before = [yaml.safe_load(path.read_text()) for path in (alone, Path("sweep/1/config.yaml"))]
+    assert before[0] == before[1] | {"out": "alone"}
 
 
 def test_a_member_whose_place_is_taken_leaves_the_others_alone(command):
