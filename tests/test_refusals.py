@@ -619,7 +619,11 @@ COMMAND = {
         "problem=teacher problem.dimension=1000000",
     ],
     "problem.scale": ["problem=teacher problem.scale=-1"],
-    "problem.seed": ["experiment=diagonal problem.seed=3", "-m problem=teacher problem.seed=0,-1"],
+    "problem.seed": [
+        "problem=teacher members=2 problem.seed=5",
+        "experiment=diagonal problem.seed=3",
+        "-m problem=teacher problem.seed=0,-1",
+    ],
     "problem.standardise": ["problem=file problem.x=good.csv problem.y=good.csv problem.standardise=1"],
     "problem.whiten": [
         "problem=file problem.x=good.csv problem.y=good.csv problem.whiten=1",
