@@ -27,6 +27,8 @@ from .watch import Spent, Watch
 
 CONTROLS = ("shared", "member")
 
+_TAKEN = 8  # members at most that are taken out of the batch at once, to be looked at
+
 
 def check_own_steps(control: Any, method: str, **options: bool) -> None:
     """Raises ValueError unless it is a name of CONTROLS, and the method and the options go with it."""
@@ -52,10 +54,10 @@ def check_own_steps(control: Any, method: str, **options: bool) -> None:
 def check_apart(flow: Any, start: Tensor, *, singly: bool) -> bool:
     """Whether there are members; ValueError where they cannot be taken out of the batch, for events one `singly`."""
     try:
-        members = flow.loss(flow.product(start)).shape
-        if not members:
+        values = flow.loss(flow.product(start))
+        if not values.ndim:
             return False
-        other = _other(flow, start, members, singly)
+        other = _other(flow, start, values, singly)
     except FAILURES:  # the run tells of them
         return True
     if other:
@@ -67,25 +69,26 @@ def check_apart(flow: Any, start: Tensor, *, singly: bool) -> bool:
     return True
 
 
-def _other(flow: Any, start: Tensor, members: torch.Size, singly: bool) -> str:
-    """What of members differs when they are taken out: the last one, and all but one; "" where nothing does."""
+def _other(flow: Any, start: Tensor, values: Tensor, singly: bool) -> str:
+    """What of members with such losses differs when they are taken out, the last and some; "" where nothing does."""
+    members = values.shape
     if start.shape[: len(members)] != members:
         return "the state has none of their axes"
     number, axes = members.numel(), len(members) - 1
     states, device = start.flatten(0, axes), start.device
     # A copy: the flow may put its next velocity where this one is.
     whole = flow.velocity(start).flatten(0, axes).clone()
-    values = flow.loss(flow.product(start)).flatten()
     everyone = torch.arange(number, device=device)
     # Not all in a row: by the first place alone, or the number, these could not be found.
-    taken = [everyone[-1:], *([everyone[everyone != 1]] if number > 1 else [])]
+    some = everyone[everyone != 1][:: -(-number // _TAKEN)]
+    taken = [everyone[-1:], *([some] if number > 1 else [])]
     for index in (*taken, everyone[-1]) if singly else taken:
         named = f"the index {index.tolist()}" if index.numel() == 1 else "an index of several"
         try:
-            some = restricted(flow, members, index)
+            own = restricted(flow, members, index)
             pairs = {
-                "velocity": (some.velocity(states[index]), whole[index]),
-                "loss": (some.loss(some.product(states[index])), values[index]),
+                "velocity": (own.velocity(states[index]), whole[index]),
+                "loss": (own.loss(own.product(states[index])), values.flatten()[index]),
             }
         except FAILURES:
             raise
