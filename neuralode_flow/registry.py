@@ -28,6 +28,8 @@ class Registry(Mapping[str, T], Generic[T]):
     home : str, optional
         A package whose modules register entries. That of an entry's name is imported when the entry is asked for; all
         of them are, where the names are listed, or a name has no module of its own.
+    of : type, optional
+        The class of all entries, where they have one.
 
     Examples
     --------
@@ -36,9 +38,10 @@ class Registry(Mapping[str, T], Generic[T]):
     ... def square(): ...
     """
 
-    def __init__(self, kind: str, home: str | None = None) -> None:
+    def __init__(self, kind: str, home: str | None = None, of: type = object) -> None:
         self.kind = kind
         self._home = home
+        self._of = of
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -46,9 +49,19 @@ class Registry(Mapping[str, T], Generic[T]):
 
         A name can be taken once, or again by the function or class of the same module and name: a cell of a notebook
         that is run again, a module that is imported again.
+
+        Raises
+        ------
+        TypeError
+            If the entry is of another class.
+        ValueError
+            If the name is taken.
         """
 
         def file_entry(entry: T) -> T:
+            if not isinstance(entry, self._of):
+                got = f"the class {entry.__name__}" if isinstance(entry, type) else type(entry).__name__
+                raise TypeError(f"{self.kind} '{name}' must be a {self._of.__name__}(...), got {got}")
             self._import_own(name)
             if name in self._entries and (_origin(entry) is None or _origin(entry) != _origin(self._entries[name])):
                 raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")

@@ -11,6 +11,7 @@ import pytest
 import neuralode_flow as nf
 from neuralode_flow.figures import FIGURES
 from neuralode_flow.garbage import uncollected
+from neuralode_flow.studies import STUDIES
 
 BASE = """
 from neuralode_flow.registry import Registry
@@ -246,3 +247,16 @@ def test_imports_are_not_collected_and_what_was_before_comes_back(enabled):
     finally:
         (gc.enable if before else gc.disable)()
     assert seen == [False, enabled]
+
+
+def test_an_entry_of_another_class_is_refused_where_it_is_filed():
+    def mine(problem): ...
+
+    for registry, wanted in (
+        (STUDIES, "study 'mine' must be a Study"),
+        (FIGURES, "figure set 'mine' must be a FigureSet"),
+    ):
+        for entry, got in ((mine, "function"), (dict, "the class dict")):
+            with pytest.raises(TypeError, match=rf"{wanted}\(\.\.\.\), got {got}$"):
+                registry.register("mine")(entry)
+        assert "mine" not in registry

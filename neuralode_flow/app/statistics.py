@@ -47,7 +47,7 @@ class Statistic(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, hold: int | None = None) -> Statistic:
-        """That of values `(n,)`, of which NaN are left out."""
+        """That of values `(n,)`, of which those that are not finite are left out: `members` counts the others."""
         known = values[np.isfinite(values)]
         if not len(known):
             return cls(math.nan, math.nan, math.nan, math.nan, math.nan, 0, hold)

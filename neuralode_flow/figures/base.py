@@ -42,4 +42,4 @@ def figure_set(study: str, dataset: xr.Dataset) -> str:
     return MEMBERS if MEMBERS in dataset.attrs else study
 
 
-FIGURES: Registry[FigureSet] = Registry("figure set", __package__)
+FIGURES: Registry[FigureSet] = Registry("figure set", __package__, of=FigureSet)

@@ -138,4 +138,4 @@ def whole(path: Trajectory, what: str) -> Trajectory:
     return path
 
 
-STUDIES: Registry[Study] = Registry("study", __package__)
+STUDIES: Registry[Study] = Registry("study", __package__, of=Study)
