@@ -46,7 +46,7 @@ def is_memory(error: BaseException) -> bool:
 
 def told_to_end(stop: SystemExit) -> bool:
     """Whether it answers a signal; else a module of the user's has called sys.exit, maybe with 0, and all is lost."""
-    return stop.code in {128 + number for number in ENDING}
+    return isinstance(stop.code, int) and stop.code in {128 + number for number in ENDING}
 
 
 def complain(error: BaseException | str) -> None:

@@ -36,10 +36,10 @@ class Loss(Protocol):
     direction)`, the derivative of the gradient, makes the Jacobian–vector products of stiff solvers exact. A loss of
     samples has them as `samples`, and `part(rows, shift)` is that of some of them, or with other targets: for SGD.
     A loss with a target for each member of a batch has `select(members, index)`, the loss of some of them, `(n,)`: for
-    steps of their own. Where these meet events it is asked for one without an axis as well, an index `()`. `squares()`
-    says what it is half the square of (`Squares`), None where it is not: the compiled engine takes whole steps along
-    such a gradient. A class whose gradient does the same operations whatever the numbers are says so by its own
-    `repeats`, which those made of it do not inherit.
+    steps of their own. For events and the sign of det z it is asked for one without an axis as well, an index `()`.
+    `squares()` says what it is half the square of (`Squares`), None where it is not: the compiled engine takes whole
+    steps along such a gradient. A class whose gradient does the same operations whatever the numbers are says so by
+    its own `repeats`, which those made of it do not inherit.
     """
 
     dimension: int | None

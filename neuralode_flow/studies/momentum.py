@@ -224,13 +224,13 @@ def _distances(plan: _Plan, flow: Any, W: Tensor, V: Tensor, z: Tensor) -> dict[
 def _extrapolation(refinements: Sequence[int], z: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
     """How far z `(n, T, members, d, d)` is from its limit, `(n, members)`, and the error of that, `(members,)`.
 
-    Each further step that is used makes the limit better by about the same factor as the one before.
+    That is the last change of the limit, when one more of the steps is used: more than the error where the limit gets
+    better by each.
     """
     if len(refinements) < LEAST_POINTS:
         return np.full((len(z), z.shape[2]), np.nan), np.full(z.shape[2], np.nan)
-    limit, without_one, without_two = (extrapolated(refinements[k:], z[k:], order) for k in range(3))
-    last, before = _sup(limit - without_one), _sup(without_one - without_two)
-    return np.stack([_sup(walked - limit) for walked in z]), last**2 / before
+    limit, without_one = (extrapolated(refinements[k:], z[k:], order) for k in range(2))
+    return np.stack([_sup(walked - limit) for walked in z]), _sup(limit - without_one)
 
 
 def _sup(gap: np.ndarray) -> np.ndarray:

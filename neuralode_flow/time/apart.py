@@ -27,6 +27,7 @@ from .watch import Spent, Watch
 
 CONTROLS = ("shared", "member")
 
+_UNFIT = (IndexError, RuntimeError, TypeError, ValueError)  # what an index or a shape that does not fit raises
 _TAKEN = 8  # members at most that are taken out of the batch at once, to be looked at
 
 
@@ -54,7 +55,7 @@ def check_own_steps(control: Any, method: str, **options: bool) -> None:
 def check_apart(flow: Any, start: Tensor, *, singly: bool) -> bool:
     """Whether there are members; ValueError where they cannot be taken out of the batch, for events one `singly`."""
     try:
-        values = flow.loss(flow.product(start))
+        values = flow.loss(flow.product(start)).clone()  # it may show where the flow has its z
         if not values.ndim:
             return False
         other = _other(flow, start, values, singly)
@@ -82,28 +83,34 @@ def _other(flow: Any, start: Tensor, values: Tensor, singly: bool) -> str:
     # Not all in a row: by the first place alone, or the number, these could not be found.
     some = everyone[everyone != 1][:: -(-number // _TAKEN)]
     taken = [everyone[-1:], *([some] if number > 1 else [])]
+    noise = 0.0
+    if singly:  # where large numbers cancel, a loss is as sure as what the last digits of z make of it
+        nearby = flow.product(start) * (1 + 4 * torch.finfo(start.dtype).eps)
+        noise = float((flow.loss(nearby) - values).abs().max())
     for index in (*taken, everyone[-1]) if singly else taken:
         named = f"the index {index.tolist()}" if index.numel() == 1 else "an index of several"
         try:
             own = restricted(flow, members, index)
-            pairs = {
-                "velocity": (own.velocity(states[index]), whole[index]),
-                "loss": (own.loss(own.product(states[index])), values.flatten()[index]),
-            }
+            pairs = [("velocity", own.velocity(states[index]).clone(), whole[index], 0.0)]
+            if singly:  # events look at it
+                pairs.append(("loss", own.loss(own.product(states[index])), values.flatten()[index], noise))
         except FAILURES:
             raise
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:  # shapes that do not fit
+        except _UNFIT as error:
             return f"with {named} there is no velocity or loss ({error})"
-        for name, (found, known) in pairs.items():
-            if found.shape != known.shape or _apart(found, known, index.numel(), torch.finfo(start.dtype).eps):
+        for name, found, known, beside in pairs:
+            if found.shape != known.shape:
+                return f"with {named} the {name} has the shape {tuple(found.shape)} in place of {tuple(known.shape)}"
+            if _apart(found, known, index.numel(), beside):
                 return f"with {named} the {name} is another"
     return ""
 
 
-def _apart(found: Tensor, known: Tensor, number: int, eps: float) -> bool:
+def _apart(found: Tensor, known: Tensor, number: int, noise: float) -> bool:
     """Whether numbers of a member differ by more than round-off; of those that are NaN nothing is said."""
+    eps = torch.finfo(known.dtype).eps
     gap, size = (one.reshape(number, -1).abs().amax(-1) for one in (found - known, known))
-    return bool((gap > eps**0.5 * size + 100 * eps * size.max().clamp(min=1.0)).any())
+    return bool((gap > eps**0.5 * size + 100 * (eps * size.max().clamp(min=1.0) + noise)).any())
 
 
 class Apart(Run):
@@ -124,6 +131,8 @@ class Apart(Run):
     def _start(self) -> None:
         """The events that have happened at the start end their members there, before any work."""
         own, states = self._begun(), self.settled.state.flatten(0, len(self.records.members) - 1)
+        if self.barrier is not None:
+            self._watch_of(0)  # that it can be had is seen before any work
         for row in range(len(states)) if self.task.events and not self.settled.memory else ():
             lookout = self._lookout(row)
             try:
@@ -233,7 +242,14 @@ class Apart(Run):
 
     def _watch_of(self, row: int) -> Watch:
         """A watch over one member, as over a run of it alone."""
-        flow = restricted(self.grid.flow, self.records.members, torch.tensor(row, device=self.settled.state.device))
+        flow = self.grid.flow
+        try:
+            flow = restricted(flow, self.records.members, torch.tensor(row, device=self.settled.state.device))
+        except _UNFIT as error:
+            raise ValueError(
+                f"select(members, index) of {type(flow.loss).__name__} must take an index without an axis too, that of "
+                f"one member: the sign of its det z is watched over ({error})"
+            ) from error
         grid = FixedGrid(flow, self.grid.rtol, self.grid.atol)
         spent = Spent(0, 0, self.watch.seconds)
         return Watch(grid, torch.Size(), self.watch.good, self.watch.budget, spent)

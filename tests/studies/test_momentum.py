@@ -114,7 +114,18 @@ def test_a_distance_from_the_flow_that_is_off_shows(monkeypatch, scheme, steps, 
         return found
 
     monkeypatch.setattr(momentum, "_distances", off)
-    assert failing(found()) == {APART}
+    assert failing(found(refinements=[1, 2, 4, 8, 16])) == {APART}
+
+
+@pytest.mark.parametrize(
+    ("horizon", "friction", "refinements"),
+    [(2.0, 0.4, [2, 3, 4]), (2.0, 0.4, [2, 4, 6]), (2.0, 0.2, [1, 2, 3, 4]), (2.0, 0.2, [1, 2, 4, 6])],
+)
+def test_a_limit_that_few_and_large_steps_do_not_tell_is_no_fault(horizon, friction, refinements):
+    inputs, options = SMALL["momentum"]()
+    clock = replace(inputs["clock"], times=torch.linspace(0, horizon, 5, dtype=torch.float64))
+    changes = {"depths": [2], "friction": friction, "refinements": refinements}
+    assert not failing(Finding.of(STUDIES["momentum"].run(**inputs | {"clock": clock}, **(options | changes))))
 
 
 def test_two_steps_have_no_limit_that_is_known():

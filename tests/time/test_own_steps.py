@@ -426,7 +426,7 @@ class Lifted(Growing):
 
 def test_a_loss_whose_values_alone_are_of_the_members_is_refused_without_a_selection():
     flow, start = nf.IntrinsicFlow(Lifted(torch.arange(3.0)), nf.LogMean()), torch.eye(2).expand(3, 2, 2).clone()
-    with pytest.raises(ValueError, match=r"with the index \[2\] the loss is another; give the loss select"):
+    with pytest.raises(ValueError, match=r"with the index \[2\] the loss has the shape \(3,\) .*; give the loss"):
         nf.integrate(flow, start, TIMES, "DOP853", control="member", stop={"loss": 1.0})
 
 
@@ -450,6 +450,70 @@ def test_a_selection_of_one_without_an_axis_is_asked_for_where_events_are():
     assert nf.integrate(flow, start, [0.0, 0.5], "DOP853", control="member").status == "ok"
     with pytest.raises(ValueError, match="with the index 1 there is no velocity or loss .*0-d tensor"):
         nf.integrate(flow, start, [0.0, 0.5], "DOP853", control="member", stop={"norm": 9.0})
+
+
+class Cancelling:
+    """½⟨z A, z⟩ − ⟨B, z⟩ + ½‖y‖² with B = c A of the optimum c: large numbers cancel there."""
+
+    dimension = None
+
+    def __init__(self, c, A):
+        self.c, self.A = c, A
+
+    def __call__(self, z):
+        squares = (z @ self.A * z).sum((-2, -1)) / 2 - (self.c @ self.A * z).sum((-2, -1))
+        return squares + (self.c @ self.A * self.c).sum((-2, -1)) / 2
+
+    def gradient(self, z):
+        return (z - self.c) @ self.A
+
+
+def test_members_at_the_optimum_of_a_loss_with_cancellation_can_be_taken_out():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(4, 40, generator=generator)
+    c = 2e5 * (torch.eye(4) + 0.1 * torch.randn(4, 4, generator=generator))
+    start = c.expand(96, 4, 4) * (1 + 1e-12 * torch.randn(96, 1, 1, generator=generator))
+    flow = nf.IntrinsicFlow(Cancelling(c, A @ A.T), nf.LogMean())
+    path = nf.integrate(flow, start, [0.0, 1e-12], "DOP853", control="member", stop={"norm": 1e9})
+    assert path.status == "ok"
+
+
+def test_a_flow_may_lend_the_place_where_its_z_is():
+    class Lending(nf.IntrinsicFlow):
+        def product(self, state):
+            self.place[: len(state)] = state
+            return self.place[: len(state)]
+
+    class Corner(Growing):
+        def __call__(self, z):
+            return z[..., 0, 0]
+
+        def gradient(self, z):
+            return torch.eye(2).expand_as(z) * torch.tensor([1.0, 0.0])
+
+        def select(self, members, index):
+            return self
+
+    flow = Lending(Corner(torch.tensor(0.0)), nf.LogMean())
+    flow.place = torch.zeros(4, 2, 2)
+    start = torch.eye(2) * torch.arange(1.0, 5.0)[:, None, None]
+    path = nf.integrate(flow, start, [0.0, 0.1], "DOP853", control="member", checks=False)
+    alone = nf.integrate(nf.IntrinsicFlow(flow.loss, nf.LogMean()), start, [0.0, 0.1], "DOP853", control="member")
+    assert path.status == "ok"
+    torch.testing.assert_close(path.z[-1], alone.z[-1], rtol=1e-7, atol=0)
+
+
+def test_a_selection_of_one_without_an_axis_is_asked_for_where_det_z_is_watched_over():
+    class Listed(Growing):
+        def select(self, members, index):
+            return Listed(self.c[torch.tensor([int(i) for i in index])])
+
+    flow = nf.FactorizationFlow(lambda theta: theta[..., 0, :, :] @ theta[..., 1, :, :], Listed(torch.full((3,), -1.0)))
+    start = torch.eye(2).expand(3, 2, 2, 2).clone()
+    with pytest.raises(
+        ValueError, match=r"select\(members, index\) of Listed must take an index without an axis .* 0-d"
+    ):
+        nf.integrate(flow, start, [0.0, 0.1], "DOP853", control="member")
 
 
 def test_losses_of_some_members_are_those_of_all_at_their_places():
