@@ -226,7 +226,10 @@ def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypat
     assert unlike(nf.open("w"), nf.open("k")) == set()
 
 
-def test_a_table_that_changes_while_members_are_computed_ends_them_and_all_are_of_one_table(command, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])  # of two, each is forked and looks for itself
+def test_a_table_that_changes_while_members_are_computed_ends_them_and_all_are_of_one_table(
+    command, monkeypatch, workers
+):
     """Each member reads it for itself: those of both tables were joined, under the digest of the first."""
     line = [
         "study=trajectory", "problem=file", "problem.table=t.csv", "problem.x=[a]", "problem.y=[b]", "time.samples=3",
@@ -242,7 +245,7 @@ def test_a_table_that_changes_while_members_are_computed_ends_them_and_all_are_o
             table.write_text(tables[1])
         return found
 
-    monkeypatch.setattr(ensemble, "processors", lambda: 1)
+    monkeypatch.setattr(ensemble, "processors", lambda: workers)
     monkeypatch.setattr(ensemble, "_computed", changed_after_the_first)
     ended = command(*line, "resume=k")
     assert ended.status == 1
