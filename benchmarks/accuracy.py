@@ -1,6 +1,7 @@
 """Measures the accuracy that README.md states, and prints it as the table there: python benchmarks/accuracy.py
 
 python benchmarks/accuracy.py grids measures how near the grids of `DepthGrid.auto` are to what was asked for;
+python benchmarks/accuracy.py default how right the default grid of the command line is, beside grids that are chosen;
 python benchmarks/accuracy.py steps how near the errors in time that ``estimate=True`` states are to the true ones.
 """
 
@@ -15,14 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_module
 from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.linalg import matrix_norm
 
 import neuralode_flow as nf
 from neuralode_flow import exact
+from neuralode_flow.app.job import build
+from neuralode_flow.app.schema import checked
 from neuralode_flow.depth.grid import Profile, sample
-from neuralode_flow.depth.sizing import ORDERS, PANELS, sweepable
+from neuralode_flow.depth.sizing import ORDERS, PANELS, Truth, sweepable
 from neuralode_flow.flows.base import Flow
 from neuralode_flow.initial import random_shift, random_twist
 from neuralode_flow.losses import Quadratic
@@ -343,6 +347,38 @@ def study_of_grids(count: int = 200) -> None:
     print(f"\nReference against DOP853 at 1e-13, {len(solved)} profiles: {worst:.1e}")
 
 
+# What comes with the package, in `study=trajectory` to its default horizon.
+COMMANDS = ("problem=linnerud", "problem=linnerud initial=smooth", "problem=linnerud initial=detour",
+            "problem=breast_cancer_white", "problem=digits", "problem=teacher problem.dimension=4")  # fmt: skip
+
+
+def on_the_grid_of(words: str) -> tuple[int, float, float, float]:
+    """Nodes of the grid of a command; the errors there of the velocity at the start, of z(T), and of W(T) between."""
+    with initialize_config_module("neuralode_flow.conf", version_base="1.3"):
+        job = checked(compose("config", ["study=trajectory", *words.split()]))
+    problem, W, solver, clock = build(job).values()
+    fine, times = nf.DepthGrid.gauss(8, 16), clock.times[[0, -1]]
+    here, true = (
+        nf.integrate(nf.ContinuousFlow(grid, problem.loss), W, times, "DOP853", rtol=1e-12, atol=1e-14)
+        for grid in (solver.grid, fine)
+    )
+    z, depths = true.z[-1], torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    W_here, W_true = solver.grid.interpolate(here.state, depths), fine.interpolate(true.state, depths)
+    velocity = Truth.on(fine, lambda nodes: sample(W, nodes)).error(solver.grid, sample(W, solver.grid.nodes))
+    between = float(matrix_norm(W_here - W_true).max() / matrix_norm(W_true).max())
+    return len(solver.grid), velocity, float(matrix_norm(here.z[-1] - z) / matrix_norm(z)), between
+
+
+def study_of_the_default() -> None:
+    print("| command | grid | nodes | velocity at the start | z at the end | W between nodes at the end |")
+    print("|---|---|---|---|---|---|")
+    for command in COMMANDS:
+        for chosen in ("", "depth.tol=1e-10", "depth.tol=1e-8"):
+            nodes, *errors = on_the_grid_of(f"{command} {chosen}")
+            said = " | ".join(f"{error:.0e}" for error in errors)
+            print(f"| {command} | {chosen or 'default'} | {nodes} | {said} |", flush=True)
+
+
 def claims() -> None:
     rows = {
         "continuous model − intrinsic limit, random twist and shift, d = 2 … 16, 32 depth nodes": max(
@@ -370,9 +406,10 @@ def claims() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", nargs="?", default="claims", choices=("claims", "grids", "steps"))
+    parser.add_argument("section", nargs="?", default="claims", choices=("claims", "grids", "default", "steps"))
     torch.set_num_threads(1)
-    {"claims": claims, "grids": study_of_grids, "steps": study_of_steps}[parser.parse_args().section]()
+    sections = {"claims": claims, "grids": study_of_grids, "default": study_of_the_default, "steps": study_of_steps}
+    sections[parser.parse_args().section]()
 
 
 if __name__ == "__main__":

@@ -610,6 +610,14 @@ COMMAND = {
     "depth.order": [
         "depth.order=true",
         "depth.order=1000",
+        "depth.order=null",
+    ],
+    "depth.tol": [
+        "depth.tol=0",
+        "depth.tol=1e-20",
+        "depth.tol=1e-8 depth.panels=2",
+        "depth.tol=1e-8 study=universality",
+        "depth.tol=1e-8 problem=teacher members=2",
     ],
     "initial.seed": ["initial.seed=-1"],
     "initial.twist": ["initial.twist=abc"],

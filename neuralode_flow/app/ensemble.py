@@ -119,7 +119,7 @@ def at_once(job: Job, workers: int) -> int:
     """How many members one process has in memory: as many as take little of it, and as many as in each other one."""
     if job.machine.at_once is not None:
         return job.machine.at_once
-    nodes = 1 if job.depth is None else job.depth.panels * job.depth.order
+    nodes = 1 if job.depth is None else (job.depth.panels or 1) * (job.depth.order or 1)
     entries = 1
     if (problem := job.member(0).problem) is not None:
         entries = PROBLEMS[problem.name](**problem.parameters).z0.numel()

@@ -44,7 +44,7 @@ from .errors import BadInput, StudyFailed, complain, first_line, is_memory
 from .records import SUMMARY
 from .report import Shown, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer
-from .schema import DRAWN, Descent, Job, Machine, Outputs
+from .schema import DRAWN, Depth, Descent, Job, Machine, Outputs
 
 _MOST_SENT = 10**8  # bytes of a dataset that is copied to the process that draws
 _LONG = 60.0  # seconds after which a run keeps its checkpoints
@@ -276,11 +276,23 @@ def _parts(job: Job) -> dict[str, Any]:
     if job.initial is not None:
         parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0, **job.initial.parameters)
     if job.depth is not None:
-        grid = DepthGrid.gauss(panels=job.depth.panels, order=job.depth.order, device=job.machine.device)
-        parts["depth"] = DEPTH_SOLVERS[job.depth.name](grid)
+        parts["depth"] = DEPTH_SOLVERS[job.depth.name](_grid(job.depth, parts.get("initial"), job.machine.device))
     if job.system is not None:
         parts["system"] = SYSTEMS[job.system.name](**job.system.parameters)
     return parts
+
+
+def _grid(depth: Depth, start: Profile | None, device: str) -> DepthGrid:
+    """The depth grid of the config, or the one that a start needs."""
+    if depth.tol is not None and start is not None:
+        try:
+            chosen = DepthGrid.auto(start, depth.tol)
+        except ValueError as error:
+            raise ValueError(f"depth.tol: {error}") from error
+        return DepthGrid.gauss(chosen.panels, chosen.order, device=device)
+    assert depth.panels is not None
+    assert depth.order is not None
+    return DepthGrid.gauss(depth.panels, depth.order, device=device)
 
 
 def clock(time: Outputs) -> AnyClock:

@@ -34,14 +34,21 @@ MOST_NODES, MOST_ORDER, MOST_TIMES = 65_536, 512, 10**6
 
 @dataclass(frozen=True)
 class Depth:
-    """The inner solve: `panels` equal panels of `order` Gauss–Legendre nodes on [0, 1]."""
+    """The inner solve: `panels` equal panels of `order` Gauss–Legendre nodes on [0, 1], or those that `tol` chooses."""
 
     name: str = "collocation"
-    panels: Count = 4
-    order: Annotated[int, at_least(1), at_most(MOST_ORDER)] = 12
+    panels: Count | None = 4
+    order: Annotated[int, at_least(1), at_most(MOST_ORDER)] | None = 12
+    tol: Positive | None = None
 
     def __post_init__(self) -> None:
-        if self.panels * self.order > MOST_NODES:
+        if self.tol is not None:
+            for name in ("panels", "order"):
+                object.__setattr__(self, name, None)
+        elif self.panels is None or self.order is None:
+            name = "panels" if self.panels is None else "order"
+            raise BadInput(f"depth.{name} must be an integer, got None; or set depth.tol, which chooses both")
+        elif self.panels * self.order > MOST_NODES:
             most = MOST_NODES // self.order
             raise BadInput(f"depth.panels must be at most {most} with depth.order={self.order}, got {self.panels}")
 
@@ -376,6 +383,7 @@ def checked(
     if given is not None:
         job = replace(job, ensemble=_ensemble(given, job))
         _check_axes(job)
+    _check_chosen_grid(job)
     for line in lines:
         if (why := idle_setting(job, line)) is not None:
             raise BadInput(why)
@@ -401,6 +409,8 @@ def idle_setting(job: Job, line: str) -> str | None:
     if name and name not in study.reads.get(section, (name,)):
         own = ", ".join(f"{section}.{field}" for field in study.reads[section])
         return f"{setting} has no effect: study={job.study.name} uses of {section} only {own}; leave it out"
+    if section == "depth" and name in ("panels", "order") and choice.tol is not None:
+        return f"{setting} has no effect with depth.tol={choice.tol}, which chooses the nodes; leave one of them out"
     if name == "seed" and job.ensemble is not None and section in job.ensemble.seeds:
         lists = " ".join(f"members.{other}=[...]" for other in job.ensemble.settings)
         return f"{setting} has no effect: members have seeds of their own; leave it out, or list them, {lists}"
@@ -466,6 +476,20 @@ def _check_axes(job: Job) -> None:
                 f"members of study={job.study.name} have no one axis {name}, which follows from "
                 f"{' and '.join(f'{section}.seed' for section in of)}; run them as a sweep, {job.ensemble.swept}"
             )
+
+
+def _check_chosen_grid(job: Job) -> None:
+    """Raises BadInput where the grid is to be chosen by a start, and there is none, or one of each member."""
+    if job.depth is None or job.depth.tol is None:
+        return
+    wanted = f"depth.tol={job.depth.tol} chooses the grid of one start"
+    if job.initial is None:
+        raise BadInput(f"{wanted}, and study={job.study.name} has its own; set depth.panels and depth.order")
+    if job.ensemble is not None:
+        raise BadInput(
+            f"{wanted}, and members have one grid together; set depth.panels and depth.order, or run them as a sweep, "
+            f"{job.ensemble.swept}"
+        )
 
 
 def has_seed(section: str, choice: Choice) -> bool:
