@@ -31,7 +31,7 @@ from .schema import Job
 from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, by_name, leaves, listed, summed_up
 
 DIMENSION = "seed"
-_FORMAT = 3  # of parts: those of another are computed again
+_FORMAT = 4  # of parts: those of another are computed again
 _BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 OWN = "own_seed"  # what a dimension of that name in the datasets of members is called

@@ -57,6 +57,11 @@ class Statistic(NamedTuple):
         return cls(mean, deviation, deviation / math.sqrt(len(known)), least, most, len(known), hold)
 
 
+def path_of(*names: Any) -> str:
+    """The names of an entry and of all that it is in as one: a dot in a name is none between names."""
+    return ".".join(str(name).replace("\\", r"\\").replace(".", r"\.") for name in names)
+
+
 def leaves(node: Any, path: str = "") -> dict[str, float]:
     """The numbers of nested mappings and lists by their paths, as "numbers.rates.0"; None counts as NaN."""
     if node is None or isinstance(node, (bool, int, float)):
@@ -69,16 +74,20 @@ def leaves(node: Any, path: str = "") -> dict[str, float]:
     found: dict[str, float] = {}
     for key, item in items:
         if not isinstance(item, str):
-            found |= leaves(item, f"{path}.{key}" if path else str(key))
+            found |= leaves(item, _within(path, key))
     return found
+
+
+def _within(path: str, name: Any) -> str:
+    return f"{path}.{path_of(name)}" if path else path_of(name)
 
 
 def _rebuilt(node: Any, numbers: Mapping[str, float], path: str = "") -> Any:
     """The same with other numbers; one that is the same keeps its type."""
     if isinstance(node, Mapping):
-        return {key: _rebuilt(item, numbers, f"{path}.{key}" if path else str(key)) for key, item in node.items()}
+        return {key: _rebuilt(item, numbers, _within(path, key)) for key, item in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_rebuilt(item, numbers, f"{path}.{i}" if path else str(i)) for i, item in enumerate(node)]
+        return [_rebuilt(item, numbers, _within(path, i)) for i, item in enumerate(node)]
     number = numbers.get(path, math.nan)
     if node is None:
         return None if math.isnan(number) else number
@@ -188,7 +197,7 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | 
 def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> Iterator[Order]:
     """The mean of each order, with its standard deviation as its spread; it rests on the fewest errors of a member."""
     for key, order in _keyed(mean, "orders"):
-        values, points, falls = (columns[f"orders.{key}.{name}"] for name in ("value", "points", "falls"))
+        values, points, falls = (columns[path_of("orders", key, name)] for name in ("value", "points", "falls"))
         own, decided = Statistic.of(values), points[np.isfinite(values)]
         some = f" in {own.members} of {counted(number, 'member')}" if own.members < number else ""
         yield order._replace(
@@ -203,7 +212,9 @@ def _orders(mean: Finding, columns: Mapping[str, np.ndarray], number: int) -> It
 
 def _members_of(table: ErrorTable, key: str, columns: Mapping[str, np.ndarray]) -> str:
     """How many members the entries of a table are means over; some may have fewer than others."""
-    own = (columns[f"tables.{key}.errors.{label}.{j}"] for label in table.errors for j in range(len(table.depths)))
+    own = (
+        columns[path_of("tables", key, "errors", label, j)] for label in table.errors for j in range(len(table.depths))
+    )
     counts = sorted({int(np.isfinite(values).sum()) for values in own} - {0}) or [0]
     return counted(counts[0], "member") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} members"
 
@@ -215,7 +226,8 @@ def _of_order(rule: str) -> str:
 def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
     """Of orders, checks, and the entries of tables, by their names."""
     found = {
-        _of_order(order.rule): Statistic.of(columns[f"orders.{key}.value"]) for key, order in _keyed(mean, "orders")
+        _of_order(order.rule): Statistic.of(columns[path_of("orders", key, "value")])
+        for key, order in _keyed(mean, "orders")
     }
     for key, check in _keyed(mean, "checks"):
         errors, bounds = _of_check(columns, key)
@@ -225,7 +237,7 @@ def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, S
         for label in table.errors:
             for j, depth in enumerate(table.depths):
                 name = f"{table.title}: {label}, L = {depth}"
-                entries.setdefault(name, []).append(columns[f"tables.{key}.errors.{label}.{j}"])
+                entries.setdefault(name, []).append(columns[path_of("tables", key, "errors", label, j)])
     # Those of a member are in one of the tables of a title, whose depths differ.
     return found | {name: Statistic.of(np.concatenate(values)) for name, values in entries.items()}
 
@@ -237,7 +249,7 @@ def _keyed(mean: Finding, part: str) -> Iterator[tuple[str, Any]]:
 
 def _of_check(columns: Mapping[str, np.ndarray], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Errors and bounds of a check, of those members that have it."""
-    errors, bounds, least = (columns[f"checks.{key}.{name}"] for name in ("error", "bound", "least"))
+    errors, bounds, least = (columns[path_of("checks", key, name)] for name in ("error", "bound", "least"))
     having = ~np.isnan(least)
     return errors[having], bounds[having]
 

@@ -558,6 +558,29 @@ def test_what_members_have_is_joined_by_its_name_where_one_of_them_has_less(size
     assert whole.passed
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_dot_in_a_name_is_none_between_names(size, monkeypatch):
+    """The mean of "a.b" stood for that of b in a as well."""
+
+    def dotted(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has numbers by names that are paths of others."""
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        numbers = {"a.b": 1 + seed, "a": {"b": 11 + seed}, r"a\x": {"b": 21 + seed}, r"a\.b": 31 + seed}
+        table = ErrorTable("t = 0.5", [4], {"w.0": [41.0 + seed], "w": [51.0 + seed]})
+        checks = (Check("z at 0.5", 61.0 + seed, 100.0),)
+        ended = Finding(
+            study="dotted", problem="", status="ok", verdict="", checks=checks, tables=(table,), numbers=numbers
+        )
+        return ended.attached(xr.Dataset())
+
+    monkeypatch.setitem(STUDIES._entries, "dotted", Study(dotted))
+    found = nf.run("dotted", {"members": 3, "at_once": size}, problem=TEACHER["problem"]).finding
+    means = {name: found.numbers[name] for name in ("a.b", "a", r"a\x", r"a\.b")}
+    assert means == {"a.b": 2, "a": {"b": 12}, r"a\x": {"b": 22}, r"a\.b": 32}
+    assert found.tables[0].errors == {"w.0": [42], "w": [52]}
+    assert found.checks[0].error == 63
+
+
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
     said = [
         {
