@@ -69,7 +69,7 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
     ValueError
         If members have several shapes.
     RuntimeError
-        If no member could be computed, or the budget of wall time is used up.
+        If no member could be computed, the budget of wall time is used up, or a folder lies where a part is to.
     """
     assert job.ensemble is not None
     number, started = len(job.ensemble), time.monotonic()
@@ -93,13 +93,13 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
             raise RuntimeError(
                 "a file that its problem is read from has changed since; the same command computes all again"
             )
-        results.write(path, computed.assign_attrs(told, **{_BEYOND: int(used_up())}))
+        told = {"of": _of_members(wanted, _ends(members)), "budgets": _budgets(job), _BEYOND: int(used_up())}
+        results.write(path, computed.assign_attrs(told))
 
-    told = {"of": wanted, "budgets": _budgets(job)}
-    missing = [*_missing(number, size, {*parts} - {*cut})]
-    finished = number - sum(map(len, missing))
-    for name in cut:
+    for name in [*cut, *_twice({*parts} - {*cut})]:
         del parts[name]
+    missing = [*_missing(number, size, {*parts})]
+    finished = number - sum(map(len, missing))
     for members, _ in side_by_side(part, missing, workers):
         own = _saved(folder, _ends(members), job, wanted)  # while the next ones are computed
         if own is not None:
@@ -107,7 +107,7 @@ def solved(job: Job, one: One, times: Tensor, folder: Path, report: Report) -> x
         finished += len(members)
         report(finished / number, f"{finished} of {number} members")
     for first, stop in {*cut} - {*parts}:
-        (folder / _PART.format(first, stop)).unlink(missing_ok=True)  # its members are in other parts now
+        _remove(folder / _PART.format(first, stop))  # its members are in other parts now
     datasets = [parts.pop(name) for name in sorted(parts)]
     if sum(part.sizes[DIMENSION] for part in datasets) != number:
         raise RuntimeError(f"parts of it were lost in {folder}, or damaged; the same command computes them again")
@@ -132,6 +132,11 @@ def _digest(job: Job) -> str:
     """What tells the parts of a run from those of another: a shorter one in the same folder, or of a changed table."""
     said = json.dumps([_FORMAT, computing(flat(job.plain)), job.inputs()], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _of_members(digest: str, name: tuple[int, int]) -> str:
+    """What tells a part from the others of its run, also where it lies under the name of one of them."""
+    return f"{digest} {name[0]} {name[1]}"
 
 
 def _budgets(job: Job) -> str:
@@ -161,6 +166,16 @@ def _missing(number: int, size: int, done: set[tuple[int, int]]) -> Iterator[ran
             part.append(i)
 
 
+def _twice(names: set[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts that share members with one before, such as those of a run that took another number of them at once."""
+    stop = 0
+    for name in sorted(names):
+        if name[0] < stop:
+            yield name
+        else:
+            stop = name[1]
+
+
 def _ends(members: range) -> tuple[int, int]:
     """The first member of a part, and the first after it."""
     return members.start, members.stop
@@ -172,10 +187,10 @@ def _names(folder: Path) -> Iterator[tuple[int, int]]:
     So is what a process that was killed had begun to write: on a disk that is full it would take the room of the next.
     """
     for path in folder.glob(".members-*.writing-*"):
-        path.unlink(missing_ok=True)
+        _remove(path)
     for path in sorted(folder.glob("members-*.nc")):
         if (name := _NAMED.fullmatch(path.name)) is None:
-            path.unlink()
+            _remove(path)
         else:
             yield int(name[1]), int(name[2])
 
@@ -187,10 +202,23 @@ def _saved(folder: Path, name: tuple[int, int], job: Job, wanted: str) -> xr.Dat
         dataset = results.open(path)
     except (OSError, ValueError):
         dataset = xr.Dataset()
-    if dataset.attrs.get("of") == wanted and not _may_go_on(job, dataset):
+    if dataset.attrs.get("of") == _of_members(wanted, name) and not _may_go_on(job, dataset):
         return dataset
-    path.unlink(missing_ok=True)
+    _remove(path)
     return None
+
+
+def _remove(path: Path) -> None:
+    """Removes what is no part, but for a folder, which no run has made.
+
+    Raises
+    ------
+    RuntimeError
+        If it is a folder.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise RuntimeError(f"{path} is a folder, where a part of the members is to lie; move it away")
+    path.unlink(missing_ok=True)
 
 
 # --- the members of a part ------------------------------------------------------------------------------------------
@@ -203,7 +231,9 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
     found = gathered([_work(job.member(i), one, shared, started) for i in members])
     rows = [_stated(job, dataset) for dataset in found]
     ran = {place: dataset for place, dataset in enumerate(found) if isinstance(dataset, xr.Dataset)}
-    datasets = [_at_output_times(_renamed(dataset), times) for dataset in ran.values()]
+    datasets = [
+        _at_output_times(_renamed(dataset), times, _ended_early(dataset, rows[place])) for place, dataset in ran.items()
+    ]
     whole = [rows[place]["status"] == "ok" for place in ran]
     first = datasets[_first(whole)] if datasets else xr.Dataset()
     left_out = _left_out(first, len(job.ensemble or ()))
@@ -273,10 +303,17 @@ def _stated(job: Job, dataset: xr.Dataset | Exception) -> dict[str, Any]:
     return {**stated, "parts": named, "numbers": leaves(named)}
 
 
-def _at_output_times(dataset: xr.Dataset, times: Tensor) -> xr.Dataset:
+def _ended_early(dataset: xr.Dataset, row: Mapping[str, Any]) -> bool:
+    """Whether a member says that it has not come to the last time, be it at an event that was asked for."""
+    endings = (dataset.attrs.get("ending"), row["parts"]["numbers"].get("ending"))
+    return row["status"] != "ok" or any(isinstance(ending, str) and ending != "ok" for ending in endings)
+
+
+def _at_output_times(dataset: xr.Dataset, times: Tensor, early: bool) -> xr.Dataset:
     """A dataset of a run that has ended early with rows for all output times, of those that it has not come to NaN.
 
-    What it has ended with between two of them belongs to neither. One with other times stays what it is.
+    What it has ended with between two of them belongs to neither. One with other times stays what it is, and so does
+    one with the first of them that has not ended `early`: its study records no others.
     """
     axis = dataset.variables.get("time")
     if axis is None or axis.dims != ("time",) or axis.dtype.kind not in "iuf":
@@ -285,6 +322,8 @@ def _at_output_times(dataset: xr.Dataset, times: Tensor) -> xr.Dataset:
     reached = common_times(own, times)
     rest = own[reached:]
     if not 0 < reached < len(times) or len(rest) > 1 or bool((rest >= times[reached]).any()):
+        return dataset
+    if not early and not len(rest):
         return dataset
     variables = {name: _longer(variable, reached, len(times)) for name, variable in dataset.variables.items()}
     variables["time"] = xr.Variable("time", torch.cat((own[:reached], times[reached:])).numpy(), axis.attrs)

@@ -206,6 +206,58 @@ def test_a_damaged_part_and_one_of_a_shorter_run_are_computed_again(command, mon
     assert unlike(nf.open("k").sel(time=slice(0, 0.5))[["z_continuous"]], nf.open("w")[["z_continuous"]]) == set()
 
 
+@pytest.fixture
+def cut_off(command, monkeypatch):
+    """Runs a command that ends when all of its parts lie in its folder, which is given."""
+
+    def dark(job, parts):
+        raise RuntimeError("the lights went out")
+
+    def started(*line):
+        with monkeypatch.context() as patched:
+            patched.setattr(ensemble, "_joined", dark)
+            assert command(*line).status == 1
+        return sorted(Path(line[-1].removeprefix("resume=")).glob("checkpoints/members-*"))
+
+    return started
+
+
+FEW = [
+    "problem=teacher", "problem.dimension=2", "study=trajectory", "study.estimate=false", "time.samples=3",
+    "figures=none", "members=3",
+]  # fmt: skip
+
+
+def test_a_part_under_the_name_of_another_is_computed_again(command, cut_off):
+    """The numbers of the seed 0 were those of the seed 1 as well."""
+    parts = cut_off(*FEW, "at_once=1", "resume=k")
+    parts[1].write_bytes(parts[0].read_bytes())
+    assert command(*FEW, "at_once=1", "resume=k").status == command(*FEW, "at_once=1", "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+
+
+def test_a_part_that_shares_members_with_another_is_left_aside(command, cut_off):
+    """The run was refused, however often it was started: parts of it were lost, or damaged."""
+    parts = cut_off(*FEW, "at_once=1", "resume=k")
+    wider = cut_off(*FEW, "at_once=2", "resume=o")[0]
+    assert wider.name == "members-000000-000002.nc"
+    parts[0].with_name(wider.name).write_bytes(wider.read_bytes())
+    assert command(*FEW, "at_once=1", "resume=k").status == command(*FEW, "at_once=1", "resume=w").status == 0
+    assert unlike(nf.open("w"), nf.open("k")) == set()
+
+
+@pytest.mark.parametrize("name", ["members-000000-000001.nc", "members-old.nc", ".members-0.writing-0"])
+def test_a_folder_in_the_place_of_a_part_is_named(name, command, cut_off):
+    part = cut_off(*FEW, "at_once=1", "resume=k")[0]
+    part.unlink()
+    part.with_name(name).mkdir()
+    ended = command(*FEW, "at_once=1", "resume=k")
+    assert ended.status == 1
+    assert f"k/checkpoints/{name} is a folder, where a part of the members is to lie; move it away" in ended.err
+    part.with_name(name).rmdir()
+    assert command(*FEW, "at_once=1", "resume=k").status == 0
+
+
 @pytest.mark.slow
 def test_parts_of_a_table_that_has_changed_are_computed_again(command, monkeypatch):
     def cut_off(job, parts):
@@ -485,6 +537,25 @@ def test_members_that_meet_an_event_are_whole_and_have_nan_after_it():
     assert found.dataset.ending.values.tolist() == ["loss", "loss", "ok"]
     assert np.isfinite(found.dataset.loss).sum("time").values.tolist() == [2, 2, 5]
     assert found.finding.record()["statistics"]["drift of the conservation law"]["members"] == 3
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_study_that_records_the_first_output_times_alone_has_no_others(size, monkeypatch):
+    """It was taken for one that had ended early, and NaN stood at times of which it says nothing."""
+
+    def beginning(problem: Problem, clock: Clock, *, ends: str = "", progress: object = None) -> xr.Dataset:
+        """Looks at the first three output times, or ends there."""
+        dataset = xr.Dataset({"z": ("time", [1.0, 2.0, 3.0])}, {"time": clock.times[:3].numpy()})
+        ended = Finding(study="beginning", problem=problem.title, status="ok", verdict="")
+        return ended.attached(dataset.assign_attrs({"ending": ends} if ends else {}))
+
+    monkeypatch.setitem(STUDIES._entries, "beginning", Study(beginning))
+    given = {"members": 3, "at_once": size, "time.samples": 5}
+    found = nf.run("beginning", given, problem=TEACHER["problem"]).dataset
+    assert found.z.values.tolist() == [[1, 2, 3]] * 3
+    assert len(found.time) == 3
+    found = nf.run("beginning", given | {"study.ends": "loss"}, problem=TEACHER["problem"]).dataset
+    np.testing.assert_array_equal(found.z, [[1, 2, 3, np.nan, np.nan]] * 3)
 
 
 @pytest.mark.slow
