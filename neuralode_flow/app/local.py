@@ -12,12 +12,14 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, redirect_stdout
-from functools import partial
+from contextlib import nullcontext, redirect_stdout, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from ..compat import is_basic_launcher, said_by_launcher
@@ -50,8 +52,23 @@ def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") ->
 def member_name(folder: Path, sweep: Path, overrides: Sequence[str]) -> str:
     """The name of a member of a sweep, and its settings without those that the command line has for all."""
     name = os.path.relpath(folder, sweep)
-    own = [line.removeprefix("++") for line in overrides if line not in sys.argv]
-    return f"{name} ({' '.join(own)})"
+    own = [line for line in overrides if line not in sys.argv and _key(line) not in _for_all(*sys.argv[1:])]
+    return f"{name} ({' '.join(line.removeprefix('++') for line in own)})"
+
+
+@cache
+def _for_all(*arguments: str) -> frozenset[str]:
+    """What a command line sets for all members, in whatever words: Hydra writes `false` as `False`."""
+    found: dict[str, bool] = {}
+    for argument in arguments:
+        with suppress(HydraException):  # of what is no setting
+            override = OverridesParser.create().parse_override(argument)
+            found[_key(argument)] = found.get(_key(argument), True) and not override.is_sweep_override()
+    return frozenset(key for key, for_all in found.items() if for_all)
+
+
+def _key(line: str) -> str:
+    return line.lstrip("+~").partition("=")[0]
 
 
 def command_line(sources: Iterable[Any], overrides: Sequence[str], *, member: bool) -> str:

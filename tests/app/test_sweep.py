@@ -52,6 +52,16 @@ def test_the_command_of_a_member_repeats_it_alone(command, launcher):
     assert before[0] == before[1] | {"out": "alone"}
 
 
+@pytest.mark.parametrize("launcher", [(), ("+hydra.job.env_set.SOME=thing",)])  # the second: Hydra's own
+def test_a_member_is_told_from_the_others_by_what_is_its_own(command, launcher):
+    """What Hydra writes in other words, such as `True` for `true`, was said of each as its own."""
+    line = (*FAKE, "keep_checkpoints=true", "time.rtol=1e-7", "study.depths=[4, 8]", "resume=sweep", *launcher)
+    said = command(*line, "problem.seed=0,1").out
+    assert re.findall(r"^\d \(.*?\): ok", said, re.MULTILINE) == ["0 (problem.seed=0): ok", "1 (problem.seed=1): ok"]
+    said = command(*line, "time.rtol=1e-7,1e-8", "resume=other").out
+    assert re.findall(r"^\d \((.*?)\): ok", said, re.MULTILINE) == ["time.rtol=1e-07", "time.rtol=1e-08"]
+
+
 def test_a_member_whose_place_is_taken_leaves_the_others_alone(command):
     assert command(*FAKE, "resume=sweep", "problem.seed=0").status == 0
     Path("sweep/1").touch()
