@@ -37,13 +37,10 @@ from .estimate import Companion
 from .events import checked as checked_events
 from .progress import Report, Throttled, shown
 from .records import Observer
-from .resolution import SMALLER, AdaptiveGrid, FixedGrid, Sampled, sampled
+from .resolution import SMALLER, UNFIT, AdaptiveGrid, FixedGrid, Sampled, sampled
 from .run import Run, Surroundings, Task, carried_out
 from .trajectory import Trajectory
 from .watch import Budget
-
-# What a flow may end in on a grid that it was not made for.
-_UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 class IntegrationError(RuntimeError):
@@ -322,7 +319,7 @@ class _Course:
             known = self.known.finer()
             if known is not None:
                 known.flow.velocity(known.start)
-        except _UNFIT:  # a user's class or object may hold what is for its own grid alone
+        except UNFIT:
             known = None
         if known is None:
             return None

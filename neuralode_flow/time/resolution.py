@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,9 @@ _MAX_NODES = 1024
 _SHARE = 0.1
 # ... and is coarsened when a coarser one would make far less than that.
 _WASTE = 1e-3
+
+# What a flow may end in on a grid that it was not made for: a user's class or object may hold what is for one alone.
+UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
 
 # The grid that measures another one is held to so much of its tolerance.
 SMALLER = 1 / 30
@@ -190,6 +195,7 @@ class AdaptiveGrid(FixedGrid):
         if not (self.has_grid and offers(flow, ChangesGrid)):
             raise ValueError(f"adapt=True needs a flow on a depth grid, and {type(flow).__name__} has none")
         self._tail = 0.0
+        self._fits = False
 
     @property
     def remedy(self) -> str:
@@ -224,8 +230,9 @@ class AdaptiveGrid(FixedGrid):
         position = _ORDERS.index(grid.order) if grid.order in _ORDERS else 0
         if position == 0:
             return None
-        coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
-        small = self.flow.transfer(state, coarse.grid)
+        with fitting(self.flow):
+            coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
+            small = self.flow.transfer(state, coarse.grid)
         lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
         # The part of W that a grid loses enters z squared: Gauss quadrature.
         if max(self._error(coarse, small), lost**2) > _WASTE * self._allowed(state):
@@ -245,8 +252,10 @@ class AdaptiveGrid(FixedGrid):
         self.largest = max(self.largest, error)
         grid = self.flow.grid
         while (grid := _finer(grid)) is not None:
-            fine = self.flow.on(grid)
-            if self._error(fine, self.flow.transfer(state, grid)) <= allowed:
+            with fitting(self.flow):
+                fine = self.flow.on(grid)
+                error = self._error(fine, self.flow.transfer(state, grid))
+            if error <= allowed:
                 return self._move(t, state, fine)
         raise Stopped(
             "depth",
@@ -260,9 +269,34 @@ class AdaptiveGrid(FixedGrid):
             f"depth grid at t = {t:.6g}: from {old.panels} × {old.order} to {new.panels} × {new.order} nodes"
         )
         moved = self.flow.transfer(state, new)
+        if not self._fits:
+            with fitting(self.flow):
+                target.velocity(moved)
+            self._fits = True
         self.flow = target
         self._tail = target.grid.tail(moved)
         return moved
+
+
+@contextmanager
+def fitting(flow: Any) -> Iterator[None]:
+    """Says of a flow that fails on another grid than its own what it lacks for adapt=True.
+
+    Raises
+    ------
+    ValueError
+        If it fails there.
+    """
+    try:
+        yield
+    except UNFIT as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        own = f"{flow.grid.panels} × {flow.grid.order} nodes"
+        raise ValueError(
+            f"adapt=True puts {type(flow).__name__} on other depth grids, and what it holds is for its own of {own} "
+            f"alone ({error}); let its method on(grid) put that on the grid as well, or leave adapt out"
+        ) from error
 
 
 class Sampled(NamedTuple):
@@ -298,10 +332,14 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
     misfit = flow.misfit(start, profile)
     allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
     grid = flow.grid
-    while adapt and misfit > allowed and (grid := _finer(grid)) is not None:
-        flow = flow.on(grid)
-        start = unwarned(flow, profile)
-        misfit = flow.misfit(start, profile)
+    given = flow
+    with fitting(given):
+        while adapt and misfit > allowed and (grid := _finer(grid)) is not None:
+            flow = flow.on(grid)
+            start = unwarned(flow, profile)
+            misfit = flow.misfit(start, profile)
+        if flow is not given:
+            flow.velocity(start)
     return Sampled(flow, start, profile, misfit)
 
 

@@ -9,6 +9,7 @@ from cases import distance, generator, randn
 import neuralode_flow as nf
 from neuralode_flow import exact
 from neuralode_flow.time.base import fixed_steps, one_step
+from neuralode_flow.time.resolution import unwarned
 
 TARGET = torch.tensor([2.0, 0.5])
 BEGIN = torch.tensor([1.3, 0.8])
@@ -336,3 +337,44 @@ def test_a_flow_that_is_for_its_own_grid_alone_keeps_the_guess():
     guessed, path = (nf.integrate(own, start, [0.0, 1.0], "DOP853", estimate=say) for say in (False, True))
     assert torch.equal(path.depth_error, guessed.depth_error)
     assert path.time_error.isfinite().all()
+
+
+class Pulled(nf.ContinuousFlow):
+    """A flow with a term that pulls W to values on its nodes."""
+
+    def __init__(self, grid, loss, target):
+        super().__init__(grid, loss)
+        self.target = target
+
+    def velocity(self, state):
+        return super().velocity(state) - 0.1 * (state - self.target)
+
+
+class Moving(Pulled):
+    """One that takes these values to another grid."""
+
+    def on(self, grid):
+        moved = super().on(grid)
+        moved.target = self.transfer(self.target, grid)
+        return moved
+
+
+@pytest.mark.parametrize("own", [lambda flow: flow, lambda flow: nf.MomentumFlow(flow, 1.0)], ids=["flow", "momentum"])
+@pytest.mark.parametrize("rough", [False, True])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_flow_that_is_for_its_own_grid_alone_is_told_so_where_the_grid_is_to_follow(own, rough, sampled):
+    """It ended in torch's sentence on sizes of tensors, at the start or where the grid was first coarsened."""
+
+    def start(s):
+        return torch.tensor([[0.0, 3 * s**3], [torch.sin(torch.tensor(9 * s)), 1.0]]) if rough else 0.1 * torch.eye(2)
+
+    grid, loss = nf.DepthGrid.gauss(1, 4 if rough else 8), nf.Quadratic(2 * torch.eye(2))
+    target = torch.ones(len(grid), 2, 2)
+    flow, same = (own(kind(grid, loss, target)) for kind in (Pulled, Moving))
+    first = start if sampled else unwarned(flow, start)
+    said = r"adapt=True puts \w+ on other depth grids, and what it holds is for its own of 1 × [48] nodes alone \(.*\)"
+    with pytest.raises(ValueError, match=said):
+        nf.integrate(flow, first, [0.0, 1.0, 2.0], "dopri5", adapt=True)
+    path = nf.integrate(same, first, [0.0, 1.0, 2.0], "dopri5", adapt=True)
+    assert [*path.stats["grid"]] != [grid.panels, grid.order]
+    assert path.z.isfinite().all()
