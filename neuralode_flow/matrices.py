@@ -18,6 +18,13 @@ _SAFE = 96  # rows of matrices that are factorised rightly in batches
 _LARGE = 2**18  # multiplications of a product from which on torch's is as fast, and may have several threads
 
 
+def quiet_product(one: np.ndarray, other: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """np.matmul that says as little of infinities and NaN as torch does, whatever np.seterr is set to."""
+    with np.errstate(all="ignore"):
+        found: np.ndarray = np.matmul(one, other, out=out)
+    return found
+
+
 def each_product(one: Tensor, other: Tensor) -> Tensor:
     """one @ other for batches `(..., m, k)` and `(..., k, n)`, in float64 on the CPU each as it is alone.
 
@@ -28,7 +35,7 @@ def each_product(one: Tensor, other: Tensor) -> Tensor:
     if not mere or one.shape[-1] != other.shape[-2]:  # which torch says
         return one @ other
     if one.shape[-2] * one.shape[-1] * other.shape[-1] <= _LARGE:
-        return torch.from_numpy(np.matmul(one.detach().numpy(), other.detach().numpy()))
+        return torch.from_numpy(quiet_product(one.detach().numpy(), other.detach().numpy()))
     batch = torch.broadcast_shapes(one.shape[:-2], other.shape[:-2])
     if batch.numel() == 1:
         return one @ other

@@ -1,5 +1,8 @@
 """Losses that are no square maps' own: linear observations and separable residuals."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from cases import randn
@@ -64,6 +67,25 @@ def test_a_separable_loss_of_half_squares_is_the_regression():
 def test_log_cosh_does_not_overflow():
     x, y = torch.eye(2), torch.zeros(2, 2)
     assert float(nf.LOSSES["log_cosh"](x, y)(1e6 * torch.eye(2))) == pytest.approx(1e6, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("entry", [torch.inf, 1.7e308])
+def test_what_is_not_finite_is_not_spoken_of(size, entry):
+    """NumPy, which multiplies small matrices, warned of it, or raised where it had been told to."""
+    z = torch.eye(2).expand(size).clone()
+    z[..., 0, 1] = entry
+    loss, grid = nf.Regression(randn(5, 2, seed=1), randn(5, 2, seed=2)), nf.DepthGrid.gauss(4, 10)
+    W = z.unsqueeze(-3).expand(*z.shape[:-2], 40, 2, 2)
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        assert not torch.isfinite(loss(z)).any()
+        assert loss.gradient(z).shape == z.shape
+        for flow in (nf.ContinuousFlow(grid, loss), nf.FiniteFlow(40, loss)):
+            assert flow.product(W).shape == z.shape
+            assert flow.velocity(W).shape == W.shape
+        limit = nf.IntrinsicFlow(loss, kernel=nf.DividedDifference(shifts=torch.zeros(3)))
+        assert limit.velocity(z).shape == z.shape
 
 
 def test_quadratic_losses_of_any_shape_and_their_ensembles():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..matrices import quiet_product
 from ..modes import bare, plain
 
 # Up to this size MKL, torch's BLAS, takes 1.1 to 3.5 times as long as the OpenBLAS of NumPy on processors that are not
@@ -42,7 +42,7 @@ def multiply(one: Tensor, other: Tensor, out: Tensor | None = None) -> Tensor:
         out = one.new_empty(*batch, one.shape[-2], other.shape[-1])
     if one.data_ptr() == other.data_ptr():  # NumPy has syrk make AᵀA, which takes twice to four times as long
         other = other.clone()
-    np.matmul(one.numpy(), other.numpy(), out=out.numpy())
+    quiet_product(one.numpy(), other.numpy(), out=out.numpy())
     return out
 
 
@@ -53,7 +53,7 @@ def along(matrix: Tensor, values: Tensor) -> Tensor:
     of float64 and on the CPU.
     """
     if plain(values) and values.is_cpu and values.dtype == torch.float64:
-        return torch.from_numpy(np.matmul(matrix.numpy(), values.detach().numpy()))
+        return torch.from_numpy(quiet_product(matrix.numpy(), values.detach().numpy()))
     return matrix.to(values) @ values
 
 
