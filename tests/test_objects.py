@@ -1,5 +1,7 @@
 """Objects that speak: what they say in one line, in a notebook, as a dataset, a picture and a film."""
 
+import copy
+import pickle
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -28,6 +30,30 @@ def product(theta):
 
 def balance(theta):
     return (theta[..., :1] ** 2 - theta[..., 1:] ** 2) / 2
+
+
+class Scaled:
+    """A rule of the user's with a number and a tensor."""
+
+    order, quadratic_law = 1, False
+
+    def __init__(self, factor):
+        self.factor, self.shift = factor, torch.zeros(1)
+
+    def layer(self, A):
+        return torch.eye(A.shape[-1]) + self.factor * A + self.shift, A
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda flow: pickle.loads(pickle.dumps(flow))])
+def test_the_layers_of_a_copied_network_keep_their_name(again, monkeypatch):
+    """It was that of the class: "Cayley layers" of a copy of one with "cayley layers"."""
+    for name, rule in (("once", Scaled(1.0)), ("twice", Scaled(2.0)), ("thrice", Scaled(3.0))):
+        monkeypatch.setitem(nf.LAYERS._entries, name, rule)
+    for name in nf.LAYERS:
+        flow = nf.FiniteFlow(4, nf.Quadratic(TARGET), name)
+        assert f"4 {name} layers" in repr(flow)
+        assert repr(again(flow)) == repr(flow)
+    assert "4 Scaled layers" in repr(nf.FiniteFlow(4, nf.Quadratic(TARGET), Scaled(4.0)))
 
 
 SAID = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -30,6 +31,17 @@ _BALANCED = 1e-11
 SAMPLINGS = {"midpoint": 0.5, "left": 0.0}
 # The highest order in 1/L that a rule which sees one W_k can have: that of the quadrature.
 SAMPLING_ORDERS = {"midpoint": 2.0, "left": 1.0}
+
+
+def _alike(one: LayerRule, other: LayerRule) -> bool:
+    """Whether two rules are of one class and hold the same, as far as that can be told."""
+    mine, theirs = (getattr(rule, "__dict__", {}) for rule in (one, other))
+    if type(one) is not type(other) or mine.keys() != theirs.keys():
+        return False
+    pairs = [(value, theirs[key]) for key, value in mine.items()]
+    with suppress(Exception):  # whatever a comparison of the user's objects raises
+        return all(torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b) for a, b in pairs)
+    return False
 
 
 def starts(flows: Sequence[FiniteFlow], W0: Profile) -> list[Tensor]:
@@ -81,7 +93,9 @@ class FiniteFlow:
         self.sampling = sampling
 
     def __repr__(self) -> str:
-        names = [name for name, rule in LAYERS.items() if rule is self.rule] or [type(self.rule).__name__]
+        names = [name for name, rule in LAYERS.items() if rule is self.rule]
+        names += [name for name, rule in LAYERS.items() if _alike(rule, self.rule)]  # one that was copied, or pickled
+        names.append(type(self.rule).__name__)
         sampling = "" if self.sampling == "midpoint" else f"{self.sampling} nodes"
         return flow_said(self, counted(self.depth, f"{names[0]} layer"), sampling)
 
