@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import count, float_tensor, floating, placed, positive
 from ..display import crossed, said
+from ..modes import undisturbed
 from .products import along
 from .sizing import sized
 
@@ -245,6 +246,7 @@ class DepthGrid:
         decay = (last / before.clamp(min=torch.finfo(sizes.dtype).tiny)).clamp(max=1.0)
         return (last * decay**self.order).amax(-1) / (2 * self.panels)
 
+    @undisturbed
     def interpolate(self, values: Tensor, s: Tensor | float) -> Tensor:
         """Values of the panel polynomials at the depths `s`.
 
@@ -266,6 +268,7 @@ class DepthGrid:
         result = self.interpolation(s)(values)
         return result if isinstance(s, Tensor) and s.ndim else result.squeeze(-3)
 
+    @undisturbed
     def interpolation(self, s: Tensor | float) -> Callable[[Tensor], Tensor]:
         """`interpolate` at the same depths `(M,)` again and again: a function of values."""
         points = np.atleast_1d(_depths(s))
@@ -277,6 +280,7 @@ class DepthGrid:
         rows = np.broadcast_to(np.arange(len(points))[:, None], columns.shape)
         return lambda values: self._interpolated(rows, columns, weights, self._check(values))
 
+    @undisturbed
     def _by_panels(self, matrices: Tensor, places: Tensor | None, values: Tensor) -> Tensor:
         """The same by a matrix for each panel `(panels, k, order)`, whose rows, or some of them, are of the points."""
         found = along(matrices, self.panelled(values).flatten(-2)).flatten(-3, -2)
@@ -284,6 +288,7 @@ class DepthGrid:
             found = found.index_select(-2, places.to(values.device))
         return found.unflatten(-1, values.shape[-2:])
 
+    @undisturbed
     def _interpolated(self, rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, values: Tensor) -> Tensor:
         """The same by a sparse matrix, whose size does not grow with the number of nodes."""
         entries = torch.from_numpy(weights.ravel()).to(values)
@@ -292,11 +297,13 @@ class DepthGrid:
         flat = values.movedim(-3, 0)
         return (matrix @ flat.flatten(1)).unflatten(1, flat.shape[1:]).movedim(0, -3)
 
+    @undisturbed
     def interpolant(self, values: Tensor) -> Callable[[float], Tensor]:
         """`interpolate` for one depth after the other: a function float s → (..., a, b)."""
         panels = self.panelled(self._check(values)).flatten(-2).unbind(-3)
         shape = values.shape[-2:]
 
+        @undisturbed
         def at(s: float) -> Tensor:
             panel, weights = _lagrange(self.panels, self.order, np.array([s]))
             return (torch.from_numpy(weights).to(values) @ panels[panel[0]]).squeeze(-2).unflatten(-1, shape)

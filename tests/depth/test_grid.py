@@ -221,3 +221,29 @@ def test_a_profile_that_is_not_a_number_between_the_nodes_is_no_state():
     assert bool(hole(grid.nodes).isfinite().all())
     with pytest.raises(ValueError, match=r"W.at\(s\) must be finite"):
         nf.ContinuousFlow(grid, nf.Quadratic(2 * torch.eye(2))).sample(Many(hole))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of what it takes from one graph to another
+@pytest.mark.parametrize("panels", [2, 200])  # by matrices for each panel, and by a sparse one
+def test_interpolation_stands_beside_torch_compile(panels):
+    """It ended in an assertion of the compiler, at what NumPy reads from a buffer."""
+    grid, depths = nf.DepthGrid.gauss(panels, 6), torch.tensor([0.1, 0.5, 0.9])
+    values = randn(6 * panels, 2, 2, seed=3).requires_grad_()
+
+    def several(values):
+        return grid.interpolate(values, depths) + 1
+
+    def one(values):
+        return grid.interpolate(values, 0.3) + 1
+
+    def again(values):
+        return grid.interpolation(depths)(values) + 1
+
+    def singly(values):
+        return grid.interpolant(values)(0.3) + 1
+
+    for call in (several, one, again, singly):
+        found, wanted = torch.compile(call, backend="eager")(values), call(values)
+        assert torch.equal(found, wanted)
+        gradients = [torch.autograd.grad(part.square().sum(), values)[0] for part in (found, wanted)]
+        assert torch.equal(*gradients)
