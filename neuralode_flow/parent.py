@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 # Beside Ctrl-C. The last is that of a terminal which is closed; Windows has none.
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -19,6 +20,11 @@ def end_with_parent(number: int) -> None:
     """Linux: this process gets a signal when the one that forked it ends, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def end(number: int, frame: object) -> NoReturn:
+    """The handler of a command that ends on a signal, as SystemExit: what it has begun is cleaned up."""
+    sys.exit(128 + number)
 
 
 @contextmanager

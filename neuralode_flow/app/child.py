@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..parent import end_with_parent, forking
+from ..parent import end, end_with_parent, forking
 from .errors import Stop, complain
 from .records import FAILED
 from .runfolder import InUseElsewhere, record_failure
@@ -32,7 +32,7 @@ _GRACE = 45.0
 
 
 class Killed(Exception):
-    """The process was ended by a signal that it could not answer."""
+    """The process was ended by a signal, which was for it alone where it could answer it."""
 
 
 class Unrecorded(Exception):
@@ -42,8 +42,9 @@ class Unrecorded(Exception):
 def run_member(work: Work, folder: Path, overrides: Sequence[str]) -> None:
     """Runs one member of a sweep; whatever ends it early is recorded in its folder and does not end the sweep.
 
-    One that is killed is tried once more (but not where processes cannot be forked); one that another run holds is
-    left to that. Raises Unrecorded where the folder takes no record, as on a disk that is full.
+    One that is killed, or told to end by itself, is tried once more (but not where processes cannot be forked); one
+    that another run holds is left to that. Raises Unrecorded where the folder takes no record, as on a disk that is
+    full.
     """
     (folder / FAILED).unlink(missing_ok=True)
     run = _in_a_child if hasattr(os, "fork") else _outcome
@@ -111,6 +112,9 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     if code == READER_GONE:
         lose_reader()
         return 0, ""
+    # One that was for both would have ended this process; what others do on it is not known.
+    if code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) in (end, signal.SIG_DFL):
+        raise Killed(f"its process was told to end by signal {int(signal.SIGTERM)} (SIGTERM)")
     if code in _INTERRUPTED:
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
             time.sleep(_GRACE)  # the signal that makes submitit queue the job again ends this

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
 from ..compat import composed_for_mode, end_at_once, hydra_arguments
-from ..parent import ENDING
+from ..parent import ENDING, end
 from . import local
 from .child import run_member
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
@@ -86,7 +86,7 @@ def _main() -> None:
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against", UserWarning)
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:  # Python would end without cleaning up; nohup ignores one
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, end)
     offer(sys.argv[1:])
     try:
         with composed_for_mode():

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ def fake_run(
         raise RuntimeError("the sky fell")
     if end == "interrupt":
         raise KeyboardInterrupt
+    if end.startswith("terminate") and not Path("told").exists():
+        if end == "terminate_once":
+            Path("told").touch()
+        os.kill(os.getppid() if end == "terminate_all" else os.getpid(), signal.SIGTERM)
+        time.sleep(60)
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if end == "kill_once" and not Path("killed").exists():

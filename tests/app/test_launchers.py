@@ -29,6 +29,16 @@ def kills_once(*arguments):
 """
 
 
+TOLD_PLUGIN = """
+import os, signal
+from neuralode_flow.losses import LOSSES
+
+@LOSSES.register("told_always")
+def told_always(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
 RAY_PLUGIN = """
 import os, signal, time
 from neuralode_flow.losses import LOSSES
@@ -61,6 +71,19 @@ def test_joblib_gives_the_same_arrays(tmp_path):
     for name in ("basic", "local"):
         sweep(tmp_path, name)
     assert_equal(tmp_path / "basic", tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_worker_outlives_a_member_that_is_told_to_end(tmp_path):
+    """It ended with it, and the sweep said that it was lost."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers of the test extra")
+    (tmp_path / "teller.py").write_text(TOLD_PLUGIN)
+    settings = ("-m", "problem=linnerud", "problem.loss=quadratic,told_always", "study=trajectory")
+    common = ("study.estimate=false", "time.horizon=0.1", "time.samples=3", "plugins=[teller]")
+    said = sweep(tmp_path, "local", *settings, *common, status=1)
+    assert "failed: its process was told to end by signal 15 (SIGTERM)" in said
+    assert len(list(tmp_path.glob("local/0/summary.json"))) == 1
+    assert len(list(tmp_path.glob("local/1/failed.json"))) == 1
 
 
 def test_ray_gives_the_same_arrays(tmp_path):

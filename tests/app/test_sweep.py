@@ -90,6 +90,29 @@ def test_a_failure_that_a_full_disk_keeps_from_being_recorded_leaves_the_others_
     assert names("sweep", "summary.json") == {"1"}
 
 
+def test_a_member_that_is_told_to_end_leaves_the_others_alone(command):
+    """It ended the whole sweep, with the status of one that was told to end, and was recorded nowhere."""
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate,ok")
+    assert ended.status == 1
+    assert names("sweep", "summary.json") == {"0", "2"}
+    assert names("sweep", "failed.json") == {"1"}
+    said = "its process was told to end by signal 15 (SIGTERM)"
+    assert f"member 1 is started again: {said}" in ended.err
+    assert f"failed: {said}" in ended.err
+    ended = command(*FAKE, "resume=other", "study.end=ok,terminate_once,ok")
+    assert ended.status == 0
+    assert f"member 1 is started again: {said}" in ended.err
+    assert names("other", "summary.json") == {"0", "1", "2"}
+
+
+def test_a_sweep_that_is_told_to_end_ends_with_its_member(command):
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate_all,ok")
+    assert ended.status == 143
+    assert "started again" not in ended.err
+    assert names("sweep", "summary.json") == {"0"}
+    assert names("sweep", "failed.json") == set()
+
+
 def test_a_member_that_is_killed_is_tried_once_more(command):
     ended = command(*FAKE, "resume=sweep", "study.end=ok,kill_once")
     assert ended.status == 0, ended.err
