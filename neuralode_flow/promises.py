@@ -56,7 +56,7 @@ class Source:
         self._kind: dict[str, Any] = {"dtype": dtype, "device": device}
 
     def __call__(self, *shape: int) -> Tensor:
-        numbers = torch.randn(*shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        numbers = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
         return numbers.to(**self._kind)
 
 

@@ -268,6 +268,8 @@ LIBRARY = {
         "nf.integrate(nf.FactorizationFlow(lambda theta: 1.0, loss), z, times)",
         "nf.integrate(nf.FactorizationFlow(lambda theta: torch.eye(2), loss), z, times)",
         "nf.integrate(nf.FactorizationFlow(torch.log, loss), -z, times)",
+        "nf.curvature.hessian(nf.FactorizationFlow(lambda theta: torch.sin(theta).detach() * theta, loss), z)",
+        "nf.intrinsic.report(lambda theta: theta[0] * theta[1].detach(), torch.tensor([1.0, 2.0]))",
         "nf.integrate(nf.FactorizationFlow(torch.sin, loss), z.float(), times)",
         "nf.integrate(nf.FactorizationFlow(torch.sin, many.loss), z, times)",
         "nf.intrinsic.report(None, z)",
@@ -521,9 +523,6 @@ LIBRARY = {
     ],
     "curvature.balanced_spectrum": ["nf.curvature.hessian(limit, z)"],
     "top(k)": ["nf.curvature.hessian(nf.FiniteFlow(1025, loss), torch.zeros(1025, 2, 2)).spectrum()"],
-    "second derivatives": [
-        "nf.curvature.hessian(nf.FactorizationFlow(lambda theta: torch.sin(theta).detach() * theta, loss), z)",
-    ],
     "k": [
         "nf.curvature.hessian(flow, state).top(0)",
         "nf.curvature.hessian(flow, state).top(17)",

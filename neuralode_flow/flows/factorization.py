@@ -11,9 +11,13 @@ from ..checks import float_tensor, same_kind
 from ..display import named
 from ..losses import Loss, check_loss
 from ..modes import gradient, in_inference_mode, plain, undisturbed
+from ..promises import Once, Source, denied
 from .base import check_loss_kind, flow_said
 
 Map = Callable[[Tensor], Tensor]
+
+# Flows whose φ has been compared with differences.
+_COMPARED = Once()
 
 
 class FactorizationFlow:
@@ -33,7 +37,8 @@ class FactorizationFlow:
     Raises
     ------
     TypeError, ValueError
-        If phi or laws cannot be called or loss is none; at the start of a run if they do not fit θ or each other.
+        If phi or laws cannot be called or loss is none; at the start of a run if they do not fit θ or each other, or
+        the derivative of φ by autograd is not its own, as where parts of it are detached.
 
     Notes
     -----
@@ -78,6 +83,25 @@ class FactorizationFlow:
             )
         if self.laws is not None:
             self.law(state)
+        if self not in _COMPARED:
+            self._compare(state.detach(), z)
+            _COMPARED.add(self)
+
+    def _compare(self, state: Tensor, z: Tensor) -> None:
+        """Raises ValueError where the derivative of φ by autograd is beyond doubt not that of its differences."""
+        source = Source(state.dtype, state.device)
+        dual = source(*z.shape)
+        size = [float(state.norm()) / state.numel() ** 0.5 or 1.0]
+        found = denied(
+            lambda at: (self.phi(at) * dual).sum(),
+            lambda at, along: (self.pull_back(at, dual) * along).sum(),
+            state, size, source,
+        )  # fmt: skip
+        if found is not None:
+            raise ValueError(
+                f"phi has a derivative that is not that of its differences: {found}; write all of it in torch, without "
+                f"detach"
+            )
 
     @undisturbed
     def velocity(self, state: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import float_tensor
+from ..checks import float_tensor, same_kind
 from ..display import counted, html_table, said
 from ..flows.factorization import check_map, checked_map
 from ..modes import undisturbed
+from .derivatives import jacobian
 from .lie import SPREAD, Lie, lie_nearby, lie_span
 from .metric import Change, MetricDerivative, Verdict, largest_change
 from .place import Place
@@ -23,6 +24,8 @@ Laws = Callable[[Any], Any] | Sequence[Callable[[Any], Any]]
 
 # A given law may change by this part of the terms of its change along a gradient of φ, and by this part of all of it.
 _LAW, _ROUND_OFF = 1e-9, 1e-13
+
+_TORN = "φ has no derivative at θ"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +136,8 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     Raises
     ------
     TypeError, ValueError
-        If φ, θ or the laws are of another kind, not finite, or what is given as a law is not conserved.
+        If φ, θ or the laws are of another kind, not finite, φ has derivatives that are not its own (parts of it are
+        detached, or a `backward` is wrong), or what is given as a law is not conserved.
 
     Notes
     -----
@@ -156,14 +160,16 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     check_map("phi", phi)
     h = None if laws is None else _together(laws)
     point, rebuilt = _flattened(theta)
-    if isinstance(theta, Tensor):
-        checked_map("phi", phi, theta)
-        if h is not None:
-            checked_map("laws", h, theta, depends=False)
+    z = checked_map("phi", lambda vector: phi(rebuilt(vector)), point)
+    same_kind("phi(theta)", z, "theta.double()", point)
+    if h is not None:
+        checked_map("laws", lambda vector: h(rebuilt(vector)), point, depends=False)
 
     def flat_phi(vector: Tensor) -> Tensor:
         return phi(rebuilt(vector)).reshape(-1)
 
+    if not bool(jacobian(flat_phi, point).isfinite().all()):
+        raise ValueError("phi must have a derivative at theta, but that of autograd is not finite; move theta")
     n = len(point)
     generator = torch.Generator().manual_seed(0)
     place = Place.at(point, flat_phi, generator)
@@ -178,6 +184,10 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
         dh = place.jacobian(lambda vector: h(rebuilt(vector)))
         check_conserved(J, dh)
         found = _with_given(J, dh)
+    torn = not around.joined and place.torn(flat_phi)
+    if torn:
+        found = replace(found, recoverable=UNDECIDED, sure=False, rank=found.rank.doubted(_TORN))
+    of_phi = J.rank.doubted(_TORN if torn else "")
     slopes = MetricDerivative(flat_phi, place, J, generator)
     change = slopes.on(found.inner)
     beyond = change if found.outer is found.inner else slopes.on(found.outer)
@@ -185,12 +195,12 @@ def report(phi: Callable[[Any], Tensor], theta: Any, laws: Laws | None = None) -
     M = J.values @ J.values.mT if len(J.values) <= n else J.values.mT @ J.values
     return Report(
         dimension=n,
-        rank=J.rank.verdict,
+        rank=of_phi.verdict,
         recoverable=found.recoverable,
         metric=_metric(change, beyond, found.sure, spread <= SPREAD),
         laws=found.laws.verdict,
         evidence={
-            "rank": J.rank,
+            "rank": of_phi,
             "kernel": found.rank,
             "laws": found.laws,
             "lie": lie.rank.minus_from(n),

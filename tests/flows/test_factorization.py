@@ -144,3 +144,39 @@ def test_square_flows_refuse_a_loss_for_another_shape():
     ):
         with pytest.raises(ValueError, match=r"loss must be for square matrices, .* z of shape \(2, 3\)"):
             make()
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def detached(theta):
+    return torch.stack((theta[..., 0] * theta[..., 1].detach(), theta[..., 2]), -1)
+
+
+def straight_through(theta):
+    return torch.stack((StraightThrough.apply(theta[..., 0]), theta[..., 1] * theta[..., 2]), -1)
+
+
+@pytest.mark.parametrize("phi", [detached, straight_through])
+@pytest.mark.parametrize("state", [normal(3), normal(4, 3), 3 * normal(3), normal(3).float(), torch.zeros(3)])
+@pytest.mark.parametrize("train", [lambda *args: nf.integrate(*args, [0.0, 0.1]), lambda *args: nf.descend(*args, 3)])
+def test_a_derivative_of_phi_that_is_not_its_own_is_refused(phi, state, train):
+    flow = nf.FactorizationFlow(phi, nf.Custom(lambda z: (z**2).sum(), axes=1))
+    with pytest.raises(ValueError, match="phi has a derivative that is not that of its differences"):
+        train(flow, state)
+
+
+def test_phi_with_kinks_or_numbers_in_its_state_has_its_own_derivative():
+    loss = nf.Custom(lambda z: (z**2).sum(), axes=1)
+    for phi in (lambda theta: theta.relu(), lambda theta: theta.abs() * theta.sign(), cubic):
+        for state in (normal(3), torch.zeros(3), normal(2, 3)):
+            assert nf.descend(nf.FactorizationFlow(phi, loss), state, 2).ending == "ok"
+    one = torch.tensor(0.7, dtype=torch.float64)
+    assert nf.descend(nf.FactorizationFlow(lambda theta: theta**3, nf.Quadratic(one)), one, 2).ending == "ok"

@@ -89,3 +89,87 @@ def test_where_phi_feels_zeros_alone_to_first_order_the_unit_of_theta_is_that_of
     assert (found.rank, found.laws, found.singular, found.recoverable) == (2, 4, False, True)
     nothing = report(phi, unit * torch.tensor([0.5, 0.0, 0.0, 2.0, 0.0, 0.0], dtype=torch.float64))
     assert (nothing.rank, nothing.laws, nothing.singular, nothing.recoverable) == (0, 4, True, False)
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("part", [1.0, 1e-2, 1e-4, 1e-6])
+def test_a_law_that_ends_at_a_switch_is_none_that_is_known(power, part):
+    """(x, y + c relu(x)ⁿ w): w is kept where x < 0, nothing where x > 0, and around x = 0 there is no one answer."""
+
+    def phi(theta):
+        x, y, w = theta
+        return torch.stack((x, y + part * x.relu() ** power * w))
+
+    for x, laws in ((-0.7, 1), (0.7, 0), (-1e-8, 1), (1e-8, 0)):
+        found = report(phi, torch.tensor([x, 0.4, 0.5], dtype=torch.float64))
+        if power > 1 or abs(x) > 1e-3:
+            assert (found.laws, found.recoverable) == (laws, laws == 1)
+    found = report(phi, torch.tensor([0.0, 0.4, 0.5], dtype=torch.float64))
+    assert (found.laws, found.recoverable, found.singular) == ("undecided",) * 3
+    assert found.metric == ("undecided" if power == 1 else True)
+    assert found.rank == ("undecided" if power == 1 else 2)
+
+
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda t: t[0].abs() * t[1],
+        lambda t: t[0].relu() * t[1],
+        lambda t: torch.stack((t[0].abs() * t[1], t[1])),
+        lambda t: torch.linalg.vector_norm(t[[0, 2]]) * t[1],
+        lambda t: torch.maximum(t[0], t[2]) * t[1],
+        lambda t: t[[0, 2]].sort()[0] * t[1],
+    ],
+)
+def test_where_phi_has_no_derivative_nothing_is_known(phi):
+    found = report(phi, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    assert (found.rank, found.laws, found.recoverable, found.metric) == ("undecided",) * 4
+    assert "φ has no derivative at θ" in str(found)
+
+
+class Cubed(torch.autograd.Function):
+    """x³ with the derivative of its own, whose derivative autograd takes for zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * g
+
+
+@pytest.mark.parametrize(
+    ("phi", "which"),
+    [
+        (lambda t: torch.stack((t[0], t[0] * t[1].detach() + t[2])), "first"),
+        (lambda t: torch.stack((t[0], 1e-9 * (t[0] * t[1].detach() + t[2]))), "first"),
+        (lambda t: torch.stack((t[0], Cubed.apply(t[0]) * t[1] + t[2])), "second"),
+    ],
+)
+def test_derivatives_that_are_not_those_of_phi_are_refused(phi, which):
+    theta = torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"phi has {which} derivatives that are not its own"):
+        report(phi, theta)
+    with pytest.raises(ValueError, match=f"phi has {which} derivatives that are not its own"):
+        report(lambda parts: phi(torch.cat(parts)), (theta[:1], theta[1:]))
+
+
+@pytest.mark.parametrize(
+    ("phi", "message"),
+    [
+        (lambda t: tuple(t), "phi must return a tensor, got tuple"),
+        (lambda t: torch.complex(t[0], t[1]), "must hold floating-point numbers, got dtype torch.complex128"),
+        (lambda t: (t[0] * t[1]).long(), "must hold floating-point numbers, got dtype torch.int64"),
+        (lambda t: t[0] / (t[1] - t[1]), "must be finite"),
+        (lambda t: torch.zeros(2, dtype=t[0].dtype), "phi must depend on theta"),
+        (lambda t: (t[0] * t[1]).float(), r"phi\(theta\) is torch.float32 .* but theta.double\(\) is torch.float64"),
+        (lambda t: (t[0] - t[0].detach()).sqrt() * t[1], "phi must have a derivative at theta"),
+    ],
+)
+def test_phi_of_another_kind_is_refused_whatever_holds_theta(phi, message):
+    one, two = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    for theta in (torch.stack((one, two)), (one, two), [one.float(), two.float()]):
+        with pytest.raises((TypeError, ValueError), match=message):
+            report(phi, theta)
