@@ -415,7 +415,8 @@ def sample(W: Profile, nodes: Tensor, name: str = "W") -> Tensor:
     if at is not None:
         return _at_all(f"{name}.at(s)", at(nodes), len(nodes))
     check_profile(name, W)
-    values = [float_tensor(f"{name}({s:.6g})", W(s), ndim=2) for s in nodes.tolist()]
+    # Copies: a profile may write all its values into one tensor.
+    values = [float_tensor(f"{name}({s:.6g})", W(s), ndim=2).clone() for s in nodes.tolist()]
     shapes = {tuple(v.shape) for v in values}
     if len(shapes) > 1 or values[0].shape[-1] != values[0].shape[-2]:
         raise ValueError(f"{name}(s) must have one square shape (..., d, d) at every s, got {sorted(shapes)}")

@@ -247,3 +247,14 @@ def test_interpolation_stands_beside_torch_compile(panels):
         assert torch.equal(found, wanted)
         gradients = [torch.autograd.grad(part.square().sum(), values)[0] for part in (found, wanted)]
         assert torch.equal(*gradients)
+
+
+def test_a_profile_may_write_all_its_values_into_one_tensor():
+    place = torch.empty(2, 2)
+
+    def reused(s):
+        return place.copy_(torch.eye(2) * s)
+
+    grid = nf.DepthGrid.gauss(3, 4)
+    assert torch.equal(sample(reused, grid.nodes), column(grid.nodes) * torch.eye(2))
+    assert str(nf.DepthGrid.auto(reused, 1e-8)) == str(nf.DepthGrid.auto(lambda s: torch.eye(2) * s, 1e-8))
