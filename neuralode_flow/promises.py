@@ -91,8 +91,9 @@ def denied(
 
     At random points at each of the `lengths` from z the claim is compared with central differences of several steps.
     It is met where one of them has it; it is denied where three that follow each other agree on something else, far
-    better than they differ from the claim. Round-off, kinks and flat spots therefore deny nothing. It takes two denials
-    at one length, and no probe there at which the claim is met.
+    better than they differ from the claim, and no smaller step leaves it for the claim. Round-off, kinks, flat spots
+    and what oscillates between two points therefore deny nothing. It takes two denials at one length, and no probe
+    there at which the claim is met.
 
     Parameters
     ----------
@@ -151,6 +152,9 @@ def _probe(function: Function, derivative: Derivative, at: Tensor, along: Tensor
         gap = (slopes[middle] - claimed).abs()
         # Differences that are all zero may be below what the function resolves inside.
         wrong = ~met & (gap > doubt) & (slopes[middle] != 0)
+        # What is finer than these steps shows in smaller ones.
+        for finer in steps[steps.index(fine) + 1 :]:
+            wrong &= (slopes[finer] - slopes[middle]).abs() <= gap / 2 + noise / finer
         if bool(wrong.any()):
             member = int(torch.where(wrong, gap / (slopes[middle].abs() + claimed.abs()), -1).argmax())
             return Contradiction(float(claimed[member]), float(slopes[middle][member]), member)

@@ -178,5 +178,7 @@ def test_phi_with_kinks_or_numbers_in_its_state_has_its_own_derivative():
     for phi in (lambda theta: theta.relu(), lambda theta: theta.abs() * theta.sign(), cubic):
         for state in (normal(3), torch.zeros(3), normal(2, 3)):
             assert nf.descend(nf.FactorizationFlow(phi, loss), state, 2).ending == "ok"
+    fast = nf.FactorizationFlow(lambda theta: (1e6 * theta).sin(), loss)  # between the points of large steps
+    assert nf.descend(fast, normal(3), 2, rate=1e-13).ending == "ok"
     one = torch.tensor(0.7, dtype=torch.float64)
     assert nf.descend(nf.FactorizationFlow(lambda theta: theta**3, nf.Quadratic(one)), one, 2).ending == "ok"
