@@ -12,7 +12,7 @@ from torch import Tensor
 from .checks import of_members, square
 from .compat import standard_gamma
 from .looks import current
-from .modes import forward_mode, plain
+from .modes import bare, eager, forward_mode
 
 _SAFE = 96  # rows of matrices that are factorised rightly in batches
 _LARGE = 2**18  # multiplications of a product from which on torch's is as fast, and may have several threads
@@ -31,7 +31,7 @@ def each_product(one: Tensor, other: Tensor) -> Tensor:
     Where a factor is shared, torch takes a batch as one tall matrix, and MKL rounds by its height on processors of its
     maker: the numbers of a member would depend on how many others there are.
     """
-    mere = all(plain(part) and part.is_cpu and part.dtype == torch.float64 for part in (one, other))
+    mere = eager() and _is_numbers(one) and _is_numbers(other)
     if not mere or one.shape[-1] != other.shape[-2]:  # which torch says
         return one @ other
     if one.shape[-2] * one.shape[-1] * other.shape[-1] <= _LARGE:
@@ -41,6 +41,10 @@ def each_product(one: Tensor, other: Tensor) -> Tensor:
         return one @ other
     alone = (part.expand(*batch, *part.shape[-2:]).flatten(0, -3) for part in (one, other))
     return torch.stack([a @ b for a, b in zip(*alone, strict=True)]).unflatten(0, batch)
+
+
+def _is_numbers(part: Tensor) -> bool:
+    return part.is_cpu and part.dtype == torch.float64 and bare(part)
 
 
 def orientation_preserving(name: str, z: Tensor) -> Tensor:
