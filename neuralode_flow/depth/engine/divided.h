@@ -276,7 +276,7 @@ static int T(divided)(const Squares *loss, int d, const Layers *layers, const do
                       double *room, double *out) {
     double *z = T(factors_in)(d, layers, room).rest, *G = z + d * d;
     if (T(divided_forward)(d, layers, shifts, state, room, z)) return 1;
-    T(gradient)(loss, d, z, G + d * d, G);
+    T(downhill)(loss, d, z, G + d * d, G);
     T(divided_backward)(d, layers, G, room, out);
-    return !T(turned)((long)d * d, out);
+    return !T(finite)((long)d * d, out);
 }

@@ -134,14 +134,11 @@ long flow_scratch(long members, int panels, int m, int d, int threads) {
     return plan(&w, 0, members, panels, 0, m, d, PLAIN, threads) * (long)sizeof(double);
 }
 
-/* W (members, panels * m, d, d) -> z (members, d, d). J (m, m) and ends (2, m) are the integrals of the Lagrange
-   polynomials from the middle of a panel to its nodes, and to its start and end. Returns 0, or 1 where W is too large
-   or not resolved by the grid, and z means nothing. */
-int flow_forward(const double *W, const double *J, const double *ends, long members, int panels, int m, int d,
-                 int threads, void *scratch, double *z) {
+/* Lays out the scratch of flows on a grid. J (m, m) and ends (2, m) are the integrals of the Lagrange polynomials from the middle
+   of a panel to its nodes, and to its start and end. */
+static void flow_laid(const double *J, const double *ends, long members, int panels, int m, int d, int threads, void *scratch) {
     Work *w = scratch;
     huge(scratch, plan(w, scratch, members, panels, 0, m, d, PLAIN, threads));
-    w->W = W, w->z = z;
     for (int p = 0; p <= w->pairs; p++) {
         const double *row = p < w->pairs ? J + (m / 2 + p) * m : ends + m;
         double *c = w->c + p * 2 * w->pairs;
@@ -152,13 +149,27 @@ int flow_forward(const double *W, const double *J, const double *ends, long memb
         }
     }
     for (int q = 0; q < (w->pairs + 1) * 2 * w->pairs; q++) w->cf[q] = (float)w->c[q];
+}
+
+/* W (members, panels * m, d, d) -> z (members, d, d), in scratch that is laid out. Returns 0, or 1 where W is too large or not
+   resolved by the grid, and z means nothing. */
+static int flow_product(const double *W, void *scratch, double *z) {
+    Work *w = scratch;
+    const long panels = w->members * w->parts;
+    w->W = W, w->z = z, w->failed = 0;
     if (w->both)
-        each(w, w->threads, members * panels, BEST(panel));
+        each(w, w->threads, panels, BEST(panel));
     else
-        each(w, w->threads, 2 * members * panels, BEST(half));
-    if (!w->failed) each(w, crew(3.0 * members * panels, w->d, w->threads), members * panels, BEST(across));
-    if (!w->failed) each(w, crew(1.0 * members * panels, w->d, w->threads), members, BEST(join));
+        each(w, w->threads, 2 * panels, BEST(half));
+    if (!w->failed) each(w, crew(3.0 * panels, w->d, w->threads), panels, BEST(across));
+    if (!w->failed) each(w, crew(1.0 * panels, w->d, w->threads), w->members, BEST(join));
     return w->failed;
+}
+
+int flow_forward(const double *W, const double *J, const double *ends, long members, int panels, int m, int d,
+                 int threads, void *scratch, double *z) {
+    flow_laid(J, ends, members, panels, m, d, threads, scratch);
+    return flow_product(W, scratch, z);
 }
 
 /* G (members, d, d) -> out, of the shape of W: P(1,s)^T G P(s,0)^T at the nodes. */
@@ -179,16 +190,26 @@ static void over_parts(Work *w, Step *one, Step *side_by_side) {
     each(w, w->threads, w->members * w->parts / (w->beside ? w->beside : 1), w->beside ? side_by_side : one);
 }
 
-/* W (members, L, d, d) -> z (members, d, d), the product of the layers U_k = rule(alpha W_k), or W_k where the rule is
-   PLAIN. Returns 0, or 1 where a layer cannot be made, and z means nothing. */
-int chain_forward(const double *W, long members, long L, int d, int rule, double alpha, int threads, void *scratch,
-                  double *z) {
+static void chain_laid(long members, long L, int d, int rule, double alpha, int threads, void *scratch) {
     Work *w = scratch;
     huge(scratch, plan(w, scratch, members, 0, L, 0, d, rule, threads));
-    w->W = W, w->alpha = alpha, w->z = z;
+    w->alpha = alpha;
+}
+
+/* W (members, L, d, d) -> z (members, d, d), the product of the layers U_k = rule(alpha W_k), or W_k where the rule is
+   PLAIN, in scratch that is laid out. Returns 0, or 1 where a layer cannot be made, and z means nothing. */
+static int chain_product(const double *W, void *scratch, double *z) {
+    Work *w = scratch;
+    w->W = W, w->z = z, w->failed = 0;
     over_parts(w, BEST(products), SIDE_BY_SIDE(products));
-    if (!w->failed) each(w, crew(1.0 * members * w->parts, w->d, w->threads), members, BEST(join));
+    if (!w->failed) each(w, crew(1.0 * w->members * w->parts, w->d, w->threads), w->members, BEST(join));
     return w->failed;
+}
+
+int chain_forward(const double *W, long members, long L, int d, int rule, double alpha, int threads, void *scratch,
+                  double *z) {
+    chain_laid(members, L, d, rule, alpha, threads, scratch);
+    return chain_product(W, scratch, z);
 }
 
 /* G (members, d, d) -> out, of the shape of W: the gradients with respect to alpha W_k, or to W_k itself. For layers as
@@ -305,11 +326,16 @@ static int stage(const Steps *s, long row, int k, const Bench *b) {
             return 1;
     }
     if (CLOSED(s)) return 0;
-    return s->m ? flow_forward(W, s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch, b->z)
-                : chain_forward(W, s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch, b->z);
+    if (k == 1) { /* the scratch stays laid out for the other stages */
+        if (s->m)
+            flow_laid(s->J, s->ends, s->members, s->panels, s->m, s->d, s->threads, b->scratch);
+        else
+            chain_laid(s->members, s->L, s->d, s->rule, s->alpha, s->threads, b->scratch);
+    }
+    return (s->m ? flow_product : chain_product)(W, b->scratch, b->z);
 }
 
-/* The slope there from the gradient G at z. Returns 0, or 1 where it is not finite. */
+/* The slope there from G at z, minus the gradient. Returns 0, or 1 where it is not finite. */
 static int slope(const Steps *s, int k, const Bench *b) {
     double *out = b->K + k * s->numbers;
     const long n = (long)s->d * s->d;
@@ -321,7 +347,7 @@ static int slope(const Steps *s, int k, const Bench *b) {
             BEST(divided_backward)(s->d, &s->layers, b->G + j * n, room, out + j * n);
     }
     if (!CLOSED(s)) (s->m ? flow_backward : chain_backward)(b->G, b->scratch, out);
-    return !BEST(turned)(s->numbers, out);
+    return !BEST(finite)(s->numbers, out);
 }
 
 /* Where a step leads, the slope there, and its error over the tolerance. */
@@ -342,12 +368,12 @@ static void concluded(const Steps *s, long row, const Bench *b) {
     }
 }
 
-/* The gradient at z of each member of a row. */
-static void gradients(const Steps *s, long row, const Bench *b) {
+/* G at z of each member of a row. */
+static void downhill(const Steps *s, long row, const Bench *b) {
     const long n = (long)s->d * s->d;
     for (long k = 0; k < s->members; k++) {
         const Squares own = of_member(&s->loss, row * s->members + k);
-        BEST(gradient)(&own, s->d, b->z + k * n, b->rest, b->G + k * n);
+        BEST(downhill)(&own, s->d, b->z + k * n, b->rest, b->G + k * n);
     }
 }
 
@@ -356,7 +382,7 @@ static void whole_step(const Steps *s, long row, const Bench *b) {
     s->error[row] = NAN;
     for (int k = 1; k <= s->stages; k++) {
         if (stage(s, row, k, b)) return;
-        gradients(s, row, b);
+        downhill(s, row, b);
         if (slope(s, k, b)) return;
     }
     concluded(s, row, b);
@@ -502,8 +528,8 @@ long attempt_scratch(const Steps *given) {
 
    With `legs`, rows take steps until they stop, of sizes h that are chosen here; y and f move with them.
 
-   With z and G these are for k = 1 ... stages + 1 calls, after each of which but the last the caller puts into G the
-   gradient at z, and with `legs` more of them until no row goes on; else k is 0, and there is one call. */
+   With z and G these are for k = 1 ... stages + 1 calls, after each of which but the last the caller puts into G minus
+   the gradient at z, and with `legs` more of them until no row goes on; else k is 0, and there is one call. */
 void attempt(const Steps *given, void *scratch, int k) {
     Work w;
     Steps s;
@@ -513,8 +539,8 @@ void attempt(const Steps *given, void *scratch, int k) {
 }
 
 /* Velocities of the closed flow at states (states, 2, d, d), or, where there are shifts, of that of layers at states (states, d, d);
-   of a square, or, where there are z and G (states, d, d), of any loss, whose
-   gradient the caller takes there in between. */
+   of a square, or, where there are z and G (states, d, d), of any loss,
+   minus whose gradient the caller puts there in between. */
 typedef struct {
     Squares loss;
     Layers layers;
@@ -543,7 +569,7 @@ static void one_closed(Work *w, long k, double *room) {
             BEST(divided_backward)(p->d, layers, p->G + k * n, own, out);
         else
             BEST(polar_backward)(p->d, p->G + k * n, own, out);
-        p->failed[k] = !BEST(turned)(numbers, out);
+        p->failed[k] = !BEST(finite)(numbers, out);
     }
 }
 

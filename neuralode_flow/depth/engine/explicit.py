@@ -419,7 +419,7 @@ def _by_stages(task: _Steps, loss: Any, z: Tensor, shared: bool, going: np.ndarr
                 gradient = loss.gradient((z[0] if shared else z).clone())
                 if not compiled.is_numbers(gradient):
                     return False
-                G.copy_(gradient)
+                G.copy_(gradient).neg_()
             library.attempt(ctypes.byref(task), room.data_ptr(), task.stages + 1)
             if going is None or 2 * going.sum() < len(going):
                 return True

@@ -198,9 +198,9 @@ static void T(polar_backward)(int d, const double *G, double *room, double *out)
 static int T(polar)(const Squares *loss, int d, const double *state, double *room, double *out) {
     double *z = T(frame_in)(d, room).rest, *G = z + d * d;
     if (T(polar_forward)(d, state, room, z)) return 1;
-    T(gradient)(loss, d, z, G + d * d, G);
+    T(downhill)(loss, d, z, G + d * d, G);
     T(polar_backward)(d, G, room, out);
-    return !T(turned)(2L * d * d, out);
+    return !T(finite)(2L * d * d, out);
 }
 
 /* What (1 + gamma BHA)^-1 is made of (flows/polar.py): a frame, and H = left (x) right in it, (ld, ld) each. */

@@ -159,7 +159,7 @@ def _velocity(
             G = loss.gradient(z.clone())  # a tensor of its own, which the loss may keep
             if not compiled.is_numbers(G):
                 return None
-            G = G.expand(z.shape).contiguous()
+            G = G.neg().expand(z.shape).contiguous()
             task.G = G.data_ptr()
             lost = library.closed(reference, room.data_ptr(), 1)
     return out, torch.from_numpy(failed).reshape(batch) != 0 if lost else None

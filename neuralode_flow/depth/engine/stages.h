@@ -45,26 +45,23 @@ static double T(excess)(long n, int count, const double *e, const double *K, dou
     return whole;
 }
 
-/* X becomes -X; whether all of it is finite. */
-static int T(turned)(long n, double *X) {
-    four sum = {0}, other = {0};
+/* Whether all numbers are finite. */
+static int T(finite)(long n, const double *X) {
+    T(wide) sum[4] = {{0}};
     double whole = 0;
     long q = 0;
-    for (; q <= n - 8; q += 8) {
-        four *x = (four *)(X + q);
-        sum += 0.0 * x[0], other += 0.0 * x[1];
-        x[0] = -x[0], x[1] = -x[1];
-    }
-    for (; q < n; q++) whole += 0 * X[q], X[q] = -X[q];
-    sum += other;
-    for (int r = 0; r < 4; r++) whole += sum[r];
+    for (; q <= n - BLOCK; q += BLOCK)
+        UNROLL for (int c = 0; c < 4; c++) sum[c] += 0.0 * *(const T(wide) *)(X + q + c * WIDE);
+    for (; q < n; q++) whole += 0 * X[q];
+    sum[0] += sum[1] + sum[2] + sum[3];
+    for (int r = 0; r < WIDE; r++) whole += sum[0][r];
     return whole == 0;
 }
 #undef WIDE
 #undef BLOCK
 #undef EACH
 
-/* G = R^T (R z x^T - y^T) x, the gradient of half the squared residual, for x (rows, d), y (rows, outputs) and R
+/* G = R^T (y^T - R z x^T) x, minus the gradient of half the squared residual, for x (rows, d), y (rows, outputs) and R
    (outputs, d), the identity where it is 0. */
 static void T(residual)(const Squares *s, int d, const double *z, double *room, double *G) {
     double *image = room, *left = room + s->rows * d, *back = left + s->rows * s->outputs;
@@ -77,7 +74,7 @@ static void T(residual)(const Squares *s, int d, const double *z, double *room, 
         for (int o = 0; o < s->outputs; o++) {
             double sum = s->R ? 0 : image[r * d + o];
             for (int i = 0; s->R && i < d; i++) sum += s->R[o * d + i] * image[r * d + i];
-            left[r * s->outputs + o] = sum - s->y[r * s->outputs + o];
+            left[r * s->outputs + o] = s->y[r * s->outputs + o] - sum;
         }
         for (int i = 0; i < d; i++) {
             double sum = s->R ? 0 : left[r * s->outputs + i];
@@ -91,11 +88,11 @@ static void T(residual)(const Squares *s, int d, const double *z, double *room, 
             for (int j = 0; j < d; j++) G[i * d + j] += back[r * d + i] * s->x[r * d + j];
 }
 
-/* G at z, of half the square of a residual, or of the distance from a target. */
-static void T(gradient)(const Squares *s, int d, const double *z, double *room, double *G) {
+/* G at z: minus the gradient of half the square of a residual, or of the distance from a target. What is linear in it is downhill. */
+static void T(downhill)(const Squares *s, int d, const double *z, double *room, double *G) {
     if (s->x)
         T(residual)(s, d, z, room, G);
     else
-        for (int q = 0; q < d * d; q++) G[q] = z[q] - s->y[q];
+        for (int q = 0; q < d * d; q++) G[q] = s->y[q] - z[q];
     for (int q = 0; s->weight && q < d * d; q++) G[q] *= *s->weight;
 }
