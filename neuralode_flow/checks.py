@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -234,3 +236,10 @@ def all_finite(value: Tensor) -> bool:
 
 def _finite(value: Tensor) -> bool:
     return math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory has run out; torch says so by a RuntimeError, and processes by an OSError."""
+    if isinstance(error, RuntimeError):
+        return re.search("allocate memory|out of memory|not enough memory", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

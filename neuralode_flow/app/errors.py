@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import re
 import sys
 from contextlib import suppress
 
@@ -35,13 +33,6 @@ class StudyFailed(Stop):
 
 # What Hydra raises where a command line or a config file is at fault; for some mistakes it is a plain ValueError.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
-
-
-def is_memory(error: BaseException) -> bool:
-    """Whether memory has run out; torch says so by a RuntimeError, and processes by an OSError."""
-    if isinstance(error, RuntimeError):
-        return re.search("allocate memory|out of memory|not enough memory", str(error)) is not None
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def told_to_end(stop: SystemExit) -> bool:

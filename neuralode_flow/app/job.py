@@ -24,6 +24,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import results
+from ..checks import is_memory
 from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
@@ -40,7 +41,7 @@ from ..threads import libraries
 from ..untrusted import MOST_BYTES
 from . import terminal
 from .drawing import Drawing, begun
-from .errors import BadInput, StudyFailed, complain, first_line, is_memory
+from .errors import BadInput, StudyFailed, complain, first_line
 from .records import SUMMARY
 from .report import Shown, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer

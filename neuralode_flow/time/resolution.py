@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import of_members
+from ..checks import is_memory, of_members
 from ..depth.grid import DepthGrid, Profile, like
 from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
+from .base import FAILURES
 from .endings import Stopped
 
 _ORDERS = (4, 6, 8, 12, 16)
@@ -270,7 +271,7 @@ class AdaptiveGrid(FixedGrid):
         )
         moved = self.flow.transfer(state, new)
         if not self._fits:
-            with fitting(self.flow):
+            with fitting(self.flow), suppress(*FAILURES):
                 target.velocity(moved)
             self._fits = True
         self.flow = target
@@ -289,8 +290,10 @@ def fitting(flow: Any) -> Iterator[None]:
     """
     try:
         yield
+    except FAILURES:  # they are of the state
+        raise
     except UNFIT as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_memory(error):
             raise
         own = f"{flow.grid.panels} × {flow.grid.order} nodes"
         raise ValueError(
@@ -339,7 +342,8 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
             start = unwarned(flow, profile)
             misfit = flow.misfit(start, profile)
         if flow is not given:
-            flow.velocity(start)
+            with suppress(*FAILURES):  # the run tells of them
+                flow.velocity(start)
     return Sampled(flow, start, profile, misfit)
 
 

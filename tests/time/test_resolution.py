@@ -236,3 +236,23 @@ def test_tolerances_hold_the_depth_grid_of_steps_of_a_given_size_too():
     assert torch.equal(loose.z, tight.z)
     assert (loose.ending, tight.ending, adapted.ending) == ("ok", "depth", "ok")
     assert adapted.stats["grid"][1] > 4
+
+
+class Failing(nf.ContinuousFlow):
+    """One whose error in depth cannot be estimated on a finer grid than the first."""
+
+    def __init__(self, grid, loss):
+        super().__init__(grid, loss)
+        self.first = grid
+
+    def polynomial_error(self, state):
+        if self.grid is not self.first:
+            raise torch.linalg.LinAlgError("the collocation equations are singular")
+        return super().polynomial_error(state)
+
+
+def test_a_failure_on_a_finer_grid_is_one_of_the_state_and_not_of_the_flow():
+    flow = Failing(nf.DepthGrid.gauss(1, 4), nf.Quadratic(torch.tensor([[0.0, -9.0], [9.0, 0.0]])))
+    path = nf.integrate(flow, lambda s: 0.1 * torch.eye(2), [0.0, 1.0], "dopri5", adapt=True)
+    assert (path.ending, "could not be estimated" in path.status) == ("velocity", True), path.status
+    assert "the collocation equations are singular" in path.status
