@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -277,17 +277,17 @@ def _parts(job: Job) -> dict[str, Any]:
     if job.initial is not None:
         parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0, **job.initial.parameters)
     if job.depth is not None:
-        parts["depth"] = DEPTH_SOLVERS[job.depth.name](_grid(job.depth, parts.get("initial"), job.machine.device))
+        parts["depth"] = DEPTH_SOLVERS[job.depth.name](_grid(job.depth, parts, job.machine.device))
     if job.system is not None:
         parts["system"] = SYSTEMS[job.system.name](**job.system.parameters)
     return parts
 
 
-def _grid(depth: Depth, start: Profile | None, device: str) -> DepthGrid:
-    """The depth grid of the config, or the one that a start needs."""
-    if depth.tol is not None and start is not None:
+def _grid(depth: Depth, parts: Mapping[str, Any], device: str) -> DepthGrid:
+    """The depth grid of the config, or the one that the start among the parts needs."""
+    if depth.tol is not None:
         try:
-            chosen = DepthGrid.auto(start, depth.tol)
+            chosen = DepthGrid.auto(parts["initial"], depth.tol)
         except ValueError as error:
             raise ValueError(f"depth.tol: {error}") from error
         return DepthGrid.gauss(chosen.panels, chosen.order, device=device)

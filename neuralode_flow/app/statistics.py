@@ -6,8 +6,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,22 +225,40 @@ def _of_order(rule: str) -> str:
 
 
 def _statistics(mean: Finding, columns: Mapping[str, np.ndarray]) -> dict[str, Statistic]:
-    """Of orders, checks, and the entries of tables, by their names."""
-    found = {
-        _of_order(order.rule): Statistic.of(columns[path_of("orders", key, "value")])
-        for key, order in _keyed(mean, "orders")
-    }
+    """Of orders, checks, and the entries of tables, in this order, by their names; each has one of its own."""
+    found: dict[str, Statistic] = {}
+    for key, order in _keyed(mean, "orders"):
+        found[_untaken(_of_order(order.rule), found)] = Statistic.of(columns[path_of("orders", key, "value")])
     for key, check in _keyed(mean, "checks"):
         errors, bounds = _of_check(columns, key)
-        found[check.name] = Statistic.of(errors, _holding(errors, bounds, check))
+        found[_untaken(check.name, found)] = Statistic.of(errors, _holding(errors, bounds, check))
     entries: dict[str, list[np.ndarray]] = {}
     for key, table in _keyed(mean, "tables"):
         for label in table.errors:
             for j, depth in enumerate(table.depths):
                 name = f"{table.title}: {label}, L = {depth}"
-                entries.setdefault(name, []).append(columns[path_of("tables", key, "errors", label, j)])
-    # Those of a member are in one of the tables of a title, whose depths differ.
-    return found | {name: Statistic.of(np.concatenate(values)) for name, values in entries.items()}
+                own = columns[path_of("tables", key, "errors", label, j)]
+                alone = next((others for others in entries.setdefault(name, []) if not _both(others, own)), None)
+                # Where depths differ between members, each is in one of the tables of a title.
+                if alone is None:
+                    entries[name].append(own.copy())
+                else:
+                    alone[:] = np.where(np.isfinite(own), own, alone)
+    for name, several in entries.items():
+        for values in several:
+            found[_untaken(name, found)] = Statistic.of(values)
+    return found
+
+
+def _both(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether a member has a number in both."""
+    return bool((np.isfinite(one) & np.isfinite(other)).any())
+
+
+def _untaken(name: str, taken: Collection[str]) -> str:
+    """The name, with a number after it where another one has it already."""
+    others = (f"{name} ({number})" for number in count(2))
+    return next(each for each in chain([name], others) if each not in taken)
 
 
 def _keyed(mean: Finding, part: str) -> Iterator[tuple[str, Any]]:
@@ -305,8 +324,10 @@ def _verdict(
     said = [
         f"{members} verified{names}." if bounded else f"{members} ran whole{names}; none of their checks has a bound."
     ]
-    orders = [_of_order(order.rule) for order in mean.orders]
-    for name in orders or [check.name for check in mean.checks if check.bound is not None][:1]:
+    known = [*statistics]
+    orders, checks = known[: len(mean.orders)], known[len(mean.orders) :]
+    bounds = (check.bound for check in mean.checks)
+    for name in orders or [name for name, bound in zip(checks, bounds, strict=False) if bound is not None][:1]:
         own, form = statistics[name], ".4f" if orders else ".2e"
         if not own.members:
             said.append(f"{name}: undecided.")

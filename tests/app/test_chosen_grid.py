@@ -92,3 +92,12 @@ def test_an_experiment_that_has_a_grid_takes_the_one_that_is_asked_for():
     job = job_of("experiment=edge", "depth.tol=1e-6")
     assert (job.depth.panels, job.depth.order, job.depth.tol) == (None, None, 1e-6)
     assert job_of("experiment=edge").depth.panels == 2
+
+
+def test_an_initialisation_that_gives_nothing_is_named():
+    """It was an assertion, of panels that nobody had asked for."""
+    job = job_of(*SMALL, "depth.tol=1e-6")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setitem(nf.INITIALS._entries, job.initial.name, lambda z0, **settings: None)
+        with pytest.raises(BadInput, match="W must be a function of a float s"):
+            build(job)

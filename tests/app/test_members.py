@@ -652,6 +652,42 @@ def test_a_dot_in_a_name_is_none_between_names(size, monkeypatch):
     assert found.checks[0].error == 63
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_has_the_name_of_another_has_statistics_of_its_own(size, monkeypatch):
+    """The last of one name stood for all; entries of two tables of one title were taken for twice as many members."""
+
+    def alike(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has names that are taken."""
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        checks = (Check("z", seed), Check("z", 10.0 + seed, 12.0), Check("order", 20.0 + seed))
+        orders = (Order(30.0 + seed, 0.0, 3, rule="exp"), Order(40.0 + seed, 0.0, 3, rule="exp"))
+        first = ErrorTable("Errors", [4, 8], {"own": [50.0 + seed, 60.0 + seed]})
+        second = ErrorTable("Errors", [8, 16], {"own": [70.0 + seed, 80.0 + seed]})
+        third = ErrorTable("Errors", [4, 8], {"own": [90.0 + seed, 100.0 + seed]})
+        ended = Finding(
+            study="alike", problem="", status="ok", verdict="", checks=(*checks, Check("observed order of exp", seed)),
+            orders=orders, tables=(first, second, third),
+        )  # fmt: skip
+        return ended.attached(xr.Dataset())
+
+    monkeypatch.setitem(STUDIES._entries, "alike", Study(alike))
+    found = nf.run("alike", {"members": 3, "at_once": size}, problem=TEACHER["problem"]).finding
+    told = {
+        name: (own["mean"], own["deviation"], own["members"], own["hold"])
+        for name, own in found.numbers["statistics"].items()
+    }
+    assert told == {
+        "observed order of exp": (31, 1, 3, None), "observed order of exp (2)": (41, 1, 3, None),
+        "z": (1, 1, 3, None), "z (2)": (11, 1, 3, 3), "order": (21, 1, 3, None),
+        "observed order of exp (3)": (1, 1, 3, None),
+        "Errors: own, L = 4": (51, 1, 3, None), "Errors: own, L = 4 (2)": (91, 1, 3, None),
+        "Errors: own, L = 8": (61, 1, 3, None), "Errors: own, L = 8 (2)": (71, 1, 3, None),
+        "Errors: own, L = 8 (3)": (101, 1, 3, None), "Errors: own, L = 16": (81, 1, 3, None),
+    }  # fmt: skip
+    assert "observed order of exp: 31.0000" in found.verdict
+    assert "observed order of exp (2): 41.0000" in found.verdict
+
+
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
     said = [
         {
