@@ -241,11 +241,16 @@ def hydra_alone() -> Iterator[None]:
 
 
 @contextmanager
-def composed_for_mode() -> Iterator[None]:
+def composed_for_mode(look: Callable[[str, DictConfig], None] | None = None) -> Iterator[None]:
     """Lets Hydra run the config that it has composed to find hydra.mode, which it would compose again for a command.
 
     Where no mode was found, none but that one is set in between. Sweeps among the overrides of a single run, and groups
     without a choice, are for Hydra to refuse: that the command line has none of the former is not looked at again.
+
+    Parameters
+    ----------
+    look : callable, optional
+        Is shown the name of the config and that config before anything is run.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.hydra import Hydra
@@ -262,6 +267,8 @@ def composed_for_mode() -> Iterator[None]:
             mode = find(self, config_name, overrides)
         finally:
             finding = False
+        if look is not None and kept:
+            look(str(config_name), kept[-1][2])
         if mode is not None:
             kept.clear()
         return mode

@@ -11,7 +11,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from .runfolder import discard_if_empty
 from .schema import Job
 
 PROGRAM = "neuralode-flow"
-_OURS = ["folders"]  # hydra.callbacks
+OURS = ["folders"]  # hydra.callbacks
+CONFIG = "config"  # the name of the config that a command composes, unless --config-name says another one
 
 
 def run(job: Job, command: str, folder: Path, resume: Path, member: str = "") -> None:
@@ -71,12 +72,16 @@ def _key(line: str) -> str:
     return line.lstrip("+~").partition("=")[0]
 
 
-def command_line(sources: Iterable[Any], overrides: Sequence[str], *, member: bool) -> str:
-    """The command line that repeats a run, or a point of a sweep alone, with configs from such sources of Hydra's.
+def command_line(hydra: Any, overrides: Sequence[str], *, member: bool) -> str:
+    """The command line that repeats a run, or a point of a sweep alone, with the sources of configs that Hydra has.
 
     What `resume` says in a sweep is the folder of that, which is none of a run.
     """
-    own = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    own = [
+        f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    if hydra.job.config_name != CONFIG:
+        own.append(f"--config-name={hydra.job.config_name}")
     lines = [line.removeprefix("++") for line in overrides]
     return shlex.join([PROGRAM, *own, *(line for line in lines if not (member and line.startswith("resume=")))])
 
@@ -91,20 +96,19 @@ def is_plain(config: DictConfig) -> bool:
     hydra = config.hydra
     asked = hydra.job.env_set, hydra.job.env_copy, hydra.job.chdir, hydra.output_subdir
     silent = hydra.runtime.choices.get("hydra/job_logging") == "none"
-    return not any(asked) and silent and list(hydra.callbacks) == _OURS
+    return not any(asked) and silent and list(hydra.callbacks) == OURS
 
 
 def run_members(config: DictConfig, sweep: Path, members: Sequence[Member]) -> None:
     """Runs members of a sweep one after the other; the same as Hydra's own launcher does, and says."""
     said_by_launcher(f"Launching {len(members)} jobs locally")
     configure_log(config.hydra.job_logging, config.hydra.verbose)
-    sources = config.hydra.runtime.config_sources
     for member in members:
         assert member.job is not None
         lines = [line for line in member.overrides if not line.lstrip("+~").startswith("hydra.")]
         folder = member.folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        command = command_line(sources, lines, member=True)
+        command = command_line(config.hydra, lines, member=True)
         work = partial(run, member.job, command, folder, sweep, member_name(folder, sweep, lines))
         try:
             run_member(work, folder, lines)

@@ -89,13 +89,13 @@ def _main() -> None:
             signal.signal(number, end)
     offer(sys.argv[1:])
     try:
-        with composed_for_mode():
-            hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name="config")(_task)()
+        with composed_for_mode(_check_whole):
+            hydra.main(version_base="1.3", config_path="pkg://neuralode_flow.conf", config_name=local.CONFIG)(_task)()
     except SystemExit as stop:
         if not stop.code and HELP & set(sys.argv):  # after Hydra's own page
             print("Experiments (experiment=NAME):", *experiments(), "", sep="\n")
         raise
-    except Stop as stop:  # _task has said why
+    except Stop as stop:  # why has been said
         sys.exit(stop.status)
     except HYDRA_ERRORS as error:
         if WANTS_TRACEBACK:
@@ -112,6 +112,17 @@ def _main() -> None:
         sys.exit(130)
     finally:
         discard_unused()
+
+
+def _check_whole(name: str, config: DictConfig) -> None:
+    """Raises BadInput, and says why, where a config of the user's is without what gives runs their folders."""
+    if not {*local.OURS} <= {*(config.hydra.get("callbacks") or {})}:
+        error = BadInput(
+            f"--config-name={name} has not what a command needs of Hydra, and would not heed resume and out; begin it "
+            f"with `defaults: [config, _self_]`, or make it an experiment, CONFIG_DIR/experiment/{name}.yaml"
+        )
+        complain(error)
+        raise error
 
 
 def with_flags(arguments: list[str]) -> list[str]:
@@ -215,7 +226,7 @@ def _task(config: DictConfig) -> None:
     folder = Path(settings.runtime.output_dir)
     lines = list(map(str, OmegaConf.to_container(settings.overrides.task, resolve=False)))  # type: ignore[arg-type]
     several = settings.mode == RunMode.MULTIRUN
-    command = local.command_line(settings.runtime.config_sources, lines, member=several)
+    command = local.command_line(settings, lines, member=several)
     if several:
         sweep = Path(settings.sweep.dir)
         name = local.member_name(folder, sweep, lines)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,18 @@ def test_bad_input_is_refused_under_python_without_assertions(workplace, left_be
     assert "problem.dimension must be at least 1, got 0" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert left_behind() == []
+
+
+def test_a_config_without_what_gives_runs_their_folders_is_refused(command, tmp_path):
+    """The settings of a run, as its folder has them: `resume` and `out` were not heeded, in silence."""
+    assert command("study=fake", "resume=first").status == 0
+    (tmp_path / "again.yaml").write_text(Path("first/config.yaml").read_text())
+    before = {*Path.cwd().rglob("*")}
+    for mode in ([], ["-m"]):
+        ended = command(f"--config-dir={tmp_path}", "--config-name=again", *mode, "resume=second")
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert "--config-name=again has not what a command needs of Hydra" in ended.err
+    assert {*Path.cwd().rglob("*")} == before
 
 
 def test_a_missing_config_dir_is_named(command):

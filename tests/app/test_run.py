@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 import neuralode_flow.app.job as job_module
+from neuralode_flow.app import child
 from neuralode_flow.app.main import forced
 from neuralode_flow.app.runfolder import quoted
 from neuralode_flow.figures import FIGURES, FigureSet, save
@@ -176,6 +177,21 @@ def test_the_report_has_the_command_that_repeats_the_run(command, monkeypatch, c
     command(*FAKE, "study.depths=[2,4]")
     expected = ["neuralode-flow", f"--config-dir={config_dir}", *FAKE, "study.depths=[2,4]"]
     assert shlex.split(commands[0]) == expected
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_command_that_repeats_a_run_names_the_config_that_it_is_made_of(sweep, command, monkeypatch, tmp_path):
+    """It was that of another config."""
+    commands = []
+    monkeypatch.setattr(job_module, "write_report", lambda *arguments: commands.append(arguments[4]))
+    # Members are not forked here, so that what they write is seen.
+    monkeypatch.setattr(child, "_in_a_child", child._outcome)
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nsave_every: 7\n")
+    lines = ["study=fake", "problem=teacher", "problem.seed=7"]
+    own = [f"--config-dir={tmp_path}", "--config-name=mine"]
+    ended = command(*own, *(["-m", "figures=png"] if sweep else []), *lines)
+    assert ended.status == 0, ended.err
+    assert shlex.split(commands[0])[:3] == ["neuralode-flow", *own]
 
 
 def test_files_are_looked_for_from_the_current_folder(command, workplace):
