@@ -290,6 +290,8 @@ def _grid(depth: Depth, parts: Mapping[str, Any], device: str) -> DepthGrid:
             chosen = DepthGrid.auto(parts["initial"], depth.tol)
         except ValueError as error:
             raise ValueError(f"depth.tol: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError) as error:  # of a start of the user's
+            raise ValueError(f"depth.tol: the start ends in {type(error).__name__}: {error}") from error
         return DepthGrid.gauss(chosen.panels, chosen.order, device=device)
     assert depth.panels is not None
     assert depth.order is not None

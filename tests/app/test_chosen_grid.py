@@ -94,10 +94,17 @@ def test_an_experiment_that_has_a_grid_takes_the_one_that_is_asked_for():
     assert job_of("experiment=edge").depth.panels == 2
 
 
-def test_an_initialisation_that_gives_nothing_is_named():
-    """It was an assertion, of panels that nobody had asked for."""
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (None, "W must be a function of a float s"),
+        (lambda s: {}[s], r"depth.tol: the start ends in KeyError: 0\."),
+        (lambda s: torch.eye(3) / (1 // 0), "depth.tol: the start ends in ZeroDivisionError"),
+    ],
+)
+def test_an_initialisation_that_is_no_start_is_refused(start, said):
     job = job_of(*SMALL, "depth.tol=1e-6")
     with pytest.MonkeyPatch.context() as changed:
-        changed.setitem(nf.INITIALS._entries, job.initial.name, lambda z0, **settings: None)
-        with pytest.raises(BadInput, match="W must be a function of a float s"):
+        changed.setitem(nf.INITIALS._entries, job.initial.name, lambda z0, **settings: start)
+        with pytest.raises(BadInput, match=said):
             build(job)
