@@ -169,3 +169,105 @@ def test_the_limit_has_all_digits_that_its_condition_leaves(start, tau, times):
                 condition += abs(float((moved / truth - 1) / h))
             sigma = float(exact.aligned_limit(torch.tensor([t]), torch.tensor([start]), torch.tensor([tau])))
             assert abs(float(sigma / truth - 1)) < 1e-15 * (1 + condition)
+
+
+def taken(L, start, sigma, tau):
+    """The time from start to sigma, to 30 digits: an integral over log |τ − σ| near the target, log σ elsewhere."""
+    mpmath = pytest.importorskip("mpmath")
+    a = 2 - 2 / mpmath.mpf(L)
+    tau = mpmath.mpf(tau)
+
+    def part(low, high, near):
+        if near:
+            side = mpmath.sign(tau - low)
+            ends = [mpmath.log(abs(tau - x)) for x in (low, high)]
+            values = lambda y: -((tau - side * mpmath.exp(y)) ** -a)  # noqa: E731
+        else:
+            ends = [mpmath.log(x) for x in (low, high)]
+            values = lambda x: mpmath.exp(x * (1 - a)) / (tau - mpmath.exp(x))  # noqa: E731
+        pieces = int(abs(ends[1] - ends[0]) / 3) + 1
+        return mpmath.quad(values, mpmath.linspace(*ends, pieces + 1), maxdegree=6)
+
+    start, sigma = mpmath.mpf(start), mpmath.mpf(sigma)
+    if tau <= 0:
+        return part(start, sigma, near=False) / L
+    border = tau / 2 if start < tau else 3 * tau / 2
+    ahead = (start - border) * (start - tau) > 0 and abs(start - tau) > tau / 2
+    if not ahead:
+        return part(start, sigma, near=True) / L
+    if abs(sigma - tau) >= tau / 2:
+        return part(start, sigma, near=False) / L
+    return (part(start, border, near=False) + part(border, sigma, near=True)) / L
+
+
+@pytest.mark.parametrize("L", [2, 3, 5, 64, 1000, 10**5, 10**6])
+@pytest.mark.parametrize(
+    ("start", "sigma", "tau"),
+    [
+        (0.3, 1.0, 2.0),
+        (0.3, 1.999999, 2.0),
+        (1e-9, 1e-4, 2.0),
+        (2 - 1e-12, 2 - 5e-13, 2.0),
+        (2 + 1e-12, 2 + 5e-13, 2.0),
+        (5.0, 2.5, 2.0),
+        (5.0, 2.000001, 2.0),
+        (1e9, 40.0, 2.0),
+        (0.5, 0.1, -1.0),
+        (1e7, 1e-7, -1.0),
+        (1e-3, 1e-31, -1.0),
+    ],
+)
+def test_layers_have_all_digits_at_any_depth(L, start, sigma, tau):
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(40):
+        exactly = taken(L, start, sigma, tau)
+        t = float(exactly)
+        pace = L * mpmath.mpf(sigma) ** (2 - 2 / mpmath.mpf(L)) * (mpmath.mpf(tau) - mpmath.mpf(sigma))
+        truth = sigma + pace * (t - exactly)  # at the time that was rounded
+        first = L * mpmath.mpf(start) ** (2 - 2 / mpmath.mpf(L)) * (mpmath.mpf(tau) - mpmath.mpf(start))
+        condition = float(abs(pace * t / sigma) + abs(pace / first * start / sigma))
+        got = float(exact.aligned_layers(torch.tensor([t]), torch.tensor([start]), torch.tensor([tau]), L))
+        assert abs(float(got / truth - 1)) < 1e-14 * (1 + condition)
+
+
+def of_any_depth(L, *arguments):
+    """σ(t) of one mode, (T,); L = None is infinite depth."""
+    sigma = exact.aligned_limit(*arguments) if L is None else exact.aligned_layers(*arguments, L)
+    return sigma[:, 0]
+
+
+@pytest.mark.parametrize("tau", [1e-250, -1e-250])
+@pytest.mark.parametrize("L", [2, 3, 1000, None])
+def test_a_target_far_below_the_start(L, tau):
+    a, rate = (2, 1) if L is None else (2 - 2 / L, L)
+    times = torch.tensor([0.0, 1e-200, 1.0, 1e100])
+    sigma = of_any_depth(L, times, torch.tensor([1e250]), torch.tensor([tau]))
+    # σ' = −rate σ^{1+a} from as good as infinity
+    assert torch.allclose(sigma[1:], (a * rate * times[1:]) ** (-1 / a), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("tau", [1e250, -1e250])
+@pytest.mark.parametrize("L", [2, 3, 1000, None])
+def test_a_target_far_above_the_start(L, tau):
+    b, rate = (1, 1) if L is None else (1 - 2 / L, L)
+    start = 1e-250
+    span = torch.tensor([0.0, 0.1, 0.5, 0.9]) * (1 if tau > 0 else -1)
+    times = span / tau / rate / start**b
+    # σ' = rate σ^{1+b} τ
+    expected = torch.exp(span) if b == 0 else (1 - b * span) ** (-1 / b)
+    sigma = of_any_depth(L, times, torch.tensor([start]), torch.tensor([tau]))
+    assert torch.allclose(sigma / start, expected, rtol=1e-13, atol=0)
+    last = of_any_depth(L, torch.tensor([1e300]), torch.tensor([start]), torch.tensor([tau]))
+    assert float(last) == tau if tau > 0 else 0 <= float(last) < 1e-300
+
+
+def test_one_layer_keeps_a_start_far_below_its_target():
+    sigma = exact.aligned_layers(torch.tensor([1e-12]), torch.tensor([1e-9]), torch.tensor([1.0]), 1)
+    assert float(sigma) == pytest.approx(1e-9 + 1e-12, rel=1e-14)
+
+
+def test_saxe_far_from_its_target():
+    late = exact.saxe(torch.tensor([1.0]), torch.tensor([1e-200]), torch.tensor([1e200]))
+    assert float(late) == 1e200  # was infinite
+    early = exact.saxe(torch.tensor([1e-20]), torch.tensor([1e20]), torch.tensor([1e-300]))
+    assert float(early) == pytest.approx(1e20 / 3, rel=1e-14)  # 2τt is too small for a whole number of digits
