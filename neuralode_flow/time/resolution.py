@@ -100,9 +100,13 @@ class FixedGrid:
         """The error of z that comes from depth, up to now."""
         if self.has_grid:
             floor = round_off(self.flow, z.dtype) * _norm(z)
-            self.largest = max(self.largest, self._error(self.flow, state), floor)
+            self._note(max(self._error(self.flow, state), floor))
             self.measured = True
         return self.largest
+
+    def _note(self, error: float) -> None:
+        """An error on the present grid."""
+        self.largest = max(self.largest, error)
 
     def _error(self, flow: Any, state: Tensor) -> float:
         """The error of z on the grid: guessed of a start that was not compared with its profile, else measured.
@@ -197,11 +201,32 @@ class AdaptiveGrid(FixedGrid):
             raise ValueError(f"adapt=True needs a flow on a depth grid, and {type(flow).__name__} has none")
         self._tail = 0.0
         self._fits = False
+        self._worst = self._size
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """The present grid."""
+        return self.flow.grid.panels, self.flow.grid.order
 
     @property
     def remedy(self) -> str:
         """What helps where the grid does not resolve W: there may be no finer one to go to."""
         return "use more nodes" if _finer(self.flow.grid) is not None else _ROUGH
+
+    def _sentence(self, members: str, error: float, remedy: str | None) -> str:
+        """Names the grid that made the error, which may have been left since."""
+        if self._worst == self._size:
+            return super()._sentence(members, error, remedy)
+        (panels, order), (now, nodes) = self._worst, self._size
+        return (
+            f"the depth grid of {panels} × {order} nodes, which was left for one of {now} × {nodes}, did not resolve "
+            f"W{members}: z is off by about {error:.2g}; start on more nodes"
+        )
+
+    def _note(self, error: float) -> None:
+        if error > self.largest:
+            self._worst = self._size
+        super()._note(error)
 
     def at_start(self, state: Tensor) -> Tensor:
         moved = self._refined(0.0, state)
@@ -217,13 +242,15 @@ class AdaptiveGrid(FixedGrid):
         return super().at_output(state, z)
 
     def memory(self) -> list[float]:
-        return [self.largest, self._tail]
+        return [self.largest, self._tail, *self._worst]
 
     def resume(self, grid: list[int] | None, memory: list[float]) -> None:
         super().resume(grid, memory)
         self._tail = memory[1]
-        if grid is not None and tuple(grid) != (self.flow.grid.panels, self.flow.grid.order):
+        if grid is not None and tuple(grid) != self._size:
             self.flow = self.flow.on(like(self.flow.grid, *grid))
+        panels, order = memory[2:] or self._size  # a former version did not say which grid made the error
+        self._worst = int(panels), int(order)
 
     def coarsened(self, t: float, state: Tensor) -> Tensor | None:
         """The state on a coarser grid, where that keeps it; asked for at output times."""
@@ -250,7 +277,7 @@ class AdaptiveGrid(FixedGrid):
         error = self._error(self.flow, state)
         if error <= allowed:
             return None
-        self.largest = max(self.largest, error)
+        self._note(error)
         grid = self.flow.grid
         while (grid := _finer(grid)) is not None:
             with fitting(self.flow):

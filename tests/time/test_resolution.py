@@ -256,3 +256,24 @@ def test_a_failure_on_a_finer_grid_is_one_of_the_state_and_not_of_the_flow():
     path = nf.integrate(flow, lambda s: 0.1 * torch.eye(2), [0.0, 1.0], "dopri5", adapt=True)
     assert (path.ending, "could not be estimated" in path.status) == ("velocity", True), path.status
     assert "the collocation equations are singular" in path.status
+
+
+def test_a_grid_that_was_left_is_the_one_that_is_named(tmp_path):
+    def W(s):
+        return torch.tensor([[0.0, 3 * s**3], [math.sin(9 * s), 1.0]])
+
+    grid = nf.DepthGrid.gauss(1, 4)
+    start = sample(W, grid.nodes)
+
+    def run(times, **options):
+        return nf.integrate(nf.ContinuousFlow(grid, LOSS), start, times, "DOP853", adapt=True, **options)
+
+    path = run([0.0, 0.25, 0.5])
+    assert path.stats["grid"] == [1, 12]
+    assert path.ending == "depth"
+    said = "the depth grid of 1 × 4 nodes, which was left for one of 1 × 12, did not resolve W: z is off by about "
+    assert path.status.startswith(said)
+    assert path.status.endswith("; start on more nodes")
+    run([0.0, 0.25], checkpoint=tmp_path / "run.npz")
+    longer = run([0.0, 0.25, 0.5], checkpoint=tmp_path / "run.npz")
+    assert longer.status == path.status
