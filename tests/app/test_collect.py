@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,29 @@ from neuralode_flow.app import collect, plot
 SWEEP = ("-m", "study=fake", "problem=teacher", "problem.dimension=2", "resume=sweep")
 
 
-def test_members_are_joined_along_the_settings_in_which_they_differ(command, capfd):
-    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise")
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A function that gives the folder in which a sweep is kept for the next test."""
+    return cache(lambda *settings: tmp_path_factory.mktemp("kept") / "sweep")
+
+
+@pytest.fixture
+def swept(command, kept):
+    """A function that leaves a sweep over these settings in the current folder, which is run once for all tests."""
+
+    def sweep(*settings):
+        folder = kept(*settings)
+        if not folder.exists():
+            command(*SWEEP, *settings)
+            shutil.copytree("sweep", folder)
+        else:
+            shutil.copytree(folder, "sweep")
+
+    return sweep
+
+
+def test_members_are_joined_along_the_settings_in_which_they_differ(swept, capfd):
+    swept("problem.seed=0,3", "study.end=ok,raise")
     collect.main(["sweep"])
     assert "2 of 4 members have finished" in capfd.readouterr().out
     records = json.loads(Path("sweep/collected.json").read_text())
@@ -66,9 +88,10 @@ def test_a_folder_without_members_is_refused(tmp_path, capfd):
 
 @pytest.fixture
 def runs(command):
-    for seed in (0, 1):
+    for seed, figures in enumerate(("png", "none")):
         line = ("study=convergence", "problem=teacher", "problem.dimension=2", f"problem.seed={seed}", f"out=out{seed}")
-        assert command(*line, "study.depths=[4,8]", "study.layers=[euler]", "time.samples=3", "figures=png").status == 0
+        line += ("study.depths=[4,8]", "study.layers=[euler]", "time.samples=3", f"figures={figures}")
+        assert command(*line).status == 0
     return [str(next(Path(f"out{seed}").glob("*/*"))) for seed in (0, 1)]
 
 
@@ -166,8 +189,8 @@ FILES = [
 ]
 
 
-def test_damaged_members_are_listed_with_their_reasons_and_the_others_are_joined(command, capfd):
-    command(*SWEEP, "problem.seed=0,1")
+def test_damaged_members_are_listed_with_their_reasons_and_the_others_are_joined(swept, capfd):
+    swept("problem.seed=0,1")
     for i, (name, content, _) in enumerate(FILES):
         shutil.copytree("sweep/1", f"sweep/bad{i}")
         Path(f"sweep/bad{i}", name).write_bytes(content)
@@ -203,8 +226,8 @@ def spoil(path: Path, kind: str) -> None:
         path.chmod(0o644 if kind == "flipped" else 0)
 
 
-def test_a_file_of_a_member_that_is_no_file_damages_that_member_alone(command):
-    command(*SWEEP, "problem.seed=0,1")
+def test_a_file_of_a_member_that_is_no_file_damages_that_member_alone(swept):
+    swept("problem.seed=0,1")
     kinds = ["missing", "folder", "link", "pipe", "flipped", *(["unreadable"] if os.geteuid() else [])]
     cases = {f"{kind} {name}": name for kind in kinds for name in ("summary.json", "config.yaml", "results.nc")}
     for case, name in cases.items():
@@ -230,8 +253,8 @@ FAILURES = {
 }
 
 
-def test_a_damaged_failure_is_no_success(command):
-    command(*SWEEP, "problem.seed=0,3", "study.end=ok,raise")
+def test_a_damaged_failure_is_no_success(swept):
+    swept("problem.seed=0,3", "study.end=ok,raise")
     for i, content in enumerate(FAILURES):
         Path(f"sweep/bad{i}").mkdir()
         Path(f"sweep/bad{i}/failed.json").write_text(content)
@@ -243,8 +266,8 @@ def test_a_damaged_failure_is_no_success(command):
     assert [record["status"] for record in records.values()].count("ok") == 2
 
 
-def test_a_copy_of_a_member_is_told(command, capfd):
-    assert command(*SWEEP, "problem.seed=0,1").status == 0
+def test_a_copy_of_a_member_is_told(swept, capfd):
+    swept("problem.seed=0,1")
     shutil.copytree("sweep/0", "sweep/0.bak")
     status, records = collected("sweep")
     assert status == 0
@@ -257,8 +280,8 @@ def test_a_copy_of_a_member_is_told(command, capfd):
     assert "counted twice" not in capfd.readouterr().out
 
 
-def test_a_member_that_succeeded_has_not_failed(command, capfd):
-    command(*SWEEP, "problem.seed=0,3")
+def test_a_member_that_succeeded_has_not_failed(swept, capfd):
+    swept("problem.seed=0,1")
     Path("sweep/1/failed.json").write_text('{"reason": "in use", "overrides": []}')
     assert collected("sweep")[0] == 0
     assert "2 of 2 members have finished\n" in capfd.readouterr().out
@@ -288,8 +311,8 @@ def test_members_lie_at_any_depth_and_the_unfinished_are_counted(command, capfd)
     assert collect.members(Path("sweep")) == [Path("sweep") / name for name in records]
 
 
-def test_links_are_not_followed(command, tmp_path):
-    command(*SWEEP, "problem.seed=0,1")
+def test_links_are_not_followed(swept, tmp_path):
+    swept("problem.seed=0,1")
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "summary.json").write_text('{"status": "ok", "verdict": "top secret"}')
     (tmp_path / "secret" / "config.yaml").write_text("a: top secret\n")
@@ -302,8 +325,8 @@ def test_links_are_not_followed(command, tmp_path):
     assert not any("top secret" in path.read_text(errors="replace") for path in Path("sweep").glob("*.*"))
 
 
-def test_what_is_written_replaces_a_link_and_a_pipe(command, tmp_path):
-    command(*SWEEP, "problem.seed=0,1")
+def test_what_is_written_replaces_a_link_and_a_pipe(swept, tmp_path):
+    swept("problem.seed=0,1")
     (tmp_path / "mine").write_text("mine")
     for name in ("report.html", "collected.json"):
         Path("sweep", name).symlink_to(tmp_path / "mine")
@@ -324,8 +347,8 @@ HOSTILE = [
 ]
 
 
-def test_names_and_texts_are_shown_as_they_are(command, capfd):
-    command(*SWEEP, "problem.seed=0,1")
+def test_names_and_texts_are_shown_as_they_are(swept, capfd):
+    swept("problem.seed=0,1")
     for i, text in enumerate(HOSTILE):
         name = os.fsencode(text.replace("/", "_")) + b"\xff"
         shutil.copytree("sweep/0", Path("sweep", os.fsdecode(name)))
@@ -361,8 +384,8 @@ MISFITS = {
 }
 
 
-def test_results_that_do_not_fit_are_left_out_and_said(command, capfd):
-    command(*SWEEP, "problem.seed=0,1")
+def test_results_that_do_not_fit_are_left_out_and_said(swept, capfd):
+    swept("problem.seed=0,1")
     for i in range(len(MISFITS) + 1):
         shutil.copytree("sweep/1", f"sweep/good{i}")
     for i, change in enumerate(MISFITS.values()):
@@ -378,8 +401,8 @@ def test_results_that_do_not_fit_are_left_out_and_said(command, capfd):
     assert nf.open("sweep").member.values.tolist() == [name for name in records if "odd" not in name]
 
 
-def test_axes_without_common_values_are_not_padded_without_bound(command, capfd):
-    command(*SWEEP, "problem.seed=0,1")
+def test_axes_without_common_values_are_not_padded_without_bound(swept, capfd):
+    swept("problem.seed=0,1")
     assert collected("sweep")[0] == 0
     for name, sizes in (("0", (3000, 1)), ("1", (1, 3000))):
         replaced(Path("sweep", name), lambda d, sizes=sizes: d.assign(a=(("u", "v"), np.zeros(sizes))))
@@ -390,8 +413,8 @@ def test_axes_without_common_values_are_not_padded_without_bound(command, capfd)
     assert not Path("sweep/results.nc").exists()  # that of the earlier call would be of other results
 
 
-def test_an_axis_that_is_called_member_in_the_runs_is_kept(command):
-    command(*SWEEP, "problem.seed=0,1")
+def test_an_axis_that_is_called_member_in_the_runs_is_kept(swept):
+    swept("problem.seed=0,1")
     draws = np.arange(6.0).reshape(2, 3)
     for i in (0, 1):
         replaced(Path(f"sweep/{i}"), lambda d, i=i: d.assign(draws=("member", draws[i])))
@@ -418,8 +441,8 @@ def test_settings_of_any_kind_are_stored_and_shown(command):
     assert "more.y/z" not in dataset.coords
 
 
-def test_pictures_that_cannot_be_written_end_with_status_1(command, capfd):
-    command(*SWEEP, "problem.seed=0,1")
+def test_pictures_that_cannot_be_written_end_with_status_1(swept, capfd):
+    swept("problem.seed=0,1")
     Path("file").touch()
     with pytest.raises(SystemExit) as stop:
         plot.main(["sweep/0", "sweep/1", "--out", "file"])

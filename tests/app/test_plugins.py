@@ -55,7 +55,7 @@ def neuralode_flow(folder, *arguments, path=""):
 
 def test_a_module_in_the_current_folder_is_found_by_its_name(tmp_path):
     (tmp_path / "own_rules.py").write_text(OWN)
-    ended = neuralode_flow(tmp_path, *RUN, "plugins=[own_rules]", "figures=none")
+    ended = forked(tmp_path, *RUN, "plugins=[own_rules]", "figures=none")
     assert ended.returncode == 0, ended.stderr
     (path,) = tmp_path.glob("runs/convergence/*/summary.json")
     assert abs(json.loads(path.read_text())["orders"]["own_euler"] - 1) < 0.1

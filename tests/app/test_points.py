@@ -34,10 +34,17 @@ POINTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def found():
+    """What is found once for all tests."""
+    return {}
+
+
 @pytest.fixture
-def compared(command, monkeypatch):
+def compared(command, found, monkeypatch):
     """Each point with what is made of it here, and by Hydra, within a sweep."""
-    found = {}
+    if found:
+        return found
 
     def compare(config, _sweep, _members):
         points = Points(config)

@@ -9,7 +9,7 @@ import neuralode_flow as nf
 from neuralode_flow.time.base import METHODS, fixed_steps, own_steps
 from neuralode_flow.time.steprule import STEP_RULES, AlongGradient
 
-LOSS, START = nf.Quadratic(positive_matrix(3, seed=3)), 0.3 * randn(2, 4, 3, 3, seed=1)
+LOSS, START = nf.Quadratic(positive_matrix(2, seed=3)), 0.3 * randn(2, 4, 2, 2, seed=1)
 
 
 def keeps(value, buffers):
