@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,21 +32,32 @@ def forked(
     """How `neuralode-flow ARGUMENTS` ends in a folder, in which modules are found as by `python -m`."""
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place, name) for name in ("out", "err")]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where pytest has threads
-            child = os.fork()
-        if child == 0:
-
-            def work() -> None:
-                _become_new(folder, paths)
-                signal.alarm(_PATIENCE)  # its end, where it hangs
-                sys.argv[1:] = arguments
-                program()
-
-            end_after(work)
+        child = begun(folder, *arguments, program=program, paths=paths)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out, err = (path.read_text(encoding="utf-8") for path in paths)
     return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+def begun(
+    folder: str | os.PathLike,
+    *arguments: str,
+    program: Callable[[], None] = command,
+    paths: Sequence[str | os.PathLike] = (os.devnull, os.devnull),
+) -> int:
+    """The process of `neuralode-flow ARGUMENTS` in a folder, for which nobody waits; what it says goes to two files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where pytest has threads
+        child = os.fork()
+    if child == 0:
+
+        def work() -> None:
+            _become_new(folder, paths)
+            signal.alarm(_PATIENCE)  # its end, where it hangs
+            sys.argv[1:] = arguments
+            program()
+
+        end_after(work)
+    return child
 
 
 def _become_new(folder, paths):

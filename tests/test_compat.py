@@ -43,9 +43,11 @@ PUBLIC = {"_exit", "_replace", "_asdict", "_fields", "_make", "_target_"}
 
 def names_of(tree: ast.AST) -> set[str]:
     """What a module of ours defines itself: functions, classes, variables, attributes."""
-    found = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    found = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
             own = isinstance(node, ast.Name) or (isinstance(node.value, ast.Name) and node.value.id in ("self", "new"))
             found |= {node.id if isinstance(node, ast.Name) else node.attr} if own else set()
     return found

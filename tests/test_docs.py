@@ -60,6 +60,11 @@ def test_the_table_of_planted_faults_is_that_of_the_program():
     assert f"{len(FAULTS)} of {len(FAULTS)} are noticed" in page
 
 
+@cache
+def tree_of(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def rooms():
     """The rooms of docs/architecture.md from the highest to the lowest, as paths in the package."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -82,7 +87,7 @@ def test_no_room_imports_from_one_below_it():
         if here in ("__init__", "__main__"):
             continue
         assert level(here) is not None, f"{here} is in no room of docs/architecture.md"
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 home = resolve_name("." * node.level + (node.module or ""), ".".join(["neuralode_flow", *parents]))
                 target = "/".join(home.split(".")[1:])
@@ -105,7 +110,7 @@ def imports(module, file, modules):
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(file.read_text(encoding="utf-8")))
+    visit(tree_of(file))
     return (found & set(modules)) - {module}
 
 

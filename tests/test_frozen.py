@@ -4,6 +4,7 @@ results.nc. Names may be added; those in frozen.json stay. `python tests/test_fr
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -38,9 +39,14 @@ def settings(choice):
         return flat(parse_yaml(checked(hydra.compose("config", overrides=choice.split())).to_yaml()))
 
 
+@cache
+def frozen_settings():
+    return json.loads(FROZEN.read_text())["settings"]
+
+
 @pytest.mark.parametrize("choice", SETTINGS)
 def test_settings_and_their_defaults_stay(choice):
-    frozen = json.loads(FROZEN.read_text())["settings"][choice]
+    frozen = frozen_settings()[choice]
     now = settings(choice)
     assert {key: now.get(key, "gone") for key in frozen} == frozen
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from cases import slow
 
 import neuralode_flow as nf
 from neuralode_flow import results
@@ -504,7 +505,7 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
 
 
 @pytest.mark.parametrize("uneven", [-1, 1])
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, *slow(2), 4])
 def test_members_that_ended_early_are_in_no_mean_and_hold_nothing(study, workplace, size, uneven):
     """Where their arrays have other shapes there is NaN in the place of all that they have."""
     given = {"members": 4, "study.early": 1, "study.uneven": uneven, "at_once": size}
@@ -631,7 +632,7 @@ def uneven(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dat
     return found.attached(xr.Dataset())
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, *slow(2), 3])
 def test_what_members_have_is_joined_by_its_name_where_one_of_them_has_less(size, monkeypatch):
     monkeypatch.setitem(STUDIES._entries, "uneven", Study(uneven))
     found = nf.run("uneven", {"members": 3, "at_once": size}, problem=TEACHER["problem"])
@@ -855,7 +856,7 @@ def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(stu
         assert found.dataset.sizes["seed"] == 20
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [1, *slow(2)])
 def test_a_budget_of_wall_time_is_that_of_all_members(at_once, command):
     line = [*LINE, "members=2", f"at_once={at_once}", "study.workers=1", "resume=k"]
     ended = command(*line, "time.max_seconds=1e-3")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
-from forked import forked
+from forked import begun, forked
 
 import neuralode_flow as nf
 from neuralode_flow.files import locked
@@ -240,11 +240,12 @@ def left_in_the_middle(place):
 def killed(tmp_path_factory):
     """A folder with a run that was killed after its first checkpoint."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    child = start(*LONG, f"resume={folder}")
-    wait_for_a_checkpoint(child, folder)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    time.sleep(0.1)
+    child, last = begun(folder.parent, *LONG, f"resume={folder}"), time.monotonic() + 60
+    while not saved(folder) and time.monotonic() < last:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it goes on
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     return folder
 
 

@@ -203,7 +203,7 @@ def test_a_run_that_stops_at_an_output_inside_a_step_ends_where_its_state_is(met
             return state
 
     stopped = 0
-    for n in range(4, 120, 4):
+    for n in range(4, 120, 8):
         Fails.left = n
         path = nf.integrate(Fails(LIMIT.loss, LIMIT.kernel), START, torch.linspace(0, 2, 81), method, 1e-4)
         stopped += path.ending == "velocity"
