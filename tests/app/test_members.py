@@ -856,7 +856,7 @@ def test_all_parts_leave_out_the_same_variables_however_long_their_texts_are(stu
         assert found.dataset.sizes["seed"] == 20
 
 
-@pytest.mark.parametrize("at_once", [1, *slow(2)])
+@pytest.mark.parametrize("at_once", [1, 2])
 def test_a_budget_of_wall_time_is_that_of_all_members(at_once, command):
     line = [*LINE, "members=2", f"at_once={at_once}", "study.workers=1", "resume=k"]
     ended = command(*line, "time.max_seconds=1e-3")
