@@ -302,7 +302,7 @@ def test_a_derivative_that_torch_does_not_have_is_told_with_what_to_do():
 @pytest.mark.parametrize("control", ["shared", "member"])
 def test_a_loss_of_ones_own_has_as_many_directions_at_once_as_others(control):
     """The columns of the matrix are asked for together, also of members."""
-    grid = nf.DepthGrid.gauss(1, 6)
+    grid = nf.DepthGrid.gauss(1, 10)
     start = torch.stack([torch.eye(2), 1.2 * torch.eye(2)]).double()
     state = start[:, None].expand(2, grid.panels * grid.order, 2, 2).clone()
     run = {"times": [0.0, 0.5, 1.0], "method": "rodas5p", "rtol": 1e-8, "atol": 1e-10, "control": control}
