@@ -28,7 +28,7 @@ def gap(found):
     return next(check for check in Finding.of(found).checks if check.name == GAP)
 
 
-@pytest.mark.parametrize("method", ["DOP853", "auto", "dopri5", "Radau"])
+@pytest.mark.parametrize("method", ["DOP853", "auto", "dopri5", *slow("Radau")])
 @pytest.mark.parametrize("seed", [0, *slow(1, 2)])
 def test_it_stays_as_near_as_what_is_measured_of_both(method, seed):
     found = run(seed, schedule=clock(4.0, 5, method=method, rtol=1e-5, atol=1e-7))
