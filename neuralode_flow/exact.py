@@ -98,7 +98,7 @@ def saxe(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
     t, start, target = times.double()[:, None], sigma0.double(), tau.double()
     # 1/σ = (1 − e^{−2τt})/τ + e^{−2τt}/σ₀: no overflow below a target far away. The first tends to 2t at τ = 0.
     still = (target * t).abs() < 1e-20
-    grown = torch.where(still, 2 * t, -torch.expm1(-2 * target * t) / torch.where(target == 0, 1.0, target))
+    grown = torch.where(still, 2 * t, -torch.expm1(-2 * (target * t)) / torch.where(target == 0, 1.0, target))
     root = torch.exp(-target * t)
     return torch.where(t == 0, start, 1 / (grown + root / start * root))
 
@@ -211,7 +211,7 @@ def _from_far_below(t: float, start: float, tau: float, rate: float, a: float) -
     border = tau / _APART
     doublings = math.log(border) - math.log(start)
     passed = -math.expm1(-b * doublings) / b if b else doublings
-    if span < passed:
+    if span <= passed:
         return start * (math.exp(span / 2) * math.exp(span / 2) if b == 0 else (1 - b * span) ** (-1 / b))
     return _between(t * (1 - passed / span), border, tau, rate, a)
 

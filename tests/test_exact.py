@@ -271,3 +271,11 @@ def test_saxe_far_from_its_target():
     assert float(late) == 1e200  # was infinite
     early = exact.saxe(torch.tensor([1e-20]), torch.tensor([1e20]), torch.tensor([1e-300]))
     assert float(early) == pytest.approx(1e20 / 3, rel=1e-14)  # 2τt is too small for a whole number of digits
+    fast = exact.saxe(torch.tensor([5e-324]), torch.tensor([1.0]), torch.tensor([-1.7e308]))
+    assert float(fast) == pytest.approx(1.0, rel=1e-14)  # 2τ is out of range, τt is not
+
+
+@pytest.mark.parametrize("L", [3, None])
+def test_a_start_at_the_edge_of_what_is_far_stays_for_the_shortest_time(L):
+    sigma = of_any_depth(L, torch.tensor([5e-324]), torch.tensor([1e-20]), torch.tensor([1.000000000000001]))
+    assert float(sigma) == pytest.approx(1e-20, rel=1e-15)

@@ -288,10 +288,11 @@ def _grid(depth: Depth, parts: Mapping[str, Any], device: str) -> DepthGrid:
     if depth.tol is not None:
         try:
             chosen = DepthGrid.auto(parts["initial"], depth.tol)
-        except ValueError as error:
-            raise ValueError(f"depth.tol: {error}") from error
-        except (ArithmeticError, AttributeError, LookupError) as error:  # of a start of the user's
-            raise ValueError(f"depth.tol: the start ends in {type(error).__name__}: {error}") from error
+        except Exception as error:  # of a start of the user's, too
+            if is_memory(error):
+                raise
+            said = f"{error}" if isinstance(error, ValueError) else f"the start ends in {type(error).__name__}: {error}"
+            raise ValueError(f"depth.tol: {said}") from error
         return DepthGrid.gauss(chosen.panels, chosen.order, device=device)
     assert depth.panels is not None
     assert depth.order is not None

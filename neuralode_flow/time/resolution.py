@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -298,8 +298,7 @@ class AdaptiveGrid(FixedGrid):
         )
         moved = self.flow.transfer(state, new)
         if not self._fits:
-            with fitting(self.flow), suppress(*FAILURES):
-                target.velocity(moved)
+            _try(self.flow, target, moved)
             self._fits = True
         self.flow = target
         self._tail = target.grid.tail(moved)
@@ -327,6 +326,18 @@ def fitting(flow: Any) -> Iterator[None]:
             f"adapt=True puts {type(flow).__name__} on other depth grids, and what it holds is for its own of {own} "
             f"alone ({error}); let its method on(grid) put that on the grid as well, or leave adapt out"
         ) from error
+
+
+def _try(flow: Any, moved: Any, state: Tensor) -> None:
+    """Raises ValueError where a flow that was moved to another grid has no velocity there, and its loss is not why."""
+    try:
+        moved.velocity(state)
+    except FAILURES:  # the run tells of them
+        pass
+    except UNFIT:
+        moved.loss.gradient(moved.product(state))  # which says for itself what is wrong
+        with fitting(flow):
+            raise
 
 
 class Sampled(NamedTuple):
@@ -368,9 +379,8 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
             flow = flow.on(grid)
             start = unwarned(flow, profile)
             misfit = flow.misfit(start, profile)
-        if flow is not given:
-            with suppress(*FAILURES):  # the run tells of them
-                flow.velocity(start)
+    if flow is not given:
+        _try(given, flow, start)
     return Sampled(flow, start, profile, misfit)
 
 

@@ -100,6 +100,7 @@ def test_an_experiment_that_has_a_grid_takes_the_one_that_is_asked_for():
         (None, "W must be a function of a float s"),
         (lambda s: {}[s], r"depth.tol: the start ends in KeyError: 0\."),
         (lambda s: torch.eye(3) / (1 // 0), "depth.tol: the start ends in ZeroDivisionError"),
+        (lambda s: next(iter(())), "depth.tol: the start ends in StopIteration"),
     ],
 )
 def test_an_initialisation_that_is_no_start_is_refused(start, said):

@@ -178,7 +178,21 @@ def test_phi_with_kinks_or_numbers_in_its_state_has_its_own_derivative():
     for phi in (lambda theta: theta.relu(), lambda theta: theta.abs() * theta.sign(), cubic):
         for state in (normal(3), torch.zeros(3), normal(2, 3)):
             assert nf.descend(nf.FactorizationFlow(phi, loss), state, 2).ending == "ok"
-    fast = nf.FactorizationFlow(lambda theta: (1e6 * theta).sin(), loss)  # between the points of large steps
-    assert nf.descend(fast, normal(3), 2, rate=1e-13).ending == "ok"
+    for size in (1, 30, 100):  # it oscillates between the points of large steps
+        fast = nf.FactorizationFlow(lambda theta: (1e6 * theta).sin(), loss)
+        assert nf.descend(fast, size * normal(3), 2, rate=1e-13).ending == "ok"
     one = torch.tensor(0.7, dtype=torch.float64)
     assert nf.descend(nf.FactorizationFlow(lambda theta: theta**3, nf.Quadratic(one)), one, 2).ending == "ok"
+
+
+@pytest.mark.parametrize("refusal", [AssertionError, KeyError, type("Mine", (Exception,), {})])
+def test_phi_may_refuse_what_is_not_on_its_way(refusal):
+    """It is compared with differences at points beside the state, where a map of a smaller domain says no."""
+
+    def logarithms(theta):
+        if not bool((theta > 0).all()):
+            raise refusal
+        return theta.log()
+
+    flow = nf.FactorizationFlow(logarithms, nf.Custom(lambda z: (z**2).sum(), axes=1))
+    assert nf.integrate(flow, torch.tensor([0.5, 1e-3, 5.0, 3.0]), [0.0, 1e-9]).ending == "ok"

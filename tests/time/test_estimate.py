@@ -371,6 +371,29 @@ class Moving(Pulled):
         return moved
 
 
+class Bounded(nf.Quadratic):
+    """A loss that says no to what is far from the map of a coarse grid."""
+
+    def __init__(self, target, most):
+        super().__init__(target)
+        self.most = most
+
+    def gradient(self, z):
+        if float(torch.linalg.det(z)) > self.most:
+            raise ValueError("det z is above what the data allow")
+        return super().gradient(z)
+
+
+def test_a_loss_that_refuses_z_on_a_finer_grid_says_so_itself():
+    def start(s):  # the nodes of the coarse grid see little of the peak
+        return torch.diag(torch.tensor([6 * math.exp(-(((s - 0.5) / 0.05) ** 2)), 0.1]))
+
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 4), Bounded(torch.eye(2), 1.5))
+    assert float(torch.linalg.det(flow.product(unwarned(flow, start)))) < 1.5
+    with pytest.raises(ValueError, match=r"\Adet z is above what the data allow"):
+        nf.integrate(flow, start, [0.0, 0.1], adapt=True)
+
+
 @pytest.mark.parametrize("own", [lambda flow: flow, lambda flow: nf.MomentumFlow(flow, 1.0)], ids=["flow", "momentum"])
 @pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("sampled", [False, True])
