@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import results
-from ..finding import Finding
+from ..finding import MEMBERS, Finding
 from ..parallel import processors, side_by_side
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
@@ -28,13 +28,26 @@ from ..time.trajectory import SAME_TIME, common_times
 from .errors import Stop, first_line
 from .runfolder import computing, flat
 from .schema import Job
-from .statistics import NUMBER, NUMBERS, PASSED, PROBLEM, RAN, STATUS, agreed, by_name, leaves, listed, summed_up
+from .statistics import (
+    NUMBER,
+    NUMBERS,
+    PASSED,
+    PROBLEM,
+    RAN,
+    STATUS,
+    agreed,
+    by_name,
+    leaves,
+    listed,
+    renamed,
+    summed_up,
+)
 
 DIMENSION = "seed"
-_FORMAT = 4  # of parts: those of another are computed again
+_FORMAT = 5  # of parts: those of another are computed again
 _BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
-OWN = "own_seed"  # what a dimension of that name in the datasets of members is called
+_OF_ALL = ("of", "budgets", _BEYOND, "left_out", MEMBERS)  # attributes that are said of all
 
 _PART = "members-{:06}-{:06}.nc"
 _NAMED = re.compile(r"members-(\d{6,})-(\d{6,})\.nc")
@@ -340,8 +353,16 @@ def _longer(variable: xr.Variable, reached: int, number: int) -> xr.Variable:
 
 
 def _renamed(dataset: xr.Dataset) -> xr.Dataset:
-    names = {DIMENSION} & {*dataset.dims, *dataset.variables}
-    return dataset.rename(dict.fromkeys(names, OWN)) if names else dataset
+    """The dataset of a member, in which no dimension, variable or attribute has a name of what is said of all."""
+    of_all = {DIMENSION, STATUS, PASSED, RAN, PROBLEM, NUMBER, NUMBERS}
+    present = dict.fromkeys([*dataset.dims, *dataset.variables])
+    names = {name: renamed(name, present) for name in present if name in of_all or str(name).startswith(_ATTRIBUTE)}
+    dataset = dataset.rename(names) if names else dataset
+    if not dataset.attrs.keys().isdisjoint(_OF_ALL):
+        told = dataset.attrs
+        dataset = dataset.copy(deep=False)
+        dataset.attrs = {renamed(name, told) if name in _OF_ALL else name: value for name, value in told.items()}
+    return dataset
 
 
 def _left_out(dataset: xr.Dataset, number: int) -> list[str]:
@@ -525,11 +546,14 @@ def _as_attributes(dataset: xr.Dataset) -> xr.Dataset:
     """What were attributes of members: attributes again where all that ran have the same, else variables."""
     ran = dataset[RAN].values
     for name in [str(name) for name in dataset.data_vars if str(name).startswith(_ATTRIBUTE)]:
-        own, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values[ran])
+        told, values = name.removeprefix(_ATTRIBUTE), np.unique(dataset[name].values[ran])
         if len(values) == 1:
-            dataset = dataset.drop_vars(name).assign_attrs({own: values[:1].tolist()[0]})
+            dataset = dataset.drop_vars(name).assign_attrs({told: values[:1].tolist()[0]})
+        elif told == DIMENSION and np.array_equal(dataset[told].values[ran], dataset[name].values[ran]):
+            dataset = dataset.drop_vars(name)
         else:
-            dataset = dataset.drop_vars(name) if own in dataset.variables else dataset.rename({name: own})
+            taken = {*dataset.variables, *dataset.dims}
+            dataset = dataset.rename({name: renamed(told, taken) if told in taken else told})
     return dataset
 
 

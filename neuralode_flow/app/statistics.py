@@ -58,6 +58,12 @@ class Statistic(NamedTuple):
         return cls(mean, deviation, deviation / math.sqrt(len(known)), least, most, len(known), hold)
 
 
+def renamed(name: Any, taken: Collection[Any]) -> str:
+    """What a member has by a name that is said of all: another name that is not taken."""
+    name = f"own_{name}"
+    return renamed(name, taken) if name in taken else name
+
+
 def path_of(*names: Any) -> str:
     """The names of an entry and of all that it is in as one: a dot in a name is none between names."""
     return ".".join(str(name).replace("\\", r"\\").replace(".", r"\.") for name in names)
@@ -121,6 +127,7 @@ def listed(parts: Mapping[str, Any]) -> dict[str, Any]:
 # The parts of a finding in which a study says what it likes: an entry may be missing there.
 _FREE = ("numbers", "notes", "measured", "published")
 _DIFFERENT = object()
+_SUMMED_UP = ("members", "verified", "not_verified", "statistics")  # numbers of the finding of all
 _OF_ALL = ("problem", "status", "verdict")  # what a flat record of a member says of it, and is said of all
 
 
@@ -182,9 +189,16 @@ def summed_up(dataset: xr.Dataset, ensemble: Ensemble, size: int, ending: str | 
             replace(table, what=f"{table.what or 'errors'}, mean over {_members_of(table, key, columns)}")
             for key, table in _keyed(mean, "tables")
         ),
-        notes={NOTE: _note(statistics, dataset, whole, size), **mean.notes},
+        notes={
+            NOTE: _note(statistics, dataset, whole, size),
+            **{renamed(title, mean.notes) if title == NOTE else title: text for title, text in mean.notes.items()},
+        },
         numbers={
-            **{name: value for name, value in mean.numbers.items() if name not in _OF_ALL},
+            **{
+                renamed(name, mean.numbers) if name in _SUMMED_UP else name: value
+                for name, value in mean.numbers.items()
+                if name not in _OF_ALL
+            },
             **({} if ending is None else {"ending": ending}),
             "members": number,
             **(verified if bounded else {}),

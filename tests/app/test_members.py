@@ -718,6 +718,51 @@ def test_what_has_the_name_of_another_has_statistics_of_its_own(size, monkeypatc
     assert "observed order of exp (2): 41.0000" in found.verdict
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_has_the_name_of_something_said_of_all_has_one_of_its_own(size, monkeypatch):
+    """Attributes that differ were left out where a variable has their name; numbers of such names were lost."""
+
+    def bold(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has names that those of all members have."""
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        numbers = {
+            "members": 1 + seed,
+            "verified": 11 + seed,
+            "not_verified": 21 + seed,
+            "statistics": {"a": 31 + seed},
+        }
+        ended = Finding(
+            study="bold", problem="", status="ok", verdict="", checks=(Check("z", 0.0, 1.0),),
+            notes={"Members": "mine"}, numbers=numbers,
+        )  # fmt: skip
+        variables = {"loss": ("time", [0.0, 1.0]), "member_status": 41 + seed, "attribute.q": 51 + seed}
+        attributes = {
+            "loss": 61 + seed, "time": 71 + seed, "members": 5, "left_out": "nothing", "of": f"s{seed}", "seed": seed
+        }  # fmt: skip
+        return ended.attached(xr.Dataset(variables, {"time": [0.0, 1.0]}, attributes))
+
+    monkeypatch.setitem(STUDIES._entries, "bold", Study(bold))
+    found = nf.run("bold", {"members": 3, "at_once": size}, problem=TEACHER["problem"])
+    own = {
+        str(name): variable.values.tolist() for name, variable in found.dataset.items() if variable.dims == ("seed",)
+    }
+    assert own == {
+        "member_status": ["ok"] * 3, "member_passed": [True] * 3, "own_member_status": [41, 42, 43],
+        "own_attribute.q": [51, 52, 53], "own_loss": [61, 62, 63], "own_time": [71, 72, 73],
+        "own_of": ["s0", "s1", "s2"],
+    }  # fmt: skip
+    told = {name: found.dataset.attrs[name] for name in ("own_members", "own_left_out", "members", "left_out")}
+    assert told == {"own_members": 5, "own_left_out": "nothing", "members": 3, "left_out": ""}
+    numbers = dict(found.finding.numbers)
+    assert numbers.pop("statistics")["z"]["members"] == 3
+    assert numbers == {
+        "own_members": 2, "own_verified": 12, "own_not_verified": 22, "own_statistics": {"a": 32}, "members": 3,
+        "verified": 3, "not_verified": [],
+    }  # fmt: skip
+    assert found.finding.notes["own_Members"] == "mine"
+    assert "computed" in found.finding.notes["Members"]
+
+
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
     said = [
         {
