@@ -43,7 +43,7 @@ class Pace:
             if not marks:
                 marks.append(where)
             elif where.seconds >= 2 * marks[0].seconds and not self._told.value:
-                if where.seconds >= PATIENCE:
+                if where.seconds >= PATIENCE and where.t > marks[0].t:  # else nothing is known
                     self._judge(method, marks[0], where)
                 marks[0] = where
 
@@ -51,7 +51,7 @@ class Pace:
 
     def _judge(self, method: str, before: Progress, now: Progress) -> None:
         moved, took = now.t - before.t, now.seconds - before.seconds
-        left = (now.end - now.t) * took / moved if moved > 0 else float("inf")
+        left = (now.end - now.t) * took / moved
         with self._told.get_lock():
             if left < LONG or self._told.value:
                 return

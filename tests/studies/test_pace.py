@@ -52,6 +52,10 @@ def test_first_short_steps_are_no_crawl() -> None:
         watch(Progress(t=t, end=100.0, fraction=0.0, loss=1.0, step=0.1, evaluations=1, seconds=s))
 
 
+def test_where_no_step_has_ended_nothing_is_told_of_a_pace() -> None:
+    assert told("DOP853", 0.0, [1.0, 7.0, 15.0]) == []
+
+
 def stiff(folder: Path) -> list[str]:
     """A regression on inputs of very different units, as a user's own file may have them."""
     random = np.random.default_rng(0)
