@@ -361,8 +361,8 @@ class _Beside:
             references = torch.stack([own._states[i, own._member] for own in observers])
         limits = first._limit(references)
         batch = states.flatten(1, -4) if states.ndim > 4 else states.unsqueeze(1)
-        squares = (batch - limits.unsqueeze(1)).square_().sum((-2, -1))
-        seen = (squares * first._weights).sum(-1).mean(-1, keepdim=True).sqrt()
+        squares = (batch - limits.unsqueeze(1)).square_().mul_(first._weights[:, None, None])
+        seen = squares.flatten(-3).sum(-1).mean(-1, keepdim=True).sqrt()
         return seen if first._kept is None else torch.cat((seen, batch[:, 0, first._kept].flatten(1)), dim=1)
 
 

@@ -54,6 +54,10 @@ class Stand:
         where = torch.from_numpy(rows).to(self.y.device)
         return Stand(self.t[rows], self.y[where], self.f[where], self.h[rows])
 
+    def of_none(self) -> Stand:
+        """None of them."""
+        return Stand(self.t[:0], self.y[:0], self.f[:0], self.h[:0])
+
     def beside(self, other: Stand, order: np.ndarray) -> Stand:
         """With other members after these, and then in another order."""
         where = torch.from_numpy(order).to(self.y.device)
@@ -215,7 +219,7 @@ class OwnSteps:
             self._begin(new)
             rows = self.running()
         rows = rows[self.here.t[rows] < goal]
-        self.took, self.before = rows[:0], self.here.of(rows[:0])
+        self.took, self.before = rows[:0], self.here.of_none()
         moved = np.zeros(len(rows), dtype=bool) if by_steps else self._runs(rows, goal, sign)
         if not moved.all():
             self._round(rows[~moved], goal)
@@ -238,7 +242,9 @@ class OwnSteps:
         if not len(rows) or not isinstance(formula, ExplicitFormula) or formula.pace is None:
             return moved
         states, slopes = self._states(here.y), self._states(here.f)
-        flow = restricted(self.watch.grid.flow, self.members, torch.from_numpy(rows).to(here.y.device))
+        flow = self.watch.grid.flow
+        if self.members != (len(rows),):
+            flow = restricted(flow, self.members, torch.from_numpy(rows).to(here.y.device))
         if not runs_explicitly(flow, states[0]):
             return moved
         self.watch.check_seconds()
