@@ -17,7 +17,14 @@ from .orders import UNDECIDED, Order
 MOST_ORDERS = 100  # in a summary, which must stay small; the dataset has all of them
 _ATTRIBUTE = "finding"  # of a dataset
 MEMBERS = "members"  # the attribute of a dataset of a run of many members: their number
+STATUS = "member_status"  # its variable that says how each of them ended
 DATA = "Data"  # the title of the note on what was done to the data
+
+
+def is_of_members(dataset: xr.Dataset) -> bool:
+    """Whether a dataset is of a run of many members, and not of a study that counts members of its own."""
+    status = dataset.variables.get(STATUS)
+    return MEMBERS in dataset.attrs and status is not None and status.dims == ("seed",)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import results
-from ..finding import MEMBERS, Finding
+from ..finding import MEMBERS, STATUS, Finding
 from ..parallel import processors, side_by_side
 from ..problems import PROBLEMS, Problem
 from ..studies import STUDIES
@@ -34,7 +34,6 @@ from .statistics import (
     PASSED,
     PROBLEM,
     RAN,
-    STATUS,
     agreed,
     by_name,
     leaves,

@@ -28,7 +28,7 @@ from ..checks import is_memory
 from ..depth import DEPTH_SOLVERS
 from ..depth.grid import DepthGrid, Profile
 from ..files import CONFIG, atomic_write
-from ..finding import MEMBERS, Finding, finite, plain
+from ..finding import Finding, finite, is_of_members, plain
 from ..flows.base import Flow
 from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
@@ -348,7 +348,7 @@ def record(study: Study, dataset: xr.Dataset, started: float) -> dict[str, Any]:
 
 def summary_of(study: Study, dataset: xr.Dataset) -> dict[str, Any]:
     """The study's own summary, or that of many members; NaN and infinity become None."""
-    own = summarise if MEMBERS in dataset.attrs else study.summarise
+    own = summarise if is_of_members(dataset) else study.summarise
     return finite(plain(own(dataset)))
 
 

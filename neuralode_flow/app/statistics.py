@@ -15,13 +15,13 @@ import numpy as np
 import xarray as xr
 
 from ..display import counted, first_of, number_said
-from ..finding import MEMBERS, Check, ErrorTable, Finding
+from ..finding import MEMBERS, STATUS, Check, ErrorTable, Finding
 from ..orders import Order
 from .schema import Ensemble
 
-# Variables along `seed`: how a member ended, whether it is verified, whether its results are there; of what it has
-# found its problem and its numbers, which have a dimension of their own.
-STATUS, PASSED, RAN, PROBLEM = "member_status", "member_passed", "member_ran", "member_problem"
+# Variables along `seed`, beside how a member ended: whether it is verified, whether its results are there; of what it
+# has found its problem and its numbers, which have a dimension of their own.
+PASSED, RAN, PROBLEM = "member_passed", "member_ran", "member_problem"
 NUMBER, NUMBERS = "member_number", "member_numbers"
 
 NOTE = "Members"  # the title of the table of statistics

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..finding import MEMBERS
+from ..finding import MEMBERS, is_of_members
 from ..registry import Registry
 from .style import Movie, ready, save
 
@@ -39,7 +39,7 @@ class FigureSet:
 
 def figure_set(study: str, dataset: xr.Dataset) -> str:
     """The name of the figures of a dataset: those of its study, or of what many members of it have found."""
-    return MEMBERS if MEMBERS in dataset.attrs else study
+    return MEMBERS if is_of_members(dataset) else study
 
 
 FIGURES: Registry[FigureSet] = Registry("figure set", __package__, of=FigureSet)

@@ -25,6 +25,7 @@ from neuralode_flow.app.errors import BadInput
 from neuralode_flow.app.report import _stated
 from neuralode_flow.app.schema import checked
 from neuralode_flow.app.statistics import _common, agreed
+from neuralode_flow.figures import figure_set
 from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.orders import Order
 from neuralode_flow.problems import Problem
@@ -761,6 +762,21 @@ def test_what_has_the_name_of_something_said_of_all_has_one_of_its_own(size, mon
     }  # fmt: skip
     assert found.finding.notes["own_Members"] == "mine"
     assert "computed" in found.finding.notes["Members"]
+
+
+def test_a_study_that_counts_members_of_its_own_is_no_run_of_members(monkeypatch, tmp_path):
+    """It was summed up as one, and had the figure of one in the place of its own."""
+
+    def counting(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        """Has an attribute and a variable of such names."""
+        return xr.Dataset({"member_status": 1.0}, {"time": [0.0]}, {"members": 5, "status": "ok", "verdict": "Five."})
+
+    monkeypatch.setitem(
+        STUDIES._entries, "counting", Study(counting, lambda found: {"study": "counting", **found.attrs})
+    )
+    found = nf.run("counting", {"figures": "none"}, problem=TEACHER["problem"], folder=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["members"] == 5
+    assert figure_set("counting", found.dataset) == "counting"
 
 
 def test_what_members_agree_in_is_the_same_in_whatever_parts_they_are():
