@@ -19,7 +19,7 @@ from .lookout import Lookout
 from .members import culprits, not_finite
 from .ownsteps import OwnSteps
 from .reach import OutOfReach
-from .resolution import FixedGrid, GridOfMembers
+from .resolution import UNFIT, FixedGrid, GridOfMembers
 from .run import Run
 from .snapshot import Snapshot
 from .trajectory import Trajectory
@@ -27,7 +27,6 @@ from .watch import Spent, Watch
 
 CONTROLS = ("shared", "member")
 
-_UNFIT = (IndexError, RuntimeError, TypeError, ValueError)  # what an index or a shape that does not fit raises
 _TAKEN = 8  # members at most that are taken out of the batch at once, to be looked at
 
 
@@ -96,7 +95,7 @@ def _other(flow: Any, start: Tensor, values: Tensor, singly: bool) -> str:
                 pairs.append(("loss", own.loss(own.product(states[index])), values.flatten()[index], noise))
         except FAILURES:
             raise
-        except _UNFIT as error:
+        except UNFIT as error:
             return f"with {named} there is no velocity or loss ({error})"
         for name, found, known, beside in pairs:
             if found.shape != known.shape:
@@ -245,7 +244,7 @@ class Apart(Run):
         flow = self.grid.flow
         try:
             flow = restricted(flow, self.records.members, torch.tensor(row, device=self.settled.state.device))
-        except _UNFIT as error:
+        except UNFIT as error:
             raise ValueError(
                 f"select(members, index) of {type(flow.loss).__name__} must take an index without an axis too, that of "
                 f"one member: the sign of its det z is watched over ({error})"

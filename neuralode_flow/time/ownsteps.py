@@ -117,7 +117,7 @@ class OwnSteps:
         self._running = np.flatnonzero(endings == _OK)
         self.evaluations, self.steps = evaluations, steps
         self.took: np.ndarray = np.arange(0)
-        self.before = self.here.of(self.took)
+        self.before = self.here.of_none()
 
     def _begin(self, rows: np.ndarray) -> None:
         """The slopes and the first steps of members that have none."""
@@ -242,9 +242,7 @@ class OwnSteps:
         if not len(rows) or not isinstance(formula, ExplicitFormula) or formula.pace is None:
             return moved
         states, slopes = self._states(here.y), self._states(here.f)
-        flow = self.watch.grid.flow
-        if self.members != (len(rows),):
-            flow = restricted(flow, self.members, torch.from_numpy(rows).to(here.y.device))
+        flow = restricted(self.watch.grid.flow, self.members, torch.from_numpy(rows).to(here.y.device))
         if not runs_explicitly(flow, states[0]):
             return moved
         self.watch.check_seconds()

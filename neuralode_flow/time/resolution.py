@@ -25,7 +25,7 @@ _SHARE = 0.1
 # ... and is coarsened when a coarser one would make far less than that.
 _WASTE = 1e-3
 
-# What a flow may end in on a grid that it was not made for: a user's class or object may hold what is for one alone.
+# What a user's class or object may end in for members, or on a grid, that it was not made for.
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
 
 # The grid that measures another one is held to so much of its tolerance.
@@ -258,7 +258,7 @@ class AdaptiveGrid(FixedGrid):
         position = _ORDERS.index(grid.order) if grid.order in _ORDERS else 0
         if position == 0:
             return None
-        with fitting(self.flow):
+        with _fitting(self.flow):
             coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
             small = self.flow.transfer(state, coarse.grid)
         lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
@@ -280,7 +280,7 @@ class AdaptiveGrid(FixedGrid):
         self._note(error)
         grid = self.flow.grid
         while (grid := _finer(grid)) is not None:
-            with fitting(self.flow):
+            with _fitting(self.flow):
                 fine = self.flow.on(grid)
                 error = self._error(fine, self.flow.transfer(state, grid))
             if error <= allowed:
@@ -306,7 +306,7 @@ class AdaptiveGrid(FixedGrid):
 
 
 @contextmanager
-def fitting(flow: Any) -> Iterator[None]:
+def _fitting(flow: Any) -> Iterator[None]:
     """Says of a flow that fails on another grid than its own what it lacks for adapt=True.
 
     Raises
@@ -336,7 +336,7 @@ def _try(flow: Any, moved: Any, state: Tensor) -> None:
         pass
     except UNFIT:
         moved.loss.gradient(moved.product(state))  # which says for itself what is wrong
-        with fitting(flow):
+        with _fitting(flow):
             raise
 
 
@@ -374,7 +374,7 @@ def sampled(flow: Any, start: Tensor, profile: Profile | None, adapt: bool, rtol
     allowed = _SHARE * (atol + rtol * _norm(flow.product(start)))
     grid = flow.grid
     given = flow
-    with fitting(given):
+    with _fitting(given):
         while adapt and misfit > allowed and (grid := _finer(grid)) is not None:
             flow = flow.on(grid)
             start = unwarned(flow, profile)
