@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .checks import floating, same_kind
 from .depth.collocation import Collocation
-from .depth.engine import multiply
+from .depth.engine import multiply, neighbours
 from .depth.grid import DepthGrid, check_grid
 
 
@@ -241,6 +241,8 @@ def euler_law(W: Tensor) -> Tensor:
     True
     """
     _check("W", W, "L, d, d")
+    if (law := neighbours(W, mean=False)) is not None:
+        return law
     after, before = W[..., 1:, :, :], W[..., :-1, :, :]
     return _steps(W).add_(multiply(after.mT, after)).sub_(multiply(before, before.mT))
 
@@ -358,6 +360,8 @@ def symmetric_law(W: Tensor) -> Tensor:
     0.0
     """
     _check("W", W, "L, d, d")
+    if (law := neighbours(W, mean=True)) is not None:
+        return law
     C = commutator(W)
     return _steps(W).add_((C[..., 1:, :, :] + C[..., :-1, :, :]).div_(2))
 

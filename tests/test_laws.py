@@ -5,9 +5,19 @@ import torch
 from cases import all_losses, generator, positive_matrix, randn, relaxed_profile, smooth_profile
 
 import neuralode_flow as nf
+from neuralode_flow.depth.engine import compiled
 from neuralode_flow.laws import depth_curvature, drift, euler_law, symmetric_law
 
 TIMES = torch.linspace(0, 2, 5)
+
+
+@pytest.fixture(params=[0, 1, 2])
+def level(request):
+    if compiled.library() is None:
+        pytest.skip("no compiler was found at installation")
+    compiled.set_level(request.param)
+    yield
+    compiled.set_level(2)
 
 
 @pytest.mark.parametrize("loss", ["quadratic", "regression", "completion", "custom"])
@@ -157,6 +167,41 @@ def test_expanded_euler_law_is_its_definition():
     law = 25 * (U[:, 1:].mT @ U[:, 1:] - U[:, :-1] @ U[:, :-1].mT)
     assert torch.allclose(euler_law(W), law, atol=1e-12)
     assert symmetric_law(W).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize("d", range(1, 10))
+def test_laws_of_layers_are_what_they_are_by_definition_in_every_instruction_set(d, level):
+    for batch, L in (((), 2), ((3,), 5), ((2, 3), 67), ((), 131), ((0,), 3), ((2,), 1)):
+        W = randn(*batch, L, d, d, seed=d + L)
+        for matrices in (W, W.mT):  # as they lie in memory, and otherwise
+            for law, quadratic in ((euler_law, False), (symmetric_law, True)):
+                found = law(matrices)
+                torch.testing.assert_close(found, _by_definition(matrices, mean=quadratic), rtol=0, atol=1e-13 * L)
+                if batch == (2, 3):  # each is what it is alone, to the bit
+                    assert torch.equal(found[1, 2], law(matrices[1, 2]))
+
+
+def _by_definition(W, *, mean):
+    S, inner, outer = W + W.mT, W.mT @ W, W @ W.mT
+    linear = W.shape[-3] * (S[..., 1:, :, :] - S[..., :-1, :, :])
+    if not mean:
+        return linear + inner[..., 1:, :, :] - outer[..., :-1, :, :]
+    C = inner - outer
+    return linear + (C[..., 1:, :, :] + C[..., :-1, :, :]) / 2
+
+
+@pytest.mark.parametrize("law", [euler_law, symmetric_law])
+def test_a_number_that_is_none_is_seen_in_the_laws_of_its_layer_and_no_other(law):
+    W = randn(2, 6, 4, 4, seed=3)
+    W[1, 3, 0, 2] = torch.nan
+    assert law(W).isnan().any((-2, -1)).tolist() == [[False] * 5, [False, False, True, True, False]]
+
+
+@pytest.mark.parametrize("law", [euler_law, symmetric_law])
+def test_laws_of_layers_can_be_differentiated_where_the_engine_takes_their_numbers(law):
+    W = randn(4, 3, 3, seed=8).requires_grad_()
+    assert torch.autograd.gradcheck(law, (W,))
+    assert torch.equal(torch.func.vmap(law)(torch.stack((W, 2 * W)).detach())[1], law(2 * W))
 
 
 def test_laws_tend_to_the_curvature_of_the_profile():

@@ -1,9 +1,11 @@
 """The compiled engine against torch's: all sizes, instruction sets and numbers of threads, and what it must refuse."""
 
 import math
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -499,3 +501,22 @@ def test_it_can_be_left_aside(name):
     code = "from neuralode_flow.depth.engine import compiled; print(compiled.library())"
     ended = subprocess.run([sys.executable, "-c", code], env={name: "0"}, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "None"
+
+
+def test_an_engine_that_was_compiled_from_other_sources_is_refused(tmp_path, monkeypatch):
+    built = Path(compiled.library()._name)
+    for path in (built, *built.parent.glob("*.[ch]")):
+        shutil.copy(path, tmp_path)
+    copied = tmp_path / built.name
+    assert compiled._opened(copied).multiply  # as it was compiled
+    with monkeypatch.context() as patch:  # an engine of before some function
+        patch.setitem(compiled._SIGNATURES, "of_tomorrow", ([], None))
+        with pytest.raises(ImportError, match=r"other sources.*pip install --editable"):
+            compiled._opened(copied)
+    with (tmp_path / "work.h").open("a") as header:
+        header.write("/* another */\n")
+    with pytest.raises(ImportError, match=r"other sources.*pip install --editable"):
+        compiled._opened(copied)
+    for source in tmp_path.glob("*.[ch]"):
+        source.unlink()
+    assert compiled._opened(copied).multiply  # from a wheel, which brings none

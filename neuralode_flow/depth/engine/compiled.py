@@ -8,6 +8,7 @@ not resolve W, a layer that cannot be made, an outer gradient that carries deriv
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable
 from functools import cache
@@ -34,6 +35,9 @@ LARGEST = 256
 # The layer rules of engine.c, by their numbers there; PLAIN takes layers as they are.
 PLAIN, EULER, RK2, CAYLEY, EXP = range(5)
 
+# Laws between larger layers are made of products; work.h has the same bound, BESIDE.
+_NEIGHBOURS = 8
+
 # Single products of larger matrices are for BLAS; work.h has the same bound.
 _MULTIPLIED = 32
 
@@ -54,6 +58,7 @@ _SIGNATURES = {
     "chain_forward": ([_POINTER, _LONG, _LONG, _INT, _INT, _DOUBLE, _INT, _POINTER, _POINTER], _INT),
     "chain_backward": ([_POINTER, _POINTER, _POINTER], None),
     "multiply": ([_POINTER, _POINTER, _LONG, _LONG, _INT, _INT, _POINTER], None),
+    "neighbours": ([_POINTER, _LONG, _LONG, _INT, _INT, _INT, _POINTER], None),
     "grams": ([_POINTER, _POINTER, _LONG, _INT, _POINTER, _POINTER], None),
     "descend": ([*3 * [_POINTER], _DOUBLE, *4 * [_POINTER]], _INT),
     "stepped": ([_POINTER, _POINTER, _DOUBLE, _POINTER, _LONG, _LONG, _INT, _INT, _INT, *3 * [_POINTER]], _INT),
@@ -71,24 +76,39 @@ _SIGNATURES = {
     "set_lapack": (3 * [_POINTER], None),
     "set_level": ([_INT], None),
     "set_pool": ([_POINTER], None),
+    "made_of": ([], ctypes.c_char_p),
 }
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None."""
+    """The compiled functions, or None; raises ImportError where they were compiled from other sources than these."""
     if "0" in map(os.environ.get, SWITCHES):
         return None
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_engine{suffix}")
         if path.exists():
-            opened = ctypes.CDLL(str(path))
-            for name, (arguments, result) in _SIGNATURES.items():
-                function = getattr(opened, name)
-                function.argtypes, function.restype = arguments, result
-            opened.set_pool(_openmp())
-            return opened
+            return _opened(path)
     return None
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    opened = ctypes.CDLL(str(path))
+    try:
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(opened, name)
+            function.argtypes, function.restype = arguments, result
+        made_of = opened.made_of().decode()
+    except AttributeError:
+        made_of = "others"
+    sources = sorted(path.parent.glob("*.[ch]"))  # none beside an engine that came with a wheel
+    if sources and hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest() != made_of:
+        raise ImportError(
+            f"{path} was compiled from other sources than those beside it: compile it anew by "
+            f"`pip install --editable .`, which ./scripts/run does by itself, or set {SWITCHES[0]}=0 to go without it"
+        )
+    opened.set_pool(_openmp())
+    return opened
 
 
 def set_level(level: int) -> None:
@@ -221,6 +241,19 @@ def _two_axes(matrices: Tensor) -> Tensor:
     """Matrices in a batch of two axes."""
     more = matrices.ndim - 4
     return matrices.flatten(0, more) if more > 0 else matrices[(None,) * -more]
+
+
+def neighbours(W: Tensor, *, mean: bool) -> Tensor | None:
+    """The law between neighbouring layers `(..., L, d, d)`, in one reading of them; None of those that are not for C.
+
+    L(S_{k+1} − S_k) + W_{k+1}ᵀW_{k+1} − W_kW_kᵀ with S = W + Wᵀ or, of the quadratic part, the mean of [Wᵀ, W] of both.
+    """
+    *batch, L, d, _ = W.shape
+    if not takes(W) or d > _NEIGHBOURS or L < 2:
+        return None
+    W, law = W.contiguous(), W.new_empty(*batch, L - 1, d, d)
+    loaded().neighbours(W.data_ptr(), W.numel() // (L * d * d), L, d, mean, torch.get_num_threads(), law.data_ptr())
+    return law
 
 
 def grams(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,19 +7,22 @@
    The caller gives the scratch memory; forward writes z, backward, once, takes the gradient there. A scratch is used by one
    caller at a time, from forward to backward. Nothing else is kept.
 
+   neighbours: the law between neighbouring layers.
    grams: matrices seen along four directions.
    attempt: explicit Runge-Kutta steps of many states, each its own; whole ones where the loss is a square, else by stages. One
    step, or as many as lead to a time, of the size that pace.h chooses.
    closed: velocities of closed flows of z; ndf_step: steps of the one in logarithms by numerical differentiation formulas, after
    set_lapack.
 
-   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, columns.h, flow.h, chain.h,
-   lanes.h, stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL), and the layer
+   One translation unit. target.h is included once for each instruction set (TARGET), with parts.h, neighbours.h, columns.h,
+   flow.h, chain.h, lanes.h, stages.h and grams.h; it includes product.h and sweeps.h once for each type of number (REAL), and the layer
    rules once for each way in which matrices lie (LAYOUT). Matrices in the scratch have rows of ld >= d
    numbers, and n >= ld^2 numbers in all. Those of a flow are filled up with zeros; of those of a chain nothing is read
    from row and column d on. */
 
 #include "work.h"
+
+const char *made_of(void) { return MADE_OF; } /* the SHA-256 of these files */
 
 static Lapack lapack;
 void set_lapack(void *syevd, void *getrf, void *getrs) { lapack = (Lapack){(Syevd *)syevd, (Getrf *)getrf, (Getrs *)getrs}; }
@@ -227,6 +230,13 @@ void multiply(const Laid *A, const Laid *B, long outer, long inner, int d, int t
     Products products = {*A, *B, C, inner, outer * inner};
     Work w = {.d = d, .ld = LD(d), .task = &products};
     each(&w, crew((double)products.count, d, threads), (products.count + MANY - 1) / MANY, BEST(multiply));
+}
+
+/* W (members, L, d, d) -> law (members, L - 1, d, d) between neighbours, d <= BESIDE. */
+void neighbours(const double *W, long members, long L, int d, int mean, int threads, double *law) {
+    Neighbours pairs = {W, law, L, members * (L - 1), mean};
+    Work w = {.d = d, .task = &pairs};
+    each(&w, crew(3.0 * pairs.count, d, threads), (pairs.count + MANY - 1) / MANY, BEST(neighbours));
 }
 
 /* X (count, d, d), V (d, 4) -> right and left (count, 4, 4): the Gram matrices of the columns of X V and of X^T V. */

@@ -17,6 +17,7 @@
 #define INTEGRAL CAT(integraldouble, TARGET)
 #include "grams.h"
 #include "parts.h"
+#include "neighbours.h"
 #include "columns.h"
 #include "flow.h"
 #include "chain.h"

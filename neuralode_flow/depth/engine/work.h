@@ -15,6 +15,7 @@
 enum { CHUNK = 32, FOURS = 12, MAX_SWEEPS = 40, MAX_REFINEMENTS = 4, MAX_THREADS = 16, LARGEST_D = 256, BESIDE = 8 };
 enum { COLUMN = 8 }; /* rows of both halves of a panel of matrices of at most 4 x 4 */
 enum { ONE, SUM, SCALED, TWO }; /* A B, S + A B, a I + S + alpha A B, S + alpha (A B + D E), of lanes.h */
+enum { ITSELF, TURNED, INWARDS, OUTWARDS, SIDES }; /* W, W^T, W^T W, W W^T, of neighbours.h */
 enum { PLAIN, EULER, RK2, CAYLEY, EXP }; /* layer rules; PLAIN: the layers as they are */
 #define SMALL 8         /* d up to which rotations diagonalise a symmetric matrix */
 #define LAYERED 32      /* d up to which divided.h works; divided.py has the same bound */
@@ -116,6 +117,15 @@ typedef struct {
     double *C;
     long inner, count;
 } Products;
+
+/* The law between neighbours, `count` pairs of members with L layers: L (S_k+1 - S_k) + W_k+1^T W_k+1 - W_k W_k^T, S = W + W^T, or
+   instead of the products the `mean` of W^T W - W W^T of both. */
+typedef struct {
+    const double *W;
+    double *law;
+    long L, count;
+    int mean;
+} Neighbours;
 
 /* The kernel of the closed flow of L layers: their shifts, those of the next state `apart` from there. */
 typedef struct {
