@@ -169,10 +169,10 @@ def found(job: Job, taken: dict[str, Any], checkpoints: Path, report: terminal.R
 
 
 def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Dataset:
-    """What the study finds, with what was done to the data."""
-    run = STUDIES[job.study.name].run
-    hears = {"progress": report} if "progress" in parameters(run) else {}
-    dataset = run(**taken, **job.study.parameters, **hears)
+    """What the study finds, with what was done to the data and the depth grid that was chosen."""
+    study = STUDIES[job.study.name]
+    hears = {"progress": report} if "progress" in parameters(study.run) else {}
+    dataset = study.run(**taken, **job.study.parameters, **hears)
     if not isinstance(dataset, xr.Dataset):
         raise TypeError(
             f"study={job.study.name} gave {type(dataset).__name__} in place of an xarray.Dataset; its run must return "
@@ -180,7 +180,22 @@ def solved(job: Job, taken: dict[str, Any], report: terminal.Report) -> xr.Datas
         )
     for problem in (part for part in taken.values() if isinstance(part, Problem)):
         dataset = told(dataset, problem)
+    for solver in (taken[name] for name, group in study.inputs.items() if group == "depth"):
+        dataset = _with_chosen(dataset, solver.grid, job.depth)
     return dataset
+
+
+def _with_chosen(dataset: xr.Dataset, grid: DepthGrid, depth: Depth | None) -> xr.Dataset:
+    """The dataset, whose finding and attributes say which depth grid was chosen where the config has its tolerance."""
+    if depth is None or depth.tol is None:
+        return dataset
+    size = [grid.panels, grid.order]
+    said = f"{grid.panels} × {grid.order} nodes, chosen by depth.tol={depth.tol}"
+    if Finding.stated(dataset):
+        finding = Finding.of(dataset)
+        notes, numbers = {**finding.notes, "Depth grid": said}, {**finding.numbers, "depth_grid": size}
+        dataset = replace(finding, notes=notes, numbers=numbers).attached(dataset)
+    return dataset.assign_attrs(depth_grid=size)
 
 
 def _more(summary: dict[str, Any]) -> dict[str, str]:
@@ -293,7 +308,7 @@ def _grid(depth: Depth, parts: Mapping[str, Any], device: str) -> DepthGrid:
                 raise
             said = f"{error}" if isinstance(error, ValueError) else f"the start ends in {type(error).__name__}: {error}"
             raise ValueError(f"depth.tol: {said}") from error
-        return DepthGrid.gauss(chosen.panels, chosen.order, device=device)
+        return replace(DepthGrid.gauss(chosen.panels, chosen.order, device=device), chosen_by="depth.tol")
     assert depth.panels is not None
     assert depth.order is not None
     return DepthGrid.gauss(depth.panels, depth.order, device=device)

@@ -480,9 +480,13 @@ def _check_axes(job: Job) -> None:
 
 def _check_chosen_grid(job: Job) -> None:
     """Raises BadInput where the grid is to be chosen by a start, and there is none, or one of each member."""
+    from .groups import registries
+
     if job.depth is None or job.depth.tol is None:
         return
     wanted = f"depth.tol={job.depth.tol} chooses the grid of one start"
+    if "depth" not in registries()["study"][job.study.name].inputs.values():  # it takes the group, and reads nothing
+        raise BadInput(_no_effect(f"depth.tol={job.depth.tol}", job.study.name, "depth"))
     if job.initial is None:
         raise BadInput(f"{wanted}, and study={job.study.name} has its own; set depth.panels and depth.order")
     if job.ensemble is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -103,6 +103,8 @@ class DepthGrid:
         Number of equal panels and of nodes in each.
     nodes, weights : Tensor (N,)
         Depth nodes in (0, 1), increasing, and quadrature weights (their sum is 1).
+    chosen_by : str
+        The setting that has chosen panels and order, such as "tol" of `auto`; empty where they were given.
 
     Examples
     --------
@@ -117,6 +119,7 @@ class DepthGrid:
     order: int
     nodes: Tensor
     weights: Tensor
+    chosen_by: str = ""
 
     def __repr__(self) -> str:
         kind = "" if self.nodes.dtype == torch.float64 else str(self.nodes.dtype).removeprefix("torch.")
@@ -140,8 +143,8 @@ class DepthGrid:
                 f"panels * order must be at most {MOST_NODES} nodes, got {panels} * {order}; use fewer panels"
             )
         placed(dtype, device)
-        own = (torch.tensor(values, dtype=dtype, device=device) for values in _gauss(panels, order))
-        return cls(panels, order, *own)
+        nodes, weights = (torch.tensor(values, dtype=dtype, device=device) for values in _gauss(panels, order))
+        return cls(panels, order, nodes, weights)
 
     @classmethod
     def auto(cls, W: Profile, tol: float) -> DepthGrid:
@@ -173,7 +176,7 @@ class DepthGrid:
         """
         if positive("tol", tol) < np.finfo(float).eps:
             raise ValueError(f"tol must be at least 2.2e-16, the round-off of float64, got {tol!r}; use 1e-14 or more")
-        return sized(cls.gauss, partial(sample, W), tol)
+        return replace(sized(cls.gauss, partial(sample, W), tol), chosen_by="tol")
 
     def __len__(self) -> int:
         return self.panels * self.order
@@ -360,6 +363,12 @@ def like(grid: DepthGrid, panels: int, order: int) -> DepthGrid:
 def nodes_said(grid: DepthGrid) -> str:
     """The nodes of a grid in words: "4×12 nodes"."""
     return f"{crossed((grid.panels, grid.order))} nodes"
+
+
+def more_nodes(grid: Any) -> str:
+    """What is to be used in place of a grid that is too coarse, and how that is asked for; also of none of ours."""
+    chosen_by = getattr(grid, "chosen_by", "")
+    return f"more nodes, by a smaller {chosen_by}" if chosen_by else "more nodes"
 
 
 def check_grid(name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from ..depth import DEPTH_SOLVERS, DepthSolver, check_solver
 from ..depth.collocation import Collocation
 from ..depth.engine import Stepped, choose, explicit, multiply
 from ..depth.engine.explicit import Legs, Ran, Tableau, Tried
-from ..depth.grid import DepthGrid, Profile, check_grid, nodes_said, sample, sample_each
+from ..depth.grid import DepthGrid, Profile, check_grid, more_nodes, nodes_said, sample, sample_each
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
@@ -113,10 +113,11 @@ class ContinuousFlow:
             allowed = NOTICEABLE * float(torch.linalg.matrix_norm(self.product(state)).max())
             missed = self._misfit(state, W0, allowed)
             if missed > allowed and missed > 10 * self.depth_error(state):
+                auto = "" if self.grid.chosen_by else "DepthGrid.auto(W0, tol), "
                 warn(
                     f"the depth grid of {self.grid.panels} × {self.grid.order} nodes does not resolve W0: the "
-                    f"end-to-end map z of the state is off by about {missed:.2g}; use more nodes, "
-                    f"DepthGrid.auto(W0, tol), or W0 itself in integrate(flow, W0, times, adapt=True)",
+                    f"end-to-end map z of the state is off by about {missed:.2g}; use {more_nodes(self.grid)}, "
+                    f"{auto}or W0 itself in integrate(flow, W0, times, adapt=True)",
                     Unresolved,
                 )
         return state

@@ -331,7 +331,7 @@ class Descent:
                 self.progress(self._where)
                 self._pause()
             self.progress(self._where, last=True)
-            sentence = self.grid.verdict(self.records.columns["z"][-1], "use more nodes")
+            sentence = self.grid.verdict(self.records.columns["z"][-1], self.grid.more)
             if sentence is not None:
                 ending, status = "depth", sentence
         except Stopped as stop:

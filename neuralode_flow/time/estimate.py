@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import of_members
+from ..depth.grid import more_nodes
 from ..matrices import frobenius
 from .base import METHODS, Control, fixed_steps, iterates, one_step
 from .resolution import MARGIN, round_off
@@ -186,7 +187,8 @@ class Companion:
             better = "larger tolerances" if dtype == torch.float64 else "float64"
             return f"most of it is round-off of {dtype} in the product z; use {better}, or fewer layers"
         if depth > time:
-            return "most of it is that of the depth grid; use more nodes, or larger tolerances"
+            grid = getattr(self.flow, "grid", None)
+            return f"most of it is that of the depth grid; use {more_nodes(grid)}, or larger tolerances"
         return f"use smaller tolerances than rtol = {self.main.rtol:g}, atol = {self.main.atol:g}"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import is_memory, of_members
-from ..depth.grid import DepthGrid, Profile, like
+from ..depth.grid import DepthGrid, Profile, like, more_nodes
 from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
 from ..flows.continuous import Unresolved
 from .base import FAILURES
@@ -119,9 +119,14 @@ class FixedGrid:
         return error
 
     @property
+    def more(self) -> str:
+        """What helps where the grid stays."""
+        return f"use {more_nodes(getattr(self.flow, 'grid', None))}"
+
+    @property
     def remedy(self) -> str:
         """What helps where the grid does not resolve W."""
-        return "use more nodes, or adapt=True"
+        return f"{self.more}, or adapt=True"
 
     def verdict(self, z: Tensor, remedy: str | None = None) -> str | None:
         """What is to be said of the grid at the end."""
@@ -211,16 +216,18 @@ class AdaptiveGrid(FixedGrid):
     @property
     def remedy(self) -> str:
         """What helps where the grid does not resolve W: there may be no finer one to go to."""
-        return "use more nodes" if _finer(self.flow.grid) is not None else _ROUGH
+        return self.more if _finer(self.flow.grid) is not None else _ROUGH
 
     def _sentence(self, members: str, error: float, remedy: str | None) -> str:
         """Names the grid that made the error, which may have been left since."""
         if self._worst == self._size:
             return super()._sentence(members, error, remedy)
         (panels, order), (now, nodes) = self._worst, self._size
+        first = self.base.grid
+        more = more_nodes(first) if (first.panels, first.order) == self._worst else "more nodes"
         return (
             f"the depth grid of {panels} × {order} nodes, which was left for one of {now} × {nodes}, did not resolve "
-            f"W{members}: z is off by about {error:.2g}; start on more nodes"
+            f"W{members}: z is off by about {error:.2g}; start on {more}"
         )
 
     def _note(self, error: float) -> None:

@@ -1,5 +1,6 @@
 """The depth grid that a command chooses by `depth.tol`, from the start of the run."""
 
+import json
 import re
 
 import pytest
@@ -66,6 +67,34 @@ def test_a_run_has_the_grid_and_goes_on_with_it(command, workplace):
     assert "  panels: null\n  order: null\n  tol: 1.0e-08\n" in saved  # none of the numbers that were not used
 
 
+@pytest.mark.parametrize("study", ["trajectory", "learning_rate"])
+def test_the_grid_that_was_chosen_is_told(study, command, workplace):
+    few = {"trajectory": ("time.samples=3",), "learning_rate": ("study.depths=[4,8]", "time.horizon=0.2")}
+    ended = command(*SMALL, f"study={study}", *few[study], "depth.tol=1e-8", "-v", "figures=none", "resume=it")
+    assert ended.status == 0, ended.err
+    chosen = nf.DepthGrid.auto(inputs(*SMALL, "study=trajectory")[1], 1e-8)
+    size = [chosen.panels, chosen.order]
+    assert json.loads((workplace / "it" / "summary.json").read_text())["depth_grid"] == size
+    assert nf.open(workplace / "it").attrs["depth_grid"].tolist() == size
+    said = f"{size[0]} × {size[1]} nodes, chosen by depth.tol=1e-08"
+    assert f"Depth grid: {said}" in ended.out
+    assert said in (workplace / "it" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "remedy"),
+    [
+        (("depth.tol=0.5",), "use more nodes, by a smaller depth.tol, or adapt=True"),
+        (("depth.panels=1", "depth.order=4"), "use more nodes, or adapt=True"),
+    ],
+)
+def test_what_helps_against_a_coarse_grid_is_named_as_it_was_asked_for(lines, remedy, command):
+    of = (*SMALL, "study=trajectory", "study.adapt=false", "study.estimate=false", "time.samples=3", "figures=none")
+    ended = command(*of, *lines)
+    assert ended.status == 1
+    assert re.search(rf"the depth grid of 1 × \d nodes does not resolve W: .*; {remedy}$", ended.err.splitlines()[0])
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -79,6 +108,7 @@ def test_a_run_has_the_grid_and_goes_on_with_it(command, workplace):
         (("depth.order=null",), "depth.order must be an integer, got None; or set depth.tol"),
         (("study=universality", "depth.tol=1e-8"), "and study=universality has its own; set depth.panels"),
         (("study=depth_heatmap", "depth.tol=1e-8"), "and study=depth_heatmap has its own; set depth.panels"),
+        (("study=strong_imbalance", "depth.tol=1e-8"), "depth.tol=1e-08 has no effect: study=strong_imbalance uses no"),
         ((*SMALL, "members=3", "depth.tol=1e-8"), "run them as a sweep, -m problem.seed=0,1,2 initial.seed=0,1,2"),
         (("study=perceptron", "depth.tol=1e-8"), "depth.tol=1e-8 has no effect: study=perceptron uses no depth"),
     ],

@@ -277,3 +277,35 @@ def test_a_grid_that_was_left_is_the_one_that_is_named(tmp_path):
     run([0.0, 0.25], checkpoint=tmp_path / "run.npz")
     longer = run([0.0, 0.25, 0.5], checkpoint=tmp_path / "run.npz")
     assert longer.status == path.status
+
+
+def test_more_nodes_come_by_a_smaller_tolerance_where_one_has_chosen_the_grid():
+    def W(s):
+        return torch.tensor([[0.0, 3 * s**3], [math.sin(9 * s), 1.0]])
+
+    grid = nf.DepthGrid.auto(W, 0.5)
+    flow = nf.ContinuousFlow(grid, LOSS)
+    assert (grid.panels, grid.order) == (1, 4)
+    times = [0.0, 0.01]
+    said = [
+        nf.integrate(flow, W, times, "DOP853").status,
+        nf.integrate(flow, W, times, "rk4", step=0.005).status,
+        nf.descend(flow, W, 2, "gd", 0.005).status,
+        nf.integrate(flow, sample(W, grid.nodes), times, "DOP853", adapt=True).status,
+    ]
+    with pytest.warns(RuntimeWarning, match="is off by about") as warned:
+        flow.sample(jump(0.37)[0])  # of another start than the one that it was chosen for
+    said.append(str(warned[0].message))
+    ends = (
+        "; use more nodes, by a smaller tol, or adapt=True",
+        "; use more nodes, by a smaller tol, or adapt=True",
+        "; use more nodes, by a smaller tol",
+        "; start on more nodes, by a smaller tol",
+        "; use more nodes, by a smaller tol, or W0 itself in integrate(flow, W0, times, adapt=True)",
+    )
+    for text, end in zip(said, ends, strict=True):
+        assert text.endswith(end), text
+    line = lambda s: A + 3 * s * B  # noqa: E731
+    fine = nf.ContinuousFlow(nf.DepthGrid.auto(line, 1e-5), LOSS)
+    exact = nf.integrate(fine, line, [0.0, 1e-3], "DOP853", rtol=1e-13, atol=1e-13, estimate=True)
+    assert exact.status.endswith("use more nodes, by a smaller tol, or larger tolerances")
