@@ -48,6 +48,9 @@ R = TypeVar("R")
 # make jumps of W in depth, and what is trained is the model on the grid. `depth_error` always has the error.
 _RESOLVED = 1e-3
 
+# Where a checkpoint has the state of the last row that runs of more steps have as well, if it is another.
+_RECORDED = "recorded"
+
 # A loss that has grown to so many times 1 + its start does not come back: float64 has no digits left for it.
 GROWN = 1e12
 
@@ -247,6 +250,8 @@ class Descent:
         Steps that were taken.
     state : Tensor
         The state after them.
+    recorded : int and Tensor
+        The last of them that runs of more steps record as well, and the state after it.
     """
 
     def __init__(
@@ -264,6 +269,7 @@ class Descent:
         self._lent = lends_velocity(task.flow)
         self._looks = None if task.start.is_cpu else Looks()
         self.n, self.state = 0, task.start
+        self.recorded = 0, task.start
         self.evaluations, self._began = 0, time.perf_counter()
         self.records = Records(self.grid, task.start, 0.0, task.observe)
         self.saved = checkpoint and checkpoint.read()
@@ -285,6 +291,7 @@ class Descent:
         if self.saved:
             device = task.start.device
             memory = {name: torch.as_tensor(value, device=device) for name, value in self.saved.memory.items()}
+            memory.pop(_RECORDED, None)
             if self.law:
                 self.law.memory = {name: memory.pop(name) for name in self.law.memory}
             self.rule.memory = memory
@@ -304,7 +311,10 @@ class Descent:
         # A shorter run has recorded its last step, which a longer one may not record.
         outputs = position["outputs"] if self.n == self.task.steps else 1 + self.n // self.task.record
         self.records.take_up(self.saved.reached, outputs)
-        self.records.last = self.t, self.state
+        n, state = position.get("recorded", self.n), self.saved.memory.get(_RECORDED)
+        self.recorded = n, self.state if state is None else torch.as_tensor(state).to(self.task.start)
+        last, state = (self.n, self.state) if self.n == self.task.steps else self.recorded
+        self.records.last = self.task.rate * last, state
         self._began -= position["seconds"]
 
     @property
@@ -363,6 +373,8 @@ class Descent:
                 raise Stopped("diverged", str(stop)) from stop
             raise  # a start without a gradient, which no rate is to blame for
         self.n, self.state = n, state
+        if n % task.record == 0:
+            self.recorded = n, state
         if event is not None:
             raise event
 
@@ -502,13 +514,16 @@ class Descent:
             "finished": finished,
             "outputs": self.records.outputs,
             "steps": self.n,
+            "recorded": self.recorded[0],
             "evaluations": self.evaluations,
             "seconds": self.seconds,
             "grid": panels_and_order(self.task.flow),
             "depth": self.grid.memory(),
         }
         law = self.law.memory if self.law else {}
-        self.checkpoint.write(Saved(replace(reached, state=self.state), position, self.rule.memory | law, []))
+        recorded = {} if self.recorded[0] == self.n else {_RECORDED: self.recorded[1]}
+        memory = self.rule.memory | law | recorded
+        self.checkpoint.write(Saved(replace(reached, state=self.state), position, memory, []))
 
     def _where(self) -> Progress:
         flow = self.task.flow

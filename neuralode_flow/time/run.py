@@ -99,7 +99,7 @@ def begun(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kin
         raise ValueError(f"state cannot be a start of this flow: {stop}") from stop
     barrier = barrier_of(grid.flow, start, task.control, METHODS[task.method])
     watch = Watch(grid, records.members, start, budget, Spent())
-    return kind(task, around, records, barrier, watch, Beginning(t, start, {}, [], []))
+    return kind(task, around, records, barrier, watch, Beginning(t, start, {}, [], [], (t, start)))
 
 
 def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, kind: type[Run], saved: Saved) -> Run:
@@ -112,6 +112,7 @@ def resumed(task: Task, grid: FixedGrid, budget: Budget, around: Surroundings, k
     if barrier is not None:
         barrier.resume(position["barrier"])
     here = taken_up(saved, start)
+    records.last = here.last
     spent = Spent(position["evaluations"], position["products"], position["seconds"])
     run = kind(task, around, records, barrier, Watch(grid, records.members, here.state, budget, spent), here)
     if run.dense is not None:

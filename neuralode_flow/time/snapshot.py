@@ -16,7 +16,8 @@ from .records import given
 from .trajectory import Trajectory
 from .watch import Watch
 
-_CARRIED = "carried"  # where a checkpoint has the state in the coordinates of the method
+# Where a checkpoint has the state in the coordinates of the method, and that of the last row, if it is another.
+_CARRIED, _LAST = "carried", "last"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ class Snapshot:
             "t": self.t,
             "outputs": self.outputs,
             "steps": self.steps,
+            "last": self.last[0],
             "evaluations": watch.evaluations,
             "products": watch.products,
             "seconds": watch.seconds,
@@ -69,24 +71,31 @@ class Snapshot:
             "barrier": None if self.barrier is None else written(self.barrier),
         }
         carried = {_CARRIED: self.state} if offers(flow, Leaves) else {}
-        return Saved(reached, position, {**self.memory, **carried}, ends)
+        last = {} if torch.equal(self.last[1], self.state) else {_LAST: self.last[1]}
+        return Saved(reached, position, {**self.memory, **carried, **last}, ends)
 
 
 class Beginning(NamedTuple):
-    """Where a run begins: a time, a state in the coordinates of the method, its memory; and what lies behind it."""
+    """Where a run begins: a time, a state in the coordinates of the method, its memory; and what lies behind it.
+
+    `last` is when and where z was computed last.
+    """
 
     t: float
     state: Tensor
     memory: Memory
     ends: list[float]
     history: list[str]
+    last: tuple[float, Tensor]
 
 
 def taken_up(saved: Saved, start: Tensor) -> Beginning:
     """Where a checkpoint has left the run from `start`."""
     memory = dict(saved.memory)
     state = torch.as_tensor(memory.pop(_CARRIED, saved.reached.state), device=start.device).to(start)
-    return Beginning(saved.position["t"], state, memory, saved.ends, list(saved.reached.stats["history"]))
+    t, device = saved.position["t"], start.device
+    last = saved.position.get("last", t), torch.as_tensor(memory.pop(_LAST, state), device=device).to(start)
+    return Beginning(t, state, memory, saved.ends, list(saved.reached.stats["history"]), last)
 
 
 def panels_and_order(flow: object) -> list[int] | None:

@@ -71,6 +71,50 @@ def test_a_resumed_run_of_a_one_step_method_equals_the_uninterrupted_one_to_the_
         assert again.stats["steps"] == whole.stats["steps"]
 
 
+@pytest.mark.parametrize("method", ["dopri5", "RK23", "DOP853", "Radau", "rodas5p", "rk4"])
+def test_so_it_does_in_float32_whose_states_have_fewer_digits_than_the_solver(method, tmp_path):
+    loss, start = nf.Quadratic(TARGET.float()), START.float()
+    flow = nf.IntrinsicFlow(loss, nf.DividedDifference(torch.zeros(5, dtype=torch.float32)))
+    step = {"step": 0.05} if fixed_steps(nf.METHODS[method]) else {}
+
+    def run(last, **options):
+        return nf.integrate(flow, start, TIMES[:last], method, 2e-5, 1e-6, **step, **options)
+
+    whole = run(7)
+    for last in (3, 5, 7):
+        again = run(last, checkpoint=tmp_path / "run.npz")
+        for name in ("times", "z", "loss", "drift"):
+            assert torch.equal(getattr(again, name), getattr(whole, name)[:last]), name
+    assert torch.equal(again.state, whole.state)
+    assert again.stats["steps"] == whole.stats["steps"]
+
+
+@pytest.mark.parametrize(("control", "times"), [("member", torch.linspace(0, 1.5, 16)), ("shared", [0, 0.1, 0.2, 9])])
+def test_what_has_no_finite_loss_ends_where_it_was_last_also_after_a_resumption(control, times, tmp_path):
+    """A run that was resumed put it back to the start of the run."""
+    target = torch.diag(torch.tensor([3.0, 2.0]))
+
+    def falls(z):
+        far = torch.linalg.matrix_norm(z.detach()) > 2.5
+        return (z - target).square().sum((-1, -2)) / 2 + torch.where(far, torch.inf, 0.0)
+
+    flow = nf.IntrinsicFlow(nf.Custom(falls), nf.DividedDifference(torch.zeros(2)))
+    start = torch.stack((0.5 * torch.eye(2), torch.eye(2)))
+
+    def run(last, **options):
+        return nf.integrate(flow, start, times[:last], "DOP853", control=control, max_evaluations=100, **options)
+
+    whole = run(16)
+    assert whole.ending == {"member": "not_finite", "shared": "evaluations"}[control]
+    assert float(whole.times[-1]) > 0
+    for last in (3, 16, 16):
+        again = run(last, checkpoint=tmp_path / "run.npz")
+    for name in ("times", "z", "loss", "drift", "state"):
+        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+    assert again.stats.get("members") == whole.stats.get("members")
+    assert torch.equal(flow.product(again.state), again.z[-1])
+
+
 @pytest.mark.parametrize("method", MULTISTEP)
 def test_a_resumed_run_of_a_multistep_method_stays_within_the_tolerance(method, tmp_path):
     whole = solve(LIMIT, method)

@@ -672,3 +672,20 @@ def test_progress_tells_the_loss_between_records():
     assert seen[0].fraction == 0.2
     assert seen[0].loss == pytest.approx(float(run("gd", 1).loss[-1]))
     assert seen[-1].loss == pytest.approx(float(path.loss[-1]))
+
+
+def test_the_state_of_a_training_that_diverged_is_that_of_its_last_row_after_a_resumption_too(tmp_path):
+    loss = nf.Quadratic(torch.diag(torch.tensor([3.0, 2.0])))
+    flow = nf.IntrinsicFlow(loss, nf.DividedDifference(torch.zeros(3)))
+
+    def run(steps, **options):
+        return nf.descend(flow, torch.eye(2), steps, rate=0.3, record=7, **options)
+
+    whole = run(40)
+    assert whole.ending == "diverged"
+    assert whole.stats["steps"] > 9
+    for steps in (9, 40, 40):
+        again = run(steps, checkpoint=tmp_path / "run.npz")
+    for name in ("times", "z", "loss", "drift", "state"):
+        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+    assert torch.equal(again.state, again.z[-1])

@@ -101,9 +101,13 @@ class EndingStepper(ScipyStepper):
 
     def _restore(self, memory: Memory) -> None:
         self._solver.f, self._solver.h_abs = np.asarray(memory["f"]), float(memory["h_abs"])
+        if "y" in memory:
+            self._solver.y = np.asarray(memory["y"])
 
     def memory(self) -> dict[str, Any]:
-        return {"h": self.h, "f": self._solver.f, "h_abs": self._solver.h_abs}
+        kept = {"h": self.h, "f": self._solver.f, "h_abs": self._solver.h_abs}
+        # A state of float32 has fewer digits than what the solver goes on with.
+        return kept if self.state.dtype == torch.float64 else kept | {"y": self._solver.y}
 
 
 class RadauStepper(EndingStepper):
