@@ -55,6 +55,19 @@ def test_fixed_step_methods_have_their_order(method, order):
     assert slopes[-2:] == pytest.approx([order, order], abs=0.1)
 
 
+@pytest.mark.parametrize("begin", [1e6, -1e7])
+def test_steps_of_adams_are_equal_up_to_the_round_off_of_times(begin):
+    """At large times steps differ in their last digits; a method that began anew at each was another one."""
+    flow = nf.IntrinsicFlow(nf.Quadratic(torch.diag(torch.tensor([2.0, 1.0]))), nf.TwoLayer(0.5))
+    start, end = torch.diag(torch.tensor([0.5, 1.5])), 1.5
+    early = nf.integrate(flow, start, [0.0, end], "explicit_adams", step=0.01)
+    late = nf.integrate(flow, start, [begin, begin + end], "explicit_adams", step=0.01)
+    assert late.stats["evaluations"] == early.stats["evaluations"]
+    exact = nf.integrate(flow, start, [0.0, end], "DOP853", 1e-13, 1e-14).z[-1]
+    errors = [float(torch.linalg.matrix_norm(path.z[-1] - exact)) for path in (early, late)]
+    assert errors[1] < 1.1 * errors[0] < 2e-8
+
+
 @pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams", "fixed_adams"])
 def test_multistep_methods_converge(method):
     times = torch.linspace(0, 1, 3)

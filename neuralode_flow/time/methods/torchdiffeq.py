@@ -6,6 +6,7 @@ so its solver classes (release 0.2.5) are made to end their steps on the output 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -115,8 +116,9 @@ class GridStepper(FixedStepper):
         self._solver = _solver(name, start, **options)
 
     def _fixed_step(self, start: float, end: float) -> Tensor:
-        if self._multistep and abs(end - start - self._uniform) > 1e-9 * self._uniform:
-            # The formulas are those of equal steps.
+        same = 1e-9 * self._uniform + 4 * math.ulp(max(abs(start), abs(end)))
+        if self._multistep and abs(end - start - self._uniform) > same:
+            # The formulas are those of equal steps, up to the round-off of times.
             forget_steps(self._solver)
             self._uniform = end - start
         # Times stay on the processor, where they are asked for.
