@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ def said(value: Any, *parts: str) -> str:
 
 def named(value: Any) -> str:
     """What a function is called, or what an object says of itself, without empty brackets."""
+    while isinstance(value, partial):  # the numbers that it holds are many
+        value = value.func
     if hasattr(value, "__name__"):
         return str(value.__name__)
     own = type(value).__repr__ is not object.__repr__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,10 +43,9 @@ def along(flow: Flow, k: int = 1) -> Callable[[int, Tensor], Tensor]:
     ([1.85, 6.36, 5.57, 5.24, 5.09], True)
     """
     fixed_weights(flow)
-    k = count("k", k)
+    return partial(_observe, flow, count("k", k))
 
-    def observe(i: int, state: Tensor) -> Tensor:
-        pairs = Hessian(flow, state).top(k)
-        return torch.stack((pairs.values, pairs.residuals), dim=-1)
 
-    return observe
+def _observe(flow: Flow, k: int, i: int, state: Tensor) -> Tensor:
+    pairs = Hessian(flow, state).top(k)
+    return torch.stack((pairs.values, pairs.residuals), dim=-1)

@@ -458,6 +458,8 @@ class Remembered:
         return self._profile(s)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_profile":  # of a copy that has nothing yet
+            raise AttributeError(name)
         return getattr(self._profile, name)
 
     def at(self, nodes: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,14 +56,6 @@ def balanced_two_layer(
     U, V = _factor(left, gauge, sigma, lam), _factor(right, gauge, sigma, -lam)
     loss = Quadratic(target)
 
-    def formula(z: Tensor, G: Tensor) -> Tensor:
-        return -relaxed_metric(z, G, lam, r)
-
-    def solution(times: Tensor, path: Tensor) -> float:
-        W1, W2 = split(path[0], widths)
-        truth = two_layer(times, W1, W2, target)[:, m:, :m]
-        return float(torch.linalg.matrix_norm(phi_of(widths)(path) - truth).max())
-
     closes = lam == 0 or r == bound or r <= min(n, m)
     return System(
         name="balanced_two_layer",
@@ -73,11 +66,22 @@ def balanced_two_layer(
         theta=torch.cat((V.mT.flatten(), U.flatten())),
         loss=loss,
         independent=independent_laws(widths),
-        closed=ClosedFlow(loss, formula) if closes else None,
+        closed=ClosedFlow(loss, partial(_velocity, lam=lam, width=r)) if closes else None,
         recoverable=r == 1,  # else (UO, VO) with O orthogonal has the same z and the same law
         metric=closes,
-        checks={"z is the closed solution in t": solution},
+        checks={"z is the closed solution in t": partial(_beside_solution, widths=widths, target=target)},
     )
+
+
+def _velocity(z: Tensor, G: Tensor, lam: float, width: int) -> Tensor:
+    return -relaxed_metric(z, G, lam, width)
+
+
+def _beside_solution(times: Tensor, path: Tensor, widths: Sequence[int], target: Tensor) -> float:
+    W1, W2 = split(path[0], widths)
+    m = widths[0]
+    truth = two_layer(times, W1, W2, target)[:, m:, :m]
+    return float(torch.linalg.matrix_norm(phi_of(widths)(path) - truth).max())
 
 
 def relaxed_metric(z: Tensor, G: Tensor, lam: float | Tensor, width: int) -> Tensor:

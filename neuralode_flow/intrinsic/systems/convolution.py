@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
 from operator import mul
 
@@ -51,7 +51,8 @@ def convolution(kernels: Sequence[int] = (2, 3), strides: Sequence[int] = (2,), 
     theta = torch.cat((side * theta[: kernels[0]], theta[kernels[0] :]))
     loss, closed = Quadratic(target), None
     if len(kernels) == 2 and kernels[0] <= strides[0]:
-        closed = _rank_one(loss, kernels, strides[0], laws_of(kernels)(theta))
+        delta = laws_of(kernels)(theta)
+        closed = ClosedFlow(loss, partial(_rank_one, kernels=kernels, stride=strides[0], delta=delta))
     return System(
         name="convolution",
         title=f"Convolutions of lengths {list(kernels)}, strides {list(strides)} (seed {seed})",
@@ -69,19 +70,24 @@ def convolution(kernels: Sequence[int] = (2, 3), strides: Sequence[int] = (2,), 
 
 def phi_of(kernels: Sequence[int], strides: Sequence[int]) -> Map:
     """θ = (w_1, …, w_L) → the composed filter, of length 1 + Σ_l (k_l − 1) s_1 … s_{l−1}."""
-    sections, dilations = list(kernels), list(accumulate((1, *strides), mul))
-
-    def phi(theta: Tensor) -> Tensor:
-        filters = zip(theta.split(sections, dim=-1), dilations)
-        return reduce(lambda z, item: _dilated(z, *item), filters, torch.ones_like(theta[..., :1]))
-
-    return phi
+    return partial(composed, kernels=tuple(kernels), dilations=tuple(accumulate((1, *strides), mul)))
 
 
 def laws_of(kernels: Sequence[int]) -> Map:
     """θ → ‖w_{k+1}‖² − ‖w_k‖²."""
-    sections = list(kernels)
-    return lambda theta: torch.stack([w.square().sum(-1) for w in theta.split(sections, dim=-1)], dim=-1).diff(dim=-1)
+    return partial(laws, kernels=tuple(kernels))
+
+
+def composed(theta: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> Tensor:
+    """w_1 ∗ ↑w_2 ∗ … ∗ ↑w_L, each filter with the dilation given."""
+    filters = zip(theta.split(list(kernels), dim=-1), dilations)
+    return reduce(lambda z, item: _dilated(z, *item), filters, torch.ones_like(theta[..., :1]))
+
+
+def laws(theta: Tensor, kernels: Sequence[int]) -> Tensor:
+    """‖w_{k+1}‖² − ‖w_k‖²."""
+    squares = [w.square().sum(-1) for w in theta.split(list(kernels), dim=-1)]
+    return torch.stack(squares, dim=-1).diff(dim=-1)
 
 
 def _dilated(z: Tensor, w: Tensor, dilation: int) -> Tensor:
@@ -93,19 +99,12 @@ def _dilated(z: Tensor, w: Tensor, dilation: int) -> Tensor:
     )
 
 
-def _rank_one(loss: Quadratic, kernels: Sequence[int], stride: int, delta: Tensor) -> ClosedFlow:
+def _rank_one(z: Tensor, G: Tensor, kernels: Sequence[int], stride: int, delta: Tensor) -> Tensor:
     gap = stride - kernels[0]
-
-    def rows(z: Tensor) -> Tensor:
-        return pad(z, (0, gap)).unflatten(-1, (kernels[1], stride))[..., : kernels[0]]
-
-    def formula(z: Tensor, G: Tensor) -> Tensor:
-        square = z.square().sum(-1, keepdim=True)
-        larger = (torch.sqrt(delta.square() + 4 * square) + delta.abs()) / 2
-        smaller = square / larger
-        second, first = (torch.where(sign * delta >= 0, larger, smaller).unsqueeze(-1) for sign in (1, -1))
-        Z, slope = rows(z), rows(G)
-        moved = -(slope @ Z.mT @ Z / second + Z @ Z.mT @ slope / first)
-        return pad(moved, (0, gap)).flatten(-2)[..., : z.shape[-1]]
-
-    return ClosedFlow(loss, formula)
+    square = z.square().sum(-1, keepdim=True)
+    larger = (torch.sqrt(delta.square() + 4 * square) + delta.abs()) / 2
+    smaller = square / larger
+    second, first = (torch.where(sign * delta >= 0, larger, smaller).unsqueeze(-1) for sign in (1, -1))
+    Z, slope = (pad(part, (0, gap)).unflatten(-1, (kernels[1], stride))[..., : kernels[0]] for part in (z, G))
+    moved = -(slope @ Z.mT @ Z / second + Z @ Z.mT @ slope / first)
+    return pad(moved, (0, gap)).flatten(-2)[..., : z.shape[-1]]

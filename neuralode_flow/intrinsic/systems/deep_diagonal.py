@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,25 +41,33 @@ def deep_diagonal(dimension: Dimension = 4, depth: int = 3, samples: int = 3, se
     theta = torch.exp(normal(random, d * L) / 4)
     Q = random_orthogonal((d, d), random).to(x)
     loss = LeastSquares(x, y)
-
-    def phi(theta: Tensor) -> Tensor:
-        return chain(theta.unflatten(-1, (d, L))) @ Q.mT
-
-    def laws(theta: Tensor) -> Tensor:
-        return chain_laws(theta.unflatten(-1, (d, L))).flatten(-2)
-
     squares = theta.unflatten(-1, (d, L)).square()
     shifts = squares - squares[:, :1]
     return System(
         name="deep_diagonal",
         title=f"Diagonal network of {L} layers in a random basis, d = {d}, regression on {n} samples (seed {seed})",
         source="Yun, Krishnan, Mobahi 2021, arXiv 2010.02501",
-        phi=phi,
-        laws=laws,
+        phi=partial(phi, Q=Q),
+        laws=partial(laws, dimension=d),
         theta=theta,
         loss=loss,
         independent=d * (L - 1),
-        closed=ClosedFlow(loss, lambda z, G: -(slope(z @ Q, shifts) * (G @ Q)) @ Q.mT),
+        closed=ClosedFlow(loss, partial(velocity, Q=Q, shifts=shifts)),
         recoverable=True,
         metric=True,
     )
+
+
+def phi(theta: Tensor, Q: Tensor) -> Tensor:
+    """Q (θ_1 ∘ … ∘ θ_L)."""
+    return chain(theta.unflatten(-1, (len(Q), -1))) @ Q.mT
+
+
+def laws(theta: Tensor, dimension: int) -> Tensor:
+    """Those of the chain of every coordinate."""
+    return chain_laws(theta.unflatten(-1, (dimension, -1))).flatten(-2)
+
+
+def velocity(z: Tensor, G: Tensor, Q: Tensor, shifts: Tensor) -> Tensor:
+    """−Q (p'(x) ∘ QᵀG)."""
+    return -(slope(z @ Q, shifts) * (G @ Q)) @ Q.mT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -43,23 +43,24 @@ def delta_block(dimension: Dimension = 3, depth: int = 3, seed: Seed = 0) -> Sys
         title=f"{L} delta blocks I − β k kᵀ, d = {d} (seed {seed})",
         source="Deep Delta Learning, arXiv 2601.00417",
         phi=phi_of(d),
-        laws=laws_of(d),
+        laws=partial(laws, d=d),
         theta=torch.cat((beta, keys), dim=-1).flatten(),
         loss=loss,
         independent=L,
         recoverable=False if d < L else None,
         control=IntrinsicFlow(loss, DividedDifference(keys.new_zeros(L))),
-        observe={"imbalance": imbalance_of(d)},
+        observe={"imbalance": partial(imbalance, d=d)},
     )
 
 
 def phi_of(d: int) -> Map:
     """θ = (β_1, k_1, β_2, …) → B_L … B_1."""
+    return partial(product, d=d)
 
-    def phi(theta: Tensor) -> Tensor:
-        return reduce(lambda product, block: block @ product, blocks_of(theta, d).unbind(-3))
 
-    return phi
+def product(theta: Tensor, d: int) -> Tensor:
+    """B_L … B_1."""
+    return reduce(lambda below, block: block @ below, blocks_of(theta, d).unbind(-3))
 
 
 def blocks_of(theta: Tensor, d: int) -> Tensor:
@@ -69,25 +70,17 @@ def blocks_of(theta: Tensor, d: int) -> Tensor:
     return torch.eye(d, dtype=theta.dtype, device=theta.device) - beta * k.unsqueeze(-1) * k.unsqueeze(-2)
 
 
-def imbalance_of(d: int) -> Map:
-    """θ → how far B_{k+1}ᵀB_{k+1} − B_kB_kᵀ is from a multiple of the identity, for every pair of blocks."""
-
-    def imbalance(theta: Tensor) -> Tensor:
-        squares = blocks_of(theta, d) @ blocks_of(theta, d)  # the blocks are symmetric
-        law = squares[..., 1:, :, :] - squares[..., :-1, :, :]
-        mean = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(
-            d, dtype=theta.dtype, device=theta.device
-        )
-        return torch.linalg.matrix_norm(law - mean)
-
-    return imbalance
+def imbalance(theta: Tensor, d: int) -> Tensor:
+    """How far B_{k+1}ᵀB_{k+1} − B_kB_kᵀ is from a multiple of the identity, for every pair of blocks."""
+    squares = blocks_of(theta, d) @ blocks_of(theta, d)  # the blocks are symmetric
+    law = squares[..., 1:, :, :] - squares[..., :-1, :, :]
+    mean = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(
+        d, dtype=theta.dtype, device=theta.device
+    )
+    return torch.linalg.matrix_norm(law - mean)
 
 
-def laws_of(d: int) -> Map:
-    """θ → ‖k‖² − 2β² of every block."""
-
-    def laws(theta: Tensor) -> Tensor:
-        squares = theta.unflatten(-1, (-1, d + 1)).square()
-        return squares[..., 1:].sum(-1) - 2 * squares[..., 0]
-
-    return laws
+def laws(theta: Tensor, d: int) -> Tensor:
+    """‖k‖² − 2β² of every block."""
+    squares = theta.unflatten(-1, (-1, d + 1)).square()
+    return squares[..., 1:].sum(-1) - 2 * squares[..., 0]

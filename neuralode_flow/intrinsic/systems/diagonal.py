@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,6 @@ def diagonal(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0) -> Syst
     x, y = normal(random, n, d), normal(random, n)
     theta = torch.rand(2 * d, generator=random, dtype=torch.float64, device="cpu").to(x) + 0.5
     c, loss = laws(theta), LeastSquares(x, y)
-
-    def mirror(times: Tensor, path: Tensor) -> float:
-        potential = torch.asinh(phi(path) / (2 * c)) / 4
-        moved = potential - potential[0]
-        rows = torch.linalg.pinv(x) @ x
-        return float((moved - moved @ rows).abs().max())
-
     return System(
         name="diagonal",
         title=f"Diagonal network b = u² − v², d = {d}, regression on {n} samples (seed {seed})",
@@ -48,10 +43,10 @@ def diagonal(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0) -> Syst
         theta=theta,
         loss=loss,
         independent=d,
-        closed=ClosedFlow(loss, lambda b, G: -4 * torch.sqrt(b.square() + 4 * c.square()) * G),
+        closed=ClosedFlow(loss, partial(velocity, c=c)),
         recoverable=True,
         metric=True,
-        checks={"¼ asinh(b/2c) stays in the row space": mirror},
+        checks={"¼ asinh(b/2c) stays in the row space": partial(off_rows, c=c, x=x)},
     )
 
 
@@ -65,3 +60,16 @@ def laws(theta: Tensor) -> Tensor:
     """u ∘ v."""
     u, v = theta.chunk(2, dim=-1)
     return u * v
+
+
+def velocity(b: Tensor, G: Tensor, c: Tensor) -> Tensor:
+    """−4√(b² + 4c²) ∘ G."""
+    return -4 * torch.sqrt(b.square() + 4 * c.square()) * G
+
+
+def off_rows(times: Tensor, path: Tensor, c: Tensor, x: Tensor) -> float:
+    """How far ¼ asinh(b/2c) leaves the row space of x."""
+    potential = torch.asinh(phi(path) / (2 * c)) / 4
+    moved = potential - potential[0]
+    rows = torch.linalg.pinv(x) @ x
+    return float((moved - moved @ rows).abs().max())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -32,13 +34,6 @@ def diagonal_product(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0)
     x, y = normal(random, n, d), normal(random, n)
     theta = normal(random, 2 * d)
     delta, loss = laws(theta), LeastSquares(x, y)
-
-    def mirror(times: Tensor, path: Tensor) -> float:
-        potential = torch.asinh(2 * phi(path) / delta.abs()) / 2
-        moved = potential - potential[0]
-        rows = torch.linalg.pinv(x) @ x
-        return float((moved - moved @ rows).abs().max())
-
     return System(
         name="diagonal_product",
         title=f"Diagonal network z = u v, d = {d}, regression on {n} samples (seed {seed})",
@@ -48,10 +43,10 @@ def diagonal_product(dimension: Dimension = 6, samples: int = 4, seed: Seed = 0)
         theta=theta,
         loss=loss,
         independent=d,
-        closed=ClosedFlow(loss, lambda z, G: -torch.sqrt(delta.square() + 4 * z.square()) * G),
+        closed=ClosedFlow(loss, partial(velocity, delta=delta)),
         recoverable=True,
         metric=True,
-        checks={"½ asinh(2z/|δ|) stays in the row space": mirror},
+        checks={"½ asinh(2z/|δ|) stays in the row space": partial(off_rows, delta=delta, x=x)},
     )
 
 
@@ -65,3 +60,16 @@ def laws(theta: Tensor) -> Tensor:
     """u² − v²."""
     u, v = theta.chunk(2, dim=-1)
     return u.square() - v.square()
+
+
+def velocity(z: Tensor, G: Tensor, delta: Tensor) -> Tensor:
+    """−√(δ² + 4z²) ∘ G."""
+    return -torch.sqrt(delta.square() + 4 * z.square()) * G
+
+
+def off_rows(times: Tensor, path: Tensor, delta: Tensor, x: Tensor) -> float:
+    """How far ½ asinh(2z/|δ|) leaves the row space of x."""
+    potential = torch.asinh(2 * phi(path) / delta.abs()) / 2
+    moved = potential - potential[0]
+    rows = torch.linalg.pinv(x) @ x
+    return float((moved - moved @ rows).abs().max())

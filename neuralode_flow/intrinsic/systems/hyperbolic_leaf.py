@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -57,20 +60,6 @@ def hyperbolic_leaf(
         Q = torch.sqrt(a + shift * J) * root @ turn
         return torch.cat((Q[n:].mT.flatten(), Q[:n].flatten()))
 
-    def parts(path: Tensor) -> Tensor:
-        """Σ − sJ."""
-        transposed, U = split(path, widths)
-        Q = torch.cat((U, transposed.mT), dim=-2)
-        return Q @ Q.mT - s * J.diag()
-
-    def on_leaf(times: Tensor, path: Tensor) -> float:
-        sigma = parts(path)
-        return float((sigma * J @ sigma - a**2 * J.diag()).abs().max())
-
-    def shifted(times: Tensor, path: Tensor) -> float:
-        other = integrate(FactorizationFlow(phi, loss), start((s - a) / 2), times, "DOP853", rtol=1e-11, atol=1e-13)
-        return float(torch.linalg.matrix_norm(other.z - phi(path)[: len(other.z)]).max())
-
     return System(
         name="hyperbolic_leaf",
         title=f"Two linear layers {m}-{n + m}-{n}, UᵀU − VᵀV with the eigenvalues {s + a:.3g} ({n} times) and "
@@ -81,15 +70,34 @@ def hyperbolic_leaf(
         theta=start(s),
         loss=loss,
         independent=independent_laws(widths),
-        closed=ClosedFlow(loss, lambda z, G: -leaf_metric(z, G, a)),
-        control=ClosedFlow(loss, lambda z, G: -leaf_metric(z, G, 0.0)),  # balanced layers
+        closed=ClosedFlow(loss, partial(_velocity, a=a)),
+        control=ClosedFlow(loss, partial(_velocity, a=0.0)),  # balanced layers
         recoverable=n == m == 1,  # else nm + (n + m)(n + m + 1)/2, the ranks of ∂φ and ∂h, are less than (n + m)²
         metric=True,
         checks={
-            "(Σ − sJ)J(Σ − sJ) = a²J": on_leaf,
-            "z from the start with another s": shifted,
+            "(Σ − sJ)J(Σ − sJ) = a²J": partial(_off_leaf, widths=widths, a=a, s=s),
+            "z from the start with another s": partial(
+                _beside_start, flow=FactorizationFlow(phi, loss), theta=start((s - a) / 2)
+            ),
         },
     )
+
+
+def _velocity(z: Tensor, G: Tensor, a: float) -> Tensor:
+    return -leaf_metric(z, G, a)
+
+
+def _off_leaf(times: Tensor, path: Tensor, widths: Sequence[int], a: float, s: float) -> float:
+    transposed, U = split(path, widths)
+    Q = torch.cat((U, transposed.mT), dim=-2)
+    J = torch.cat((Q.new_ones(widths[-1]), -Q.new_ones(widths[0])))
+    sigma = Q @ Q.mT - s * J.diag()
+    return float((sigma * J @ sigma - a**2 * J.diag()).abs().max())
+
+
+def _beside_start(times: Tensor, path: Tensor, flow: FactorizationFlow, theta: Tensor) -> float:
+    other = integrate(flow, theta, times, "DOP853", rtol=1e-11, atol=1e-13)
+    return float(torch.linalg.matrix_norm(other.z - flow.product(path)[: len(other.z)]).max())
 
 
 def leaf_metric(z: Tensor, G: Tensor, a: float | Tensor) -> Tensor:

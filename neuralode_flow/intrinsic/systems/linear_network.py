@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -78,21 +78,25 @@ def linear_network(widths: Sequence[int] = (3, 3, 3, 3), start: str = "relaxed_b
 
 def phi_of(widths: Sequence[int]) -> Map:
     """θ = (W_1, …, W_L), row by row → W_L … W_1."""
-    widths = tuple(widths)
-    return lambda theta: reduce(lambda product, layer: layer @ product, split(theta, widths))
+    return partial(product, widths=tuple(widths))
 
 
 def laws_of(widths: Sequence[int]) -> Map:
     """θ → the upper triangles of W_{k+1}ᵀW_{k+1} − W_kW_kᵀ, one after the other."""
-    widths = tuple(widths)
+    return partial(laws, widths=tuple(widths))
 
-    def laws(theta: Tensor) -> Tensor:
-        layers = split(theta, widths)
-        return torch.cat(
-            [upper_triangle(after.mT @ after - before @ before.mT) for before, after in pairwise(layers)], dim=-1
-        )
 
-    return laws
+def product(theta: Tensor, widths: Sequence[int]) -> Tensor:
+    """W_L … W_1."""
+    return reduce(lambda below, layer: layer @ below, split(theta, widths))
+
+
+def laws(theta: Tensor, widths: Sequence[int]) -> Tensor:
+    """The upper triangles of W_{k+1}ᵀW_{k+1} − W_kW_kᵀ of all pairs of layers."""
+    layers = split(theta, widths)
+    return torch.cat(
+        [upper_triangle(after.mT @ after - before @ before.mT) for before, after in pairwise(layers)], dim=-1
+    )
 
 
 def independent_laws(widths: Sequence[int]) -> int:

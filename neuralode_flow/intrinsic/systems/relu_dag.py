@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -63,13 +64,6 @@ def relu_dag(
     design, start = dag.design(theta, x), dag.preactivations(theta, x)
     # LeastSquares divides by the outputs too.
     scale = math.sqrt(dag.outputs)
-
-    def outputs(theta: Tensor) -> Tensor:
-        return dag.forward(theta, x)
-
-    def distance(t: float, z: Tensor, theta: Tensor) -> float:
-        return float((dag.preactivations(theta, x) / start).min()) - _LEFT
-
     return System(
         name="relu_dag",
         title=f"ReLU network {'–'.join(map(str, sizes))}{' with skips' if skips else ''}, {dag.paths} paths, "
@@ -82,8 +76,8 @@ def relu_dag(
         independent=dag.hidden,
         recoverable=True,
         metric=True,
-        flow=network_flow(outputs, y, dag.laws),
-        until=distance,
+        flow=network_flow(partial(dag.forward, x=x), y, dag.laws),
+        until=partial(_before_switch, dag=dag, x=x, start=start),
         until_what="the first switch of an activation",
         bound=1e-6,
         checks=checks_of(dag, x),
@@ -92,18 +86,26 @@ def relu_dag(
 
 def checks_of(dag: ReluDag, x: Tensor) -> dict[str, Callable[[Tensor, Tensor], float]]:
     """What must hold along a path θ(t) of the network on samples x: errors, by name."""
+    return {
+        "output equals Σ paths": partial(_off_sums, dag=dag, x=x),
+        "invariant under neuron rescaling": partial(_moved_by_rescaling, dag=dag),
+    }
 
-    def sums(times: Tensor, path: Tensor) -> float:
-        listed = (dag.design(path, x) @ dag.lifting(path).unsqueeze(-1)).squeeze(-1)
-        return float((listed - dag.forward(path, x).flatten(-2)).abs().max())
 
-    def rescaling(times: Tensor, path: Tensor) -> float:
-        moved = path
-        for neuron in range(dag.hidden):
-            moved = dag.rescale(moved, neuron, 1.5 + neuron % 2)
-        return float((dag.lifting(moved) - dag.lifting(path)).abs().max())
+def _off_sums(times: Tensor, path: Tensor, dag: ReluDag, x: Tensor) -> float:
+    listed = (dag.design(path, x) @ dag.lifting(path).unsqueeze(-1)).squeeze(-1)
+    return float((listed - dag.forward(path, x).flatten(-2)).abs().max())
 
-    return {"output equals Σ paths": sums, "invariant under neuron rescaling": rescaling}
+
+def _moved_by_rescaling(times: Tensor, path: Tensor, dag: ReluDag) -> float:
+    moved = path
+    for neuron in range(dag.hidden):
+        moved = dag.rescale(moved, neuron, 1.5 + neuron % 2)
+    return float((dag.lifting(moved) - dag.lifting(path)).abs().max())
+
+
+def _before_switch(t: float, z: Tensor, theta: Tensor, dag: ReluDag, x: Tensor, start: Tensor) -> float:
+    return float((dag.preactivations(theta, x) / start).min()) - _LEFT
 
 
 def far_from_switches(dag: ReluDag, x: Tensor, draws: Tensor) -> Tensor:

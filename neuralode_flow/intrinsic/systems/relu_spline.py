@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -70,27 +71,36 @@ def relu_spline(
     w, knot = ratio * signs * (0.5 + size), 2 * knot - 1
     theta = torch.cat((u / ratio, torch.stack((w, -w * knot), dim=-1).flatten()))
     network = TwoLayer(with_one(x), y.unsqueeze(-1), k, 0.0, (k, 2))
-
-    def places(theta: Tensor) -> Tensor:
-        v = network.factors(theta)[1]
-        return -v[..., 1] / v[..., 0]
-
-    def slopes(theta: Tensor) -> Tensor:
-        u, v = network.factors(theta)
-        return u[..., 0] * v[..., 0]
-
-    def function(theta: Tensor) -> Tensor:
-        return network.outputs(theta, with_one(grid)).squeeze(-1)
-
     return two_layer_system(
         "relu_spline",
         f"Univariate ReLU network with {k} knots, {n} samples of sin πx (seed {seed})",
         "Sahs et al. 2020, arXiv 2008.01772; closed flow: Marcotte et al. 2025, arXiv 2508.07370",
         network,
         theta,
-        observe={"knots": places, "slopes": slopes, "function": function},
+        observe={
+            "knots": partial(places, network=network),
+            "slopes": partial(slopes, network=network),
+            "function": partial(function, network=network, x=grid),
+        },
         facts={"x": x, "y": y, "grid": grid},
     )
+
+
+def places(theta: Tensor, network: TwoLayer) -> Tensor:
+    """−b_j/w_j."""
+    v = network.factors(theta)[1]
+    return -v[..., 1] / v[..., 0]
+
+
+def slopes(theta: Tensor, network: TwoLayer) -> Tensor:
+    """u_j w_j."""
+    u, v = network.factors(theta)
+    return u[..., 0] * v[..., 0]
+
+
+def function(theta: Tensor, network: TwoLayer, x: Tensor) -> Tensor:
+    """y at x (n,)."""
+    return network.outputs(theta, with_one(x)).squeeze(-1)
 
 
 def with_one(x: Tensor) -> Tensor:

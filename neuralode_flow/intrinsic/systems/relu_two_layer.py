@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,19 +108,6 @@ def two_layer_system(
 ) -> System:
     """The system of a two-layer network that starts at θ₀."""
     loss = NeuronLoss(network, theta)
-
-    def activations(times: Tensor, path: Tensor) -> float:
-        error = 0.0
-        for point in path:
-            z = network.phi(point)
-            loss.follow(z)
-            error = max(error, float((loss.outputs(z) - network.outputs(point)).abs().max()))
-        return error
-
-    def norms(times: Tensor, path: Tensor) -> float:
-        found = torch.stack(loss.square_norms(loss.blocks(network.phi(path))))
-        return float((found - torch.stack(network.square_norms(path))).abs().max())
-
     return System(
         name=name,
         title=title,
@@ -136,7 +124,7 @@ def two_layer_system(
         until=network.slides,
         until_what="a switch that the flow cannot leave on either side",
         bound=1e-6,
-        checks={"z decides the activations": activations, "‖u‖² and ‖v‖² from ‖z‖ and δ": norms},
+        checks={"z decides the activations": loss.activations_lost, "‖u‖² and ‖v‖² from ‖z‖ and δ": loss.norms_lost},
         observe=observe or {},
         facts=facts or {},
     )
@@ -152,7 +140,11 @@ def slope_of(slope: float) -> float:
 def network_flow(outputs: Map, y: Tensor, laws: Map) -> FactorizationFlow:
     """θ' = −∇ 1/(2n) Σ_i ‖outputs(θ)_i − y_i‖², of the network itself: no z, no path, no pattern of activations."""
     scale = 1 / math.sqrt(len(y))
-    return FactorizationFlow(lambda theta: scale * outputs(theta), Quadratic(scale * y, axes=2), laws)
+    return FactorizationFlow(partial(_scaled, outputs=outputs, scale=scale), Quadratic(scale * y, axes=2), laws)
+
+
+def _scaled(theta: Tensor, outputs: Map, scale: float) -> Tensor:
+    return scale * outputs(theta)
 
 
 class TwoLayer:
@@ -290,6 +282,20 @@ class NeuronLoss:
         """y(x_i) (..., n, m)."""
         z = self.blocks(z)
         return self._residual(z, self._gates(z)) + self.network.y
+
+    def activations_lost(self, times: Tensor, path: Tensor) -> float:
+        """How far the outputs that z decides are from those of a path of θ (T, n)."""
+        error = 0.0
+        for point in path:
+            z = self.network.phi(point)
+            self.follow(z)
+            error = max(error, float((self.outputs(z) - self.network.outputs(point)).abs().max()))
+        return error
+
+    def norms_lost(self, times: Tensor, path: Tensor) -> float:
+        """How far ‖u_j‖² and ‖v_j‖² from z are from those of a path of θ (T, n)."""
+        found = torch.stack(self.square_norms(self.blocks(self.network.phi(path))))
+        return float((found - torch.stack(self.network.square_norms(path))).abs().max())
 
     def __call__(self, z: Tensor) -> Tensor:
         z = self.blocks(z)

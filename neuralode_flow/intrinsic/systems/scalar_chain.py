@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def scalar_chain(depth: int = 4, seed: Seed = 0) -> System:
         theta=theta,
         loss=loss,
         independent=L - 1,
-        closed=ClosedFlow(loss, lambda z, G: -slope(z, shifts) * G),
+        closed=ClosedFlow(loss, partial(velocity, shifts=shifts)),
         recoverable=True,
         metric=True,
     )
@@ -54,6 +56,11 @@ def laws(theta: Tensor) -> Tensor:
     """θ_k² − θ_1² for k >= 2."""
     squares = theta.square()
     return squares[..., 1:] - squares[..., :1]
+
+
+def velocity(z: Tensor, G: Tensor, shifts: Tensor) -> Tensor:
+    """−p'(x) G."""
+    return -slope(z, shifts) * G
 
 
 def slope(z: Tensor, shifts: Tensor) -> Tensor:

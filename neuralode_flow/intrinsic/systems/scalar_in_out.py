@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def scalar_in_out(width: int = 5, seed: Seed = 0) -> System:
         theta=theta,
         loss=loss,
         independent=2 * r - 1,
-        closed=ClosedFlow(loss, lambda z, G: -torch.sqrt(4 * z.square() + constant) * G),
+        closed=ClosedFlow(loss, partial(velocity, constant=constant)),
         recoverable=True,
         metric=True,
     )
@@ -58,3 +60,8 @@ def laws(theta: Tensor) -> Tensor:
     """The upper triangle of uuᵀ − vvᵀ."""
     u, v = theta.chunk(2, dim=-1)
     return upper_triangle(u.unsqueeze(-1) * u.unsqueeze(-2) - v.unsqueeze(-1) * v.unsqueeze(-2))
+
+
+def velocity(z: Tensor, G: Tensor, constant: Tensor) -> Tensor:
+    """−√(4z² + constant) G, with the constant 2 tr h² − (tr h)²."""
+    return -torch.sqrt(4 * z.square() + constant) * G

@@ -42,16 +42,6 @@ def single_neuron(dimension: Dimension = 4, samples: int = 12, delta: float = 1.
     w = torch.where(w @ loss.gradient(torch.zeros_like(w)) > 0, -w, w)
     a = torch.sqrt(output_square(w, delta))
 
-    def warped(times: Tensor, path: Tensor) -> float:
-        def error(theta: Tensor) -> Tensor:
-            w, jacobian = phi(theta), torch.func.jacrev(phi)(theta)
-            hessian = torch.func.jacrev(torch.func.grad(partial(potential, delta=delta)))(w)
-            G = loss.gradient(w)
-            rate, wanted = hessian @ jacobian @ jacobian.mT @ G, 1.5 * theta[0].abs() * G
-            return torch.linalg.vector_norm(rate - wanted) / torch.linalg.vector_norm(wanted)
-
-        return float(torch.func.vmap(error)(path).max())
-
     return System(
         name="single_neuron",
         title=f"Single neuron w = a u, d = {d}, δ = {delta:g}, regression on {n} samples (seed {seed})",
@@ -61,10 +51,10 @@ def single_neuron(dimension: Dimension = 4, samples: int = 12, delta: float = 1.
         theta=torch.cat((a.unsqueeze(-1), w / a)),
         loss=loss,
         independent=1,
-        closed=ClosedFlow(loss, lambda w, G: _velocity(w, G, delta)),
+        closed=ClosedFlow(loss, partial(_velocity, delta=delta)),
         recoverable=True,
         metric=True,
-        checks={"∇²q(‖w‖) ẇ = −(3/2)|a| ∇f, relative": warped},
+        checks={"∇²q(‖w‖) ẇ = −(3/2)|a| ∇f, relative": partial(_off_mirror, loss=loss, delta=delta)},
     )
 
 
@@ -98,3 +88,14 @@ def _velocity(w: Tensor, G: Tensor, delta: float) -> Tensor:
     # u uᵀ = w wᵀ/a². For δ <= 0 a² is 0 where w is, and u is not known from w.
     along = w * ((w * G).sum(-1, keepdim=True) / a_square.clamp(min=math.ulp(0.0)))
     return -(a_square * G + along)
+
+
+def _off_mirror(times: Tensor, path: Tensor, loss: LeastSquares, delta: float) -> float:
+    def error(theta: Tensor) -> Tensor:
+        w, jacobian = phi(theta), torch.func.jacrev(phi)(theta)
+        hessian = torch.func.jacrev(torch.func.grad(partial(potential, delta=delta)))(w)
+        G = loss.gradient(w)
+        rate, wanted = hessian @ jacobian @ jacobian.mT @ G, 1.5 * theta[0].abs() * G
+        return torch.linalg.vector_norm(rate - wanted) / torch.linalg.vector_norm(wanted)
+
+    return float(torch.func.vmap(error)(path).max())
