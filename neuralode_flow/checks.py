@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .looks import current
-from .modes import followed, hidden
+from .modes import derived, followed, hidden
 
 _PRECISE = (torch.float64, torch.float32)  # no matrix of fewer digits can be factorised
 _NAMED = 4  # members in a sentence
@@ -45,6 +45,15 @@ def no_derivatives(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"{name} requires a gradient, but a run does not carry derivatives through time: pass .detach() or "
             f"call it under torch.no_grad(); velocity and product can be differentiated"
+        )
+
+
+def underived(name: str, value: Any, what: str) -> None:
+    """Raises TypeError where a derivative, or a transform of torch, is asked of what sees numbers: it would be zero."""
+    if isinstance(value, Tensor) and derived(value):
+        raise TypeError(
+            f"{name} must be plain numbers: {what} from them alone, carries no derivatives in {name} and takes no part "
+            f"in transforms of torch.func; pass {name}.detach()"
         )
 
 

@@ -1,4 +1,7 @@
-"""Closed-form solutions: the truth that tests and studies compare with. Float64 throughout."""
+"""Closed-form solutions: the truth that tests and studies compare with. Float64 throughout.
+
+`saxe` can be differentiated, `two_layer` in all but its times; what is found number by number refuses it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .checks import count, float_tensor
+from .checks import count, float_tensor, underived
 
 
 def aligned_limit(times: Tensor, sigma0: Tensor, tau: Tensor) -> Tensor:
@@ -135,6 +138,7 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
     >>> bool(torch.allclose(QQ[-1, 2:, :2], torch.diag(torch.tensor([2.0, 3.0]))))
     True
     """
+    underived("times", times, "the steps are chosen")
     _check_times(times)
     if bool((times.diff() < 0).any()):
         raise ValueError("times must not decrease, got a later one before an earlier one; sort them")
@@ -157,7 +161,7 @@ def two_layer(times: Tensor, W1: Tensor, W2: Tensor, target: Tensor) -> Tensor:
     bottom = torch.cat((target, half * torch.eye(n_out, dtype=target.dtype, device=target.device)), 1)
     rates, basis = torch.linalg.eigh(torch.cat((top, bottom), 0))
     Q = basis.mT @ torch.cat((W1.mT, W2), 0)
-    fastest = float(rates.abs().max())
+    fastest = float(rates.detach().abs().max())
     result, reached = [], 0.0
     for t in times.tolist():
         # QQᵀ follows an autonomous equation: the solution is applied in steps short enough for e^{Ft} to be tame.
@@ -298,6 +302,8 @@ def _check_modes(times: Tensor, sigma0: Tensor, tau: Tensor) -> None:
 
 def _modes(times: Tensor, sigma0: Tensor, tau: Tensor, mode: Callable[[float, float, float], float]) -> Tensor:
     """mode(t, σ₀, τ) for every time and mode, (T, d)."""
+    for name, value in (("times", times), ("sigma0", sigma0), ("tau", tau)):
+        underived(name, value, "this solution is found")
     _check_modes(times, sigma0, tau)
     columns = [
         [start if t == 0 or start == target else mode(t, start, target) for t in times.tolist()]

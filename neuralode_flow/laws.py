@@ -139,7 +139,7 @@ def law_changes(grid: DepthGrid, start: Tensor) -> Callable[[Tensor], LawChange]
     >>> [round(float(change(W + step * torch.eye(2)).drift), 12) for step in (0.0, 0.1)]  # the same at all depths
     [0.0, 0.0]
     """
-    law, unheld = continuous_law(grid, start), _unheld(grid, start)
+    law, unheld, start = continuous_law(grid, start), _unheld(grid, start), start.clone()
 
     def change(W: Tensor) -> LawChange:
         coefficients = grid.legendre(continuous_law(grid, W) - law)

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from .checks import of_members, square
+from .checks import of_members, square, underived
 from .compat import standard_gamma
 from .looks import current
 from .modes import bare, eager, forward_mode
@@ -186,7 +186,8 @@ class Turning:
 def real_log(name: str, z: Tensor) -> Tensor:
     """The principal logarithm of matrices `(..., d, d)`; raises ValueError where it is not real."""
     square(name, z)
-    flat = z.reshape(-1, *z.shape[-2:]).cpu().double().numpy()
+    underived(name, z, "its logarithm is computed")
+    flat = z.detach().reshape(-1, *z.shape[-2:]).cpu().double().resolve_neg().numpy()
     logs = [scipy.linalg.logm(matrix) for matrix in flat]
     if any(np.abs(np.imag(log)).max() > 1e-10 * (1 + np.abs(log).max()) or not np.isfinite(log).all() for log in logs):
         raise ValueError(

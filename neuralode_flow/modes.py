@@ -47,6 +47,13 @@ def forward_mode() -> bool:
     return _forward_level() >= 0
 
 
+def derived(tensor: Tensor) -> bool:
+    """Whether a derivative is taken through a tensor, or a transform of torch.func or a tracer is at work on it."""
+    if (tensor.requires_grad and torch.is_grad_enabled()) or _tracing_state() is not None or _is_wrapped(tensor):
+        return True
+    return forward_mode() and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def bare(tensor: Tensor) -> bool:
     """Whether a tensor is, in eager mode, its numbers and no more.
 

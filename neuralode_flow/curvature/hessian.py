@@ -69,6 +69,7 @@ class Hessian:
         return H
 
     def _prepare(self, flow: Flow, state: Tensor) -> None:
+        state = state.clone()  # training goes on, and may do so in place
         self.flow, self.state = flow, state
         self.weights = fixed_weights(flow)
         with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import count, float_tensor, floating, placed, positive
+from ..checks import count, float_tensor, floating, placed, positive, underived
 from ..display import crossed, said
 from ..modes import undisturbed
 from .products import along
@@ -380,6 +380,7 @@ def check_grid(name: str, value: Any) -> None:
 
 def _depths(s: Any) -> np.ndarray:
     """`s` as an array of no or one axis."""
+    underived("s", s, "places between nodes are found")
     try:
         points = np.asarray(s.detach().cpu() if isinstance(s, Tensor) else s)
     except (TypeError, ValueError):  # a ragged list

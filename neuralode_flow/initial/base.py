@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import count, placed, square
+from ..checks import count, placed, square, underived
 from ..depth.grid import Profile
 from ..matrices import real_log
 from ..registry import Registry
@@ -61,6 +61,7 @@ def control(z0: Tensor) -> Profile:
     True
     """
     square("z0", z0)
+    underived("z0", z0, "its logarithm is computed")
     sigma = torch.linalg.svdvals(z0)
     if bool((sigma.amin(-1) <= torch.finfo(z0.dtype).eps * sigma.amax(-1)).any()):
         raise ValueError(

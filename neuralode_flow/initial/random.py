@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import count, positive, random_source
+from ..checks import count, positive, random_source, underived
 from ..depth.grid import Profile
 from ..depth.products import along
 
@@ -59,6 +59,7 @@ class SmoothNumber:
 
 def _digits(nodes: Tensor) -> bytes:
     """Depths as the caches below know them."""
+    underived("s", nodes, "cosines are computed")
     return nodes.detach().cpu().double().numpy().tobytes()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..caution import warn
-from ..checks import goes_with, of_members, real
+from ..checks import goes_with, of_members, real, underived
 from ..depth.collocation import Collocation
 from ..depth.engine import multiply
 from ..depth.grid import DepthGrid, Profile, sample
@@ -26,6 +26,9 @@ _ORDER, _FEWEST, _ROUGH, _FAST, _MOST_NUMBERS, _RESOLVED = 16, 16, 256, 2048, 2*
 
 # Radians that the frame turns on one panel: as is aimed at, and above which it is hopeless.
 _TURN, _TOO_FAST = 2.0, 8.0
+
+
+_MADE = "a profile is made"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,7 @@ def relaxed_balanced(
     >>> float(nf.laws.relaxed_balance_defect(grid, W)) < 1e-8
     True
     """
+    underived("z0", z0, _MADE)
     orientation_preserving("z0", z0)
     for name, function, returned in (("shift", shift, "number"), ("twist", twist, "skew (d, d) tensor")):
         if function is not None and (not callable(function) or isinstance(function, type)):
@@ -127,7 +131,7 @@ def relaxed_balanced(
         z0.shape[-1], dtype=torch.float64, device="cpu"
     )
     turn = Turning(skew_log(frame.end.mT @ wanted))
-    asked = z0.detach().double().cpu()
+    asked = z0.detach().double().cpu().clone()
     profile = RelaxedBalanced(stretch, turn, twist, frame.grid, frame.rotation, frame.height, asked)
     if frame.unresolved:
         _warn_unresolved(profile, frame.unresolved)
@@ -248,7 +252,11 @@ def _numbers(shift: Callable[[float], float], nodes: Tensor) -> Tensor:
     """λ at depths (n,), as matrices (n, 1, 1)."""
     if isinstance(shift, SmoothNumber):
         return shift.at(nodes)[:, None, None]
-    values = [real(f"shift({s:.6g})", _item(shift(s))) for s in nodes.tolist()]
+    values = []
+    for s in nodes.tolist():
+        value = shift(s)
+        underived(f"shift({s:.6g})", value, _MADE)
+        values.append(real(f"shift({s:.6g})", _item(value)))
     return torch.tensor(values, dtype=torch.float64, device="cpu")[:, None, None]
 
 
@@ -256,6 +264,7 @@ def _skew(twist: Callable[[float], Tensor], nodes: Tensor, like: Tensor) -> Tens
     """Ω at depths (n,), checked to be skew and of the size and the leading axes of `like`: `(..., n, d, d)`."""
     nodes = nodes.cpu()
     values = twist.at(nodes) if isinstance(twist, Smooth) else sample(lambda s: twist(s), nodes, "twist")
+    underived("twist(s)", values, _MADE)
     values = values.double().cpu()
     d, batch, members = like.shape[-1], tuple(like.shape[:-2]), tuple(values.shape[:-3])
     if values.shape[-1] != d:

@@ -118,7 +118,7 @@ class RecoveredFlow:
         self.loss = loss
         self.start = checked_map("phi", phi, theta)
         self._h = checked_map("laws", laws, theta, depends=False)
-        self._theta = theta.detach()
+        self._theta = theta.detach().clone()
         # In units of their own, so that none of z, the laws and θ drowns in another.
         place = Place.at(self._theta, phi, torch.Generator().manual_seed(0))
         rank = place.jacobian(phi).above(place.jacobian(laws)).rank

@@ -57,7 +57,7 @@ class TwoLayer:
 
     def _root(self, sigma: Tensor) -> Tensor:
         # No square, which would vanish below 1e-162; without λ also differentiable at σ = 0.
-        return torch.hypot(sigma, sigma.new_tensor(self.shift / 2)) if self.shift else sigma
+        return torch.hypot(sigma, sigma.new_full((), self.shift / 2)) if self.shift else sigma
 
 
 KERNELS.register("two_layer")(TwoLayer)

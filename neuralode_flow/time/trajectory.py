@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import archive
 from ..caution import warn
-from ..checks import reals
+from ..checks import reals, underived
 from ..display import counted, html_table, members_said, said, shortened
 from ..files import as_path
 from ..modes import undisturbed, unraised
@@ -346,6 +346,7 @@ def _through_nearest(times: Tensor, z: Tensor, t: Tensor, count: int) -> Tensor:
 
 def _times(t: Any) -> Tensor:
     """Times as float64; TypeError unless they are real numbers."""
+    underived("t", t, "steps are found")
     try:
         return reals(t)
     except (TypeError, ValueError, RuntimeError) as error:
