@@ -124,3 +124,18 @@ def test_numbers_that_are_kept_up_to_a_sign_are_taken_by_kernels_and_logarithms(
     sigma = torch.tensor([2.0, 1.0, 0.5])
     assert torch.equal(nf.TwoLayer(0.5)(torch._neg_view(-sigma)), nf.TwoLayer(0.5)(sigma))
     assert torch.equal(nf.control(torch._neg_view(-Z0))(0.3), nf.control(Z0)(0.3))
+
+
+@pytest.mark.parametrize("name", [*nf.LOSSES, "separable"])
+def test_a_loss_is_that_of_the_samples_it_was_made_of(name):
+    """With a readin it was of the old x and the new y where both were written over."""
+    y = torch.eye(3)[torch.tensor([0, 1, 2, 1, 0])] if name in ("cross_entropy", "logistic") else randn(5, 3, seed=5)
+    given = [randn(5, 3, seed=4), y, randn(3, 3, seed=6), randn(3, 3, seed=7)]
+    loss = nf.Separable(torch.cosh, *given) if name == "separable" else nf.LOSSES[name](*given)
+    known = [loss(Z0), loss.gradient(Z0), loss.hessian(Z0, W[0]), loss.part()(Z0)]
+    for part in given:
+        part.mul_(2)
+    for found, wanted in zip(
+        [loss(Z0), loss.gradient(Z0), loss.hessian(Z0, W[0]), loss.part()(Z0)], known, strict=True
+    ):
+        assert torch.equal(found, wanted)

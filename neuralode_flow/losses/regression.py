@@ -89,7 +89,7 @@ class Regression:
         scale = x.shape[0] ** 0.5
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
         self._x, self._y = factor[:, :d].contiguous(), factor[:, d:].contiguous()
-        self.readout = readout
+        self.readout = None if readout is None else readout.clone()  # as samples and readin are what they were
         # Copies, as the factor is one: what is later written into x or y changes neither the whole nor a part.
         self.samples = Table(inputs.clone(), y.clone())
         self.dimension: int | None = d

@@ -29,8 +29,9 @@ class Samples:
     """
 
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
-        self.x, d = check_samples(x, y, readin, readout)
-        self.y, self.readout = y, readout
+        inputs, d = check_samples(x, y, readin, readout)
+        # All of them are copies, as the products with a readin are: what is written later is in none of them.
+        self.x, self.y, self.readout = inputs.clone(), y.clone(), None if readout is None else readout.clone()
         self.dimension: int | None = d
         self.shape = (d, d)
 
