@@ -97,6 +97,7 @@ LIBRARY = {
         "laws.symmetric_law(None)",
     ],
     "times": [
+        "torch.func.grad(lambda t: nf.exact.aligned_limit(t, sigma, tau).sum())(torch.ones(1))",
         "nf.integrate(flow, state, [])",
         "nf.integrate(flow, state, None)",
         "nf.integrate(flow, state, 1.0)",
@@ -366,6 +367,7 @@ LIBRARY = {
     "time_scale": ["nf.DividedDifference(torch.zeros(2), -1.0)"],
     "z0": [
         "nf.relaxed_balanced(None)",
+        "nf.relaxed_balanced(z.clone().requires_grad_())",
         "nf.relaxed_balanced(torch.diag(torch.tensor([1.0, -1.0])))",
         "nf.relaxed_balanced_layers(torch.zeros(2, 2), torch.zeros(3))",
         "nf.balanced(torch.ones(2))",
