@@ -64,3 +64,21 @@ def test_a_blas_that_comes_with_an_import_has_one_thread_too():
     if after == before:
         pytest.skip("the solver loads no BLAS of its own here")
     assert largest == 1
+
+
+@pytest.mark.parametrize("entry", ["main", "plot", "collect"])
+@pytest.mark.parametrize("own", [None, "20"])
+def test_idle_threads_of_blas_sleep_in_commands(entry, own):
+    program = (
+        "import os, sys\n"
+        "class Seen:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'numpy':\n"
+        "            print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'))\n"
+        "sys.meta_path.insert(0, Seen())\n"
+        f"import neuralode_flow.app.{entry}, numpy\n"
+    )
+    unset = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"}
+    environment = unset if own is None else {**unset, "OPENBLAS_THREAD_TIMEOUT": own}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [own or "4"]
