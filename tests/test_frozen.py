@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from cases import slow
 from small import FROZEN, PUBLISHED, SMALL, assert_names_stay, names
 
 from neuralode_flow.app.runfolder import flat
@@ -51,7 +52,11 @@ def test_settings_and_their_defaults_stay(choice):
     assert {key: now.get(key, "gone") for key in frozen} == frozen
 
 
-@pytest.mark.parametrize("study", [name for name in SMALL if name not in PUBLISHED])  # else with their claims
+LONG = "conservation_laws", "edge", "learning_rate"
+
+
+# The published ones with their claims.
+@pytest.mark.parametrize("study", [*(name for name in SMALL if name not in (*PUBLISHED, *LONG)), *slow(*LONG)])
 def test_names_of_results_stay(study):
     assert_names_stay(study)
 

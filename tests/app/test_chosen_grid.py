@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from cases import slow
 from hydra import compose, initialize_config_module
 
 import neuralode_flow as nf
@@ -67,7 +68,7 @@ def test_a_run_has_the_grid_and_goes_on_with_it(command, workplace):
     assert "  panels: null\n  order: null\n  tol: 1.0e-08\n" in saved  # none of the numbers that were not used
 
 
-@pytest.mark.parametrize("study", ["trajectory", "learning_rate"])
+@pytest.mark.parametrize("study", ["trajectory", *slow("learning_rate")])
 def test_the_grid_that_was_chosen_is_told(study, command, workplace):
     few = {"trajectory": ("time.samples=3",), "learning_rate": ("study.depths=[4,8]", "time.horizon=0.2")}
     ended = command(*SMALL, f"study={study}", *few[study], "depth.tol=1e-8", "-v", "figures=none", "resume=it")

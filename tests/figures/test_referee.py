@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from cases import slow
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +27,10 @@ def figures(study: str) -> dict[str, Figure]:
     return {name: figure.figure if isinstance(figure, Movie) else figure for name, figure in drawn.items()}
 
 
-@pytest.mark.parametrize("study", sorted(SMALL))
+LONG = "unifying", "deep_completion", "minimax", "curvature", "identifiability"  # their datasets take seconds
+
+
+@pytest.mark.parametrize("study", [*sorted({*SMALL} - {*LONG}), *slow(*LONG)])
 def test_every_axis_is_named_and_its_labels_do_not_touch(study: str) -> None:
     for name, figure in figures(study).items():
         figure.draw_without_rendering()

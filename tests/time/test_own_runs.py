@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from cases import Growing, Rated, Seen, Weighted, formula, randn
+from cases import Growing, Rated, Seen, Weighted, formula, randn, slow
 from torch.testing import assert_close
 
 import neuralode_flow as nf
@@ -76,7 +76,7 @@ def assert_same(path, known, said=None):
         assert_close(getattr(path, name), getattr(known, name), rtol=0, atol=0, equal_nan=True, msg=said)
 
 
-@pytest.mark.parametrize("method", ["RK23", "DOP853", "dopri5", "fehlberg2"])
+@pytest.mark.parametrize("method", ["RK23", "DOP853", "dopri5", *slow("fehlberg2")])
 def test_members_are_bit_for_bit_what_they_are_step_by_step(method, monkeypatch):
     rtol, single = 1e-7 if method in ("DOP853", "RK45", "dopri5") else 1e-3, []
     monkeypatch.setattr(OwnSteps, "_round", lambda own, *rest: single.append(1) or ROUND(own, *rest))
