@@ -287,7 +287,7 @@ FAULTS = [
     Fault("members with the same seeds are draws of their own", "app/schema.py",
           "if own in seen:", "if False:", "app/test_members.py"),
     Fault("parts of members do not know their tables", "app/ensemble.py",
-          ", job.inputs()]", "]", "app/test_members.py"),
+          ", job.inputs(), ", ", ", "app/test_members.py"),
     Fault("a member of which the grid does not resolve W has ended well", "time/apart.py",
           ', ("depth", unresolved)):', "):", "time/test_resolution.py"),
     Fault("a number that is not known is left out of a check", "studies/axes.py",
@@ -330,6 +330,11 @@ FAULTS = [
           "with forking(_SIGNALS):", "with forking(()):", "test_parallel.py"),
     Fault("a run may be anywhere beside the intrinsic limit", "studies/trajectory.py",
           "return _OF_ERRORS *", "return 1 + _OF_ERRORS *", "studies/test_trajectory.py"),
+    Fault("parts of members do not know their plugins", "app/ensemble.py",
+          ", sources(job.machine.plugins)]", "]", "app/test_members.py"),
+    Fault("the slope of a kernel is taken as it is told", "kernels/base.py",
+          "[_NEAR], source)\n    if found is not None:", "[_NEAR], source)\n    if False:",
+          "flows/test_intrinsic.py"),
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
 from ..time.trajectory import SAME_TIME, common_times
 from .errors import Stop, first_line
+from .plugins import sources
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import (
@@ -141,8 +142,9 @@ def at_once(job: Job, workers: int) -> int:
 
 
 def _digest(job: Job) -> str:
-    """What tells the parts of a run from those of another: a shorter one in the same folder, or of a changed table."""
-    said = json.dumps([_FORMAT, computing(flat(job.plain)), job.inputs()], sort_keys=True, default=str)
+    """What tells the parts of a run from those of another: a shorter one, of a changed table or plugin."""
+    what = [_FORMAT, computing(flat(job.plain)), job.inputs(), sources(job.machine.plugins)]
+    said = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -489,12 +491,12 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> np.ndarray:
-    """Arrays of members one after the other; NaN, False or nothing where a member has none."""
+    """Arrays of members one after the other; NaN (of dates NaT), False or nothing where a member has none."""
     stacked = np.stack(values)
     if len(places) == number:
         return stacked
     kind = stacked.dtype if stacked.dtype.kind not in "iu" else np.dtype(float)
-    nothing: Any = np.nan if kind.kind in "fc" else "" if kind.kind in "UO" else 0
+    nothing: Any = np.nan if kind.kind in "fc" else "" if kind.kind in "UO" else "NaT" if kind.kind in "mM" else 0
     filled = np.full((number, *stacked.shape[1:]), nothing, kind)
     filled[places] = stacked[: len(places)]
     return filled

@@ -290,7 +290,7 @@ def _parts(job: Job) -> dict[str, Any]:
     if job.problem is not None:
         parts["problem"] = PROBLEMS[job.problem.name](**job.problem.parameters)
     if job.initial is not None:
-        parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0, **job.initial.parameters)
+        parts["initial"] = INITIALS[job.initial.name](parts["problem"].z0.clone(), **job.initial.parameters)
     if job.depth is not None:
         parts["depth"] = DEPTH_SOLVERS[job.depth.name](_grid(job.depth, parts, job.machine.device))
     if job.system is not None:

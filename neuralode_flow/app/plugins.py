@@ -6,16 +6,22 @@ named by `plugins=[MODULE]`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInput, told_to_end
 
 GROUP = "neuralode_flow"
+
+# Of each plugin the import that made it, and what its files held then: they may be edited while it runs.
+_SOURCES: dict[str, tuple[Any, str]] = {}
 
 
 def load(modules: Sequence[str]) -> None:
@@ -35,6 +41,28 @@ def load(modules: Sequence[str]) -> None:
         _imported(module, "named in plugins")
 
 
+def sources(modules: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of the files of all plugins that are loaded, and were named so, as they were when imported."""
+    names = dict.fromkeys([*(module for module, _ in installed()), *modules])
+    return {name: _SOURCES[name][1] for name in names if name in _SOURCES}
+
+
+def _note(module: str) -> None:
+    """Keeps what the files of a plugin hold, where it was imported anew: all of its package, if it is in one."""
+    own = sys.modules[module]
+    if module in _SOURCES and _SOURCES[module][0] is own.__spec__:
+        return
+    whole = sys.modules.get(module.partition(".")[0], own)
+    home = getattr(whole, "__file__", None) if hasattr(whole, "__path__") else None
+    file = getattr(own, "__file__", None)
+    paths = sorted(Path(home).parent.rglob("*.py")) if home else [Path(file)] if file else []
+    found = hashlib.sha256()
+    for path in paths:
+        with suppress(OSError):
+            found.update(path.read_bytes())
+    _SOURCES[module] = own.__spec__, found.hexdigest()
+
+
 @cache
 def installed() -> list[tuple[str, str]]:
     """The modules that installed packages announce, each with the name of its package."""
@@ -43,10 +71,10 @@ def installed() -> list[tuple[str, str]]:
 
 
 def _imported(module: str, where: str) -> None:
-    if module in sys.modules:
-        return
     try:
-        importlib.import_module(module)
+        if module not in sys.modules:
+            importlib.import_module(module)
+        _note(module)
     except Exception as error:  # whatever a user's module raises is the user's to mend
         raise BadInput(f"the plugin {module} {where} cannot be imported: {type(error).__name__}: {error}") from error
     except SystemExit as stop:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import floating, follows
 from ..modes import hidden
-from ..promises import Once, kind
+from ..promises import Once, Source, denied, kind
 from ..registry import Registry
 
 
@@ -23,9 +23,9 @@ class Kernel(Protocol):
 
     This is measured when a flow is made of it, once for each kernel.
 
-    Where it is known, `slope(sigma)` is ∂K_ab/∂σ_a `(..., d, d)`: with it stiff methods have the Jacobian of a flow
-    that is integrated in z itself. `near_zero` says in words as what a singular value near 0 counts in K; without it a
-    warning of one that is round-off does without these words.
+    Where it is known, `slope(sigma)` is ∂K_ab/∂σ_a `(..., d, d)`, where a = b half the derivative of K_aa: with it
+    stiff methods have the Jacobian of a flow that is integrated in z itself. `near_zero` says in words as what a
+    singular value near 0 counts in K; without it a warning of one that is round-off does without these words.
     """
 
     positive_determinant: bool
@@ -65,6 +65,7 @@ def check_kernel(name: str, value: Any) -> None:
 
 # Singular values of three maps: apart, two equal ones, and one that is zero.
 _SIGMA = ((2.0, 0.7, 0.3), (1.3, 1.3, 0.4), (1.0, 0.5, 0.0))
+_NEAR = 0.02  # by which singular values are moved, to look at slopes
 
 
 @torch.no_grad()
@@ -95,6 +96,28 @@ def _check_values_of(name: str, kernel: Any) -> None:
         _check_boundary(name, kernel, sigma)
     if getattr(kernel, "keeps_sign", False):
         _check_log_rate(name, kernel, sigma[0], K[0])
+    if hasattr(kernel, "slope"):
+        _check_slope(name, kernel, sigma[0])
+
+
+def _check_slope(name: str, kernel: Any, sigma: Tensor) -> None:
+    """Raises unless `slope` is that of K, from dK_ab = slope_ab dσ_a + slope_ba dσ_b: else steps shrink to nothing."""
+    S, source = kernel.slope(sigma), Source(sigma.dtype, sigma.device)
+    if not isinstance(S, Tensor) or S.shape != (3, 3):
+        got = tuple(S.shape) if isinstance(S, Tensor) else type(S).__name__
+        raise ValueError(f"{name} must have slopes (..., d, d) for sigma (..., d), got {got} for sigma (3,)")
+    dual = source(3, 3)
+    dual = dual + dual.mT
+
+    def change(at: Tensor, along: Tensor) -> Tensor:
+        return 2 * (dual * kernel.slope(at) * along.unsqueeze(-1)).sum()
+
+    found = denied(lambda at: (dual * kernel(at)).sum(), change, sigma, [_NEAR], source)
+    if found is not None:
+        raise ValueError(
+            f"{name} has a slope that is not ∂K_ab/∂σ_a of its K: {found}; mend it, or leave it out (with a = b it is "
+            f"half the derivative of K_aa)"
+        )
 
 
 def _check_log_rate(name: str, kernel: Any, sigma: Tensor, K: Tensor) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -986,3 +986,55 @@ def test_processes_have_equally_many_members_and_no_more_than_fit(members, worke
         ensemble=range(members),
     )
     assert ensemble.at_once(job, workers) == size
+
+
+def test_parts_of_a_plugin_that_has_changed_are_computed_again(tmp_path):
+    """Members of both were joined, in silence."""
+    text = """
+import os
+import torch
+from neuralode_flow.losses import Quadratic
+from neuralode_flow.problems.base import PROBLEMS, Problem, identity
+
+@PROBLEMS.register("scaled")
+def scaled(seed: int = 0) -> Problem:
+    if seed == 2 and os.environ.get("STOPS"):
+        os._exit(7)
+    target = SIZE * torch.tensor([[2.0, 0.1 * seed], [0.0, 1.0]], dtype=torch.float64)
+    return Problem("scaled", "Scaled", Quadratic(target), identity(2))
+"""
+    plugin = tmp_path / "sizes.py"
+    line = [
+        *COMMAND, "plugins=[sizes]", "study=trajectory", "problem=scaled", "members=3", "at_once=1", "time.samples=3",
+        "figures=none", "study.estimate=false", "depth.order=4", "resume=run", "verbosity=quiet",
+    ]  # fmt: skip
+    alone = partial(os.sched_setaffinity, 0, [min(os.sched_getaffinity(0))])  # parts are computed one after the other
+
+    def status(**more):
+        environment = QUIET | {"PYTHONDONTWRITEBYTECODE": "1"} | more
+        return subprocess.run(line, cwd=tmp_path, env=environment, check=False, preexec_fn=alone).returncode
+
+    plugin.write_text("SIZE = 1.0" + text)
+    assert status(STOPS="1") == 7
+    assert len([*(tmp_path / "run" / "checkpoints").glob("members-*.nc")]) == 2
+    plugin.write_text("SIZE = 3.0" + text)
+    assert status() == 0
+    expected = [((6.0 - 1.0) ** 2 + (0.3 * seed) ** 2 + (3.0 - 1.0) ** 2) / 2 for seed in range(3)]
+    np.testing.assert_allclose(nf.open(tmp_path / "run").loss.values[:, 0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_dates_of_a_member_that_failed_are_none(size, monkeypatch):
+    """They were the first of January 1970, and lengths of time were 0."""
+
+    def dated(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        if problem.name == "teacher" and "seed 1" in problem.title:
+            raise ValueError("it is not to be computed")
+        day, span = np.datetime64("2020-02-01", "ns"), np.timedelta64(5, "s")
+        finding = Finding(study="dated", problem=problem.title, status="ok", verdict="told")
+        return finding.attached(xr.Dataset({"day": ((), day), "span": ((), span)}))
+
+    monkeypatch.setitem(STUDIES._entries, "dated", Study(dated))
+    found = nf.run("dated", {"members": 3, "at_once": size}, problem={"name": "teacher", "dimension": 2})
+    for name in ("day", "span"):
+        assert np.isnat(found.dataset[name].values).tolist() == [False, True, False]

@@ -22,7 +22,9 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 import neuralode_flow as nf
+from neuralode_flow.depth.grid import Profile
 from neuralode_flow.finding import Finding
+from neuralode_flow.problems import Problem
 from neuralode_flow.studies import STUDIES, Clock, Study
 
 SMALL = {"study.depths": (4, 8, 16), "study.workers": 1}
@@ -317,3 +319,18 @@ def test_what_a_user_registers_in_a_notebook_is_chosen_by_name(fake, monkeypatch
     found = nf.run("trajectory", problem={"name": "mine", "scale": 1.0}, time=SHORT)
     whole = nf.run("trajectory", problem={"name": "teacher", "dimension": 2}, time=SHORT)
     np.testing.assert_array_equal(found.dataset.z, whole.dataset.z)
+
+
+def test_a_start_that_writes_into_z0_leaves_that_of_the_problem(monkeypatch):
+    def moved(z0: torch.Tensor) -> Profile:
+        z0 += 0.1
+        return nf.balanced(z0)
+
+    def looking(problem: Problem, initial: Profile, clock: Clock) -> xr.Dataset:
+        finding = Finding(study="looking", problem=problem.title, status="ok", verdict="told")
+        return finding.attached(xr.Dataset({"z0": (("i", "j"), problem.z0.numpy())}))
+
+    monkeypatch.setitem(nf.INITIALS._entries, "moved", moved)
+    monkeypatch.setitem(STUDIES._entries, "looking", Study(looking))
+    found = nf.run("looking", problem={"name": "teacher", "dimension": 2}, initial="moved")
+    assert found.dataset.z0.values.tolist() == [[1.0, 0.0], [0.0, 1.0]]

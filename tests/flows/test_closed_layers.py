@@ -173,6 +173,9 @@ def test_what_is_not_for_the_engine_is_left_to_torch(monkeypatch):
         def __call__(self, sigma):
             return 2 * super().__call__(sigma)
 
+        def slope(self, sigma):
+            return 2 * super().slope(sigma)
+
     assert flow.knows_steps(z)
     assert taken(flow)
     assert not flow.knows_steps(z.float())

@@ -51,6 +51,9 @@ def test_a_kernel_that_is_a_hundredth_off_is_noticed(monkeypatch):
         def __call__(self, sigma):
             return 1.01 * super().__call__(sigma)
 
+        def slope(self, sigma):
+            return 1.01 * super().slope(sigma)
+
     monkeypatch.setattr(trajectory, "LogMean", Off)
     found = run()
     assert found.attrs["status"] == "ok"
