@@ -242,3 +242,19 @@ def test_no_right_loss_is_refused_at_kinks_flat_spots_and_in_any_units(size, uni
     for loss in right_losses(units, dtype):
         for z in (torch.eye(3), -torch.ones(3, 3)):
             losses.compare_derivatives(loss, size * units * z.to(dtype))
+
+
+@pytest.mark.parametrize("kind", [float, lambda value: value.numpy()])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_value_that_is_no_tensor_is_refused_in_words(kind, recorded):
+    class Own:
+        dimension = 2
+
+        def __call__(self, z):
+            return kind(z.square().sum() / 2)
+
+        def gradient(self, z):
+            return z
+
+    with torch.set_grad_enabled(recorded), pytest.raises(TypeError, match="the loss Own must give a torch tensor, got"):
+        nf.integrate(nf.FiniteFlow(4, Own()), nf.identity(2), [0.0, 1.0])

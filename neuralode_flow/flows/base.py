@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
@@ -113,17 +114,29 @@ def as_matrix(derivative: Callable[[Tensor], Tensor] | None, state: Tensor) -> T
     return derivative(basis).reshape(n, n).mT
 
 
+def jacobian(flow: Any, state: Tensor) -> Tensor:
+    """∂velocity/∂state of one state `(N, N)`, likewise: a velocity of one state alone need not take leading axes."""
+    return _jacobians(flow, state, state.shape)[0]
+
+
 def jacobians(flow: Any, states: Tensor) -> Tensor:
     """∂velocity/∂state of each of n states as a matrix `(n, N, N)`; raises TypeError where there is no derivative.
 
     By products of the flow's own `linearised` with the unit directions, or else by autograd; LinAlgError where that
     has no finite derivative of a finite velocity.
     """
-    n, size = len(states), states[0].numel()
+    return _jacobians(flow, states, states.shape[1:])
+
+
+def _jacobians(flow: Any, states: Tensor, shape: Sequence[int]) -> Tensor:
+    """Those of states of that shape each."""
+    size = math.prod(shape)
+    n = states.numel() // size
     derivative = flow.linearised(states) if _derives_itself(flow) else None
     if derivative is not None:
         found = states.new_empty(n, size, size)
-        basis = torch.eye(size, dtype=states.dtype, device=states.device).reshape(size, 1, *states.shape[1:])
+        basis = torch.eye(size, dtype=states.dtype, device=states.device)
+        basis = basis.reshape(size, *[1] * (states.ndim - len(shape)), *shape)
         many = getattr(type(flow), "many_directions", False)
         number = max(1, _MOST_NUMBERS // (n * size)) if many else 1
         for first in range(0, size, number):

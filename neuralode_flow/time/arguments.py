@@ -14,7 +14,7 @@ from ..caution import warn
 from ..checks import count, float_tensor, no_derivatives, of_members, positive, real, reals
 from ..depth.grid import Profile, Remembered
 from ..files import as_path
-from ..flows.base import Flow, jacobians, missing, own_velocity, restricted
+from ..flows.base import Flow, jacobian, jacobians, missing, own_velocity, restricted
 from ..flows.capabilities import Samples, offers
 from ..flows.intrinsic import IntrinsicFlow
 from ..losses import check_derivatives
@@ -78,7 +78,10 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
     recorded = False
     with suppress(*FAILURES):  # the run tells of them
         z = flow.product(start)
-        recorded = torch.is_grad_enabled() and flow.loss(z).requires_grad
+        value: object = flow.loss(z)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the loss {type(flow.loss).__name__} must give a torch tensor, got {type(value).__name__}")
+        recorded = torch.is_grad_enabled() and value.requires_grad
         check_derivatives(flow.loss, z.detach())
     if recorded:
         raise TypeError(
@@ -177,14 +180,17 @@ def check_derivative(flow: Any, start: Tensor, method: str, apart: bool) -> None
     try:
         members = flow.loss(flow.product(start)).shape
         alone = apart and len(members) > 0
-        first = start.flatten(0, len(members) - 1)[:1] if alone else start[None]
+        first = start.flatten(0, len(members) - 1)[:1] if alone else start
         if first.numel() > _MOST_DERIVED:
             hint = ", or control='member' for the members of a batch" if members and not apart else ""
             raise ValueError(
                 f"method={method!r} makes the derivative of the velocity as a matrix, of states of up to "
                 f"{_MOST_DERIVED} numbers, and here it has {first.numel()}: choose auto or CVODE_BDF{hint}"
             )
-        jacobians(restricted(flow, members, torch.tensor([0], device=start.device)) if alone else flow, first)
+        if alone:
+            jacobians(restricted(flow, members, torch.tensor([0], device=start.device)), first)
+        else:
+            jacobian(flow, first)
     except FAILURES:  # the run tells of them
         pass
     except TypeError as error:

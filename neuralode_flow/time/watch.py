@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import all_finite, of_members
 from ..depth.engine.explicit import Tableau, Tried
 from ..depth.engine.polar import Formulas, NdfSteps, Place
-from ..flows.base import jacobians, lends_velocity, restricted
+from ..flows.base import jacobian, lends_velocity, restricted
 from ..flows.capabilities import (
     KnowsJacobian,
     Linearises,
@@ -191,7 +191,7 @@ class Watch:
         self.evaluations += 1
         self.products += 1
         flow = self.grid.flow
-        known = flow.jacobian if self.knows_jacobian(state) else lambda at: jacobians(flow, at[None])[0]
+        known = flow.jacobian if self.knows_jacobian(state) else partial(jacobian, flow)
         found: Tensor = self._derived(t, known, state)
         if not all_finite(found):
             raise self._endless(t, not_finite(_of_each(found, state, self.members), self.members))

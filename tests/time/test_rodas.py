@@ -9,7 +9,7 @@ from cases import Passing, randn, slow
 from torch.testing import assert_close
 
 import neuralode_flow as nf
-from neuralode_flow.flows.base import jacobians
+from neuralode_flow.flows.base import jacobian, jacobians
 from neuralode_flow.flows.polar import LogPolarFlow
 from neuralode_flow.time.base import Control
 from neuralode_flow.time.methods import rodas
@@ -312,3 +312,31 @@ def test_a_loss_of_ones_own_has_as_many_directions_at_once_as_others(control):
     )
     assert own.ending == "ok"
     assert_close(own.z, known.z, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "phi", [lambda W: W[2] @ W[1] @ W[0], lambda W: W[-1] @ W[0]], ids=["of the first axis", "of its ends"]
+)
+def test_a_map_of_one_state_is_asked_for_one_state(phi):
+    """Its derivative was taken with an axis of members before: an IndexError, or that of another map and 90 299
+    evaluations."""
+    start, times = randn(3, 2, 2, seed=0), [0.0, 1.0]
+    flow = nf.FactorizationFlow(phi, nf.Quadratic(TARGET))
+    expected = nf.integrate(flow, start, times, "DOP853", 1e-11, 1e-12).z
+    path = nf.integrate(flow, start, times, "rodas5p", 1e-8, 1e-10)
+    assert path.status == "ok"
+    assert_close(path.z, expected, rtol=0, atol=1e-7)
+    assert path.stats["evaluations"] < 2000
+    assert_close(jacobian(flow, start), jacobian(Alone(flow), start), rtol=0, atol=1e-12)
+
+
+class Alone:
+    """A flow of a user's own with a velocity of one state, whose derivative autograd has."""
+
+    def __init__(self, flow):
+        self.flow = flow
+
+    def velocity(self, state):
+        leaf = state if state.requires_grad else state.detach().requires_grad_()
+        value = self.flow.loss(self.flow.phi(leaf))
+        return -torch.autograd.grad(value, leaf, create_graph=True)[0]
