@@ -143,7 +143,9 @@ def at_once(job: Job, workers: int) -> int:
 
 def _digest(job: Job) -> str:
     """What tells the parts of a run from those of another: a shorter one, of a changed table or plugin."""
-    what = [_FORMAT, computing(flat(job.plain)), job.inputs(), sources(job.machine.plugins)]
+    what = [_FORMAT, computing(flat(job.plain)), job.inputs()]
+    if plugins := sources(job.machine.plugins):
+        what.append(plugins)
     said = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 
