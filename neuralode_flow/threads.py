@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 
 from threadpoolctl import ThreadpoolController
+
+_HARD = 2  # omp_pause_hard of <omp.h>
 
 _lock = threading.Lock()
 _inside = 0
@@ -24,6 +27,17 @@ def _controller(modules: int) -> ThreadpoolController:
 def libraries() -> ThreadpoolController:
     """The libraries with threads of their own that are loaded now; a forked process need not look for them again."""
     return _controller(len(sys.modules))
+
+
+def end_openmp() -> None:
+    """Ends the idle threads of OpenMP, which torch makes anew when it next needs them: before a fork.
+
+    GNU's library takes them for alive in the new process, where none of them is, and waits for them without end.
+    """
+    for library in libraries().info():
+        if library["user_api"] == "openmp":
+            with suppress(OSError, AttributeError):  # of a library from before OpenMP 5.0
+                ctypes.CDLL(library["filepath"]).omp_pause_resource_all(_HARD)
 
 
 def _limit() -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..parent import end, end_with_parent, forking
+from ..threads import end_openmp
 from .errors import Stop, complain
 from .records import FAILED
 from .runfolder import InUseElsewhere, record_failure
@@ -88,14 +89,20 @@ def _in_a_child(work: Work) -> tuple[int, str]:
             importlib.import_module(name)
     _wanted.clear()
     job.foreseen()
+    end_openmp()  # a plugin, or a launcher, may have used them
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    with forking(signal.valid_signals()) as mask:
-        parent, child = os.getpid(), os.fork()
-        if child == 0:
-            _be_child(work, writer, parent, mask)
-    os.close(writer)
+    try:
+        with forking(signal.valid_signals()) as mask:
+            parent, child = os.getpid(), os.fork()
+            if child == 0:
+                _be_child(work, writer, parent, mask)
+    except OSError as error:  # a limit of processes or of memory
+        os.close(reader)
+        return _FAILED, f"no process could be made for it: {error.strerror or error}"
+    finally:
+        os.close(writer)
     try:
         with os.fdopen(reader, "rb") as pipe:
             reason, *imported = pipe.read().decode(errors="replace").split("\0")

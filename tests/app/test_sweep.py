@@ -1,9 +1,12 @@
 """Sweeps go on when members fail, say why, and run what is missing when they are repeated."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from html import unescape
 from pathlib import Path
 
@@ -119,6 +122,42 @@ def test_a_member_that_is_killed_is_tried_once_more(command):
     assert "member 1 is started again: its process was killed by signal 9 (SIGKILL)" in ended.err
     assert names("sweep", "summary.json") == {"0", "1"}
     assert names("sweep", "failed.json") == set()
+
+
+def test_a_member_computes_in_threads_where_those_of_the_command_have_worked(tmp_path):
+    """As with threads=2 and a plugin that computes at its import: members waited for threads that they do not have."""
+    program = (
+        "import signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from neuralode_flow.app.child import run_member\n"
+        "def work():\n"
+        "    signal.alarm(10)\n"
+        "    torch.ones(10**6).sin().sum()\n"
+        "    print(torch.get_num_threads())\n"
+        "torch.set_num_threads(2)\n"
+        "torch.ones(10**6).sin().sum()\n"
+        "run_member(work, Path(sys.argv[1]), [])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("2\n", "")
+    assert not (tmp_path / "failed.json").exists()
+
+
+def test_a_member_for_which_no_process_can_be_made_has_failed(command, monkeypatch):
+    fork, forks = os.fork, []
+
+    def no_second():
+        forks.append(1)
+        if len(forks) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", no_second)
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,ok")
+    assert ended.status == 1
+    assert names("sweep", "summary.json") == {"0", "2"}
+    assert names("sweep", "failed.json") == {"1"}
+    assert "failed: no process could be made for it: Resource temporarily unavailable" in ended.err
 
 
 def test_the_same_command_runs_only_what_is_missing(command):
