@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from .caution import warn
 from .compat import end_pool
 from .parent import end_with_parent, forking
 from .threads import libraries
@@ -45,7 +46,8 @@ def side_by_side(
     workers : int, optional
         Processes of one thread each; by default one per processor. With one, or where processes cannot be forked
         (outside Linux, with a GPU in use, or in a worker of `multiprocessing.Pool`, which may have no children), the
-        tasks run one after the other in this process.
+        tasks run one after the other in this process; also, with a warning, where a limit of processes or of threads,
+        or no shared memory, leaves none to be had.
 
     Raises
     ------
@@ -62,17 +64,32 @@ def side_by_side(
     if workers <= 1:
         yield from ((key, task(key)) for key in keys)
         return
-    # The workers inherit the task when they are forked: it may hold what cannot be pickled, such as a user's loss.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _start_worker, (task, os.getpid()))
+    pool: ProcessPoolExecutor | None = None
+    running, waiting = dict[Future[tuple[Key, Result]], bool](), deque(keys)
+
+    def submit(front: bool) -> None:
+        assert pool is not None
+        running[pool.submit(_call, waiting.popleft() if front else waiting.pop())] = front
+
     try:
-        waiting, running = deque(keys), dict[Future[tuple[Key, Result]], bool]()
-
-        def submit(front: bool) -> None:
-            running[pool.submit(_call, waiting.popleft() if front else waiting.pop())] = front
-
-        with forking(_SIGNALS):
-            for worker in range(workers):
-                submit(worker % 2 == 0)
+        # The workers inherit the task when they are forked: it may hold what cannot be pickled, such as a user's loss.
+        fork = multiprocessing.get_context("fork")
+        try:
+            pool = ProcessPoolExecutor(workers, fork, _start_worker, (task, os.getpid()))
+            with forking(_SIGNALS):
+                for worker in range(workers):
+                    submit(worker % 2 == 0)
+        except BrokenProcessPool:
+            raise
+        except (OSError, ImportError, RuntimeError) as error:  # the second where there are no semaphores at all
+            if pool is not None:
+                end_pool(pool, _PATIENCE)
+                pool = None
+            reason = getattr(error, "strerror", None) or error
+            warn(f"the {workers} processes that are to compute cannot be had ({reason}): all is computed in this one")
+        if pool is None:
+            yield from ((key, task(key)) for key in keys)
+            return
         while running:
             for future in wait(running, LONGEST_WAIT, FIRST_COMPLETED).done:
                 front = running.pop(future)
@@ -81,8 +98,14 @@ def side_by_side(
                 yield future.result()
         pool.shutdown()
     except BaseException as error:  # also the user's Ctrl-C: nobody waits for the rest
+        if pool is None:
+            raise
         end_pool(pool, _PATIENCE)  # an integration with a checkpoint saves itself first
-        if isinstance(error, BrokenProcessPool) and error.__cause__ is None:  # else it is of a result
+        if isinstance(error, BrokenProcessPool) and error.__cause__ is None:
+            # Where it comes as a task is handed in, those at work know more: it may be of a result.
+            known = [future.exception() for future in running if future.done() and not future.cancelled()]
+            if of_result := next((one for one in known if one is not None and one.__cause__ is not None), None):
+                raise of_result from of_result.__cause__
             raise RuntimeError(
                 f"one of the {workers} processes that compute was ended from outside, as Linux does where memory is "
                 "short, or by a fault in compiled code; fewer of them take less memory (study.workers=1)"

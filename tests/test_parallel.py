@@ -1,10 +1,12 @@
 """Tasks in processes beside each other."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -163,8 +165,8 @@ def test_a_signal_that_comes_as_others_are_blocked_leaves_none_blocked(monkeypat
     assert after == before
 
 
-@pytest.mark.parametrize("part", ["fork", "thread"])
-def test_where_the_system_has_no_room_for_all_processes_none_is_left(monkeypatch, part):
+@pytest.mark.parametrize("part", ["fork", "thread", "semaphore"])
+def test_where_the_system_has_no_room_for_all_processes_this_one_computes_and_none_is_left(monkeypatch, part):
     fork, start, forks = os.fork, threading.Thread.start, []
 
     def no_second():
@@ -173,6 +175,9 @@ def test_where_the_system_has_no_room_for_all_processes_none_is_left(monkeypatch
             raise BlockingIOError("no room")
         return fork()
 
+    def no_semaphore(*arguments):
+        raise OSError(errno.EROFS, "no room")
+
     def no_thread(self):
         if "Executor" in type(self).__name__:
             raise RuntimeError("no room")
@@ -180,10 +185,13 @@ def test_where_the_system_has_no_room_for_all_processes_none_is_left(monkeypatch
 
     if part == "fork":
         monkeypatch.setattr(os, "fork", no_second)
-    else:
+    elif part == "thread":
         monkeypatch.setattr(threading.Thread, "start", no_thread)
-    with pytest.raises((BlockingIOError, RuntimeError), match="no room"):
-        list(side_by_side(abs, [1, 2, 3], workers=2))
+    else:
+        monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", no_semaphore)
+    with pytest.warns(RuntimeWarning, match=r"the 2 processes .* cannot be had \(no room\)"):
+        found = dict(side_by_side(lambda key: (key, os.getpid()), [1, 2, 3], workers=2))
+    assert found == {key: (key, os.getpid()) for key in (1, 2, 3)}
     assert multiprocessing.active_children() == []
 
 
@@ -200,6 +208,21 @@ def test_a_result_that_cannot_be_read_is_no_want_of_memory():
     with pytest.raises(BrokenProcessPool) as told:
         list(side_by_side(lambda key: Unreadable(), [1, 2], workers=2))
     assert "cannot be read" in str(told.value.__cause__)
+
+
+def test_it_is_told_so_where_it_has_come_before_the_next_task_is_handed_in(monkeypatch):
+    submit = ProcessPoolExecutor.submit
+
+    def late(pool, *task):
+        future = submit(pool, *task)
+        wait([future], 60)
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", late)
+    with pytest.raises(BrokenProcessPool) as told:
+        list(side_by_side(lambda key: Unreadable(), [1, 2], workers=2))
+    assert "cannot be read" in str(told.value.__cause__)
+    assert multiprocessing.active_children() == []
 
 
 def pairs(keys):

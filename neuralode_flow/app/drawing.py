@@ -97,9 +97,14 @@ def prepare(study: str, formats: Sequence[str], configure: Callable[[], None]) -
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
     process = fork.Process(target=_wait, args=(os.getpid(), ours, theirs, study, formats, configure))
-    with forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other
-        process.start()
-    theirs.close()
+    try:
+        with forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other
+            process.start()
+    except OSError:  # a limit of processes or of memory: this one draws
+        ours.close()
+        return
+    finally:
+        theirs.close()
     _other = process, ours
     atexit.register(dismiss)
 

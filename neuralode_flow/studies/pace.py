@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from ctypes import c_bool
 from functools import cache
 from multiprocessing import RLock, Value
-from typing import Any
+from multiprocessing.sharedctypes import synchronized
+from typing import Any, cast
 
 from ..caution import warn
 from ..time.base import METHODS, fixed_steps
@@ -28,7 +30,11 @@ class Pace:
     """The pace of all integrations of a study, also of those in processes forked from this one: told at most once."""
 
     def __init__(self) -> None:
-        self._told = Value(c_bool, False, lock=_lock())  # in memory that forked processes share
+        self._told: Any
+        try:
+            self._told = Value(c_bool, False, lock=_lock())  # in memory that forked processes share
+        except OSError:  # without /dev/shm, or where that is full, no processes are side by side either
+            self._told = synchronized(c_bool(False), cast("Any", threading.RLock()))
 
     def watch(self, method: str) -> Report | None:
         """What is to be told of the progress of one integration; None where other steps would be no longer.

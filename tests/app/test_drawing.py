@@ -96,6 +96,19 @@ def test_there_is_no_other_process_where_it_gains_nothing(monkeypatch, instead):
     assert drawing._other is None
 
 
+def test_where_no_process_can_be_made_this_one_draws(beside, monkeypatch):
+    def none():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(os, "fork", none)
+        limited.setattr("os.sched_getaffinity", lambda process: {0, 1})
+        limited.delitem(sys.modules, "torch")
+        drawing.prepare("closure", ("png",), lambda: None)
+    assert drawing._other is None
+    assert drawing.begun(Where())() == os.getpid()
+
+
 @pytest.mark.slow
 def test_only_a_single_run_that_nobody_adds_to_has_one(command, monkeypatch, config_dir, workplace):
     asked = []

@@ -33,6 +33,20 @@ def test_a_crawl_is_told_once_and_by_its_length() -> None:
     assert "thousands of years" in sentence
 
 
+def test_a_crawl_is_told_where_there_are_no_semaphores(monkeypatch) -> None:
+    """As in a container whose /dev/shm cannot be written to: it was a refusal of every run."""
+
+    def none(*arguments: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none)
+    pace._lock.cache_clear()
+    try:
+        assert len(told("DOP853", 0.001, [0.2 * i for i in range(1, 200)])) == 1
+    finally:
+        pace._lock.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("method", "speed", "seconds"),
     [
