@@ -62,6 +62,30 @@ def widest_l1(z: np.ndarray) -> Sparse:
     return Sparse(b, _certificate(z.T @ eta, on), _bound(z, np.ones(len(z)), eta))
 
 
+def certificate_missed(x: np.ndarray, found: Sparse) -> float:
+    """How far the certificate is from the one that b asks for: η with xᵀη = sign b where b is not 0.
+
+    Of the rows x that b meets with equality. With as many equations as rows there is one such η; where there are fewer,
+    a certificate may be any from the least one on, and the result is by how much it is below that.
+    """
+    on = np.abs(found.b) > _ZERO * np.abs(found.b).max()
+    sides, signs, rest = x[:, on].T, np.sign(found.b[on]), x[:, ~on].T
+    if np.linalg.matrix_rank(sides) == len(x):
+        eta = np.linalg.lstsq(sides, signs, rcond=None)[0]
+        return float(abs(found.certificate - np.linalg.norm(rest @ eta, np.inf))) if len(rest) else found.certificate
+    one = np.ones((len(rest), 1))
+    least = linprog(
+        np.append(np.zeros(len(x)), 1.0),
+        A_ub=np.vstack([np.hstack([rest, -one]), np.hstack([-rest, -one])]),
+        b_ub=np.zeros(2 * len(rest)),
+        A_eq=np.hstack([sides, np.zeros((len(sides), 1))]),
+        b_eq=signs,
+        bounds=(None, None),
+        method="highs",
+    )
+    return max(float(least.fun) - found.certificate, 0.0) if least.success else np.nan
+
+
 def _programme(**constraints: np.ndarray) -> Any:
     """The least ‖b₊‖₁ + ‖b₋‖₁ under constraints on (b₊, b₋) ≥ 0."""
     d = next(iter(constraints.values())).shape[1]

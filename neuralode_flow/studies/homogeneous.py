@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -190,3 +191,13 @@ def deviation(model: Model, run: Separated, c: float, step: float = 1.0) -> floa
     assert path is not None
     apart = np.linalg.norm(path.cpu().numpy() / c - run.path, axis=1)[1:]
     return float((apart / np.linalg.norm(run.path, axis=1)[1:]).max())
+
+
+def descended(model: Model, run: Separated, c: float, step: float = 1.0) -> float:
+    """The same as `deviation`, of steps written out in θ̂ = θ/c: θ̂ ← θ̂ + step/n Σ_i σ(−c^p m_i) ∇m_i, in NumPy."""
+    theta, most = model.start, 0.0
+    for expected in run.path[1:]:
+        share = expit(-(c**model.degree) * model.read(theta))
+        theta = theta + step * model.pull_back(theta, share) / len(share)
+        most = max(most, float(np.linalg.norm(theta - expected) / np.linalg.norm(expected)))
+    return most

@@ -19,9 +19,9 @@ from ..orders import local_orders
 from ..problems import Problem
 from ..signatures import Positive, Seed, at_least, below, distinct, each
 from ..time.integrate import integrate
-from .axes import arranged, axis
+from .axes import arranged, axis, largest_of
 from .base import STUDIES, TRAINED, Clock, Progress, Study, whole
-from .bias import Sparse, least_l1, reached, widest_l1
+from .bias import Sparse, certificate_missed, least_l1, reached, widest_l1
 from .margin import largest_margin
 
 Shapes = Annotated[Sequence[float], distinct, each(at_least(0.0), below(1.0))]
@@ -31,6 +31,7 @@ _APART, _MARGIN, _TELLS = 10.0, 0.1, 2.0
 
 # Of a linear programme, whose constraints are kept to 1e-7.
 _GAP = 1e-6
+_MET = 1e-6  # of a margin, beside the least one, which it is then itself
 
 # Errors below it have no digits left for an order: the linear programme and Newton's method stand behind them.
 _RESOLVED = 1e-8
@@ -98,8 +99,12 @@ def run(
         found["flow"].append(_trained(clock, x, y, scale, s))
     if progress is not None:
         progress(len(shapes) / (1 + len(shapes)), "classifier")
-    widest = widest_l1(np.sign(y)[:, None] * x)
-    found["margin"] = _classifier(clock, np.sign(y)[:, None] * x, widest)
+    signed = np.sign(y)[:, None] * x
+    widest = widest_l1(signed)
+    margins = signed @ widest.b
+    met = signed[margins < (1 + _MET) * margins.min()]
+    found["certificates"] = [certificate_missed(x, sparse), certificate_missed(met, widest)]
+    found["margin"] = _classifier(clock, signed, widest)
     dataset = _dataset(x, y, sparse, short, shapes, found)
     return _finding(dataset, problem, rows, sparse, widest).attached(dataset)
 
@@ -192,6 +197,9 @@ def _dataset(
             "missed": ("shape", [f["missed"] for f in found["flow"]], "distance of the trained b from the formula"),
             "loss": ("shape", [f["loss"] for f in found["flow"]], "loss at the end of training"),
             "left": ("shape", [f["left"] for f in found["flow"]], "the same over that at the start"),
+            "certificate_missed": (
+                "programme", found["certificates"], "distance of the dual certificate from that by the signs of b",
+            ),
             "margin_missed": ("norm", found["margin"][:-1], "what the ℓ₁ margin misses of the widest one, relative"),
             "control_missed": ((), found["margin"][-1], "the same of the widest ℓ₂ margin"),
         },
@@ -200,8 +208,9 @@ def _dataset(
             axis("gap", list(_UNEVEN), "1 − s, s the shape of the start"),
             axis("shape", list(shapes), "shape s of the start"),
             axis("norm", list(_NORMS), "‖b‖₁ of the classifier"),
+            axis("programme", ["interpolant", "classifier"], "linear programme"),
         ],
-    )
+    )  # fmt: skip
 
 
 class _Approach(NamedTuple):
@@ -259,6 +268,8 @@ def _finding(dataset: xr.Dataset, problem: Problem, rows: int, sparse: Sparse, w
                   "at the smallest and at the largest scale", least=True),
             Check("least ℓ₁ norms off the bound by their dual solution", float(np.max([sparse.gap, widest.gap])), _GAP,
                   "relative, of the interpolant and of the widest margin"),
+            Check("dual certificates off those by the signs of b", largest_of(dataset.certificate_missed), _GAP,
+                  "the larger of the interpolant and of the widest margin"),
             Check("what the classifier misses of the widest ℓ₁ margin", margin, _MARGIN, "relative"),
             Check("what the widest ℓ₂ margin misses of it, a control", control / margin, _TELLS,
                   "over what the classifier misses", least=True),

@@ -14,7 +14,7 @@ from ..problems.handwritten import digit_pair
 from ..signatures import Count, Positive, Seed, above, at_least, at_most, distinct, each, increasing
 from .axes import arranged, axis, largest_of, least_of
 from .base import STUDIES, Progress, Study
-from .homogeneous import Linear, Model, Separated, TwoLayer, descent, deviation, perceptron, scale
+from .homogeneous import Linear, Model, Separated, TwoLayer, descended, descent, deviation, perceptron, scale
 from .margin import Margin, largest_margin
 
 # Of γ·min|margin|: above the first the sigmoid is the indicator to 4e-18, and gradient descent is the perceptron;
@@ -22,12 +22,14 @@ from .margin import Margin, largest_margin
 THRESHOLD, _BELOW, _LOW, _HIGH = 40.0, 4.0, 12.0, 24.0
 
 _ROUND_OFF, _APART, _RATE, _GAP, _BEYOND = 1e-12, 1e-8, 0.05, 1e-10, 2.0
+_WRITTEN = 1e-6  # of a distance, and of its rate, by two routes, beyond their round-off
 _PRODUCT = 1e-4  # round-off of a margin, up to 1e-13, over the least that is allowed
 _NOISE = 0.1  # of the start of the two layers, around 1
 _FAMILY_BOUND, _LARGE = 5.0, 40  # R²/μ² of the family: R² = 5/4 and μ = ½; the least n of the largest
 
 LONG_NAMES = {
     "deviation": "largest distance of θ/c of gradient descent from θ̂ of the perceptron, over ‖θ̂‖",
+    "deviation_written": "the same of gradient descent whose steps are written out",
     "scale": "c: step size of the linear model, scale of the start of the two layers",
     "least_margin": "margin nearest to 0 by which a step of the perceptron was decided",
     "product_off": "the product that c makes with that margin of the model that is trained, off the one asked for",
@@ -159,6 +161,13 @@ def _limit(runs: dict[str, tuple[Model, Separated, float]], products: Sequence[f
     ]
     return {
         "deviation": (("model", "product"), apart),
+        "deviation_written": (
+            ("model", "product"),
+            [
+                [descended(model, found, c, step) for c in line]
+                for (model, found, step), line in zip(runs.values(), scales, strict=True)
+            ],
+        ),
         "scale": (("model", "product"), scales),
         "least_margin": ("model", [found.least for _, found, _ in runs.values()]),
         "product_off": (
@@ -226,6 +235,24 @@ def _decay(dataset: xr.Dataset) -> np.ndarray:
     return -np.polyfit(between["product"].values, np.log(between.deviation.values.T), 1)[0]
 
 
+def _off_written(dataset: xr.Dataset, decay: np.ndarray) -> tuple[float, float]:
+    """How far the distances between, and the rate at which they fall, are from those of steps written out, relatively.
+
+    Beyond their round-off, which is what is left of the distance above the threshold. Below, a sample may come so near
+    to the boundary that steps of both routes go apart.
+    """
+    between = dataset.sel(product=slice(_LOW, _HIGH))
+    left = dataset.deviation.where(dataset["product"] > THRESHOLD, drop=True).max("product", skipna=False)
+    written = between.deviation_written
+    floor = 2 * left / written
+    x = between["product"] - between["product"].mean()
+    weights = x / (x**2).sum()
+    rate = -(weights * np.log(written)).sum("product", skipna=False)
+    apart = abs(between.deviation - written) / written - floor
+    slower = abs(decay - rate) / abs(rate) - (abs(weights) * floor).sum("product", skipna=False)
+    return largest_of(apart.clip(min=0)), largest_of(slower.clip(min=0))
+
+
 def _finding(dataset: xr.Dataset, title: str, signed: np.ndarray, margin: Margin, normalised: Separated) -> Finding:
     above_it = largest_of(dataset.deviation.where(dataset["product"] > THRESHOLD, drop=True))
     below_it = least_of(dataset.deviation.where(dataset["product"] <= _BELOW, drop=True))
@@ -270,6 +297,7 @@ def _checks(
     dataset: xr.Dataset, apart: tuple[float, float], decay: np.ndarray, bound: float, family: float
 ) -> tuple[Check, ...]:
     size, steps = int(dataset["size"][-1]), int(dataset.family_steps[-1])
+    written = _off_written(dataset, decay)
     over = "sup over the steps and both models, over ‖θ̂‖"
     return (
         Check(f"gradient descent from the perceptron, γ·min|margin| above {THRESHOLD:g}", apart[0], _ROUND_OFF, over),
@@ -285,6 +313,18 @@ def _checks(
             float(np.abs(decay - 1).max()),
             _RATE,
             "largest of both models",
+        ),
+        Check(
+            f"the distance, γ·min|margin| from {_LOW:g} to {_HIGH:g}, off that of steps written out",
+            written[0],
+            _WRITTEN,
+            "relative, beyond round-off, largest of both models",
+        ),
+        Check(
+            "the rate at which it falls off that of steps written out",
+            written[1],
+            _WRITTEN,
+            "relative, beyond round-off, largest of both models",
         ),
         Check(
             "γ·min|margin| of the models that are trained off that of the perceptron",

@@ -8,7 +8,7 @@ from small import SMALL, dataset
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
-from neuralode_flow.studies import STUDIES, interpolant
+from neuralode_flow.studies import STUDIES, bias, interpolant
 from neuralode_flow.studies.bias import Sparse, least_l1, reached, widest_l1
 
 SLOW = pytest.mark.slow
@@ -85,6 +85,48 @@ def test_planted_faults_are_seen(fault, monkeypatch):
         monkeypatch.setattr(interpolant, "_NORMS", (1.0, 3.0))
         seen = "what the widest ℓ₂ margin misses of it, a control"
     assert not checks()[seen].holds
+
+
+CERTIFICATES = "dual certificates off those by the signs of b"
+
+
+@pytest.mark.parametrize("size", [0.99, 1.01])
+@pytest.mark.parametrize("name", ["least_l1", "widest_l1"])
+def test_a_certificate_that_is_off_by_one_percent_is_seen(name, size, monkeypatch):
+    """The order that it decides is held to 5 %."""
+    right = getattr(interpolant, name)
+
+    def off(*given):
+        found = right(*given)
+        return found._replace(certificate=size * found.certificate)
+
+    monkeypatch.setattr(interpolant, name, off)
+    assert {name for name, check in checks(shapes=[0.0]).items() if not check.holds} == {CERTIFICATES}
+
+
+def test_a_formula_of_certificates_that_is_off_is_seen(monkeypatch):
+    right = bias._certificate
+    monkeypatch.setattr(bias, "_certificate", lambda *given: 1.01 * right(*given))
+    assert not checks(shapes=[0.0])[CERTIFICATES].holds
+
+
+@pytest.mark.parametrize("rows", [2, 4, 6])
+def test_the_signs_of_b_ask_for_the_certificate_of_the_programme(rows):
+    generator = np.random.default_rng(rows)
+    for _ in range(20):
+        x = generator.standard_normal((rows, 10))
+        found = least_l1(x, generator.standard_normal(rows))
+        assert bias.certificate_missed(x, found) < 1e-9
+        assert bias.certificate_missed(x, found._replace(certificate=0.999 * found.certificate)) > 1e-6
+
+
+def test_of_many_certificates_each_is_one_but_none_below_the_least():
+    """b of two entries for four rows: the signs leave η two dimensions."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((4, 10))
+    found = least_l1(x, x @ np.array([1.0, -2.0, *np.zeros(8)]))
+    assert bias.certificate_missed(x, found) < 1e-9
+    assert bias.certificate_missed(x, found._replace(certificate=0.0)) > 1e-2
 
 
 def test_what_does_not_suit_it_is_refused():

@@ -26,6 +26,8 @@ PULL_BACK, READ = TwoLayer.pull_back, Linear.read
 LIMIT = "gradient descent from the perceptron, γ·min|margin| above 40"
 CONTROL = "the same at most 4, a control"
 RATE = "the rate at which it falls with γ·min|margin| from 1"
+WRITTEN = "the distance, γ·min|margin| from 12 to 24, off that of steps written out"
+WRITTEN_RATE = "the rate at which it falls off that of steps written out"
 PRODUCT = "γ·min|margin| of the models that are trained off that of the perceptron"
 BOUND = "steps of the perceptron over nR²/μ²"
 FAMILY = "steps on the family of n samples off their number"
@@ -165,7 +167,30 @@ def test_every_check_of_counts_can_fail():
     assert again(family_descent_steps=found.family_descent_steps + 1) == {FAMILY}
     assert again(product_off=found.product_off * 0 + 0.01) == {PRODUCT}
     assert again(family_steps=found.family_steps * 0 + 3) == {FAMILY, WITHOUT}
-    assert again(deviation=found.deviation * np.nan) == {LIMIT, CONTROL, RATE}
+    assert again(deviation=found.deviation * np.nan) == {LIMIT, CONTROL, RATE, WRITTEN, WRITTEN_RATE}
+    assert again(deviation_written=found.deviation_written * np.nan) == {WRITTEN, WRITTEN_RATE}
+
+
+@pytest.mark.parametrize("size", [0.99, 1.01])
+def test_a_distance_that_is_off_by_one_percent_is_seen(monkeypatch, size):
+    """Its logarithm falls as fast."""
+    right = perceptron.deviation
+    monkeypatch.setattr(perceptron, "deviation", lambda *given: size * right(*given))
+    assert failing(run()) == {WRITTEN}
+
+
+@pytest.mark.parametrize("size", [0.99, 1.01])
+def test_a_rate_that_is_off_by_one_percent_is_seen(monkeypatch, size):
+    """It is held to 1 within 5 %, to which it tends."""
+    right = perceptron._decay
+    monkeypatch.setattr(perceptron, "_decay", lambda *given: size * right(*given))
+    assert WRITTEN_RATE in again()
+
+
+def test_a_sigmoid_of_a_steeper_loss_by_one_percent_is_seen(monkeypatch):
+    loss = other_loss(lambda m: -logsigmoid(1.01 * m) / 1.01)
+    monkeypatch.setattr(homogeneous, "MeanLogistic", loss)
+    assert failing(run()) >= {WRITTEN, WRITTEN_RATE}
 
 
 def test_what_has_no_limit_is_said():
