@@ -24,9 +24,10 @@ from ..orders import ABOVE_FLOOR, Order, local_orders, observed_order
 from ..parallel import side_by_side
 from ..problems import Problem
 from ..signatures import Count, Depths, Positive, Seed, Workers, above, below, known
+from ..time.descend import descend
 from . import settling
 from .axes import arranged, axis, largest_of, time
-from .base import STUDIES, Clock, Progress, Study
+from .base import STUDIES, Clock, Progress, Study, whole
 
 # How far the last two local orders may be from that of the layers, and the largest part of the distance of gradient
 # flow at which the central flow may be from gradient descent.
@@ -38,6 +39,9 @@ _HELD, _PROJECTED = 0.02, 0.02
 # Between the two routes to a sharpness: round-off, relatively, and in gradients of the loss what second derivatives of
 # z add where the minimiser is not quite reached.
 _ROUTES, _SECOND = 1e-9, 10.0
+
+# Of steps: between the times, and the means of two iterates, by two routes; round-off.
+_SAME = 1e-9
 
 _FINER = 4  # nodes more on each panel, to measure the error of the grid
 _DRAWS = 20  # starts for a case, of which the first that shows an edge is taken
@@ -62,6 +66,8 @@ LONG_NAMES = {
     "error_grid": "error of final_sharpness that the depth grid makes at infinite depth",
     "error_central": "distance of W of the central flow from that in steps twice as long, L² norm; second half",
     "unprojected": "|⟨V − v, V⟩| over ‖v‖², V and v the velocities of central and gradient flow; last central W",
+    "times_off": "distance of output times of both flows from those of gradient descent and half a step, in steps",
+    "means_off": "distance of the first mean from that of two iterates, over the step between them",
     "routes": "distance of final_sharpness at infinite depth from that by Lanczos' method",
     "end_routes": "distance of end_sharpness from that by Lanczos' method",
     "least_routes": "distance of least_sharpness from that by Lanczos' method, at balanced weights",
@@ -75,6 +81,7 @@ LONG_NAMES = {
     "case_ratio": "case_central over case_flow",
     "case_edge": "2/η of the case",
     "case_end": "sharpness in which gradient flow ends in the case",
+    "case_times_off": "times_off of the case",
     "case_drawn": "starts that were drawn before, and show no edge",
 }
 
@@ -212,6 +219,9 @@ def _descent(plan: _Plan, rate: float, L: int) -> dict[str, Any]:
     }
     if L == _INFINITE:
         means = settling.means(flow, path.W, rate)
+        next_one = whole(descend(flow, start, 1, "gd", rate), f"a step of {name}").state
+        step = settling.apart(flow, next_one[None], start[None])
+        found |= {"means_off": float(settling.apart(flow, means[:1], (start + next_one)[None] / 2) / step)}
         found |= {"means": means, "routes": abs(float(sharpness(flow, rest.state).value) - rest.sharpness)}
     return found
 
@@ -243,6 +253,7 @@ def _limit(plan: _Plan, rate: float, _: int) -> dict[str, Any]:
         of: {
             "loss": path.loss[::2],
             "sharpness": settling.sharpness_along(flow, path.W[::2]),
+            "times": path.times,
             "W": path.W[1::2],
             "z": path.z[1::2],
         }
@@ -283,6 +294,7 @@ def _dataset(
     drawn = [found["case", i] for i in range(cases)]
     late = len(means) // 2
     apart = settling.apart(flow, limit["central"]["W"], found["coarse", 0])
+    times_off = [settling.times_off(limit[of]["times"], descent["times"], at.rate) for of in ("flow", "central")]
     variables: dict[str, Any] = {
         "sharpness_descent": (("depth", "time"), torch.stack([entry["sharpness"] for entry in of])),
         "loss_descent": (("depth", "time"), torch.stack([entry["loss"] for entry in of])),
@@ -293,6 +305,8 @@ def _dataset(
         "error_grid": ((), abs(found["finer", 0] - rest[-1, 0])),
         # A method of order 2: half as long leaves a quarter.
         "error_central": ((), float(apart[late:].max()) * (1.0 if _may_be_longer(plan, at.rate) else 4 / 3)),
+        "times_off": ((), largest_of(times_off)),
+        "means_off": ((), descent["means_off"]),
         "routes": ((), descent["routes"]),
         **{name: ((), value) for name, value in _ends(plan, at).items()},
         "unprojected": ((), limit["unprojected"]),
@@ -399,6 +413,13 @@ def _checks(dataset: xr.Dataset, last: np.ndarray, expected: float, settled: flo
             "distance of the central flow from gradient descent over that of gradient flow",
             _most(dataset.case_ratio.values), _NEARER, "L² norm of W, sup over the second half, largest of the cases",
         ),
+        Check(
+            "times of the flows off those of gradient descent",
+            largest_of([float(dataset.times_off), largest_of(dataset.case_times_off)]), _SAME,
+            "in steps, largest of the start and of the cases",
+        ),
+        Check("mean of the first two iterates, by a velocity and by a step", float(dataset.means_off), _SAME,
+              "over the step"),
         Check("largest sharpness of the central flow from 2/η", held, _HELD, "relative, infinite depth"),
         Check(
             "velocity of the central flow from a projection of that of gradient flow", float(dataset.unprojected),

@@ -195,6 +195,12 @@ def halves(times: Tensor, rate: float) -> Tensor:
     return torch.stack((times, times + rate / 2), dim=-1).flatten()
 
 
+def times_off(times: Tensor, steps: Tensor, rate: float) -> float:
+    """By how many steps times are off those at which gradient descent was looked at, and half a step later, in turn."""
+    expected = torch.stack((steps, steps + rate / 2), dim=-1).flatten()
+    return float((times - expected).abs().max() / rate)
+
+
 def flowed(clock: Clock, flow: Flow, state: Tensor, times: Tensor, name: str) -> Path:
     """Gradient flow at those times."""
     path = integrate(flow, state, times, observe=_weights, **clock.options(f"{name}-path"))
@@ -289,7 +295,9 @@ def case(
         )
         late = len(mean) // 2
         of_flow, of_central = (float(apart(flow, path.W[1::2], mean)[late:].max()) for path in paths)
-        return {"flow": of_flow, "central": of_central, "edge": found.value, "end": found.flow, "drawn": drawn}
+        off = max(times_off(path.times, descent.times, found.rate) for path in paths)
+        ends = {"edge": found.value, "end": found.flow}
+        return {"flow": of_flow, "central": of_central, **ends, "times_off": off, "drawn": drawn}
     raise NotSettled(
         f"none of {len(starts)} drawn starts shows an edge; of the last: {why}; change study.detour, or study.between"
     )

@@ -17,6 +17,8 @@ from neuralode_flow.studies import STUDIES, edge, settling
 
 STUDY = STUDIES["edge"]
 ORDERS = "the last two local orders from 2"
+TIMES = "times of the flows off those of gradient descent"
+MEANS = "mean of the first two iterates, by a velocity and by a step"
 RATIO = "distance of the central flow from gradient descent over that of gradient flow"
 
 
@@ -150,9 +152,28 @@ def test_every_check_can_fail():
     beyond = ("depth", found.final_sharpness.values + 0.5)
     assert failing(again(final_sharpness=beyond)) == ["final sharpness over 2/η"]
     assert failing(again(routes=1e-3)) == ["final sharpness − that by Lanczos' method"]
+    assert failing(again(times_off=1e-3)) == [TIMES]
+    assert failing(again(case_times_off=("case", [np.nan]))) == [TIMES]
+    assert failing(again(means_off=1e-3)) == [MEANS]
     # Errors that the grid, or training that is not at its end, may have made decide nothing.
     assert failing(again(error_grid=1e-3)) == [ORDERS]
     assert failing(again(left=("depth", [1e-3, *found.left.values[1:]]))) == [ORDERS]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fault", "sees"),
+    [
+        (edge, "_times", lambda right, plan, rate: 1.01 * right(plan, rate), TIMES),
+        (settling, "halves", lambda right, times, rate: right(times, 1.01 * rate), TIMES),
+        (settling, "means", lambda right, flow, W, rate: right(flow, W, 1.01 * rate), MEANS),
+    ],
+    ids=["times", "halves", "means"],
+)
+def test_what_is_compared_one_percent_beside_its_time_is_seen(monkeypatch, where, name, fault, sees):
+    """The central flow is nearer to gradient descent than gradient flow all the same."""
+    right = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *given: fault(right, *given))
+    assert failing(run(depths=[2, 4, 8])) in ([sees], [ORDERS, sees])
 
 
 @pytest.mark.parametrize("fault", ["the flow", pytest.param("half the rate", marks=pytest.mark.slow)])
