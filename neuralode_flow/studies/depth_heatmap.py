@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import count, positive, seeded
 from ..depth import DepthSolver
-from ..depth.grid import DepthGrid
+from ..depth.grid import DepthGrid, Profile
 from ..finding import Check, Claim, Finding
 from ..flows.continuous import ContinuousFlow
 from ..flows.finite import FiniteFlow
@@ -22,10 +22,11 @@ from ..problems import Problem
 from ..signatures import Depths, Seed
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
-from .axes import arranged, axis, depth
+from .axes import arranged, axis, depth, largest_of
 from .base import STUDIES, Clock, Progress, Reads, Study, whole
 
 _ORDER = 0.05
+_WRITTEN = 1e-6  # of what is measured of the first depth, by two routes to one limit: round-off
 
 
 def run(
@@ -93,8 +94,55 @@ def run(
         gaps.append(torch.linalg.matrix_norm(path.z - reference.z).numpy())
     later = np.array(distances)[:, 1:]  # at iteration 0 the layers are the profile
     found = [observed_order(np.array(depths), column, floor) for column in later.T]
-    dataset = _dataset(depths, distances, gaps, floor, found)
+    written = _written(problem, profile, depths[0], rate, solver.grid, reference)
+    pairs = zip((distances, gaps), written, strict=True)
+    off = [largest_of(np.abs(measured[0][1:] / own[1:] - 1)) for measured, own in pairs]
+    dataset = _dataset(depths, distances, gaps, floor, found).assign(
+        written_off=(
+            (),
+            largest_of(off),
+            {"long_name": "distances at the first L off those of steps written out, relative"},
+        )
+    )
     return _finding(dataset, f"Marion et al. 2023, figure 1: {problem.title}", found).attached(dataset)
+
+
+def _written(
+    problem: Problem, profile: Profile, L: int, rate: float, grid: DepthGrid, reference: Trajectory
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distances in W and in z of L layers after each step, (iterations + 1,) each, written out in NumPy.
+
+    W_k ← W_k − γL ∂f/∂W_k of f(U_L … U_1), U_k = I + W_k/L, by products of all other layers; the limit by the
+    polynomials of its panels.
+    """
+    assert reference.observed is not None
+    limit, limit_z = (values.detach().cpu().double().numpy() for values in (reference.observed, reference.z))
+    eye, s = np.eye(limit.shape[-1]), (np.arange(L) + 0.5) / L
+    nodes, panel = grid.nodes.cpu().numpy(), np.minimum((s * grid.panels).astype(int), grid.panels - 1)
+    own = [slice(k * grid.order, (k + 1) * grid.order) for k in panel]
+    at = np.stack([np.tensordot(_lagrange(nodes[k], x), limit[:, k], (0, 1)) for k, x in zip(own, s, strict=True)], 1)
+    W = np.stack([profile(float(x)).detach().cpu().double().numpy() for x in s])
+    apart, apart_z = [], []
+    for n in range(len(limit)):
+        U = eye + W / L
+        before, after = [eye], [eye]  # U_{k−1} … U_1 and U_L … U_{k+1}
+        for k in range(L - 1):
+            before.append(U[k] @ before[-1])
+            after.append(after[-1] @ U[L - 1 - k])
+        z = U[-1] @ before[-1]
+        apart.append(np.sqrt(np.square(W - at[n]).sum((1, 2)).mean()))
+        apart_z.append(np.sqrt(np.square(z - limit_z[n]).sum()))
+        slope = problem.loss.gradient(torch.as_tensor(z).to(reference.z)).detach().cpu().double().numpy()
+        W = W - rate * np.stack([A.T @ slope @ B.T for A, B in zip(after[::-1], before, strict=True)])
+    return np.array(apart), np.array(apart_z)
+
+
+def _lagrange(nodes: np.ndarray, x: float) -> np.ndarray:
+    """The Lagrange polynomials of nodes at x."""
+    gaps = nodes[:, None] - nodes + np.eye(len(nodes))
+    ratios = (x - nodes) / gaps
+    np.fill_diagonal(ratios, 1.0)
+    return np.asarray(ratios.prod(1))
 
 
 def _dataset(
@@ -131,6 +179,12 @@ def _finding(dataset: xr.Dataset, title: str, found: Sequence[Order]) -> Finding
         ),
         checks=(
             Check("the order at each iteration from 1", off, _ORDER, "largest over the iterations"),
+            Check(
+                f"distances at L = {int(first.depth)} off those of steps written out",
+                float(dataset.written_off),
+                _WRITTEN,
+                "relative, of W and z, largest over the iterations",
+            ),
             Check("error in depth of the limit", error_grid, norm="largest over the iterations, L² over depth"),
         ),
         orders=by_iteration,
