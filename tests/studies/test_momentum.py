@@ -117,15 +117,38 @@ def test_a_distance_from_the_flow_that_is_off_shows(monkeypatch, scheme, steps, 
     assert failing(found(refinements=[1, 2, 4, 8, 16])) == {APART}
 
 
-@pytest.mark.parametrize(
-    ("horizon", "friction", "refinements"),
-    [(2.0, 0.4, [2, 3, 4]), (2.0, 0.4, [2, 4, 6]), (2.0, 0.2, [1, 2, 3, 4]), (2.0, 0.2, [1, 2, 4, 6])],
+FEW = pytest.mark.parametrize(
+    ("friction", "refinements"), [(0.4, [2, 3, 4]), (0.4, [2, 4, 6]), (0.2, [1, 2, 3, 4]), (0.2, [1, 2, 4, 6])]
 )
-def test_a_limit_that_few_and_large_steps_do_not_tell_is_no_fault(horizon, friction, refinements):
+
+
+def large_steps(friction, refinements):
     inputs, options = SMALL["momentum"]()
-    clock = replace(inputs["clock"], times=torch.linspace(0, horizon, 5, dtype=torch.float64))
+    clock = replace(inputs["clock"], times=torch.linspace(0, 2.0, 5, dtype=torch.float64))
     changes = {"depths": [2], "friction": friction, "refinements": refinements}
-    assert not failing(Finding.of(STUDIES["momentum"].run(**inputs | {"clock": clock}, **(options | changes))))
+    return Finding.of(STUDIES["momentum"].run(**inputs | {"clock": clock}, **(options | changes)))
+
+
+@FEW
+def test_a_limit_that_few_and_large_steps_do_not_tell_is_no_fault(friction, refinements):
+    assert not failing(large_steps(friction, refinements))
+
+
+@FEW
+@pytest.mark.parametrize("size", [0.99, 1.01])
+def test_a_distance_that_is_off_shows_by_a_limit_of_smaller_steps_where_few_are_large(
+    monkeypatch, friction, refinements, size
+):
+    """Their own limit is known to 5 to 20 % of the least distance."""
+    right = momentum._distances
+
+    def off(*given):
+        found = right(*given)
+        found["distance"] *= size
+        return found
+
+    monkeypatch.setattr(momentum, "_distances", off)
+    assert failing(large_steps(friction, refinements)) == {APART}
 
 
 def test_two_steps_have_no_limit_that_is_known():
