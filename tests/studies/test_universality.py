@@ -6,9 +6,11 @@ import small
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
-from neuralode_flow.studies import STUDIES
+from neuralode_flow.kernels import LogMean
+from neuralode_flow.studies import STUDIES, universality
 from neuralode_flow.studies.universality import LARGE
 from neuralode_flow.time.rules.adam import Adam
+from neuralode_flow.time.rules.gd import GradientDescent
 from neuralode_flow.time.rules.normalised import Normalised
 
 
@@ -28,7 +30,7 @@ def test_all_checks_hold_and_say_which_rule_they_are_of():
     assert finding.status == "ok"
     assert failing(finding) == []
     assert finding.passed
-    assert len(finding.checks) == 7
+    assert len(finding.checks) == 8
     assert {"gd", LARGE, "muon", "adam", "sgd"} <= set(dataset.rule.values.tolist())
     assert "Starts that are not fan out under all of them." in finding.verdict
     assert "(most under " in finding.verdict
@@ -88,6 +90,23 @@ def test_controls_that_are_relaxed_balanced_fail():
 def test_steps_that_are_not_large_fail():
     _, finding = found(large=1e-4)
     assert "gd in large steps, distance from the flow" in failing(finding)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fault"),
+    [
+        (universality, "_off_the_flow", lambda right: lambda *given: 1.01 * right(*given)),
+        (universality, "_off_the_flow", lambda right: lambda *given: 0.99 * right(*given)),
+        (LogMean, "log_rate", lambda right: lambda *given: 1.01 * right(*given)),
+        (GradientDescent, "step", lambda right: lambda self, n, W: W + 1.01 * (right(self, n, W) - W)),
+    ],
+    ids=["larger", "smaller", "kernel", "rule"],
+)
+def test_a_distance_from_the_flow_that_is_off_by_one_percent_is_seen(monkeypatch, where, name, fault):
+    """It must be a fan, which it is all the same."""
+    monkeypatch.setattr(where, name, fault(getattr(where, name)))
+    _, finding = found(rules=["gd"])
+    assert "that distance against that from its own limit in smaller steps" in failing(finding)
 
 
 def test_a_rule_that_goes_astray_is_said_and_does_not_pass():
