@@ -144,7 +144,7 @@ def test_a_distance_that_is_off_shows_by_a_limit_of_smaller_steps_where_few_are_
 
     def off(*given):
         found = right(*given)
-        found["distance"] *= size
+        found["distance"][0] *= size  # with β = 1 − αh
         return found
 
     monkeypatch.setattr(momentum, "_distances", off)
