@@ -10,6 +10,11 @@ from setuptools import Extension, find_packages, setup
 sources = sorted(glob("neuralode_flow/depth/engine/*.[ch]"))
 made_of = hashlib.sha256(b"".join(Path(name).read_bytes() for name in sources)).hexdigest()
 
+# One that was made of others is made anew, whatever the times of the files say.
+for built in map(Path, glob("neuralode_flow/depth/engine/_engine*")):
+    if made_of.encode() not in built.read_bytes():
+        built.unlink()
+
 # Made where there is a C compiler that understands it; without it torch does the same, slower. It is loaded by ctypes.
 # Loops take up to a third longer with -fwrapv, which Python asks for.
 engine = Extension(

@@ -52,8 +52,8 @@ def underived(name: str, value: Any, what: str) -> None:
     """Raises TypeError where a derivative, or a transform of torch, is asked of what sees numbers: it would be zero."""
     if isinstance(value, Tensor) and derived(value):
         raise TypeError(
-            f"{name} must be plain numbers: {what} from them alone, carries no derivatives in {name} and takes no part "
-            f"in transforms of torch.func; pass {name}.detach()"
+            f"{name} must be plain numbers: {what} from them alone, so that there are no derivatives in {name}, and no "
+            f"transforms of torch.func; pass {name}.detach()"
         )
 
 

@@ -99,7 +99,7 @@ class ErrorTable:
     title : str
     depths : list of int
     errors : dict of str to list of float
-        A column for each label.
+        A column for each label, as long as `depths`.
     floor : float
         Errors down to it are the solver's own.
     what : str
@@ -137,7 +137,8 @@ class Finding:
     notes : dict of str to str
         Further text for the report, by its title.
     numbers : dict
-        Further entries of summary.json.
+        Further entries of summary.json; one that has the name of what is stated, and says something else, is there
+        under `own_` and its name.
     """
 
     study: str
@@ -193,7 +194,14 @@ class Finding:
         return {name: plain(part) for name, part in parts.items()}
 
     def attached(self, dataset: xr.Dataset) -> xr.Dataset:
-        """The dataset with this finding in its attributes."""
+        """The dataset with this finding in its attributes; raises ValueError where a table lacks some of its errors."""
+        for table in self.tables:
+            for label, errors in table.errors.items():
+                if len(errors) != len(table.depths):
+                    raise ValueError(
+                        f"errors of {label!r} in the table {table.title!r} must be one for each of "
+                        f"{len(table.depths)} depths, NaN where there is none; got {len(errors)}"
+                    )
         named = {"study": self.study, "problem": self.problem, "status": self.status, "verdict": self.verdict}
         return dataset.assign_attrs(named | {_ATTRIBUTE: json.dumps(self.parts(), ensure_ascii=False)})
 
@@ -273,7 +281,12 @@ class Finding:
             record["checks"] = [asdict(check) for check in self.checks]
         if self.orders:
             record["observed_orders"] = [order._asdict() for order in self.orders[:MOST_ORDERS]]
-        return plain(record | dict(self.numbers))
+        record = plain(record)
+        # What is stated is not overruled: a status of the study's own would be read as that of the run.
+        own = {name: plain(value) for name, value in self.numbers.items()}
+        return record | {
+            (f"own_{name}" if name in record and record[name] != one else name): one for name, one in own.items()
+        }
 
 
 ERRORS_OF_Z = "error of the end-to-end map, sup over the output times"

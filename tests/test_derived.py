@@ -8,7 +8,7 @@ from cases import positive_matrix, randn
 
 import neuralode_flow as nf
 
-ALONE = "must be plain numbers: .* carries no derivatives in .* pass .*detach"
+ALONE = "must be plain numbers: .* no derivatives in .* pass .*detach"
 TIMES, SIGMA, TAU = torch.tensor([0.1, 0.5]), torch.tensor([0.5, 0.2]), torch.tensor([2.0, 1.0])
 Z0 = positive_matrix(3, seed=1)
 GRID = nf.DepthGrid.gauss(2, 6)

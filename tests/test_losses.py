@@ -1,5 +1,6 @@
 """Losses that are no square maps' own: linear observations and separable residuals."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -258,3 +259,13 @@ def test_a_value_that_is_no_tensor_is_refused_in_words(kind, recorded):
 
     with torch.set_grad_enabled(recorded), pytest.raises(TypeError, match="the loss Own must give a torch tensor, got"):
         nf.integrate(nf.FiniteFlow(4, Own()), nf.identity(2), [0.0, 1.0])
+
+
+def test_a_readout_that_is_trained_stays_the_tensor_that_was_given():
+    x, readout = randn(5, 3, seed=1), torch.nn.Parameter(randn(2, 3, seed=2))
+    for loss in (
+        nf.Regression(x, randn(5, 2, seed=3), readout=readout),
+        nf.LOSSES["log_cosh"](x, randn(5, 2, seed=3), readout=readout),
+    ):
+        assert loss.readout is readout
+        assert torch.equal(copy.deepcopy(loss).readout, readout)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import neuralode_flow as nf
 from neuralode_flow.app.terminal import show_member
-from neuralode_flow.finding import Check, Finding
+from neuralode_flow.finding import Check, ErrorTable, Finding
 from neuralode_flow.orders import Order
 from neuralode_flow.registry import Registry
 
@@ -307,3 +307,18 @@ def test_another_format_is_refused_by_a_sentence_and_a_missing_folder_too(tmp_pa
 def test_an_error_that_is_not_known_is_not_said():
     assert str(Order(2.0, 0.01, 5)) == "2.00 ± 0.01 over 5 depths"
     assert str(Order(2.0, float("nan"), 5)) == "2.00 over 5 depths"
+
+
+def test_numbers_of_a_finding_do_not_overrule_what_it_states():
+    stated = {"study": "s", "problem": "p", "status": "the budget was used up", "verdict": "v"}
+    numbers = {"status": "ok", "passed": True, "error": 0.1, "problem": "p", "more": 3}
+    record = Finding(**stated, checks=(Check("c", 2.0, 1.0),), numbers=numbers).record()
+    assert [record[name] for name in ("status", "passed", "error", "more")] == ["the budget was used up", False, 2.0, 3]
+    assert [record[f"own_{name}"] for name in ("status", "passed", "error")] == ["ok", True, 0.1]
+    assert "own_problem" not in record
+
+
+def test_a_table_of_a_finding_has_an_error_for_each_depth():
+    table = ErrorTable("Errors", [2, 4], {"euler": [0.1, 0.05], "exp": [0.1]})
+    with pytest.raises(ValueError, match=r"errors of 'exp' in the table 'Errors' .* each of 2 depths, .* got 1"):
+        Finding(study="s", problem="p", status="ok", verdict="v", tables=(table,)).attached(xr.Dataset())

@@ -90,9 +90,12 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     _wanted.clear()
     job.foreseen()
     end_openmp()  # a plugin, or a launcher, may have used them
-    reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:  # a limit of open files
+        return _FAILED, f"no process could be made for it: {error.strerror or error}"
     try:
         with forking(signal.valid_signals()) as mask:
             parent, child = os.getpid(), os.fork()

@@ -95,7 +95,10 @@ def prepare(study: str, formats: Sequence[str], configure: Callable[[], None]) -
         import scipy.integrate  # noqa: F401  # what both need, once
 
     fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
+    try:
+        ours, theirs = fork.Pipe()
+    except OSError:  # a limit of open files: this one draws
+        return
     process = fork.Process(target=_wait, args=(os.getpid(), ours, theirs, study, formats, configure))
     try:
         with forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -119,7 +119,7 @@ class DepthGrid:
     order: int
     nodes: Tensor
     weights: Tensor
-    chosen_by: str = ""
+    chosen_by: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         kind = "" if self.nodes.dtype == torch.float64 else str(self.nodes.dtype).removeprefix("torch.")

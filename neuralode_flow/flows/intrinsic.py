@@ -137,7 +137,7 @@ class IntrinsicFlow:
 
     def knows_jacobian(self, state: Tensor) -> bool:
         """Whether the loss has a `hessian` and the kernel a `slope`, and nothing but numbers is asked for."""
-        known = hasattr(self.loss, "hessian") and hasattr(self.kernel, "slope")
+        known = hasattr(self.loss, "hessian") and callable(getattr(self.kernel, "slope", None))
         return known and own_velocity(self, IntrinsicFlow) and plain(state)
 
     def jacobian(self, state: Tensor) -> Tensor:

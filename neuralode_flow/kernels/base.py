@@ -96,13 +96,20 @@ def _check_values_of(name: str, kernel: Any) -> None:
         _check_boundary(name, kernel, sigma)
     if getattr(kernel, "keeps_sign", False):
         _check_log_rate(name, kernel, sigma[0], K[0])
-    if hasattr(kernel, "slope"):
+    if callable(getattr(kernel, "slope", None)):
         _check_slope(name, kernel, sigma[0])
 
 
 def _check_slope(name: str, kernel: Any, sigma: Tensor) -> None:
     """Raises unless `slope` is that of K, from dK_ab = slope_ab dσ_a + slope_ba dσ_b: else steps shrink to nothing."""
-    S, source = kernel.slope(sigma), Source(sigma.dtype, sigma.device)
+    source = Source(sigma.dtype, sigma.device)
+    try:
+        S = kernel.slope(sigma)
+    except Exception as error:
+        raise ValueError(
+            f"{name} has a slope that raises {type(error).__name__}: {error}; mend it (derivatives are off where it is "
+            f"asked for), or leave it out"
+        ) from error
     if not isinstance(S, Tensor) or S.shape != (3, 3):
         got = tuple(S.shape) if isinstance(S, Tensor) else type(S).__name__
         raise ValueError(f"{name} must have slopes (..., d, d) for sigma (..., d), got {got} for sigma (3,)")

@@ -26,6 +26,11 @@ class Table:
         return (self.inputs, y) if rows is None else (self.inputs[rows], y[rows])
 
 
+def kept(readout: Tensor | None) -> Tensor | None:
+    """A copy, which later writing does not reach; a readout through which derivatives are taken stays itself."""
+    return readout if readout is None or readout.requires_grad else readout.clone()
+
+
 def check_samples(x: Tensor, y: Tensor, readin: Tensor | None, readout: Tensor | None) -> tuple[Tensor, int]:
     """The inputs of z, `(n, d)`, and d; raises unless samples, readin and readout fit together."""
     matrices = {"x": x, "y": y, "readin": readin, "readout": readout}
@@ -89,7 +94,7 @@ class Regression:
         scale = x.shape[0] ** 0.5
         factor = torch.linalg.qr(torch.cat((inputs, y), dim=1) / scale, mode="r").R
         self._x, self._y = factor[:, :d].contiguous(), factor[:, d:].contiguous()
-        self.readout = None if readout is None else readout.clone()  # as samples and readin are what they were
+        self.readout = kept(readout)  # as samples and readin are what they were
         # Copies, as the factor is one: what is later written into x or y changes neither the whole nor a part.
         self.samples = Table(inputs.clone(), y.clone())
         self.dimension: int | None = d

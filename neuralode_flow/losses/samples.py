@@ -11,7 +11,7 @@ from torch import Tensor
 from ..display import first_of
 from ..matrices import each_product
 from .base import loss_said
-from .regression import Table, check_samples
+from .regression import Table, check_samples, kept
 
 
 class Samples:
@@ -31,7 +31,7 @@ class Samples:
     def __init__(self, x: Tensor, y: Tensor, readin: Tensor | None = None, readout: Tensor | None = None) -> None:
         inputs, d = check_samples(x, y, readin, readout)
         # All of them are copies, as the products with a readin are: what is written later is in none of them.
-        self.x, self.y, self.readout = inputs.clone(), y.clone(), None if readout is None else readout.clone()
+        self.x, self.y, self.readout = inputs.clone(), y.clone(), kept(readout)
         self.dimension: int | None = d
         self.shape = (d, d)
 

@@ -33,7 +33,7 @@ class Pace:
         self._told: Any
         try:
             self._told = Value(c_bool, False, lock=_lock())  # in memory that forked processes share
-        except OSError:  # without /dev/shm, or where that is full, no processes are side by side either
+        except (OSError, ImportError):  # without /dev/shm, or where that is full, no processes are side by side either
             self._told = synchronized(c_bool(False), cast("Any", threading.RLock()))
 
     def watch(self, method: str) -> Report | None:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from inspect import ismemberdescriptor, signature
 from pathlib import Path
@@ -100,6 +100,9 @@ def _attributes(value: Any) -> dict[str, Any] | None:
     if isinstance(value, ModuleType):
         return None
     own: dict[str, Any] = getattr(value, "__dict__", {})
+    if is_dataclass(value) and not isinstance(value, type):  # what is no part of it when it is compared is none here
+        left_out = {part.name for part in fields(value) if not part.compare}
+        own = {name: item for name, item in own.items() if name not in left_out}
     if isinstance(value, torch.nn.Module):  # however deep its parts lie in one another
         own = {name: item for name, item in own.items() if not name.startswith("_")}
         return own | {"parameters": dict(value.named_parameters()), "buffers": dict(value.named_buffers())}

@@ -49,7 +49,7 @@ R = TypeVar("R")
 _RESOLVED = 1e-3
 
 # Where a checkpoint has the state of the last row that runs of more steps have as well, if it is another.
-_RECORDED = "recorded"
+_RECORDED = "_recorded_state"
 
 # A loss that has grown to so many times 1 + its start does not come back: float64 has no digits left for it.
 GROWN = 1e12

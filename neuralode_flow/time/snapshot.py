@@ -17,7 +17,7 @@ from .trajectory import Trajectory
 from .watch import Watch
 
 # Where a checkpoint has the state in the coordinates of the method, and that of the last row, if it is another.
-_CARRIED, _LAST = "carried", "last"
+_CARRIED, _LAST = "carried", "_last_state"
 
 
 @dataclass(frozen=True, eq=False)

@@ -197,6 +197,22 @@ def test_a_kernel_with_the_slope_of_another_is_refused(slope, words):
         nf.IntrinsicFlow(nf.Quadratic(torch.eye(3)), kernel)
 
 
+def test_a_slope_that_raises_is_told_of_and_one_that_is_none_is_not_known():
+    class Raises(nf.LogMean):
+        def slope(self, sigma):
+            raise NotImplementedError("not yet")
+
+    class Without(nf.LogMean):
+        slope = None
+
+    loss = nf.Quadratic(torch.eye(2))
+    with pytest.raises(ValueError, match=r"slope that raises NotImplementedError: not yet; mend it .* leave it out"):
+        nf.IntrinsicFlow(loss, Raises())
+    flow = nf.IntrinsicFlow(loss, Without())
+    assert not flow.knows_jacobian(2 * torch.eye(2))
+    assert nf.integrate(flow, 2 * torch.eye(2), [0.0, 1.0], "RK45").status == "ok"
+
+
 def test_a_kernel_with_a_slope_of_its_own_is_taken():
     kernel = kernel_of(lambda a, b: a * b, True)
     kernel.slope = lambda sigma: sigma.unsqueeze(-2).expand(*sigma.shape, sigma.shape[-1])

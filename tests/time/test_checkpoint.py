@@ -18,6 +18,7 @@ from neuralode_flow import archive
 from neuralode_flow.files import InUse, locked
 from neuralode_flow.interrupt import postponed
 from neuralode_flow.time.base import fixed_steps
+from neuralode_flow.time.checkpoint import description
 
 TARGET = torch.diag(torch.tensor([2.0, 0.5, 1.5]))
 LIMIT = nf.IntrinsicFlow(nf.Quadratic(TARGET), nf.LogMean())
@@ -414,3 +415,17 @@ def test_a_trajectory_is_saved_and_loaded(tmp_path):
     assert again.stats == path.stats
     with pytest.raises(ValueError, match="not a run that can go on"):
         nf.integrate(flow, flow.sample(smooth_profile(3, seed=1)), TIMES, checkpoint=tmp_path / "path.npz")
+
+
+def test_how_a_grid_was_chosen_is_no_part_of_a_run(tmp_path):
+    """A checkpoint of before this was known of a grid was refused, with `chosen_by = None, now it is ''`."""
+    file, loss = tmp_path / "run", nf.Quadratic(2 * torch.eye(2))
+    W0 = nf.balanced(torch.tensor([[1.0, 0.3], [0.0, 0.8]]))
+    chosen = nf.DepthGrid.auto(W0, 1e-6)
+    given = nf.DepthGrid.gauss(chosen.panels, chosen.order)
+    begun, again = nf.ContinuousFlow(chosen, loss), nf.ContinuousFlow(given, loss)
+    assert "chosen_by" not in str(description(begun))
+    state = begun.sample(W0)
+    nf.integrate(begun, state, [0.0, 2.0], "DOP853", max_evaluations=30, checkpoint=file)
+    path = nf.integrate(again, state, [0.0, 2.0], "DOP853", checkpoint=file)
+    assert torch.equal(path.z, nf.integrate(again, state, [0.0, 2.0], "DOP853").z)
