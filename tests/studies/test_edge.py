@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from cases import slow
 from small import SMALL, dataset
 
 import neuralode_flow as nf
@@ -164,7 +165,7 @@ def test_every_check_can_fail():
     ("where", "name", "fault", "sees"),
     [
         (edge, "_times", lambda right, plan, rate: 1.01 * right(plan, rate), TIMES),
-        (settling, "halves", lambda right, times, rate: right(times, 1.01 * rate), TIMES),
+        *slow((settling, "halves", lambda right, times, rate: right(times, 1.01 * rate), TIMES)),
         (settling, "means", lambda right, flow, W, rate: right(flow, W, 1.01 * rate), MEANS),
     ],
     ids=["times", "halves", "means"],

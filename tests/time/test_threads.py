@@ -66,8 +66,7 @@ def test_a_blas_that_comes_with_an_import_has_one_thread_too():
     assert largest == 1
 
 
-@pytest.mark.parametrize("entry", ["main", "plot", "collect"])
-@pytest.mark.parametrize("own", [None, "20"])
+@pytest.mark.parametrize(("entry", "own"), [("main", None), ("main", "20"), ("plot", None), ("collect", None)])
 def test_idle_threads_of_blas_sleep_in_commands(entry, own):
     program = (
         "import os, sys\n"
