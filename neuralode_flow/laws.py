@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .checks import floating, same_kind
 from .depth.collocation import Collocation
-from .depth.engine import multiply, neighbours
+from .depth.engine import multiply
+from .depth.engine.compiled import neighbours
 from .depth.grid import DepthGrid, check_grid
 
 

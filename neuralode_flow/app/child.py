@@ -94,18 +94,18 @@ def _in_a_child(work: Work) -> tuple[int, str]:
     sys.stderr.flush()
     try:
         reader, writer = os.pipe()
-    except OSError as error:  # a limit of open files
+        try:
+            with forking(signal.valid_signals()) as mask:
+                parent, child = os.getpid(), os.fork()
+                if child == 0:
+                    _be_child(work, writer, parent, mask)
+        except OSError:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+    except OSError as error:  # a limit of open files, of processes or of memory
         return _FAILED, f"no process could be made for it: {error.strerror or error}"
-    try:
-        with forking(signal.valid_signals()) as mask:
-            parent, child = os.getpid(), os.fork()
-            if child == 0:
-                _be_child(work, writer, parent, mask)
-    except OSError as error:  # a limit of processes or of memory
-        os.close(reader)
-        return _FAILED, f"no process could be made for it: {error.strerror or error}"
-    finally:
-        os.close(writer)
     try:
         with os.fdopen(reader, "rb") as pipe:
             reason, *imported = pipe.read().decode(errors="replace").split("\0")

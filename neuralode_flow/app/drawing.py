@@ -97,17 +97,11 @@ def prepare(study: str, formats: Sequence[str], configure: Callable[[], None]) -
     fork = multiprocessing.get_context("fork")
     try:
         ours, theirs = fork.Pipe()
-    except OSError:  # a limit of open files: this one draws
-        return
-    process = fork.Process(target=_wait, args=(os.getpid(), ours, theirs, study, formats, configure))
-    try:
-        with forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other
+        process = fork.Process(target=_wait, args=(os.getpid(), ours, theirs, study, formats, configure))
+        with theirs, forking([signal.SIGINT]):  # Ctrl-C reaches both: this one ends the other
             process.start()
-    except OSError:  # a limit of processes or of memory: this one draws
-        ours.close()
+    except OSError:  # a limit of open files, of processes or of memory: this one draws
         return
-    finally:
-        theirs.close()
     _other = process, ours
     atexit.register(dismiss)
 

@@ -155,19 +155,16 @@ def _models(signed: np.ndarray, seed: int) -> dict[str, Model]:
 def _limit(runs: dict[str, tuple[Model, Separated, float]], products: Sequence[float]) -> dict[str, Any]:
     """Gradient descent against each model's perceptron, by the product that decides whether they are one."""
     scales = [[scale(model, found, product) for product in products] for model, found, _ in runs.values()]
-    apart = [
-        [deviation(model, found, c, step) for c in line]
-        for (model, found, step), line in zip(runs.values(), scales, strict=True)
-    ]
+    apart, written = (
+        [
+            [measure(model, found, c, step) for c in line]
+            for (model, found, step), line in zip(runs.values(), scales, strict=True)
+        ]
+        for measure in (deviation, descended)
+    )
     return {
         "deviation": (("model", "product"), apart),
-        "deviation_written": (
-            ("model", "product"),
-            [
-                [descended(model, found, c, step) for c in line]
-                for (model, found, step), line in zip(runs.values(), scales, strict=True)
-            ],
-        ),
+        "deviation_written": (("model", "product"), written),
         "scale": (("model", "product"), scales),
         "least_margin": ("model", [found.least for _, found, _ in runs.values()]),
         "product_off": (

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import by_torch, compiled, explicit, on_device
 from .by_torch import Stepped
 
-__all__ = ["Engine", "Stepped", "choose", "explicit", "multiply", "neighbours"]
+__all__ = ["Engine", "Stepped", "choose", "explicit", "multiply"]
 
 if TYPE_CHECKING:
     from ..grid import DepthGrid
@@ -76,8 +76,3 @@ def choose(W: Tensor) -> Engine:
 def multiply(one: Tensor, other: Tensor) -> Tensor:
     """The products of matrices of two batches `(..., d, d)`, by the engine that takes the first."""
     return choose(one).multiply(one, other)
-
-
-def neighbours(W: Tensor, *, mean: bool) -> Tensor | None:
-    """The law between neighbouring layers `(..., L, d, d)` by the compiled engine; None where it does not take them."""
-    return compiled.neighbours(W, mean=mean)
