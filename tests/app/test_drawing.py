@@ -96,12 +96,13 @@ def test_there_is_no_other_process_where_it_gains_nothing(monkeypatch, instead):
     assert drawing._other is None
 
 
-def test_where_no_process_can_be_made_this_one_draws(beside, monkeypatch):
-    def none():
+@pytest.mark.parametrize("which", ["os.fork", "multiprocessing.connection.Pipe"])
+def test_where_no_process_can_be_made_this_one_draws(beside, monkeypatch, which):
+    def none(*arguments):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as limited:
-        limited.setattr(os, "fork", none)
+        limited.setattr(which, none)
         limited.setattr("os.sched_getaffinity", lambda process: {0, 1})
         limited.delitem(sys.modules, "torch")
         drawing.prepare("closure", ("png",), lambda: None)

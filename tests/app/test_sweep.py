@@ -143,16 +143,19 @@ def test_a_member_computes_in_threads_where_those_of_the_command_have_worked(tmp
     assert not (tmp_path / "failed.json").exists()
 
 
-def test_a_member_for_which_no_process_can_be_made_has_failed(command, monkeypatch):
-    fork, forks = os.fork, []
+@pytest.mark.parametrize("limited", ["fork", "pipe"])
+def test_a_member_for_which_no_process_can_be_made_has_failed(command, monkeypatch, limited):
+    right, calls = getattr(os, limited), []
 
     def no_second():
-        forks.append(1)
-        if len(forks) == 2:
+        if sys._getframe(1).f_code.co_name != "_in_a_child":
+            return right()
+        calls.append(1)
+        if len(calls) == 2:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return fork()
+        return right()
 
-    monkeypatch.setattr(os, "fork", no_second)
+    monkeypatch.setattr(os, limited, no_second)
     ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,ok")
     assert ended.status == 1
     assert names("sweep", "summary.json") == {"0", "2"}
