@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,14 @@ def browser(window: Browser, page: Path) -> Iterator[Browser]:
     assert window.log() == []
 
 
+@cache
+def charts() -> list[str]:
+    """The charts of a page, in their order."""
+    return list(FIGURES["convergence"](dataset()))
+
+
 def chart(name: str) -> int:
-    return list(FIGURES["convergence"](dataset())).index(name)
+    return charts().index(name)
 
 
 def shapes(browser: Browser, name: str, panel: int = 0) -> list[str]:
@@ -131,7 +138,7 @@ def press(browser: Browser, name: str | int, text: str) -> None:
 
 def test_all_figures_are_drawn_and_the_verdict_is_first(browser: Browser) -> None:
     assert browser.run("return document.querySelectorAll('.chart').length") == 5
-    assert all(len(shapes(browser, name)) >= 3 for name in FIGURES["convergence"](dataset()))
+    assert all(len(shapes(browser, name)) >= 3 for name in charts())
     assert browser.run("return document.querySelector('h1').nextElementSibling.textContent") == "All is well."
     assert browser.run("return performance.getEntriesByType('resource').length") == 0  # nothing else is loaded
 
