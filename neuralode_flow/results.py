@@ -18,6 +18,7 @@ import xarray as xr
 
 from .files import CONFIG, RESULTS, as_path, atomic_path, check_seal, check_version, last_bytes, opened, seal
 from .interrupt import postponed
+from .storable import as_attribute, storable
 
 FILE = RESULTS
 VERSION = 1
@@ -56,7 +57,7 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
     with atomic_path(path) as temporary, _Kept(temporary, "w+") as stream:
         try:
             with postponed(True):  # what is only half made complains when it is forgotten
-                plain = _with_attributes(dataset.drop_encoding(), _written)  # no compression, in one piece
+                plain = _with_attributes(storable(dataset).drop_encoding(), _written)  # no compression, in one piece
                 plain.to_netcdf(stream, engine="h5netcdf")
             size = stream.seek(0, io.SEEK_END)
             line = f"\nneuralode_flow results {VERSION} {seal(stream, 0, size)}\n"
@@ -72,43 +73,30 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
 Attributes = dict[str, Any]
 
 
-def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes], Attributes]) -> xr.Dataset:
-    """The same with other attributes, of itself and of each variable."""
+def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes, bool], Attributes]) -> xr.Dataset:
+    """The same with other attributes, of itself and of each variable; `change` is told whether that has dates."""
     other = dataset.copy()
     owners: list[Any] = [other, *other.variables.values()]
     for owner in owners:
-        owner.attrs = change(owner.attrs)
+        dated = isinstance(owner, xr.Variable) and owner.dtype.kind in "mM"
+        owner.attrs = change(owner.attrs, dated)
     return other
 
 
-def _written(attributes: Attributes) -> Attributes:
+def _written(attributes: Attributes, dated: bool) -> Attributes:
     """Attributes as netCDF can hold them, those that have a meaning to its readers under another name."""
     named = {str(name): value for name, value in attributes.items()}
-    return {_OURS + name if _means(name, value) else name: _as_written(value) for name, value in named.items()}
+    return {_OURS + name if _means(name, value, dated) else name: as_attribute(value) for name, value in named.items()}
 
 
-def _read(attributes: Attributes) -> Attributes:
+def _read(attributes: Attributes, dated: bool) -> Attributes:
     """The same under the names that they had."""
     return {name.removeprefix(_OURS): value for name, value in attributes.items()}
 
 
-def _means(name: str, value: Any) -> bool:
+def _means(name: str, value: Any, dated: bool) -> bool:
     """Whether readers of netCDF would take an attribute for how values are to be read, or refuse it."""
-    return name in _MEANINGS or name.startswith(_OURS) or (name == "units" and " since " in str(value))
-
-
-def _as_written(value: Any) -> Any:
-    """Numbers for truth values, and text for what is neither numbers nor text: netCDF has neither."""
-    if isinstance(value, (str, bytes)):
-        return value
-    try:
-        kind = np.asarray(value).dtype.kind
-    except ValueError:  # of lists of different lengths
-        kind = "O"
-    if kind == "b":
-        return np.asarray(value).astype(np.int64)[()]
-    words = kind == "U" and all(isinstance(word, str) for word in np.ravel(np.asarray(value, dtype=object)))
-    return value if words or kind in "iufc" else repr(value)
+    return name in _MEANINGS or name.startswith(_OURS) or (name == "units" and (dated or " since " in str(value)))
 
 
 class _Kept(io.FileIO):

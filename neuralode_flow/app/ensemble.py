@@ -21,6 +21,7 @@ from .. import results
 from ..finding import MEMBERS, STATUS, Finding
 from ..parallel import processors, side_by_side
 from ..problems import PROBLEMS, Problem
+from ..storable import storable
 from ..studies import STUDIES
 from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
@@ -248,7 +249,8 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
     rows = [_stated(job, dataset) for dataset in found]
     ran = {place: dataset for place, dataset in enumerate(found) if isinstance(dataset, xr.Dataset)}
     datasets = [
-        _at_output_times(_renamed(dataset), times, _ended_early(dataset, rows[place])) for place, dataset in ran.items()
+        _at_output_times(_renamed(storable(dataset)), times, _ended_early(dataset, rows[place]))
+        for place, dataset in ran.items()
     ]
     whole = [rows[place]["status"] == "ok" for place in ran]
     first = datasets[_first(whole)] if datasets else xr.Dataset()

@@ -34,6 +34,7 @@ from ..initial import INITIALS
 from ..intrinsic.systems import SYSTEMS, System
 from ..problems import PROBLEMS, Problem
 from ..signatures import parameters
+from ..storable import REWRITTEN, storable
 from ..studies import STUDIES
 from ..studies.base import AnyClock, Clock, Schedule, Steps, Study, summarise
 from ..studies.heldout import told
@@ -100,6 +101,7 @@ def run(job: Job, command: str, folder: Path, resume: Path | None = None, member
                 dataset = found(job, taken, folder / CHECKPOINTS, report)
             with _failing(f"study={job.study.name} has ended, but cannot be summed up"):
                 summary, finding = _summed_up(study, dataset, started, folder)
+                dataset = _as_stored(dataset, said)
             with _failing(f"the results could not be written to {folder}"):
                 summary |= {"warnings": said, "device": device_name(job.machine)}
                 if inputs:
@@ -137,6 +139,18 @@ def _summed_up(study: Study, dataset: xr.Dataset, started: float, folder: Path) 
         except Exception:  # the first of the two is to be mended first
             raise error from None
         raise ValueError(f"{error}; its dataset is in {path}") from error
+
+
+def _as_stored(dataset: xr.Dataset, said: list[str]) -> xr.Dataset:
+    """The dataset as results.nc holds it, and figures draw it now and later; what differs is said."""
+    dataset = storable(dataset)
+    told = dataset.attrs.get(REWRITTEN)
+    if told is None and REWRITTEN in dataset.variables:
+        told = f"members differ in what it is ({REWRITTEN} in it says so)"
+    if told is not None:
+        said.append(f"{results.FILE} holds the dataset otherwise than the study gave it, as netCDF cannot: {told}")
+        complain(f"warning: {said[-1]}")
+    return dataset
 
 
 def _keeps(job: Job, member: bool, seconds: float) -> bool:

@@ -248,19 +248,19 @@ FIGURES.register("mine")(FigureSet(lambda dataset: {"one": line(dataset.x), "two
 
 
 @pytest.mark.parametrize(
-    ("returned", "words", "saved"),
+    ("returned", "words", "kept"),
     [
-        ("xr.Dataset({'x': ('i', [1.0, 2.0])})", "the dataset states no finding", True),
-        ("xr.Dataset({'x': ('i', [object()])})", "the dataset states no finding", False),
+        ("xr.Dataset({'x': ('i', [1.0, 2.0])})", "the dataset states no finding", [1.0, 2.0]),
+        ("xr.Dataset({'x': ('i', [{1}, 2.0])})", "the dataset states no finding", ["{1}", "2.0"]),
         (
             "Finding(study='mine', problem='', status='ok', verdict='', numbers={'n': [*range(300_000)]})"
             ".attached(xr.Dataset({'x': ('i', [1.0, 2.0])}))",
             "its summary would have",
-            True,
+            [1.0, 2.0],
         ),
     ],
 )
-def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, words, saved):
+def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, words, kept):
     imports = "import xarray as xr; from neuralode_flow.finding import Finding"
     module = f"{imports}; from neuralode_flow.studies import STUDIES, Study\ndef run():\n    return {returned}\n"
     (tmp_path / "mine.py").write_text(f'{module}STUDIES.register("mine")(Study(run))\n')
@@ -268,10 +268,56 @@ def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, wor
     assert ended.returncode == 1
     assert "study=mine has ended, but cannot be summed up: " in ended.stderr
     assert words in ended.stderr
-    assert ("its dataset is in out/results.nc" in ended.stderr) == saved
-    if saved:
-        assert results.open(tmp_path / "out/results.nc").x.values.tolist() == [1.0, 2.0]
+    assert "its dataset is in out/results.nc" in ended.stderr
+    assert results.open(tmp_path / "out/results.nc").x.values.tolist() == kept
     assert not (tmp_path / "out/summary.json").exists()
+
+
+ODD = """
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from neuralode_flow.figures import FIGURES, FigureSet
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Study
+
+def run(*, seed: int = 0):
+    mixed = np.array([seed, {"third": np.array([1 / 3])}], dtype=object)
+    found = xr.Dataset({"mixed": ("i", mixed), "a/b": ("i", [1 / 3, seed])}, attrs={"told": {"a": np.array([1 / 3])}})
+    return Finding(study="odd", problem="p", status="ok", verdict="v").attached(found)
+
+def line(dataset):
+    figure = Figure()
+    figure.subplots().plot(dataset.a_b)
+    return figure
+
+STUDIES.register("odd")(Study(run))
+FIGURES.register("odd")(FigureSet(lambda dataset: {"one": line(dataset)}, {}))
+"""
+
+
+def test_a_dataset_that_netcdf_cannot_hold_is_kept_all_the_same_and_the_run_says_how(tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    command = ["study=odd", "plugins=[odd]", "figures=png"]
+    ended = forked(tmp_path, *command, "study.seed=5", "resume=one")
+    assert ended.returncode == 0, ended.stderr
+    words = "a/b is called a_b; mixed has texts in place of values that netCDF has no kind for"
+    assert words in ended.stderr
+    assert any(words in text for text in json.loads((tmp_path / "one/summary.json").read_text())["warnings"])
+    assert "a/b is called a_b" in (tmp_path / "one/report.html").read_text()
+    dataset = results.open(tmp_path / "one")
+    assert dataset.a_b.values.tolist() == [1 / 3, 5]
+    assert dataset.mixed.values.tolist() == ["5", "{'third': [0.3333333333333333]}"]
+    assert dataset.attrs["told"] == "{'a': [0.3333333333333333]}"
+
+    ended = forked(tmp_path, *command, "members=3", "resume=members")
+    assert ended.returncode == 0, ended.stderr
+    assert words in ended.stderr
+    assert results.open(tmp_path / "members").a_b.values.tolist() == [[1 / 3, 0], [1 / 3, 1], [1 / 3, 2]]
+
+    ended = forked(tmp_path, "-m", *command, "study.seed=7,8", "resume=sweep")
+    assert ended.returncode == 0, ended.stderr
+    assert [results.open(tmp_path / f"sweep/{i}").a_b.values[1] for i in (0, 1)] == [7, 8]
 
 
 STUDY = """
