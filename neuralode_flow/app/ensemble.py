@@ -27,7 +27,6 @@ from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
 from ..time.trajectory import SAME_TIME, common_times
 from .errors import Stop, first_line
-from .plugins import sources
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import (
@@ -145,8 +144,6 @@ def at_once(job: Job, workers: int) -> int:
 def _digest(job: Job) -> str:
     """What tells the parts of a run from those of another: a shorter one, of a changed table or plugin."""
     what = [_FORMAT, computing(flat(job.plain)), job.inputs()]
-    if plugins := sources(job.machine.plugins):
-        what.append(plugins)
     said = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 

@@ -6,10 +6,15 @@ named by `plugins=[MODULE]`.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import importlib.util
+import site
 import sys
-from collections.abc import Sequence
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
@@ -42,25 +47,95 @@ def load(modules: Sequence[str]) -> None:
 
 
 def sources(modules: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of the files of all plugins that are loaded, and were named so, as they were when imported."""
+    """The SHA-256 of the files of all plugins that are loaded, and were named so, as they were when imported.
+
+    Modules in the same folder that a plugin imports are among its files.
+    """
     names = dict.fromkeys([*(module for module, _ in installed()), *modules])
     return {name: _SOURCES[name][1] for name in names if name in _SOURCES}
 
 
 def _note(module: str) -> None:
-    """Keeps what the files of a plugin hold, where it was imported anew: all of its package, if it is in one."""
+    """Keeps what the files of a plugin hold, where it was imported anew."""
     own = sys.modules[module]
     if module in _SOURCES and _SOURCES[module][0] is own.__spec__:
         return
-    whole = sys.modules.get(module.partition(".")[0], own)
-    home = getattr(whole, "__file__", None) if hasattr(whole, "__path__") else None
-    file = getattr(own, "__file__", None)
-    paths = sorted(Path(home).parent.rglob("*.py")) if home else [Path(file)] if file else []
     found = hashlib.sha256()
-    for path in paths:
+    for path in _files(module):
         with suppress(OSError):
             found.update(path.read_bytes())
     _SOURCES[module] = own.__spec__, found.hexdigest()
+
+
+def _files(module: str) -> list[Path]:
+    """The files of a plugin: all of its package, if it is in one, and those beside it that these import, in turn."""
+    own = sys.modules[module]
+    whole = sys.modules.get(module.partition(".")[0], own)
+    home = getattr(whole, "__file__", None) if hasattr(whole, "__path__") else None
+    file = getattr(own, "__file__", None)
+    if home is None and file is None:
+        return []
+    own_files = sorted(Path(home).parent.rglob("*.py")) if home else [Path(str(file))]
+    parts = module.split(".")
+    above = len(parts) if Path(str(file)).name == "__init__.py" else len(parts) - 1
+    place = Path(home).parents[1] if home else Path(str(file)).parents[above]
+    if _is_installation(place):  # what lies beside it there is of others
+        return own_files
+    found = dict.fromkeys(own_files)
+    waiting = [*own_files]
+    while waiting:
+        path = waiting.pop()
+        beside = [other for name in _imports(path, place) for other in _beside(name, place) if other not in found]
+        found |= dict.fromkeys(beside)
+        waiting += beside
+    return [*own_files, *sorted({*found} - {*own_files})]
+
+
+def _is_installation(place: Path) -> bool:
+    """Whether Python keeps what is installed, or itself, in this folder."""
+    known = {Path(path) for path in (*sysconfig.get_paths().values(), site.getusersitepackages())}
+    return place in known or place.name in ("site-packages", "dist-packages")
+
+
+def _imports(path: Path, place: Path) -> Iterator[str]:
+    """The names of modules that a file imports, wherever in it; what may be one in a package is among them."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # which its import has told
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # Python would not import it either
+        return
+    package = path.relative_to(place).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join([*above, *filter(None, [node.module])])
+            yield from filter(None, [name, *(f"{name}.{alias.name}".removeprefix(".") for alias in node.names)])
+
+
+def _beside(name: str, place: Path) -> list[Path]:
+    """The files of a module, or of its whole package, that lies in this folder and is found there by its name."""
+    top = name.partition(".")[0]
+    if top == __package__.partition(".")[0] or not _is_found(top, place):
+        return []
+    package = place / top
+    if (package / "__init__.py").is_file():
+        return sorted(package.rglob("*.py"))
+    file = place.joinpath(*name.split(".")).with_suffix(".py")
+    return [file] if file.is_file() else []
+
+
+def _is_found(top: str, place: Path) -> bool:
+    """Whether Python has a module from this folder, or would; another one may have its name."""
+    if not (place / top).is_dir() and not (place / f"{top}.py").is_file():
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+    return any(found is not None and Path(found).is_relative_to(place) for found in places)
 
 
 @cache

@@ -19,7 +19,7 @@ from ..files import CONFIG, RESULTS, InUse, atomic_write, expanded, locked, remo
 from ..untrusted import LONGEST_CONFIG, parse_yaml, read_json, read_yaml
 from .errors import BadInput
 from .records import FAILED, SUMMARY, read_summary, status
-from .schema import Job
+from .schema import PLUGIN, Job
 
 CHECKPOINTS = "checkpoints"
 MULTIRUN = "multirun.yaml"  # what Hydra writes into the folder of a sweep
@@ -243,10 +243,17 @@ def _refuse_other_inputs(folder: Path, before: Any, inputs: Callable[[], Mapping
     if not isinstance(before, dict):  # it has read none, or is of a version that kept no digests
         return
     changed = [key for key, digest in inputs().items() if before.get(key, digest) != digest]
-    if changed:
+    tables = [key for key in changed if not key.startswith(PLUGIN)]
+    if tables:
         raise BadInput(
-            f"{folder} holds a run with other data: the contents of {', '.join(changed)} have changed since; choose "
+            f"{folder} holds a run with other data: the contents of {', '.join(tables)} have changed since; choose "
             f"another folder"
+        )
+    if changed:
+        named = "the " + ", the ".join(changed)
+        raise BadInput(
+            f"{folder} holds a run of other code: {named} or modules imported there have changed since; choose another "
+            f"folder, or remove this one to run it again (neuralode-flow-plot draws its results anew)"
         )
 
 

@@ -287,7 +287,13 @@ class Job:
         return self._yaml
 
     def inputs(self) -> dict[str, str]:
-        """The SHA-256 of each file that the problem is read from, by the setting that names it."""
+        """The SHA-256 of each file that the problem is read from, by the setting that names it, and of each plugin."""
+        from .plugins import sources
+
+        own = {f"{PLUGIN}{name}": found for name, found in sources(self.machine.plugins).items()}
+        return self._tables() | own
+
+    def _tables(self) -> dict[str, str]:
         if self.problem is None:
             return {}
         from ..problems import PROBLEMS, InputFile
@@ -310,6 +316,7 @@ def _read_back(node: Any) -> Any:
     return [*map(_read_back, node)] if isinstance(node, (list, tuple)) else node
 
 
+PLUGIN = "plugin "  # begins the name of an input that is a module of the user's own
 SECTIONS = ("problem", "initial", "system", "depth", "time", "study")
 
 

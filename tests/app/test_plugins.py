@@ -273,6 +273,66 @@ def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, wor
     assert not (tmp_path / "out/summary.json").exists()
 
 
+SIZED = """
+import xarray as xr
+from neuralode_flow.finding import Finding
+from neuralode_flow.studies import STUDIES, Study
+
+def run(*, seed: int = 0):
+    from {helper} import SIZE
+    finding = Finding(study="sized", problem="p", status="ok", verdict="v", numbers={{"size": SIZE}})
+    return finding.attached(xr.Dataset({{"x": ("i", [SIZE, float(seed)])}}))
+
+STUDIES.register("sized")(Study(run))
+"""
+
+
+def test_a_finished_run_whose_plugin_has_changed_is_refused_as_with_a_changed_table(tmp_path):
+    module = tmp_path / "sized.py"
+    line = ["study=sized", "plugins=[sized]", "figures=none"]
+    commands = [
+        [*line, "resume=one"],
+        [*line, "members=2", "resume=members"],
+        ["-m", *line, "study.seed=1", "resume=S"],
+    ]
+    module.write_text("class here: SIZE = 1.0\nimport sys; sys.modules['here'] = here\n" + SIZED.format(helper="here"))
+    for command in commands:
+        for again in (False, True):
+            ended = forked(tmp_path, *command)
+            assert ended.returncode == 0, ended.stderr
+            assert ("this run is finished" in ended.stdout) == again
+    module.write_text(module.read_text().replace("1.0", "3.0"))
+    words = "holds a run of other code: the plugin sized or modules imported there have changed since; choose another"
+    for command, status in zip(commands, (2, 2, 1), strict=True):
+        ended = forked(tmp_path, *command)
+        assert ended.returncode == status
+        assert words in ended.stderr
+        assert "this run is finished" not in ended.stdout
+    assert "0 of 1 members have finished in S" in ended.stderr
+
+
+@pytest.mark.parametrize("helper", ["helper", "deep.helper", "whole.part"])
+def test_what_a_plugin_imports_from_its_own_folder_is_of_it(tmp_path, helper):
+    file = tmp_path.joinpath(*helper.split(".")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    if helper == "whole.part":
+        (file.parent / "__init__.py").write_text("")
+    file.write_text("from further import SIZE")
+    (tmp_path / "further.py").write_text("import numpy\nSIZE = 1.0")
+    (tmp_path / "another.py").write_text("")
+    (tmp_path / "numpy.py").write_text("raise ImportError")  # there is another module of this name
+    (tmp_path / "sized.py").write_text(SIZED.format(helper=helper))
+    command = ["study=sized", "plugins=[sized]", "figures=none", "resume=one"]
+    assert forked(tmp_path, *command).returncode == 0
+    for name in ("another.py", "numpy.py"):
+        (tmp_path / name).write_text("pass")
+        assert forked(tmp_path, *command).returncode == 0
+    (tmp_path / "further.py").write_text("SIZE = 3.0")
+    ended = forked(tmp_path, *command)
+    assert ended.returncode == 2
+    assert "the plugin sized or modules imported there have changed since" in ended.stderr
+
+
 ODD = """
 import numpy as np
 import xarray as xr
