@@ -26,6 +26,7 @@ from ..files import digest, expanded
 from ..garbage import uncollected
 from ..registry import Registry, nearest
 from ..signatures import Count, Positive, Range, Seed, Workers, at_least, at_most, idle, known, settings
+from ..untrusted import printable
 from .errors import BadInput, first_line
 
 # Sizes far beyond what can be run: they are refused by name before anything is made.
@@ -342,6 +343,7 @@ def checked(
         name. The message has the key, the value that came, and what is valid.
     """
     top = _plain(config)
+    _check_texts({key: value for key, value in top.items() if key != "resume"})
     loose = {key: value for key, value in top.items() if key not in (*SECTIONS, "members")}
     machine = Machine(**_arguments("", loose, Machine))
     sections = {name: _section(name, top.get(name)) for name in SECTIONS}
@@ -395,6 +397,24 @@ def checked(
         if (why := idle_setting(job, line)) is not None:
             raise BadInput(why)
     return job
+
+
+def _check_texts(node: Any, key: str = "") -> None:
+    """Raises BadInput at a text that is no Unicode, such as a name in another encoding: config.yaml cannot hold it."""
+    if isinstance(node, Mapping):
+        for name, item in node.items():
+            _check_texts(item, f"{key}.{name}".removeprefix("."))
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            _check_texts(item, key)
+    elif isinstance(node, str) and not node.isascii():
+        try:
+            node.encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(
+                f"{key}={printable(node)} is no text in UTF-8, as config.yaml has to be, so that no run could be taken "
+                f"up again; give the file or folder another name"
+            ) from error
 
 
 # What an override sets of a section: `time.horizon=2`, or `problem=digits`; with Hydra's signs or without.

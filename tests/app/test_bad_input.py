@@ -73,6 +73,18 @@ def test_bad_input_is_refused_at_once(command, left_behind, line, words):
     assert left_behind() == []
 
 
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+@pytest.mark.parametrize("key", ["problem.table", "out"])
+def test_a_name_that_is_no_utf_8_is_refused_at_once(command, left_behind, mode, key):
+    """config.yaml was written, and called damaged from then on; a sweep ended in an error of a codec."""
+    own = ["problem.x=[a]", "problem.y=[b]"]
+    settings = ["problem=file", "problem.table=t.csv", *own, f"{key}='t\udcff.csv'"]
+    ended = command(*mode, "study=fake", *settings, "resume=S")
+    assert ended.status == 2
+    assert f"{key}=t\\udcff.csv is no text in UTF-8" in ended.err
+    assert left_behind() == []
+
+
 @pytest.mark.slow
 def test_bad_input_is_refused_under_python_without_assertions(workplace, left_behind):
     line = [sys.executable, "-O", "-m", "neuralode_flow", "problem=teacher", "problem.dimension=0"]
