@@ -31,10 +31,10 @@ from ..files import expanded
 from ..garbage import uncollected
 from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
-from .members import Member, find_folders, is_sweep
+from .members import Member, digest, find_folders, is_sweep
 from .points import Points, composed, experiments_of, own, set_by
 from .records import failure
-from .runfolder import FREE, ended, going_on, has_saved, in_use, make, place, quoted
+from .runfolder import FREE, ended, flat, going_on, has_saved, in_use, make, place, quoted
 from .schema import DRAWN, Job, Machine, checked, idle_setting
 
 _NUMBERED = "${hydra.job.num}"  # hydra.sweep.subdir, unless the user has another
@@ -78,6 +78,7 @@ class Folders(Callback):
             _check_effects(checked_points, common)
             for overrides, job in checked_points.items():
                 _check_experiment(config, overrides, job)
+            _check_twice(lines, checked_points, common)
             sweep = _sweep_folder(config)
             _claim(sweep, config.resume is not False)
         compose_once(checked_points)
@@ -154,6 +155,21 @@ def _check_effects(jobs: Mapping[tuple[str, ...], Job], common: Collection[str])
         whys = (idle_setting(job, line) for job in jobs.values()) if line in common else iter((None,))
         if (first := next(whys)) is not None and None not in whys:
             raise BadInput(first)
+
+
+def _check_twice(
+    lines: Sequence[tuple[str, ...]], jobs: Mapping[tuple[str, ...], Job], common: Collection[str]
+) -> None:
+    """Raises BadInput where two points have the same whole config: they would be taken for draws of their own."""
+    seen: dict[str, str] = {}
+    for overrides in lines:
+        own = [line for line in overrides if line not in common] or overrides
+        said = " ".join(line.removeprefix("++") for line in own)
+        run = digest(flat(jobs[overrides].plain))
+        if (before := seen.get(run)) is not None:
+            both = f"two points, both {said}," if before == said else f"the points {before} and {said}"
+            raise BadInput(f"{both} are one run, which the sweep would count twice; leave one of them out")
+        seen[run] = said
 
 
 def _check_experiment(config: DictConfig, lines: Iterable[str], job: Job) -> None:

@@ -27,7 +27,7 @@ def names(folder, file):
 
 
 def test_members_that_fail_or_are_killed_leave_the_others_alone(command):
-    ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,kill,ok")
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,kill,warn")
     assert ended.status == 1
     assert names("sweep", "summary.json") == {"0", "3"}
     assert names("sweep", "failed.json") == {"1", "2"}
@@ -95,21 +95,21 @@ def test_a_failure_that_a_full_disk_keeps_from_being_recorded_leaves_the_others_
 
 def test_a_member_that_is_told_to_end_leaves_the_others_alone(command):
     """It ended the whole sweep, with the status of one that was told to end, and was recorded nowhere."""
-    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate,ok")
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate,warn")
     assert ended.status == 1
     assert names("sweep", "summary.json") == {"0", "2"}
     assert names("sweep", "failed.json") == {"1"}
     said = "its process was told to end by signal 15 (SIGTERM)"
     assert f"member 1 is started again: {said}" in ended.err
     assert f"failed: {said}" in ended.err
-    ended = command(*FAKE, "resume=other", "study.end=ok,terminate_once,ok")
+    ended = command(*FAKE, "resume=other", "study.end=ok,terminate_once,warn")
     assert ended.status == 0
     assert f"member 1 is started again: {said}" in ended.err
     assert names("other", "summary.json") == {"0", "1", "2"}
 
 
 def test_a_sweep_that_is_told_to_end_ends_with_its_member(command):
-    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate_all,ok")
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,terminate_all,warn")
     assert ended.status == 143
     assert "started again" not in ended.err
     assert names("sweep", "summary.json") == {"0"}
@@ -156,7 +156,7 @@ def test_a_member_for_which_no_process_can_be_made_has_failed(command, monkeypat
         return right()
 
     monkeypatch.setattr(os, limited, no_second)
-    ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,ok")
+    ended = command(*FAKE, "resume=sweep", "study.end=ok,raise,warn")
     assert ended.status == 1
     assert names("sweep", "summary.json") == {"0", "2"}
     assert names("sweep", "failed.json") == {"1"}
@@ -164,7 +164,7 @@ def test_a_member_for_which_no_process_can_be_made_has_failed(command, monkeypat
 
 
 def test_the_same_command_runs_only_what_is_missing(command):
-    line = (*FAKE, "resume=sweep", "study.end=ok,once,ok")
+    line = (*FAKE, "resume=sweep", "study.end=ok,once,warn")
     assert command(*line).status == 1
     done = {path: path.stat().st_mtime_ns for path in Path("sweep").glob("*/summary.json")}
     assert len(done) == 2
@@ -232,8 +232,24 @@ def test_what_one_of_the_members_uses_may_be_common_to_all(command, workplace):
 
 def test_alike_members_have_a_folder_each(command):
     for _ in range(2):
-        assert command(*FAKE, "resume=sweep", "threads=1,2", "problem.seed=0,0").status == 0
-        assert seeds("sweep") == {"0": 0, "1": 0, "2": 0, "3": 0}
+        assert command(*FAKE, "resume=sweep", "threads=1,2", "problem.seed=0").status == 0
+        assert seeds("sweep") == {"0": 0, "1": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["problem.seed=0,1,0"], "two points, both problem.seed=0, are one run"),
+        (["time.horizon=1,2,1.0"], "the points time.horizon=1 and time.horizon=1.0 are one run"),
+        (["problem.seed=4,4"], "problem.seed=4, are one run"),
+    ],
+)
+def test_points_that_are_one_run_are_refused(command, settings, words):
+    """They were two members, in statistics as well."""
+    ended = command(*FAKE, "resume=sweep", *settings)
+    assert ended.status == 2
+    assert words in ended.err
+    assert not Path("sweep").exists()
 
 
 @pytest.mark.usefixtures("finished")
@@ -424,7 +440,7 @@ def test_one_folder_is_enough_for_a_sweep(command):
 
 
 def test_members_that_have_not_run_are_told_of(command, capfd):
-    command(*FAKE, "resume=sweep", "study.end=ok,interrupt,ok")  # Ctrl-C in the second of three
+    command(*FAKE, "resume=sweep", "study.end=ok,interrupt,warn")  # Ctrl-C in the second of three
     assert names("sweep", "summary.json") == {"0"}
     collect.main(["sweep"])
     out = capfd.readouterr().out
