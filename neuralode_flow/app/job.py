@@ -43,7 +43,7 @@ from ..untrusted import MOST_BYTES
 from . import terminal
 from .drawing import Drawing, begun
 from .errors import BadInput, StudyFailed, complain, first_line
-from .records import SUMMARY
+from .records import SUMMARY, UNDRAWN
 from .report import Shown, write_report
 from .runfolder import CHECKPOINTS, ended, going_on, has_saved, held, made_longer, makes_longer
 from .schema import DRAWN, Depth, Descent, Job, Machine, Outputs
@@ -411,7 +411,7 @@ def write(
                 raise
             own = ["--plugins", ",".join(job.machine.plugins)] if job.machine.plugins else []
             again = f"mend it, and run neuralode-flow-plot {shlex.join([*own, str(folder)])}"
-            shown, undrawn = [], f"a figure could not be drawn: {type(error).__name__}: {error}; {again}"
+            shown, undrawn = [], f"{UNDRAWN}{type(error).__name__}: {error}; {again}"
             summary["warnings"] = [*summary["warnings"], undrawn]
         write_report(folder, summary, dataset, config, command, shown)
     atomic_write(folder / SUMMARY, _json(summary))

@@ -47,6 +47,8 @@ class Member:
         Why the launcher has lost it, if it has.
     refused : str
         Why it was not run, if its folder belongs to another run.
+    launched : bool
+        Whether this command has run it.
     """
 
     overrides: tuple[str, ...]
@@ -56,6 +58,7 @@ class Member:
     folder: Path = Path()
     lost: str = ""
     refused: str = ""
+    launched: bool = False
 
     @property
     def settings(self) -> str:

@@ -10,6 +10,7 @@ from ..untrusted import printable, read_json
 
 SUMMARY = "summary.json"
 FAILED = "failed.json"  # why a member of a sweep has failed
+UNDRAWN = "a figure could not be drawn: "  # begins the warning of a run that is whole but for it
 MOST_ENTRIES = 1000  # in a config or a record; ours have 40
 
 
@@ -72,3 +73,13 @@ def failure(folder: Path) -> str | None:
         return str(read_failure(folder / FAILED)["reason"])
     except (OSError, ValueError) as error:
         return str(error)
+
+
+def undrawn(folder: Path) -> str | None:
+    """What a run that is whole says of a figure that could not be drawn, if there was one."""
+    try:
+        said = read_summary(folder / SUMMARY).get("warnings")
+    except (OSError, ValueError):
+        return None
+    texts = said if isinstance(said, list) else []
+    return next((text for text in texts if isinstance(text, str) and text.startswith(UNDRAWN)), None)

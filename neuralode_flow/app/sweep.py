@@ -33,7 +33,7 @@ from . import launchers, local
 from .errors import HYDRA_ERRORS, BadInput, Stop, StudyFailed, complain
 from .members import Member, digest, find_folders, is_sweep
 from .points import Points, composed, experiments_of, own, set_by
-from .records import failure
+from .records import failure, undrawn
 from .runfolder import FREE, ended, flat, going_on, has_saved, in_use, make, place, quoted
 from .schema import DRAWN, Job, Machine, checked, idle_setting
 
@@ -91,12 +91,25 @@ class Folders(Callback):
             missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
+        without = [said for member in _members if (said := _undrawn(member))]
+        for said in without:
+            complain(said)
         if missing:
             # A run that has ended is not computed again, though it did not run whole.
             again = any(not member.refused and ended(member.folder) is None for member, _ in missing)
             others = "; " + going_on(folder, "runs the others") if again else ""
             complain(f"{len(_members) - len(missing)} of {len(_members)} members have finished in {folder}{others}")
+        if missing or without:
             sys.exit(StudyFailed.status)
+
+
+def _undrawn(member: Member) -> str | None:
+    """What there is to say of a member that this command has run whole, but for a figure."""
+    if not member.launched or member.job is None or member.job.machine.figures not in ("all", "png"):
+        return None
+    if (said := undrawn(member.folder)) is None:
+        return None
+    return f"member {member.name} ({member.settings}): the results are whole, in {member.folder}, but {said}"
 
 
 def _before_torch(config: DictConfig, study: str, machine: Machine) -> None:
@@ -260,6 +273,8 @@ def _take_launcher(config: DictConfig, sweep: Path, jobs: dict[tuple[str, ...], 
             _find_folders(config, sweep, members)
         _members.extend(members)
         waiting = [member for member in members if not _has_ended(member)]
+        for member in waiting:
+            member.launched = True
         try:
             with _told(config.verbosity != "quiet"):
                 results = _launched(self, launch, config, sweep, waiting, initial_job_idx) if waiting else ()

@@ -273,6 +273,23 @@ def test_what_a_study_returns_without_a_finding_is_saved(tmp_path, returned, wor
     assert not (tmp_path / "out/summary.json").exists()
 
 
+def test_a_figure_that_raises_is_told_of_a_member_too(tmp_path):
+    """The member was "ok", the sweep had status 0, and the figure was not there."""
+    text = ODD.replace("def line(dataset):", "def line(dataset):\n    assert dataset.a_b[1] != 8, 'not of eight'")
+    (tmp_path / "odd.py").write_text(text)
+    line = ["-m", "study=odd", "plugins=[odd]", "resume=S"]
+    ended = forked(tmp_path, *line, "figures=png", "study.seed=7,8")
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith("neuralode-flow: member 1 (")
+    assert "study.seed=8): the results are whole, in S/1, but a figure could not be drawn: AssertionError: not" in said
+    assert (tmp_path / "S/0/figures/one.png").exists()
+    assert not (tmp_path / "S/1/failed.json").exists()
+    for settings in (["figures=png", "study.seed=7,8"], ["figures=none", "study.seed=9"]):
+        ended = forked(tmp_path, *line, *settings)  # as with a single run
+        assert ended.returncode == 0, ended.stderr
+
+
 SIZED = """
 import xarray as xr
 from neuralode_flow.finding import Finding
