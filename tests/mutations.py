@@ -348,6 +348,8 @@ FAULTS = [
           "len(taken) == own + _DOUBLED", "len(taken) == own", "studies/test_momentum.py"),
     Fault("large steps are compared with a flow that is 1 % too fast", "studies/universality.py",
           "problem.z0, paths[0].times,", "problem.z0, 1.01 * paths[0].times,", "studies/test_universality.py"),
+    Fault("a small start is left in one large step", "studies/leaky_rank.py",
+          "max(float((sizes / speeds).min()), ", "max(float((sizes / speeds).max()), ", "studies/test_leaky_rank.py"),
 ]  # fmt: skip
 
 

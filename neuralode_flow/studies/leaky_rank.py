@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -28,12 +29,14 @@ _SMALL, _LARGE = 0.1, 10.0
 
 CASES = ("orthogonal", "correlated", "large_start")
 _PARTS, _STEP, _POINTS = (8, 4, 2, 1), 0.8, 20000  # of the horizon; of the flow; points of the boundary
-_ORDER, _ROUND_OFF, _PROGRAM, _APART, _FAR, _RANK = 0.1, 1e-12, 1e-8, 0.1, 0.1, 2.0
+_FIRST = 16  # steps of the flow while a neuron of the start moves by its size, and in each time that doubles it
+_ORDER, _ROUND_OFF, _PROGRAM, _APART, _FAR, _RANK, _EARLY = 0.1, 1e-12, 1e-8, 0.1, 0.1, 2.0, 0.05
 
 LONG_NAMES = {
     "deviation": "distance of the direction of W from that of the closed limit",
     "spread": "largest minus smallest margin, over their mean",
     "third": "third singular value of W over the first",
+    "early_error": "what first steps twice as long change in that or in the direction at the end, relative",
     "stable_rank": "stable rank of W",
     "rank_off": "its relative distance from that by singular values",
     "beyond": "share of random points that are not on their side of the limit's hyperplane",
@@ -198,18 +201,53 @@ def _closed(networks: dict[str, Network], limits: dict[str, Limit], over: str, o
 def _joined(variables: dict[str, Any], found: dict[str, np.ndarray]) -> None:
     """Puts what was found of one more loss beside the others."""
     for name, values in found.items():
-        variables.setdefault(name, (("loss", "case", "time"), []))[1].append(values)
+        variables.setdefault(name, (("loss", "case", "time")[: 1 + values.ndim], []))[1].append(values)
+
+
+def _begun(flow: FactorizationFlow, state: Tensor, times: Sequence[float], steps: int) -> Tensor:
+    """Where the flow is at the last of `times` from 0 on, in as many steps between any two."""
+    for begin, end in itertools.pairwise(times):
+        path = integrate(flow, state, [begin, end], "midpoint", step=(end - begin) / steps, checks=False)
+        state = whole(path, "gradient flow at its start").state
+    return state
+
+
+def _doubling(flow: FactorizationFlow, state: Tensor, last: float) -> list[float]:
+    """Times from 0 in which steps grow to those of the flow: the first is that in which a neuron moves by its size.
+
+    A small start turns in it, and what is left of the third singular value is decided; each next time is twice it.
+    """
+    sizes, speeds = (torch.linalg.vector_norm(of, dim=-1) for of in (state, flow.velocity(state)))
+    last = min(last, _FIRST * _STEP)
+    times, following = [0.0], max(float((sizes / speeds).min()), last * 2.0**-60)
+    while times[-1] < last:
+        times.append(min(following, last))
+        following *= 2
+    return times
+
+
+def _early_error(begun: Tensor, coarse: Tensor, last: np.ndarray, distance: float) -> np.ndarray:
+    """What the first steps do to σ₃ and to the `distance` in direction of W at the `last` time, relative.
+
+    Estimated from W after them, and after those that are twice as long. What is between these does not grow once no
+    sample changes its side of a neuron: the loss is convex there, and trains a part of W whose rank is two.
+    """
+    third = torch.linalg.svdvals(torch.stack((begun, coarse)))[:, 2].cpu().numpy()
+    moved = float(torch.linalg.norm(coarse - begun)) / (np.linalg.norm(last) * distance)
+    return np.maximum(abs(third[1] / third[0] - 1), moved)
 
 
 def _flow(setting: Setting, loss: str, times: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """The gradient flow of all cases at once, each number (case, time)."""
     flow = FactorizationFlow(setting.whole.margins, LOSSES[loss]())
+    early = _doubling(flow, setting.starts, float(times[0]) / 2)
+    begun, coarse = (_begun(flow, setting.starts, early, steps) for steps in (_FIRST, _FIRST // 2))
     path = integrate(
         flow,
-        setting.starts,
-        [0.0, *times.tolist()],
+        begun,
+        [early[-1], *times.tolist()],
         "midpoint",
-        step=_STEP,
+        step=early[-1] / _FIRST,
         observe=lambda _, state: state.clone(),
     )
     kept = whole(path, f"gradient flow of the {loss} loss").observed
@@ -219,10 +257,12 @@ def _flow(setting: Setting, loss: str, times: np.ndarray, seed: int) -> dict[str
     points = np.random.default_rng(seed).standard_normal((_POINTS, W.shape[-1]))
     rank = stable_rank(W @ W.swapaxes(-2, -1))
     cases = list(zip(setting.networks.values(), setting.limits.values(), W, strict=True))
+    away = np.array([deviation(one, closed.weights(network)) for network, closed, one in cases])
     return {
-        "deviation": np.array([deviation(one, closed.weights(network)) for network, closed, one in cases]),
+        "deviation": away,
         "spread": np.ptp(margins, axis=-1) / margins.mean(-1),
         "third": values[..., 2] / values[..., 0],
+        "early_error": _early_error(begun[0], coarse[0], W[0, -1], away[0, -1]),
         "stable_rank": rank,
         "rank_off": _off(rank, values),
         "beyond": np.array([[_beyond(network, closed, at, points) for at in one] for network, closed, one in cases]),
@@ -329,6 +369,12 @@ def _checks(dataset: xr.Dataset, orders: Sequence[float], program: float, wanted
             float(np.abs(np.array(orders) - 1).max()),
             _ORDER,
             over,
+        ),
+        Check(
+            "direction and third singular value from those in first steps twice as long",
+            largest_of(dataset.early_error),
+            _EARLY,
+            f"relative, {over}",
         ),
         Check("near orthogonality over 3/γ³, as the theorem asks", near[0] / wanted, 1.0, least=True),
         Check("the closed limit from the conditions of Karush, Kuhn and Tucker", stationary[0], _ROUND_OFF),

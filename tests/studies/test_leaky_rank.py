@@ -23,6 +23,7 @@ ORDERS = "orders in 1/t of direction, margins and third singular value from 1"
 NEAR = "near orthogonality over 3/γ³, as the theorem asks"
 CONDITIONS = "the closed limit from the conditions of Karush, Kuhn and Tucker"
 PROGRAM = "the closed limit from the quadratic program"
+EARLY = "direction and third singular value from those in first steps twice as long"
 BEYOND = "points beyond the hyperplane over the distance from the limit"
 RANK_OFF = "stable rank from that by singular values"
 RANK = "stable rank from the first step on, small starts"
@@ -37,7 +38,7 @@ BEYOND_CONTROL = "points beyond the hyperplane, large start, a control"
 
 def run(**changes):
     """Four samples and eight neurons."""
-    return STUDY.run(**SMALL["leaky_rank"]()[1] | {"samples": 4, "width": 8, "horizon": 160.0, "steps": 3} | changes)
+    return STUDY.run(**SMALL["leaky_rank"]()[1] | {"samples": 4, "width": 8, "horizon": 320.0, "steps": 3} | changes)
 
 
 def again(**changes):
@@ -151,8 +152,9 @@ class Average(LogExponential):
         (leaky_rank, "digits", lambda network: {"raw": network, "centred": network}, {DIGITS_NEAR, DIGITS}),
         (leaky_rank, "stable_rank", lambda gram: np.linalg.matrix_rank(gram) * 1.0, {RANK}),
         (leaky_rank, "stable_rank", lambda gram: 1.01 * leaky.stable_rank(gram), {RANK_OFF}),
+        (leaky_rank, "_doubling", lambda flow, state, last: [0.0, 12.8], {EARLY}),
     ],
-    ids=["exchanged", "slope", "signs", "hyperplane", "loss", "correlation", "digits", "rank", "slightly"],
+    ids=["exchanged", "slope", "signs", "hyperplane", "loss", "correlation", "digits", "rank", "slightly"] + ["first"],
 )
 def test_a_planted_fault_is_seen(monkeypatch, where, name, fault, sees):
     monkeypatch.setattr(where, name, fault)
@@ -171,6 +173,8 @@ def test_every_check_of_numbers_can_fail():
     found = dataset("leaky_rank")
     assert again() == set()
     assert again(near=found.near / 10) == {NEAR}
+    assert again(early_error=found.early_error * 100) == {EARLY}
+    assert again(early_error=found.early_error * np.nan) == {EARLY}
     assert again(step_rank=found.step_rank * 2) == {RANK}
     assert again(step_rank=found.step_rank.where(found.step == 0, 1.0)) == {RANK_CONTROL}
     assert again(third=found.third**2) == {ORDERS}
@@ -180,6 +184,26 @@ def test_every_check_of_numbers_can_fail():
     assert again(digits_stationarity=found.digits_stationarity * 0) == {DIGITS}
     assert again(stationarity=found.stationarity * 0) == {CONDITIONS_CONTROL}
     assert again(deviation=found.deviation * np.nan) == {ORDERS, BEYOND, CORRELATED, LARGE}
+
+
+def at_the_end(found, name):
+    return found[name].isel(time=-1).sel(case="orthogonal").values
+
+
+def test_what_is_left_of_the_third_singular_value_is_that_of_the_flow(monkeypatch):
+    """It is decided while a small start turns, which steps of 0.8 leap over."""
+    found = run(steps=1)
+    monkeypatch.setattr(leaky_rank, "_FIRST", 64)
+    fine = run(steps=1)
+    for name in ("third", "deviation"):
+        off = abs(at_the_end(found, name) / at_the_end(fine, name) - 1)
+        assert off.max() < 0.01
+        assert (off < found.early_error).all()
+    monkeypatch.setattr(leaky_rank, "_FIRST", 2)
+    monkeypatch.setattr(leaky_rank, "_doubling", lambda flow, state, last: [0.0, 1.6])
+    coarse = run(steps=1)
+    assert (abs(at_the_end(coarse, "third") / at_the_end(fine, "third") - 1) > 0.2).all()
+    assert coarse.early_error.min() > 0.05
 
 
 def test_digits_are_the_images_of_the_table():
