@@ -4,11 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from small import clock
 
 import neuralode_flow as nf
 from neuralode_flow.finding import Finding
 from neuralode_flow.initial import INITIALS
+from neuralode_flow.orders import extrapolated
 from neuralode_flow.problems import PROBLEMS, Problem
 from neuralode_flow.studies import STUDIES, convergence
 from neuralode_flow.studies.axes import arranged, axis, time
@@ -75,6 +77,43 @@ def test_the_errors_are_those_of_the_stored_maps(dataset):
     gap = dataset.z_finite.isel(member=0) - dataset.z_continuous
     error = np.sqrt((gap**2).sum(("row", "column"))).max("time")
     np.testing.assert_allclose(error, dataset.error_z, rtol=1e-12)
+    euler = dataset.z_finite.sel(rule="euler").isel(member=0)
+    both = zip(dataset.depth.values[:-1], dataset.depth.values[1:], strict=True)
+    limits = [extrapolated([one, two], euler.sel(depth=[one, two]).values, 1) for one, two in both]
+    error = [np.linalg.norm(z - dataset.z_continuous, axis=(-2, -1)).max() for z in limits]
+    np.testing.assert_allclose(error, dataset.error_richardson[:-1], rtol=1e-9)
+    assert np.isnan(dataset.error_richardson[-1])
+    error = np.linalg.norm(dataset.z_continuous - dataset.z_intrinsic, axis=(-2, -1)).max()
+    np.testing.assert_allclose(error, dataset.error_reference, rtol=1e-12)
+
+
+def test_the_bottom_edge_is_that_of_powers_written_out():
+    """Balanced layers: ż = −1/L Σ_k (zzᵀ)^{1−k/L} ∇ℓ (zᵀz)^{(k−1)/L}; limit: ∫₀¹ (zzᵀ)^{1−s} ∇ℓ (zᵀz)^s ds."""
+    given = inputs(initial="balanced", samples=5)
+    found, loss = run(**given, depths=[4, 8], layers=["euler"]), given["problem"].loss
+    z0, nodes = given["problem"].z0.numpy(), np.polynomial.legendre.leggauss(20)
+
+    def powers(gram, exponents):
+        values, basis = np.linalg.eigh(gram)
+        return np.einsum("ij,sj,kj->sik", basis, values ** exponents[:, None], basis)
+
+    def path(left, right, weights):
+        def velocity(_, flat):
+            z = flat.reshape(z0.shape)
+            slope = loss.gradient(torch.as_tensor(z)).numpy()
+            each = powers(z @ z.T, left) @ slope @ powers(z.T @ z, right)
+            return -np.tensordot(weights, each, 1).ravel()
+
+        ended = solve_ivp(velocity, [0, 2], z0.ravel(), "DOP853", given["clock"].times.numpy(), rtol=1e-11, atol=1e-12)
+        return ended.y.T.reshape(-1, *z0.shape)
+
+    s = (nodes[0] + 1) / 2
+    limit = path(1 - s, s, nodes[1] / 2)
+    for L in (4, 8):
+        k = np.arange(L)
+        layers = path((L - 1 - k) / L, k / L, np.full(L, 1 / L))
+        error = np.linalg.norm(layers - limit, axis=(-2, -1)).max()
+        np.testing.assert_allclose(found.error_intrinsic_depth.sel(depth=L), error, rtol=1e-6)
 
 
 def test_the_weights_are_kept_and_give_the_stored_maps(dataset):
