@@ -134,8 +134,8 @@ def integrate(
         rate; the first to reach σ_min or a norm ends the run. One that has happened at the start ends it there. Inside
         a step an event is followed along a cubic (of multistep methods, along their polynomial) through a quarter, half
         and three quarters of the step and to the bottom that these show: a dip below zero and back is found unless it
-        is narrower than about a quarter of the step and steep, or shallower than that cubic is accurate. A loss that is
-        lower after the step is not looked at inside: it falls along a gradient flow.
+        is narrower than about a quarter of the step and steep, or shallower than that cubic is accurate. Along a
+        gradient flow a loss that is lower after the step is not looked at inside: it falls all the way.
     max_evaluations : int
         Budget of velocity evaluations in the whole run; a step that is repeated after a resumption counts again.
     max_seconds : float, optional

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf, isnan
+from sys import float_info
 
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
+from ..flows.base import lends_velocity
+from ..flows.continuous import ContinuousFlow
+from ..flows.factorization import FactorizationFlow
+from ..flows.finite import FiniteFlow
+from ..flows.intrinsic import IntrinsicFlow
+from ..flows.polar import LogPolarFlow
 from .base import FAILURES, Stepper, Velocity
 from .endings import Stopped
 from .events import Point, Stop
@@ -22,8 +29,11 @@ _NEAR = 0.05
 # Around the bottom of the sketch, in this part of the place where it lies, the method repeats its step so many times.
 _AROUND, _REPEATED = 0.1, 12
 
-# Events that do not dip: time, and a loss that is lower after the step than before it.
-_MONOTONE = ("loss", "time")
+# Gradient flows: along them a loss that is lower after a step than before it has not been lower still in between.
+_GRADIENT_FLOWS = (ContinuousFlow, FactorizationFlow, FiniteFlow, IntrinsicFlow, LogPolarFlow)
+
+# To which part of a time and of a step an event is located: as closely as a time can be told, after a long time too.
+_NEAREST, _OF_STEP = 4 * float_info.epsilon, 1e-12
 
 
 class Happened(Stopped):
@@ -62,6 +72,7 @@ class Lookout:
         self.events = events
         self.velocity = velocity
         self.grid = grid
+        self._falls = isinstance(grid.flow, _GRADIENT_FLOWS) and not lends_velocity(grid.flow)
         self._values: dict[int, tuple[float, float]] = {}  # of each event, when and how high it was last
 
     def point(self, stepper: Stepper, t: float) -> Point:
@@ -92,7 +103,7 @@ class Lookout:
         if first <= 0:
             return before
         below = None
-        if event.code not in _MONOTONE or (event.code == "loss" and last >= first):
+        if event.code != "time" and not (event.code == "loss" and self._falls and last < first):
             below = self._dip(event, stepper, (before, first), (after, last))
         if below is None and last <= 0:
             below = after
@@ -165,10 +176,10 @@ def _valleys(values: list[float]) -> list[tuple[int, int]]:
 
 def _root(falls: Callable[[float], float], before: float, below: float) -> float:
     """The far side of a root between `before`, where `falls` is above zero, and `below`, where it is not."""
-    span = below - before
-    at = float(brentq(falls, before, below, xtol=1e-12 * span, rtol=1e-12))
+    least = _OF_STEP * (below - before)
+    at = float(brentq(falls, before, below, xtol=least, rtol=_NEAREST))
     # An event that jumps up and down may need more.
-    beyond = 1e-12 * span
+    beyond = max(least, _NEAREST * abs(at))
     while falls(at) > 0:
         at, beyond = min(below, at + beyond), 2 * beyond
     return at

@@ -87,6 +87,25 @@ def test_a_dip_is_found_wherever_in_a_step_it_lies(start):
     assert float(path.times[-1]) == pytest.approx(math.acos(-0.99) - start, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "DOP853", "Radau", "CVODE_BDF", "auto", "rk4"])
+def test_a_loss_that_oscillates_is_found_between_two_steps_though_it_fell_from_one_to_the_other(method):
+    still = nf.FactorizationFlow(lambda theta: theta.reshape(1, 1), nf.Quadratic(torch.zeros(1, 1)))
+    flow = nf.MomentumFlow(still, friction=0.0)  # x'' = -x, whose steps begin elsewhere for each phase
+    step = {"step": 0.5} if fixed_steps(nf.METHODS[method]) else {}
+    for phase in torch.linspace(0.3, 1.3, 11).tolist():
+        state = flow.start(torch.tensor([math.cos(phase)]), torch.tensor([-math.sin(phase)]))
+        path = nf.integrate(flow, state, [0.0, 10.0], method, 1e-6, 1e-8, stop={"loss": 1e-4}, **step)
+        assert path.ending == "loss"
+        assert float(path.times[-1]) == pytest.approx(math.acos(math.sqrt(2e-4)) - phase, abs=1e-3)
+
+
+@pytest.mark.parametrize("start", [1e6, -1e9])
+def test_an_event_is_located_as_closely_at_a_late_time(start):
+    path = nf.integrate(LIMIT, torch.eye(2), [start, start + 9], "LSODA", 1e-9, 1e-11, stop={"loss": 0.1})
+    assert path.ending == "loss"
+    assert float(path.loss[-1]) == pytest.approx(0.1, abs=max(1e-9, 2e-16 * abs(start) * 4))
+
+
 def test_what_only_nearly_happens_does_not_end_the_run():
     path = circle("DOP853", {"sigma_min": 0.4999, "mine": lambda t, z, state: 1.0001 + float(state[0])}, outputs=4)
     assert path.status == "ok"
