@@ -9,12 +9,7 @@ from sys import float_info
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from ..flows.base import lends_velocity
-from ..flows.continuous import ContinuousFlow
-from ..flows.factorization import FactorizationFlow
-from ..flows.finite import FiniteFlow
-from ..flows.intrinsic import IntrinsicFlow
-from ..flows.polar import LogPolarFlow
+from ..flows.falling import loss_falls
 from .base import FAILURES, Stepper, Velocity
 from .endings import Stopped
 from .events import Point, Stop
@@ -28,9 +23,6 @@ _NEAR = 0.05
 
 # Around the bottom of the sketch, in this part of the place where it lies, the method repeats its step so many times.
 _AROUND, _REPEATED = 0.1, 12
-
-# Gradient flows: along them a loss that is lower after a step than before it has not been lower still in between.
-_GRADIENT_FLOWS = (ContinuousFlow, FactorizationFlow, FiniteFlow, IntrinsicFlow, LogPolarFlow)
 
 # To which part of a time and of a step an event is located: as closely as a time can be told, after a long time too.
 _NEAREST, _OF_STEP = 4 * float_info.epsilon, 1e-12
@@ -72,7 +64,7 @@ class Lookout:
         self.events = events
         self.velocity = velocity
         self.grid = grid
-        self._falls = isinstance(grid.flow, _GRADIENT_FLOWS) and not lends_velocity(grid.flow)
+        self._falls = loss_falls(grid.flow)  # then it has not been lower inside a step than at the end of it
         self._values: dict[int, tuple[float, float]] = {}  # of each event, when and how high it was last
 
     def point(self, stepper: Stepper, t: float) -> Point:

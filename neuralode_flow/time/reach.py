@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import of_members
 from ..flows.capabilities import KeepsOrientation, offers
+from ..flows.falling import loss_falls
 from ..matrices import slogdet
 from .base import FAILURES
 
@@ -35,7 +36,8 @@ def out_of_reach(
 
     It matters where a wanted loss lies below the least value on det z = 0, and where the loss has come to that value or
     to rest, with z near det = 0. That the loss cannot fall below the least value is proved; that it tends there is said
-    only of one that is below the next value at which the flow could rest: it decreases, and nothing else is left.
+    only along a gradient flow, of one that is below the next value at which the flow could rest: it decreases, and
+    nothing else is left. With inertia it may go up and down for ever.
 
     Parameters
     ----------
@@ -62,13 +64,13 @@ def out_of_reach(
     falling = _rate(flow, state, last)
     # Where all of z falls to zero, its singular values may keep their ratios.
     resting = (near | (sigma[..., 0] <= _SINGULAR * size)) & (
-        falling * (t - since) <= _ARRIVED * torch.minimum(first - last, last - least)
+        falling.abs() * (t - since) <= _ARRIVED * torch.minimum(first - last, last - least)
     )
     gone = arrived | (resting & (last > least)) | (least > max(wanted, default=torch.inf))
     if not bool(gone.any()):
         return None
     member = tuple(gone.nonzero()[0].tolist())
-    tends = plateau is not None and bool((last < plateau)[member])
+    tends = plateau is not None and bool((last < plateau)[member]) and loss_falls(flow)
     value = f"{float(least[member]):.6g}, its least value on the boundary det = 0"
     rate = float(falling[member])
     here = f"it is {float(last[member]):.6g} at t = {t:.6g}"
@@ -92,7 +94,10 @@ def _first(gone: Tensor) -> str:
 
 
 def _rate(flow: Any, state: Tensor, loss: Tensor) -> Tensor:
-    """How fast the loss falls, `(...)`, by a difference along the velocity; inf where that cannot be computed."""
+    """How fast the loss falls, `(...)`, by a difference along the velocity; inf where that cannot be computed.
+
+    Below zero where it rises, which along a gradient flow is round-off, and 0.
+    """
     try:
         velocity = flow.velocity(state)
         size = float(velocity.abs().max())
@@ -102,4 +107,5 @@ def _rate(flow: Any, state: Tensor, loss: Tensor) -> Tensor:
         fallen = (loss - flow.loss(flow.product(state + h * velocity))) / h
     except FAILURES:
         return torch.full_like(loss, torch.inf)
-    return torch.where(fallen.isfinite(), fallen.clamp(min=0), torch.inf)
+    fallen = fallen.clamp(min=0) if loss_falls(flow) else fallen
+    return torch.where(fallen.isfinite(), fallen, torch.inf)

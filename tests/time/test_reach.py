@@ -84,6 +84,20 @@ def test_no_run_passes_the_value_that_is_said_and_one_that_tends_comes_near(seed
             assert not tends or float(path.loss[-1]) < float(loss.plateau())
 
 
+def test_a_loss_that_goes_up_and_down_with_inertia_is_not_said_to_tend_anywhere():
+    flow = nf.MomentumFlow(nf.ContinuousFlow(nf.DepthGrid.gauss(2, 8), nf.Quadratic(diagonal(1.0, -0.5))), 0.0)
+    start = nf.balanced(diagonal(1.3, 0.3))
+    loss = nf.integrate(flow, start, torch.linspace(8, 40, 33) - 8, "DOP853", 1e-8, 1e-10).loss[8:]
+    assert float(loss.min()) < 0.13  # half the square of 0.5 is 0.125
+    assert float(loss.max()) > 0.16
+    for end in (7.83, 9.3, 11.79):  # near the least value, risen again, and near it
+        path = nf.integrate(flow, start, [0.0, end], "DOP853", 1e-8, 1e-10, stop={"loss": 0.1})
+        least, tends, here = numbers(path.status)
+        assert (path.ending, least, tends) == ("unreachable", pytest.approx(0.125), False)
+        assert here == pytest.approx(float(path.loss[-1]), rel=1e-5)
+    assert nf.integrate(flow, start, [0.0, 9.3], "DOP853", 1e-8, 1e-10).status == "ok"  # far from it, and rising
+
+
 def test_members_have_sentences_of_their_own():
     targets = torch.stack([diagonal(2.0, 0.5), diagonal(1.0, -1.0), diagonal(1.0, -2.0)])
     flow, start = limit(targets), torch.eye(2).expand(3, 2, 2).clone()
