@@ -200,6 +200,18 @@ def test_a_loss_that_turns_nan_is_a_status():
     assert "not finite" in path.status
 
 
+@pytest.mark.parametrize("gap", [2.3e-16, 1e-14, 1e-11])
+@pytest.mark.parametrize("depth", [4, 64])
+def test_radau_goes_on_after_a_step_that_was_cut_to_nothing(depth, gap):
+    flow = nf.FiniteFlow(depth, nf.Quadratic(torch.tensor([[2.0, 1.0], [0.0, 1.0]])))
+    start = randn(depth, 2, 2, seed=0)
+    plain = nf.integrate(flow, start, [0.0, 1.0, 2.0], "Radau", 1e-7, 1e-9)
+    path = nf.integrate(flow, start, [0.0, 1.0, 1.0 + gap, 2.0], "Radau", 1e-7, 1e-9)
+    assert path.status == "ok"
+    assert float((path.z[-1] - plain.z[-1]).abs().max()) < 1e-9
+    assert path.stats["evaluations"] < plain.stats["evaluations"] + 30
+
+
 @pytest.mark.parametrize("method", ["Radau", "BDF"])
 def test_finite_difference_jacobians_of_large_states_are_no_stagnation(method):
     flow = nf.ContinuousFlow(nf.DepthGrid.gauss(4, 5), nf.Quadratic(1.5 * torch.eye(8)))

@@ -27,6 +27,9 @@ DENSE = ("Radau", *INTERPOLATING)
 # Dense Jacobians above this many bytes are refused before they are asked for.
 _LARGEST_JACOBIAN = 2**32
 
+# Radau starts a step from the cubic of the one before; where it is so many times as long, that makes 1e9 of round-off.
+_TOO_FAR = 1e3
+
 
 class ScipyStepper(Stepper):
     """A solver class of SciPy; the state is handed over as a flat float64 array."""
@@ -118,6 +121,15 @@ class RadauStepper(EndingStepper):
     _NUMBERS = ("h_abs_old", "error_norm_old")
     _OPTIONAL = (*_NUMBERS, "jac_factor")  # the latter is of Jacobians by differences
     _ARRAYS = ("LU_real", "LU_complex")
+
+    def _step(self, goal: float) -> None:
+        solver = self._solver
+        if solver.sol is not None and min(solver.h_abs, goal - self.t) > _TOO_FAR * (solver.t - solver.t_old):
+            # The last step was cut short: its polynomial is of no use so far out, where it may even overflow, its
+            # factors are of another step, and its error says nothing about the next one.
+            solver.sol = solver.LU_real = solver.LU_complex = None
+            solver.h_abs_old = solver.error_norm_old = None
+        super()._step(goal)
 
     def _restore(self, memory: Memory) -> None:
         super()._restore(memory)
