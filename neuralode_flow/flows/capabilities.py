@@ -131,6 +131,13 @@ class KnowsMisfit(EstimatesSmooth, Protocol):
         """How far z of the state is from that of the profile: Frobenius norm, the largest of a batch."""
 
 
+class EstimatesCourse(Protocol):
+    """Estimates what the error of the velocity that comes from the depth grid will make of z, before it does."""
+
+    def course_error(self, state: Tensor) -> float:
+        """Frobenius norm, the largest of a batch."""
+
+
 class Multiplies(Protocol):
     """Knows how many matrices are multiplied to z: what the round-off of z grows with."""
 

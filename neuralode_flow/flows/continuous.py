@@ -136,7 +136,7 @@ class ContinuousFlow:
         """`misfit`, or a bound of it that costs less where that is no more than `enough`."""
         z, known = self.product(state), getattr(W0, "end_to_end", None)
         least = torch.linalg.matrix_norm(z - (z if known is None else known.to(z)))
-        fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
+        fine = self._finer(state)
         depths = probes(state.numel() // len(self.grid)).to(state)
         there = fine.interpolation(depths)
         values, seen = (part.to(state.device) for part in sample_each(W0, fine.nodes, depths))
@@ -181,11 +181,42 @@ class ContinuousFlow:
         """`depth_error` without the guess: for a state whose start has been compared with its profile."""
         return float(self._gap(state)[1].max())
 
+    def course_error(self, state: Tensor, left: Tensor | None = None) -> float:
+        """How far z may come off by what the grid makes of the velocity: an estimate, the largest of a batch.
+
+        z shows an error of the velocity only after W has gone wrong, and a finer grid takes over a wrong W as it is. It
+        is the relative error of the velocity, against twice as many nodes and at these, times the way that W has left
+        to go, times ‖z‖ (derived here).
+
+        Parameters
+        ----------
+        state : Tensor (..., N, d, d)
+        left : Tensor (...), optional
+            That way, in the L² norm over depth; 2f/‖∇f‖ by default, the distance from the minimum of a parabola. At
+            most 1 + ‖W‖ counts of it.
+        """
+        fine = self.on(self._finer(state))
+        slope = fine.velocity(self.transfer(state, fine.grid))
+        off = torch.linalg.matrix_norm(self.transfer(self.velocity(state), fine.grid) - slope).amax(-1)
+        size, z = torch.linalg.matrix_norm(slope).amax(-1), self.product(state)
+        if left is None:
+            left = 2 * self.loss(z).abs() / fine._length(slope)
+        way = torch.minimum(1 + self._length(state), left)
+        return float(torch.where(off > 0, off / size * way * torch.linalg.matrix_norm(z), 0.0).max())
+
+    def _length(self, W: Tensor) -> Tensor:
+        """The L² norm over depth, `(...)`."""
+        return (torch.linalg.matrix_norm(W).square() * self.grid.weights.to(W)).sum(-1).sqrt()
+
     def _gap(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """z, and its distance from the product of the same panel polynomials on twice as many nodes."""
-        fine = DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
+        fine = self._finer(state)
         z = Collocation(self.grid).product(state)
         return z, torch.linalg.matrix_norm(z - Collocation(fine).product(self.transfer(state, fine)))
+
+    def _finer(self, state: Tensor) -> DepthGrid:
+        """The grid of twice as many nodes."""
+        return DepthGrid.gauss(self.grid.panels, 2 * self.grid.order, dtype=self.grid.nodes.dtype, device=state.device)
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless the state fits the grid and the loss."""

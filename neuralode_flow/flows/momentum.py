@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import count, real, same_kind
 from ..depth.grid import DepthGrid, Profile
 from .base import Around, Flow, flow_said, missing
-from .capabilities import AtDepths, KnowsMomentumLaw, Linearises, OnGrid, Samples, offers
+from .capabilities import AtDepths, EstimatesCourse, KnowsMomentumLaw, Linearises, OnGrid, Samples, offers
 from .intrinsic import IntrinsicFlow
 
 # What a flow offers that concerns its weights alone: functions of a state, and what knows none.
@@ -73,6 +73,8 @@ class MomentumFlow(Around):
 
     def __getattr__(self, name: str) -> Any:
         """What the flow offers beside: of its depth grid, of the error that this makes in z, of its factors."""
+        if name == "course_error" and offers(self.__dict__["flow"], EstimatesCourse):
+            return self._course_error
         if name not in (*_OF_WEIGHTS, *_OF_FLOW):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         found = getattr(self.__dict__["flow"], name)
@@ -117,6 +119,13 @@ class MomentumFlow(Around):
         """A state on the nodes of another grid."""
         moved: Tensor = self.flow.transfer(state, grid)
         return moved
+
+    def _course_error(self, state: Tensor) -> float:
+        """That of the flow, whose error no fall of the loss undoes here: the way left is what friction allows of 2E."""
+        left = (2 * self.energy(state)).clamp(min=0).sqrt() / self.friction if self.friction else None
+        endless = torch.full_like(self.loss(self.product(state)), torch.inf)
+        found: float = self.flow.course_error(self.position(state), endless if left is None else left)
+        return found
 
     def check(self, state: Tensor) -> None:
         """Raises TypeError or ValueError unless W and V are such as the flow takes, one beside the other."""

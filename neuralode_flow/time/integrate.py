@@ -143,7 +143,8 @@ def integrate(
         resumed.
     adapt : bool
         Lets the depth grid of a `ContinuousFlow` follow W: refined when the error that it makes in z, estimated from
-        W, reaches a tenth of the tolerance, coarsened when it is far below; `stats["grid"]` is the last grid.
+        W, or will make of it by that of the velocity, reaches a tenth of the tolerance, coarsened when it is far below;
+        `stats["grid"]` is the last grid.
     estimate : bool
         Also measures the error in time, by a second run (of as many evaluations) that halves every step; multistep
         methods, which choose their steps anew, run at 1000 times smaller tolerances instead. Where the depth grid may

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ..checks import is_memory, of_members
 from ..depth.grid import DepthGrid, Profile, like, more_nodes
-from ..flows.capabilities import ChangesGrid, EstimatesDepth, EstimatesSmooth, KnowsMisfit, Multiplies, offers
+from ..flows.capabilities import (
+    ChangesGrid,
+    EstimatesCourse,
+    EstimatesDepth,
+    EstimatesSmooth,
+    KnowsMisfit,
+    Multiplies,
+    offers,
+)
 from ..flows.continuous import Unresolved
 from .base import FAILURES
 from .endings import Stopped
@@ -198,7 +206,10 @@ class GridOfMembers(FixedGrid):
 
 
 class AdaptiveGrid(FixedGrid):
-    """A flow whose grid follows W, refined where the error of z, by its estimate, reaches a tenth of the tolerance."""
+    """A flow whose grid follows W, refined where the error of z, by its estimate, reaches a tenth of the tolerance.
+
+    Or where that of the velocity would make as much of z, in the way that W has left to go.
+    """
 
     def __init__(self, flow: Any, rtol: float, atol: float, misfit: float | None = None) -> None:
         super().__init__(flow, rtol, atol, misfit)
@@ -269,10 +280,17 @@ class AdaptiveGrid(FixedGrid):
             coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
             small = self.flow.transfer(state, coarse.grid)
         lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
+        allowed, (error, course) = self._allowed(state), self._errors(coarse, small)
         # The part of W that a grid loses enters z squared: Gauss quadrature.
-        if max(self._error(coarse, small), lost**2) > _WASTE * self._allowed(state):
+        if max(error, lost**2) > _WASTE * allowed or course > _SHARE * allowed:
             return None
         return self._move(t, state, coarse)
+
+    def _errors(self, flow: Any, state: Tensor) -> tuple[float, float]:
+        """The error of z on the grid, and what the grid would make of it by the velocity, where that is known."""
+        with _fitting(flow):
+            course = flow.course_error(state) if offers(flow, EstimatesCourse) else 0.0
+            return self._error(flow, state), course
 
     def _allowed(self, state: Tensor) -> float:
         z = self.flow.product(state)
@@ -281,22 +299,28 @@ class AdaptiveGrid(FixedGrid):
     def _refined(self, t: float, state: Tensor) -> Tensor | None:
         allowed = self._allowed(state)
         self._tail = self.flow.grid.tail(state)
-        error = self._error(self.flow, state)
-        if error <= allowed:
+        found, (error, course) = self.flow, self._errors(self.flow, state)
+        if max(error, course) <= allowed:
             return None
         self._note(error)
-        grid = self.flow.grid
-        while (grid := _finer(grid)) is not None:
+        while max(error, course) > allowed:
+            grid = _finer(found.grid)
+            if grid is None and error > allowed:
+                raise Stopped(
+                    "depth",
+                    f"the depth grid cannot resolve W at t = {t:.6g}: with {_MAX_NODES} nodes z is still off by more "
+                    f"than {allowed:.2g}; {_ROUGH}",
+                )
+            if grid is None:
+                break
             with _fitting(self.flow):
                 fine = self.flow.on(grid)
-                error = self._error(fine, self.flow.transfer(state, grid))
-            if error <= allowed:
-                return self._move(t, state, fine)
-        raise Stopped(
-            "depth",
-            f"the depth grid cannot resolve W at t = {t:.6g}: with {_MAX_NODES} nodes z is still off by more than "
-            f"{allowed:.2g}; {_ROUGH}",
-        )
+                moved = self.flow.transfer(state, grid)
+            before, (finer_error, course) = course, self._errors(fine, moved)
+            if error <= allowed and course > before / 2:  # round-off, or a W that is rough: more nodes are of no use
+                break
+            found, error = fine, finer_error
+        return None if found is self.flow else self._move(t, state, found)
 
     def _move(self, t: float, state: Tensor, target: Any) -> Tensor:
         old, new = self.flow.grid, target.grid

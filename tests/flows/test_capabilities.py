@@ -31,6 +31,7 @@ OFFERED = {
     "EstimatesDepth": {"continuous", "momentum"},
     "EstimatesSmooth": {"continuous", "momentum"},
     "KnowsMisfit": {"continuous", "momentum"},
+    "EstimatesCourse": {"continuous", "momentum"},
     "Multiplies": {"continuous", "finite", "momentum"},
     "TellsLawChange": {"continuous"},
     "KnowsStepLaw": {"continuous", "finite"},

@@ -89,6 +89,7 @@ def test_what_is_about_the_way_that_a_flow_goes_is_not_passed_on():
     made = {name: nf.ModifiedFlow(flow, RATE) for name, (flow, *_) in flows(loss).items()}
     made["limit"] = nf.ModifiedFlow(nf.IntrinsicFlow(loss, nf.LogMean()), RATE)
     depth = {"Samples", "OnGrid", "ChangesGrid", "EstimatesDepth", "EstimatesSmooth", "KnowsMisfit", "Multiplies"}
+    depth |= {"EstimatesCourse"}
     kinds = {name for name, kind in vars(capabilities).items() if getattr(kind, "_is_protocol", False)} - {"Protocol"}
     expected = {"continuous": depth, "euler": {"Samples", "AtDepths", "Multiplies"}, "limit": set()}
     for name, those in expected.items():

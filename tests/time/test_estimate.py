@@ -187,7 +187,7 @@ def coarse(seed, panels=2, order=4, d=2):
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_the_error_of_a_coarse_grid_is_measured_with_all_that_it_did_on_the_way(adapt):
-    """What the grid makes of the last W is a part of it: the guess falls short, the measured one does not."""
+    """What the grid makes of the last W is a part of it: of one that stays the guess falls short, what is measured not."""
     short, times = 0, torch.linspace(0, 1, 3)
     for seed in range(8):
         flow, start, truth = coarse(seed, 2, 3 + seed // 2 % 2)
@@ -199,7 +199,7 @@ def test_the_error_of_a_coarse_grid_is_measured_with_all_that_it_did_on_the_way(
         assert (true <= path.error).all()
         assert (path.error <= 3 * true.cummax(0).values + 2 * path.time_error).all()
         short += bool((true > 2 * guessed.depth_error + path.time_error).any())
-    assert short >= 1
+    assert (short == 0) == adapt
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4", "LSODA", "auto", "Radau", "CVODE_BDF"])
@@ -403,11 +403,11 @@ def test_a_flow_that_is_for_its_own_grid_alone_is_told_so_where_the_grid_is_to_f
     def start(s):
         return torch.tensor([[0.0, 3 * s**3], [torch.sin(torch.tensor(9 * s)), 1.0]]) if rough else 0.1 * torch.eye(2)
 
-    grid, loss = nf.DepthGrid.gauss(1, 4 if rough else 8), nf.Quadratic(2 * torch.eye(2))
+    grid, loss = nf.DepthGrid.gauss(1, 4 if rough else 16), nf.Quadratic(2 * torch.eye(2))
     target = torch.ones(len(grid), 2, 2)
     flow, same = (own(kind(grid, loss, target)) for kind in (Pulled, Moving))
     first = start if sampled else unwarned(flow, start)
-    said = r"adapt=True puts \w+ on other depth grids, and what it holds is for its own of 1 × [48] nodes alone \(.*\)"
+    said = r"adapt=True puts \w+ on other depth grids, and what it holds is for its own of 1 × (4|16) nodes alone \(.*\)"
     with pytest.raises(ValueError, match=said):
         nf.integrate(flow, first, [0.0, 1.0, 2.0], "dopri5", adapt=True)
     path = nf.integrate(same, first, [0.0, 1.0, 2.0], "dopri5", adapt=True)
