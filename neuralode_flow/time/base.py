@@ -76,11 +76,14 @@ class Control:
         Relative and absolute tolerance of adaptive methods, per entry of the state; of any method, of the depth grid.
     step : float or None
         Step size of fixed-step methods (the last step of an interval is shortened); None: one step per output interval.
+    solved : float
+        How many times more accurately a method that `iterates` solves its equations, as far as round-off lets.
     """
 
     rtol: float
     atol: float
     step: float | None
+    solved: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,7 @@ class Stepper(ABC):
     7. `formula(control, **options)` is the same method for members with steps of their own (`formulas.Formula`), or
        None; a class does not inherit it.
     8. `differentiates`: it asks for the derivative of the velocity as a matrix, of any flow.
-    9. `iterates`: a step solves equations, and no more accurately than the tolerances ask.
+    9. `iterates`: a step solves equations, and no more accurately than the tolerances and `Control.solved` ask.
     10. `z`: the end-to-end map of `state`, where the step has told it; else None.
     11. It raises Stopped when it cannot go on; `t` and `state` stay those of the last accepted step.
     """

@@ -305,7 +305,8 @@ class _Course:
         # A run of few steps that is made longer may have another method for it.
         by = "" if better.stand_in == task.method else f".{better.stand_in}"
         companion = Task(task.start, times, better.stand_in, better.control, better.goals, checks=self.adapt)
-        name = ".tight" if better.halves else ".tighter"  # a former version had it at other tolerances
+        # Former versions had the second and the third at other tolerances.
+        name = ".tighter" if not better.halves else ".tight" if better.control.solved == 1 else ".solved"
         tight = self.run(companion, _beside(file, f"{name}{by}"), {}, spent)[0]
         finer = self._finer(task.control) if better.depth_matters(tight) else None
         if finer is None:
@@ -348,7 +349,8 @@ class _Course:
             "stop": {name: description(bound) for name, bound in stop.items()},
             "adapt": self.adapt,
         }
-        own = {"control": "member"} if self.kind is Apart else {}
+        own: dict[str, Any] = {"control": "member"} if self.kind is Apart else {}
+        own |= {} if task.control.solved == 1 else {"solved": task.control.solved}
         return settings | own | ({"dense": True} if task.dense else {}) | ({} if task.checks else {"checks": False})
 
 

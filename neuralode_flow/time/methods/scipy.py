@@ -55,9 +55,22 @@ class ScipyStepper(Stepper):
             atol=control.atol,
             **options,
         )
+        # SciPy's own tolerance of Newton's method, of those that have one.
+        self._usual: float | None = getattr(self._solver, "newton_tol", None)
         if self._slope is not None:
             self._restore(start.memory)
             self._slope = None
+
+    def _newton_tolerance(self, usual: float) -> float:
+        """How accurately the equations of the next step are solved, in tolerances.
+
+        SciPy takes the root of rtol, and no less than round-off makes of rtol. Where atol is the tolerance, and rtol as
+        small as may be (as of flows in logarithms), the latter is a tenth, which the error of a step does not see.
+        """
+        size = max(1.0, float(np.abs(self._solver.y).max(initial=0.0)))
+        relative = max(self._solver.rtol, self.control.atol / size)
+        floor = 10 * float(np.finfo(float).eps) / relative
+        return max(floor, min(usual, max(floor, relative**0.5)) / self.control.solved)
 
     def _right_hand_side(self, t: float, y: np.ndarray) -> np.ndarray:
         return np.array(self._slope) if self._slope is not None else to_array(self.velocity(t, to_state(y, self.state)))
@@ -78,6 +91,8 @@ class ScipyStepper(Stepper):
         self.t, self.state = float(self._solver.t), to_state(self._solver.y, self.state)
 
     def _one_step(self) -> str | None:
+        if self._usual is not None:
+            self._solver.newton_tol = self._newton_tolerance(self._usual)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # LSODA tells of its failures by a warning
             try:
