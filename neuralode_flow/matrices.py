@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,17 @@ def lu_factors(A: Tensor) -> tuple[Tensor, Tensor]:
         return LU, pivots
     factors, orders, _ = zip(*(torch.linalg.lu_factor_ex(a) for a in A.reshape(-1, *A.shape[-2:])), strict=True)
     return torch.stack(factors).reshape(A.shape), torch.stack(orders).reshape(A.shape[:-1])
+
+
+def matrix_exp(A: Tensor) -> Tensor:
+    """The exponentials of matrices `(..., d, d)`.
+
+    As `torch.linalg.matrix_exp`, whose series has a wrong coefficient for one matrix by itself: in the largest column
+    sum 0.05 it is off by 1e-10 (seen with torch 2.13; in float32 by 1e-5, at 0.5). Beside itself it is not.
+    """
+    if math.prod(A.shape[:-2]) != 1:
+        return torch.linalg.matrix_exp(A)
+    return torch.linalg.matrix_exp(torch.stack((A, A)))[0]
 
 
 def _one_by_one(A: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import square
 from ..depth.grid import Profile, check_profile, sample
+from ..matrices import matrix_exp
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,5 +46,5 @@ class Detour:
         W = sample(self.profile, nodes)
         s = torch.pi * nodes.to(W)[:, None, None]
         B = torch.sin(s) * self.direction.to(W)
-        turned = torch.linalg.matrix_exp(B) @ W @ torch.linalg.matrix_exp(-B)
+        turned = matrix_exp(B) @ W @ matrix_exp(-B)
         return torch.pi * torch.cos(s) * self.direction.to(W) + turned

@@ -34,7 +34,7 @@ from ..intrinsic import depth_criterion, report
 from ..intrinsic.report import Verdict
 from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..kernels import DividedDifference, LogMean
-from ..matrices import inverse
+from ..matrices import inverse, matrix_exp
 from ..problems import Problem
 from ..signatures import Depths, Seed, at_least
 from ..time.endings import REACHED
@@ -263,7 +263,7 @@ def _shifts(lam: Callable[[float], float], L: int, like: Tensor) -> Tensor:
 def _led_astray(state: Tensor, directions: list[Tensor]) -> Tensor:
     """The layers A_k U_k A_{k−1}⁻¹ with A_k = exp(directions[k]) between them: their product stays."""
     L, identity = len(state), torch.eye(state.shape[-1], dtype=state.dtype, device=state.device)
-    inner = [torch.linalg.matrix_exp(direction) for direction in directions]
+    inner = [matrix_exp(direction) for direction in directions]
     after, before = [*inner, identity], [identity, *inner]
     layers = torch.stack(after) @ (identity + state / L) @ inverse(torch.stack(before))
     return L * (layers - identity)

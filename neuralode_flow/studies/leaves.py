@@ -16,7 +16,7 @@ from ..flows.factorization import FactorizationFlow
 from ..intrinsic.report import report
 from ..intrinsic.systems.linear_network import laws_of, phi_of
 from ..losses import Quadratic
-from ..matrices import normal
+from ..matrices import matrix_exp, normal
 from ..signatures import Count, Positive, Seed, at_least, at_most
 from ..time.integrate import integrate
 from .axes import arranged, axis, largest_of, least_of
@@ -176,7 +176,7 @@ def _trained(network: TwoLayers, theta: Tensor, losses: int, horizon: float, gen
         G = normal(generator, len(theta), n, m)
         top = torch.cat((G.new_zeros(len(theta), n, n), G), dim=-1)
         bottom = torch.cat((G.mT, G.new_zeros(len(theta), m, m)), dim=-1)
-        Q = torch.linalg.matrix_exp(-horizon * torch.cat((top, bottom), dim=-2)) @ Q
+        Q = matrix_exp(-horizon * torch.cat((top, bottom), dim=-2)) @ Q
         passed.append(network.flat(Q))
     grown = float((passed[-1].norm(dim=-1) / theta.norm(dim=-1)).max())
     if not grown < _LOST:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import float_tensor
 from ..losses import Loss
+from ..matrices import matrix_exp
 from .saddle import Saddle
 
 
@@ -137,4 +138,4 @@ def linear_limit(saddle: Saddle, kernel: Tensor, times: Tensor) -> Tensor:
     generator = torch.zeros(*h.shape[:-1], h.shape[-1] + 1, h.shape[-1] + 1, dtype=h.dtype, device=h.device)
     generator[..., :-1, :-1], generator[..., :-1, -1] = -H @ both, -h
     moments = times.reshape(-1, *generator.ndim * (1,)) * generator
-    return torch.linalg.matrix_exp(moments)[..., :-1, -1].unflatten(-1, (2, -1))
+    return matrix_exp(moments)[..., :-1, -1].unflatten(-1, (2, -1))

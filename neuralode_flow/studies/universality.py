@@ -20,7 +20,7 @@ from ..flows.finite import FiniteFlow
 from ..flows.intrinsic import IntrinsicFlow
 from ..initial import INITIALS
 from ..kernels import LogMean
-from ..matrices import frobenius
+from ..matrices import frobenius, matrix_exp
 from ..orders import extrapolated
 from ..problems import Problem
 from ..signatures import Count, Depths, Positive, Seed, at_least, distinct, each, known
@@ -210,7 +210,7 @@ def _gauged(problem: Problem, L: int, entry: _Entry, steps: int, seed: int) -> f
 def _exponential(problem: Problem, entry: _Entry, steps: int, seed: int, L: int = 4) -> float:
     """The same of exponential layers, whose weights a gauge does not turn; by small ones: there are logarithms then."""
     flow = FiniteFlow(L, problem.loss, layer="exp")
-    U = torch.linalg.matrix_exp(
+    U = matrix_exp(
         _layers(problem.z0, L, seed) - torch.eye(problem.z0.shape[-1], dtype=problem.z0.dtype, device=problem.z0.device)
     )
     turned = [U, *(turn @ U @ back for turn, back in _gauges(U, seed, _TURN))]
@@ -232,7 +232,7 @@ def _gauges(U: Tensor, seed: int, turn: float | None = None) -> Iterator[tuple[T
     for _ in range(_GAUGES):
         random = torch.randn(L - 1, d, d, generator=generator, dtype=torch.float64, device="cpu")
         skew = (random - random.mT) / (2 * d) ** 0.5
-        Q = torch.linalg.qr(random)[0] if turn is None else torch.linalg.matrix_exp(turn * skew)
+        Q = torch.linalg.qr(random)[0] if turn is None else matrix_exp(turn * skew)
         end = torch.eye(d, dtype=U.dtype, device=U.device)[None]
         yield torch.cat((Q.to(U), end)), torch.cat((end, Q.to(U))).mT
 

@@ -16,6 +16,7 @@ from ..finding import Check, Claim, Finding
 from ..flows.intrinsic import IntrinsicFlow
 from ..kernels import LogMean
 from ..losses import Completion
+from ..matrices import matrix_exp
 from ..orders import Order, observed_order, said_one
 from ..signatures import Depths, Dimension, Seed, at_least
 from ..time.integrate import integrate
@@ -94,7 +95,7 @@ def run(
     )
     target, mask = _problem(d, count("study.rank", rank, most=d), positive("study.observed", observed), generator)
     noise = torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu")
-    z0 = positive("study.start", start) * torch.linalg.matrix_exp(noise / (2 * math.sqrt(d)))
+    z0 = positive("study.start", start) * matrix_exp(noise / (2 * math.sqrt(d)))
     if progress is not None:
         progress(0.0, "infinite depth")
     flow = IntrinsicFlow(Completion(target, mask), LogMean())

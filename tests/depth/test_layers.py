@@ -172,3 +172,12 @@ def test_a_rule_is_looked_at_once_and_the_random_numbers_of_torch_stay():
     nf.FiniteFlow(4, LOSS, rule)
     assert len(seen) == number > 0
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_exponential_layer_has_the_same_velocity_under_vmap(seed):
+    """There it is by torch's exponential, of one matrix."""
+    W = randn(1, 2, 2, seed=seed)
+    W *= 0.0975 / torch.linalg.matrix_norm(W, 1)
+    flow = nf.FiniteFlow(1, nf.Quadratic(2 * torch.eye(2)), "exp")
+    assert torch.allclose(torch.func.vmap(flow.velocity)(W[None])[0], flow.velocity(W), rtol=0, atol=1e-14)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...matrices import matrix_exp
 from ...modes import hidden
 from ..engine import compiled
 from ..products import add_identity, multiply
@@ -30,7 +31,7 @@ class Exponential:
 
     def layer(self, A: Tensor) -> tuple[Tensor, tuple[Tensor, float]]:
         norm = math.inf if hidden(A) else float(torch.linalg.matrix_norm(A.detach()).max())
-        E = _taylor_exp(A / 2, norm / 2) if norm <= self.SERIES_NORM else torch.linalg.matrix_exp(A / 2)
+        E = _taylor_exp(A / 2, norm / 2) if norm <= self.SERIES_NORM else matrix_exp(A / 2)
         return multiply(E, E), (E, norm)
 
     def adjoint(self, A: Tensor, saved: tuple[Tensor, float], M: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class Exponential:
             # Linear in M, which is brought to size one: a large M would make the exponential scale A away.
             size = M.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(M.dtype).tiny)
             block = torch.cat((torch.cat((B, M / size), -1), torch.cat((torch.zeros_like(B), B), -1)), -2)
-            return size * torch.linalg.matrix_exp(block)[..., :d, d:]
+            return size * matrix_exp(block)[..., :d, d:]
         square, term, total = multiply(B, B), M, M
         for k in range(1, _terms(norm, 2, torch.finfo(A.dtype).eps)):
             middle = multiply(multiply(B, term), B)

@@ -11,6 +11,7 @@ from ...checks import count
 from ...flows.intrinsic import IntrinsicFlow
 from ...kernels import DividedDifference
 from ...losses import Quadratic
+from ...matrices import matrix_exp
 from ...signatures import Dimension, Seed
 from .base import SYSTEMS, Map, System, generator, normal
 
@@ -37,7 +38,7 @@ def delta_block(dimension: Dimension = 3, depth: int = 3, seed: Seed = 0) -> Sys
     random = generator(seed)
     keys = normal(random, L, d) / d**0.5
     beta = torch.tanh(normal(random, L, 1)) / (1 + keys.square().sum(-1, keepdim=True))
-    loss = Quadratic(torch.linalg.matrix_exp(normal(random, d, d) / (2 * d**0.5)))
+    loss = Quadratic(matrix_exp(normal(random, d, d) / (2 * d**0.5)))
     return System(
         name="delta_block",
         title=f"{L} delta blocks I − β k kᵀ, d = {d} (seed {seed})",

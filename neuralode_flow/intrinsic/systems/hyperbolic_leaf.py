@@ -11,7 +11,7 @@ from torch import Tensor
 from ...checks import count, positive, real
 from ...flows.factorization import FactorizationFlow
 from ...losses import Quadratic
-from ...matrices import random_orthogonal
+from ...matrices import matrix_exp, random_orthogonal
 from ...signatures import Seed
 from ...time.integrate import integrate
 from .balanced_two_layer import spectral
@@ -52,7 +52,7 @@ def hyperbolic_leaf(
     random, widths = generator(seed), (m, n + m, n)
     X, target = normal(random, n, m) / 2, normal(random, n, m)
     log_sigma = torch.cat((torch.cat((X.new_zeros(n, n), X), 1), torch.cat((X.mT, X.new_zeros(m, m)), 1)))
-    root, turn = torch.linalg.matrix_exp(log_sigma / 2), random_orthogonal((n + m, n + m), random).to(X)
+    root, turn = matrix_exp(log_sigma / 2), random_orthogonal((n + m, n + m), random).to(X)
     J = torch.cat((X.new_ones(n), -X.new_ones(m)))
     phi, loss = phi_of(widths), Quadratic(target)
 

@@ -15,6 +15,7 @@ from ...flows.intrinsic import IntrinsicFlow
 from ...initial import relaxed_balanced_layers
 from ...kernels import DividedDifference
 from ...losses import Quadratic
+from ...matrices import matrix_exp
 from ...signatures import Seed
 from .base import SYSTEMS, Map, System, generator, normal
 
@@ -50,7 +51,7 @@ def linear_network(widths: Sequence[int] = (3, 3, 3, 3), start: str = "relaxed_b
             raise ValueError(
                 f"system.widths must be all equal for a relaxed balanced start, got {widths}; use start='random'"
             )
-        z0, target = (torch.linalg.matrix_exp(normal(random, d, d) / (2 * d**0.5)) for _ in range(2))
+        z0, target = (matrix_exp(normal(random, d, d) / (2 * d**0.5)) for _ in range(2))
         lam = normal(random, layers - 1) / 2
         shifts = torch.cat((lam.new_zeros(1), lam.cumsum(0)))
         theta = (
