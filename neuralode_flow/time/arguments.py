@@ -33,7 +33,10 @@ _MOST_DERIVED = 1024
 
 
 def output_times(times: Tensor | Sequence[float]) -> list[float]:
-    """The output times; TypeError or ValueError unless they are numbers that increase."""
+    """The output times; TypeError or ValueError unless they are numbers that increase, and carry no derivatives."""
+    for given in (times, *(times if isinstance(times, list | tuple) else ())):
+        if isinstance(given, Tensor):
+            no_derivatives("times", given)
     try:
         values = reals(times)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -89,6 +92,11 @@ def checked_start(flow: Flow, state: Tensor | Profile) -> tuple[Flow, Tensor, Pr
             "time: detach that tensor, or call it under torch.no_grad()"
         )
     return flow, start.detach(), profile
+
+
+def kept(start: Tensor, *shown: Any) -> Tensor:
+    """The start of a run: a copy where functions of the caller see the run, and may write into the tensor."""
+    return start.clone() if any(callable(function) for function in shown) else start
 
 
 def _check_numbers(flow: Flow) -> None:

@@ -26,7 +26,7 @@ from ..modes import undisturbed, unraised
 from ..registry import did_you_mean
 from ..signatures import check_range, settings
 from ..threads import one_blas_thread
-from .arguments import check_options, check_round_off, checked_path, checked_start
+from .arguments import check_options, check_round_off, checked_path, checked_start, kept
 from .base import FAILURES
 from .checkpoint import Checkpoint, Saved, description
 from .endings import EVENTS_ASKED, REACHED, Stopped
@@ -150,6 +150,7 @@ def descend(
         positive("max_seconds", max_seconds)
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
+    start = kept(start, observe, progress)
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
         check_round_off(flow, start)
         known = sampled(flow, start, profile, False, 0.0, 0.0)

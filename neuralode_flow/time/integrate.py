@@ -28,6 +28,7 @@ from .arguments import (
     checked_control,
     checked_path,
     checked_start,
+    kept,
     output_times,
 )
 from .base import METHODS, Control, fixed_steps
@@ -216,6 +217,7 @@ def integrate(
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
     check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, checks=checks, throw=throw)
+    start = kept(start, observe, progress)
     check_checks(checks, adapt=adapt, estimate=estimate)
     check_own_steps(control, method, adapt=adapt, estimate=estimate, dense=dense)
     with torch.no_grad():

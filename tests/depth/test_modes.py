@@ -539,6 +539,24 @@ def test_integrate_refuses_a_gradient_that_it_does_not_carry(what):
         assert nf.integrate(flow, state, [0.0, 0.1]).status == "ok"
 
 
+@pytest.mark.parametrize("times", [[0.0, torch.tensor(0.1)], torch.tensor([0.0, 0.1])], ids=["numbers", "tensor"])
+def test_integrate_refuses_a_gradient_in_times_that_it_does_not_carry(times):
+    """It gave z without one."""
+    flow, state = nf.FiniteFlow(N, LOSSES["quadratic"]), torch.zeros(N, D, D)
+    of = [t for t in (times if isinstance(times, list) else [times]) if isinstance(t, torch.Tensor)][0]
+    of.requires_grad_()
+    with pytest.raises(TypeError, match=r"times requires a gradient, but a run does not carry derivatives"):
+        nf.integrate(flow, state, times)
+    with torch.no_grad():
+        assert nf.integrate(flow, state, times).status == "ok"
+    of.requires_grad_(False)
+    assert nf.integrate(flow, state, times).status == "ok"
+    with pytest.raises(TypeError, match=r"times must be plain numbers"):
+        torch.func.jvp(
+            lambda t: nf.integrate(flow, state, torch.stack((0 * t, t))).z, (of.max(),), (torch.tensor(1.0),)
+        )
+
+
 def test_integrate_refuses_transforms_in_a_sentence():
     flow, x, _, _ = case("collocation", "quadratic")
 

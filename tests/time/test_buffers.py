@@ -75,6 +75,24 @@ def test_an_observer_of_steps_may_write_into_what_it_is_given():
     assert torch.equal(found.z, known.z)
 
 
+@pytest.mark.parametrize("method", ["DOP853", "dopri5", "auto", "rk4", "Radau"])
+@pytest.mark.parametrize("shown", ["observe", "progress"])
+def test_the_tensor_of_the_start_may_be_written_into_while_a_run_goes(method, shown):
+    """The latest state, where the first one was: a run and its companion began there, and said ok."""
+    flow, start, times = nf.FiniteFlow(4, LOSS), START.clone(), [0.0, 0.1, 0.3, 0.5]
+    options = {"rtol": 1e-6, "estimate": True, "step": 0.1 if fixed_steps(METHODS[method]) else None}
+    known = nf.integrate(flow, START, times, method, **options)
+    found = nf.integrate(flow, start, times, method, **{shown: lambda *_: start.fill_(0.1)}, **options)
+    assert not torch.equal(start, START)
+    for name in ("times", "z", "loss", "drift", "state", "time_error"):
+        assert torch.equal(getattr(found, name), getattr(known, name)), name
+    start = START.clone()
+    known = nf.descend(flow, START, steps=6, rate=0.05)
+    found = nf.descend(flow, start, steps=6, rate=0.05, **{shown: lambda *_: start.fill_(0.1)})
+    assert torch.equal(found.z, known.z)
+    assert torch.equal(found.drift, known.drift)
+
+
 class Drifting(nf.FiniteFlow):
     """Of weights that drift at a velocity of their own."""
 
