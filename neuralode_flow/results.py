@@ -24,7 +24,7 @@ FILE = RESULTS
 VERSION = 1
 _LAST_LINE = re.compile(rb"\nneuralode_flow results (\d{1,9}) ([0-9a-f]{64})\n\Z")
 _LONGEST_LINE = 128
-_MOST_VARIABLES = 10_000
+_LEAST_BYTES = 256  # that a variable takes in a file, with its name; HDF5 takes 330 and more
 _MOST_TEXTS = 2**24
 _MOST_TEXT = 2**26  # bytes that all texts may take
 _MOST_READ = 2**32  # … that those of attributes may, each as long as the longest, where they are read to be measured
@@ -226,7 +226,7 @@ Texts = dict[int, np.ndarray]  # of each heap, by where it begins, numbers and b
 
 def _refuse_tricks(file: h5py.File, size: int, stream: BinaryIO, texts: Texts) -> None:
     """Raises _Trick unless all is plain: variables whose values lie in the file, each where it was written."""
-    if len(file) > _MOST_VARIABLES or file.id.get_create_plist().get_sizes() != (8, 8):
+    if len(file) > size // _LEAST_BYTES or file.id.get_create_plist().get_sizes() != (8, 8):
         raise _Trick(f"it has {len(file)} variables, or addresses of another size")
     for name in file:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):

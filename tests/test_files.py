@@ -375,6 +375,22 @@ def test_more_than_a_million_texts_are_read(tmp_path: Path) -> None:
     xr.testing.assert_identical(nf.open(tmp_path), dataset)
 
 
+@pytest.mark.slow
+def test_more_than_ten_thousand_variables_are_read(tmp_path: Path) -> None:
+    dataset = xr.Dataset({f"v{i}": ((), i) for i in range(10_001)})
+    results.write(tmp_path / "results.nc", dataset)
+    xr.testing.assert_identical(nf.open(tmp_path), dataset)
+
+
+def test_more_variables_than_a_file_has_room_for_are_refused(tmp_path: Path) -> None:
+    with h5py.File(path := tmp_path / "results.nc", "w", libver="latest") as file:
+        own = file.create_dataset("a", data=0)
+        for i in range(20_000):
+            file[f"{i}"] = own
+    with_line(path)
+    refused(nf.open, path, "it has 20001 variables")
+
+
 def test_one_long_text_among_many_does_not_make_all_as_long(tmp_path: Path) -> None:
     """As where one of many members has failed, with a long reason."""
     texts = np.array(["ok"] * 100_000, dtype=object)

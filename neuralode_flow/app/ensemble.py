@@ -425,11 +425,26 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """The same, as texts where an attribute is a text in one member and a number in another."""
-    if len({value.dtype.kind in "OU" for value in values}) < 2:
+    """The same, as texts where it is a text in one member and a number in another, or loses digits as a float."""
+    if len({value.dtype.kind in "OU" for value in values}) < 2 and not _loses_digits(values):
         return values
-    texts = (["" if item != item else str(item) for item in value.ravel().tolist()] for value in values)
+    texts = ([*map(_text, value.ravel().tolist())] for value in values)
     return [np.array(own, dtype=object).reshape(value.shape) for own, value in zip(texts, values, strict=True)]
+
+
+def _text(item: Any) -> str:
+    """A text or number as text, of NaN none; an integer that has become a float, beside NaN, is an integer there."""
+    if item != item:
+        return ""
+    return str(int(item)) if isinstance(item, float) and item.is_integer() else str(item)
+
+
+def _loses_digits(values: Sequence[np.ndarray]) -> bool:
+    """Whether some are integers that differ from what they become together, which is a float that has 53 bits."""
+    if any(value.dtype.kind not in "iufc" for value in values) or np.result_type(*values).kind not in "fc":
+        return False
+    large = [value[(value > 2**53) | (value < -(2**53))] for value in values if value.dtype.kind in "iu"]
+    return any(int(float(number)) != number for own in large for number in own.tolist())
 
 
 def _common(found: Sequence[Mapping[str, Any]], whole: Sequence[bool]) -> dict[str, Any]:
@@ -492,10 +507,15 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> np.ndarray:
-    """Arrays of members one after the other; NaN (of dates NaT), False or nothing where a member has none."""
+    """Arrays of members one after the other; NaN (of dates NaT), False or nothing where a member has none.
+
+    Integers that are no floats are texts beside NaN.
+    """
     stacked = np.stack(values)
     if len(places) == number:
         return stacked
+    if stacked.dtype.kind in "iu":
+        stacked = _of_one_kind([stacked, np.array(np.nan)])[0]
     kind = stacked.dtype if stacked.dtype.kind not in "iu" else np.dtype(float)
     nothing: Any = np.nan if kind.kind in "fc" else "" if kind.kind in "UO" else "NaT" if kind.kind in "mM" else 0
     filled = np.full((number, *stacked.shape[1:]), nothing, kind)

@@ -505,6 +505,34 @@ def test_members_that_fail_are_counted_and_named(study, workplace, size):
     assert found.dataset.word.values.tolist() == ["n0", "n1", "", "n3", "n4", "n5"]
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("failing", [-1, 2])
+def test_integers_that_are_no_floats_keep_their_digits_beside_a_member_that_failed(monkeypatch, size, failing):
+    """They are texts there, as numbers beside texts are; float64 made 2⁵³ of 2⁵³ + 1."""
+
+    def counting(problem: Problem, clock: Clock, *, progress: object = None) -> xr.Dataset:
+        seed = int(problem.title.split("seed ")[1].rstrip(")"))
+        if seed == failing:
+            raise RuntimeError("this seed is bad")
+        kinds = {"large": 2**53 + 1 if seed == 3 else seed, "unsigned": np.uint64(2**64 - 1 - seed), "small": 2**60}
+        dataset = xr.Dataset({name: ("k", np.array([value])) for name, value in kinds.items()})
+        dataset["mixed"] = (), 2**53 + 1 if seed == 3 else float(seed)
+        return Finding(study="counting", problem=problem.title, status="ok", verdict="").attached(dataset)
+
+    monkeypatch.setitem(STUDIES._entries, "counting", Study(counting))
+    found = nf.run("counting", {"members": 4, "at_once": size}, problem=TEACHER["problem"]).dataset
+    ran = [seed for seed in range(4) if seed != failing]
+    large, unsigned = found.large[:, 0].values.tolist(), found.unsigned[:, 0].values.tolist()
+    assert [int(large[seed]) for seed in ran] == [2**53 + 1 if seed == 3 else seed for seed in ran]
+    assert [int(unsigned[seed]) for seed in ran] == [2**64 - 1 - seed for seed in ran]
+    assert found.mixed.values.tolist() == [
+        "" if seed == failing else str(2**53 + 1 if seed == 3 else seed) for seed in range(4)
+    ]
+    assert found.small.dtype.kind == ("f" if failing >= 0 else "i")
+    if failing >= 0:
+        assert (large, unsigned[failing]) == (["0", "1", "", str(2**53 + 1)], "")
+
+
 @pytest.mark.parametrize("uneven", [-1, 1])
 @pytest.mark.parametrize("size", [1, *slow(2), 4])
 def test_members_that_ended_early_are_in_no_mean_and_hold_nothing(study, workplace, size, uneven):
