@@ -27,6 +27,7 @@ from ..studies.clock import Clock, Schedule
 from ..studies.together import together as gathered
 from ..time.trajectory import SAME_TIME, common_times
 from .errors import Stop, first_line
+from .joined import of_one_kind
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import (
@@ -276,7 +277,7 @@ def _computed(job: Job, one: One, members: range, times: Tensor, started: float)
         having = [
             (place, variables.pop(name)) for place, variables in zip(places, own, strict=True) if name in variables
         ]
-        values = _rows(_of_one_kind([own.values for _, own in having]), [place for place, _ in having], len(rows))
+        values = _rows(of_one_kind([own.values for _, own in having]), [place for place, _ in having], len(rows))
         joined[name] = (DIMENSION, *having[0][1].dims), values, having[0][1].attrs
     shared_by_all = _shared(first.attrs, [told[i] for i in alike])
     attributes = {name: value for name, value in shared_by_all.items() if f"{_ATTRIBUTE}{name}" not in joined}
@@ -424,29 +425,6 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f"))
 
 
-def _of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """The same, as texts where it is a text in one member and a number in another, or loses digits as a float."""
-    if len({value.dtype.kind in "OU" for value in values}) < 2 and not _loses_digits(values):
-        return values
-    texts = ([*map(_text, value.ravel().tolist())] for value in values)
-    return [np.array(own, dtype=object).reshape(value.shape) for own, value in zip(texts, values, strict=True)]
-
-
-def _text(item: Any) -> str:
-    """A text or number as text, of NaN none; an integer that has become a float, beside NaN, is an integer there."""
-    if item != item:
-        return ""
-    return str(int(item)) if isinstance(item, float) and item.is_integer() else str(item)
-
-
-def _loses_digits(values: Sequence[np.ndarray]) -> bool:
-    """Whether some are integers that differ from what they become together, which is a float that has 53 bits."""
-    if any(value.dtype.kind not in "iufc" for value in values) or np.result_type(*values).kind not in "fc":
-        return False
-    large = [value[(value > 2**53) | (value < -(2**53))] for value in values if value.dtype.kind in "iu"]
-    return any(int(float(number)) != number for own in large for number in own.tolist())
-
-
 def _common(found: Sequence[Mapping[str, Any]], whole: Sequence[bool]) -> dict[str, Any]:
     """What findings have in common: of those that ran whole, if any did; where a study says what it likes, of all."""
     best = [parts for parts, one in zip(found, whole, strict=True) if one or not any(whole)]
@@ -515,7 +493,7 @@ def _rows(values: Sequence[np.ndarray], places: Sequence[int], number: int) -> n
     if len(places) == number:
         return stacked
     if stacked.dtype.kind in "iu":
-        stacked = _of_one_kind([stacked, np.array(np.nan)])[0]
+        stacked = of_one_kind([stacked, np.array(np.nan)])[0]
     kind = stacked.dtype if stacked.dtype.kind not in "iu" else np.dtype(float)
     nothing: Any = np.nan if kind.kind in "fc" else "" if kind.kind in "UO" else "NaT" if kind.kind in "mM" else 0
     filled = np.full((number, *stacked.shape[1:]), nothing, kind)
@@ -552,7 +530,7 @@ def _joined(job: Job, parts: list[xr.Dataset]) -> xr.Dataset:
     }
     del kinds[NUMBERS], first, shapes
     for name, (dims, told, one) in kinds.items():
-        values = _of_one_kind([_of(part, name, one) for part in parts])
+        values = of_one_kind([_of(part, name, one) for part in parts])
         joined[name] = dims, np.concatenate(values) if len(values) > 1 else values[0], told
         parts[:] = [part.drop_vars(name, errors="ignore") for part in parts]
     seeds = job.ensemble.settings

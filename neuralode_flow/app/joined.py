@@ -139,14 +139,11 @@ def _along_members(
 ) -> xr.Dataset:
     names = list(datasets)
     first = datasets[names[0]]
-    dataset = xr.concat(
-        [dataset.drop_attrs() for dataset in _numbered(list(datasets.values()))],
-        dim=xr.DataArray(names, dims="member", name="member"),
-        data_vars="all",
-        coords="minimal",
-        compat="override",
-        join="outer",
-    )
+    numbered = [dataset.drop_attrs() for dataset in _numbered(list(datasets.values()))]
+    dataset = _concatenated(numbered, names)
+    if lossy := [name for name in dataset.data_vars if _has_lost(name, dataset, numbered)]:
+        dataset = _concatenated([_with_texts(own, lossy) for own in numbered], names)
+        dataset = dataset.assign({name: dataset[name].fillna("") for name in lossy})
     if _STATUS not in {*dataset.variables, *dataset.dims}:
         ended = _coordinate([statuses[name] for name in names])
         dataset[_STATUS] = ("member", ended, {"long_name": "how the run of the member ended"})
@@ -168,6 +165,23 @@ def _along_members(
     return dataset
 
 
+def _concatenated(datasets: Sequence[xr.Dataset], names: Sequence[str]) -> xr.Dataset:
+    member = xr.DataArray(names, dims="member", name="member")
+    return xr.concat(datasets, dim=member, data_vars="all", coords="minimal", compat="override", join="outer")
+
+
+def _has_lost(name: Hashable, dataset: xr.Dataset, datasets: Sequence[xr.Dataset]) -> bool:
+    """Whether a variable of all members has become a float, and integers of some are none."""
+    own = [other.variables[name].values for other in datasets if name in other.variables]
+    return dataset.variables[name].dtype.kind in "fc" and loses_digits([*own, np.array(np.nan)])
+
+
+def _with_texts(dataset: xr.Dataset, names: Sequence[Hashable]) -> xr.Dataset:
+    """The same with texts in place of the numbers of some variables."""
+    own = [name for name in names if name in dataset.variables]
+    return dataset.assign({name: dataset[name].copy(data=_texts(dataset[name].values)) for name in own})
+
+
 def _common(attributes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all say alike, such as a name: one that is true of the first member alone is none of all."""
     first = attributes[0]
@@ -180,7 +194,8 @@ def _coordinate(values: Sequence[Any]) -> np.ndarray:
     """Numbers where all values are, else texts."""
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         numbers = np.array(values)
-        if numbers.dtype.kind in "iuf":  # not integers that are larger than NumPy's
+        # Not integers that are larger than NumPy's, or no floats beside one.
+        if numbers.dtype.kind in "iuf" and all(a == b or a != a for a, b in zip(numbers.tolist(), values, strict=True)):
             return numbers
     return np.array([str(value).replace("\0", r"\0") for value in values])
 
@@ -198,3 +213,29 @@ def _numbered(datasets: list[xr.Dataset]) -> list[xr.Dataset]:
         )
         for dataset in datasets
     ]
+
+
+def of_one_kind(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The same, as texts where it is a text in one member and a number in another, or loses digits as a float."""
+    if len({value.dtype.kind in "OU" for value in values}) < 2 and not loses_digits(values):
+        return values
+    return [*map(_texts, values)]
+
+
+def _texts(values: np.ndarray) -> np.ndarray:
+    return np.array([*map(_text, values.ravel().tolist())], dtype=object).reshape(values.shape)
+
+
+def _text(item: Any) -> str:
+    """A text or number as text, of NaN none; an integer that has become a float, beside NaN, is an integer there."""
+    if item != item:
+        return ""
+    return str(int(item)) if isinstance(item, float) and item.is_integer() else str(item)
+
+
+def loses_digits(values: Sequence[np.ndarray]) -> bool:
+    """Whether some are integers that differ from what they become together, which is a float that has 53 bits."""
+    if any(value.dtype.kind not in "biufc" for value in values) or np.result_type(*values).kind not in "fc":
+        return False
+    large = [value[(value > 2**53) | (value < -(2**53))] for value in values if value.dtype.kind in "iu"]
+    return any(int(float(number)) != number for own in large for number in own.tolist())

@@ -239,3 +239,23 @@ def test_joined_results_say_how_each_member_has_run() -> None:
     assert dataset is not None
     assert dataset.run_status.values.tolist() == [*statuses.values()]
     assert dataset.attrs["problem"] == ""
+
+
+def test_integers_of_a_sweep_that_are_no_floats_keep_their_digits():
+    """Where others are shorter, have none or have fractions they are texts; as float64 2⁵³ + 1 was 2⁵³."""
+    large = 2**53 + 1
+    one, two, three = (
+        xr.Dataset(own, attrs={"study": "s"})
+        for own in (
+            {"x": ("k", [large, 2]), "own": ((), large), "plain": ("k", [1, 2])},
+            {"x": ("k", [3]), "plain": ("k", [3])},
+            {"x": ("k", [0.5]), "plain": ("k", [0.5])},
+        )
+    )
+    settings = {"0": {"size": large}, "1": {"size": 0.5}, "2": {"size": 2}}
+    dataset, apart = joined({"0": one, "1": two, "2": three}, settings, dict.fromkeys("012", "ok"))
+    assert dataset is not None and not apart
+    assert dataset.x.values.tolist() == [[str(large), "2"], ["3", ""], ["0.5", ""]]
+    assert dataset.own.values.tolist() == [str(large), "", ""]
+    assert dataset["size"].values.tolist() == [str(large), "0.5", "2"]
+    np.testing.assert_array_equal(dataset.plain, [[1, 2], [3, np.nan], [0.5, np.nan]])
