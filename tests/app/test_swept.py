@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -254,7 +255,8 @@ def test_integers_of_a_sweep_that_are_no_floats_keep_their_digits():
     )
     settings = {"0": {"size": large}, "1": {"size": 0.5}, "2": {"size": 2}}
     dataset, apart = joined({"0": one, "1": two, "2": three}, settings, dict.fromkeys("012", "ok"))
-    assert dataset is not None and not apart
+    assert dataset is not None
+    assert not apart
     assert dataset.x.values.tolist() == [[str(large), "2"], ["3", ""], ["0.5", ""]]
     assert dataset.own.values.tolist() == [str(large), "", ""]
     assert dataset["size"].values.tolist() == [str(large), "0.5", "2"]
