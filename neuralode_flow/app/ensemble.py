@@ -45,7 +45,7 @@ from .statistics import (
 )
 
 DIMENSION = "seed"
-_FORMAT = 5  # of parts: those of another are computed again
+_FORMAT = 6  # of parts: those of another are computed again
 _BEYOND = "beyond"  # whether a part was written after the budget of wall time, which may have ended members of it
 _ATTRIBUTE = "attribute."  # begins the name of a variable that was one
 _OF_ALL = ("of", "budgets", _BEYOND, "left_out", MEMBERS)  # attributes that are said of all
