@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ LAWS = {
 }
 OUTPUTS = 8  # intervals between the times at which functions are compared
 COARSE = 3  # nodes of the quadrature that is a control
-AVERAGED = 512  # intervals of the running averages
-_HALVINGS, _FEWER = 6, 4  # of the last T; nodes that running averages need less
+_AVERAGED = 32  # even intervals in each doubling of time of the running averages, a multiple of 4
+_HALVINGS, _BEGUN = 6, 6  # of the last T; of the first one, before which nothing is told
+_FINER = 4  # nodes more, for the error of running averages
 
 _TIGHT: dict[str, Any] = {"method": "DOP853", "rtol": 1e-10, "atol": 1e-12}
 _LOOSE: dict[str, Any] = {"method": "DOP853", "rtol": 1e-6, "atol": 1e-8}  # beside what is random
@@ -162,6 +164,8 @@ class Averages(NamedTuple):
     dual: Tensor  # of E g²
     residual: Tensor  # of E|E[Φ | Z]|²
     last: Tensor  # that itself at the last T, without the first axis
+    error: Tensor  # of both averages, by more nodes and by half as many times, relative, sup over T; no first axis
+    last_error: Tensor  # of the last residual, by more nodes, relative
     floor: Tensor  # that of the saddle point, (E, penalties)
     floor_by_dual: Tensor  # E g² there, which is the same, (E, penalties)
     lost: Tensor  # by the Lyapunov function of the linear limit up to the last T, (E, penalties)
@@ -174,34 +178,60 @@ def averages(
     """Along flows of all particles, and of their linear limit; `truth` has y of f* = y·kernel."""
     start, grid = LAWS["symmetric"], setting.grid
     penalty, kernel = grid.new_tensor(penalties), start.kernel(grid)
-    times = torch.linspace(0, duration, AVERAGED + 1).to(grid)
+    times = _doubling(duration).to(grid)
     problem = setting.equations.beside(2).saddle(penalty[:, None])
-    particles = start.quadrature(setting.nodes - _FEWER).to(grid)
     members = (len(setting.equations.joint), len(penalties), len(alphas))
-    flow = ParticleFlow(grid, problem, particles, grid.new_tensor(alphas))
-    state = particles.theta.expand(*members, *particles.theta.shape).clone()
-    path = whole(integrate(flow, state, times, **_SMOOTH), "flow of all particles")
+
+    def flowed(nodes: int) -> Tensor:
+        particles = start.quadrature(nodes).to(grid)
+        flow = ParticleFlow(grid, problem, particles, grid.new_tensor(alphas))
+        state = particles.theta.expand(*members, *particles.theta.shape).clone()
+        return whole(integrate(flow, state, times, **_SMOOTH), "flow of all particles").z
+
     y = linear_limit(problem, kernel, times)
-    z = torch.cat((path.z, y @ kernel), dim=-3)
-    residual, dual = problem.residual(z), (problem.dual * z[..., 1, :].square()).sum(-1)
+    found = []
+    for nodes in (setting.nodes, setting.nodes + _FINER):
+        z = torch.cat((flowed(nodes), y @ kernel), dim=-3)
+        residual, dual = problem.residual(z), (problem.dual * z[..., 1, :].square()).sum(-1)
+        found.append([_running(dual, times), _running(residual, times), residual[-1:]])
+        found[-1] += [_running(dual, times, 2), _running(residual, times, 2)]
+    ours, finer = found
+    by_nodes, by_times = (
+        [((one - other) / one).abs()[-_HALVINGS - 1 :].amax(0) for one, other in zip(ours, others, strict=False)]
+        for others in (finer[:3], ours[3:])
+    )
     gap = y[..., 0, :, :] - torch.stack((truth, torch.zeros_like(truth)))
     lyapunov = ((gap @ kernel) * gap).sum((-2, -1)) / 2
-    at = [AVERAGED // 2**k for k in range(_HALVINGS, -1, -1)]
     return Averages(
-        times[at],
-        _running(dual, times)[at],
-        _running(residual, times)[at],
-        residual[-1],
+        times[_AVERAGED::_AVERAGED][_BEGUN:],
+        ours[0][_BEGUN:],
+        ours[1][_BEGUN:],
+        ours[2][0],
+        torch.stack(by_nodes[:2]).amax(0) + torch.stack(by_times).amax(0),
+        by_nodes[2],
         *_floor(setting, penalties),
         lyapunov[0] - lyapunov[-1],
         lyapunov[0],
     )
 
 
-def _running(values: Tensor, times: Tensor) -> Tensor:
-    """Averages from 0 to each time, by trapezia; at 0 the value itself."""
-    integral = torch.cumulative_trapezoid(values, times, dim=0) / times[1:].reshape(-1, *(values.ndim - 1) * (1,))
-    return torch.cat((values[:1], integral))
+def _doubling(duration: float) -> Tensor:
+    """Times from 0 to the end in intervals that are even up to a small part of it, and in each doubling from there."""
+    ends = [0.0, *(duration * 2.0**-k for k in range(_HALVINGS + _BEGUN, -1, -1))]
+    parts = [torch.linspace(a, b, _AVERAGED + 1, dtype=torch.float64)[1:] for a, b in itertools.pairwise(ends)]
+    return torch.cat((torch.zeros(1, dtype=torch.float64), *parts))
+
+
+def _running(values: Tensor, times: Tensor, every: int = 1) -> Tensor:
+    """Averages from 0 to the end of each doubling, by Simpson's rule on one in `every` times."""
+    parts = values[1:].unflatten(0, (-1, _AVERAGED))
+    whole_parts = torch.cat((torch.cat((values[:1], parts[:-1, -1])).unsqueeze(1), parts), 1)[:, ::every]
+    ends = times[_AVERAGED::_AVERAGED]
+    rule = values.new_tensor([1.0, *(4.0, 2.0) * (_AVERAGED // every // 2 - 1), 4.0, 1.0]) / 3
+    lengths = torch.diff(ends, prepend=times[:1]) / (_AVERAGED // every)
+    like = (-1, *(values.ndim - 1) * (1,))
+    integrals = lengths.reshape(like) * torch.tensordot(rule, whole_parts, ([0], [1]))
+    return integrals.cumsum(0) / ends.reshape(like)
 
 
 def _floor(setting: Setting, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:

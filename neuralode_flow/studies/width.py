@@ -33,9 +33,10 @@ _FEW = 4
 
 _DATA, _NARROW, _FITS, _MOST_FITTED = 4, 32, 3, 8  # draws of samples; of narrow networks; of networks that fit; neurons
 _HORIZON, _PARTS, _EVALUATIONS = 8.0, 8, 50_000  # in 1/λ_min of the kernel at the start; outputs; a budget
+_BEGUN, _OFTEN = 0.01, 128  # in 1/λ_max; outputs from there on of narrow networks, whose σ_min may be least anywhere
 _LONG, _FIT = 100.0, 1e-4  # time in which a network fits, and the part of the loss that is left then
 _SLOPE, _ORDER, _CLOSE, _LINEAR, _RATE, _HALF, _TRAINED = 0.15, 0.3, 0.1, 0.05, 1e-3, 0.5, 0.9
-_TWO, _MISSES, _ROOT = 2.0, 1e-2, 1e-8
+_TWO, _MISSES, _ROOT, _TIMES = 2.0, 1e-2, 1e-8, 0.05
 
 LONG_NAMES = {
     "certified": "certified width, closed, geometric mean of draws of the samples",
@@ -55,7 +56,8 @@ LONG_NAMES = {
     "certified_start": "certificate of a start where it holds",
     "certified_neurons": "neurons of that start",
     "certified_bounds": "what is certified over what training has",
-    "narrow": "least σ_min(F) in training over that at the start, as many neurons as samples",
+    "narrow": "least σ_min(F) in training over that at the start, as many neurons as samples; 0 where det F has been 0",
+    "narrow_error": "what half as many times change in that",
     "accuracy": "share of images that have the teacher's class",
     "loss_left": "part of the loss that is left",
 }
@@ -200,10 +202,16 @@ def _ratio(network: Network, generator: torch.Generator) -> float:
     return width / closed_width(network, residual)
 
 
-def _path(network: Network, theta: Tensor) -> tuple[Trajectory, Tensor]:
-    """The gradient flow up to a few times 1/λ_min of its kernel, and its states (time, ..., m, d + 1)."""
-    slowest = float(torch.linalg.eigvalsh(network.kernel(theta))[..., 0].min())
-    times = torch.linspace(0, _HORIZON / slowest, _PARTS + 1, dtype=torch.float64)
+def _path(network: Network, theta: Tensor, often: int = 0) -> tuple[Trajectory, Tensor]:
+    """The gradient flow up to a few times 1/λ_min of its kernel, and its states (time, ..., m, d + 1).
+
+    At even times, or as many as are asked for, which begin early and grow in proportion.
+    """
+    rates = torch.linalg.eigvalsh(network.kernel(theta))
+    first, last = _BEGUN / float(rates[..., -1].max()), _HORIZON / float(rates[..., 0].min())
+    times = torch.linspace(0, last, _PARTS + 1, dtype=torch.float64)
+    if often:
+        times = torch.as_tensor(np.append(0.0, np.geomspace(first, last, often)))
     path = integrate(
         network.flow(),
         theta,
@@ -252,11 +260,21 @@ def _growing(
     """Training of wider and wider networks, each number (width, draw), and of narrow ones."""
     network = problem(samples, features, generator)
     rows = [_measured(network, start(generator, features, draws, width)) for width in widths]
-    _, states = _path(network, start(generator, features, _NARROW, samples))
-    sigma = network.least(states)
+    _, states = _path(network, start(generator, features, _NARROW, samples), _OFTEN)
+    narrow, coarse = _least(network, states), _least(network, states[::2])
     return {name: (("width", "draw"), np.stack([row[name] for row in rows])) for name in rows[0]} | {
-        "narrow": ("narrow_draw", (sigma.amin(0) / sigma[0]).cpu().numpy())
+        "narrow": ("narrow_draw", narrow.cpu().numpy()),
+        "narrow_error": ("narrow_draw", (coarse - narrow).abs().cpu().numpy()),
     }
+
+
+def _least(network: Network, states: Tensor) -> Tensor:
+    """The least σ_min(F) over that at the start, of states (time, draw, n, d + 1) of as many neurons as samples.
+
+    F is square: where det F changes its sign between two of the times, σ_min(F) has been 0.
+    """
+    sigma, sign = network.least(states), torch.linalg.det(network.hidden(states)).sign()
+    return torch.where((sign == sign[0]).all(0), sigma.amin(0) / sigma[0], 0.0)
 
 
 def _measured(network: Network, theta: Tensor) -> dict[str, np.ndarray]:
@@ -397,6 +415,12 @@ def _checks(dataset: xr.Dataset, slopes: dict[str, float], orders: dict[str, flo
             least_of(dataset.narrow),
             _HALF,
             f"the least of {_NARROW} draws",
+        ),
+        Check(
+            "the same from half as many times",
+            largest_of(dataset.narrow_error),
+            _TIMES,
+            f"absolute, the largest of {_NARROW} draws",
         ),
         Check("order of the movement of W in 1/width from 1", abs(orders["movement"] - 1), _ORDER),
         Check("order of the change of the kernel in 1/width from 2", abs(orders["kernel_change"] - 2), _ORDER),

@@ -32,6 +32,7 @@ IDENTITY = "T times that average over what the Lyapunov function loses, from 1, 
 FLOOR = "E|E[Φ|Z]|² at T = 128 over that of the saddle point, from 1, the largest λ"
 BELOW = "the same at λ = 0 over that of the largest λ, T = 128"
 FAR = "distance from the linear limit over its size, the first α, a control"
+AVERAGES = "running averages from those of more nodes, and of half as many times"
 BEYOND = "T times the average of E g² over ½‖f*‖², the first α, a control"
 COARSE = "distance of the most particles from 3 × 3 nodes over that from all, a control"
 BLIND = "f of the least E[Φ²] from f*, relative, a control"
@@ -234,9 +235,39 @@ def test_the_saddle_point_is_the_least_of_the_largest():
 
 
 def test_running_averages_are_integrals_over_their_length():
-    times = torch.linspace(0, 3, 3001, dtype=torch.float64)
-    found = meanfield._running(times.square()[:, None], times)[:, 0]
-    assert torch.allclose(found, times.square() / 3, atol=1e-6)
+    times = meanfield._doubling(3.0)
+    ends = 3.0 * 2.0 ** torch.arange(-12, 1)
+    for power in (0, 1, 3):  # Simpson's rule is exact up to 3
+        for every in (1, 2):
+            found = meanfield._running(times.pow(power)[:, None], times, every)[:, 0]
+            torch.testing.assert_close(found, ends**power / (power + 1), rtol=1e-12, atol=0.0)
+    found = meanfield._running(torch.exp(-times), times)
+    torch.testing.assert_close(found, -torch.expm1(-ends) / ends, rtol=1e-7, atol=0.0)
+
+
+def found_averages(duration, **more):
+    truth = minimax._truth(GRID, 2.0, torch.Generator().manual_seed(0))
+    return meanfield.averages(setting(**more), (1.0, 16.0), (0.0, 0.1), duration, truth)
+
+
+def test_running_averages_are_right_however_long_they_are(monkeypatch):
+    """In even intervals up to the last T the first averages of a long run were off by 16 %, and nothing measured it."""
+    found = found_averages(2048.0, nodes=12)
+    monkeypatch.setattr(meanfield, "_AVERAGED", 128)
+    fine = found_averages(2048.0, nodes=12)
+    for name in ("dual", "residual"):
+        off = (getattr(found, name) / getattr(fine, name) - 1).abs()[..., 1:].amax(0)
+        assert off.max() < 1e-4
+        assert (off <= found.error[..., 1:] + 1e-6).all()
+
+
+def test_averages_at_the_first_scale_are_known_to_their_error():
+    """No number of nodes settles them: of particles at α = 1 what is seen at long times is that of the nodes."""
+    found, other = (found_averages(128.0, nodes=nodes) for nodes in (14, 22))
+    off = (found.dual / other.dual - 1).abs().amax(0)
+    assert off[..., 0].max() > 0.02
+    assert found.error[..., 0].max() > 0.02
+    assert found.error[..., 1:].max() < 0.002
 
 
 VELOCITY = ParticleFlow.velocity
@@ -372,6 +403,9 @@ def test_every_check_of_numbers_can_fail():
     assert QUADRATURE in again(quadrature_error=found.quadrature_error * 10)
     assert again(kernel_error=found.kernel_error + 1e-5) == {CLOSED}
     assert BOUND in again(dual=found.dual * 1.2)
+    assert again(average_error=found.average_error + 0.02) == {AVERAGES}
+    assert again(last_residual_error=found.last_residual_error + 0.02) == {AVERAGES}
+    assert again(average_error=found.average_error * np.nan) == {AVERAGES}
     assert again(lost=found.lost * 1.01) == {IDENTITY}
     assert again(half_square=found.half_square * 1.01) == {SIZE}
     assert again(begun=found.begun * 1.01) == {SIZE}
@@ -401,7 +435,7 @@ def test_what_is_blind_to_z_is_far_from_the_solution_only_where_there_is_noise()
 def test_the_finding_is_in_the_dataset():
     found = Finding.of(dataset("minimax"))
     assert found.passed
-    assert len(found.checks) == 19
+    assert len(found.checks) == 20
     assert {order.over for order in found.orders} == {"scales", "widths", "steps"}
 
 
