@@ -44,6 +44,7 @@ _UNEVEN = tuple(2.0**-j for j in range(3, 9))
 
 # ‖b‖₁ at which the direction of a classifier is looked at.
 _NORMS = (1e1, 1e2, 1e3, 1e4)
+_LOOKS = 200  # times of it, between which b is linear
 
 
 def run(
@@ -168,13 +169,15 @@ def _classifier(clock: Clock, z: np.ndarray, widest: Sparse) -> np.ndarray:
     """
     margins, d, size = torch.as_tensor(z), z.shape[1], float(np.abs(widest.b).sum())
     flow = FactorizationFlow(phi, Custom(lambda b: torch.logsumexp(-(margins @ b), 0), axes=1))
-    times = torch.linspace(0, size / 2 * float(np.log(1e2 * _NORMS[-1])), 200, dtype=torch.float64)
+    times = torch.linspace(0, size / 2 * float(np.log(1e2 * _NORMS[-1])), _LOOKS, dtype=torch.float64)
     timed = replace(clock, times=times, method="auto", step=None)
     path = whole(integrate(flow, start(d, 1.0, 0.0), times, **timed.options("classifier")), "classifier")
     norms = path.z.abs().sum(-1).numpy()
     if not norms[-1] >= _NORMS[-1]:
         raise RuntimeError(f"the classifier has come to ‖b‖₁ = {norms[-1]:.3g} only; its margin is too small")
-    seen = [*path.z.numpy()[[int(np.argmax(norms >= norm)) for norm in _NORMS]], largest_margin(z).direction]
+    after, b = np.array([int(np.argmax(norms >= norm)) for norm in _NORMS]), path.z.numpy()
+    part = (np.array(_NORMS) - norms[after - 1]) / (norms[after] - norms[after - 1])
+    seen = [*(b[after - 1] + part[:, None] * (b[after] - b[after - 1])), largest_margin(z).direction]
     return np.array([1 - size * float((z @ b).min() / np.abs(b).sum()) for b in seen])
 
 
