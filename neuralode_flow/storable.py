@@ -9,9 +9,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 REWRITTEN = "rewritten_for_netcdf"  # the attribute that says what was changed
+_LARGEST = 16  # bytes of a complex number
+_DEEPEST = 100  # lists in lists: one may hold itself
 
 
 def storable(dataset: xr.Dataset) -> xr.Dataset:
@@ -61,24 +64,34 @@ def as_attribute(value: Any) -> Any:
         value = _spelt(value)
     try:
         array = np.asarray(value)
-    except ValueError:  # of lists of different lengths
+    except Exception:  # lists of different lengths, or what cannot become an array, such as a sparse tensor
         return _clean(repr(value))
     if array.dtype.kind == "b":
         return array.astype(np.int64)[()]
-    if array.dtype.kind in "iufc":
+    if array.dtype.kind in "iuf" or (array.dtype.kind == "c" and array.dtype.itemsize <= _LARGEST):
+        if array.dtype.kind == "f" and isinstance(value, (list, tuple)) and not _as_told(value, array):
+            return _clean(repr(value))
         return array if isinstance(value, range) else value
     words = np.ravel(np.asarray(value, dtype=object)).tolist() if array.dtype.kind == "U" else [None]
     return value if all(isinstance(word, str) and _is_plain(word) for word in words) else _clean(repr(value))
 
 
-def _spelt(value: Any) -> Any:
+def _spelt(value: Any, depth: int = 0) -> Any:
     """The same with lists in place of arrays and tensors in it: these write out some of their digits and entries."""
+    if depth > _DEEPEST or isinstance(value, type):
+        return value
     if isinstance(value, Mapping):
-        return {key: _spelt(item) for key, item in value.items()}
+        return {key: _spelt(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [*map(_spelt, value)] if isinstance(value, list) else tuple(map(_spelt, value))
-    numbers = getattr(value, "tolist", None)
-    return _spelt(numbers()) if callable(numbers) and not isinstance(value, np.generic) else value
+        items = [_spelt(item, depth + 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    numbers = getattr(value.values if isinstance(value, xr.DataArray) else value, "tolist", None)
+    if not callable(numbers) or isinstance(value, np.generic):
+        return value
+    try:
+        return _spelt(numbers(), depth + 1)
+    except Exception:  # of a tensor that is sparse, or has no numbers: it is kept as it says itself
+        return value
 
 
 def _owners(dataset: xr.Dataset) -> list[Any]:
@@ -142,10 +155,22 @@ def _clean(text: str) -> str:
     return text if _is_plain(text) else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
+def _as_told(items: Any, array: np.ndarray) -> bool:
+    """Whether numbers are, as floats beside one another, what they are alone: integers may have more digits."""
+    return all(
+        a == b or a != a for a, b in zip(np.ravel(np.asarray(items, object)), array.ravel().tolist(), strict=True)
+    )
+
+
 def _values(variable: xr.Variable) -> np.ndarray | None:
     """Other values for those that netCDF does not take, of the same shape; None if it does."""
-    if not isinstance(variable.dtype, np.dtype):  # one of pandas
-        values = np.asarray(variable.values).astype(object)
+    if not isinstance(
+        variable.dtype, np.dtype
+    ):  # one of pandas, whose values NumPy would round, or take to another zone
+        values = np.empty(variable.size, dtype=object)
+        for i, item in enumerate(variable.to_index().tolist()):
+            values[i] = None if item is pd.NA else item
+        values = values.reshape(variable.shape)
         own = _objects(values)
         return values if own is None else own
     kind = variable.dtype.kind
@@ -155,7 +180,9 @@ def _values(variable: xr.Variable) -> np.ndarray | None:
         return None if _is_plain("".join(variable.values.ravel().tolist())) else _texts(variable.values)
     if kind == "O":
         return _objects(variable.values)
-    return None if kind in "biufcSTm" else _texts(variable.values)
+    return (
+        None if kind in "biufSTm" or (kind == "c" and variable.dtype.itemsize <= _LARGEST) else _texts(variable.values)
+    )
 
 
 def _objects(values: np.ndarray) -> np.ndarray | None:
@@ -163,6 +190,8 @@ def _objects(values: np.ndarray) -> np.ndarray | None:
     items = values.ravel().tolist()
     if all(isinstance(item, str) or item is None or _is_nan(item) for item in items):
         return None if all(_is_plain(item) for item in items if isinstance(item, str)) else _texts(values)
+    if all(isinstance(item, bytes) for item in items):
+        return None
     if all(isinstance(item, (bool, np.bool_)) for item in items):
         return values.astype(bool)
     numbers = _numbers(items)

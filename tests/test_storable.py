@@ -35,6 +35,8 @@ def objects(*items):
         (pd.Categorical(["a", "b"]), ["a", "b"]),
         (pd.period_range("2020-01", periods=2, freq="M"), ["2020-01", "2020-02"]),
         (pd.IntervalIndex.from_breaks([0, 1, 2]), ["(0, 1]", "(1, 2]"]),
+        (pd.array([2**53 + 1, None], "Int64"), ["9007199254740993", "None"]),
+        (pd.DatetimeIndex(["2020-01-01"], tz="America/New_York"), ["2020-01-01 00:00:00-05:00"]),
     ],
 )
 def test_values_of_no_kind_of_netcdf_are_texts(tmp_path, values, texts):
@@ -55,6 +57,31 @@ def test_objects_that_are_numbers_stay_numbers(tmp_path, values, same):
     assert dataset.a.values.tolist() == same
     assert dataset.a.dtype != object
     assert REWRITTEN not in dataset.attrs
+
+
+def test_complex_numbers_that_no_other_program_knows_are_texts(tmp_path):
+    dataset = kept(tmp_path, xr.Dataset({"a": ("k", np.array([1 + 2j], np.clongdouble))}))
+    assert dataset.a.values.tolist() == ["(1+2j)"]
+
+
+def test_objects_that_are_bytes_stay_bytes(tmp_path):
+    assert kept(tmp_path, xr.Dataset({"a": ("k", objects(b"abc", b"d"))})).a.values.tolist() == [b"abc", b"d"]
+
+
+def test_attributes_that_cannot_become_an_array_are_kept_as_they_say_themselves(tmp_path):
+    round_about = {}
+    round_about["self"] = round_about
+    attributes = {
+        "class": torch.Tensor, "sparse": torch.eye(2).to_sparse(), "meta": torch.empty(2, device="meta"),
+        "round": round_about, "digits": [2**53 + 1, 0.5], "fractions": [1, 0.5],
+    }  # fmt: skip
+    told = kept(tmp_path, xr.Dataset({"a": 1.0}, attrs=attributes)).attrs
+    assert told["class"] == "<class 'torch.Tensor'>"
+    assert "sparse" in told["sparse"]
+    assert "meta" in told["meta"]
+    assert "self" in told["round"]
+    assert told["digits"] == "[9007199254740993, 0.5]"
+    assert told["fractions"].tolist() == [1, 0.5]
 
 
 def test_names_become_others_that_nothing_else_has(tmp_path):

@@ -28,6 +28,7 @@ from ..studies.together import together as gathered
 from ..time.trajectory import SAME_TIME, common_times
 from .errors import Stop, first_line
 from .joined import of_one_kind
+from .plugins import sources
 from .runfolder import computing, flat
 from .schema import Job
 from .statistics import (
@@ -144,7 +145,7 @@ def at_once(job: Job, workers: int) -> int:
 
 def _digest(job: Job) -> str:
     """What tells the parts of a run from those of another: a shorter one, of a changed table or plugin."""
-    what = [_FORMAT, computing(flat(job.plain)), job.inputs()]
+    what = [_FORMAT, computing(flat(job.plain)), job.inputs(), sources(job.machine.plugins)]
     said = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
 

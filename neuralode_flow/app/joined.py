@@ -23,6 +23,7 @@ _MOST_COORDINATES = 100  # settings that are stored beside the members
 _NAME = re.compile(r"\w[\w.@+-]*")  # of a setting that netCDF takes as a name
 _KINDS = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "c": "complex numbers"}
 _KINDS |= {"m": "times", "M": "times"}
+_INTEGER = re.compile(r"(-?\d+)?")
 
 
 def joined(
@@ -54,6 +55,7 @@ def joined(
     datasets = {name: _renamed(dataset) for name, dataset in datasets.items()}
     apart = _of_other_studies(datasets)
     fitting = {name: dataset for name, dataset in datasets.items() if name not in apart}
+    fitting = _with_integers_alike(fitting)
     apart |= _of_other_kinds(fitting)
     fitting = {name: dataset for name, dataset in fitting.items() if name not in apart}
     if not fitting:
@@ -77,6 +79,20 @@ def _of_other_studies(datasets: Mapping[str, xr.Dataset]) -> dict[str, str]:
     if 2 * count <= len(studies):
         return {name: f"it is of the study {study}, and no study has most members" for name, study in studies.items()}
     return {name: f"it is of the study {study}, most are of {most}" for name, study in studies.items() if study != most}
+
+
+def _with_integers_alike(datasets: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The same with texts in place of integers that are texts in others, as runs of several members have them."""
+    told: set[Hashable] = set()
+    for dataset in datasets.values():
+        texts = [(name, own.values) for name, own in dataset.data_vars.items() if own.dtype.kind in "OU"]
+        told |= {name for name, values in texts if all(map(_INTEGER.fullmatch, map(str, values.ravel().tolist())))}
+    if not told:
+        return datasets
+    return {
+        member: _with_texts(dataset, [name for name in told & {*dataset.data_vars} if dataset[name].dtype.kind in "iu"])
+        for member, dataset in datasets.items()
+    }
 
 
 def _of_other_kinds(datasets: Mapping[str, xr.Dataset]) -> dict[str, str]:
@@ -230,7 +246,7 @@ def _text(item: Any) -> str:
     """A text or number as text, of NaN none; an integer that has become a float, beside NaN, is an integer there."""
     if item != item:
         return ""
-    return str(int(item)) if isinstance(item, float) and item.is_integer() else str(item)
+    return str(int(item)) if isinstance(item, float) and abs(item) < 2**63 and item.is_integer() else str(item)
 
 
 def loses_digits(values: Sequence[np.ndarray]) -> bool:

@@ -82,10 +82,12 @@ def _files(module: str) -> list[Path]:
     if _is_installation(place):  # what lies beside it there is of others
         return own_files
     found = dict.fromkeys(own_files)
+    looked_for = {module.partition(".")[0]} if home else set()
     waiting = [*own_files]
     while waiting:
-        path = waiting.pop()
-        beside = [other for name in _imports(path, place) for other in _beside(name, place) if other not in found]
+        names = {_whole(name, place) for name in _imports(waiting.pop(), place)} - looked_for
+        looked_for |= names
+        beside = [other for name in sorted(names) for other in _beside(name, place) if other not in found]
         found |= dict.fromkeys(beside)
         waiting += beside
     return [*own_files, *sorted({*found} - {*own_files})]
@@ -114,16 +116,24 @@ def _imports(path: Path, place: Path) -> Iterator[str]:
             yield from filter(None, [name, *(f"{name}.{alias.name}".removeprefix(".") for alias in node.names)])
 
 
-def _beside(name: str, place: Path) -> list[Path]:
-    """The files of a module, or of its whole package, that lies in this folder and is found there by its name."""
+def _whole(name: str, place: Path) -> str:
+    """The name of a module, or of the package in this folder that has it."""
     top = name.partition(".")[0]
-    if top == __package__.partition(".")[0] or not _is_found(top, place):
+    return top if (place / top / "__init__.py").is_file() else name
+
+
+def _beside(name: str, place: Path) -> list[Path]:
+    """The files of a module, or of the whole package that has it, if it lies in this folder and is found there."""
+    parts = name.split(".")
+    if parts[0] == __package__.partition(".")[0] or not _is_found(parts[0], place):
         return []
-    package = place / top
-    if (package / "__init__.py").is_file():
-        return sorted(package.rglob("*.py"))
-    file = place.joinpath(*name.split(".")).with_suffix(".py")
-    return [file] if file.is_file() else []
+    for part in parts:
+        if (place / part / "__init__.py").is_file():
+            return sorted((place / part).rglob("*.py"))
+        if (place / f"{part}.py").is_file():
+            return [place / f"{part}.py"]
+        place /= part
+    return []
 
 
 def _is_found(top: str, place: Path) -> bool:

@@ -288,11 +288,15 @@ class Job:
         return self._yaml
 
     def inputs(self) -> dict[str, str]:
-        """The SHA-256 of each file that the problem is read from, by the setting that names it, and of each plugin."""
+        """The SHA-256 of each file that the problem is read from, by the setting that names it, and of plugins.
+
+        Of those that are named, which are of one's own: that a package has another version, which may have no part in a
+        run, is no reason to compute it again.
+        """
         from .plugins import sources
 
-        own = {f"{PLUGIN}{name}": found for name, found in sources(self.machine.plugins).items()}
-        return self._tables() | own
+        known = sources(self.machine.plugins)
+        return self._tables() | {f"{PLUGIN}{name}": known[name] for name in self.machine.plugins if name in known}
 
     def _tables(self) -> dict[str, str]:
         if self.problem is None:

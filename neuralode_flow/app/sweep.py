@@ -91,7 +91,8 @@ class Folders(Callback):
             missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
-        without = [said for member in _members if (said := _undrawn(member))]
+        failed = [member for member, _ in missing]
+        without = [said for member in _members if member not in failed and (said := _undrawn(member))]
         for said in without:
             complain(said)
         if missing:
@@ -105,7 +106,7 @@ class Folders(Callback):
 
 def _undrawn(member: Member) -> str | None:
     """What there is to say of a member that this command has run whole, but for a figure."""
-    if not member.launched or member.job is None or member.job.machine.figures not in ("all", "png"):
+    if not member.launched or (member.job is not None and member.job.machine.figures not in ("all", "png")):
         return None
     if (said := undrawn(member.folder)) is None:
         return None

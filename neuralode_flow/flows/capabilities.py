@@ -134,8 +134,8 @@ class KnowsMisfit(EstimatesSmooth, Protocol):
 class EstimatesCourse(Protocol):
     """Estimates what the error of the velocity that comes from the depth grid will make of z, before it does."""
 
-    def course_error(self, state: Tensor) -> float:
-        """Frobenius norm, the largest of a batch."""
+    def course_error(self, state: Tensor, left: Tensor | None = None) -> float:
+        """Frobenius norm, the largest of a batch; `left` `(...)` bounds the way that is left."""
 
 
 class Multiplies(Protocol):

@@ -20,7 +20,7 @@ from ..depth.grid import DepthGrid, Profile, check_grid, more_nodes, nodes_said,
 from ..depth.probes import integral, probes
 from ..laws import LawChange, continuous_law, law_changes, momentum_law, primitive
 from ..losses import Loss, check_square_loss
-from ..losses.base import repeats
+from ..losses.base import repeats, squares_of
 from ..modes import plain, undisturbed
 from .base import check_layers, check_matrices, factored, flow_said, own_velocity, place_of
 
@@ -192,16 +192,18 @@ class ContinuousFlow:
         ----------
         state : Tensor (..., N, d, d)
         left : Tensor (...), optional
-            That way, in the L² norm over depth; 2f/‖∇f‖ by default, the distance from the minimum of a parabola. At
-            most 1 + ‖W‖ counts of it.
+            That way, in the L² norm over depth, of which 1 + ‖W‖ at most counts. By default 2f/‖∇f‖, the distance from
+            the minimum of a parabola, where the loss is a square; of others it is not known how far they can fall.
         """
         fine = self.on(self._finer(state))
         slope = fine.velocity(self.transfer(state, fine.grid))
         off = torch.linalg.matrix_norm(self.transfer(self.velocity(state), fine.grid) - slope).amax(-1)
         size, z = torch.linalg.matrix_norm(slope).amax(-1), self.product(state)
-        if left is None:
-            left = 2 * self.loss(z).abs() / fine._length(slope)
-        way = torch.minimum(1 + self._length(state), left)
+        way = 1 + self._length(state)
+        if left is None and squares_of(self.loss) is not None:
+            left = 2 * self.loss(z) / fine._length(slope)
+        if left is not None:
+            way = torch.minimum(way, left)
         return float(torch.where(off > 0, off / size * way * torch.linalg.matrix_norm(z), 0.0).max())
 
     def _length(self, W: Tensor) -> Tensor:

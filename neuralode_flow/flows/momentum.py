@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import count, real, same_kind
 from ..depth.grid import DepthGrid, Profile
+from ..losses import squares_of
 from .base import Around, Flow, flow_said, missing
 from .capabilities import AtDepths, EstimatesCourse, KnowsMomentumLaw, Linearises, OnGrid, Samples, offers
 from .intrinsic import IntrinsicFlow
@@ -121,10 +122,12 @@ class MomentumFlow(Around):
         return moved
 
     def _course_error(self, state: Tensor) -> float:
-        """That of the flow, whose error no fall of the loss undoes here: the way left is what friction allows of 2E."""
-        left = (2 * self.energy(state)).clamp(min=0).sqrt() / self.friction if self.friction else None
-        endless = torch.full_like(self.loss(self.product(state)), torch.inf)
-        found: float = self.flow.course_error(self.position(state), endless if left is None else left)
+        """That of the flow, with the way left that friction allows of the energy of a square, √(2E)/α."""
+        if self.friction and squares_of(self.loss) is not None:
+            left = (2 * self.energy(state)).sqrt() / self.friction
+        else:
+            left = torch.full(self.product(state).shape[:-2], torch.inf, dtype=state.dtype, device=state.device)
+        found: float = self.flow.course_error(self.position(state), left)
         return found
 
     def check(self, state: Tensor) -> None:

@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..finding import Check, Claim, Finding
+from ..matrices import slogdet
 from ..signatures import Count, Seed, above, at_least, at_most, distinct, each, increasing
 from ..time.integrate import integrate
 from ..time.trajectory import Trajectory
@@ -273,7 +274,7 @@ def _least(network: Network, states: Tensor) -> Tensor:
 
     F is square: where det F changes its sign between two of the times, σ_min(F) has been 0.
     """
-    sigma, sign = network.least(states), torch.linalg.det(network.hidden(states)).sign()
+    sigma, sign = network.least(states), slogdet(network.hidden(states))[0]
     return torch.where((sign == sign[0]).all(0), sigma.amin(0) / sigma[0], 0.0)
 
 

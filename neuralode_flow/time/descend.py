@@ -150,7 +150,7 @@ def descend(
         positive("max_seconds", max_seconds)
     path = checked_path(checkpoint, every)
     check_options(observe, progress, throw=throw)
-    start = kept(start, observe, progress)
+    start = kept(start, observe, progress, *(stop or {}).values())
     with torch.no_grad(), one_blas_thread(), shown(progress) as report, ExitStack() as held:
         check_round_off(flow, start)
         known = sampled(flow, start, profile, False, 0.0, 0.0)

@@ -217,7 +217,7 @@ def integrate(
     events = checked_events(stop, points[0])
     path = checked_path(checkpoint, every)
     check_options(observe, progress, adapt=adapt, estimate=estimate, dense=dense, checks=checks, throw=throw)
-    start = kept(start, observe, progress)
+    start = kept(start, observe, progress, *(stop or {}).values())
     check_checks(checks, adapt=adapt, estimate=estimate)
     check_own_steps(control, method, adapt=adapt, estimate=estimate, dense=dense)
     with torch.no_grad():

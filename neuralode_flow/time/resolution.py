@@ -280,17 +280,27 @@ class AdaptiveGrid(FixedGrid):
             coarse = self.flow.on(like(grid, grid.panels, _ORDERS[position - 1]))
             small = self.flow.transfer(state, coarse.grid)
         lost = float(torch.linalg.matrix_norm(coarse.transfer(small, grid) - state).max())
-        allowed, (error, course) = self._allowed(state), self._errors(coarse, small)
+        allowed = self._allowed(state)
         # The part of W that a grid loses enters z squared: Gauss quadrature.
-        if max(error, lost**2) > _WASTE * allowed or course > _SHARE * allowed:
+        if max(self._error(coarse, small), lost**2) > _WASTE * allowed:
             return None
+        with _fitting(self.flow):
+            if self._course(coarse, small) > _SHARE * allowed:
+                return None
         return self._move(t, state, coarse)
 
     def _errors(self, flow: Any, state: Tensor) -> tuple[float, float]:
         """The error of z on the grid, and what the grid would make of it by the velocity, where that is known."""
         with _fitting(flow):
-            course = flow.course_error(state) if offers(flow, EstimatesCourse) else 0.0
-            return self._error(flow, state), course
+            return self._error(flow, state), self._course(flow, state)
+
+    def _course(self, flow: Any, state: Tensor) -> float:
+        if not offers(flow, EstimatesCourse):
+            return 0.0
+        try:
+            return flow.course_error(state)
+        except FAILURES:  # the run, which asks for the velocity too, tells of them
+            return 0.0
 
     def _allowed(self, state: Tensor) -> float:
         z = self.flow.product(state)

@@ -328,11 +328,11 @@ def test_a_finished_run_whose_plugin_has_changed_is_refused_as_with_a_changed_ta
     assert "0 of 1 members have finished in S" in ended.stderr
 
 
-@pytest.mark.parametrize("helper", ["helper", "deep.helper", "whole.part"])
+@pytest.mark.parametrize("helper", ["helper", "deep.helper", "whole.part", "deep.whole.part"])
 def test_what_a_plugin_imports_from_its_own_folder_is_of_it(tmp_path, helper):
     file = tmp_path.joinpath(*helper.split(".")).with_suffix(".py")
-    file.parent.mkdir(exist_ok=True)
-    if helper == "whole.part":
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if helper.endswith("whole.part"):
         (file.parent / "__init__.py").write_text("")
     file.write_text("from further import SIZE")
     (tmp_path / "further.py").write_text("import numpy\nSIZE = 1.0")

@@ -261,3 +261,17 @@ def test_integers_of_a_sweep_that_are_no_floats_keep_their_digits():
     assert dataset.own.values.tolist() == [str(large), "", ""]
     assert dataset["size"].values.tolist() == [str(large), "0.5", "2"]
     np.testing.assert_array_equal(dataset.plain, [[1, 2], [3, np.nan], [0.5, np.nan]])
+
+
+def test_integers_that_are_texts_in_runs_of_members_are_joined_with_those_of_others():
+    large = 2**53 + 1
+    texts = np.array([str(large), ""], dtype=object)
+    members = xr.Dataset({"x": ("seed", texts), "name": ("seed", ["a", "b"])}, attrs={"study": "s"})
+    others = xr.Dataset({"x": ("seed", [large, 2]), "name": ("seed", ["c", "d"])}, attrs={"study": "s"})
+    dataset, apart = joined(
+        {"0": members, "1": others, "2": others}, {name: {} for name in "012"}, dict.fromkeys("012", "ok")
+    )
+    assert dataset is not None
+    assert not apart
+    assert dataset.x.values.tolist() == [[str(large), ""], [str(large), "2"], [str(large), "2"]]
+    assert dataset.name.values.tolist() == [["a", "b"], ["c", "d"], ["c", "d"]]

@@ -311,6 +311,14 @@ def test_more_nodes_come_by_a_smaller_tolerance_where_one_has_chosen_the_grid():
     assert exact.status.endswith("use more nodes, by a smaller tol, or larger tolerances")
 
 
+FAR = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+
+
+def turning(twist):
+    J = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    return nf.relaxed_balanced(torch.eye(2), shift=lambda s: 0.5 * s, twist=lambda s: twist * s * J)
+
+
 FOLLOWING = {
     "gradient": lambda flow: flow,
     "steps": lambda flow: nf.ModifiedFlow(flow, 0.2),
@@ -324,9 +332,7 @@ FOLLOWING = {
 @pytest.mark.parametrize("kind", FOLLOWING)
 def test_a_grid_that_follows_w_makes_no_more_of_the_error_than_the_steps_in_time(kind, twist, rtol):
     """What a coarse grid makes of the velocity stays in W, and what inertia makes of that grows, on any finer one."""
-    J, times = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), [0.0, 0.1, 1.0, 3.0, 10.0]
-    start = nf.relaxed_balanced(torch.eye(2), shift=lambda s: 0.5 * s, twist=lambda s: twist * s * J)
-    loss = nf.Quadratic(torch.tensor([[2.0, 1.0], [0.0, 1.0]]))
+    start, loss, times = turning(twist), nf.Quadratic(FAR), [0.0, 0.1, 1.0, 3.0, 10.0]
 
     def z(panels, order, rtol, adapt=False):
         flow = FOLLOWING[kind](nf.ContinuousFlow(nf.DepthGrid.gauss(panels, order), loss))
@@ -337,3 +343,41 @@ def test_a_grid_that_follows_w_makes_no_more_of_the_error_than_the_steps_in_time
     true = z(4, 14, 1e-11)
     in_time, found = (torch.linalg.matrix_norm(one - true).max() for one in (z(4, 14, rtol), z(1, 4, rtol, adapt=True)))
     assert found <= 2 * in_time + rtol
+
+
+@pytest.mark.parametrize("kind", ["gradient", "damped"])
+def test_where_a_loss_has_its_zero_does_not_matter_to_a_grid_that_follows_w(kind):
+    square, times = nf.Quadratic(FAR), [0.0, 0.1, 1.0, 3.0]
+    flows = [
+        FOLLOWING[kind](nf.ContinuousFlow(nf.DepthGrid.gauss(*size), loss))
+        for size, loss in (((4, 14), square), ((1, 6), nf.Custom(lambda z: square(z) - 1.0)))
+    ]
+    true = nf.integrate(flows[0], turning(6.0), times, "DOP853", 1e-11, 1e-13).z
+    path = nf.integrate(flows[1], turning(6.0), times, "DOP853", 1e-6, 1e-8, adapt=True)
+    assert path.status == "ok"
+    assert torch.linalg.matrix_norm(path.z - true).max() < 1e-6
+
+
+class Singular(nf.Quadratic):
+    def gradient(self, z):
+        raise torch.linalg.LinAlgError("singular")
+
+
+class Known(nf.ContinuousFlow):
+    """One that knows by itself what its grid makes of the velocity."""
+
+    def course_error(self, state, left=None):
+        return 0.1 ** len(self.grid)
+
+
+def test_a_velocity_that_cannot_be_computed_is_told_of_where_the_grid_follows_w():
+    flow = nf.ContinuousFlow(nf.DepthGrid.gauss(1, 6), Singular(torch.eye(2)))
+    path = nf.integrate(flow, torch.zeros(6, 2, 2), [0.0, 0.1], "DOP853", adapt=True)
+    assert path.status == "the velocity could not be computed at t = 0: singular"
+
+
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_a_flow_of_ones_own_may_know_what_its_grid_makes_of_the_velocity(kind):
+    flow = FOLLOWING[kind](Known(nf.DepthGrid.gauss(1, 4), nf.Quadratic(FAR)))
+    path = nf.integrate(flow, turning(0.0), [0.0, 0.1], "DOP853", 1e-6, 1e-8, adapt=True)
+    assert path.stats["grid"] == [1, 8]
