@@ -30,8 +30,8 @@ _MAX_NODES = 1024
 
 # The grid may make this part of the error that the tolerance allows ...
 _SHARE = 0.1
-# ... and is coarsened when a coarser one would make far less than that.
-_WASTE = 1e-3
+# ... and is coarsened when a coarser one would make far less than that, and its velocity no more than half.
+_WASTE, _ROOM = 1e-3, 0.5
 
 # What a user's class or object may end in for members, or on a grid, that it was not made for.
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError)
@@ -285,7 +285,7 @@ class AdaptiveGrid(FixedGrid):
         if max(self._error(coarse, small), lost**2) > _WASTE * allowed:
             return None
         with _fitting(self.flow):
-            if self._course(coarse, small) > _SHARE * allowed:
+            if self._course(coarse, small) > _ROOM * allowed:
                 return None
         return self._move(t, state, coarse)
 

@@ -130,6 +130,7 @@ def test_a_column_at_the_times_asked_for_has_no_end_between_them():
 def test_weights_at_an_event_are_on_the_grid_of_the_others_and_kept_as_they_are():
     """The depth grid has become coarser by the event, and its last profile has the map of that time."""
     settings = {"problem": "teacher", "problem.dimension": 3, "time.samples": 9, "time.horizon": 2.0}
+    settings |= {"time.rtol": 1e-6, "time.atol": 1e-8}
     found = nf.run("trajectory", settings | {"study.stop_loss": 0.3})
     dataset, grid = found.dataset, nf.DepthGrid.gauss(*(found.config["depth"][name] for name in ("panels", "order")))
     assert dataset.history.startswith("depth grid at t = 0.")
