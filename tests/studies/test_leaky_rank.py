@@ -250,7 +250,7 @@ def test_the_command_runs_it_from_the_data_to_the_page(tmp_path):
         with chromium(tmp_path / "profile") as browser:
             browser.open(folder / "report.html")
             curves = "return document.querySelectorAll('.chart .scatterlayer .trace').length"
-            assert browser.run(curves) == 6 + 6 + 6 + 1  # ranks, distances, singular values, 1/t
+            assert browser.run(curves) == 6 + 6 + 4 + 1  # ranks, distances, singular values, 1/t
             assert browser.log() == []
 
 
