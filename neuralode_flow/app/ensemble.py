@@ -144,7 +144,7 @@ def at_once(job: Job, workers: int) -> int:
 
 
 def _digest(job: Job) -> str:
-    """What tells the parts of a run from those of another: a shorter one, of a changed table or plugin, named or not."""
+    """What tells the parts of a run from those of another: a shorter one, of a changed table, or any plugin."""
     what = [_FORMAT, computing(flat(job.plain)), job.inputs(), sources(())]
     said = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
