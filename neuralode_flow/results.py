@@ -18,7 +18,7 @@ import xarray as xr
 
 from .files import CONFIG, RESULTS, as_path, atomic_path, check_seal, check_version, last_bytes, opened, seal
 from .interrupt import postponed
-from .storable import as_attribute, storable
+from .storable import as_attribute, owners, storable
 
 FILE = RESULTS
 VERSION = 1
@@ -73,25 +73,24 @@ def write(path: Path, dataset: xr.Dataset, before: Callable[[], object] | None =
 Attributes = dict[str, Any]
 
 
-def _with_attributes(dataset: xr.Dataset, change: Callable[[Attributes, bool], Attributes]) -> xr.Dataset:
-    """The same with other attributes, of itself and of each variable; `change` is told whether that has dates."""
+def _with_attributes(dataset: xr.Dataset, change: Callable[[xr.Dataset | xr.Variable], Attributes]) -> xr.Dataset:
+    """The same with other attributes, of itself and of each variable."""
     other = dataset.copy()
-    owners: list[Any] = [other, *other.variables.values()]
-    for owner in owners:
-        dated = isinstance(owner, xr.Variable) and owner.dtype.kind in "mM"
-        owner.attrs = change(owner.attrs, dated)
+    for owner in owners(other):
+        owner.attrs = change(owner)
     return other
 
 
-def _written(attributes: Attributes, dated: bool) -> Attributes:
+def _written(owner: xr.Dataset | xr.Variable) -> Attributes:
     """Attributes as netCDF can hold them, those that have a meaning to its readers under another name."""
-    named = {str(name): value for name, value in attributes.items()}
+    dated = isinstance(owner, xr.Variable) and owner.dtype.kind in "mM"
+    named = {str(name): value for name, value in owner.attrs.items()}
     return {_OURS + name if _means(name, value, dated) else name: as_attribute(value) for name, value in named.items()}
 
 
-def _read(attributes: Attributes, dated: bool) -> Attributes:
+def _read(owner: xr.Dataset | xr.Variable) -> Attributes:
     """The same under the names that they had."""
-    return {name.removeprefix(_OURS): value for name, value in attributes.items()}
+    return {str(name).removeprefix(_OURS): value for name, value in owner.attrs.items()}
 
 
 def _means(name: str, value: Any, dated: bool) -> bool:

@@ -43,7 +43,7 @@ def storable(dataset: xr.Dataset) -> xr.Dataset:
         dataset = dataset.drop_indexes([name for name in changed if name in dataset.xindexes]).assign(changed)
     if any(map(_refused, _attributes(dataset))):
         dataset = dataset.copy(deep=False)
-        for owner in _owners(dataset):
+        for owner in owners(dataset):
             owner.attrs = _named(owner.attrs)
     if said:
         before = dataset.attrs.get(REWRITTEN)
@@ -69,7 +69,7 @@ def as_attribute(value: Any) -> Any:
     if array.dtype.kind == "b":
         return array.astype(np.int64)[()]
     if array.dtype.kind in "iuf" or (array.dtype.kind == "c" and array.dtype.itemsize <= _LARGEST):
-        if array.dtype.kind == "f" and isinstance(value, (list, tuple)) and not _as_told(value, array):
+        if array.dtype.kind == "f" and isinstance(value, (list, tuple)) and not as_told(value, array):
             return _clean(repr(value))
         return array if isinstance(value, range) else value
     words = np.ravel(np.asarray(value, dtype=object)).tolist() if array.dtype.kind == "U" else [None]
@@ -94,12 +94,13 @@ def _spelt(value: Any, depth: int = 0) -> Any:
         return value
 
 
-def _owners(dataset: xr.Dataset) -> list[Any]:
+def owners(dataset: xr.Dataset) -> list[Any]:
+    """What has attributes: the dataset itself, and each of its variables."""
     return [dataset, *dataset.variables.values()]
 
 
 def _attributes(dataset: xr.Dataset) -> list[tuple[Any, Any]]:
-    return [item for owner in _owners(dataset) for item in owner.attrs.items()]
+    return [item for owner in owners(dataset) for item in owner.attrs.items()]
 
 
 def _refused(item: tuple[Any, Any]) -> bool:
@@ -155,34 +156,30 @@ def _clean(text: str) -> str:
     return text if _is_plain(text) else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def _as_told(items: Any, array: np.ndarray) -> bool:
+def as_told(items: Any, array: np.ndarray) -> bool:
     """Whether numbers are, as floats beside one another, what they are alone: integers may have more digits."""
-    return all(
-        a == b or a != a for a, b in zip(np.ravel(np.asarray(items, object)), array.ravel().tolist(), strict=True)
-    )
+    told = np.ravel(np.asarray(items, object))
+    return all(a == b or a != a for a, b in zip(told, array.ravel().tolist(), strict=True))
 
 
 def _values(variable: xr.Variable) -> np.ndarray | None:
     """Other values for those that netCDF does not take, of the same shape; None if it does."""
-    if not isinstance(
-        variable.dtype, np.dtype
-    ):  # one of pandas, whose values NumPy would round, or take to another zone
+    if not isinstance(variable.dtype, np.dtype):
+        # One of pandas, whose values NumPy would round, or take to another zone.
         values = np.empty(variable.size, dtype=object)
         for i, item in enumerate(variable.to_index().tolist()):
             values[i] = None if item is pd.NA else item
         values = values.reshape(variable.shape)
         own = _objects(values)
         return values if own is None else own
-    kind = variable.dtype.kind
+    kind, size = variable.dtype.kind, variable.dtype.itemsize
     if kind == "M":
         return None if _in_range(variable.values) else variable.values.astype(str).astype(object)
     if kind == "U":
         return None if _is_plain("".join(variable.values.ravel().tolist())) else _texts(variable.values)
     if kind == "O":
         return _objects(variable.values)
-    return (
-        None if kind in "biufSTm" or (kind == "c" and variable.dtype.itemsize <= _LARGEST) else _texts(variable.values)
-    )
+    return None if kind in "biufSTm" or (kind == "c" and size <= _LARGEST) else _texts(variable.values)
 
 
 def _objects(values: np.ndarray) -> np.ndarray | None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..storable import as_told
+
 # A joined dataset may be so many times as large as what it is made of, or so many bytes: axes without common values
 # fill it with NaN.
 _PADDING = 16
@@ -211,7 +213,7 @@ def _coordinate(values: Sequence[Any]) -> np.ndarray:
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         numbers = np.array(values)
         # Not integers that are larger than NumPy's, or no floats beside one.
-        if numbers.dtype.kind in "iuf" and all(a == b or a != a for a, b in zip(numbers.tolist(), values, strict=True)):
+        if numbers.dtype.kind in "iuf" and as_told(values, numbers):
             return numbers
     return np.array([str(value).replace("\0", r"\0") for value in values])
 

@@ -88,11 +88,11 @@ class Folders(Callback):
         """Says how many members have finished and why the others have not; the status is 1 if one has not."""
         folder = Path(config.hydra.sweep.dir)
         with _refused():
-            missing = [(member, why) for member in _members if (why := _missing(member)) is not None]
+            found = [(member, _missing(member)) for member in _members]
+        missing = [(member, why) for member, why in found if why is not None]
         for member, why in missing:
             complain(f"member {member.name} ({member.settings}) {why}")
-        failed = [member for member, _ in missing]
-        without = [said for member in _members if member not in failed and (said := _undrawn(member))]
+        without = [said for member, why in found if why is None and (said := _undrawn(member))]
         for said in without:
             complain(said)
         if missing:

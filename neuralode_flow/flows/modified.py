@@ -20,8 +20,8 @@ from .finite import FiniteFlow
 from .intrinsic import IntrinsicFlow
 
 # What is passed on: it is about states and z alone, and not about the way that they go.
-_OF_GRID = {"grid", "transfer", "depth_error", "polynomial_error", "course_error", "misfit"}
-_PASSED_ON = {"sample", "nodes", "factors", *_OF_GRID}
+_PASSED_ON = {"sample", "nodes", "grid", "transfer", "factors"}
+_PASSED_ON |= {"depth_error", "polynomial_error", "course_error", "misfit"}
 
 # Flows whose derivative has been compared with differences.
 _COMPARED = Once()
